@@ -11,7 +11,7 @@ from scipy import sparse
 
 from graphs import BlockDigraph, LayeredGraph, bidirectional_graph, residual_graph
 from graphs.structures import gallery
-from llmrank.calibration.statistics import collect_statistics
+from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.text import builtin_texts, tokenise
 from llmrank.models import find_ffns
 from llmrank.models.demo_models import demo_model

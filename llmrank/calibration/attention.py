@@ -26,7 +26,7 @@ from llmrank.calibration.forward import (
 from llmrank.calibration.residual import block_path
 from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.models import FFN, FFNs, LinearMap
-from llmrank.models.detect import is_linear
+from llmrank.models.finding.detect import is_linear
 
 __all__ = ["SelectedRows", "find_attentions"]
 

@@ -15,7 +15,7 @@ from llmrank.errors import CalibrationError, OptionError
 from llmrank.models import FFN, FFNs
 from llmrank.models.experts import ExpertMap, by_expert
 from llmrank.models.families import text_config
-from llmrank.models.tracing import trial_run
+from llmrank.models.finding.tracing import trial_run
 
 __all__ = [
     "Accumulator",

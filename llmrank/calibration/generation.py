@@ -105,7 +105,7 @@ def generate_text(
     batch_size : int
         Number of texts written at once; the texts depend on it.
     progress : callable, optional
-        See :func:`llmrank.calibration.statistics.collect_statistics`.
+        See :func:`llmrank.calibration.collect.collect_statistics`.
 
     Raises
     ------

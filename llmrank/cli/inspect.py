@@ -43,7 +43,7 @@ from llmrank.inspection.summary import (
 from llmrank.models.demo_models import DEMO_NAME
 from llmrank.pipeline.registry import SCORERS
 from llmrank.pipeline.specs import split_spec
-from llmrank.score import BaseScorer
+from llmrank.score import BaseScorer, ExpertScorer
 from llmrank.surgery.files import atomic_directory, check_output
 
 __all__ = ["add_inspect_options", "run_inspect"]
@@ -164,7 +164,9 @@ def _formats(options: argparse.Namespace) -> tuple[str, ...]:
 def _scorers(settings: argparse.Namespace) -> dict[str, BaseScorer]:
     """Check the options; return the scorers of ``--scorer`` and ``--compare`` by name, the main scorer first."""
     scorer = check_method(settings)
-    names = SCORERS.names() if settings.compare is None else [name.strip() for name in settings.compare.split(",")]
+    # Scores of whole experts do not tell the neurons of an expert apart.
+    of_neurons = [name for name in SCORERS.names() if not issubclass(SCORERS.get(name, BaseScorer), ExpertScorer)]
+    names = of_neurons if settings.compare is None else [name.strip() for name in settings.compare.split(",")]
     names = [] if names == ["none"] else names
     main = split_spec(settings.scorer)[0]
     return {main: scorer, **{name: SCORERS.make(name) for name in names if name != main}}

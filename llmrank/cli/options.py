@@ -127,6 +127,10 @@ def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True)
         )
     else:
         command.set_defaults(repair="none", amount_of=None, targets="neurons", steps=1, form="compact")
+    return _add_text_options(command)
+
+
+def _add_text_options(command: argparse.ArgumentParser) -> Any:
     data = command.add_argument_group("calibration and evaluation")
     data.add_argument(
         "--calibration",

@@ -86,7 +86,7 @@ def fidelity(
     batch_size : int
         Number of sequences in a forward pass.
     progress : callable, optional
-        See :func:`llmrank.calibration.statistics.collect_statistics`.
+        See :func:`llmrank.calibration.collect.collect_statistics`.
 
     Raises
     ------
@@ -237,7 +237,7 @@ def continuations(
     batch_tokens : int
         Largest number of tokens in a batch, of prompts and continuations together; a batch has at least one prompt.
     progress : callable, optional
-        See :func:`llmrank.calibration.statistics.collect_statistics`.
+        See :func:`llmrank.calibration.collect.collect_statistics`.
 
     Raises
     ------

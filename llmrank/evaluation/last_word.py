@@ -161,7 +161,7 @@ def last_word(
     batch_tokens : int
         Largest number of tokens in a forward pass, padding included; a longer passage is a batch of its own.
     progress : callable, optional
-        See :func:`llmrank.calibration.statistics.collect_statistics`.
+        See :func:`llmrank.calibration.collect.collect_statistics`.
 
     Raises
     ------

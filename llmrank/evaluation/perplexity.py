@@ -81,7 +81,7 @@ def perplexity(
     batch_size : int
         Number of sequences in a forward pass.
     progress : callable, optional
-        See :func:`llmrank.calibration.statistics.collect_statistics`.
+        See :func:`llmrank.calibration.collect.collect_statistics`.
 
     Raises
     ------

@@ -62,7 +62,7 @@ def layer_sensitivities(
     Parameters
     ----------
     model : nn.Module
-        Any model that :func:`llmrank.calibration.statistics.collect_statistics` takes; left unchanged.
+        Any model that :func:`llmrank.calibration.collect.collect_statistics` takes; left unchanged.
     ffns : FFNs
     masks : Masks
     sequences : TokenSequences
@@ -72,7 +72,7 @@ def layer_sensitivities(
         Number of sequences that are used, from the first on; 256 rows of features count as one. By default as many as hold 2,048
         tokens (features: two), but at least two.
     progress : callable, optional
-        See :func:`llmrank.calibration.statistics.collect_statistics`.
+        See :func:`llmrank.calibration.collect.collect_statistics`.
     groups : mapping from str to sequence of PrunableLayer, optional
         Layers that are pruned together, by a name for each group; by default every layer is a group of its own.
 

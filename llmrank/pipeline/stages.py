@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from graphs import LayeredGraph, RankResult
+from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.forward import Progress, fitting_length, reached_by_tokens
 from llmrank.calibration.recording import Recording
-from llmrank.calibration.statistics import FFNStatistics, collect_statistics
+from llmrank.calibration.statistics import FFNStatistics
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import OptionError
 from llmrank.models import FFNs, explicit_ffns, find_ffns
@@ -156,7 +157,7 @@ class PipelineStages:
         return collect_statistics(self.model, ffns, sequences, self.calibration.batch_size, self.progress, **options)
 
     def statistics_options(self, ffns: FFNs) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that override this
-        """Return further options of :func:`llmrank.calibration.statistics.collect_statistics`."""
+        """Return further options of :func:`llmrank.calibration.collect.collect_statistics`."""
         return {}
 
     def build_graphs(self, ffns: FFNs, statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:

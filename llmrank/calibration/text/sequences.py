@@ -125,7 +125,7 @@ class Request:
     seed : int
         Seed for sources that sample.
     progress : callable, optional
-        See :func:`llmrank.calibration.statistics.collect_statistics`.
+        See :func:`llmrank.calibration.collect.collect_statistics`.
 
     Raises
     ------

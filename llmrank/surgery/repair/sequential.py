@@ -51,7 +51,7 @@ def repair_ffns(
     stream : Stream
         The calibration tokens; no FFN has been fed yet.
     progress : callable, optional
-        See :func:`llmrank.calibration.statistics.collect_statistics`.
+        See :func:`llmrank.calibration.collect.collect_statistics`.
     choose : callable, optional
         Called if the method reselects: ``choose(layer, keep, unexplained)`` returns a keep mask, of as many neurons, that
         replaces `keep`.

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.residual import SkipSums, block_path, hidden_states
-from llmrank.calibration.statistics import collect_statistics
 from llmrank.calibration.text import tokenise
 from llmrank.errors import StructureError
 from llmrank.models import find_ffns

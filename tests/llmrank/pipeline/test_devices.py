@@ -17,7 +17,7 @@ from llmrank.errors import OptionError, UnsupportedModelError
 from llmrank.evaluation.fidelity import continuations, fidelity
 from llmrank.evaluation.last_word import Passage, last_word
 from llmrank.evaluation.perplexity import complete, perplexity
-from llmrank.models import detect
+from llmrank.models.finding import detect
 from llmrank.pipeline import (
     BasePipeline,
     CalibrationText,

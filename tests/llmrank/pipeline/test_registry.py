@@ -32,7 +32,8 @@ from llmrank.score import BaseScorer, WeightedPageRankScorer
 
 def test_names() -> None:
     graph, alone = {"wpr", "mpr", "fbpr"}, {"norm", "random", "activation", "wanda", "wanda-sp", "flap"}
-    assert set(SCORERS) == graph | alone
+    experts = {"frequency", "ean", "reap", "mone"}
+    assert set(SCORERS) == graph | alone | experts
     assert set(PRUNERS) == {"local", "global", "sensitivity"}
     assert dict(PIPELINES) == {
         "isolated": IsolatedFFNPipeline,
@@ -72,7 +73,7 @@ def test_options_reach_the_class_and_none_is_left_to_it() -> None:
 
 
 def test_unknown_names_are_answered_with_the_list() -> None:
-    with pytest.raises(OptionError, match="unknown scorer 'pagerank'; expected one of activation, fbpr, flap, mpr,"):
+    with pytest.raises(OptionError, match="unknown scorer 'pagerank'; expected one of activation, ean, fbpr, flap, frequency, mone, mpr,"):
         make_scorer("pagerank")
     with pytest.raises(OptionError, match="unknown pruner 'layer'; expected one of global, local, sensitivity"):
         make_pruner("layer")

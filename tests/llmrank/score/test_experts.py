@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmrank.calibration.statistics import collect_statistics
+from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import OptionError
 from llmrank.models import find_ffns

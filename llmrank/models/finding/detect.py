@@ -30,8 +30,8 @@ from llmrank.models.checks import (
 from llmrank.models.experts import Mixture, find_mixtures
 from llmrank.models.families import text_config
 from llmrank.models.ffn import FFN, FFNKind, FFNs, LinearMap
+from llmrank.models.finding.tracing import linear_chain, reads_unchanged, trial_run
 from llmrank.models.linear_map import in_features, is_linear_map, out_features
-from llmrank.models.tracing import linear_chain, reads_unchanged, trial_run
 
 __all__ = ["find_ffns", "is_linear"]
 

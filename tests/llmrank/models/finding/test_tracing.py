@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from llmrank.errors import UnsupportedModelError
 from llmrank.models import find_ffns
-from llmrank.models.tracing import linear_chain
+from llmrank.models.finding.tracing import linear_chain
 from llmrank.pipeline import IsolatedFFNPipeline
 from llmrank.prune import GlobalPruner, LocalPruner
 from llmrank.surgery.repair import LeastSquaresRepair

@@ -1,0 +1,295 @@
+"""Collect statistics of the activations at every layer of the FFNs, with forward hooks.
+
+The hooks add the activations and their squares to sums over all tokens that are not padding, in float64 (float32 on MPS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmrank.calibration.forward import (
+    Progress,
+    TokenMasks,
+    add_hook,
+    body_of,
+    evaluation_mode,
+    first_output,
+    is_decoder,
+    model_inputs,
+    run_body,
+    unpadded_rows,
+)
+from llmrank.calibration.residual import SkipSums, block_path, hidden_states
+from llmrank.calibration.statistics import (
+    AttentionStatistics,
+    FFNStatistics,
+    LayerStatistics,
+    MixtureStatistics,
+    RoutingStatistics,
+)
+from llmrank.calibration.text import TokenSequences
+from llmrank.errors import CalibrationError, LLMRankError
+from llmrank.models import FFN, FFNs
+from llmrank.models.experts import ExpertMap, Mixture
+
+__all__ = ["collect_statistics"]
+
+
+class _LayerSums:
+    """Sums of a layer's activations and of their squares over tokens."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        # MPS has no float64.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.total = torch.zeros(size, dtype=dtype, device=device)
+        self.squares = torch.zeros(size, dtype=dtype, device=device)
+        self.count = 0
+
+    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        values = unpadded_rows(values, mask).to(self.total)
+        self.total += values.sum(0)
+        self.squares += values.square().sum(0)
+        self.count += len(values)
+
+    def finish(self, place: str, *, may_be_empty: bool = False) -> LayerStatistics:
+        if self.count == 0 and not may_be_empty:
+            raise CalibrationError(
+                f"no calibration token passed through {place}: the module was never called in a forward pass; remove it "
+                "from the model, or name the Linears to prune with structure_dict="
+            )
+        total, squares = self.total.double().cpu(), self.squares.double().cpu()
+        if not bool(torch.isfinite(squares).all()):
+            bad = int((~torch.isfinite(squares)).nonzero()[0])
+            raise CalibrationError(
+                f"the activations of {place} are not finite, first at neuron {bad}: the weights hold NaN or Inf, or the "
+                "dtype overflows; load the model in float32 or bfloat16 and check its perplexity"
+            )
+        count = max(self.count, 1)
+        mean = total / count
+        norm = squares.sqrt()
+        return LayerStatistics(norm, mean, (squares / count - mean.square()).clamp_min(0), self.count, norm)
+
+
+class _RoutedSums:
+    """Sums over the tokens of one expert, read at the output map that gets its hidden neurons."""
+
+    def __init__(self, size: int, output_map: ExpertMap) -> None:
+        device = output_map.weight.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.weighted_squares = torch.zeros(size, dtype=dtype, device=device)
+        self.count, self.weight, self.output_norm, self.weighted_output_norm = 0, 0.0, 0.0, 0.0
+        self._routing = output_map.routing
+
+    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Add hidden neurons (tokens, n)."""
+        weights = self._weights(mask).to(self.weighted_squares)
+        rows = unpadded_rows(values, mask).to(self.weighted_squares)
+        self.weighted_squares += (rows * weights[:, None]).square().sum(0)
+        self.count += len(weights)
+        self.weight += float(weights.sum())
+
+    def add_outputs(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Add outputs (tokens, out)."""
+        norms = unpadded_rows(values, mask).float().norm(dim=-1).to(self.weighted_squares)
+        self.output_norm += float(norms.sum())
+        self.weighted_output_norm += float((norms * self._weights(mask).to(norms)).sum())
+
+    def _weights(self, mask: torch.Tensor | None) -> torch.Tensor:
+        weights = self._routing.weights
+        return weights if mask is None else weights[mask.to(weights.device)]
+
+    def finish(self, outputs: LayerStatistics) -> RoutingStatistics:
+        return RoutingStatistics(
+            self.count,
+            self.weight,
+            self.output_norm,
+            self.weighted_output_norm,
+            float(outputs.variance.sum()),
+            self.weighted_squares.double().cpu().sqrt(),
+        )
+
+
+class _Outputs:
+    """Passes outputs on to sums that also take inputs."""
+
+    def __init__(self, sums: _RoutedSums) -> None:
+        self._sums = sums
+
+    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        self._sums.add_outputs(values, mask)
+
+
+def collect_statistics(
+    model: nn.Module,
+    ffns: FFNs,
+    sequences: TokenSequences,
+    batch_size: int = 1,
+    progress: Progress | None = None,
+    *,
+    skips: bool = False,
+    attentions: Mapping[str, FFN] | None = None,
+) -> tuple[FFNStatistics, ...]:
+    """Run a model on the calibration sequences, and collect the statistics of every layer of its FFNs.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A transformers model, or a plain module that takes token ids or features as its only argument.
+    ffns : FFNs
+    sequences : TokenSequences
+    batch_size : int
+        Number of sequences in one forward pass; it changes the result by round-off only.
+    progress : callable, optional
+        ``progress(items, description)`` returns an iterable over the items, and shows the progress.
+    skips : bool
+        Whether to measure, for every block, the share of the residual stream that skips it.
+    attentions : mapping from str to FFN, optional
+        Attentions whose statistics are collected too, by the name of the FFN behind each.
+
+    Returns
+    -------
+    tuple of FFNStatistics
+        In the order of `ffns`.
+
+    Raises
+    ------
+    CalibrationError
+        Activations are not finite, no token reached an FFN or attention, padding cannot be told from text, or the model cannot
+        read the ids or does not run on them alone.
+    StructureError
+        `skips` is set, and an FFN lies in no block with a residual stream.
+
+    Notes
+    -----
+    Cost: one forward pass of all sequences. Memory: that of the forward pass of one batch.
+    """
+    masks = TokenMasks()
+    attentions = attentions or {}
+    ffns_and_attentions = FFNs((*ffns, *attentions.values()))
+    body = body_of(model, ffns_and_attentions)
+    skip_sums: dict[str, SkipSums] = {}
+    with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model, ffns):
+        sums = [_FFNSums(hooks, model, entry, masks) for entry in ffns_and_attentions]
+        mixture_sums = {mixture.name: _MixtureSums(hooks, mixture, masks) for mixture in ffns.mixtures}
+        for ffn in ffns if skips else ():
+            path = block_path(ffn)
+            if path not in skip_sums:
+                skip_sums[path] = SkipSums(path)
+                _add_block_hook(hooks, model, ffn, model.get_submodule(path), skip_sums[path], masks)
+        batches = list(sequences.batches(batch_size))
+        for ids, mask in progress(batches, "Calibrating") if progress else batches:
+            inputs, *batch_masks = model_inputs(model, ids, mask)
+            masks.replace(TokenMasks(*batch_masks))
+            try:
+                run_body(body, inputs)
+            except LLMRankError:
+                raise
+            except (TypeError, ValueError, AttributeError) as error:  # models raise these for missing inputs
+                raise CalibrationError(
+                    f"{type(model).__name__} does not run on the inputs of calibration, {', '.join(inputs)} alone ({error}); "
+                    "expected a language model, or a plain module that takes features: if the model contains one (a text_model, "
+                    "for example), prune that part by itself"
+                ) from error
+    layers = [entry.finish() for entry in sums]
+    mixtures = {name: entry.finish() for name, entry in mixture_sums.items()}
+    attention_layers = dict(zip(attentions, layers[len(ffns) :], strict=True))
+    return tuple(
+        FFNStatistics(
+            ffn_layers,
+            skip_sums[block_path(ffn)].share() if skips else None,
+            AttentionStatistics(attentions[ffn.name], attention_layers[ffn.name]) if ffn.name in attentions else None,
+            entry.finish_routing(ffn_layers[-1]),
+            None if ffn.mixture is None else mixtures[ffn.mixture.name],
+        )
+        for ffn, entry, ffn_layers in zip(ffns, sums, layers, strict=False)
+    )
+
+
+def _add_block_hook(
+    hooks: ExitStack, model: nn.Module, ffn: FFN, block: nn.Module, sums: SkipSums, masks: TokenMasks
+) -> None:
+    """Register a hook that adds the hidden states in front of and behind a block to `sums`, until `hooks` closes."""
+    side = "decoder" if is_decoder(model, ffn) else "input"
+
+    def add(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        mask: torch.Tensor | None = getattr(masks, side)
+        before, after = hidden_states(args, kwargs), first_output(output)
+        if mask is not None and before.shape[:-1] != mask.shape:
+            mask = mask.reshape(-1)
+        sums.add(unpadded_rows(before, mask), unpadded_rows(after, mask))
+
+    hooks.callback(block.register_forward_hook(add, with_kwargs=True).remove)
+
+
+class _FFNSums:
+    """The sums of all layers of one FFN or attention; hooks add to them until `hooks` closes."""
+
+    def __init__(self, hooks: ExitStack, model: nn.Module, ffn: FFN, masks: TokenMasks) -> None:
+        self._ffn = ffn
+        self._input_sums: list[_LayerSums] = []
+        self._output_sums: dict[int, _LayerSums] = {}
+        self._routed: _RoutedSums | None = None
+        output_map = ffn.stages[-1][0].module
+        if isinstance(output_map, ExpertMap):
+            self._routed = _RoutedSums(ffn.sizes[-2], output_map)
+            add_hook(hooks, model, ffn, output_map, self._routed, masks)
+            add_hook(hooks, model, ffn, output_map, _Outputs(self._routed), masks, output=True)
+        for layer, stage in enumerate(ffn.stages):
+            self._input_sums.append(_LayerSums(stage[0].in_features, stage[0].weight.device))
+            add_hook(hooks, model, ffn, stage[0].module, self._input_sums[-1], masks)
+            if ffn.kind == "explicit" or layer == len(ffn.stages) - 1:
+                self._output_sums[layer + 1] = _LayerSums(stage[0].size, stage[0].weight.device)
+                add_hook(hooks, model, ffn, stage[0].module, self._output_sums[layer + 1], masks, output=True)
+
+    def finish(self) -> tuple[LayerStatistics, ...]:
+        ffn = self._ffn
+        inputs = [
+            sums.finish(f"{ffn.name} (input of {ffn.stages[k][0].name})", may_be_empty=ffn.is_routed)
+            for k, sums in enumerate(self._input_sums)
+        ]
+        outputs = {
+            layer: sums.finish(f"{ffn.name} (output of {ffn.stages[layer - 1][0].name})", may_be_empty=ffn.is_routed)
+            for layer, sums in self._output_sums.items()
+        }
+        if ffn.kind == "explicit":
+            hidden = [replace(outputs[layer], read_norm=inputs[layer].norm) for layer in range(1, len(inputs))]
+            return (inputs[0], *hidden, outputs[len(inputs)])
+        return (*inputs, outputs[len(inputs)])
+
+    def finish_routing(self, outputs: LayerStatistics) -> RoutingStatistics | None:
+        return None if self._routed is None else self._routed.finish(outputs)
+
+
+class _MixtureSums:
+    """The sums of the input and the output of a mixture of experts; a hook adds to them until `hooks` closes."""
+
+    def __init__(self, hooks: ExitStack, mixture: Mixture, masks: TokenMasks) -> None:
+        self._name = mixture.name
+        self._masks = masks
+        self._sums: tuple[_LayerSums, _LayerSums] | None = None
+        hooks.callback(mixture.module.register_forward_hook(self._add, with_kwargs=True).remove)
+
+    def _add(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        before, after = hidden_states(args, kwargs), first_output(output)
+        if self._sums is None:
+            self._sums = (_LayerSums(before.shape[-1], before.device), _LayerSums(after.shape[-1], after.device))
+        mask = self._masks.input
+        if mask is not None and before.shape[:-1] != mask.shape:
+            mask = mask.reshape(-1)
+        for sums, values in zip(self._sums, (before, after.reshape(before.shape)), strict=True):
+            sums.add(values, mask)
+
+    def finish(self) -> MixtureStatistics:
+        if self._sums is None:
+            raise CalibrationError(
+                f"no calibration token passed through {self._name}: the module was never called in a forward pass; remove it "
+                "from the model, or name the Linears to prune with structure_dict="
+            )
+        inputs, outputs = self._sums
+        return MixtureStatistics(inputs.finish(f"{self._name} (input)"), outputs.finish(f"{self._name} (output)"))
