@@ -18,6 +18,7 @@ from llmrank.cli import parser
 from llmrank.cli.options import make_scorer_and_pruner
 from llmrank.pipeline.registry import PIPELINES, PRUNERS, REPAIRS, SCORERS, make_repair
 from llmrank.prune import LayerRecord
+from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import LLAMA, text, tiny_llama, tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     llmrank.save("path/to/model", tiny_llama(), tokenizer())
+    llmrank.save("path/to/mixture", tiny_mixture("mixtral"), tokenizer())
     for seed, name in enumerate(("calibration.txt", "evaluation.txt", "my.txt", "my-test.txt")):
         Path(name).write_text(text(2000, seed), encoding="utf-8")
     # The built-in text holds no word of the tiny tokenizer, which would leave nothing to calibrate on but [UNK].
