@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.quantizers.auto import AutoQuantizationConfig
 
 from llmrank.errors import LLMRankError, ModelSourceError, OptionError
 
@@ -134,7 +135,7 @@ def load_pretrained(
     Warns
     -----
     UserWarning
-        The tokenizer is code that is not trusted, or cannot be loaded.
+        The weights were dequantised; or the tokenizer is code that is not trusted, or cannot be loaded.
     """
     target, torch_dtype = parse_device(device), parse_dtype(dtype)
     source = os.fspath(source)
@@ -154,7 +155,8 @@ def load_pretrained(
         model_class = model_class_of(config, name, trust_remote_code=trust_remote_code)
         if choose_class is not None:
             model_class = choose_class(model_class, config)
-        model, differences = read_model(model_class, name, config, dtype=torch_dtype, **options)
+        dequantised = _dequantised(config)
+        model, differences = read_model(model_class, name, config, dtype=torch_dtype, **options, **dequantised)
     except LLMRankError:
         raise
     except Exception as error:  # readers of damaged files raise nearly anything
@@ -172,10 +174,35 @@ def load_pretrained(
     if is_gguf:
         _forget_quantiser(model)
         model.name_or_path = source  # transformers sets it to the directory of the file
+    for method in dequantised.values():
+        warnings.warn(
+            f"the weights of {source} are quantised ({method.quant_method.value}) and were dequantised to "
+            f"{str(model.dtype).removeprefix('torch.')} on loading, so each takes more memory in what is written; quantise the "
+            "pruned model again",
+            stacklevel=2,
+        )
     tokenizer, problem = _load_tokenizer(source, name, options)
     if problem:
         warnings.warn(problem, stacklevel=2)
     return LoadedModel(model.to(target).eval(), tokenizer, source)
+
+
+def _dequantised(config: Any) -> dict[str, Any]:
+    """Return the option that lets transformers dequantise a checkpoint on loading; empty if it is not quantised, or cannot be.
+
+    Weights that transformers cannot dequantise are refused later, see :func:`llmrank.models.checks.check_not_quantised`.
+    """
+    stated = getattr(config, "quantization_config", None)
+    if not isinstance(stated, dict):
+        return {}
+    try:
+        method: Any = AutoQuantizationConfig.from_dict(stated)
+    except (ValueError, TypeError, ImportError):  # a method that this version of transformers does not know
+        return {}
+    if not hasattr(method, "dequantize"):
+        return {}
+    method.dequantize = True
+    return {"quantization_config": method}
 
 
 def _check_source(source: str) -> None:

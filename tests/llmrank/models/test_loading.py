@@ -21,6 +21,7 @@ from llmrank.models.loading import load_pretrained
 from llmrank.pipeline import ChainedFFNPipeline
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
 from tests.llmrank.commands import SHORT, refused
+from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import LLAMA, family_model, logits, named_family, tiny_llama, token_ids, tokenizer
 
 IDS = token_ids(2, 8, seed=5)
@@ -286,3 +287,32 @@ def test_a_model_without_a_tokenizer_loads_without_a_warning(tmp_path: Path) -> 
     tiny_llama().save_pretrained(tmp_path)
     assert load_pretrained(tmp_path).tokenizer is None
     assert load_pretrained(tmp_path, trust_remote_code=True).tokenizer is None
+
+
+def test_weights_in_mxfp4_are_dequantised_with_a_sentence(tmp_path: Path) -> None:
+    """Pairs of 4-bit numbers, and one power of two for 32 of them, as gpt-oss stores its experts."""
+    model = tiny_mixture("gpt_oss", intermediate_size=32).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    state, generator = load_file(tmp_path / "model.safetensors"), torch.Generator().manual_seed(0)
+    for name in [name for name in state if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        n_experts, n_in, n_out = state.pop(name).shape
+        shape = (n_experts, n_out, n_in // 32)
+        state[f"{name}_blocks"] = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8, generator=generator)
+        state[f"{name}_scales"] = torch.randint(122, 126, shape, dtype=torch.uint8, generator=generator)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.embed_tokens"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match=r"are quantised \(mxfp4\) and were dequantised to bfloat16 on loading"):
+        loaded = load_pretrained(tmp_path).model
+    values = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
+    blocks = state["model.layers.0.mlp.experts.down_proj_blocks"]
+    scales = state["model.layers.0.mlp.experts.down_proj_scales"].int()
+    for k in range(4):
+        byte = int(blocks[3, 5, 0, k])
+        for nibble, column in ((byte & 15, 2 * k), (byte >> 4, 2 * k + 1)):
+            expected = values[nibble] * 2.0 ** (int(scales[3, 5, 0]) - 127)
+            assert loaded.model.layers[0].mlp.experts.down_proj[3, column, 5].item() == expected
+    pruned = llmrank.prune_model(loaded, None, 0.25, targets="experts", repair="none", calibration=token_ids(4, 16))
+    pruned.save(tmp_path / "pruned")
+    assert not hasattr(llmrank.load(tmp_path / "pruned").model.config, "quantization_config")

@@ -73,7 +73,10 @@ def test_options_reach_the_class_and_none_is_left_to_it() -> None:
 
 
 def test_unknown_names_are_answered_with_the_list() -> None:
-    with pytest.raises(OptionError, match="unknown scorer 'pagerank'; expected one of activation, ean, fbpr, flap, frequency, mone, mpr,"):
+    with pytest.raises(
+        OptionError,
+        match="unknown scorer 'pagerank'; expected one of activation, ean, fbpr, flap, frequency,",
+    ):
         make_scorer("pagerank")
     with pytest.raises(OptionError, match="unknown pruner 'layer'; expected one of global, local, sensitivity"):
         make_pruner("layer")
