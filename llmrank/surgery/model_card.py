@@ -54,7 +54,7 @@ def write_model_card(directory: Path, model: Any, report: Mapping[str, Any]) -> 
     data = ModelCardData(
         base_model=source if is_hub_name else None,
         library_name="transformers",
-        tags=["pruned", "llmrank", f"{report['method']['scorer']['name']}"],
+        tags=["pruned", "llmrank"],
         **{name: value for name, value in terms.items() if value},
     )
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(model, report)}")
