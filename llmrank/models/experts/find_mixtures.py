@@ -12,6 +12,7 @@ from torch import nn
 from llmrank.errors import UnsupportedModelError
 from llmrank.models.experts.layout import Layout, read_layout
 from llmrank.models.experts.mixture import ExpertTensor, Mixture, RoutedExperts
+from llmrank.models.finding.tracing import trial_run
 
 __all__ = ["find_mixtures"]
 
@@ -21,6 +22,8 @@ GROUPS = ("num_group", "n_group", "num_expert_group")
 CHOSEN_GROUPS = ("topk_group",)
 # A router adds up so many scores of each group to choose among groups.
 SCORES_OF_GROUP = 2
+# Allowed difference between two ways to compute the same, as a share of the largest output; half precision rounds that much.
+MOST_DIFFERENCE = 5e-2
 EXPERTS = re.compile(r"expert", re.IGNORECASE)
 PER_TOKEN = re.compile(r"per_tok|top_?k|shared", re.IGNORECASE)
 
@@ -40,10 +43,11 @@ def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
     Raises
     ------
     UnsupportedModelError
-        The router of a mixture is not found.
+        The router of a mixture is not found, or its experts compute something else than their tensors tell.
     """
     modules = dict(model.named_modules())
-    found = {}
+    found: dict[str, Mixture] = {}
+    checked: set[type[nn.Module]] = set()
     for path, module in modules.items():
         layout = read_layout(module)
         if layout is not None:
@@ -55,6 +59,9 @@ def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
             min_kept = top_k if n_groups == 1 else max(-(-top_k // chosen_groups), SCORES_OF_GROUP)
             tensors = tuple(_tensors_by_expert(modules[block], router, layout))
             experts = RoutedExperts.of(module)
+            if type(module) not in checked:
+                checked.add(type(module))
+                _check_experts(path, experts)
             is_transformer_block = block.rpartition(".")[2].isdigit()
             outer = experts if is_transformer_block else modules[block]
             around = [modules[".".join(path.split(".")[:k])] for k in range(path.count(".") + 2)]
@@ -63,6 +70,32 @@ def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
                 path, block, experts, outer, router, router_path, tensors, counts, top_k, n_groups, min_kept
             )
     return found
+
+
+def _check_experts(path: str, experts: RoutedExperts) -> None:
+    """Raise unless the experts, run one by one on random tokens, compute what their module computes."""
+    owner: Any = experts.owner
+    weight = experts[0].maps["down"].weight
+    if weight.is_meta:
+        return
+    n_experts, n_tokens = len(experts), 4
+    generator = torch.Generator().manual_seed(0)
+    if experts.presorted:
+        inputs = [torch.randn(n_experts * n_tokens, len(weight), generator=generator)]
+    else:
+        chosen = torch.arange(2 * n_tokens).view(n_tokens, 2) % n_experts
+        inputs = [torch.randn(n_tokens, len(weight), generator=generator), torch.rand(n_tokens, 2, generator=generator)]
+    inputs = [values.to(weight) for values in inputs]
+    if not experts.presorted:
+        inputs.insert(1, chosen.to(weight.device))
+    with trial_run(owner):
+        expected, found = owner(*inputs), experts(*inputs)
+    scale = float(expected.abs().max())
+    if not float((found - expected).abs().max()) <= MOST_DIFFERENCE * scale:
+        raise UnsupportedModelError(
+            f"{path} ({type(owner).__name__}) holds the tensors of {n_experts} experts, and computes something else than gate, up "
+            "and down of each; its experts cannot be pruned: name Linears outside the experts with structure_dict="
+        )
 
 
 def _router(path: str, block: nn.Module, layout: Layout) -> tuple[nn.Module, str]:
