@@ -93,8 +93,8 @@ def _check_experts(path: str, experts: RoutedExperts) -> None:
     scale = float(expected.abs().max())
     if not float((found - expected).abs().max()) <= MOST_DIFFERENCE * scale:
         raise UnsupportedModelError(
-            f"{path} ({type(owner).__name__}) holds the tensors of {n_experts} experts, and computes something else than gate, up "
-            "and down of each; its experts cannot be pruned: name Linears outside the experts with structure_dict="
+            f"{path} ({type(owner).__name__}) holds the tensors of {n_experts} experts, and computes something else than gate, "
+            "up and down of each; its experts cannot be pruned: name Linears outside the experts with structure_dict="
         )
 
 
