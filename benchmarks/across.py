@@ -1,0 +1,208 @@
+"""The same rows on several models, with errors that are paired over sequences.
+
+Run it as ``python -m benchmarks.across --wikitext DIR --model A --model B``. Scores and budgets, as cut and repaired, at several
+amounts, on one short protocol: the first sequences of valid calibrate, the first of test are evaluated. Every row has its
+difference from the default row (weighted PageRank, local, of the same amount and repair) in nats per token, and the standard error
+of that difference over sequences, so that "ahead" has a meaning. A run continues its own result file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from benchmarks.provenance import opened, write
+from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
+from llmrank.calibration.collect import collect_statistics
+from llmrank.calibration.forward import run_sequences
+from llmrank.calibration.recording import recording
+from llmrank.evaluation.estimate import Estimate
+from llmrank.evaluation.perplexity import Perplexity, sequence_losses
+from llmrank.models import find_ffns
+from llmrank.models.demo_models import demo_model
+from llmrank.pipeline.registry import make_pruner, make_scorer
+from llmrank.pipeline.sensitivity import layer_sensitivities
+from llmrank.pipeline.validation import repair_where_it_helps
+from llmrank.prune import LocalPruner
+from llmrank.prune.selection import choose_masks
+from llmrank.score.model_graph import build_graphs
+from llmrank.score.rank_graphs import rank_graphs
+from llmrank.surgery import checkpoint
+from llmrank.surgery.apply import apply_masks
+from llmrank.surgery.repair import LeastSquaresRepair
+
+RESULTS = Path(__file__).parent / "results"
+DEFAULT = ("wpr", "local")
+# Scorer -> budgets.
+ROWS = {
+    "wpr": (
+        "local",
+        "sensitivity",
+        "global:normalize=zscore",
+        "global:normalize=robust",
+        "global:normalize=mean",
+        "global:normalize=none",
+    ),
+    "activation": ("local", "global:normalize=zscore", "global:normalize=robust"),
+    "wanda-sp": ("local", "global:normalize=zscore", "global:normalize=robust"),
+    "flap": ("global:normalize=zscore",),
+}
+REPAIRS = ("none", "lstsq")
+HEAD = (
+    "Perplexity as cut and repaired. In brackets the difference from the first row in nats per token, and its standard error, "
+    "paired over sequences: a difference of less than two errors says nothing."
+)
+
+
+class Study:
+    """One model: its calibration, its ranks, and its losses on the evaluation text."""
+
+    def __init__(self, source: str, options: argparse.Namespace) -> None:
+        loaded = checkpoint.load(source, dtype="float32")
+        self.model, length = loaded.model, options.sequence_length
+        self.ffns = find_ffns(self.model)
+        self.texts = read(options.wikitext / "test.txt", loaded.tokenizer, options.evaluate, length)
+        self.parts = read_and_hold_out(options.wikitext / "valid.txt", loaded.tokenizer, options.samples, length)
+        with recording(self.model, self.ffns) as self.record:
+            self.graphs = build_graphs(self.ffns, collect_statistics(self.model, self.ffns, self.parts[0]), "isolated")
+            run_sequences(self.model, self.ffns, self.parts[1].batches(1))
+        self.ranks: dict[str, Any] = {}
+        self.sensitivities: dict[float, dict[str, float]] = {}
+
+    def protocol(self) -> dict[str, Any]:
+        return {"calibration": self.parts[0].provenance(), "evaluation": self.texts.provenance()}
+
+    def losses(self) -> dict[str, Any]:
+        return dict(zip(("losses", "counts"), sequence_losses(self.model, self.texts), strict=True))
+
+    def row(self, scorer: str, budget: str, amount: float, repair: str) -> dict[str, Any]:
+        """Measure one row."""
+        begun = perf_counter()
+        if scorer not in self.ranks:
+            self.ranks[scorer] = rank_graphs(make_scorer(scorer), self.graphs)
+        pruner, ranks = make_pruner(budget, amount=amount), self.ranks[scorer]
+        if pruner.needs_sensitivity and amount not in self.sensitivities:
+            even = choose_masks(LocalPruner(amount), self.graphs, ranks, jointly=True)
+            self.sensitivities[amount] = layer_sensitivities(self.model, self.ffns, even, self.parts[0])
+        masks = choose_masks(pruner, self.graphs, ranks, jointly=True, sensitivities=self.sensitivities.get(amount, {}))
+        row: dict[str, Any] = {"scorer": scorer, "budget": budget, "amount": amount, "repair": repair}
+        row["removed"] = [round(1.0 - float(mask.float().mean()), 3) for mask in masks.values()]
+        repaired = {}
+        if repair == "lstsq":
+            masks, repaired, validation = repair_where_it_helps(
+                self.model, self.ffns, masks, LeastSquaresRepair(), self.parts, self.record
+            )
+            row["validation"] = None if validation is None else asdict(validation)
+        application = apply_masks(self.model, self.ffns, masks, repaired=repaired)
+        try:
+            return {**row, **self.losses(), "seconds": round(perf_counter() - begun, 1)}
+        finally:
+            application.undo()
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["scorer"], row["budget"], row["amount"], row["repair"]
+
+
+def settings(options: argparse.Namespace) -> Iterator[tuple[str, str, float, str]]:
+    """Yield scorer, budget, amount and repair of each row that is asked for, the default rows first."""
+    wanted = [(scorer, budget) for scorer, budgets in ROWS.items() for budget in budgets]
+    for amount in (float(share) for share in options.amounts.split(",")):
+        for repair in options.repairs.split(","):
+            for scorer, budget in wanted:
+                if any(fnmatch.fnmatchcase(f"{scorer} | {budget}", pattern) for pattern in options.only or ["*"]):
+                    yield scorer, budget, amount, repair
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return all models in markdown: perplexities, and in brackets the difference from the default row."""
+    lines = [HEAD]
+    for name, found in results["models"].items():
+        dense = Perplexity.of(found["dense"]["losses"], found["dense"]["counts"]).value
+        amounts = sorted({row["amount"] for row in found["rows"]})
+        lines += ["", f"## {name}: dense {dense:.2f}", ""]
+        for repair in REPAIRS:
+            rows = {key(row): row for row in found["rows"] if row["repair"] == repair}
+            pairs = [pair for pair in _pairs() if any((*pair, amount, repair) in rows for amount in amounts)]
+            if not pairs:
+                continue
+            heads = [f"{amount:.0%}" for amount in amounts]
+            lines += [
+                f"| {'as cut' if repair == 'none' else 'repaired'} | {' | '.join(heads)} |",
+                f"| --- |{' ---: |' * len(amounts)}",
+            ]
+            for scorer, budget in pairs:
+                cells = [
+                    _cell(rows.get((scorer, budget, amount, repair)), rows.get((*DEFAULT, amount, repair)))
+                    for amount in amounts
+                ]
+                lines.append(f"| {scorer}, {budget.replace(':normalize=', ', ')} | {' | '.join(cells)} |")
+            lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _pairs() -> list[tuple[str, str]]:
+    return [(scorer, budget) for scorer, budgets in ROWS.items() for budget in budgets]
+
+
+def _cell(row: dict[str, Any] | None, default: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    value = f"{Perplexity.of(row['losses'], row['counts']).value:,.2f}"
+    if default is None or row is default:
+        return value
+    differences = [own - other for own, other in zip(row["losses"], default["losses"], strict=True)]
+    change = Estimate.of(differences, row["counts"])
+    return f"{value} ({change.value:+.3f}{'' if change.error is None else f' ± {change.error:.3f}'})"
+
+
+def measure(study: Study, found: dict[str, Any], options: argparse.Namespace, save: Callable[[], None]) -> None:
+    """Measure the rows of one model that are missing, and save after each."""
+    if "dense" not in found:
+        found["dense"] = study.losses()
+    there = {key(row) for row in found["rows"]}
+    for setting in settings(options):
+        if setting not in there:
+            row = study.row(*setting)
+            found["rows"].append(row)
+            save()
+            print(*setting, round(Perplexity.of(row["losses"], row["counts"]).value, 2), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_wikitext(parser)
+    parser.add_argument("--model", action="append", help="directory, hub name or .gguf file; default the demo model")
+    parser.add_argument("--amounts", default="0.1,0.2,0.3,0.5", help="shares, with commas (%(default)s)")
+    parser.add_argument("--repairs", default=",".join(REPAIRS), help="with commas (%(default)s)")
+    parser.add_argument("--only", action="append", help="pattern of 'SCORER | BUDGET'; may be repeated")
+    parser.add_argument("--samples", type=int, default=16, help="calibration sequences (%(default)s)")
+    parser.add_argument("--evaluate", type=int, default=8, help="evaluation sequences (%(default)s)")
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--output", type=Path, default=RESULTS / "across.json")
+    options = parser.parse_args()
+    check_wikitext(parser, options)
+    numbers = {name: getattr(options, name) for name in ("samples", "evaluate", "sequence_length")}
+    results = opened(options.output, numbers)
+    models = results.setdefault("models", {})
+
+    def save() -> None:
+        write(options.output, results)
+        write(options.output.with_suffix(".md"), table(results))
+
+    for source in options.model or [str(demo_model())]:
+        study = Study(source, options)
+        found = models.setdefault(Path(source).stem, {"protocol": study.protocol(), "rows": []})
+        measure(study, found, options, save)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
