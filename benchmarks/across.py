@@ -2,8 +2,8 @@
 
 Run it as ``python -m benchmarks.across --wikitext DIR --model A --model B``. Scores and budgets, as cut and repaired, at several
 amounts, on one short protocol: the first sequences of valid calibrate, the first of test are evaluated. Every row has its
-difference from the default row (weighted PageRank, local, of the same amount and repair) in nats per token, and the standard error
-of that difference over sequences, so that "ahead" has a meaning. A run continues its own result file.
+difference from the default row (weighted PageRank, local, of the same amount and repair) in nats per token, and the standard
+error of that difference over sequences, so that "ahead" has a meaning. A run continues its own result file.
 """
 
 from __future__ import annotations

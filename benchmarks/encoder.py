@@ -26,6 +26,7 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.provenance import opened, write
+from benchmarks.quality import BUDGET_OPTIONS
 from benchmarks.wikitext import add_wikitext, check_wikitext
 from llmrank import Masks
 from llmrank.calibration.collect import collect_statistics
@@ -176,7 +177,8 @@ class Study:
     def masks(self, setting: Setting) -> tuple[Masks, Reselection]:
         """Return the keep masks of a setting, and the function that reselects neurons during a repair."""
         name, knobs, topology = SCORERS[setting.scorer]
-        scorer, pruner = make_scorer(name, **knobs), make_pruner(setting.budget, amount=setting.amount)
+        scorer = make_scorer(name, **knobs)
+        pruner = make_pruner(setting.budget, amount=setting.amount, **BUDGET_OPTIONS.get(setting.budget, {}))
         pipeline = PIPELINES[topology](
             self.model, self.tokenizer, None, scorer, pruner, calibration=CalibrationText(batch_size=BATCH)
         )

@@ -27,6 +27,7 @@ from torch import nn
 from benchmarks import figures
 from benchmarks.mlp_networks import BATCH, DATA, NETWORKS, Images, accuracy, missing, trained
 from benchmarks.provenance import provenance, write
+from benchmarks.quality import BUDGET_OPTIONS
 from graphs import LayeredGraph, RankResult
 from llmrank import IsolatedFFNPipeline, Masks
 from llmrank.calibration.recording import recording
@@ -136,7 +137,7 @@ class Pruning:
         ranks = self.pipeline.rank_graphs(self.graphs)
         kept = []
         for amount in AMOUNTS:
-            self.pipeline.pruner = make_pruner(pruner, amount=amount)
+            self.pipeline.pruner = make_pruner(pruner, amount=amount, **BUDGET_OPTIONS.get(pruner, {}))
             kept.append(self.pipeline.choose_masks(self.graphs, ranks))
         return kept
 

@@ -65,6 +65,8 @@ TOPOLOGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "residual (beta 0.5)": ("residual", {"beta": 0.5}),
     "residual, attention": ("residual", {"attention": True}),
 }
+# The global budget of the tables compares layers by z-scores.
+BUDGET_OPTIONS: dict[str, dict[str, Any]] = {"global": {"normalize": "zscore"}}
 # The topologies of the paper's graph.
 PAPER_TOPOLOGIES = ("isolated", "chained")
 # The mark of rows that the earlier repair made.
@@ -252,7 +254,7 @@ class Study:
             self.tokenizer,
             PAPER if setting.graph == "paper" else None,
             make_scorer(name, **knobs),
-            make_pruner(setting.pruner, amount=setting.amount),
+            make_pruner(setting.pruner, amount=setting.amount, **BUDGET_OPTIONS.get(setting.pruner, {})),
             **options,
         )
         ffns = self.ffns[setting.graph]

@@ -29,8 +29,8 @@ class GlobalPruner(BasePruner):
         How the scores of different layers are made comparable: "zscore" standardises those of each layer by their mean and
         population standard deviation, "robust" by their median and their median absolute deviation from it (their mean
         absolute deviation if that is 0), "mean" scales them to mean 1, "none" leaves them unchanged (as in the paper). "auto"
-        is zscore, or none for layers named by a `structure_dict`. A few very high scores in a layer let zscore keep more of its
-        other neurons; they do not affect robust.
+        is robust, or none for layers named by a `structure_dict`. A few very high scores in a layer widen its standard deviation,
+        so that zscore keeps more or fewer of its other neurons; they do not affect robust.
 
     Raises
     ------
@@ -129,7 +129,7 @@ class GlobalPruner(BasePruner):
         """Return scores that are comparable between layers; minus infinity for neurons that earlier steps removed."""
         values, present, normalize = importance_of(layer), layer.present_mask, self.normalize
         if normalize == "auto":
-            normalize = "none" if layer.explicit else "zscore"
+            normalize = "none" if layer.explicit else "robust"
         return torch.full_like(values, -torch.inf).masked_scatter(present, _normalise(values[present], normalize))
 
 
