@@ -2,7 +2,9 @@
 
 Run it as ``python -m benchmarks.families``. Of every model type a tiny model is made, with seeded weights. 30 % of the neurons of
 each FFN are removed, and the compact model is saved and loaded again. Its logits must be those of a copy of the dense model in
-which the removed neurons are set to zero by this file, not by llmrank. The outcome of a type is one of these:
+which the removed neurons are set to zero by this file, not by llmrank. Of mixtures, 25 % of the experts are
+removed too, from a model of their own; for the expected logits, those of the removed experts in the routers are minus infinity.
+The outcome of a type, and that of its experts, is one of these:
 
 - stock: the checkpoint is exact in stock transformers;
 - llmrank.load: no field of the configuration states the widths, and llmrank alone loads the checkpoint, exactly;
@@ -27,8 +29,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -38,15 +38,15 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import llmrank
+from benchmarks.hand_masks import experts_silenced, neurons_set_to_zero, readers_of
 from benchmarks.provenance import opened, write
 from benchmarks.tiny_configs import FIRST_SPECIAL, VARIANTS, tiny_model
 from graphs.errors import GraphError
 from llmrank.errors import LLMRankError
-from llmrank.models import FFNs, find_ffns
+from llmrank.models import find_ffns
 
 RESULTS = Path(__file__).parent / "results"
 OUTCOMES = ("stock", "llmrank.load", "refused", "wrong", "traceback", "timeout", "cannot build")
@@ -54,12 +54,13 @@ OUTCOMES = ("stock", "llmrank.load", "refused", "wrong", "traceback", "timeout",
 MODEL_TYPES = (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS)
 # Types whose models take other inputs than token ids, so that a plain forward pass proves nothing.
 NOT_ON_IDS = ("gemma4_assistant", "gemma4_unified_assistant")
-AMOUNT, SEED = 0.3, 0
+AMOUNT, EXPERTS, SEED = 0.3, 0.25, 0
 # Of the largest logit. Compact matrices are summed in another order.
 TOLERANCE = 1e-4
 PROTOCOL = {
     "transformers": transformers.__version__,
     "amount": AMOUNT,
+    "experts": EXPERTS,
     "pruner": "local",
     "pipeline": "isolated",
     "repair": "none",
@@ -84,65 +85,6 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-@dataclass(frozen=True)
-class Reader:
-    """What reads the neurons of a layer: a module, or the entry of one expert in a tensor of a module of experts."""
-
-    module: str
-    tensor: str | None = None
-    expert: int = 0
-
-
-def readers_of(model: nn.Module, ffns: FFNs) -> dict[str, Reader]:
-    """Return what reads the neurons of every prunable layer."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    found = {}
-    for name, layer in ffns.layers.items():
-        output_map = layer.output_maps[0]
-        path = paths[id(output_map.owner)]
-        part = getattr(output_map.module, "weight_part", None)
-        found[name] = Reader(path) if part is None else Reader(path, part.name, part.expert)
-    return found
-
-
-@contextmanager
-def neurons_set_to_zero(model: nn.Module, masks: llmrank.Masks, readers: dict[str, Reader]) -> Iterator[None]:
-    """Set the removed neurons to zero where the output maps read them.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The dense model.
-    masks : Masks
-    readers : dict from str to Reader
-        What reads the neurons of every mask.
-    """
-
-    def zero(keep: torch.Tensor) -> Any:
-        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (torch.where(keep, inputs[0], 0.0), *inputs[1:])
-
-        return hook
-
-    with ExitStack() as undo:
-        for name, keep in masks.items():
-            reader = readers[name]
-            module = model.get_submodule(reader.module)
-            if reader.tensor is None:
-                undo.callback(module.register_forward_pre_hook(zero(keep)).remove)
-                continue
-            # The neurons of an expert are read inside the module of all experts, so its weights for them are set to zero.
-            weight = getattr(module, reader.tensor).data[reader.expert]
-            axes = [axis for axis, size in enumerate(weight.shape) if size == len(keep)]
-            if len(axes) != 1 or not bool(keep.any()):
-                raise NotImplementedError(
-                    f"{name}: whole experts, and experts as wide as the stream, are not masked here"
-                )
-            undo.callback(weight.copy_, weight.clone())
-            weight.index_fill_(axes[0], (~keep).nonzero().flatten(), 0.0)
-        yield
-
-
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Return the largest difference of two tensors, as a share of the largest expected number; infinite for other shapes."""
     if found.shape != expected.shape or not bool(torch.isfinite(found).all()):
@@ -151,7 +93,7 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def measured(model_type: str) -> dict[str, Any]:
-    """Build, prune, save and load one type, and return its outcome."""
+    """Build, prune, save and load one type, and return its outcome; for a mixture also that of removing experts."""
     try:
         model = tiny_model(model_type, SEED)
         before = None if model_type in NOT_ON_IDS else logits(model)
@@ -159,19 +101,33 @@ def measured(model_type: str) -> dict[str, Any]:
             raise ValueError("the logits are not finite")
     except Exception as error:
         return {"outcome": "cannot build", "reason": message(error)}
+    row = {"class": type(model).__name__, **pruned_by(copy.deepcopy(model), before, "neurons", AMOUNT)}
+    if any(is_mixture(module) for module in model.modules()):
+        row["experts"] = pruned_by(model, before, "experts", EXPERTS)
+    return row
+
+
+def is_mixture(module: Any) -> bool:
+    """Whether a module is named after experts, or states that it has several."""
+    return "expert" in type(module).__name__.lower() or getattr(module, "num_experts", 0) > 1
+
+
+def pruned_by(model: Any, before: Any, targets: str, amount: float) -> dict[str, Any]:
+    """Prune, save and load a model that is not pruned yet and whose logits are given, and return the outcome."""
     dense = copy.deepcopy(model)
-    row: dict[str, Any] = {"class": type(model).__name__}
+    row: dict[str, Any] = {}
     try:
         ffns = find_ffns(model)
-        row |= {"ffns": len(ffns), "kinds": dict(Counter(ffn.kind for ffn in ffns))}
+        if targets == "neurons":
+            row |= {"ffns": len(ffns), "kinds": dict(Counter(ffn.kind for ffn in ffns))}
         readers = readers_of(model, ffns)
         pruned = llmrank.prune_model(
-            model, None, AMOUNT, repair="none", calibration=token_ids(4, 32, seed=0), samples=4
+            model, None, amount, targets=targets, repair="none", calibration=token_ids(4, 32, seed=0), samples=4
         )
-        with neurons_set_to_zero(dense, pruned.masks, readers):
+        with neurons_set_to_zero(dense, pruned.masks, readers), experts_silenced(dense, pruned.masks):
             expected = logits(dense)
         row["effect"] = difference(expected, before)
-        row["pruned"] = len(pruned.masks)
+        row["pruned"] = sum(not bool(mask.all()) for mask in pruned.masks.values())
         with tempfile.TemporaryDirectory() as directory:
             try:
                 path = pruned.save(Path(directory) / "pruned")
@@ -292,26 +248,37 @@ def table(results: dict[str, Any]) -> str:
     """Return the results in markdown: how many types have each outcome, and every type; the JSON has the reasons in full."""
     rows = results["rows"]
     counts = Counter(row["outcome"] for row in rows.values())
+    of_experts = Counter(row["experts"]["outcome"] for row in rows.values() if "experts" in row)
     versions = results["provenance"]
     variants = len(rows.keys() & VARIANTS.keys())
     models = (
         f"{len(rows) - variants} model types of the causal language models in transformers {versions['transformers']}"
     )
     lines = [
-        f"{models}, and {variants} variants; {AMOUNT:.0%} of the neurons removed.",
+        (
+            f"{models}, and {variants} variants; {AMOUNT:.0%} of the neurons removed, and {EXPERTS:.0%} of the experts of "
+            f"{of_experts.total()} mixtures."
+        ),
         "",
-        "| outcome | models |",
-        "| --- | ---: |",
-        *(f"| {outcome} | {counts[outcome]} |" for outcome in OUTCOMES if counts[outcome]),
+        "| outcome | models | experts |",
+        "| --- | ---: | ---: |",
+        *(
+            f"| {outcome} | {counts[outcome]} | {of_experts[outcome]} |"
+            for outcome in OUTCOMES
+            if counts[outcome] or of_experts[outcome]
+        ),
         "",
-        "| model type | outcome | FFNs | seconds | reason |",
-        "| --- | --- | --- | ---: | --- |",
+        "| model type | outcome | experts | FFNs | seconds | reason |",
+        "| --- | --- | --- | --- | ---: | --- |",
     ]
     for name in sorted(rows):
         row = rows[name]
+        experts = row.get("experts", {})
         kinds = ", ".join(f"{count} {kind}" for kind, count in row.get("kinds", {}).items())
-        reason = shorten(row.get("reason", ""), 240, placeholder=" ...").replace("|", "\\|")
-        lines.append(f"| {name} | {row['outcome']} | {kinds} | {row['seconds']:.1f} | {reason} |")
+        reason = shorten(row.get("reason", experts.get("reason", "")), 240, placeholder=" ...").replace("|", "\\|")
+        lines.append(
+            f"| {name} | {row['outcome']} | {experts.get('outcome', '')} | {kinds} | {row['seconds']:.1f} | {reason} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -19,8 +19,8 @@ VOCABULARY, LENGTH = 128, 64
 FIRST_SPECIAL = 100
 N_LAYERS, MOST_LAYERS = 2, 6
 HIDDEN, HEADS, HEAD = 32, 4, 8
-# Unlike every other size, so that no other map has the shapes of an FFN by accident.
-FFN = 56
+# Unlike every other size, so that no other map has the shapes of an FFN or of a router by accident.
+FFN, EXPERTS = 56, 12
 SIZES: tuple[tuple[int, str], ...] = (
     (1, "topk_group first_k_dense_replace num_dense_layers moe_layer_start_index"),
     (
@@ -80,11 +80,12 @@ SIZES: tuple[tuple[int, str], ...] = (
         """
         num_attention_heads n_head n_heads num_heads num_kv_heads attention_heads encoder_attention_heads
         decoder_attention_heads swa_num_attention_heads num_encoder_attention_heads num_decoder_attention_heads
-        conf_num_attention_heads linear_num_value_heads linear_num_heads num_query_groups num_experts
-        num_local_experts n_routed_experts moe_num_experts index_n_heads index_topk laurel_rank time_step_rank
-        mamba_dt_rank loop_gate_rank gated_norm_rank prompt_length num_codebooks zero_expert_num adapter_rank d_rel
+        conf_num_attention_heads linear_num_value_heads linear_num_heads num_query_groups index_n_heads index_topk
+        laurel_rank time_step_rank mamba_dt_rank loop_gate_rank gated_norm_rank prompt_length num_codebooks
+        zero_expert_num adapter_rank d_rel
         """,
     ),
+    (EXPERTS, "num_experts num_local_experts n_routed_experts moe_num_experts"),
     (
         2,
         """
@@ -109,7 +110,7 @@ SIZE_OF = {name: size for size, names in SIZES for name in names.split()}
 # Lists that state the kind of every layer.
 KINDS = ("layer_types", "mlp_layer_types", "layers_block_type", "indexer_types", "attention_layers")
 DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
-MIXTURE = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+MIXTURE = {"n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 MAMBA2 = {"num_heads": 8, "head_dim": 8}
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -121,7 +122,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     # Its nested configurations have other names for their sizes, and no default for the rotary embedding.
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8},
-        "ffn_config": {"hidden_size": HIDDEN, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+        "ffn_config": {"hidden_size": HIDDEN, "ffn_hidden_size": 24, "moe_num_experts": EXPERTS, "moe_top_k": 2},
     },
     # By default the numbers of experts are None, which no model can be built from.
     "deepseek_v2": {**MIXTURE, "first_k_dense_replace": 1},
@@ -171,7 +172,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     # By default the size of a head is None.
     "hunyuan_v1_dense": {"head_dim": HEAD},
-    "hunyuan_v1_moe": {"head_dim": HEAD},
+    # And the number of experts is 1.
+    "hunyuan_v1_moe": {"head_dim": HEAD, "num_experts": EXPERTS, "moe_topk": 2},
     "ministral": {"head_dim": HEAD},
     # Periods, not lists, state which layers are attentions and which are mixtures.
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
@@ -232,7 +234,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3n_text, dense": ("gemma3n_text", {"activation_sparsity_pattern": [0.0] * 4}),
     "gemma4_text, experts": (
         "gemma4_text",
-        {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24},
+        {"enable_moe_block": True, "num_experts": EXPERTS, "top_k_experts": 2, "moe_intermediate_size": 24},
     ),
     "gemma4_text, wide": (
         "gemma4_text",

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.families import MODEL_TYPES, Reader, difference, main, measured, neurons_set_to_zero, run_all, table
+from benchmarks.families import MODEL_TYPES, difference, main, measured, run_all, table
+from benchmarks.hand_masks import Reader, experts_silenced, neurons_set_to_zero
 from benchmarks.tiny_configs import FFN, layers_of_every_kind, tiny_config, tiny_model
 from llmrank import Masks
 
@@ -40,7 +41,10 @@ def test_a_third_of_all_types_and_those_with_a_history() -> None:
     # gemma3n needs timm.
     assert {name for name, row in rows.items() if row["outcome"] == "cannot build"} <= {"gemma3n"}
     assert {name: rows[name]["outcome"] for name in OUTCOMES} == OUTCOMES
-    for row in rows.values():
+    of_experts = [row["experts"] for row in rows.values() if "experts" in row]
+    assert sum(row["outcome"] == "stock" for row in of_experts) > 10
+    assert {row["outcome"] for row in of_experts} <= {"stock", "refused"}
+    for row in [*rows.values(), *of_experts]:
         if row["outcome"] in ("stock", "llmrank.load"):
             # Otherwise equal logits would prove nothing.
             assert row["effect"] > 100 * row["error"]
@@ -89,6 +93,27 @@ def test_masked_neurons_of_an_expert_have_no_weights(transposed: bool) -> None:
     assert bool((model.down == 1).all())
 
 
+def test_silenced_experts_have_logits_of_minus_infinity() -> None:
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.block = nn.ModuleDict(
+        {"gate": nn.Linear(4, 3), "experts": nn.Linear(4, 3), "other": nn.Linear(4, 3, bias=False)}
+    )
+    model.block.gate.register_buffer("e_score_correction_bias", torch.zeros(3))
+    model.block.other.weight = nn.Parameter(torch.ones(5, 4))
+    masks = Masks({f"block.experts.{k}": torch.full((6,), k != 1) for k in range(3)})
+    x = torch.randn(2, 4)
+    before = model.block.gate(x), model.block.experts(x)
+    with experts_silenced(model, masks):
+        found = model.block.gate(x)
+        assert torch.equal(found[:, [0, 2]], before[0][:, [0, 2]])
+        assert bool((found[:, 1] == -torch.inf).all())
+        assert model.block.gate.e_score_correction_bias.tolist() == [0.0, -torch.inf, 0.0]
+        assert torch.equal(model.block.experts(x), before[1])
+    assert torch.equal(model.block.gate(x), before[0])
+    assert model.block.gate.e_score_correction_bias.tolist() == [0.0] * 3
+
+
 def test_difference_is_a_share_of_the_largest_number() -> None:
     assert difference(torch.tensor([1.0, -3.0]), torch.tensor([1.0, -4.0])) == 0.25
     assert difference(torch.tensor([1.0]), torch.tensor([1.0, 2.0])) == float("inf")
@@ -118,9 +143,9 @@ def test_a_run_resumes(tmp_path: Path, capsys: Any) -> None:
     assert list(results["rows"]) == ["llama", "mamba"]
     lines = output.with_suffix(".md").read_text(encoding="utf-8").splitlines()
     assert lines == table(results).splitlines()
-    assert "| stock | 1 |" in lines
-    assert "| refused | 1 |" in lines
-    assert [line.split(" | ")[:3] for line in lines[-2:]] == [
-        ["| llama", "stock", "2 gated"],
-        ["| mamba", "refused", ""],
+    assert "| stock | 1 | 0 |" in lines
+    assert "| refused | 1 | 0 |" in lines
+    assert [line.split(" | ")[:4] for line in lines[-2:]] == [
+        ["| llama", "stock", "", "2 gated"],
+        ["| mamba", "refused", "", ""],
     ]
