@@ -201,15 +201,19 @@ class BlockStream:
         else:
             block_input = self._states[0]
             _, output = next(self._outputs(position, [block_input]))
-        module = ffn.mixture.experts if ffn.is_routed and ffn.mixture is not None else ffn.stages[-1][0].module
+        module = ffn.mixture.summed if ffn.is_routed and ffn.mixture is not None else ffn.stages[-1][0].module
         # As large as the stream itself, and different from token to token.
         added = output.roll(1, dims=-1)
         fits: list[bool] = []
         calls: list[tuple[Call, Any]] = []
 
-        def add(_module: nn.Module, _inputs: Any, returned: torch.Tensor) -> torch.Tensor:
-            fits.append(returned.numel() == added.numel())
-            return returned + added.reshape(returned.shape) if fits[-1] else returned
+        def add(_module: nn.Module, _inputs: Any, returned: Any) -> Any:
+            values = first_output(returned)
+            fits.append(values.numel() == added.numel())
+            if not fits[-1]:
+                return returned
+            changed = values + added.reshape(values.shape)
+            return changed if isinstance(returned, torch.Tensor) else (changed, *returned[1:])
 
         with ExitStack() as hooks:
             hooks.callback(module.register_forward_hook(add).remove)
@@ -340,7 +344,7 @@ class PassStream:
         with ExitStack() as hooks, torch.no_grad(), evaluation_mode(self._model, self._ffns):
             for module, reader in readers.items():
                 add_hook(hooks, self._model, ffn, module, reader, token_masks)
-            last = ffn.mixture.experts if ffn.is_routed and ffn.mixture is not None else ffn.stages[-1][-1].module
+            last = ffn.mixture.summed if ffn.is_routed and ffn.mixture is not None else ffn.stages[-1][-1].module
             hooks.callback(last.register_forward_hook(count).remove)
             for ids, mask in self._batches:
                 inputs, *masks = model_inputs(self._model, ids, mask)

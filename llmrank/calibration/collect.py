@@ -36,7 +36,7 @@ from llmrank.calibration.statistics import (
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, LLMRankError
 from llmrank.models import FFN, FFNs
-from llmrank.models.experts import ExpertMap, Mixture
+from llmrank.models.experts import Mixture, Routing
 
 __all__ = ["collect_statistics"]
 
@@ -79,12 +79,11 @@ class _LayerSums:
 class _RoutedSums:
     """Sums over the tokens of one expert, read at the output map that gets its hidden neurons."""
 
-    def __init__(self, size: int, output_map: ExpertMap) -> None:
-        device = output_map.weight.device
+    def __init__(self, size: int, device: torch.device, routing: Routing) -> None:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.weighted_squares = torch.zeros(size, dtype=dtype, device=device)
         self.count, self.weight, self.output_norm, self.weighted_output_norm = 0, 0.0, 0.0, 0.0
-        self._routing = output_map.routing
+        self._routing = routing
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Add hidden neurons (tokens, n)."""
@@ -176,7 +175,8 @@ def collect_statistics(
     skip_sums: dict[str, SkipSums] = {}
     with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model, ffns):
         sums = [_FFNSums(hooks, model, entry, masks) for entry in ffns_and_attentions]
-        mixture_sums = {mixture.name: _MixtureSums(hooks, mixture, masks) for mixture in ffns.mixtures}
+        in_decoder = {ffn.mixture.name: is_decoder(model, ffn) for ffn in ffns if ffn.mixture is not None}
+        mixture_sums = {m.name: _MixtureSums(hooks, m, masks, in_decoder=in_decoder[m.name]) for m in ffns.mixtures}
         for ffn in ffns if skips else ():
             path = block_path(ffn)
             if path not in skip_sums:
@@ -235,11 +235,12 @@ class _FFNSums:
         self._input_sums: list[_LayerSums] = []
         self._output_sums: dict[int, _LayerSums] = {}
         self._routed: _RoutedSums | None = None
-        output_map = ffn.stages[-1][0].module
-        if isinstance(output_map, ExpertMap):
-            self._routed = _RoutedSums(ffn.sizes[-2], output_map)
-            add_hook(hooks, model, ffn, output_map, self._routed, masks)
-            add_hook(hooks, model, ffn, output_map, _Outputs(self._routed), masks, output=True)
+        output_map = ffn.stages[-1][0]
+        routing = None if ffn.mixture is None else ffn.mixture.routing_of(output_map.module)
+        if routing is not None:
+            self._routed = _RoutedSums(ffn.sizes[-2], output_map.weight.device, routing)
+            add_hook(hooks, model, ffn, output_map.module, self._routed, masks)
+            add_hook(hooks, model, ffn, output_map.module, _Outputs(self._routed), masks, output=True)
         for layer, stage in enumerate(ffn.stages):
             self._input_sums.append(_LayerSums(stage[0].in_features, stage[0].weight.device))
             add_hook(hooks, model, ffn, stage[0].module, self._input_sums[-1], masks)
@@ -269,8 +270,9 @@ class _FFNSums:
 class _MixtureSums:
     """The sums of the input and the output of a mixture of experts; a hook adds to them until `hooks` closes."""
 
-    def __init__(self, hooks: ExitStack, mixture: Mixture, masks: TokenMasks) -> None:
+    def __init__(self, hooks: ExitStack, mixture: Mixture, masks: TokenMasks, *, in_decoder: bool) -> None:
         self._name = mixture.name
+        self._side = "decoder" if in_decoder else "input"
         self._masks = masks
         self._sums: tuple[_LayerSums, _LayerSums] | None = None
         hooks.callback(mixture.module.register_forward_hook(self._add, with_kwargs=True).remove)
@@ -279,7 +281,7 @@ class _MixtureSums:
         before, after = hidden_states(args, kwargs), first_output(output)
         if self._sums is None:
             self._sums = (_LayerSums(before.shape[-1], before.device), _LayerSums(after.shape[-1], after.device))
-        mask = self._masks.input
+        mask: torch.Tensor | None = getattr(self._masks, self._side)
         if mask is not None and before.shape[:-1] != mask.shape:
             mask = mask.reshape(-1)
         for sums, values in zip(self._sums, (before, after.reshape(before.shape)), strict=True):

@@ -13,7 +13,7 @@ from torch import nn
 
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.models import FFN, FFNs
-from llmrank.models.experts import ExpertMap, by_expert
+from llmrank.models.experts import by_expert
 from llmrank.models.families import text_config
 from llmrank.models.finding.tracing import trial_run
 
@@ -319,11 +319,12 @@ def add_hook(
         In a forward pass: values do not fit the mask, so that padding cannot be told from text.
     """
     side = "decoder" if is_decoder(model, ffn) else "input"
+    routing = None if ffn.mixture is None else ffn.mixture.routing_of(module)
 
     def add(values: torch.Tensor) -> None:
         mask: torch.Tensor | None = getattr(masks, side)
-        if mask is not None and isinstance(module, ExpertMap):
-            mask = mask.reshape(-1)[module.routing.tokens.to(mask.device)]
+        if mask is not None and routing is not None:
+            mask, values = mask.reshape(-1)[routing.tokens.to(mask.device)], values.reshape(-1, values.shape[-1])
         if mask is not None and values.shape[:-1] != mask.shape:
             if values.shape[:-1] != (mask.numel(),):
                 raise CalibrationError(

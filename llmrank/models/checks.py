@@ -59,11 +59,15 @@ def check_weights_finite(model: nn.Module) -> None:
             )
 
 
-def check_experts_known(model: nn.Module, mixtures: Container[str]) -> None:
-    """Raise an error if the model holds experts in modules that are none of the `mixtures`, which are paths."""
+def check_experts_known(model: nn.Module, mixtures: Container[str], linears: Iterable[nn.Module]) -> None:
+    """Raise an error if the model holds experts in modules that are none of the `mixtures`, which are paths.
+
+    Modules that hold nothing but `linears`, which are those of FFNs, are known too.
+    """
+    known = {id(parameter) for linear in linears for parameter in linear.parameters()}
     for path, module in model.named_modules():
         named = path.rsplit(".", 1)[-1] == "experts" or "experts" in type(module).__name__.lower()
-        if named and path not in mixtures and any(True for _ in module.parameters()):
+        if named and path not in mixtures and not known.issuperset(map(id, module.parameters())):
             raise UnsupportedModelError(
                 f"{type(model).__name__} is a mixture-of-experts model that stores its experts in a way that is not known "
                 f"({path} is a {type(module).__name__}); expected tensors gate_up_proj or up_proj, and down_proj, with one "

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 from torch import nn
 
 from llmrank.errors import OptionError
+from llmrank.models.experts import SeparateExperts
 from llmrank.models.ffn import FFNs, PrunableLayer
 from llmrank.models.linear_map import bias_of, in_features, matrix_of, out_features
 
@@ -178,6 +179,14 @@ class ModelCosts:
             for mixture in ffns.mixtures
             for p in mixture.experts.owner.parameters(recurse=False)
             if p.ndim == 3
+        ]
+        # Of separate experts, all were counted as matrices.
+        stacked += [
+            2 * p.numel() * (mixture.top_k - mixture.n_experts) // mixture.n_experts
+            for mixture in ffns.mixtures
+            if isinstance(mixture.experts, SeparateExperts)
+            for p in mixture.experts.owner.parameters()
+            if p.ndim == 2
         ]
         self.model = Cost(
             sum(p.numel() for p in parameters),

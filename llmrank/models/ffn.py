@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
-from llmrank.models.experts import Expert, ExpertMap, Mixture
+from llmrank.models.experts import ExpertMap, Mixture
 from llmrank.models.linear_map import in_features, matrix_of, out_features
 
 __all__ = ["FFN", "FFNKind", "FFNs", "LinearMap", "PrunableLayer"]
@@ -121,7 +121,7 @@ class FFN:
     @property
     def is_routed(self) -> bool:
         """Whether a router decides which tokens the FFN gets."""
-        return isinstance(self.module, Expert)
+        return self.mixture is not None and self.mixture.is_expert(self.module)
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import prune as torch_prune
 
 from llmrank.errors import MaskError, OptionError
 from llmrank.models import FFNs, LinearMap
 from llmrank.models.experts import ExpertMap, Mixture, route_around
-from llmrank.models.families import WIDTH_ATTRIBUTES, bias_attribute, text_config
+from llmrank.models.families import bias_attribute, text_config
 from llmrank.models.linear_map import bias_of, in_features, is_linear_map, out_features
 from llmrank.prune.masks import Masks
 from llmrank.surgery.forms import (
@@ -22,27 +21,16 @@ from llmrank.surgery.forms import (
     Form,
     compact_tensor,
     mask_tensor,
+    remove_experts,
     tensor_masks,
     write_repaired,
     zero_tensor,
 )
 from llmrank.surgery.repair import RepairedMap
-from llmrank.surgery.widths import (
-    ALIGNMENTS,
-    EXPERT_WIDTHS,
-    Align,
-    check_padding,
-    compact_widths,
-    set_widths,
-)
+from llmrank.surgery.restores import Restore, restores_of
+from llmrank.surgery.widths import ALIGNMENTS, Align, check_padding, compact_widths, set_widths
 
 __all__ = ["AppliedMasks", "apply_masks", "check_writable", "temporarily_masked"]
-
-# Restores one module, or the configuration. It may be called again after an interrupt.
-Restore: TypeAlias = Callable[[], None]
-ABSENT = object()
-# Attributes in which linear maps state their sizes.
-SIZES = ("out_features", "in_features", "nf", "nx")
 
 
 @dataclass
@@ -156,7 +144,7 @@ def apply_masks(
     _check_repaired(output_maps, repaired)
     application = AppliedMasks(form, masks, {}, undoable)
     if undoable:
-        application._restores += _restores(model, ffns)
+        application._restores += restores_of(model, ffns)
     try:
         if any(r.bias is not None and bias_of(output_maps[name].module) is None for name, r in repaired.items()):
             _add_biases(model, ffns)
@@ -174,6 +162,7 @@ def apply_masks(
         if form == "compact":
             for stored in tensor_masks(ffns, held):
                 compact_tensor(stored)
+            remove_experts(ffns, held)
             set_widths(model, ffns, sizes, application.widths, fields)
         else:
             for mixture, keep in _mixtures_that_lose_experts(ffns, masks):
@@ -305,93 +294,3 @@ def _add_biases(model: nn.Module, ffns: FFNs) -> None:
             weight: Any = module.weight
             module._parameters["bias"] = nn.Parameter(weight.new_zeros(out_features(module)))
     setattr(text_config(model), bias_attribute(model), True)
-
-
-def _restores(model: nn.Module, ffns: FFNs) -> list[Restore]:
-    """Return functions that restore the present state of everything that an application may change."""
-    attributes: list[tuple[nn.Module, tuple[str, ...]]] = [
-        (ffn.module, WIDTH_ATTRIBUTES) for ffn in ffns if not ffn.is_routed
-    ]
-    for mixture in ffns.mixtures:
-        attributes.append((mixture.experts.owner, EXPERT_WIDTHS))
-        attributes += [(module, (name,)) for module, name in mixture.counts]
-    restores = [_restore_module(module) for module in (*ffns.modules, *ffns.router_modules)]
-    restores += [_restore_attributes(module, names) for module, names in attributes]
-    restores += [_restore_forward(mixture.router) for mixture in ffns.mixtures]
-    config = text_config(model)
-    if config is not None:
-        restores.append(_restore_config(config))
-    return restores
-
-
-def _restore_config(config: Any) -> Restore:
-    before = dict(vars(config))
-
-    def restore() -> None:
-        for name in vars(config).keys() - before.keys():
-            delattr(config, name)
-        for name, value in before.items():
-            if vars(config).get(name, ABSENT) is not value:
-                vars(config)[name] = value
-
-    return restore
-
-
-def _restore_forward(module: nn.Module) -> Restore:
-    before = vars(module).get("forward", ABSENT)
-
-    def restore() -> None:
-        if before is ABSENT:
-            vars(module).pop("forward", None)
-        else:
-            vars(module)["forward"] = before
-
-    return restore
-
-
-def _restore_module(module: nn.Module) -> Restore:
-    parameters, buffers, hooks = dict(module._parameters), dict(module._buffers), dict(module._forward_pre_hooks)
-    # The tensors are kept too, because an assignment to `data` gives the same Parameter another tensor.
-    tensors = {name: parameter.data for name, parameter in parameters.items() if parameter is not None}
-    restore_sizes = _restore_attributes(module, SIZES)
-
-    def restore() -> None:
-        target: Any = module
-        for name, tensor in tensors.items():
-            parameter: Any = parameters[name]
-            if parameter.data_ptr() != tensor.data_ptr() or parameter.shape != tensor.shape:
-                parameter.data = tensor
-        for name in parameters:
-            # torch.nn.utils.prune stores the masked tensor as a plain attribute.
-            vars(target).pop(name, None)
-            if f"{name}_mask" not in buffers:
-                target._buffers.pop(f"{name}_mask", None)
-        for key, hook in list(target._forward_pre_hooks.items()):
-            if key not in hooks and isinstance(hook, torch_prune.BasePruningMethod):
-                target._forward_pre_hooks.pop(key, None)
-        target._buffers.update(
-            {name: value for name, value in buffers.items() if target._buffers.get(name) is not value}
-        )
-        # The order of the parameters is restored too: optimisers and state dicts depend on it.
-        if [(name, id(p)) for name, p in target._parameters.items()] != [
-            (name, id(p)) for name, p in parameters.items()
-        ]:
-            target._parameters.clear()
-            target._parameters.update(parameters)
-        restore_sizes()
-
-    return restore
-
-
-def _restore_attributes(target: Any, names: Iterable[str]) -> Restore:
-    before = {name: getattr(target, name, ABSENT) for name in names}
-
-    def restore() -> None:
-        for name, value in before.items():
-            now = getattr(target, name, ABSENT)
-            if now is not value and value is ABSENT:
-                delattr(target, name)
-            elif now is not value and now != value:
-                setattr(target, name, value)
-
-    return restore

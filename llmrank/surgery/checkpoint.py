@@ -18,11 +18,11 @@ from torch import nn
 
 from llmrank.errors import CheckpointError, is_out_of_memory
 from llmrank.models import FFNs, find_ffns
-from llmrank.models.experts import RouteAround
+from llmrank.models.experts import RouteAround, SeparateExperts, counts_of_experts
 from llmrank.models.loading import LoadedModel, load_pretrained, model_class_of, read_model
 from llmrank.prune.masks import Masks
 from llmrank.surgery.files import atomic_directory, check_output
-from llmrank.surgery.forms import replace_tensor, set_sizes, tensor_masks
+from llmrank.surgery.forms import remove_experts, replace_tensor, set_sizes, tensor_masks
 from llmrank.surgery.model_card import write_model_card
 from llmrank.surgery.widths import WIDTHS_KEY, module_widths
 
@@ -252,3 +252,23 @@ def _resize(model: nn.Module, widths: Mapping[str, int]) -> None:
         for mask in masks:
             replace_tensor(mask, mask.read().new_empty(mask.shape))
             set_sizes(mask)
+        remove_experts(ffns, first_neurons)
+    _state_numbers_of_experts(model, ffns, widths)
+
+
+def _state_numbers_of_experts(model: nn.Module, ffns: FFNs, widths: Mapping[str, int]) -> None:
+    """Write how many experts are left into configurations: some models initialise as many modules as these state."""
+    changes: dict[int, tuple[Any, set[tuple[int, int]]]] = {}
+    for mixture, names in zip(ffns.mixtures, ffns.experts.values(), strict=True):
+        if isinstance(mixture.experts, SeparateExperts):
+            parts = mixture.name.split(".")
+            for k in range(len(parts)):
+                config = getattr(model.get_submodule(".".join(parts[:k])), "config", None)
+                if config is not None:
+                    kept = sum(widths[name] > 0 for name in names)
+                    changes.setdefault(id(config), (config, set()))[1].add((len(names), kept))
+    for config, numbers in changes.values():
+        if len(numbers) == 1:
+            ((before, after),) = numbers
+            for holder, name in list(counts_of_experts((config,), before)):
+                setattr(holder, name, after)

@@ -12,7 +12,7 @@ from torch.nn.utils import prune as torch_prune
 from transformers.pytorch_utils import Conv1D
 
 from llmrank.models import FFNs, LinearMap
-from llmrank.models.experts import ExpertMap
+from llmrank.models.experts import ExpertMap, SeparateExperts
 from llmrank.models.linear_map import as_stored, size_attributes
 from llmrank.prune.masks import Masks
 from llmrank.surgery.repair import RepairedMap
@@ -23,6 +23,7 @@ __all__ = [
     "TensorMask",
     "compact_tensor",
     "mask_tensor",
+    "remove_experts",
     "replace_tensor",
     "set_attribute",
     "tensor_masks",
@@ -141,6 +142,9 @@ class _Masks:
 
     def remove_expert(self, linear_map: LinearMap) -> None:
         module: Any = linear_map.module
+        if not isinstance(module, ExpertMap):
+            self.remove_outputs(linear_map, torch.zeros(linear_map.size, dtype=torch.bool))
+            return
         for part in filter(None, (module.weight_part, module.bias_part)):
             self.of(part.owner, part.name, by_expert=True).axes[0][part.expert] = False
 
@@ -154,11 +158,14 @@ def tensor_masks(ffns: FFNs, masks: Masks, *, routers: bool = True) -> list[Tens
     masks : Masks
         An expert that keeps no neuron is removed, and with it its rows in the tensors of the router.
     routers : bool
-        Whether to include the tensors of routers, which only the compact form changes.
+        Whether to include the tensors of routers, which only the compact form changes. If so, those of experts that are modules
+        and are removed are left out, see :func:`remove_experts`.
     """
     collected = _Masks()
     for name, layer in ffns.layers.items():
         removed = layer.mixture is not None and not bool(masks[name].any())
+        if removed and routers and layer.mixture is not None and isinstance(layer.mixture.experts, SeparateExperts):
+            continue  # the module is removed as a whole
         for linear_map in (*layer.input_maps, *layer.output_maps) if removed else ():
             collected.remove_expert(linear_map)
         for input_map in () if removed else layer.input_maps:
@@ -171,6 +178,14 @@ def tensor_masks(ffns: FFNs, masks: Masks, *, routers: bool = True) -> list[Tens
             for part in mixture.by_expert:
                 collected.of(part.owner, part.name).axes[part.axis].logical_and_(kept)
     return list(collected.found.values())
+
+
+def remove_experts(ffns: FFNs, masks: Masks) -> None:
+    """Remove the experts that are modules and keep no neuron from their mixtures, in place."""
+    for mixture, names in zip(ffns.mixtures, ffns.experts.values(), strict=True):
+        kept = [bool(masks[name].any()) for name in names]
+        if isinstance(mixture.experts, SeparateExperts) and not all(kept):
+            mixture.experts.keep(kept)
 
 
 def write_repaired(maps: Mapping[LinearMap, RepairedMap]) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from llmrank.errors import MaskError
 from llmrank.models import FFNs
+from llmrank.models.experts import Expert, SeparateExperts
 from llmrank.models.families import WIDTH_ATTRIBUTES, text_config
 from llmrank.prune.masks import Masks
 from llmrank.surgery.forms import TensorMask, set_attribute, tensor_masks
@@ -97,8 +98,8 @@ def _config_fields(model: nn.Module, ffns: FFNs, masks: Masks) -> dict[str, Any]
     if config is None or not changed:
         return {}
     dense = _configured_shapes(model, {})
-    compact = _compact_shapes(model, changed)
-    if dense is None or dense.keys() != compact.keys():
+    compact = _compact_shapes(model, changed, _new_paths(ffns, masks))
+    if dense is None or not dense.keys() >= compact.keys():
         return {}
     fields: dict[str, Any] = {}
     for name, value in _candidates(text_config(model), ffns, masks):
@@ -127,19 +128,43 @@ def _candidates(config: Any, ffns: FFNs, masks: Masks) -> Iterator[tuple[str, An
 
 
 def _explains(shapes: Shapes | None, dense: Shapes, compact: Shapes) -> bool:
-    """Whether shapes differ from those of the dense model, and only in sizes that they share with the compact model."""
-    if shapes is None or shapes == dense or shapes.keys() != dense.keys():
+    """Whether shapes differ from those of the dense model, and only in sizes that they share with the compact model.
+
+    The same holds for tensors that are missing.
+    """
+    if shapes is None or shapes == dense or not dense.keys() >= shapes.keys() >= compact.keys():
         return False
     return all(
         len(shape) == len(dense[name])
-        and all(n in (d, c) for n, d, c in zip(shape, dense[name], compact[name], strict=True))
+        and all(n in (d, c) for n, d, c in zip(shape, dense[name], compact.get(name, dense[name]), strict=True))
         for name, shape in shapes.items()
     )
 
 
-def _compact_shapes(model: nn.Module, masks: Sequence[TensorMask]) -> Shapes:
+def _compact_shapes(model: nn.Module, masks: Sequence[TensorMask], new_paths: Mapping[str, str | None]) -> Shapes:
     changed = {id(mask.read()): mask.shape for mask in masks}
-    return {name: changed.get(id(tensor), tuple(tensor.shape)) for name, tensor in _named_tensors(model)}
+    found: Shapes = {}
+    for name, tensor in _named_tensors(model):
+        parts = name.split(".")
+        path = next((path for k in range(len(parts)) if (path := ".".join(parts[:k])) in new_paths), None)
+        new = None if path is None else new_paths[path]
+        if path is None or new is not None:
+            stored = name if new is None else f"{new}{name.removeprefix(path or '')}"
+            found[stored] = changed.get(id(tensor), tuple(tensor.shape))
+    return found
+
+
+def _new_paths(ffns: FFNs, masks: Masks) -> dict[str, str | None]:
+    """Return the paths that experts which are modules will have, by their present paths; None if they are removed."""
+    found: dict[str, str | None] = {}
+    for mixture, experts in zip(ffns.mixtures, ffns.experts.values(), strict=True):
+        if isinstance(mixture.experts, SeparateExperts):
+            paths = [f"{mixture.name}.{name}" for name in mixture.experts.names()]
+            kept = iter(paths)
+            found |= {
+                path: next(kept) if bool(masks[name].any()) else None for path, name in zip(paths, experts, strict=True)
+            }
+    return found
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -211,8 +236,9 @@ def module_widths(ffns: FFNs, widths: Mapping[str, int]) -> list[tuple[nn.Module
     found = [
         (ffn.module, name, widths[layer.name])
         for ffn in ffns
-        if not ffn.is_routed
+        if not isinstance(ffn.module, Expert)
         for layer in ffn.prunable.values()
+        if widths[layer.name]
         for name in WIDTH_ATTRIBUTES
         if _holds(ffn.module, name, layer.size)
     ]

@@ -1,8 +1,9 @@
 """Mixtures of experts: each expert as an FFN of its own, found in the tensors that all experts of a mixture share."""
 
 from llmrank.models.experts.expert_map import Expert, ExpertMap, Routing, TensorPart
-from llmrank.models.experts.find_mixtures import find_mixtures
+from llmrank.models.experts.find_mixtures import counts_of_experts, find_mixtures, find_separate_mixtures
 from llmrank.models.experts.mixture import Mixture, RouteAround, RoutedExperts, by_expert, route_around
+from llmrank.models.experts.separate import SeparateExperts
 
 __all__ = [
     "Expert",
@@ -11,8 +12,11 @@ __all__ = [
     "RouteAround",
     "RoutedExperts",
     "Routing",
+    "SeparateExperts",
     "TensorPart",
     "by_expert",
+    "counts_of_experts",
     "find_mixtures",
+    "find_separate_mixtures",
     "route_around",
 ]

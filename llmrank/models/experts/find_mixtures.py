@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from llmrank.errors import UnsupportedModelError
-from llmrank.models.experts.layout import Layout, read_layout
+from llmrank.models.experts.layout import read_layout
 from llmrank.models.experts.mixture import ExpertTensor, Mixture, RoutedExperts
+from llmrank.models.experts.separate import SeparateExperts
 from llmrank.models.finding.tracing import trial_run
 
-__all__ = ["find_mixtures"]
+__all__ = ["counts_of_experts", "find_mixtures", "find_separate_mixtures"]
 
 # Attributes that hold the number of experts of a token, of groups of experts, and of groups that a token may use.
 TOP_K = ("top_k", "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_k", "moe_topk")
@@ -51,24 +52,11 @@ def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
     for path, module in modules.items():
         layout = read_layout(module)
         if layout is not None:
-            block = path.rpartition(".")[0]
-            router, router_path = _router(path, modules[block], layout)
-            top_k = _stated(TOP_K, router, modules[block], module) or 1
-            n_groups = _stated(GROUPS, router, modules[block]) or 1
-            chosen_groups = _stated(CHOSEN_GROUPS, router, modules[block]) or n_groups
-            min_kept = top_k if n_groups == 1 else max(-(-top_k // chosen_groups), SCORES_OF_GROUP)
-            tensors = tuple(_tensors_by_expert(modules[block], router, layout))
             experts = RoutedExperts.of(module)
+            found[path] = _mixture(path, modules, experts, layout.n_inputs)
             if type(module) not in checked:
                 checked.add(type(module))
                 _check_experts(path, experts)
-            is_transformer_block = block.rpartition(".")[2].isdigit()
-            outer = experts if is_transformer_block else modules[block]
-            around = [modules[".".join(path.split(".")[:k])] for k in range(path.count(".") + 2)]
-            counts = tuple(_counts((*around, *router.modules()), layout.n_experts))
-            found[path] = Mixture(
-                path, block, experts, outer, router, router_path, tensors, counts, top_k, n_groups, min_kept
-            )
     return found
 
 
@@ -98,21 +86,91 @@ def _check_experts(path: str, experts: RoutedExperts) -> None:
         )
 
 
-def _router(path: str, block: nn.Module, layout: Layout) -> tuple[nn.Module, str]:
+def find_separate_mixtures(
+    modules: Mapping[str, nn.Module], ffns: Mapping[str, tuple[tuple[int, ...], Sequence[nn.Module]]]
+) -> dict[str, Mixture]:
+    """Find the mixtures whose experts are FFNs in an ``nn.ModuleList`` or ``nn.ModuleDict``, beside a router.
+
+    Parameters
+    ----------
+    modules : mapping from str to nn.Module
+        All modules of the model, by path.
+    ffns : mapping from str to (tuple of int, sequence of nn.Module)
+        The sizes of the layers of each FFN, and its linear maps, the output map last; by the path of its module.
+
+    Returns
+    -------
+    dict from str to Mixture
+        By the path of the list.
+
+    Raises
+    ------
+    UnsupportedModelError
+        A list is named after experts, and no router is found beside it.
+    """
+    found = {}
+    for path, module in modules.items():
+        # A list may hold a dropout too.
+        members = [ffns.get(f"{path}.{name}") for name, child in module.named_children() if _has_parameters(child)]
+        experts = [member for member in members if member is not None and len(member[0]) == 3]
+        is_list = isinstance(module, (nn.ModuleList, nn.ModuleDict)) and len(members) > 1 and path
+        if not is_list or len(experts) < len(members) or len({sizes for sizes, _ in experts}) > 1:
+            continue
+        block = modules[path.rpartition(".")[0]]
+        sizes = experts[0][0]
+        is_named = EXPERTS.search(path.rpartition(".")[2]) or EXPERTS.search(type(module).__name__)
+        if is_named or len(_routers(path, block, len(experts))) == 1:
+            has_forward = type(module).forward is not nn.Module.forward
+            separate = SeparateExperts(module, module if has_forward else block, [m for _, m in experts], *sizes[1:])
+            found[path] = _mixture(path, modules, separate, sizes[0])
+    return found
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _mixture(
+    path: str, modules: Mapping[str, nn.Module], experts: RoutedExperts | SeparateExperts, n_inputs: int
+) -> Mixture:
+    """Describe the mixture whose experts are at a path."""
+    block, module = path.rpartition(".")[0], modules[path]
+    router, router_path = _router(path, modules[block], len(experts))
+    top_k = _stated(TOP_K, router, modules[block], module) or 1
+    n_groups = _stated(GROUPS, router, modules[block]) or 1
+    chosen_groups = _stated(CHOSEN_GROUPS, router, modules[block]) or n_groups
+    min_kept = top_k if n_groups == 1 else max(-(-top_k // chosen_groups), SCORES_OF_GROUP)
+    tensors = tuple(_tensors_by_expert(modules[block], router, len(experts), n_inputs))
+    if isinstance(experts, SeparateExperts):
+        outer = experts.site
+    else:
+        is_transformer_block = block.rpartition(".")[2].isdigit()
+        outer = experts if is_transformer_block else modules[block]
+    around = [modules[".".join(path.split(".")[:k])] for k in range(path.count(".") + 2)]
+    counts = tuple(counts_of_experts((*around, *router.modules()), len(experts)))
+    return Mixture(path, block, experts, outer, router, router_path, tensors, counts, top_k, n_groups, min_kept)
+
+
+def _router(path: str, block: nn.Module, n_experts: int) -> tuple[nn.Module, str]:
     """Return the router of the experts at `path`: the module beside them with one row for each expert."""
-    beside = [
-        (name, child)
-        for name, child in block.named_children()
-        if name != path.rpartition(".")[2] and len(_router_weights(child, layout.n_experts)) == 1
-    ]
+    beside = _routers(path, block, n_experts)
     if len(beside) != 1:
         raise UnsupportedModelError(
-            f"{path} holds {layout.n_experts} experts, and their router was not found: expected one module beside them "
-            f"with one row for each expert, found {[name for name, _ in beside] or 'none'}; its experts cannot be pruned: "
+            f"{path} holds {n_experts} experts, and their router was not found: expected one module beside them "
+            f"with one row for each expert, found {list(beside) or 'none'}; its experts cannot be pruned: "
             "name Linears outside the experts with structure_dict="
         )
-    name, router = beside[0]
+    ((name, router),) = beside.items()
     return router, f"{path.rpartition('.')[0]}.{name}".lstrip(".")
+
+
+def _routers(path: str, block: nn.Module, n_experts: int) -> dict[str, nn.Module]:
+    """Return the modules that may be the router of the experts at `path`, by their names in the block around the experts."""
+    return {
+        name: child
+        for name, child in block.named_children()
+        if name != path.rpartition(".")[2] and len(_router_weights(child, n_experts)) == 1
+    }
 
 
 def _router_weights(module: nn.Module, n_experts: int) -> list[nn.Parameter]:
@@ -122,21 +180,21 @@ def _router_weights(module: nn.Module, n_experts: int) -> list[nn.Parameter]:
     return matrices if all(p.shape[0] == n_experts for p in matrices) else []
 
 
-def _tensors_by_expert(block: nn.Module, router: nn.Module, layout: Layout) -> Iterator[ExpertTensor]:
+def _tensors_by_expert(block: nn.Module, router: nn.Module, n_experts: int, n_inputs: int) -> Iterator[ExpertTensor]:
     """Yield the tensors of the router, and those that the block itself holds, that have one entry for each expert."""
     for owner in (*router.modules(), block):
         named: Mapping[str, torch.Tensor | None] = {**owner._parameters, **owner._buffers}
         for name, tensor in named.items():
-            if tensor is None or layout.n_experts not in tensor.shape:
+            if tensor is None or n_experts not in tensor.shape:
                 continue
-            if tensor.ndim == 1 and layout.n_experts == layout.n_inputs and name in ("scale", "weight"):
+            if tensor.ndim == 1 and n_experts == n_inputs and name in ("scale", "weight"):
                 continue  # as long as the residual stream is wide: a norm or a scale of it
-            yield ExpertTensor(owner, name, tensor.shape.index(layout.n_experts))
+            yield ExpertTensor(owner, name, tensor.shape.index(n_experts))
 
 
-def _counts(modules: Iterable[nn.Module], n_experts: int) -> Iterator[tuple[nn.Module, str]]:
-    """Yield the attributes of modules that hold the number of experts, and no number of experts of a token."""
-    for module in modules:
+def counts_of_experts(holders: Iterable[Any], n_experts: int) -> Iterator[tuple[Any, str]]:
+    """Yield the attributes of modules or configurations that hold the number of experts, and no number of experts of a token."""
+    for module in holders:
         for name, value in vars(module).items():
             counts = EXPERTS.search(name) and not PER_TOKEN.search(name)
             if type(value) is int and value == n_experts and (counts or name == "out_features"):

@@ -13,8 +13,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from llmrank.models.experts.expert_map import Expert
+from llmrank.models.experts.expert_map import Expert, ExpertMap, Routing
 from llmrank.models.experts.layout import is_dispatched, read_layout
+from llmrank.models.experts.separate import SeparateExperts
 
 __all__ = ["ExpertTensor", "Mixture", "RouteAround", "RoutedExperts", "by_expert", "route_around"]
 
@@ -85,6 +86,15 @@ class RoutedExperts(nn.Module):
     def __len__(self) -> int:
         return len(self.experts)
 
+    def __iter__(self) -> Iterator[Expert]:
+        experts: Any = iter(self.experts)
+        return experts  # type: ignore[no-any-return]
+
+    @property
+    def n_hidden(self) -> int:
+        """Number of hidden neurons of each expert."""
+        return self[0].n_hidden
+
     def forward(self, values: torch.Tensor, *routing: torch.Tensor) -> torch.Tensor:
         """Compute what the model's module computes, from its own arguments."""
         if self.presorted:
@@ -135,10 +145,11 @@ class Mixture:
         Path of the module of the experts.
     block : str
         Path of the module that holds the experts and their router.
-    experts : RoutedExperts
+    experts : RoutedExperts or SeparateExperts
+        Experts that share tensors, or that are modules.
     module : nn.Module
-        The module whose input every expert may read, and whose output all of them add up to: that of `block`, or `experts` if the
-        block is a transformer block.
+        The module whose input every expert may read, and whose output all of them add up to: that of `block`, or that of the
+        experts if the block is a transformer block.
     router : nn.Module
         The module that chooses the experts of each token.
     router_name : str
@@ -157,7 +168,7 @@ class Mixture:
 
     name: str
     block: str
-    experts: RoutedExperts
+    experts: RoutedExperts | SeparateExperts
     module: nn.Module
     router: nn.Module
     router_name: str
@@ -172,17 +183,44 @@ class Mixture:
         """Number of experts."""
         return len(self.experts)
 
+    @property
+    def summed(self) -> nn.Module:
+        """The module whose output is what all experts return together."""
+        return self.experts if isinstance(self.experts, RoutedExperts) else self.experts.site
+
+    def is_expert(self, module: nn.Module) -> bool:
+        """Whether a module is one of the experts."""
+        return module in self.experts if isinstance(self.experts, SeparateExperts) else isinstance(module, Expert)
+
+    def routing_of(self, module: nn.Module) -> Routing | None:
+        """Return the tokens that the expert with this linear map gets now; None if the map belongs to none of the experts."""
+        if isinstance(self.experts, SeparateExperts):
+            return self.experts.routing_of(module)
+        return module.routing if isinstance(module, ExpertMap) else None
+
 
 @contextmanager
 def by_expert(mixtures: Iterable[Mixture]) -> Iterator[None]:
     """Let a model compute its mixtures expert by expert within the context, so that hooks on the maps of experts are called.
 
-    Cost: mixtures take as long as with the eager implementation of transformers.
+    Their routings then hold the tokens of the present call. Cost: mixtures take as long as with the eager implementation of
+    transformers.
     """
-    routed = {id(mixture.experts.owner): mixture.experts for mixture in mixtures}
-    if not routed:
+    with ExitStack() as cleanup:
+        routed = {}
+        for mixture in mixtures:
+            if isinstance(mixture.experts, RoutedExperts):
+                routed[id(mixture.experts.owner)] = mixture.experts
+            else:
+                cleanup.enter_context(mixture.experts.observed())
+        if routed:
+            cleanup.enter_context(_one_by_one(routed))
         yield
-        return
+
+
+@contextmanager
+def _one_by_one(routed: dict[int, RoutedExperts]) -> Iterator[None]:
+    """Run experts in place of the modules that hold their tensors, which are given by their ids."""
     name = f"llmrank-{next(_names)}"
 
     def compute(owner: nn.Module, *args: Any, **kwargs: Any) -> Any:

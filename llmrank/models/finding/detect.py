@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,10 +27,11 @@ from llmrank.models.checks import (
     check_not_wrapped,
     check_weights_finite,
 )
-from llmrank.models.experts import Mixture, find_mixtures
+from llmrank.models.experts import Expert, Mixture, RoutedExperts, find_mixtures, find_separate_mixtures
 from llmrank.models.families import text_config
 from llmrank.models.ffn import FFN, FFNKind, FFNs, LinearMap
-from llmrank.models.finding.tracing import linear_chain, reads_unchanged, trial_run
+from llmrank.models.finding.neurons import check_neurons_separate
+from llmrank.models.finding.tracing import linear_chain, reads_unchanged
 from llmrank.models.linear_map import in_features, is_linear_map, out_features
 
 __all__ = ["find_ffns", "is_linear"]
@@ -74,7 +75,6 @@ def find_ffns(model: nn.Module) -> FFNs:
     """
     check_not_wrapped(model)
     mixtures = find_mixtures(model)
-    check_experts_known(model, mixtures)
     modules = dict(model.named_modules())
     linears = {name: module for name, module in modules.items() if is_linear(module)}
     check_not_quantised(model, linears)
@@ -94,6 +94,8 @@ def find_ffns(model: nn.Module) -> FFNs:
         if ffn is not None:
             found[name] = ffn
             claimed.update(linear_map.name for stage in ffn.stages for linear_map in stage)
+    mixtures |= find_separate_mixtures(modules, {name: (ffn.sizes, _modules_of(ffn)) for name, ffn in found.items()})
+    check_experts_known(model, mixtures, [module for ffn in found.values() for module in _modules_of(ffn)])
     config = text_config(model)
     ffns = [ffn for name in modules for ffn in _ffns_at(name, found, mixtures, config)]
     stacked = [ffn for ffn in ffns if ffn.stack != ffn.name]
@@ -114,12 +116,12 @@ def find_ffns(model: nn.Module) -> FFNs:
     checked: set[tuple[object, ...]] = set()
     for ffn in ffns:
         # FFNs of one class may differ by a setting: some of Gemma 3n's keep only the largest neurons of each token.
-        module = ffn.stages[0][0].owner if ffn.is_routed else ffn.module
+        module = ffn.stages[0][0].owner if isinstance(ffn.module, Expert) else ffn.module
         settings = (item for item in vars(module).items() if isinstance(item[1], (bool, int, float, str)))
         alike = (type(module), ffn.kind, *settings)
         if alike not in checked:
             checked.add(alike)
-            _check_neurons_separate(ffn, getattr(getattr(model, "config", None), "hidden_size", None))
+            check_neurons_separate(ffn, getattr(getattr(model, "config", None), "hidden_size", None))
     return FFNs(ffns)
 
 
@@ -135,22 +137,29 @@ def is_linear(module: nn.Module) -> bool:
 def _ffns_at(name: str, found: Mapping[str, FFN], mixtures: Mapping[str, Mixture], config: Any) -> list[FFN]:
     """Return the FFN of the module at a path, or the experts there; none if it holds neither."""
     mixture = mixtures.get(name)
-    if mixture is not None:
-        return [_expert_ffn(mixture, position) for position in range(mixture.n_experts)]
+    if mixture is not None and isinstance(mixture.experts, RoutedExperts):
+        return [_expert_ffn(mixture, k, expert) for k, expert in enumerate(mixture.experts)]
     ffn = found.get(name)
     if ffn is None:
         return []
+    own = mixtures.get(name.rpartition(".")[0])
+    if own is not None and own.is_expert(ffn.module):
+        return [replace(ffn, mixture=own, tied=True)]
     beside = [m for m in mixtures.values() if name.startswith(_prefix(m.block)) and _block_path(m.block) != m.block]
     if not beside:
         return [ffn]
     mixture, width = beside[0], ffn.sizes[1]
     stated = {value for key, value in vars(config).items() if "shared" in key} if config is not None else set()
-    is_multiple = width % mixture.experts[0].n_hidden == 0
+    is_multiple = width % mixture.experts.n_hidden == 0
     return [replace(ffn, mixture=mixture, tied=is_multiple and width not in stated)]
 
 
-def _expert_ffn(mixture: Mixture, position: int) -> FFN:
-    name, expert = f"{mixture.name}.{position}", mixture.experts[position]
+def _modules_of(ffn: FFN) -> list[nn.Module]:
+    return [linear_map.module for stage in ffn.stages for linear_map in stage]
+
+
+def _expert_ffn(mixture: Mixture, position: int, expert: Expert) -> FFN:
+    name = f"{mixture.name}.{position}"
     maps = {part: LinearMap.whole(f"{name}.{part}_proj", expert_map) for part, expert_map in expert.maps.items()}
     *inputs, output = maps.values()
     kind: FFNKind = "gated" if len(inputs) == 2 else "plain"
@@ -328,58 +337,6 @@ def _check_no_parameter_of_neurons(scaled: Iterable[tuple[FFN, str]]) -> None:
                 f"separate: {parameter} is another parameter of their size, such as the weight of a norm between the "
                 "maps. It cannot be pruned by hidden neuron; use structure_dict= to prune rows of named Linears"
             )
-
-
-def _check_neurons_separate(ffn: FFN, stream_size: int | None) -> None:
-    """Change one neuron after the input maps, and raise an error if another input of the next map changes too.
-
-    `stream_size` is the size of the residual stream, if the configuration states it.
-    """
-    input_maps, next_map = ffn.stages[0], ffn.stages[1][0].module
-    weight = input_maps[0].weight
-    if weight.is_meta:
-        return
-    neuron = min(1, ffn.sizes[1] - 1)
-    read: list[torch.Tensor] = []
-
-    def shift(position: int) -> Callable[[nn.Module, object, torch.Tensor], torch.Tensor]:
-        def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-            output = output.clone()
-            output[..., position] += 3.0
-            return output
-
-        return hook
-
-    handles = [next_map.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0].detach().float()))]
-    probe = torch.randn(1, 2, ffn.sizes[0], generator=torch.Generator().manual_seed(0)).to(weight)
-    try:
-        with trial_run(ffn.module):
-            ffn.module(probe)
-            handles += [each.module.register_forward_hook(shift(each.start + neuron)) for each in input_maps]
-            ffn.module(probe)
-    # The FFN's module may be a transformer block, which needs other inputs; then the shapes must be enough.
-    except Exception as error:
-        if ffn.kind == "plain" and ffn.sizes[1] < ffn.sizes[0] != stream_size:
-            raise UnsupportedModelError(
-                f"{ffn.name} ({type(ffn.module).__name__}) does not run on a single tensor, and its linear maps "
-                f"{ffn.stages[0][0].name} and {ffn.stages[1][0].name} do not show by their shapes which is the output map; "
-                "expected more neurons than the residual stream is wide: name Linears with structure_dict="
-            ) from error
-        return
-    finally:
-        for handle in handles:
-            handle.remove()
-    if len(read) != 2 or read[0].shape != read[1].shape or read[0].shape[-1] != ffn.sizes[1]:
-        return
-    changed = (read[0] != read[1]).reshape(-1, ffn.sizes[1]).any(0)
-    changed[neuron] = False
-    if changed.any():
-        other = int(changed.nonzero()[0])
-        raise UnsupportedModelError(
-            f"{ffn.name} ({type(ffn.module).__name__}) has the shapes of a {ffn.kind} FFN, but its hidden neurons "
-            f"{neuron} and {other} are not separate (a norm, a choice of the largest or an interleaved layout between the maps): "
-            "it cannot be pruned by hidden neuron; use structure_dict= to prune rows of named Linears"
-        )
 
 
 def _inventory(linears: dict[str, nn.Module]) -> str:

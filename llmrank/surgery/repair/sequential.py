@@ -13,7 +13,7 @@ from llmrank.calibration.blockwise import Stream
 from llmrank.calibration.forward import substitute_forward
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.models import FFN, FFNs, LinearMap, PrunableLayer
-from llmrank.models.experts import ExpertMap, route_around
+from llmrank.models.experts import route_around
 from llmrank.models.families import bias_attribute
 from llmrank.models.linear_map import bias_of, matrix_of
 from llmrank.prune.masks import Masks
@@ -157,7 +157,7 @@ class _Fitting:
     def _sums(self, layer: PrunableLayer, *, sum_held_out: bool = True) -> MomentSums:
         (output_map,) = layer.output_maps
         module = output_map.module
-        routing = module.routing if isinstance(module, ExpertMap) else None
+        routing = None if layer.mixture is None else layer.mixture.routing_of(module)
         device = output_map.weight.device
         return MomentSums(layer.size, device, self._stream.n_fitted_batches, sum_held_out=sum_held_out, routing=routing)
 

@@ -1,0 +1,124 @@
+"""Functions that restore what an application of masks may change, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+from llmrank.models import FFNs
+from llmrank.models.experts import Expert
+from llmrank.models.families import WIDTH_ATTRIBUTES, text_config
+from llmrank.surgery.widths import EXPERT_WIDTHS
+
+__all__ = ["Restore", "restores_of"]
+
+# Restores one module, or the configuration. It may be called again after an interrupt.
+Restore: TypeAlias = Callable[[], None]
+ABSENT = object()
+# Attributes in which linear maps state their sizes.
+SIZES = ("out_features", "in_features", "nf", "nx")
+
+
+def restores_of(model: nn.Module, ffns: FFNs) -> list[Restore]:
+    """Return functions that restore the present state of everything that an application may change."""
+    attributes: list[tuple[nn.Module, tuple[str, ...]]] = [
+        (ffn.module, WIDTH_ATTRIBUTES) for ffn in ffns if not isinstance(ffn.module, Expert)
+    ]
+    for mixture in ffns.mixtures:
+        attributes.append((mixture.experts.owner, EXPERT_WIDTHS))
+        attributes += [(module, (name,)) for module, name in mixture.counts]
+    restores = [_restore_module(module) for module in (*ffns.modules, *ffns.router_modules)]
+    restores += [_restore_attributes(module, names) for module, names in attributes]
+    restores += [_restore_forward(mixture.router) for mixture in ffns.mixtures]
+    restores += [_restore_children(mixture.experts.owner) for mixture in ffns.mixtures]
+    config = text_config(model)
+    if config is not None:
+        restores.append(_restore_config(config))
+    return restores
+
+
+def _restore_config(config: Any) -> Restore:
+    before = dict(vars(config))
+
+    def restore() -> None:
+        for name in vars(config).keys() - before.keys():
+            delattr(config, name)
+        for name, value in before.items():
+            if vars(config).get(name, ABSENT) is not value:
+                vars(config)[name] = value
+
+    return restore
+
+
+def _restore_children(module: nn.Module) -> Restore:
+    before = dict(module._modules)
+
+    def restore() -> None:
+        if list(module._modules.items()) != list(before.items()):
+            module._modules.clear()
+            module._modules.update(before)
+
+    return restore
+
+
+def _restore_forward(module: nn.Module) -> Restore:
+    before = vars(module).get("forward", ABSENT)
+
+    def restore() -> None:
+        if before is ABSENT:
+            vars(module).pop("forward", None)
+        else:
+            vars(module)["forward"] = before
+
+    return restore
+
+
+def _restore_module(module: nn.Module) -> Restore:
+    parameters, buffers, hooks = dict(module._parameters), dict(module._buffers), dict(module._forward_pre_hooks)
+    # The tensors are kept too, because an assignment to `data` gives the same Parameter another tensor.
+    tensors = {name: parameter.data for name, parameter in parameters.items() if parameter is not None}
+    restore_sizes = _restore_attributes(module, SIZES)
+
+    def restore() -> None:
+        target: Any = module
+        for name, tensor in tensors.items():
+            parameter: Any = parameters[name]
+            if parameter.data_ptr() != tensor.data_ptr() or parameter.shape != tensor.shape:
+                parameter.data = tensor
+        for name in parameters:
+            # torch.nn.utils.prune stores the masked tensor as a plain attribute.
+            vars(target).pop(name, None)
+            if f"{name}_mask" not in buffers:
+                target._buffers.pop(f"{name}_mask", None)
+        for key, hook in list(target._forward_pre_hooks.items()):
+            if key not in hooks and isinstance(hook, torch_prune.BasePruningMethod):
+                target._forward_pre_hooks.pop(key, None)
+        target._buffers.update(
+            {name: value for name, value in buffers.items() if target._buffers.get(name) is not value}
+        )
+        # The order of the parameters is restored too: optimisers and state dicts depend on it.
+        if [(name, id(p)) for name, p in target._parameters.items()] != [
+            (name, id(p)) for name, p in parameters.items()
+        ]:
+            target._parameters.clear()
+            target._parameters.update(parameters)
+        restore_sizes()
+
+    return restore
+
+
+def _restore_attributes(target: Any, names: Iterable[str]) -> Restore:
+    before = {name: getattr(target, name, ABSENT) for name in names}
+
+    def restore() -> None:
+        for name, value in before.items():
+            now = getattr(target, name, ABSENT)
+            if now is not value and value is ABSENT:
+                delattr(target, name)
+            elif now is not value and now != value:
+                setattr(target, name, value)
+
+    return restore
