@@ -108,8 +108,9 @@ def measured(model_type: str) -> dict[str, Any]:
 
 
 def is_mixture(module: Any) -> bool:
-    """Whether a module is named after experts, or states that it has several."""
-    return "expert" in type(module).__name__.lower() or getattr(module, "num_experts", 0) > 1
+    """Whether a module is named after experts, or after a mixture of which it states the number of experts."""
+    name = type(module).__name__.lower()
+    return "expert" in name or ("moe" in name and getattr(module, "num_experts", 0) > 1)
 
 
 def pruned_by(model: Any, before: Any, targets: str, amount: float) -> dict[str, Any]:

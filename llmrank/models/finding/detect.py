@@ -1,7 +1,7 @@
 """Find the FFNs of a model by the shapes of its linear maps, not by the model's name.
 
 The linear maps inside a module, without those of attention, are an FFN if they are exactly d -> f and f -> d (plain), two
-d -> f and one f -> d (gated), or d -> 2f and f -> d (fused). An ``nn.Sequential`` of Linears and pointwise functions is a
+d -> f and one f -> d (gated), or d -> 2f and f -> d (fused). Beside those of a gated FFN a module may hold others, of other sizes. An ``nn.Sequential`` of Linears and pointwise functions is a
 sequential FFN. If no module has such maps, a trial run shows which modules are chains of linear maps (multilayer perceptrons).
 
 A module is an attention if one of its own linear maps is named after queries. If none is, the name of the module or of its class
@@ -91,6 +91,7 @@ def find_ffns(model: nn.Module) -> FFNs:
         if len(inside) < 2:
             continue
         ffn = _sequential_ffn(name, module, candidates) or _ffn_by_shapes(name, module, inside)
+        ffn = ffn or _ffn_by_shapes(name, module, _gated_maps(name, inside))
         if ffn is not None:
             found[name] = ffn
             claimed.update(linear_map.name for stage in ffn.stages for linear_map in stage)
@@ -271,6 +272,19 @@ def _ffn_by_shapes(name: str, module: nn.Module, linears: list[tuple[str, nn.Mod
         halves = (LinearMap(path, up, 0, width), LinearMap(path, up, width, width))
         return FFN(name, "fused", (halves, output), _stack_path(name), module)
     return None
+
+
+def _gated_maps(name: str, linears: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """Return the maps of a gated FFN among more maps that the module at `name` holds itself, such as a router; none if unclear."""
+    sizes = [(in_features(linear), out_features(linear)) for _, linear in linears]
+    outputs = {(n_in, n_out) for n_in, n_out in sizes if sizes.count((n_out, n_in)) == 2 and n_in != n_out}
+    if len(outputs) != 1 or any(path.rpartition(".")[0] != name for path, _ in linears):
+        return []
+    ((width, d_model),) = outputs
+    # No other map may read or compute the hidden neurons.
+    found = [entry for entry, shape in zip(linears, sizes, strict=True) if width in shape]
+    fits = all(sorted(shape) == sorted((width, d_model)) for shape in sizes if width in shape)
+    return found if fits and len(found) == 3 else []
 
 
 def _sequential_ffn(name: str, module: nn.Module, candidates: dict[str, nn.Module]) -> FFN | None:

@@ -136,7 +136,8 @@ def check_targets(targets: Sequence[Target], ffns: FFNs) -> None:
     """Raise an OptionError if experts are to be removed from a model without experts."""
     if "experts" in targets and not ffns.mixtures:
         raise OptionError(
-            "this model has no experts to remove; expected a mixture of experts, or targets='neurons' (--targets neurons)"
+            "this model has no experts that could be removed; expected a mixture of experts with a router, or targets='neurons' "
+            "(--targets neurons)"
         )
 
 
