@@ -125,6 +125,9 @@ def _candidates(config: Any, ffns: FFNs, masks: Masks) -> Iterator[tuple[str, An
                 yield name, [after if value == before else value for value in old]
             elif (name in known and not isinstance(old, list)) or (type(old) is int and old == before):
                 yield name, after
+                # Moshi and RecurrentGemma state the width of gate and up together.
+                if type(old) is int and old != before and (old * after) % before == 0:
+                    yield name, old * after // before
 
 
 def _explains(shapes: Shapes | None, dense: Shapes, compact: Shapes) -> bool:
