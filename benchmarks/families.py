@@ -14,7 +14,8 @@ The outcome of a type, and that of its experts, is one of these:
 - timeout;
 - cannot build: the tiny model is not made or does not run, so nothing is known about llmrank.
 
-Each model runs in a process that is started anew after an error or a time-out. A run continues its own result file.
+Each model runs in a process that is started anew after an error or a time-out. A run continues its own result file. A part
+of the results goes into the package, for ``llmrank families``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import copy
 import fnmatch
+import json
 import multiprocessing
 import tempfile
 import traceback
@@ -49,6 +51,8 @@ from llmrank.errors import LLMRankError
 from llmrank.models import find_ffns
 
 RESULTS = Path(__file__).parent / "results"
+# What `llmrank families` prints.
+PACKAGED = Path(llmrank.__file__).parent / "models" / "families.json"
 OUTCOMES = ("stock", "llmrank.load", "refused", "wrong", "traceback", "timeout", "cannot build")
 # With variants of some types.
 MODEL_TYPES = (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS)
@@ -283,6 +287,18 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def for_the_package(results: dict[str, Any]) -> str:
+    """Return the part of the results that ``llmrank families`` prints, as JSON with a line for each type."""
+    rows = []
+    for name, row in sorted(results["rows"].items()):
+        experts = row.get("experts", {})
+        reason = row.get("reason", experts.get("reason", ""))
+        shown = {"outcome": row["outcome"], "experts": experts.get("outcome", ""), "reason": reason}
+        rows.append(f"  {json.dumps(name)}: {json.dumps(shown)}")
+    head = {"transformers": results["protocol"]["transformers"], "neurons": AMOUNT, "experts": EXPERTS}
+    return json.dumps(head)[:-1] + ', "rows": {\n' + ",\n".join(rows) + "\n}}\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", help="pattern of model types, such as 'gemma*'; measured anew")
@@ -311,6 +327,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.quick:
         write(options.output, results)
         write(options.output.with_suffix(".md"), table(results))
+        if options.output == RESULTS / "families.json":
+            write(PACKAGED, for_the_package(results))
 
 
 if __name__ == "__main__":

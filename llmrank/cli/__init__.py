@@ -21,7 +21,8 @@ from rich.console import Console
 
 from graphs import GraphError
 from llmrank.cli.components import run_components
-from llmrank.cli.evaluate import add_evaluate_options, run_evaluate, run_families
+from llmrank.cli.evaluate import add_evaluate_options, run_evaluate
+from llmrank.cli.families import add_families_options, run_families
 from llmrank.cli.inspect import add_inspect_options, run_inspect
 from llmrank.cli.options import check_numbers
 from llmrank.cli.progress import make_progress
@@ -169,5 +170,5 @@ def parser() -> argparse.ArgumentParser:
         "components", run_components, "list pipelines, scorers, pruners and repairs, or the options of one"
     )
     components.add_argument("name", metavar="NAME", nargs="?", help="the component to describe")
-    add("families", run_families, "list the model families that are tested")
+    add_families_options(add("families", run_families, "list the model types of transformers, and what became of each"))
     return root

@@ -1,4 +1,4 @@
-"""``llmrank evaluate`` and ``llmrank families``: their options, and what they run and print."""
+"""``llmrank evaluate``: its options, and what it runs and prints."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ from llmrank.evaluation.fidelity import continuations, fidelity
 from llmrank.evaluation.last_word import CONTEXT_WORDS, Passage, check_continues, cut_passages, last_word
 from llmrank.evaluation.lm_eval import LMEvalTasks, find_tasks
 from llmrank.evaluation.perplexity import model_size, perplexity
-from llmrank.models import FAMILIES
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
 from llmrank.pipeline.report import dtype_name, environment, json_safe
 
-__all__ = ["add_evaluate_options", "run_evaluate", "run_families"]
+__all__ = ["add_evaluate_options", "run_evaluate"]
 
 # For each metric, or each of its parts if it has several: the label in the table, and whether the value is a share.
 METRICS = {
@@ -256,19 +255,3 @@ def _check_file(path: Path | None) -> None:
             pass
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror}; choose another place for --json") from error
-
-
-def run_families(_options: argparse.Namespace, console: Console) -> int:
-    """Run ``llmrank families``; return the exit status."""
-    table = Table(
-        title="Families that are tested; FFNs are found by their shapes, in other models too",
-        title_justify="left",
-    )
-    for heading in ("family", "model type", "FFN", "width in the configuration"):
-        table.add_column(heading)
-    for family in FAMILIES:
-        width = family.width_attribute or "none; use llmrank.load, or --form padded"
-        table.add_row(family.name, family.model_type, family.kind, width)
-    console.print(table)
-    console.print("Also nn.Sequential MLPs. Mixture-of-experts models and quantised weights are refused.")
-    return 0

@@ -1,16 +1,27 @@
-"""Configuration attributes of FFNs, and a table of model families for the tests, which finding FFNs does not need."""
+"""Configuration attributes of FFNs, and tables of model families, which finding FFNs does not need."""
 
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from llmrank.models.ffn import FFNKind
 
-__all__ = ["BIAS_ATTRIBUTES", "FAMILIES", "WIDTH_ATTRIBUTES", "Family", "bias_attribute", "text_config"]
+__all__ = [
+    "BIAS_ATTRIBUTES",
+    "FAMILIES",
+    "WIDTH_ATTRIBUTES",
+    "Family",
+    "MeasuredFamilies",
+    "bias_attribute",
+    "measured_families",
+    "text_config",
+]
 
 # Configuration attributes that say whether the maps of the FFNs have biases.
 BIAS_ATTRIBUTES = ("mlp_bias",)
@@ -70,6 +81,32 @@ FAMILIES: tuple[Family, ...] = (
     Family("RoBERTa", "roberta", "plain"),
     Family("ModernBERT", "modernbert", "fused"),
 )
+
+
+@dataclass(frozen=True)
+class MeasuredFamilies:
+    """What became of a tiny model of every model type, as ``python -m benchmarks.families`` measured it.
+
+    Attributes
+    ----------
+    transformers : str
+        The version of transformers.
+    neurons, experts : float
+        The shares that were removed.
+    rows : dict from str to dict
+        By model type: its ``outcome``, that of its ``experts`` ("" without any), and the ``reason`` if one of them is not stock.
+    """
+
+    transformers: str
+    neurons: float
+    experts: float
+    rows: dict[str, dict[str, str]]
+
+
+def measured_families() -> MeasuredFamilies:
+    """Return what was measured of every model type."""
+    text = Path(__file__).with_name("families.json").read_text(encoding="utf-8")
+    return MeasuredFamilies(**json.loads(text))
 
 
 def text_config(model: nn.Module) -> Any:

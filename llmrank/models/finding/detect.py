@@ -1,8 +1,9 @@
 """Find the FFNs of a model by the shapes of its linear maps, not by the model's name.
 
 The linear maps inside a module, without those of attention, are an FFN if they are exactly d -> f and f -> d (plain), two
-d -> f and one f -> d (gated), or d -> 2f and f -> d (fused). Beside those of a gated FFN a module may hold others, of other sizes. An ``nn.Sequential`` of Linears and pointwise functions is a
-sequential FFN. If no module has such maps, a trial run shows which modules are chains of linear maps (multilayer perceptrons).
+d -> f and one f -> d (gated), or d -> 2f and f -> d (fused). Beside those of a gated FFN a module may hold others, of other
+sizes. An ``nn.Sequential`` of Linears and pointwise functions is a sequential FFN. If no module has such maps, a trial run shows
+which modules are chains of linear maps (multilayer perceptrons).
 
 A module is an attention if one of its own linear maps is named after queries. If none is, the name of the module or of its class
 decides, unless its own maps have the shapes of an FFN.
@@ -275,7 +276,7 @@ def _ffn_by_shapes(name: str, module: nn.Module, linears: list[tuple[str, nn.Mod
 
 
 def _gated_maps(name: str, linears: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
-    """Return the maps of a gated FFN among more maps that the module at `name` holds itself, such as a router; none if unclear."""
+    """Return the maps of a gated FFN among the maps that the module at `name` holds itself, such as a router; none if unclear."""
     sizes = [(in_features(linear), out_features(linear)) for _, linear in linears]
     outputs = {(n_in, n_out) for n_in, n_out in sizes if sizes.count((n_out, n_in)) == 2 and n_in != n_out}
     if len(outputs) != 1 or any(path.rpartition(".")[0] != name for path, _ in linears):

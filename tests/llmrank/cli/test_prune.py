@@ -21,7 +21,6 @@ from llmrank import Masks, cli
 from llmrank.calibration.forward import longest_input
 from llmrank.cli import demo
 from llmrank.cli import prune as cli_prune
-from llmrank.models import FAMILIES
 from llmrank.pipeline import registry
 from tests.llmrank.commands import SHORT, refused, run
 from tests.llmrank.tiny_models import FFN, family_model, logits, named_family, tiny_llama, tiny_t5, token_ids, tokenizer
@@ -234,12 +233,6 @@ def test_demo_without_network_says_what_to_do(monkeypatch: Any, tmp_path: Path, 
     assert "for example with `llmrank demo --model PATH`" in message
     assert not (tmp_path / "demo").exists()
     assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_families_lists_the_table(capsys: Any) -> None:
-    assert run("families") == 0
-    shown = capsys.readouterr().out
-    assert all(family.model_type in shown for family in FAMILIES)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,9 @@ def test_an_ordinary_ffn_may_be_named_after_experts() -> None:
         ("layers.1.shared_experts", "gated"),
     ]
     model.layers[1].shared_experts.extra = nn.Parameter(torch.zeros(2, 3))
-    with pytest.raises(UnsupportedModelError, match=r"stores its experts in a way that is not known \(layers.1.shared_experts"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"stores its experts in a way that is not known \(layers.1.shared_experts"
+    ):
         find_ffns(model)
 
 

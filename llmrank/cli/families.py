@@ -1,0 +1,64 @@
+"""``llmrank families``: the model types of transformers, and what became of a tiny model of each."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from fnmatch import fnmatch
+from textwrap import shorten
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from llmrank.errors import OptionError
+from llmrank.models.families import measured_families
+
+__all__ = ["add_families_options", "run_families"]
+
+MEANINGS = {
+    "stock": "the checkpoint loads in stock transformers",
+    "llmrank.load": "llmrank.load loads the checkpoint, because no field of the configuration states its widths",
+    "refused": "llmrank says why it does not prune the model",
+    "cannot build": "not known: the tiny model does not run",
+}
+
+
+def add_families_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``llmrank families``."""
+    command.add_argument(
+        "pattern", metavar="PATTERN", nargs="?", help="part of a model type, or a pattern such as 'qwen*'"
+    )
+
+
+def run_families(options: argparse.Namespace, console: Console) -> int:
+    """Run ``llmrank families``; return the exit status."""
+    measured = measured_families()
+    pattern = options.pattern or "*"
+    rows = {name: row for name, row in measured.rows.items() if pattern in name or fnmatch(name, pattern)}
+    if not rows:
+        raise OptionError(f"no model type matches {pattern!r}; `llmrank families` lists all {len(measured.rows)}")
+    console.print(
+        f"Tiny models of the causal language models of transformers {measured.transformers}, saved after "
+        f"{measured.neurons:.0%} of their neurons, or {measured.experts:.0%} of their experts, were removed:",
+        highlight=False,
+    )
+    counts = (Counter(row["outcome"] for row in rows.values()), Counter(row["experts"] for row in rows.values()))
+    summary = Table(box=SIMPLE_HEAD)
+    for heading, justify in (("models", "right"), ("mixtures", "right"), ("outcome", "left"), ("meaning", "left")):
+        summary.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for outcome in dict.fromkeys([*MEANINGS, *counts[0]]):
+        if counts[0][outcome] or counts[1][outcome]:
+            summary.add_row(str(counts[0][outcome]), str(counts[1][outcome]), outcome, MEANINGS.get(outcome, ""))
+    console.print(summary)
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("model type", "outcome", "experts", "reason"):
+        table.add_column(heading)
+    for name, row in rows.items():
+        # A single model is shown in full.
+        reason = row["reason"] if len(rows) == 1 else shorten(row["reason"], 160, placeholder=" ...")
+        table.add_row(name, row["outcome"], row["experts"], escape(reason))
+    console.print(table)
+    console.print("Other models work too if their FFNs are found by their shapes. Quantised weights are refused.")
+    return 0
