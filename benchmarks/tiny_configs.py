@@ -246,6 +246,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "granitemoehybrid, dense": ("granitemoehybrid", {"num_local_experts": 0, "num_experts_per_tok": 0}),
+    "hunyuan_v1_moe, one expert": ("hunyuan_v1_moe", {"num_experts": 1, "moe_topk": 1}),
     "jamba, dense": ("jamba", {"num_experts": 1, "num_experts_per_tok": 1}),
 }
 # Types whose class for causal language models takes a part of their configuration.

@@ -172,9 +172,14 @@ def tensor_masks(ffns: FFNs, masks: Masks, *, routers: bool = True) -> list[Tens
             collected.remove_outputs(input_map, masks[name])
         for output_map in () if removed else layer.output_maps:
             collected.remove_inputs(output_map, masks[name])
-    for mixture, experts in zip(ffns.mixtures, ffns.experts.values(), strict=True) if routers else ():
+    for mixture, experts in zip(ffns.mixtures, ffns.experts.values(), strict=True):
         kept = torch.stack([masks[name].any() for name in experts])
-        if not bool(kept.all()):
+        first = int(kept.long().argmax())
+        for mask in collected.found.values():
+            # Matrices of experts that compute nothing get the same shape.
+            for axis in mask.axes[1:] if mask.owner is mixture.experts.owner and mask.by_expert else ():
+                axis[len(experts) :] = axis[first]
+        if routers and not bool(kept.all()):
             for part in mixture.by_expert:
                 collected.of(part.owner, part.name).axes[part.axis].logical_and_(kept)
     return list(collected.found.values())

@@ -26,6 +26,7 @@ SCORES_OF_GROUP = 2
 # Allowed difference between two ways to compute the same, as a share of the largest output; half precision rounds that much.
 MOST_DIFFERENCE = 5e-2
 EXPERTS = re.compile(r"expert", re.IGNORECASE)
+ROUTER = re.compile(r"(^|_)(gate|router)$", re.IGNORECASE)
 PER_TOKEN = re.compile(r"per_tok|top_?k|shared", re.IGNORECASE)
 
 
@@ -140,25 +141,38 @@ def _mixture(
     n_groups = _stated(GROUPS, router, modules[block]) or 1
     chosen_groups = _stated(CHOSEN_GROUPS, router, modules[block]) or n_groups
     min_kept = top_k if n_groups == 1 else max(-(-top_k // chosen_groups), SCORES_OF_GROUP)
+    # Zaya's router may also skip all experts, and one expert needs no router: experts of such routers are not removed.
+    if len(experts) == 1 or len(_router_weights(router, len(experts))) != 1:
+        return Mixture(
+            path, block, experts, _around(path, modules, experts), router, router_path, (), (), top_k, 1, len(experts)
+        )
     tensors = tuple(_tensors_by_expert(modules[block], router, len(experts), n_inputs))
-    if isinstance(experts, SeparateExperts):
-        outer = experts.site
-    else:
-        is_transformer_block = block.rpartition(".")[2].isdigit()
-        outer = experts if is_transformer_block else modules[block]
+    outer = _around(path, modules, experts)
     around = [modules[".".join(path.split(".")[:k])] for k in range(path.count(".") + 2)]
     counts = tuple(counts_of_experts((*around, *router.modules()), len(experts)))
     return Mixture(path, block, experts, outer, router, router_path, tensors, counts, top_k, n_groups, min_kept)
 
 
+def _around(path: str, modules: Mapping[str, nn.Module], experts: RoutedExperts | SeparateExperts) -> nn.Module:
+    """Return the module whose input experts may read and whose output they add up to."""
+    if isinstance(experts, SeparateExperts):
+        return experts.site
+    block = path.rpartition(".")[0]
+    is_transformer_block = block.rpartition(".")[2].isdigit()
+    return experts if is_transformer_block else modules[block]
+
+
 def _router(path: str, block: nn.Module, n_experts: int) -> tuple[nn.Module, str]:
-    """Return the router of the experts at `path`: the module beside them with one row for each expert."""
+    """Return the router of the experts at `path`: the module beside them with one row for each expert, or with its name."""
     beside = _routers(path, block, n_experts)
+    named = {name: child for name, child in block.named_children() if ROUTER.search(name) and _has_parameters(child)}
+    if not beside and len(named) == 1:
+        beside = named
     if len(beside) != 1:
         raise UnsupportedModelError(
             f"{path} holds {n_experts} experts, and their router was not found: expected one module beside them "
-            f"with one row for each expert, found {list(beside) or 'none'}; its experts cannot be pruned: "
-            "name Linears outside the experts with structure_dict="
+            f"with one row for each expert, or with the name gate or router, found {list(beside) or 'none'}; its experts "
+            "cannot be pruned: name Linears outside the experts with structure_dict="
         )
     ((name, router),) = beside.items()
     return router, f"{path.rpartition('.')[0]}.{name}".lstrip(".")

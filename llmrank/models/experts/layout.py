@@ -75,7 +75,9 @@ def read_layout(owner: nn.Module) -> Layout | None:
     # The hidden neurons are the axis that is not shared with the other tensor.
     halves = 2 if first == "gate_up_proj" else 1
     n_hidden, transposed = _hidden_size(owner, up, down, halves)
-    if n_hidden is None or len(up) != len(down) or len(up) < 2:
+    # Longcat has matrices for experts that compute nothing.
+    fits = len(up) == len(down) or (len(up) > len(down) and hasattr(owner, "identity_expert"))
+    if n_hidden is None or not fits or "gate_proj" in stacked:
         return None
     interleaved = not getattr(owner, "is_concatenated", True)
     biases = {name for name, p in owner._parameters.items() if p is not None and p.ndim == 2}
@@ -88,7 +90,7 @@ def read_layout(owner: nn.Module) -> Layout | None:
     n_inputs = down.shape[2] if transposed else down.shape[1]
     maps["down"] = Place("down_proj", "down_proj_bias" if "down_proj_bias" in biases else None, slice(0, n_inputs))
     presorted = not is_dispatched(owner) and len(signature(type(owner).forward).parameters) == 2
-    return Layout(len(up), n_inputs, n_hidden, maps, transposed, interleaved, presorted)
+    return Layout(len(down), n_inputs, n_hidden, maps, transposed, interleaved, presorted)
 
 
 def _hidden_size(owner: nn.Module, up: torch.Tensor, down: torch.Tensor, halves: int) -> tuple[int | None, bool]:

@@ -111,6 +111,9 @@ class RoutedExperts(nn.Module):
             weight = weights[tokens, place]
             output = self._run(expert, inputs, tokens, weight, totals[tokens])
             outputs.index_add_(0, tokens, (output * weight[:, None]).to(outputs.dtype))
+        if hasattr(self.owner, "identity_expert"):
+            unchanged = torch.where(chosen >= len(self), weights, torch.zeros_like(weights)).sum(-1)
+            outputs += inputs * unchanged[:, None]
         return outputs.to(values.dtype).view(values.shape)
 
     def _forward_presorted(self, values: torch.Tensor) -> torch.Tensor:

@@ -139,6 +139,13 @@ def check_targets(targets: Sequence[Target], ffns: FFNs) -> None:
             "this model has no experts that could be removed; expected a mixture of experts with a router, or targets='neurons' "
             "(--targets neurons)"
         )
+    for mixture in ffns.mixtures if "experts" in targets else ():
+        if mixture.min_kept == mixture.n_experts:
+            raise OptionError(
+                f"no expert of {mixture.name} can be removed: its router {mixture.router_name} ({type(mixture.router).__name__}) "
+                f"is no matrix with one row for each expert, or needs all {mixture.n_experts} of them; expected such a "
+                "matrix, or targets='neurons' (--targets neurons)"
+            )
 
 
 def units_of(

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.errors import UnsupportedModelError
+from benchmarks.tiny_configs import tiny_model
+from llmrank import prune_model
+from llmrank.errors import OptionError, UnsupportedModelError
 from llmrank.models import find_ffns
 
 
@@ -59,3 +61,17 @@ def test_a_gated_ffn_may_hold_maps_of_other_sizes() -> None:
 def test_no_gated_ffn_is_found_if_another_map_is_as_wide() -> None:
     with pytest.raises(UnsupportedModelError, match="found no feed-forward network"):
         find_ffns(nn.ModuleDict({"layers": nn.ModuleList([WithRouter(n_keys=10), WithRouter(n_keys=10)])}))
+
+
+@pytest.mark.parametrize("model_type", ["zaya", "longcat_flash", "hunyuan_v1_moe, one expert"])
+def test_experts_of_routers_with_other_rows_lose_neurons_only(model_type: str) -> None:
+    model = tiny_model(model_type)
+    ffns = find_ffns(model)
+    assert any(ffn.is_routed for ffn in ffns)
+    ids = torch.randint(4, 99, (3, 16), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(
+        OptionError, match=r"no expert of model.layers.0.mlp.experts can be removed: its router .* is no matrix"
+    ):
+        prune_model(model, None, 0.25, targets="experts", repair="none", calibration=ids)
+    pruned = prune_model(model, None, 0.25, repair="lstsq", calibration=ids)
+    assert pruned.report.neurons["removed"] > 0
