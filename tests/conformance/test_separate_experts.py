@@ -138,7 +138,7 @@ def test_experts_that_get_a_token_several_times_are_refused() -> None:
 
 def test_a_list_of_experts_without_a_router_is_refused() -> None:
     model = tiny_separate("listed")
-    model.model.layers[0].mlp.gate = torch.nn.Linear(32, 7)
+    model.model.layers[0].mlp.gate = torch.nn.Identity()
     with pytest.raises(UnsupportedModelError, match=r"holds 8 experts, and their router was not found: .* found none"):
         find_ffns(model)
     # With another name, they may be ordinary FFNs side by side.
