@@ -60,5 +60,5 @@ def run_families(options: argparse.Namespace, console: Console) -> int:
         reason = row["reason"] if len(rows) == 1 else shorten(row["reason"], 160, placeholder=" ...")
         table.add_row(name, row["outcome"], row["experts"], escape(reason))
     console.print(table)
-    console.print("Other models work too if their FFNs are found by their shapes. Quantised weights are refused.")
+    console.print("Other models work too if their FFNs are found by their shapes.")
     return 0

@@ -61,6 +61,29 @@ class SparseBlock(nn.Module):
         return output.view(hidden_states.shape)
 
 
+class SharedBlock(SparseBlock):
+    """A sparse block with an expert that gets every token, which returns the router's logits too."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.shared_experts = Expert(config)
+
+    def forward(self, hidden_states: torch.Tensor) -> Any:
+        return super().forward(hidden_states) + self.shared_experts(hidden_states), self.gate(hidden_states)
+
+
+class FirstOutput(nn.Module):
+    """The block of a transformer layer whose sparse block returns more than hidden states."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.moe = block
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.moe(hidden_states)[0]
+        return output
+
+
 class ListedMixtral(transformers.LlamaForCausalLM):  # type: ignore[misc]
     """Mixtral with a list of experts in each block."""
 
@@ -74,6 +97,15 @@ class ListedMixtral(transformers.LlamaForCausalLM):  # type: ignore[misc]
             layer.mlp = SparseBlock(config)
 
 
+class SharedMixtral(ListedMixtral):
+    """The same with a shared expert, and blocks that return a tuple."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp = FirstOutput(SharedBlock(config))
+
+
 def llama_config(config: Any) -> Any:
     fields = {name: value for name, value in config.to_dict().items() if name in MIXTRAL or name == "rms_norm_eps"}
     return transformers.LlamaConfig(**fields, rope_parameters=config.rope_parameters)
@@ -81,6 +113,10 @@ def llama_config(config: Any) -> Any:
 
 def _listed() -> Any:
     return ListedMixtral(transformers.MixtralConfig(**MIXTRAL))
+
+
+def _shared() -> Any:
+    return SharedMixtral(transformers.MixtralConfig(**MIXTRAL))
 
 
 def _switch() -> Any:
@@ -117,7 +153,7 @@ def _nllb() -> Any:
     )
 
 
-SEPARATE = {"listed": _listed, "switch_transformers": _switch}
+SEPARATE = {"listed": _listed, "shared": _shared, "switch_transformers": _switch}
 OTHERS = {"nllb_moe": _nllb}
 
 
