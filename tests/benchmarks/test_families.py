@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.families import MODEL_TYPES, difference, main, measured, run_all, table
+from benchmarks.families import MODEL_TYPES, RESULTS, difference, main, measured, run_all, table
 from benchmarks.hand_masks import Reader, experts_silenced, neurons_set_to_zero
 from benchmarks.tiny_configs import FFN, layers_of_every_kind, tiny_config, tiny_model
 from llmrank import Masks
@@ -132,6 +133,17 @@ def test_a_tiny_model_has_seeded_weights_and_small_sizes() -> None:
     first, again = (tiny_model("llama", seed=3).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert sum(value.numel() for value in first.values()) < 100_000
+
+
+def test_the_page_has_the_counts_of_the_results() -> None:
+    lines = (RESULTS / "families.md").read_text(encoding="utf-8").splitlines()
+    counts = [line.split("|")[2:4] for line in lines[4:] if line.count("|") == 4]
+    page = (RESULTS.parents[1] / "docs/results/families.md").read_text(encoding="utf-8").splitlines()
+    assert [line.split("|")[2:4] for line in page if line.count("|") == 4][2:] == counts
+    types, variants = re.findall(r"\d+", lines[0])[0], re.search(r"and (\d+) variants", lines[0])
+    assert variants is not None
+    assert f"Of each of the {types} model types" in page[2]
+    assert f"of {variants[1]} variants" in page[2]
 
 
 def test_a_run_resumes(tmp_path: Path, capsys: Any) -> None:
