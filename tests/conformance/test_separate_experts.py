@@ -137,6 +137,14 @@ def test_experts_that_get_a_token_several_times_are_refused() -> None:
     assert all(torch.equal(value, snapshot.bits[name]) for name, value in model.state_dict().items())
 
 
+def test_activations_that_are_not_finite_are_named() -> None:
+    model = tiny_separate("shared").half()
+    model.model.embed_tokens.weight.data *= 1000.0
+    model.model.layers[0].self_attn.o_proj.weight.data *= 60000.0
+    with pytest.raises(CalibrationError, match="are not finite"):
+        prune_model(model, None, 0.25, repair="none", calibration=IDS, sequence_length=24)
+
+
 def test_a_list_of_experts_without_a_router_is_refused() -> None:
     model = tiny_separate("listed")
     model.model.layers[0].mlp.gate = torch.nn.Identity()

@@ -125,6 +125,11 @@ class SeparateExperts:
                 f"{type(self.site).__name__} does not call its experts, so which tokens they get cannot be seen; expected "
                 "experts that are called as modules: prune another model, or name Linears with structure_dict="
             )
+        if not bool(torch.isfinite(silent).all()):
+            raise CalibrationError(
+                f"the activations around the experts of {type(self.site).__name__} are not finite: weights hold NaN or Inf, or "
+                "the dtype overflows; load the model in float32 or bfloat16 and check its perplexity"
+            )
         probes = [_Probe(expert) for expert in n_rows]
         probes += [_Probe(e, bit) for e, n in n_rows.items() for bit in range((n - 1).bit_length())]
         # Larger than anything else in the output, such as a shared expert, so that subtracting it costs no precision.
