@@ -108,7 +108,13 @@ def find_attentions(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
     blocks: dict[str, dict[str, nn.Module]] = {}
     for path in first_ffns:
         inside = model.get_submodule(path).named_modules(prefix=path)
-        blocks[path] = {name: module for name, module in inside if is_linear(module) and name not in ffn_maps}
+        # A router may be a linear map by its class, and return more than one tensor.
+        routers = tuple(mixture.router_name for mixture in ffns.mixtures)
+        blocks[path] = {
+            name: module
+            for name, module in inside
+            if is_linear(module) and name not in ffn_maps and not name.startswith(routers)
+        }
     linears = {name: module for maps in blocks.values() for name, module in maps.items()}
     activations = _single_token_activations(model, ffns, linears)
     return {ffn.name: _attention(path, ffn, blocks[path], activations) for path, ffn in first_ffns.items()}

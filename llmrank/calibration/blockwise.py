@@ -7,7 +7,7 @@ Otherwise the model runs from its start for every FFN.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, Protocol, TypeAlias
 
@@ -64,7 +64,13 @@ class Stream(Protocol):
 
     n_fitted_batches: int
 
-    def feed(self, ffn: FFN, readers: Readers, dense_readers: Readers | None = None) -> None:
+    def feed(
+        self,
+        ffn: FFN,
+        readers: Readers,
+        dense_readers: Readers | None = None,
+        change: Callable[[], None] | None = None,
+    ) -> None:
         """Pass the inputs of maps for all tokens to readers. Maps before them compute with their current weights.
 
         Parameters
@@ -77,6 +83,8 @@ class Stream(Protocol):
         dense_readers : mapping from nn.Module to Reader, optional
             Receive the inputs of the maps in the dense model, if the stream follows the dense model and no map of the block was
             fed before.
+        change : callable, optional
+            Changes the block before its inputs are read, after the dense model has passed it.
         """
 
 
@@ -125,6 +133,8 @@ class BlockStream:
         self._position = self._dense_position = 0
         # The dense model's states of the first batch, in front of the last block that its states have passed.
         self._dense_input: torch.Tensor | None = None
+        # What :meth:`_try_addition` found, by the name of the FFN or mixture.
+        self._additions: dict[str, tuple[bool, bool]] = {}
         # If only an FFN must run again to advance past its block: its module, its calls (one a batch), and memory for inputs.
         self._pending_ffn: nn.Module | None = None
         self._pending_calls: list[Call] = []
@@ -142,7 +152,13 @@ class BlockStream:
                 copies[k].copy_(state)
         return states, dense_states
 
-    def feed(self, ffn: FFN, readers: Readers, dense_readers: Readers | None = None) -> None:
+    def feed(
+        self,
+        ffn: FFN,
+        readers: Readers,
+        dense_readers: Readers | None = None,
+        change: Callable[[], None] | None = None,
+    ) -> None:
         """See :meth:`Stream.feed`."""
         position = self._positions[ffn.name]
         if position < self._position or (self._pending_ffn is not None and position == self._position):
@@ -154,7 +170,13 @@ class BlockStream:
             self._advance_dense(position, ffn, dense_readers or {})
         is_added, ffn_suffices = False, False
         if ffn.stages[-1][0].module in readers:
-            is_added, ffn_suffices = self._try_addition(position, ffn)
+            # Of one mixture several groups of experts may be fed; the first finds it out, before the mixture is changed.
+            name = ffn.mixture.name if ffn.is_routed and ffn.mixture is not None else ffn.name
+            if name not in self._additions:
+                self._additions[name] = self._try_addition(position, ffn)
+            is_added, ffn_suffices = self._additions[name]
+        if change is not None:
+            change()
         knows_missing = bool(self._dense_states) and is_added
         # If only this map of the block is fed, the states become the block's output minus the FFN's output, which is added later.
         only_ffn = ffn_suffices and len(ffn.prunable) == 1 and list(self._positions.values()).count(position) == 1
@@ -331,8 +353,16 @@ class PassStream:
         self._body = body_of(model, ffns)
         self._batches = batches
 
-    def feed(self, ffn: FFN, readers: Readers, dense_readers: Readers | None = None) -> None:  # noqa: ARG002 -- the dense model is not followed
+    def feed(
+        self,
+        ffn: FFN,
+        readers: Readers,
+        dense_readers: Readers | None = None,  # noqa: ARG002 -- the dense model is not followed
+        change: Callable[[], None] | None = None,
+    ) -> None:
         """See :meth:`Stream.feed`; if several blocks share the FFN, its last call ends the pass."""
+        if change is not None:
+            change()
         n_calls: list[int] = []
 
         def count(_module: nn.Module, _args: Any, _output: Any) -> None:

@@ -9,9 +9,10 @@ from torch import nn
 
 from llmrank.errors import UnsupportedModelError
 from llmrank.models.ffn import FFN
-from llmrank.models.linear_map import is_linear_map
+from llmrank.models.linear_map import bias_of, is_linear_map
 
 __all__ = [
+    "check_expert_biases",
     "check_experts_known",
     "check_not_quantised",
     "check_not_tied",
@@ -72,6 +73,17 @@ def check_experts_known(model: nn.Module, mixtures: Container[str], linears: Ite
                 f"{type(model).__name__} is a mixture-of-experts model that stores its experts in a way that is not known "
                 f"({path} is a {type(module).__name__}); expected tensors gate_up_proj or up_proj, and down_proj, with one "
                 "matrix for each expert: choose another model, or name Linears outside the experts with structure_dict="
+            )
+
+
+def check_expert_biases(ffns: Iterable[FFN]) -> None:
+    """Raise an error if experts have output maps without a bias, which a repair by bias needs."""
+    for ffn in ffns:
+        output_map = ffn.stages[-1][0]
+        if ffn.is_routed and bias_of(output_map.module) is None:
+            raise UnsupportedModelError(
+                f"repair by bias needs output maps with a bias, and {output_map.name} has none, nor can the tensors of experts "
+                "be given one; use repair 'lstsq', which changes their weights"
             )
 
 

@@ -167,12 +167,14 @@ class ModelCosts:
         self._shapes: list[_MapShape | _MixtureShape] = [*_map_shapes(ffns), *_mixture_shapes(ffns)]
         self.ffns = self._ffn_cost(self.sizes)
         parameters = list(model.parameters())
+        # Their tensors with two axes are biases.
+        experts = {id(mixture.experts.owner) for mixture in ffns.mixtures if mixture.shares_tensors}
         matrices = [
             p
             for module in model.modules()
             if not isinstance(module, (nn.Embedding, nn.EmbeddingBag))
             for _, p in module.named_parameters(recurse=False, remove_duplicate=False)
-            if p.ndim == 2
+            if p.ndim == 2 and p.shape[0] > 1 and id(module) not in experts
         ]
         stacked = [
             2 * mixture.top_k * (p.numel() // mixture.n_experts)

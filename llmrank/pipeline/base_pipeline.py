@@ -278,6 +278,7 @@ class BasePipeline(PipelineStages):
             **self.parameters(),
             "scorer": {"name": type(self.scorer).__name__, **self.scorer.parameters()},
             "pruner": {"name": type(self.pruner).__name__, **vars(self.pruner)},
+            "targets": list(self.targets),
             "form": self.form,
             "align": self.align,
             "steps": self.steps,

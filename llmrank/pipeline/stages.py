@@ -16,6 +16,7 @@ from llmrank.calibration.statistics import FFNStatistics
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import OptionError
 from llmrank.models import FFNs, explicit_ffns, find_ffns
+from llmrank.models.checks import check_expert_biases
 from llmrank.models.costs import ModelCosts
 from llmrank.models.loading import parse_device
 from llmrank.pipeline.options import CalibrationText, EvaluationText, check_options
@@ -27,8 +28,8 @@ from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import check_targets, parse_targets, units_of
 from llmrank.prune.schedule import ScheduleStep
-from llmrank.prune.selection import Reselection, choose_masks, prunes_jointly
-from llmrank.score import BaseScorer, WeightedPageRankScorer
+from llmrank.prune.selection import Reselection, check_both, choose_masks, prunes_jointly
+from llmrank.score import BaseScorer, ExpertScorer, WeightedPageRankScorer
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.score.rank_graphs import rank_graphs
 from llmrank.surgery.apply import AppliedMasks, check_writable
@@ -132,6 +133,14 @@ class PipelineStages:
     def check(self, ffns: FFNs) -> ModelCosts:
         """Compute the costs of the model, and refuse an impossible amount or alignment before anything is measured."""
         check_targets(self.targets, ffns)
+        check_both(self.pruner, self.targets)
+        if isinstance(self.scorer, ExpertScorer) and self.targets != ("experts",):
+            raise OptionError(
+                f"{type(self.scorer).__name__} scores whole experts, so it does not tell their neurons apart; expected "
+                "targets='experts' (--targets experts), or a scorer of neurons such as wpr"
+            )
+        if self.repair is not None and self.repair.needs_bias:
+            check_expert_biases(ffns)
         self.costs = ModelCosts(self.model, ffns)
         jointly = prunes_jointly(self.structure_dict, self.topology)
         check_budget(self.pruner, ffns, self.costs, jointly=jointly, targets=self.targets)

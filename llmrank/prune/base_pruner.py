@@ -156,6 +156,11 @@ class BasePruner:
         """Return how many neurons a layer keeps at least."""
         return max(self.min_keep, layer.min_keep)
 
+    def amount_in_neurons(self, layer_list: Sequence[LayerRecord]) -> float | int:
+        """Return the amount; a number of units, if all units are equally large, as a number of neurons."""
+        sizes = {layer.neurons_per_unit for layer in layer_list}
+        return self.amount * sizes.pop() if isinstance(self.amount, int) and len(sizes) == 1 else self.amount
+
     def for_groups(self, groups: Sequence[Sequence[LayerRecord]]) -> list[BasePruner]:
         """Return a pruner like this one for each group of layers; positions in `protect` count through all groups."""
         if not self.protect:

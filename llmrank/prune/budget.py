@@ -90,10 +90,11 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: 
         _describe_experts(records, kept) if "experts" in targets else _describe_neurons(records, widths, ffns, local)
     )
     about, parameters = "", costs.removed_cost(widths, "parameters")
-    prunable = [layer for record in records if not record.protected for layer in _layers(record, ffns)]
+    layers = ffns.layers
+    prunable = [layer for record in records if not record.protected for layer in _layers(record, layers)]
     if not local and len({neuron_cost(layer) for layer in prunable}) > 1:
         about = "about "
-        removed = sum(ffns.sizes[name] - width for name, width in widths.items())
+        removed = sum(layers[name].size - width for name, width in widths.items())
         prunable_parameters = sum(layer.size * neuron_cost(layer).parameters for layer in prunable)
         parameters = round(removed * prunable_parameters / sum(layer.size for layer in prunable))
     parts = [counted]
@@ -107,16 +108,17 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: 
     return ", ".join(parts)
 
 
-def _layers(record: LayerRecord, ffns: FFNs) -> list[PrunableLayer]:
-    return [ffns.layers[name] for name in record.widths(record.out_features)]
+def _layers(record: LayerRecord, layers: Mapping[str, PrunableLayer]) -> list[PrunableLayer]:
+    return [layers[name] for name in record.widths(record.out_features)]
 
 
 def _describe_neurons(records: Sequence[LayerRecord], widths: Mapping[str, int], ffns: FFNs, local: bool) -> str:
-    sizes = {name: ffns.sizes[name] for name in widths}
+    layers = ffns.layers
+    sizes = {name: layers[name].size for name in widths}
     total = sum(sizes.values())
     removed = total - sum(widths.values())
-    unprotected = [layer.name for record in records if not record.protected for layer in _layers(record, ffns)]
-    layers = f"{len(unprotected)} layer{'s' if len(unprotected) > 1 else ''}"
+    unprotected = [layer.name for record in records if not record.protected for layer in _layers(record, layers)]
+    n_layers = f"{len(unprotected)} layer{'s' if len(unprotected) > 1 else ''}"
     n_protected = len(sizes) - len(unprotected)
     plural, verb = ("s", "keep") if n_protected > 1 else ("", "keeps")
     protected = f"; {n_protected} protected layer{plural} {verb} all" if n_protected else ""
@@ -124,9 +126,9 @@ def _describe_neurons(records: Sequence[LayerRecord], widths: Mapping[str, int],
     by_layer = {(sizes[name] - widths[name], sizes[name]) for name in unprotected}
     if local and len(by_layer) == 1 and len(unprotected) > 1:
         each, size = by_layer.pop()
-        return f"{each:,} of {size:,} hidden neurons in each of {layers} ({removed:,} in total, {share})"
+        return f"{each:,} of {size:,} hidden neurons in each of {n_layers} ({removed:,} in total, {share})"
     together = "" if local or len(sizes) == 1 else " together"
-    return f"{removed:,} of {total:,} hidden neurons in {layers}{together} ({share})"
+    return f"{removed:,} of {total:,} hidden neurons in {n_layers}{together} ({share})"
 
 
 def _describe_experts(records: Sequence[LayerRecord], kept: Mapping[str, int]) -> str:

@@ -65,7 +65,7 @@ class GlobalPruner(BasePruner):
         """Order the neurons of all layers, and set a keep mask on every record."""
         n_neurons = [layer.out_features * layer.neurons_per_unit for layer in layer_list]
         protected = [layer.protected for layer in layer_list]
-        count = global_count(self.amount, sum(n_neurons))
+        count = global_count(self.amount_in_neurons(layer_list), sum(n_neurons))
         if not all(protected):
             fewest = [self.fewest(layer) * layer.neurons_per_unit for layer in layer_list]
             check_removable(count, n_neurons, fewest, protected)

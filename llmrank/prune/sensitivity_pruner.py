@@ -78,17 +78,18 @@ class SensitivityPruner(BasePruner):
         OptionError
             A record has no usable sensitivity; or see :func:`sensitivity_counts`.
         """
+        sizes = [layer.neurons_per_unit for layer in layer_list]
         counts = sensitivity_counts(
-            [layer.out_features for layer in layer_list],
+            [layer.out_features * n for layer, n in zip(layer_list, sizes, strict=True)],
             [_sensitivity(layer) for layer in layer_list],
-            self.amount,
-            [self.fewest(layer) for layer in layer_list],
+            self.amount_in_neurons(layer_list),
+            [self.fewest(layer) * n for layer, n in zip(layer_list, sizes, strict=True)],
             self.limit,
             protected=[layer.protected for layer in layer_list],
-            removed=[layer.n_removed for layer in layer_list],
+            removed=[layer.n_removed * n for layer, n in zip(layer_list, sizes, strict=True)],
         )
-        for layer, count in zip(layer_list, counts, strict=True):
-            layer.pruning_mask, layer.amount = layer.importance, count
+        for layer, count, n in zip(layer_list, counts, sizes, strict=True):
+            layer.pruning_mask, layer.amount = layer.importance, round(count / n)
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """See :meth:`BasePruner.check`; sensitivities do not change how many neurons can be removed."""

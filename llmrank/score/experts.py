@@ -17,7 +17,6 @@ import torch
 from graphs import LayeredGraph, RankResult
 from graphs.solvers.result import DegenerateLayer
 from llmrank.calibration.statistics import LayerStatistics, RoutingStatistics
-from llmrank.errors import OptionError
 from llmrank.score.base_scorer import BaseScorer, normalised
 
 __all__ = ["EANScorer", "ExpertScorer", "FrequencyScorer", "MoNEScorer", "REAPScorer"]
@@ -34,18 +33,7 @@ class ExpertScorer(BaseScorer):
         raise NotImplementedError(f"{type(self).__name__} must override expert_score()")
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Score the experts of the mixtures in a graph.
-
-        Raises
-        ------
-        OptionError
-            The graph holds no mixture of experts.
-        """
-        if not any(layer.experts for layer in statistics):
-            raise OptionError(
-                f"{type(self).__name__} scores whole experts, and {graph.names[-1].rpartition(':')[0]} is no mixture of experts; "
-                "expected targets='experts' and a mixture; other scorers, such as wpr, rank neurons"
-            )
+        """Score the experts of the mixtures in a graph."""
         start = perf_counter()
         degenerate: list[DegenerateLayer] = []
         scores = []

@@ -12,7 +12,7 @@ from torch import nn
 
 from llmrank.errors import MaskError, OptionError
 from llmrank.models import FFNs, LinearMap
-from llmrank.models.experts import ExpertMap, Mixture, route_around
+from llmrank.models.experts import ExpertMap, Mixture, RouteAround, route_around
 from llmrank.models.families import bias_attribute, text_config
 from llmrank.models.linear_map import bias_of, in_features, is_linear_map, out_features
 from llmrank.prune.masks import Masks
@@ -166,7 +166,7 @@ def apply_masks(
             set_widths(model, ffns, sizes, application.widths, fields)
         else:
             for mixture, keep in _mixtures_that_lose_experts(ffns, masks):
-                route_around(mixture, keep)
+                route_around(mixture, keep, ExitStack())  # undone with everything else
         application._unchanged_checks += [_unchanged(module) for module in ffns.modules]
         return application
     except BaseException:
@@ -219,6 +219,12 @@ def _check(ffns: FFNs, masks: Masks, form: str, align: str) -> None:
         check_padding(map(len, masks.values()))
     for mixture, keep in _mixtures_that_lose_experts(ffns, masks):
         _check_experts(mixture, keep, form)
+    for mixture in ffns.mixtures:
+        if isinstance(vars(mixture.router).get("forward"), RouteAround):
+            raise OptionError(
+                f"the router {mixture.router_name} passes over experts already, which were removed in the form zero or mask; "
+                "undo that first"
+            )
     check_writable(ffns)
 
 
@@ -265,26 +271,39 @@ def check_writable(ffns: FFNs) -> None:
         A map has fewer outputs, or another number of inputs, than when it was found.
     """
     for ffn in ffns:
+        for linear_map in (linear_map for stage in ffn.stages for linear_map in stage):
+            _check_stored(linear_map)
         for n_inputs, stage in zip(ffn.sizes, ffn.stages, strict=False):
             for linear_map in stage:
-                part = linear_map.module.weight_part if isinstance(linear_map.module, ExpertMap) else None
-                if (part.name if part else "weight") not in linear_map.owner._parameters:
-                    raise OptionError(
-                        f"{linear_map.name} has no weight of its own: it carries a torch.nn.utils.prune mask already, or "
-                        "is reparametrised (weight norm); undo the earlier application, call prune.remove or "
-                        "remove_parametrizations on it first"
-                    )
                 rows = linear_map.start + linear_map.size
                 if rows > out_features(linear_map.module) or n_inputs != in_features(linear_map.module):
-                    raise MaskError(
-                        f"{linear_map.name} has other shapes than when it was found: the model has been compacted since; "
-                        "undo that, or find its FFNs and their masks again"
-                    )
+                    raise _changed_since(linear_map)
                 if linear_map.weight.is_meta:
                     raise OptionError(
                         f"{linear_map.name} has no data here (offloaded or on the meta device); load the model completely into "
                         "memory"
                     )
+
+
+def _check_stored(linear_map: LinearMap) -> None:
+    """Raise unless the module that holds a linear map still has its weight, and the expert that it belongs to."""
+    part = linear_map.module.weight_part if isinstance(linear_map.module, ExpertMap) else None
+    weight = linear_map.owner._parameters.get(part.name if part else "weight")
+    if weight is None:
+        raise OptionError(
+            f"{linear_map.name} has no weight of its own: it carries a torch.nn.utils.prune mask already, or "
+            "is reparametrised (weight norm); undo the earlier application, call prune.remove or "
+            "remove_parametrizations on it first"
+        )
+    if part is not None and part.expert >= len(weight):
+        raise _changed_since(linear_map)
+
+
+def _changed_since(linear_map: LinearMap) -> MaskError:
+    return MaskError(
+        f"{linear_map.name} has other shapes than when it was found: the model has been compacted since; undo that, or find its "
+        "FFNs and their masks again"
+    )
 
 
 def _add_biases(model: nn.Module, ffns: FFNs) -> None:

@@ -57,9 +57,9 @@ def write_model_card(directory: Path, model: Any, report: Mapping[str, Any]) -> 
         tags=["pruned", "llmrank"],
         **{name: value for name, value in terms.items() if value},
     )
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(model, report)}")
-    (directory / CARD_FILE).write_text(str(card.content), encoding="utf-8")
-    if Path(source).is_dir():
+    content = f"---\n{data.to_yaml()}\n---\n\n{_text(model, report)}"
+    (directory / CARD_FILE).write_text(content, encoding="utf-8")
+    if source and Path(source).is_dir():
         for pattern in TERMS:
             for path in Path(source).glob(pattern):
                 if path.is_file():
@@ -68,6 +68,8 @@ def write_model_card(directory: Path, model: Any, report: Mapping[str, Any]) -> 
 
 def _terms_of(source: str) -> dict[str, Any]:
     """Return the license fields of the base model's card, if it lies beside the model or in the cache of the hub."""
+    if not source:
+        return {}
     card: Any = Path(source) / CARD_FILE if Path(source).is_dir() else None
     if not Path(source).exists() and source.count("/") == 1:
         card = try_to_load_from_cache(source, CARD_FILE)
@@ -96,6 +98,7 @@ def _text(model: Any, report: Mapping[str, Any]) -> str:
         protocol = evaluation["protocol"]
         table.append(f"| perplexity on {protocol['source']} | {a:,.2f} | {b:,.2f} | {b / a - 1.0:+.1%} |")
     repair, calibration = method.get("repair"), report["calibration"]
+    ranked = " and ".join(method.get("targets", ["neurons"]))
     steps = [
         f"- ranked by {method['scorer']['name']} ({method['pipeline']} graphs), chosen by {method['pruner']['name']}",
         f"- calibrated on {calibration['sequences']} x {calibration['sequence_length']} tokens ({calibration['source']})",
@@ -105,7 +108,7 @@ def _text(model: Any, report: Mapping[str, Any]) -> str:
     lines = [
         f"# {name}, {neurons['share_reached']:.1%} of the {neurons['unit']} removed",
         "",
-        f"This is a smaller {name}: its {neurons['unit']} were ranked, and the least important ones removed, by llmrank.",
+        f"This is a smaller {name}: its {ranked} were ranked, and the least important ones removed, by llmrank.",
         "",
         "```python",
         f"import {'llmrank' if needs_own_loader(model) else 'transformers'}",

@@ -20,6 +20,7 @@ from llmrank.models import FFNs
 from llmrank.models.experts import Expert, SeparateExperts
 from llmrank.models.families import WIDTH_ATTRIBUTES, text_config
 from llmrank.prune.masks import Masks
+from llmrank.prune.records.units import EXPERT_WIDTH_MULTIPLE
 from llmrank.surgery.forms import TensorMask, set_attribute, tensor_masks
 
 __all__ = ["ALIGNMENTS", "WIDTHS_KEY", "Align", "check_padding", "compact_widths", "module_widths", "set_widths"]
@@ -63,16 +64,17 @@ def compact_widths(model: nn.Module, ffns: FFNs, masks: Masks, align: Align) -> 
         Configuration fields to write; empty if no field describes the compact model.
     """
     held = masks
-    for experts in ffns.experts.values():
-        held = _padded(held, experts)
+    for mixture, experts in zip(ffns.mixtures, ffns.experts.values(), strict=True):
+        if mixture.shares_tensors:
+            held = _padded(held, experts, is_expert=True)
     if align == "none":
         return held, _config_fields(model, ffns, held)
-    padded = _padded(held, list(held))
+    padded = _padded(held, list(held), is_expert=bool(ffns.mixtures))
     fields = _config_fields(model, ffns, padded)
     return (padded, fields) if fields else (_padded(masks, list(masks), max(map(len, masks.values()))), {})
 
 
-def _padded(masks: Masks, names: Iterable[str], width: int | None = None) -> Masks:
+def _padded(masks: Masks, names: Iterable[str], width: int | None = None, *, is_expert: bool = False) -> Masks:
     """Return masks in which the named layers that keep neurons keep `width` of them, by default those of the widest.
 
     They are those that are kept, and the first of the removed ones.
@@ -82,6 +84,8 @@ def _padded(masks: Masks, names: Iterable[str], width: int | None = None) -> Mas
     padded = dict(masks)
     for name in names:
         target = max(kept[other] for other in names) if width is None else width
+        if is_expert:  # transformers computes experts of other widths not at all
+            target = min(-(-target // EXPERT_WIDTH_MULTIPLE) * EXPERT_WIDTH_MULTIPLE, len(padded[name]))
         removed = (~padded[name]).nonzero().flatten()
         padded[name][removed[: target - kept[name]]] = True
     return Masks(padded)

@@ -16,10 +16,10 @@ from torch import nn
 import llmrank
 from llmrank import Masks, prune_model
 from llmrank.calibration.text import TokenSequences
-from llmrank.errors import CheckpointError, MaskError, OptionError
+from llmrank.errors import CheckpointError, MaskError, OptionError, UnsupportedModelError
 from llmrank.models import find_ffns
 from llmrank.pipeline import IsolatedFFNPipeline
-from llmrank.prune import GlobalPruner, LocalPruner
+from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.equivalence import masked_outputs
 from llmrank.surgery.widths import WIDTHS_KEY
@@ -148,15 +148,39 @@ def test_every_budget_and_topology_gives_a_checkpoint_that_loads(
 
 @every_mixture
 @pytest.mark.parametrize("targets", TARGETS)
-def test_repair_brings_every_family_closer_or_is_dropped(name: str, targets: str, tmp_path: Path) -> None:
+def test_repaired_checkpoints_compute_what_the_model_computes(name: str, targets: str, tmp_path: Path) -> None:
     model = tiny_mixture(name)
     pruned = prune_model(model, None, 0.25, targets=targets, repair="lstsq", calibration=IDS, sequence_length=24)
     validation = pruned.report.validation
     assert validation is not None
-    assert validation["repaired"] <= validation["cut"] or not pruned.report.repaired
+    assert validation["repaired"] < validation["cut"] or not pruned.report.repaired
     pruned.save(tmp_path / "pruned")
     loaded = llmrank.load(tmp_path / "pruned").model
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("moment_bytes", [1 << 30, 1])
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt_oss", "qwen2_moe"])
+def test_the_experts_that_are_left_make_up_for_removed_ones(
+    name: str, moment_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmrank.surgery.repair.sequential.MOMENT_BYTES", moment_bytes)
+    ids = torch.randint(3, 64, (40, 32), generator=torch.Generator().manual_seed(3))
+    options: dict[str, Any] = {"calibration": ids, "sequence_length": 32, "samples": 40}
+    pruned = prune_model(tiny_mixture(name), None, 0.25, targets="experts", repair="lstsq", **options)
+    assert pruned.report.validation is not None
+    assert pruned.report.validation["repaired"] < pruned.report.validation["cut"]
+    assert {entry["target"] for entry in pruned.report.repaired.values()} == {"stream"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+def test_rounding_that_sends_tokens_to_other_experts_is_no_reason_to_refuse(name: str, dtype: torch.dtype) -> None:
+    count = "num_local_experts" if name == "gpt_oss" else "num_experts"
+    more = {"layer_types": ["full_attention"] * 4} if name == "gpt_oss" else {}
+    model = tiny_mixture(name, num_hidden_layers=4, **{count: 64}, **more).to(dtype)
+    prune_model(model, None, 0.25, repair="none", calibration=IDS, sequence_length=24)
+    assert {mixture.n_experts for mixture in find_ffns(model).mixtures} == {64}
 
 
 def test_steps_remove_experts_one_after_the_other(tmp_path: Path) -> None:
@@ -165,6 +189,86 @@ def test_steps_remove_experts_one_after_the_other(tmp_path: Path) -> None:
     pruned = prune_model(model, None, 0.5, steps=2, **options)
     pruned.save(tmp_path / "pruned")
     assert {m.n_experts for m in find_ffns(llmrank.load(tmp_path / "pruned").model).mixtures} == {4}
+
+
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "jamba"])
+@pytest.mark.parametrize("protect", [(), (0,), ("model.layers.1",)])
+def test_steps_and_protected_layers_with_both_targets(name: str, protect: Any) -> None:
+    width = {"moe_intermediate_size" if name == "deepseek_v3" else "intermediate_size": 64}
+    pruner = LocalPruner(0.5, protect=protect)
+    options: dict[str, Any] = {"repair": "none", "calibration": IDS, "sequence_length": 24}
+    pruned = prune_model(
+        tiny_mixture(name, **width), None, pruner=pruner, targets="neurons,experts", steps=3, **options
+    )
+    removed = {name: 1.0 - float(mask.float().mean()) for name, mask in pruned.masks.items()}
+    kept_layer = {(): "none", (0,): "layers.0.", ("model.layers.1",): "layers.1."}[protect]
+    assert all(
+        (share == 0.0) == (kept_layer in name) for name, share in removed.items() if "layers.0." in name or protect
+    )
+    assert pruned.masks.removed_share > (0.2 if not protect else 0.0)
+
+
+@pytest.mark.parametrize("pruner", [GlobalPruner, SensitivityPruner])
+def test_an_amount_is_a_share_of_neurons_wherever_they_are(pruner: Any) -> None:
+    """A dense first layer, and experts of which one step removes eight neurons at once."""
+    model = tiny_mixture("deepseek_v3", moe_intermediate_size=64, intermediate_size=128)
+    options: dict[str, Any] = {"repair": "none", "calibration": IDS, "sequence_length": 24}
+    pruned = prune_model(model, None, pruner=pruner(0.3, protect=0), **options)
+    assert pruned.masks.removed_share == pytest.approx(0.3, abs=0.05)
+
+
+def test_a_number_is_a_number_of_experts() -> None:
+    options: dict[str, Any] = {"repair": "none", "calibration": IDS, "sequence_length": 24}
+    pruned = prune_model(tiny_mixture("mixtral"), None, pruner=GlobalPruner(3), targets="experts", **options)
+    assert sum(not bool(mask.any()) for mask in pruned.masks.values()) == 3
+
+
+@pytest.mark.parametrize("align", ["none", "pad"])
+def test_experts_of_any_width_are_filled_up_to_one_that_transformers_computes(align: Any) -> None:
+    model = tiny_mixture("mixtral")
+    ffns = find_ffns(model)
+    masks = Masks({name: torch.arange(size) < 11 + k % 3 for k, (name, size) in enumerate(ffns.sizes.items())})
+    sequences = TokenSequences.of(IDS[:2], torch.ones_like(IDS[:2], dtype=torch.bool), "ids")
+    expected = masked_outputs(model, ffns, masks, sequences)
+    apply_masks(model, ffns, masks, align=align)
+    assert model.model.layers[0].mlp.experts.down_proj.shape == (8, 32, 16)
+    torch.testing.assert_close(logits(model).double(), expected, rtol=0.0, atol=1e-5)
+
+
+def test_experts_are_not_removed_twice_in_different_forms() -> None:
+    model = tiny_mixture("mixtral")
+    ffns = find_ffns(model)
+    one, two = ({n: torch.ones(s, dtype=torch.bool) for n, s in ffns.sizes.items()} for _ in range(2))
+    one["model.layers.0.mlp.experts.1"][:] = False
+    two["model.layers.0.mlp.experts.2"][:] = False
+    apply_masks(model, ffns, Masks(one), "zero")
+    with pytest.raises(OptionError, match="passes over experts already"):
+        apply_masks(model, ffns, Masks(two), "compact")
+
+
+@pytest.mark.parametrize("form", ["compact", "mask"])
+def test_ffns_of_another_state_of_the_model_are_refused(form: Any) -> None:
+    model = tiny_mixture("mixtral")
+    ffns = find_ffns(model)
+    masks = {name: torch.ones(size, dtype=torch.bool) for name, size in ffns.sizes.items()}
+    masks["model.layers.0.mlp.experts.7"][3:] = False
+    masks["model.layers.0.mlp.experts.1"][:] = form == "mask"
+    apply_masks(model, ffns, Masks(masks), form)
+    with pytest.raises((MaskError, OptionError), match="undo"):
+        apply_masks(model, ffns, Masks(masks), form)
+
+
+def test_a_bias_cannot_repair_experts_without_one() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"repair by bias needs .* experts\.0\.down_proj has none"):
+        prune_model(tiny_mixture("mixtral"), None, 0.25, repair="bias", calibration=IDS, sequence_length=24)
+    pruned = prune_model(tiny_mixture("gpt_oss"), None, 0.25, repair="bias", calibration=IDS, sequence_length=24)
+    assert pruned.report.validation is not None
+
+
+def test_both_targets_divide_a_share_of_the_neurons() -> None:
+    options: dict[str, Any] = {"targets": "neurons,experts", "repair": "none", "calibration": IDS}
+    with pytest.raises(OptionError, match=r"expected an amount such as 0\.3 of neurons, got 3 of neurons"):
+        prune_model(tiny_mixture("mixtral"), None, 3, **options)
 
 
 def test_a_router_keeps_as_many_experts_as_it_needs() -> None:

@@ -182,6 +182,11 @@ class Mixture:
     min_kept: int = 1
 
     @property
+    def shares_tensors(self) -> bool:
+        """Whether all experts share tensors, so that they must stay equally wide."""
+        return isinstance(self.experts, RoutedExperts)
+
+    @property
     def n_experts(self) -> int:
         """Number of experts."""
         return len(self.experts)
@@ -228,8 +233,9 @@ def _one_by_one(routed: dict[int, RoutedExperts]) -> Iterator[None]:
 
     def compute(owner: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # Experts that are not listed may share the configuration by which transformers finds this function.
-        experts = routed.setdefault(id(owner), RoutedExperts.of(owner))
-        return experts(*args, *kwargs.values())
+        if id(owner) not in routed:
+            routed[id(owner)] = RoutedExperts.of(owner)
+        return routed[id(owner)](*args, *kwargs.values())
 
     with ExitStack() as cleanup:
         ALL_EXPERTS_FUNCTIONS[name] = compute
@@ -282,13 +288,14 @@ class RouteAround:
             return self._forward(*args, **kwargs)
 
 
-def route_around(mixture: Mixture, keep: torch.Tensor) -> Callable[[], None]:
-    """Let the router of a mixture choose among the kept experts only; return a function that restores it.
+def route_around(mixture: Mixture, keep: torch.Tensor, hooks: ExitStack) -> None:
+    """Let the router of a mixture choose among the kept experts only, until `hooks` closes.
 
     Parameters
     ----------
     mixture : Mixture
     keep : (experts,) bool tensor
+    hooks : ExitStack
     """
     router = mixture.router
     own_forward = vars(router).get("forward")
@@ -301,6 +308,9 @@ def route_around(mixture: Mixture, keep: torch.Tensor) -> Callable[[], None]:
         for part, tensor in before:
             part.tensors[part.name] = tensor
 
+    # Registered before the change, and twice, in case an interrupt comes during the first restoration.
+    for _ in range(2):
+        hooks.callback(restore)
     for part, tensor in before:
         shape = [-1 if axis == part.axis else 1 for axis in range(tensor.ndim)]
         silenced = tensor.detach().masked_fill(~keep.to(tensor.device).view(shape), -torch.inf)
@@ -308,7 +318,6 @@ def route_around(mixture: Mixture, keep: torch.Tensor) -> Callable[[], None]:
             nn.Parameter(silenced, requires_grad=False) if isinstance(tensor, nn.Parameter) else silenced
         )
     vars(router)["forward"] = RouteAround(router.forward, keep)
-    return restore
 
 
 def _set_forward(module: nn.Module, forward: Any) -> None:

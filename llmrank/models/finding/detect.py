@@ -151,7 +151,8 @@ def _ffns_at(name: str, found: Mapping[str, FFN], mixtures: Mapping[str, Mixture
     if not beside:
         return [ffn]
     mixture, width = beside[0], ffn.sizes[1]
-    stated = {value for key, value in vars(config).items() if "shared" in key} if config is not None else set()
+    fields = {} if config is None else vars(config)
+    stated = [value for key, value in fields.items() if "shared" in key and isinstance(value, int)]
     is_multiple = width % mixture.experts.n_hidden == 0
     return [replace(ffn, mixture=mixture, tied=is_multiple and width not in stated)]
 

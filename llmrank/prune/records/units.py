@@ -17,7 +17,7 @@ from llmrank.errors import OptionError
 from llmrank.models import FFNs, PrunableLayer
 from llmrank.models.experts import Mixture
 
-__all__ = ["TARGETS", "Target", "Units", "check_targets", "parse_targets", "units_of"]
+__all__ = ["EXPERT_WIDTH_MULTIPLE", "TARGETS", "Target", "Units", "check_targets", "parse_targets", "units_of"]
 
 Target: TypeAlias = Literal["neurons", "experts"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -77,7 +77,7 @@ class Units:
             The unit of each neuron, by the name of the layer.
         """
         if self.target == "experts":
-            totals = torch.stack([scores[layer.name].sum() for layer in self.layers]).view(self.n_groups, -1)
+            totals = torch.stack([_total(scores[layer.name]) for layer in self.layers]).view(self.n_groups, -1)
             # Without groups, unit k is expert k; with groups, the k-th lowest expert of each.
             order = torch.arange(self.n_units).expand_as(totals) if self.n_groups == 1 else _positions(totals)
             units = order.flatten().tolist()
@@ -96,12 +96,14 @@ class Units:
             total.index_add_(0, unit, scores[name].double().cpu())
         return total
 
-    def all_in(self, order: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return for every unit whether all its neurons are in these masks: (units,) bool."""
-        found = torch.ones(self.n_units, dtype=torch.bool)
+    def present(self, order: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return which units these masks have kept, (units,) bool: all of their neurons, of an expert any."""
+        kept_any = torch.zeros(self.n_units, dtype=torch.bool)
+        kept_all = torch.ones(self.n_units, dtype=torch.bool)
         for name, unit in self.assign(order).items():
-            found[unit[~masks[name]]] = False
-        return found
+            kept_any[unit[masks[name]]] = True
+            kept_all[unit[~masks[name]]] = False
+        return kept_any if self.target == "experts" else kept_all
 
     def masks(self, keep: torch.Tensor, scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Translate a keep mask of units, (units,), into keep masks of the layers' neurons."""
@@ -113,6 +115,12 @@ class Units:
             return {layer.name: n_kept * (layer.size // self.n_units) for layer in self.layers}
         by_group = len(self.layers) // self.n_groups
         return {layer.name: layer.size * (k % by_group < n_kept) for k, layer in enumerate(self.layers)}
+
+
+def _total(scores: torch.Tensor) -> torch.Tensor:
+    """Return the sum of the scores of neurons that are present; minus infinity if none is."""
+    present = scores[~scores.isneginf()]
+    return present.sum() if len(present) else scores.new_tensor(-torch.inf)
 
 
 def _positions(scores: torch.Tensor) -> torch.Tensor:

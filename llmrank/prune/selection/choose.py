@@ -12,6 +12,7 @@ import torch
 from graphs import RankResult
 from llmrank.errors import OptionError
 from llmrank.models.costs import ModelCosts
+from llmrank.prune.amounts import protected_names
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.local_pruner import LocalPruner
 from llmrank.prune.masks import Masks
@@ -19,7 +20,7 @@ from llmrank.prune.records.layer_record import LayerRecord
 from llmrank.prune.records.units import Target, Units, units_of
 from llmrank.score.model_graph import LayerNodes, ModelGraph, Topology, edge_weights
 
-__all__ = ["choose_masks", "prunes_jointly"]
+__all__ = ["check_both", "choose_masks", "prunes_jointly"]
 
 
 def prunes_jointly(structure_dict: Mapping[str, Any] | None, topology: Topology) -> bool:
@@ -69,6 +70,15 @@ def choose_masks(
     return choice.of_both(pruner, present)
 
 
+def check_both(pruner: BasePruner, targets: Sequence[Target]) -> None:
+    """Raise an OptionError if neurons and experts are to be removed, and the amount is no share of the neurons."""
+    if len(targets) > 1 and (not isinstance(pruner.amount, float) or pruner.amount_of != "neurons"):
+        raise OptionError(
+            "targets='neurons,experts' divide a share of the neurons among both; expected an amount such as 0.3 of neurons, got "
+            f"{pruner.amount!r} of {pruner.amount_of}"
+        )
+
+
 class _Choice:
     """The choice of keep masks for ranked graphs."""
 
@@ -83,6 +93,8 @@ class _Choice:
     ) -> None:
         self._ranked = list(zip(graphs, ranks, strict=True))
         self._sensitivities, self._costs, self._jointly = sensitivities, costs, jointly
+        # Set where several pruners are at work, which see only some of the layers that `protect` selects from.
+        self._protected: set[str] | None = None
         places = [place for entry in graphs for place in entry.prunable]
         self._expert_widths = {place.layer.size for place in places if place.layer.mixture is not None}
 
@@ -101,6 +113,10 @@ class _Choice:
         records = [group.records for group in groups]
         if self._jointly:
             records = [[record for group in records for record in group]]
+        if self._protected is not None:
+            pruner = copy.copy(pruner)
+            named = (record.name for group in records for record in group)
+            pruner.protect = tuple(name for name in named if name in self._protected)
         keep: dict[str, torch.Tensor] = {}
         for group_pruner, group in zip(pruner.for_groups(records), records, strict=True):
             keep.update(group_pruner.prune(group, self._costs))
@@ -108,33 +124,40 @@ class _Choice:
 
     def of_both(self, pruner: BasePruner, present: Masks | None) -> Masks:
         """Remove experts and neurons: the number of experts that loses the least importance is found by trying all."""
-        if not isinstance(pruner.amount, float) or pruner.amount_of != "neurons":
-            raise OptionError(
-                "targets='neurons,experts' divide a share of the neurons among both; expected an amount such as 0.3 of neurons, "
-                f"got {pruner.amount!r} of {pruner.amount_of}"
-            )
-        found: list[tuple[float, Masks]] = []
+        check_both(pruner, ("neurons", "experts"))
+        names = [units.name for units in units_of([p.layer for entry, _ in self._ranked for p in entry.prunable])]
+        self._protected = protected_names(pruner.protect, names)
+        found: list[Masks] = []
         refusal: OptionError | None = None
         for count in range(max(len(entry.prunable) for entry, _ in self._ranked)):
             try:
-                experts = self.masks(LocalPruner(count, protect=pruner.protect), "experts", present)
+                experts = self.masks(LocalPruner(count), "experts", present)
+            except OptionError as error:  # the routers need more experts
+                refusal = refusal or error
+                break
+            try:
                 masks = self._with_neurons(pruner, experts)
-            except OptionError as error:  # more than can be removed
+            except OptionError as error:  # too many neurons of too many experts
                 refusal = refusal or error
                 continue
             if masks is None:
                 break
-            found.append((self._lost(masks), masks))
+            found.append(masks)
         if not found:
             raise refusal or OptionError("no number of experts leaves room for this amount; lower it")
-        return min(found, key=lambda pair: pair[0])[1]
+        # Widths are rounded, so that not every choice reaches the amount.
+        enough = [masks for masks in found if masks.removed_share >= pruner.amount - 1e-9] or found
+        return min(enough, key=self._lost)
 
     def _with_neurons(self, pruner: BasePruner, experts: Masks) -> Masks | None:
         """Remove neurons too, so that the amount is reached; None if the removed experts have more neurons than that."""
 
         def remaining(names: Collection[str]) -> float:
             """Return the share to remove from what is left of these layers."""
-            size, kept = sum(len(experts[name]) for name in names), sum(int(experts[name].sum()) for name in names)
+            size, kept = (
+                sum(len(experts[name]) for name in names),
+                sum(int(experts[name].any()) * len(experts[name]) for name in names),
+            )
             return 1.0 - (1.0 - float(pruner.amount)) * size / kept
 
         adjusted = copy.copy(pruner)
@@ -194,7 +217,7 @@ class _Records:
     ) -> LayerRecord:
         importance, present = units.importance(self._scores, self._importance), None
         if not is_first:
-            present = units.all_in(self._scores, self._present)
+            present = units.present(self._scores, self._present)
         if not units.are_neurons:
             return LayerRecord(units.name, importance, sensitivity=sensitivity, present=present, units=units)
         place = places[units.name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -84,21 +85,24 @@ def repair_ffns(
         )
     fitting = _Fitting(method, stream, choose, can_add_bias=method.needs_bias and bool(bias_attribute(model)))
     repaired: dict[str, RepairedMap] = {}
-    kept = dict(masks)
+    kept, removed_experts = dict(masks), _kept_experts(ffns, masks)
     with ExitStack() as substitutes:
         for group in progress(_groups(ffns), "Repairing") if progress else _groups(ffns):
             mixture = group[0][1].mixture
-            experts = [bool(masks[name].any()) for name in ffns.experts[mixture.name]] if mixture is not None else []
-            loses_experts = mixture is not None and not all(experts)
-            if loses_experts and mixture is not None:
-                substitutes.callback(route_around(mixture, torch.tensor(experts)))
+            experts = None if mixture is None else removed_experts.pop(mixture.name, None)
             # If experts are removed, the others can make up for them.
+            loses_experts = mixture is not None and not all(
+                bool(masks[name].any()) for name in ffns.experts[mixture.name]
+            )
             chosen = [
                 (ffn, layer)
                 for ffn, layer in group
                 if bool(masks[layer.name].any()) and (loses_experts or not bool(masks[layer.name].all()))
             ]
-            for layer, keep, solved in fitting.repair(chosen, masks):
+            change = (
+                None if experts is None or mixture is None else partial(route_around, mixture, experts, substitutes)
+            )
+            for layer, keep, solved in fitting.repair(chosen, masks, change):
                 (output_map,) = layer.output_maps
                 kept[layer.name] = keep
                 if write is not None:
@@ -108,13 +112,21 @@ def repair_ffns(
     return Masks(kept), repaired
 
 
+def _kept_experts(ffns: FFNs, masks: Masks) -> dict[str, torch.Tensor]:
+    """Return the keep masks of experts, by the name of each mixture that loses some."""
+    found = {name: torch.stack([masks[layer].any() for layer in layers]) for name, layers in ffns.experts.items()}
+    return {name: keep for name, keep in found.items() if not bool(keep.all())}
+
+
 def _groups(ffns: FFNs) -> list[list[tuple[FFN, PrunableLayer]]]:
     """Return the layers in the model's order, experts of one mixture together, as many as memory allows."""
     groups: list[list[tuple[FFN, PrunableLayer]]] = []
     for ffn in ffns:
         for layer in ffn.prunable.values():
             last = groups[-1] if groups else []
-            size = sum(member.size**2 for _, member in last) + layer.size**2
+            # Sums to fit to and held out: of products of neurons, and of neurons with what the output lacks.
+            each = 2 * layer.size * (layer.size + ffn.sizes[-1])
+            size = each * (len(last) + 1)
             together = last and layer.mixture is not None and last[-1][1].mixture is layer.mixture
             if together and 8 * size <= MOMENT_BYTES:
                 last.append((ffn, layer))
@@ -131,23 +143,27 @@ class _Fitting:
         self._can_add_bias = can_add_bias
 
     def repair(
-        self, group: Sequence[tuple[FFN, PrunableLayer]], masks: Masks
+        self, group: Sequence[tuple[FFN, PrunableLayer]], masks: Masks, change: Callable[[], None] | None
     ) -> Iterator[tuple[PrunableLayer, torch.Tensor, RepairedMap]]:
         """Yield each layer of a group with its keep mask and its repaired map.
 
-        Experts that get no token to fit to are left out.
+        Experts that get no token to fit to are left out. `change` is called before the inputs of the layers are read, see
+        :meth:`llmrank.calibration.blockwise.Stream.feed`.
         """
         sums = {layer.name: self._sums(layer) for _, layer in group}
         dense_sums = {}
         if self._choose is not None and self._method.reselects:
             dense_sums = {layer.name: self._sums(layer, sum_held_out=False) for _, layer in group}
         if not group:
+            if change is not None:
+                change()
             return
         modules = {layer.name: layer.output_maps[0].module for _, layer in group}
         self._stream.feed(
             group[0][0],
             {modules[name]: reader for name, reader in sums.items()},
             {modules[name]: reader for name, reader in dense_sums.items()},
+            change,
         )
         for _, layer in group:
             found = self._solve(layer, masks[layer.name], sums.pop(layer.name), dense_sums.pop(layer.name, None))
@@ -183,7 +199,9 @@ class _Fitting:
             unexplained = (dense_sums.moments()[0] if dense_sums.count else fit).unexplained()
             keep = self._choose(layer.name, keep, unexplained.cpu())
         weight = output_map.weight.to(fit.second)
-        bias = _bias(output_map.module, weight, can_add_bias=self._can_add_bias)
+        # The tensors of experts get no bias that the model does not have.
+        can_add_bias = self._can_add_bias and layer.mixture is None
+        bias = _bias(output_map.module, weight, can_add_bias=can_add_bias)
         # Kept in float64, the maps of a half-precision model would take more memory than the model.
         solved = self._method.solve(weight, bias, keep.to(weight.device), fit, held_out)
         return keep, solved.to(output_map.weight)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from llmrank import prune_model
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import OptionError
@@ -146,14 +147,14 @@ def test_scores_of_experts_are_those_of_their_papers(mixture: Any) -> None:
         np.testing.assert_allclose(found, np.array(wanted) / sum(wanted), rtol=1e-4)
 
 
-def test_scores_of_experts_need_a_mixture() -> None:
-    model = tiny_llama()
-    ffns = find_ffns(model)
-    entry = build_graphs(ffns, collect_statistics(model, ffns, SEQUENCES), "isolated")[0]
-    with pytest.raises(
-        OptionError, match=r"model\.layers\.0\.mlp is no mixture of experts; expected targets='experts'"
-    ):
-        make_scorer("reap").rank(entry.graph, entry.statistics)
+def test_scores_of_experts_are_for_experts_and_leave_other_graphs_alone() -> None:
+    model = tiny_mixture("deepseek_v3")
+    with pytest.raises(OptionError, match="does not tell their neurons apart; expected targets='experts'"):
+        prune_model(model, None, 0.25, scorer="reap", repair="none", calibration=IDS)
+    pruned = prune_model(model, None, 0.25, targets="experts", scorer="reap", repair="none", calibration=IDS)
+    assert {mixture.n_experts for mixture in find_ffns(pruned.model).mixtures} == {6}
+    with pytest.raises(OptionError, match="has no experts that could be removed"):
+        prune_model(tiny_llama(), None, 0.25, targets="experts", scorer="reap", repair="none", calibration=IDS)
 
 
 def test_an_expert_that_gets_no_token_has_no_edges_and_goes_first() -> None:
