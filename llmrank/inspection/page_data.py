@@ -38,7 +38,10 @@ __all__ = ["DATA_LIMIT", "payload"]
 DATA_LIMIT = 30_000_000
 # The edges of this many neurons of each layer are never left out.
 MIN_NEURONS_WITH_EDGES = 64
-OTHER_MASKS = "At {} the pipeline keeps other neurons than this page shows: it prunes each graph by itself, and the page compares all layers."
+OTHER_MASKS = (
+    "At {} the pipeline keeps other neurons: it prunes each graph by itself, and this page compares all layers."
+)
+
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 IndexType: TypeAlias = type[np.uint16] | type[np.uint32]

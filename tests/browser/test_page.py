@@ -678,7 +678,7 @@ def test_a_mixture_shows_its_experts_and_an_expert_its_neurons(visit: Open, tmp_
     for each in summarise_experts(inspection, name):
         gone = each.n_neurons - each.kept["local"]
         fate = "removed" if gone == each.n_neurons else f"\N{MINUS SIGN}{gone}" if gone else "kept"
-        wanted.append((each.label(name), f"{100 * each.tokens:.1f} %", fate))
+        wanted.append((each.label(name) if each.routed else "shared", f"{100 * each.tokens:.1f} %", fate))
     assert experts_of(page) == wanted
     page.click("#experts-table thead button[data-column=tokens]")
     assert [row[1] for row in experts_of(page)] == [

@@ -278,14 +278,15 @@ function verdicts(layer, neuron) {
 
 // --- the experts of the open layer
 
+const shortLabel = ({ label, routed }) => (routed ? label : "shared");
 const expertScore = (expert) => model.expertScore(currentScorer(), state.layer, expert);
 const expertRemoved = (budget, { start, size }) => model.countRemoved(plans[budget], state.layer, start, size);
 
 /** For each column: its name, what it is sorted by, and what it shows. */
 const EXPERT_COLUMNS = [
-  ["expert", ({ start }) => start, ({ label }) => label],
+  ["expert", ({ start }) => start, (expert) => shortLabel(expert)],
   ["tokens", ({ tokens }) => tokens, ({ tokens }) => (tokens ? percent(tokens) : "dead")],
-  ["weight", ({ weight }) => weight, ({ weight, routed }) => (routed ? significant(weight) : "shared")],
+  ["weight", ({ weight }) => weight, ({ weight, routed }) => (routed ? significant(weight) : "–")],
   ["score", expertScore, (expert) => percent(expertScore(expert), 2)],
   ["neurons", ({ size }) => size, ({ size }) => count(size)],
   ...BUDGETS.map((budget) => [budget, (expert) => expertRemoved(budget, expert) / expert.size, (expert) => expertFate(budget, expert)]),
@@ -307,13 +308,15 @@ function showExperts() {
   if (!layer.experts) return;
   const routed = layer.experts.filter((expert) => expert.routed);
   const dead = routed.filter(({ tokens }) => tokens === 0).length;
+  const whole = model.isFixed || model.removesExpertsOnly;
   const gone = BUDGETS.map((budget) => {
-    const removed = routed.filter((expert) => expertRemoved(budget, expert) === expert.size).length;
-    return `${budget} ${count(removed)}`;
+    const removed = routed.map((expert) => expertRemoved(budget, expert));
+    return `${budget} ${count(whole ? removed.filter((n, k) => n === routed[k].size).length : removed[0])}`;
   });
   byId("experts-lede").textContent =
     `${plural(routed.length, "expert")} that a router sends tokens to${dead ? `, ${count(dead)} of them dead` : ""}; ` +
-    `${layer.experts.length - routed.length} shared. Experts removed at ${amountText()}: ${gone.join(", ")}. ` +
+    `${layer.experts.length - routed.length} shared. ${whole ? "Experts removed" : "Neurons removed from each of them"} ` +
+    `at ${amountText()}: ${gone.join(", ")}. ` +
     "Click an expert to list its neurons alone.";
   const table = byId("experts-table");
   const focused = table.contains(document.activeElement) ? document.activeElement.dataset : null;
@@ -324,7 +327,7 @@ function showExperts() {
   const tabStop = state.expert ? layer.experts.indexOf(state.expert) : keyed[0][1];
   const body = keyed.map(([, k]) => {
     const expert = layer.experts[k];
-    const button = element("button", { type: "button", tabIndex: k === tabStop ? 0 : -1 }, expert.label);
+    const button = element("button", { type: "button", tabIndex: k === tabStop ? 0 : -1, title: expert.label }, shortLabel(expert));
     button.dataset.expert = k;
     if (expert === state.expert) button.setAttribute("aria-current", "true");
     const cells = EXPERT_COLUMNS.slice(1).map(([, , show]) => element("td", {}, show(expert)));
@@ -364,7 +367,6 @@ const COLUMNS = [
   ["strength out", ...numeric(model.outStrength)],
   ...BUDGETS.map((budget) => [budget, (k) => Number(removes(budget, k)), (k) => verdict(removes(budget, k))]),
 ];
-const shortLabel = ({ label, routed }) => (routed ? label : "shared");
 const EXPERT_COLUMN = ["expert", (k) => k, (k) => shortLabel(model.expertOf(state.layer, k))];
 /** The columns of the open layer: in a mixture each neuron has an expert. */
 const columns = () => (state.layer.experts ? [COLUMNS[0], EXPERT_COLUMN, ...COLUMNS.slice(1)] : COLUMNS);
