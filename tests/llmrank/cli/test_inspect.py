@@ -322,5 +322,5 @@ def test_a_neuron_of_an_expert_and_all_formats(mixture: Path, corpus: Path, tmp_
 
 def test_experts_can_be_removed_only_from_a_mixture(checkpoint: Path, corpus: Path, capsys: Any) -> None:
     options = (checkpoint, "--calibration", corpus, *SHORT, "--targets")
-    assert "no experts to remove" in refused(capsys, *options, "experts")
+    assert "has no experts" in refused(capsys, *options, "experts")
     assert "unknown targets 'heads'" in refused(capsys, *options, "heads")

@@ -247,7 +247,7 @@ def test_a_neuron_is_compared_with_those_that_it_competes_with(targets: str) -> 
 def test_targets_that_the_model_or_the_amount_does_not_allow_are_refused() -> None:
     from tests.llmrank.tiny_models import tiny_llama
 
-    with pytest.raises(OptionError, match="no experts to remove"):
+    with pytest.raises(OptionError, match="has no experts"):
         inspected(tiny_llama(), targets="experts")
     with pytest.raises(OptionError, match="by a share of the neurons, such as"):
         inspected(targets="neurons,experts", pruner=LocalPruner(5))
