@@ -10,6 +10,7 @@ figure                     shows                                                
 :func:`layer_flow`         how score flows between buckets of nodes, layer by layer  12 layers, then a heat map
 :func:`adjacency_heatmap`  the edges of one block, nodes ordered by score            any block
 :func:`score_heatmap`      scores by layer, nodes ordered by score, and numbers kept any number of layers and nodes
+:func:`group_heatmap`      a value of each group of nodes, and the groups removed    any number of layers and groups
 :func:`score_distribution` how unequal scores are: the distribution in every layer   8 layers, then bands
 :func:`lorenz_curves`      how unequal scores are: Lorenz curves, Gini coefficients  8 layers, then bands
 :func:`compare_scores`     two scores of the same nodes                              any number of nodes
@@ -23,12 +24,13 @@ from graphs.draw.concentration import lorenz_curves, score_distribution
 from graphs.draw.convergence import convergence
 from graphs.draw.flow import layer_flow
 from graphs.draw.nodelink import node_link
-from graphs.draw.scores import compare_scores, kept_by_layer, score_heatmap
+from graphs.draw.scores import compare_scores, group_heatmap, kept_by_layer, score_heatmap
 
 __all__ = [
     "adjacency_heatmap",
     "compare_scores",
     "convergence",
+    "group_heatmap",
     "kept_by_layer",
     "layer_flow",
     "lorenz_curves",

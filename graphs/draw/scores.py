@@ -1,4 +1,4 @@
-"""Figures of scores: a heat map by layer, the shares of nodes kept and removed by layer, and a comparison of two scores."""
+"""Figures of scores: heat maps by layer, the shares of nodes kept and removed by layer, and a comparison of two scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from graphs.analysis.measures import percentiles, positions, rank_correlation, s
 from graphs.checks import check_share
 from graphs.draw.axes import SMALL_FONT, label_log_axis, new_axes, size_in_inches, use_whole_ticks, wrap_to_axes
 from graphs.draw.colours import COLOUR_MAP, KEPT, REMOVED, SCORE_REMOVED, hatch_background
-from graphs.draw.inputs import BoolArray, check_keep_masks, check_layer_scores
+from graphs.draw.inputs import BoolArray, check_keep_masks, check_layer_names, check_layer_scores
 from graphs.draw.wording import as_literal, percent
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
@@ -19,7 +19,7 @@ from graphs.linalg.blocks import FloatArray
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["MAX_COLUMNS", "MAX_DOTS", "compare_scores", "kept_by_layer", "score_heatmap"]
+__all__ = ["MAX_COLUMNS", "MAX_DOTS", "compare_scores", "group_heatmap", "kept_by_layer", "score_heatmap"]
 
 # A page shows no more columns of a heat map.
 MAX_COLUMNS = 400
@@ -160,6 +160,92 @@ def kept_by_layer(scores: Sequence[Any], keep: Sequence[Any], ax: Axes | None = 
     columns = 3 if size_in_inches(ax)[0] > 3.8 else 2
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, fontsize=SMALL_FONT + 0.5)
     return ax
+
+
+def group_heatmap(
+    values: Sequence[Any],
+    removed: Sequence[Any] | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a heat map with a row for each layer and a cell for each group of its nodes; crosses mark groups that are removed.
+
+    Parameters
+    ----------
+    values : sequence of (g_l,) arrays
+        Non-negative, such as the score of each group.
+    removed : sequence of (g_l,) bool arrays, optional
+    labels : sequence of str, optional
+        One a row; by default its number.
+    title : str
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Axes
+        If the cells are large enough, each holds its value.
+
+    Raises
+    ------
+    GraphError
+        Values that :func:`graphs.draw.inputs.check_layer_scores` refuses, masks of other sizes, or a wrong number of labels.
+
+    Examples
+    --------
+    >>> ax = group_heatmap([[0.25, 0.75], [0.5, 0.5]], [[True, False], [False, False]], title="use")
+    >>> len(ax.images), ax.get_title()
+    (1, 'use')
+    """
+    rows = check_layer_scores(values)
+    names = check_layer_names([str(row) for row in range(len(rows))] if labels is None else labels, len(rows))
+    marks = None if removed is None else check_keep_masks(rows, removed)
+    image = np.full((len(rows), max(map(len, rows))), np.nan)
+    for row, cells in enumerate(rows):
+        image[row, : len(cells)] = cells
+    ax = new_axes(ax)
+    highest = float(np.nanmax(image)) or 1.0
+    # If the scale reached a few values far above the others, these could not be told apart.
+    common = float(np.nanpercentile(image, 99))
+    top = common if 0.0 < 1.3 * common < highest else highest
+    picture = ax.imshow(image, aspect="auto", cmap=COLOUR_MAP, interpolation="nearest", vmin=0.0, vmax=top)
+    ax.figure.colorbar(picture, ax=ax, pad=0.02, extend="max" if top < highest else "neither")
+    hatch_background(ax)
+    for row, mask in enumerate(marks or ()):
+        for column in np.flatnonzero(mask):
+            ends = np.array([-0.46, 0.46])
+            for direction in (1, -1):
+                ax.plot(column + ends, row + direction * ends, color=REMOVED, linewidth=1.4, solid_capstyle="butt")
+    width, height = (inches / n for inches, n in zip(size_in_inches(ax), image.shape[::-1], strict=True))
+    if width > 0.33 and height > 0.19:
+        _write_values(ax, image, top)
+    ax.set_xlim(-0.5, image.shape[1] - 0.5)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    step = max(1, -(-len(rows) // 24))
+    ax.set_yticks(range(0, len(rows), step), [as_literal(name) for name in names[::step]])
+    use_whole_ticks(ax.xaxis)
+    ax.set_ylabel("layer")
+    ax.set_title(wrap_to_axes(ax, title), fontsize=10)
+    return ax
+
+
+def _write_values(ax: Axes, image: FloatArray, top: float) -> None:
+    """Write every value into its cell, with an outline that keeps it readable on a cross."""
+    from matplotlib.patheffects import withStroke
+
+    for row, column in np.argwhere(np.isfinite(image)):
+        ink, ground = ("black", "white") if image[row, column] > 0.55 * top else ("white", "black")
+        ax.text(
+            column,
+            row,
+            f"{image[row, column]:.3g}",
+            color=ink,
+            fontsize=SMALL_FONT,
+            ha="center",
+            va="center",
+            path_effects=[withStroke(linewidth=1.5, foreground=ground, alpha=0.6)],
+        )
 
 
 def compare_scores(

@@ -76,7 +76,7 @@ def add_model_options(group: Any) -> None:
 def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True) -> Any:
     """Add the options of a pipeline; return the group of calibration and evaluation, for further options.
 
-    With ``prunes=False`` the options of repair, unit, steps and form are left out.
+    With ``prunes=False`` the options of repair, unit of the amount, steps and form are left out.
     """
     method = command.add_argument_group(
         "method",
@@ -95,6 +95,11 @@ def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True)
         method.add_argument(
             f"--{flag}", default=DEFAULTS[flag], metavar="COMPONENT", help=f"{', '.join(names)} (%(default)s)"
         )
+    method.add_argument(
+        "--targets",
+        default="neurons",
+        help="what is removed: neurons, experts (of a mixture), or neurons,experts (%(default)s)",
+    )
     if prunes:
         method.add_argument(
             "--repair",
@@ -109,11 +114,6 @@ def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True)
             "and flops the whole model (neurons)",
         )
         method.add_argument(
-            "--targets",
-            default="neurons",
-            help="what is removed: neurons, experts (of a mixture), or neurons,experts (%(default)s)",
-        )
-        method.add_argument(
             "--steps",
             type=int,
             default=1,
@@ -126,7 +126,7 @@ def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True)
             "(%(default)s)",
         )
     else:
-        command.set_defaults(repair="none", amount_of=None, targets="neurons", steps=1, form="compact")
+        command.set_defaults(repair="none", amount_of=None, steps=1, form="compact")
     return _add_text_options(command)
 
 

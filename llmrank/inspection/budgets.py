@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llmrank.errors import OptionError
 from llmrank.models import FFNs
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, record_of_size
+from llmrank.prune.records.units import Target, check_targets, units_of
 
 __all__ = ["Budgets", "amount_label", "make_budgets", "reason_to_refuse"]
 
@@ -34,7 +35,7 @@ class Budgets:
         return {name: pruner for name, pruner in both.items() if name not in self.refusals}
 
 
-def make_budgets(pruner: BasePruner, ffns: FFNs, *, jointly: bool) -> Budgets:
+def make_budgets(pruner: BasePruner, ffns: FFNs, *, jointly: bool, targets: Sequence[Target] = ("neurons",)) -> Budgets:
     """Make both budgets with the settings of a pruner, and check whether they accept its amount.
 
     Parameters
@@ -44,22 +45,32 @@ def make_budgets(pruner: BasePruner, ffns: FFNs, *, jointly: bool) -> Budgets:
     ffns : FFNs
     jointly : bool
         Whether all FFNs always share the global budget. If not, the amount must also be possible for each FFN alone.
+    targets : sequence of {"neurons", "experts"}
+        What would be removed.
 
     Raises
     ------
     OptionError
-        The pruner protects layers, or counts something else than neurons.
+        The pruner protects layers, or counts something else than neurons; the model has no experts to remove; or neurons and
+        experts are to be removed by another amount than a share.
     """
     if pruner.protect or pruner.amount_of != "neurons":
         raise OptionError(
             "an inspection counts neurons of all layers, and does not support protect and amount_of; use them only for pruning"
+        )
+    check_targets(targets, ffns)
+    if len(targets) > 1 and isinstance(pruner.amount, int):
+        raise OptionError(
+            f"neurons and experts together are removed by a share of the neurons, such as 0.3; got {pruner.amount}"
         )
     settings = (pruner.amount, pruner.min_keep, pruner.multiple_of)
     local = LocalPruner(*settings)
     global_ = GlobalPruner(*settings, pruner.normalize if isinstance(pruner, GlobalPruner) else "auto")
     # Whether an amount is possible depends on sizes alone, so it can be checked before the calibration.
     by_ffn = [[record_of_size(layer.name, layer.size) for layer in ffn.prunable.values()] for ffn in ffns]
-    all_layers = [record for records in by_ffn for record in records]
+    # Of both targets, neurons are always possible.
+    units = units_of(ffns.layers.values(), tuple(targets) if len(targets) == 1 else ("neurons",))
+    all_layers = [record_of_size(each.name, each.n_units, each) for each in units]
     groups = [all_layers] if jointly else [all_layers, *by_ffn]
     reasons = {"local": reason_to_refuse(local, groups), "global": reason_to_refuse(global_, groups)}
     return Budgets(local, global_, {name: reason for name, reason in reasons.items() if reason})
@@ -75,12 +86,12 @@ def reason_to_refuse(pruner: BasePruner, groups: Sequence[Sequence[LayerRecord]]
     return ""
 
 
-def amount_label(amount: float | int) -> str:
+def amount_label(amount: float | int, targets: Sequence[Target] = ("neurons",)) -> str:
     """Return an amount as people write it.
 
-    >>> amount_label(0.29), amount_label(1500), amount_label(1)
-    ('29 %', '1,500 neurons', '1 neuron')
+    >>> amount_label(0.29), amount_label(1500), amount_label(1), amount_label(2, ["experts"])
+    ('29 %', '1,500 neurons', '1 neuron', '2 experts')
     """
     if isinstance(amount, int):
-        return f"{amount:,} {'neuron' if amount == 1 else 'neurons'}"
+        return f"{amount:,} {targets[0][:-1] if amount == 1 else targets[0]}"
     return f"{100 * amount:.6g} %"

@@ -15,12 +15,21 @@ from graphs.analysis.measures import percentiles
 from graphs.linalg.blocks import FloatArray
 from graphs.reduction.subgraphs import top_subgraph
 from llmrank.errors import OptionError
+from llmrank.inspection.budgets import amount_label
+from llmrank.inspection.experts import ExpertSummary, summarise_experts
 from llmrank.inspection.inspection import Inspection, ScorerResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_agreement", "draw_concentration", "draw_layer", "draw_removed_neurons", "write_figures"]
+__all__ = [
+    "draw_agreement",
+    "draw_concentration",
+    "draw_experts",
+    "draw_layer",
+    "draw_removed_neurons",
+    "write_figures",
+]
 
 DPI = 150
 FORMATS = ("png", "svg")
@@ -29,7 +38,7 @@ FORMATS = ("png", "svg")
 def write_figures(
     inspection: Inspection, directory: Path, formats: Sequence[str], top: int = 20, names: Sequence[str] | None = None
 ) -> list[Path]:
-    """Draw the figures of an inspection: removed neurons, concentration of scores, agreement of scorers, single layers.
+    """Draw the figures of an inspection: removed neurons, concentration, agreement of scorers, experts, single layers.
 
     Parameters
     ----------
@@ -40,18 +49,18 @@ def write_figures(
     top : int
         Number of nodes of each layer in a subgraph: those of the highest scores.
     names : sequence of str, optional
-        Prunable layers to draw a figure of; the first, the middle and the last by default.
+        Layers of the inspection to draw a figure of; the first, the middle and the last by default.
 
     Returns
     -------
     list of Path
-        Files named ``removed_neurons``, ``concentration``, ``agreement``, and ``layer-K`` for prunable layer K, counted from
-        0; each in all formats. The same inspection gives the same bytes.
+        Files named ``removed_neurons``, ``concentration``, ``agreement``, ``experts`` if the model has any, and ``layer-K`` for
+        layer K, counted from 0; each in all formats. The same inspection gives the same bytes.
 
     Raises
     ------
     OptionError
-        A name is not that of a prunable layer, or a format is not one of those above.
+        A name is not that of a layer, or a format is not one of those above.
     GraphError
         See :func:`draw_layer`.
     OSError
@@ -80,16 +89,18 @@ def write_figures(
         raise OptionError(f"figures are written as {', '.join(FORMATS)}, got {', '.join(unknown)}")
     # A wrong name raises an error before anything is drawn.
     for name in names or ():
-        inspection.layer_position(name)
-    all_names = list(inspection.layer_positions())
+        inspection.layer(name)
+    all_names = list(inspection.layers)
     chosen = _first_middle_last(all_names) if names is None else names
     figures = {
         "removed_neurons": draw_removed_neurons(
-            inspection.main.importance, inspection.main.masks[inspection.budget], inspection.budget
+            inspection.main.importance, inspection.main.keep[inspection.budget], inspection.budget
         ),
         "concentration": draw_concentration(inspection),
         "agreement": draw_agreement(inspection),
     }
+    if any(layer.is_mixture for layer in inspection.layers.values()):
+        figures["experts"] = draw_experts(inspection)
     paths = []
     for stem, figure in figures.items():
         paths += _save(figure, directory, stem, formats)
@@ -105,7 +116,7 @@ def draw_removed_neurons(importance: Mapping[str, Any], masks: Mapping[str, Any]
     ----------
     importance : mapping from str to (n,) array
         Scores of the prunable layers, by name.
-    masks : mapping from str to (n,) bool tensor
+    masks : mapping from str to (n,) bool array or tensor
         Keep masks, True = kept.
     budget : str
         Name of the budget, for the title.
@@ -113,7 +124,8 @@ def draw_removed_neurons(importance: Mapping[str, Any], masks: Mapping[str, Any]
     Returns
     -------
     matplotlib Figure
-        A heat map of the scores with a line at the cut; below it bars of the shares, and the share of the score that is removed.
+        A heat map of the scores with a line at the number of neurons kept; below it bars of the shares, and the share of the
+        score that is removed. In a mixture of experts, the neurons removed need not be those of the lowest scores.
 
     Raises
     ------
@@ -129,14 +141,65 @@ def draw_removed_neurons(importance: Mapping[str, Any], masks: Mapping[str, Any]
     """
     figure = _figure(10, 8)
     upper, lower = figure.subplots(2, 1)
-    scores = list(importance.values())
-    keep = [masks[name].numpy() for name in importance]
+    scores = [np.asarray(values) for values in importance.values()]
+    keep = [np.asarray(masks[name]) for name in importance]
     draw.score_heatmap(scores, keep, upper)
     draw.kept_by_layer(scores, keep, lower)
     in_brackets = f" ({budget})" if budget else ""
     n_layers = "1 layer" if len(scores) == 1 else f"{len(scores)} layers"
-    upper.set_title(f"{n_layers}: scores of the hidden neurons; those right of the white line are removed{in_brackets}")
+    lowest = all(
+        mask.all() or not mask.any() or s[~mask].max() <= s[mask].min() for s, mask in zip(scores, keep, strict=True)
+    )
+    removed = (
+        "those right of the white line are removed" if lowest else "as many as lie right of the white line are removed"
+    )
+    upper.set_title(f"{n_layers}: scores of the hidden neurons; {removed}{in_brackets}")
     return _call_nodes_neurons(figure)
+
+
+def draw_experts(inspection: Inspection) -> Figure:
+    """Draw the use and the score of the routed experts of every mixture, and mark those that are removed.
+
+    Returns
+    -------
+    matplotlib Figure
+        Two heat maps with a row for each mixture: the share of the tokens that each expert gets, and its score, relative to the
+        mean of its mixture's experts. Crosses mark experts that the main budget removes.
+
+    Raises
+    ------
+    OptionError
+        The model has no mixture of experts.
+    """
+    numbers = {name: k for k, (name, layer) in enumerate(inspection.layers.items()) if layer.is_mixture}
+    if not numbers:
+        raise OptionError("this model has no mixture of experts to draw")
+    experts = [[each for each in summarise_experts(inspection, name) if each.routed] for name in numbers]
+    removed = [[each.kept[inspection.budget] == 0 for each in row] for row in experts]
+    figure = _figure(12, 2.2 + max(1.4, 0.28 * len(experts)))
+    left, right = figure.subplots(1, 2)
+    labels = [str(number) for number in numbers.values()]
+    scores = [np.array([each.score for each in row]) for row in experts]
+    for axes, values, words in (
+        (left, [100.0 * np.array([each.tokens for each in row]) for row in experts], "tokens routed to the expert (%)"),
+        (right, [row / (row.mean() or 1.0) for row in scores], "score of the expert / mean of its mixture"),
+    ):
+        draw.group_heatmap(values, removed, labels=labels, title=words, ax=axes)
+        axes.set_xlabel("expert")
+    figure.suptitle(f"{inspection.source}: routed experts by {inspection.scorer}{_what_is_left(inspection, experts)}")
+    return figure
+
+
+def _what_is_left(inspection: Inspection, experts: Sequence[Sequence[ExpertSummary]]) -> str:
+    kept = [(each.kept[inspection.budget], each.n_neurons) for row in experts for each in row]
+    n_removed = sum(width == 0 for width, _ in kept)
+    widths, sizes = {width for width, _ in kept if width}, {size for _, size in kept}
+    parts = [f"crosses: {n_removed} of {len(kept)} experts are removed"] if n_removed else []
+    if len(sizes) == 1 and widths != sizes:
+        least, most = f"{min(widths):,}", f"{max(widths):,}"
+        parts.append(f"each keeps {least if least == most else f'{least} to {most}'} of {max(sizes):,} neurons")
+    amount = amount_label(inspection.amount, inspection.targets)
+    return f"; {', '.join(parts)} ({inspection.budget}, {amount})" if parts else ""
 
 
 def draw_concentration(inspection: Inspection) -> Figure:
@@ -174,8 +237,8 @@ def draw_agreement(inspection: Inspection) -> Figure:
             _percentiles(other, main.importance),
             (f"{inspection.scorer}, {inspection.topology}", name),
             keep=(
-                np.concatenate([main.masks[inspection.budget][layer].numpy() for layer in main.importance]),
-                np.concatenate([other.masks[inspection.budget][layer].numpy() for layer in main.importance]),
+                np.concatenate([main.keep[inspection.budget][layer] for layer in main.importance]),
+                np.concatenate([other.keep[inspection.budget][layer] for layer in main.importance]),
             ),
             ax=axes,
         )
@@ -186,13 +249,13 @@ def draw_agreement(inspection: Inspection) -> Figure:
 
 
 def draw_layer(inspection: Inspection, name: str, top: int = 20) -> Figure:
-    """Draw one prunable layer: the subgraph of its highest neurons, the edges into it, and the flow through it.
+    """Draw one layer of the inspection: the subgraph of its highest neurons, the edges into it, and the flow through it.
 
     Parameters
     ----------
     inspection : Inspection
     name : str
-        Name of a prunable layer.
+        Name of a layer of the inspection.
     top : int
         Number of nodes of each layer in the subgraph: those of the highest scores.
 
@@ -212,8 +275,8 @@ def draw_layer(inspection: Inspection, name: str, top: int = 20) -> Figure:
     -----
     Cost: a few reads of the blocks next to the layer.
     """
-    graph_index, layer = inspection.layer_position(name)
-    graph, rank = inspection.graphs[graph_index].graph, inspection.main.ranks[graph_index]
+    place = inspection.layer(name)
+    layer, graph, rank = place.position, inspection.graphs[place.graph].graph, inspection.main.ranks[place.graph]
     layers = range(layer - 1, min(layer + 2, len(graph.layer_sizes)))
     figure = _figure(13, 9)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.2, 1))

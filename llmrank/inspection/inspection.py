@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from time import perf_counter
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from graphs import RankResult
 from graphs.linalg.blocks import FloatArray
 from llmrank.calibration.forward import progress_step
 from llmrank.errors import OptionError
 from llmrank.inspection.budgets import Budgets, make_budgets
+from llmrank.inspection.layers import InspectedLayer, find_layers
 from llmrank.pipeline import BasePipeline, model_source
 from llmrank.prune.masks import Masks
+from llmrank.prune.records.units import Target
 from llmrank.prune.selection import choose_masks, prunes_jointly
 from llmrank.score import BaseScorer
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
@@ -31,14 +37,18 @@ class ScorerResult:
     ranks : tuple of RankResult
         One for each graph.
     importance : mapping from str to (n,) float64 array
-        Scores of the neurons of each prunable layer, by the name of the layer; they sum to 1.
+        Scores of the neurons of each layer of the inspection, by its name; they sum to 1.
     masks : mapping from str to Masks
-        Keep masks at the inspection's amount, by budget (``local``, ``global``). A budget that refuses the amount has none.
+        Keep masks of the prunable layers at the inspection's amount, by budget (``local``, ``global``). A budget that refuses the
+        amount has none.
+    keep : mapping from str to mapping from str to (n,) bool array
+        The same masks by the layers of the inspection: that of a mixture joins those of its experts.
     """
 
     ranks: tuple[RankResult, ...]
     importance: Mapping[str, FloatArray]
     masks: Mapping[str, Masks]
+    keep: Mapping[str, Mapping[str, npt.NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +77,8 @@ class Inspection:
         Provenance of the calibration text.
     seconds : mapping from str to float
         Wall time: ``calibrate`` is from the search for FFNs to the statistics, ``rank`` is the rest.
+    targets : tuple of {"neurons", "experts"}
+        What pruning would remove.
     """
 
     source: str
@@ -79,6 +91,7 @@ class Inspection:
     in_other_topology: ScorerResult
     calibration: Mapping[str, Any]
     seconds: Mapping[str, float]
+    targets: tuple[Target, ...] = ("neurons",)
 
     @property
     def amount(self) -> float | int:
@@ -95,26 +108,26 @@ class Inspection:
         """The topology of :attr:`in_other_topology`: isolated for a chained inspection, else chained."""
         return _other_topology(self.topology)
 
-    def layer_positions(self) -> dict[str, tuple[int, int]]:
-        """Return (index of the graph, layer of the graph) by the name of each prunable layer, in the order of the model."""
-        return {
-            place.layer.name: (graph_index, place.position)
-            for graph_index, entry in enumerate(self.graphs)
-            for place in entry.prunable
-        }
+    @cached_property
+    def layers(self) -> dict[str, InspectedLayer]:
+        """The layers of the inspection by name, in the order of the model: a mixture of experts is one layer."""
+        return find_layers(self.graphs)
 
-    def layer_position(self, name: str) -> tuple[int, int]:
-        """Return (index of the graph, layer of the graph) of a prunable layer.
+    def layer_positions(self) -> dict[str, tuple[int, int]]:
+        """Return (index of the graph, layer of the graph) of each layer of the inspection, by its name."""
+        return {name: (layer.graph, layer.position) for name, layer in self.layers.items()}
+
+    def layer(self, name: str) -> InspectedLayer:
+        """Return a layer of the inspection.
 
         Raises
         ------
         OptionError
             There is no such layer; the message lists the layers.
         """
-        positions = self.layer_positions()
-        if name not in positions:
-            raise OptionError(f"there is no prunable layer {name!r}; expected one of {', '.join(positions)}")
-        return positions[name]
+        if name not in self.layers:
+            raise OptionError(f"there is no prunable layer {name!r}; expected one of {', '.join(self.layers)}")
+        return self.layers[name]
 
 
 def inspect_model(
@@ -125,7 +138,8 @@ def inspect_model(
     Parameters
     ----------
     pipeline : BasePipeline
-        Its stages up to the graphs are used, and of its pruner what :func:`make_budgets` reads. Its scorer is not used.
+        Its stages up to the graphs are used, its targets, and of its pruner what :func:`make_budgets` reads. Its scorer is not
+        used.
     scorers : mapping from str to BaseScorer
     scorer : str
         Name of the main scorer; the others are compared with it.
@@ -164,9 +178,10 @@ def inspect_model(
     topology: Topology = pipeline.topology
     other = _other_topology(topology)
     jointly = {each: prunes_jointly(pipeline.structure_dict, each) for each in (topology, other)}
+    targets = pipeline.targets
     with progress_step(pipeline.progress, "Finding FFNs"):
         ffns = pipeline.find()
-    budgets = make_budgets(pipeline.pruner, ffns, jointly=all(jointly.values()))
+    budgets = make_budgets(pipeline.pruner, ffns, jointly=all(jointly.values()), targets=targets)
     if budget in budgets.refusals:
         raise OptionError(budgets.refusals[budget])
     sequences = pipeline.calibration_texts()[0]
@@ -175,12 +190,12 @@ def inspect_model(
     graphs = pipeline.build_graphs(ffns, statistics)
     named = list(scorers.items())
     results = {
-        name: _rank_and_prune(graphs, each, budgets, jointly=jointly[topology])
+        name: _rank_and_prune(graphs, each, budgets, targets, jointly=jointly[topology])
         for name, each in (pipeline.progress(named, "Ranking") if pipeline.progress else named)
     }
     with progress_step(pipeline.progress, f"Ranking, {other}"):
         in_other_topology = _rank_and_prune(
-            build_graphs(ffns, statistics, other), scorers[scorer], budgets, jointly=jointly[other]
+            build_graphs(ffns, statistics, other), scorers[scorer], budgets, targets, jointly=jointly[other]
         )
     return Inspection(
         source=model_source(pipeline.model),
@@ -193,6 +208,7 @@ def inspect_model(
         in_other_topology=in_other_topology,
         calibration=sequences.provenance(),
         seconds={"calibrate": calibrated - started, "rank": perf_counter() - calibrated},
+        targets=targets,
     )
 
 
@@ -201,12 +217,21 @@ def _other_topology(topology: Topology) -> Topology:
 
 
 def _rank_and_prune(
-    graphs: Sequence[ModelGraph], scorer: BaseScorer, budgets: Budgets, *, jointly: bool
+    graphs: Sequence[ModelGraph], scorer: BaseScorer, budgets: Budgets, targets: tuple[Target, ...], *, jointly: bool
 ) -> ScorerResult:
     """Rank the graphs by a scorer, and choose the keep masks of every budget that accepts the amount."""
     ranks = rank_graphs(scorer, graphs)
+    layers = find_layers(graphs)
     importance: dict[str, FloatArray] = {}
     for entry, rank in zip(graphs, ranks, strict=True):
         importance.update({name: values.numpy() for name, values in entry.importance(rank).items()})
-    masks = {name: choose_masks(pruner, graphs, ranks, jointly=jointly) for name, pruner in budgets.accepting().items()}
-    return ScorerResult(ranks, importance, masks)
+    masks = {
+        name: choose_masks(pruner, graphs, ranks, jointly=jointly, targets=targets)
+        for name, pruner in budgets.accepting().items()
+    }
+    return ScorerResult(
+        ranks,
+        {name: layer.join(importance) for name, layer in layers.items()},
+        masks,
+        {budget: {name: layer.join(each) for name, layer in layers.items()} for budget, each in masks.items()},
+    )

@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from graphs.analysis.measures import effective_number, gini, top_share
 from graphs.analysis.node_summary import strongest_edges
@@ -20,10 +19,18 @@ from graphs.analysis.strengths import strengths
 from graphs.linalg.blocks import FloatArray
 from llmrank.errors import OptionError
 from llmrank.inspection.budgets import amount_label
+from llmrank.inspection.experts import summarise_experts
 from llmrank.inspection.inspection import Inspection, ScorerResult
-from llmrank.inspection.removal_counts import SLIDER_END, Choices, global_removals, local_removals, offered_choices
+from llmrank.inspection.removal_counts import (
+    SLIDER_END,
+    Choices,
+    Order,
+    global_removals,
+    local_removals,
+    offered_choices,
+    removal_order,
+)
 from llmrank.pipeline.report import environment
-from llmrank.prune import LayerRecord
 
 __all__ = ["DATA_LIMIT", "payload"]
 
@@ -31,6 +38,10 @@ __all__ = ["DATA_LIMIT", "payload"]
 DATA_LIMIT = 30_000_000
 # The edges of this many neurons of each layer are never left out.
 MIN_NEURONS_WITH_EDGES = 64
+OTHER_MASKS = (
+    "At {} the pipeline keeps other neurons: it prunes each graph by itself, and this page compares all layers."
+)
+
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 IndexType: TypeAlias = type[np.uint16] | type[np.uint32]
@@ -53,9 +64,11 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
     -------
     dict
         Numbers, strings, and arrays as ``{"dtype", "data"}``, where ``data`` is base64 of little-endian bytes. Arrays of
-        neurons run through all prunable layers: each scorer has float32 ``scores``, and uint16 or uint32 ``positions`` (how
-        many neurons of the layer are removed before this one). ``removed`` is a (multiples, amounts, layers) array, the number
-        of neurons removed from each layer: at the top level by local pruning, and in each scorer by global pruning.
+        neurons run through all layers: each scorer has float32 ``scores``, and uint16 or uint32 ``positions`` (how many units
+        are removed before that of this neuron) by budget; without
+        those of the global budget they are the same. ``units`` says which neurons of a layer are removed in units of how many.
+        ``removed`` is a (multiples, amounts, units) array, the number of units removed: at the top level by local pruning, and in
+        each scorer by global pruning.
 
     Raises
     ------
@@ -70,6 +83,7 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
 
     Examples
     --------
+    >>> import torch
     >>> from llmrank.inspection.inspection import inspect_model
     >>> from llmrank.pipeline import IsolatedFFNPipeline
     >>> from llmrank.score import ActivationScorer
@@ -83,21 +97,22 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
         if not isinstance(number, int) or isinstance(number, bool) or number < least:
             raise OptionError(f"{name} must be an integer >= {least}, got {number!r}")
     layers = _layers(inspection)
-    choices = offered_choices(inspection, {layer["name"]: layer["size"] for layer in layers})
+    choices = offered_choices(inspection)
     candidates = {inspection.scorer: inspection.main, **inspection.results}
     candidates[f"{inspection.scorer}, {inspection.other_topology}"] = inspection.in_other_topology
     edge_bytes = 2 * top_edges * (np.dtype(_node_dtype(inspection)).itemsize + 4)
-    names, edges_per_layer = _choose_what_fits(list(candidates), choices, edge_bytes, data_limit)
-    notes = _size_notes([name for name in candidates if name not in names], edges_per_layer, choices)
-    removed_by_local = local_removals(choices)
-    positions = {name: _removal_positions(inspection, candidates[name]) for name in names}
-    removed_by_global = {name: global_removals(choices, in_global) for name, (_, in_global) in positions.items()}
-    removed = {name: {"local": removed_by_local, "global": removed_by_global[name]} for name in names}
-    if not all(_shows_masks(candidates[name], choices, positions[name][0], removed[name]) for name in names):
-        notes.append(
-            f"At {amount_label(inspection.amount)} the pipeline keeps other neurons than this page shows: it prunes each graph "
-            "by itself, and the page compares all layers."
-        )
+    names, edges_per_layer = _choose_what_fits(
+        list(candidates), [layer["size"] for layer in layers], choices, edge_bytes, data_limit
+    )
+    notes = _notes(inspection.targets, [name for name in candidates if name not in names], edges_per_layer, layers)
+    by_local, units = local_removals(choices), _units(inspection, choices)
+    orders = {name: removal_order(inspection, choices, candidates[name]) for name in names}
+    by_global = {name: global_removals(choices, order.removed_before) for name, order in orders.items()}
+    if not all(
+        _shows_masks(candidates[name], choices, units, orders[name], {"local": by_local, "global": by_global[name]})
+        for name in names
+    ):
+        notes.append(OTHER_MASKS.format(amount_label(inspection.amount, inspection.targets)))
     dtype = _index_dtype(max(choices.sizes))
     return {
         "source": inspection.source,
@@ -107,7 +122,8 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
         "normalize": inspection.budgets.global_.normalize,
         "min_keep": choices.min_keep,
         "slider_end": SLIDER_END,
-        "amounts": [amount_label(amount) for amount in choices.amounts],
+        "targets": list(inspection.targets),
+        "amounts": [amount_label(amount, inspection.targets) for amount in choices.amounts],
         "multiples": choices.multiples,
         "inspected": {
             "amount": choices.amount_index,
@@ -115,7 +131,7 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
             "slider": _slider(inspection, choices),
         },
         "refusals": choices.refusals,
-        "removed": _array(removed_by_local, dtype),
+        "removed": _array(by_local, dtype),
         "calibration": _describe_calibration(inspection.calibration),
         "versions": environment(),
         "graph": {
@@ -124,11 +140,12 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
         },
         "notes": notes,
         "layers": layers,
+        "units": units,
         "scorers": {
             name: {
-                **_scores([candidates[name].importance[layer["name"]] for layer in layers]),
-                "positions": _array(np.concatenate(positions[name][0]), dtype),
-                "removed": _array(removed_by_global[name], dtype),
+                **_scores(list(candidates[name].importance.values())),
+                "positions": _positions(orders[name], dtype),
+                "removed": _array(by_global[name], dtype),
             }
             for name in names
         },
@@ -140,11 +157,18 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
 # --- parts of the payload
 
 
-def _size_notes(left_out: Sequence[str], edges_per_layer: int, choices: Choices) -> list[str]:
+def _notes(
+    targets: Sequence[str], left_out: Sequence[str], edges_per_layer: int, layers: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Return what a reader must know of the page: what it leaves out."""
     notes = []
+    if len(targets) > 1:
+        notes.append(
+            "Neurons and experts are removed together, and every amount divides itself between them anew: this page shows one."
+        )
     if left_out:
         notes.append(f"These scorers were left out to keep the page small: {', '.join(left_out)}.")
-    if edges_per_layer < max(choices.sizes):
+    if edges_per_layer < max(layer["size"] for layer in layers):
         notes.append(
             f"To keep the page small, it has only the edges of the {edges_per_layer:,} highest neurons of each layer."
         )
@@ -152,52 +176,77 @@ def _size_notes(left_out: Sequence[str], edges_per_layer: int, choices: Choices)
 
 
 def _layers(inspection: Inspection) -> list[dict[str, Any]]:
-    """Return the prunable layers, each with the layers next to it in its graph."""
+    """Return the layers, each with the layers next to it in its graph, and a mixture with its experts."""
     layers = []
-    for name, (graph_index, node_layer) in inspection.layer_positions().items():
-        graph = inspection.graphs[graph_index].graph
+    for name, layer in inspection.layers.items():
+        graph = inspection.graphs[layer.graph].graph
         neighbours: dict[str, Any] = {}
-        for side, layer in (("in", node_layer - 1), ("out", node_layer + 1)):
-            exists = 0 <= layer < len(graph.layer_sizes)
-            neighbours[side] = {"name": graph.names[layer], "size": graph.layer_sizes[layer]} if exists else None
-        layers.append({"name": name, "size": graph.layer_sizes[node_layer], **neighbours})
+        for side, other in (("in", layer.position - 1), ("out", layer.position + 1)):
+            exists = 0 <= other < len(graph.layer_sizes)
+            neighbours[side] = {"name": graph.names[other], "size": graph.layer_sizes[other]} if exists else None
+        experts = [
+            {
+                "label": each.label(name),
+                "start": part.start,
+                "size": each.n_neurons,
+                "routed": each.routed,
+                "tokens": each.tokens,
+                "weight": each.weight,
+            }
+            for part, each in zip(layer.parts, summarise_experts(inspection, name), strict=True)
+        ] if layer.is_mixture else None  # fmt: skip
+        layers.append({"name": name, "size": layer.size, **neighbours, "experts": experts})
     return layers
 
 
-def _removal_positions(inspection: Inspection, result: ScorerResult) -> tuple[list[IntArray], list[IntArray]]:
-    """Return the `removal_positions` of every layer under the local and under the global budget."""
-    prunable = [place.layer for entry in inspection.graphs for place in entry.prunable]
-    # These pruners read neither weights nor activations, so the graphs of the other topology are not needed.
-    records = [
-        LayerRecord(layer.name, torch.from_numpy(result.importance[layer.name]), explicit=not layer.output_maps)
-        for layer in prunable
-    ]
-    in_local, in_global = (
-        [positions.numpy() for positions in pruner.removal_positions(records)]
-        for pruner in (inspection.budgets.local, inspection.budgets.global_)
-    )
-    return in_local, in_global
+def _units(inspection: Inspection, choices: Choices) -> list[dict[str, int]]:
+    """Return for each of the units the number of their layer, their neurons there, and the number of neurons in one unit."""
+    places = {
+        part.layer.name: (number, part.start)
+        for number, layer in enumerate(inspection.layers.values())
+        for part in layer.parts
+    }
+    found = []
+    for each in choices.units:
+        number, start = min(places[layer.name] for layer in each.layers)
+        found.append({"layer": number, "start": start, "size": each.n_units * each.n_neurons, "each": each.n_neurons})
+    return found
 
 
 def _shows_masks(
-    result: ScorerResult, choices: Choices, positions: Sequence[IntArray], removals: Mapping[str, IntArray]
+    result: ScorerResult,
+    choices: Choices,
+    units: Sequence[Mapping[str, int]],
+    order: Order,
+    removals: Mapping[str, IntArray],
 ) -> bool:
     """Whether the neurons that the page shows as kept at the inspection's amount are those of the inspection's masks."""
-    return all(
-        np.array_equal(keep.numpy(), layer_positions >= removed)
-        for budget, masks in result.masks.items()
-        for keep, layer_positions, removed in zip(
-            masks.values(), positions, removals[budget][choices.multiple_index, choices.amount_index], strict=True
-        )
-    )
+    for budget, by_layer in result.keep.items():
+        positions = order.positions[budget]
+        shown = [np.ones(len(each), dtype=bool) for each in positions]
+        for entry, removed in zip(units, removals[budget][choices.multiple_index, choices.amount_index], strict=True):
+            neurons = slice(entry["start"], entry["start"] + entry["size"])
+            shown[entry["layer"]][neurons] = positions[entry["layer"]][neurons] >= removed
+        if not all(np.array_equal(mask, kept) for mask, kept in zip(by_layer.values(), shown, strict=True)):
+            return False
+    return True
+
+
+def _positions(order: Order, dtype: IndexType) -> dict[str, Any]:
+    """Return the positions by budget; one array is enough if those of both budgets are the same."""
+    arrays = {budget: np.concatenate(positions) for budget, positions in order.positions.items()}
+    if np.array_equal(arrays["local"], arrays["global"]):
+        del arrays["global"]
+    return {budget: _array(positions, dtype) for budget, positions in arrays.items()}
 
 
 def _slider(inspection: Inspection, choices: Choices) -> int:
     """Return where the slider stands at the inspection's amount, in per cent of all neurons."""
     share = inspection.amount
     if isinstance(share, int):
-        # The local budget removes this number from each layer.
-        share = share * (len(choices.sizes) if inspection.budget == "local" else 1) / sum(choices.sizes)
+        # The local budget removes this number of units from each layer, the global one of neurons.
+        is_local = inspection.budget == "local"
+        share = share * len(choices.sizes) / sum(choices.sizes) if is_local else share / choices.n_neurons
     return min(round(100 * share), SLIDER_END)
 
 
@@ -214,8 +263,8 @@ def _scores(scores: Sequence[FloatArray]) -> dict[str, Any]:
 def _facts(inspection: Inspection) -> dict[str, Any]:
     """Return the activation of every neuron, and the sums of its edge weights on both sides."""
     activations, in_strengths, out_strengths = [], [], []
-    for graph_index, node_layer in inspection.layer_positions().values():
-        graph = inspection.graphs[graph_index].graph
+    for layer in inspection.layers.values():
+        graph, node_layer = inspection.graphs[layer.graph].graph, layer.position
         activations.append(graph.activations[node_layer])
         in_strength, out_strength = strengths(graph, node_layer)
         in_strengths.append(in_strength)
@@ -232,8 +281,12 @@ def _edges(inspection: Inspection, per_layer: int, top: int) -> dict[str, Any]:
     chosen: list[npt.NDArray[np.intp]] = []
     parts: dict[str, list[npt.NDArray[Any]]] = {"in_nodes": [], "in_shares": [], "out_nodes": [], "out_shares": []}
     is_complete = True
-    for name, (graph_index, node_layer) in inspection.layer_positions().items():
-        graph, rank = inspection.graphs[graph_index].graph, inspection.main.ranks[graph_index]
+    for name, layer in inspection.layers.items():
+        graph, rank, node_layer = (
+            inspection.graphs[layer.graph].graph,
+            inspection.main.ranks[layer.graph],
+            layer.position,
+        )
         scores = inspection.main.importance[name]
         is_complete = is_complete and len(scores) <= per_layer
         chosen.append(np.sort(np.argsort(-scores, kind="stable")[:per_layer]))
@@ -257,12 +310,14 @@ def _node_dtype(inspection: Inspection) -> IndexType:
     return _index_dtype(max(size for entry in inspection.graphs for size in entry.graph.layer_sizes))
 
 
-def _choose_what_fits(names: Sequence[str], choices: Choices, edge_bytes: int, limit: int) -> tuple[list[str], int]:
+def _choose_what_fits(
+    names: Sequence[str], sizes: Sequence[int], choices: Choices, edge_bytes: int, limit: int
+) -> tuple[list[str], int]:
     """Return the scorers that fit, and the number of neurons per layer whose edges fit (`edge_bytes` for each neuron)."""
-    sizes, n_neurons = choices.sizes, sum(choices.sizes)
-    index_bytes = np.dtype(_index_dtype(max(sizes))).itemsize
+    n_neurons = sum(sizes)
+    index_bytes = np.dtype(_index_dtype(max(choices.sizes))).itemsize
     # Base64 takes four bytes for three.
-    per_table = index_bytes * len(choices.multiples) * len(choices.amounts) * len(sizes) * 4 / 3
+    per_table = index_bytes * len(choices.multiples) * len(choices.amounts) * len(choices.sizes) * 4 / 3
     per_scorer = (4 + index_bytes) * n_neurons * 4 / 3 + per_table
     per_neuron = edge_bytes * 4 / 3
     # The first scorer, three facts of each neuron, and the table of local pruning are always there.

@@ -1,19 +1,25 @@
-"""How many neurons each budget removes from each layer, for every amount and multiple that the page of an inspection offers."""
+"""How many units each budget removes from each layer, for every amount and multiple that the page of an inspection offers.
+
+A unit is a neuron; in a mixture of experts it is one neuron of every expert, or a whole expert.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from llmrank.inspection.budgets import reason_to_refuse
-from llmrank.inspection.inspection import Inspection
-from llmrank.prune import BasePruner, global_count, local_count, record_of_size, round_width
+from llmrank.inspection.inspection import Inspection, ScorerResult
+from llmrank.prune import BasePruner, LayerRecord, global_count, local_count, record_of_size, round_width
+from llmrank.prune.records.units import Units, units_of
 
-__all__ = ["SLIDER_END", "Choices", "global_removals", "local_removals", "offered_choices"]
+__all__ = ["SLIDER_END", "Choices", "Order", "global_removals", "local_removals", "offered_choices", "removal_order"]
 
 # The largest amount on the page's slider, in per cent.
 SLIDER_END = 90
@@ -29,12 +35,14 @@ class Choices:
 
     Attributes
     ----------
-    sizes : tuple of int
-        Numbers of neurons of the prunable layers.
+    units : tuple of Units
+        What can be removed: the neurons of a prunable layer, or the units of a mixture. If neurons and experts are removed
+        together, the neurons of each layer of the inspection.
     min_keep : int
-        Smallest number of neurons that a layer keeps.
+        Smallest number of units that a layer keeps.
     amounts : tuple of float or int
-        The shares 0.00, 0.01, ... up to the end of the slider; then the amount of the inspection, if it is none of them.
+        The shares 0.00, 0.01, ... up to the end of the slider; then the amount of the inspection, if it is none of them. If
+        neurons and experts are removed together, only the amount of the inspection.
     multiples : tuple of int
         Numbers to whose multiples kept widths can be rounded.
     amount_index, multiple_index : int
@@ -43,7 +51,7 @@ class Choices:
         By budget (``local``, ``global``): for each amount, why the budget refuses it, or an empty string.
     """
 
-    sizes: tuple[int, ...]
+    units: tuple[Units, ...]
     min_keep: int
     amounts: tuple[float | int, ...]
     amount_index: int
@@ -51,10 +59,49 @@ class Choices:
     multiple_index: int
     refusals: Mapping[str, tuple[str, ...]]
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether there is one amount alone, because neurons and experts are removed together."""
+        return len(self.amounts) == 1
 
-def offered_choices(inspection: Inspection, sizes: Mapping[str, int]) -> Choices:
-    """Return what the page offers for an inspection; `sizes` are those of its prunable layers, by name."""
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of units."""
+        return tuple(each.n_units for each in self.units)
+
+    @property
+    def n_neurons(self) -> int:
+        """Number of neurons in all units."""
+        return sum(each.n_units * each.n_neurons for each in self.units)
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """The order in which pruning by one scorer removes units.
+
+    Attributes
+    ----------
+    positions : mapping from str to tuple of (n,) arrays
+        By budget, for each layer of the inspection and each of its neurons: how many units are removed before the neuron's own,
+        of those :class:`Units` that it belongs to. 0 if it belongs to none, and is never removed. If neurons and experts are
+        removed together: 0 if the budget removes the neuron, else 1.
+    removed_before : tuple of (units,) arrays
+        For each of :attr:`Choices.units`: how many neurons of all layers global pruning removes before each unit.
+    """
+
+    positions: Mapping[str, tuple[IntArray, ...]]
+    removed_before: tuple[IntArray, ...]
+
+
+def offered_choices(inspection: Inspection) -> Choices:
+    """Return what the page offers for an inspection."""
     local, global_ = inspection.budgets.local, inspection.budgets.global_
+    if len(inspection.targets) > 1:
+        # Every amount divides itself anew among neurons and experts, so there is no one order in which they are removed.
+        units = tuple(Units(name, tuple(each.layers), each.size) for name, each in inspection.layers.items())
+        refusals = {budget: (inspection.budgets.refusals.get(budget, ""),) for budget in ("local", "global")}
+        return Choices(units, local.min_keep, (inspection.amount,), 0, (local.multiple_of,), 0, refusals)
+    units = tuple(units_of([part for each in inspection.layers.values() for part in each.layers], inspection.targets))
     amounts: list[float | int] = [percent / 100 for percent in range(SLIDER_END + 1)]
     # A number of neurons is always added, even 0 neurons, which Python takes as equal to the share 0.0.
     if isinstance(inspection.amount, int) or inspection.amount not in amounts:
@@ -64,64 +111,108 @@ def offered_choices(inspection: Inspection, sizes: Mapping[str, int]) -> Choices
         amount_index = amounts.index(inspection.amount)
     multiples = sorted({*MULTIPLES, local.multiple_of})
     return Choices(
-        sizes=tuple(sizes.values()),
+        units=units,
         min_keep=local.min_keep,
         amounts=tuple(amounts),
         amount_index=amount_index,
         multiples=tuple(multiples),
         multiple_index=multiples.index(local.multiple_of),
-        refusals={"local": _refusals(local, amounts, sizes), "global": _refusals(global_, amounts, sizes)},
+        refusals={"local": _refusals(local, amounts, units), "global": _refusals(global_, amounts, units)},
     )
 
 
+def removal_order(inspection: Inspection, choices: Choices, result: ScorerResult) -> Order:
+    """Return the order in which pruning by a scorer removes the units."""
+    scores = {
+        part.layer.name: torch.from_numpy(result.importance[name][part.nodes])
+        for name, layer in inspection.layers.items()
+        for part in layer.parts
+    }
+    if choices.is_fixed:
+        ones = {name: np.ones(layer.size, dtype=bool) for name, layer in inspection.layers.items()}
+        by_budget = {budget: result.keep.get(budget, ones) for budget in ("local", "global")}
+        fixed = {budget: tuple(mask.astype(np.int64) for mask in keep.values()) for budget, keep in by_budget.items()}
+        return Order(fixed, fixed["global"])
+    # These pruners read neither weights nor activations, so the graphs of the other topology are not needed.
+    records = [
+        LayerRecord(each.name, each.importance(scores, scores), explicit=not each.layers[0].output_maps, units=each)
+        for each in choices.units
+    ]
+    in_layer = inspection.budgets.local.removal_positions(records)
+    in_model = inspection.budgets.global_.removal_positions(records)
+    in_order = torch.cat([torch.full((each.n_units,), each.n_neurons) for each in choices.units])
+    in_order = in_order[torch.argsort(torch.cat(in_model))]
+    before = in_order.cumsum(0) - in_order
+    by_part = {name: torch.zeros(len(values), dtype=torch.int64) for name, values in scores.items()}
+    for each, positions in zip(choices.units, in_layer, strict=True):
+        by_part.update({name: positions[unit] for name, unit in each.assign(scores).items()})
+    joined = tuple(layer.join(by_part) for layer in inspection.layers.values())
+    return Order({"local": joined, "global": joined}, tuple(before[positions].numpy() for positions in in_model))
+
+
 def local_removals(choices: Choices) -> IntArray:
-    """Return how many neurons local pruning removes from each layer.
+    """Return how many units local pruning removes.
 
     Returns
     -------
-    (multiples, amounts, layers) int64 array
+    (multiples, amounts, units) int64 array
         Zero where the pruner refuses the amount.
     """
+    if choices.is_fixed:
+        return _fixed(choices, "local")
     counts = [[local_count(amount, size) for size in choices.sizes] for amount in choices.amounts]
     return _rounded(choices, np.array(counts), choices.refusals["local"])
 
 
-def global_removals(choices: Choices, positions: Sequence[IntArray]) -> IntArray:
-    """Return how many neurons global pruning removes from each layer.
+def global_removals(choices: Choices, removed_before: Sequence[IntArray]) -> IntArray:
+    """Return how many units global pruning removes.
 
     Parameters
     ----------
     choices : Choices
-    positions : sequence of (n,) arrays
-        :meth:`llmrank.prune.GlobalPruner.removal_positions` of all layers.
+    removed_before : sequence of (units,) arrays
+        See :class:`Order`.
 
     Returns
     -------
-    (multiples, amounts, layers) int64 array
+    (multiples, amounts, units) int64 array
         Zero where the pruner refuses the amount.
     """
-    limits = [global_count(amount, sum(choices.sizes)) for amount in choices.amounts]
-    counts = np.stack([np.searchsorted(np.sort(layer), limits) for layer in positions], axis=1)
+    if choices.is_fixed:
+        return _fixed(choices, "global")
+    limits = [global_count(amount, choices.n_neurons) for amount in choices.amounts]
+    counts = np.stack([np.searchsorted(np.sort(before), limits) for before in removed_before], axis=1)
     return _rounded(choices, counts, choices.refusals["global"])
 
 
+def _fixed(choices: Choices, budget: str) -> IntArray:
+    """Return the numbers that remove all neurons at position 0, see :class:`Order`."""
+    return np.full((1, 1, len(choices.units)), 0 if choices.refusals[budget][0] else 1, dtype=np.int64)
+
+
 def _rounded(choices: Choices, counts: IntArray, refusals: Sequence[str]) -> IntArray:
-    """Return (multiples, amounts, layers) numbers of removed neurons, from (amounts, layers) numbers without rounding."""
+    """Return (multiples, amounts, units) numbers of removed units, from (amounts, units) numbers without rounding."""
     removals = np.zeros((len(choices.multiples), *counts.shape), dtype=np.int64)
     for row, reason in enumerate(refusals):
         if reason:
             continue
         for k, multiple in enumerate(choices.multiples):
             removals[k, row] = [
-                size - round_width(size - int(count), size, multiple, choices.min_keep)
-                for size, count in zip(choices.sizes, counts[row], strict=True)
+                each.n_units
+                - round_width(
+                    each.n_units - int(count),
+                    each.n_units,
+                    math.lcm(multiple, each.multiple_of),
+                    max(choices.min_keep, each.min_keep),
+                )
+                for each, count in zip(choices.units, counts[row], strict=True)
             ]
     return removals
 
 
-def _refusals(pruner: BasePruner, amounts: Sequence[float | int], sizes: Mapping[str, int]) -> tuple[str, ...]:
+def _refusals(pruner: BasePruner, amounts: Sequence[float | int], units: Sequence[Units]) -> tuple[str, ...]:
     """Return for each amount why a pruner refuses it, or an empty string."""
-    records = [record_of_size(name, size) for name, size in sizes.items()]
+    records = [record_of_size(each.name, each.n_units, each) for each in units]
     reasons = [""] * len(amounts)
     if len(amounts) > SLIDER_END + 1:
         reasons[-1] = reason_to_refuse(type(pruner)(amounts[-1], pruner.min_keep), [records])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +14,9 @@ from graphs.analysis.layer_summary import LayerSummary, summarise_layers
 from graphs.analysis.measures import rank_correlation, share_also_kept
 from graphs.analysis.node_summary import NodeSummary, summarise_node
 from graphs.analysis.paths import Path, strongest_paths
-from llmrank.errors import OptionError
+from llmrank.inspection.experts import ExpertSummary, summarise_experts
 from llmrank.inspection.inspection import Inspection, ScorerResult
+from llmrank.inspection.layers import InspectedLayer, check_neuron
 from llmrank.pipeline.report import environment
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "NeuronSummary",
     "Verdict",
     "margin",
-    "parse_neuron",
     "summarise_inspection",
     "summarise_neuron",
 ]
@@ -41,8 +40,8 @@ class Agreement:
     Attributes
     ----------
     correlation : float
-        Mean of Spearman's correlation over the prunable layers, in -1..1. Layers with constant scores are left out; NaN if no
-        layer is left.
+        Mean over the layers of Spearman's correlation of the neurons' scores, in -1..1; if only experts are removed, of the
+        experts' scores. Layers with constant scores are left out; NaN if no layer is left.
     local, global_ : float
         Share of all neurons kept by the main scorer under this budget that the other one keeps too; NaN if the budget refuses
         the amount.
@@ -60,9 +59,11 @@ class InspectionSummary:
     Attributes
     ----------
     layers : mapping from str to LayerSummary
-        Summaries of the chosen prunable layers, by name.
+        Summaries of the chosen layers, by name; a mixture of experts is one layer.
     kept : mapping from str to mapping from str to int
         Number of neurons that the main scorer keeps, by budget and layer. A budget that refuses the amount has no entry.
+    experts : mapping from str to tuple of ExpertSummary
+        Summaries of the experts of those chosen layers that are mixtures.
     agreement : mapping from str to Agreement
         Agreement of the main scorer with every other scorer, by its name, and with itself in the other topology, by the name
         of that topology.
@@ -71,6 +72,7 @@ class InspectionSummary:
 
     layers: dict[str, LayerSummary]
     kept: dict[str, dict[str, int]]
+    experts: dict[str, tuple[ExpertSummary, ...]]
     agreement: dict[str, Agreement]
     inspection: Inspection
 
@@ -84,6 +86,7 @@ class InspectionSummary:
             "scorer": inspection.scorer,
             "budget": inspection.budget,
             "amount": inspection.amount,
+            "targets": list(inspection.targets),
             "min_keep": inspection.budgets.local.min_keep,
             "multiple_of": inspection.budgets.local.multiple_of,
             "normalize": inspection.budgets.global_.normalize,
@@ -96,7 +99,11 @@ class InspectionSummary:
                 for entry in inspection.graphs
             ],
             "layers": {
-                name: {**layer.to_dict(), "kept": {budget: counts[name] for budget, counts in self.kept.items()}}
+                name: {
+                    **layer.to_dict(),
+                    "kept": {budget: counts[name] for budget, counts in self.kept.items()},
+                    **({"experts": [each.to_dict() for each in self.experts[name]]} if name in self.experts else {}),
+                }
                 for name, layer in self.layers.items()
             },
             "agreement": {
@@ -113,7 +120,7 @@ def summarise_inspection(inspection: Inspection, names: Sequence[str] | None = N
     ----------
     inspection : Inspection
     names : sequence of str, optional
-        Names of the prunable layers to summarise; all by default. The agreement always covers all layers.
+        Names of the layers to summarise; all by default. The agreement always covers all layers.
 
     Raises
     ------
@@ -138,38 +145,51 @@ def summarise_inspection(inspection: Inspection, names: Sequence[str] | None = N
     >>> summary.layers["0"].n_nodes, summary.kept["local"], list(summary.agreement)
     (6, {'0': 4}, ['chained'])
     """
-    chosen = list(inspection.layer_positions()) if names is None else list(names)
-    for name in chosen:
-        inspection.layer_position(name)
-    by_name: dict[str, LayerSummary] = {}
-    for entry, rank in zip(inspection.graphs, inspection.main.ranks, strict=True):
-        if not any(place.layer.name in chosen for place in entry.prunable):
-            continue
-        summaries = summarise_layers(entry.graph, rank)
-        by_name.update({place.layer.name: summaries[place.position] for place in entry.prunable})
+    chosen = list(inspection.layers) if names is None else list(names)
+    layers = {name: inspection.layer(name) for name in chosen}
+    by_graph = {
+        index: summarise_layers(inspection.graphs[index].graph, inspection.main.ranks[index])
+        for index in sorted({layer.graph for layer in layers.values()})
+    }
     others = {name: result for name, result in inspection.results.items() if name != inspection.scorer}
     return InspectionSummary(
-        layers={name: by_name[name] for name in chosen},
+        layers={name: by_graph[layer.graph][layer.position] for name, layer in layers.items()},
         kept={
-            budget: {name: int(masks[name].sum()) for name in chosen} for budget, masks in inspection.main.masks.items()
+            budget: {name: int(keep[name].sum()) for name in chosen} for budget, keep in inspection.main.keep.items()
         },
+        experts={name: summarise_experts(inspection, name) for name, layer in layers.items() if layer.is_mixture},
         agreement={
-            name: _agreement(inspection.main, result)
+            name: _agreement(inspection, result)
             for name, result in {**others, inspection.other_topology: inspection.in_other_topology}.items()
         },
         inspection=inspection,
     )
 
 
-def _agreement(main: ScorerResult, other: ScorerResult) -> Agreement:
-    correlations = [rank_correlation(scores, other.importance[name]) for name, scores in main.importance.items()]
+def _agreement(inspection: Inspection, other: ScorerResult) -> Agreement:
+    main = inspection.main
+    correlations = [
+        rank_correlation(_compared(inspection, layer, main), _compared(inspection, layer, other))
+        for layer in inspection.layers.values()
+        if layer.is_mixture or inspection.targets != ("experts",)
+    ]
     defined = [value for value in correlations if np.isfinite(value)]
     overlaps = {"local": float("nan"), "global": float("nan")}
-    for budget, masks in main.masks.items():
-        keep = np.concatenate([masks[name].numpy() for name in main.importance])
-        other_keep = np.concatenate([other.masks[budget][name].numpy() for name in main.importance])
+    for budget, by_layer in main.keep.items():
+        keep = np.concatenate([by_layer[name] for name in main.importance])
+        other_keep = np.concatenate([other.keep[budget][name] for name in main.importance])
         overlaps[budget] = share_also_kept(keep, other_keep)
     return Agreement(mean(defined) if defined else float("nan"), overlaps["local"], overlaps["global"])
+
+
+def _compared(inspection: Inspection, layer: InspectedLayer, result: ScorerResult) -> npt.NDArray[np.floating[Any]]:
+    """Return the scores of a layer's neurons or, if only experts are removed, those of its routed experts."""
+    scores = result.importance[layer.name]
+    return scores if inspection.targets != ("experts",) else _routed_sums(layer, scores)
+
+
+def _routed_sums(layer: InspectedLayer, scores: npt.NDArray[Any]) -> npt.NDArray[np.floating[Any]]:
+    return np.array([scores[part.nodes].sum() for part in layer.parts if part.layer.mixture is not None])
 
 
 @dataclass(frozen=True)
@@ -180,11 +200,15 @@ class Verdict:
     ----------
     kept : bool
     margin : float
-        The neuron's :func:`margin`.
+        The :func:`margin` of the neuron among those of its layer. In a mixture of experts the neuron is compared with those of
+        its expert or, if the budget removes whole experts, its expert with the others; NaN if the neuron could not be removed.
+    among : {"layer", "expert", "mixture"}
+        Whether the neuron is compared with those of its layer or of its expert, or its expert with those of its mixture.
     """
 
     kept: bool
     margin: float
+    among: Literal["layer", "expert", "mixture"] = "layer"
 
 
 @dataclass(frozen=True)
@@ -194,7 +218,9 @@ class NeuronSummary:
     Attributes
     ----------
     layer : str
-        Name of its prunable layer.
+        Name of its layer in the inspection.
+    label : str
+        What it is called in the model: the name of its layer or, in a mixture, its index in its expert and the expert's name.
     node : NodeSummary
         Score, percentile, strengths and strongest edges.
     verdicts : mapping from str to Verdict
@@ -206,6 +232,7 @@ class NeuronSummary:
     """
 
     layer: str
+    label: str
     node: NodeSummary
     verdicts: dict[str, Verdict]
     paths: tuple[Path, ...]
@@ -220,7 +247,7 @@ def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int =
     ----------
     inspection : Inspection
     layer : str
-        Name of a prunable layer.
+        Name of a layer of the inspection.
     neuron : int
         Index in the layer.
     top : int
@@ -250,20 +277,33 @@ def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int =
     >>> summary.node.position, summary.verdicts["local"].kept, len(summary.node.in_edges)
     (0, True, 4)
     """
-    graph_index, node_layer = inspection.layer_position(layer)
-    scores = inspection.main.importance[layer]
-    check_neuron(layer, neuron, len(scores))
-    graph, rank = inspection.graphs[graph_index].graph, inspection.main.ranks[graph_index]
-    keeps = {budget: masks[layer].numpy() for budget, masks in inspection.main.masks.items()}
-    is_last = node_layer == len(graph.layer_sizes) - 1
+    place = inspection.layer(layer)
+    check_neuron(layer, neuron, place.size)
+    graph, rank = inspection.graphs[place.graph].graph, inspection.main.ranks[place.graph]
+    is_last = place.position == len(graph.layer_sizes) - 1
     return NeuronSummary(
         layer,
-        summarise_node(graph, rank, node_layer, neuron, top=top),
-        {budget: Verdict(bool(keep[neuron]), margin(scores, keep, neuron)) for budget, keep in keeps.items()},
-        strongest_paths(graph, rank, node_layer, neuron, k=top, before=1, after=0 if is_last else 1),
-        graph.names[node_layer - 1],
-        None if is_last else graph.names[node_layer + 1],
+        place.label(neuron),
+        summarise_node(graph, rank, place.position, neuron, top=top),
+        {budget: _verdict(inspection, place, neuron, budget) for budget in inspection.main.masks},
+        strongest_paths(graph, rank, place.position, neuron, k=top, before=1, after=0 if is_last else 1),
+        graph.names[place.position - 1],
+        None if is_last else graph.names[place.position + 1],
     )
+
+
+def _verdict(inspection: Inspection, layer: InspectedLayer, neuron: int, budget: str) -> Verdict:
+    """Compare a neuron with those that a budget compares it with: of its layer, or of its expert; or compare the experts."""
+    scores, keep = inspection.main.importance[layer.name], inspection.main.keep[budget][layer.name]
+    part = layer.part_of(neuron)
+    kept = bool(keep[neuron])
+    if "experts" in inspection.targets and part.layer.mixture is not None:
+        sums, any_kept = _routed_sums(layer, scores), _routed_sums(layer, keep) > 0
+        expert = [each for each in layer.parts if each.layer.mixture is not None].index(part)
+        if inspection.targets == ("experts",) or not any_kept[expert]:
+            return Verdict(kept, margin(sums, any_kept, expert), "mixture")
+    among: Literal["layer", "expert"] = "expert" if layer.is_mixture else "layer"
+    return Verdict(kept, margin(scores[part.nodes], keep[part.nodes], neuron - part.start), among)
 
 
 def margin(scores: npt.NDArray[np.floating[Any]], keep: npt.NDArray[np.bool_], neuron: int) -> float:
@@ -296,68 +336,3 @@ def margin(scores: npt.NDArray[np.floating[Any]], keep: npt.NDArray[np.bool_], n
     if divisor == 0:
         return float("inf") if score > 0 else float("nan")
     return score / divisor
-
-
-def parse_neuron(layers: Mapping[str, int], text: str) -> tuple[str, int]:
-    """Parse a neuron as people write it: ``model.layers.3.mlp:17``, or ``3:17`` for the fourth prunable layer.
-
-    If a layer has the name ``3``, that layer is meant.
-
-    Parameters
-    ----------
-    layers : mapping from str to int
-        Sizes of the prunable layers by name, in the order of the model.
-    text : str
-
-    Returns
-    -------
-    layer : str
-        Name of the layer.
-    neuron : int
-        Index in the layer.
-
-    Raises
-    ------
-    OptionError
-        The text has another form, or there is no such layer or neuron.
-
-    Examples
-    --------
-    >>> parse_neuron({"model.layers.0.mlp": 40, "model.layers.1.mlp": 40}, "1:17")
-    ('model.layers.1.mlp', 17)
-    """
-    names = list(layers)
-    layer, neuron = split_neuron(text)
-    if layer not in layers:
-        if not (layer.isdecimal() and int(layer) < len(names)):
-            raise OptionError(
-                f"there is no prunable layer {layer!r}; expected 0 to {len(names) - 1}, or one of {', '.join(names)}"
-            )
-        layer = names[int(layer)]
-    check_neuron(layer, neuron, layers[layer])
-    return layer, neuron
-
-
-def split_neuron(text: str) -> tuple[str, int]:
-    """Split ``LAYER:NEURON``; this needs no model.
-
-    Raises
-    ------
-    OptionError
-        The text has another form.
-
-    Examples
-    --------
-    >>> split_neuron("model.layers.3.mlp:17")
-    ('model.layers.3.mlp', 17)
-    """
-    layer, colon, neuron = (part.strip() for part in text.rpartition(":"))
-    if not colon or not layer or not re.fullmatch("[0-9]{1,18}", neuron):
-        raise OptionError(f"expected LAYER:NEURON, such as 3:17 or model.layers.3.mlp:17, got {text!r}")
-    return layer, int(neuron)
-
-
-def check_neuron(layer: str, neuron: int, size: int) -> None:
-    """Raise an OptionError if a layer of this size does not have the neuron."""
-    if not 0 <= neuron < size:
-        raise OptionError(f"{layer} has neurons 0 to {size - 1}, got {neuron}")

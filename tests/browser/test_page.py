@@ -15,7 +15,8 @@ import torch
 
 from graphs.analysis.measures import share_also_kept
 from graphs.analysis.node_summary import summarise_node
-from llmrank import ChainedFFNPipeline
+from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.inspection.experts import summarise_experts
 from llmrank.inspection.inspection import Inspection, inspect_model
 from llmrank.inspection.page import write_page
 from llmrank.inspection.summary import margin, summarise_neuron
@@ -23,6 +24,7 @@ from llmrank.prune import GlobalPruner, LayerRecord, LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
 from tests.llmrank.inspection.test_page import HOSTILE, hostile_inspection
+from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import tiny_llama, token_ids
 
 # They start a browser for every test.
@@ -655,3 +657,46 @@ def test_hostile_names_are_shown_and_do_nothing(visit: Open, tmp_path: Path) -> 
     waiting.value.save_as(tmp_path / "hostile.csv")
     with (tmp_path / "hostile.csv").open(encoding="utf-8", newline="") as file:
         assert {row["layer"] for row in csv.DictReader(file)} == {HOSTILE}
+
+
+# --- mixtures of experts
+
+
+def experts_of(page: Any) -> list[tuple[str, str, str]]:
+    return [(row[0], row[1], row[5]) for row in rows(page, "experts-table")]
+
+
+@pytest.mark.parametrize("targets", ["neurons", "experts", "neurons,experts"])
+def test_a_mixture_shows_its_experts_and_an_expert_its_neurons(visit: Open, tmp_path: Path, targets: str) -> None:
+    pipeline = IsolatedFFNPipeline(tiny_mixture("qwen2_moe"), None, targets=targets, calibration=token_ids())
+    inspection = inspect_model(pipeline, {"wpr": WeightedPageRankScorer()}, "wpr")
+    name = list(inspection.layers)[1]
+    seen = visit(write_page(inspection, tmp_path / "index.html"))
+    page = seen.page
+    page.click("#layers tbody tr:nth-child(2)")
+    wanted = []
+    for each in summarise_experts(inspection, name):
+        gone = each.n_neurons - each.kept["local"]
+        fate = "removed" if gone == each.n_neurons else f"\N{MINUS SIGN}{gone}" if gone else "kept"
+        wanted.append((each.label(name) if each.routed else "shared", f"{100 * each.tokens:.1f} %", fate))
+    assert experts_of(page) == wanted
+    page.click("#experts-table thead button[data-column=tokens]")
+    assert [row[1] for row in experts_of(page)] == [
+        row[1] for row in sorted(wanted, key=lambda row: -float(row[1].split()[0]))
+    ]
+    page.click("#experts-table [data-expert='3']")
+    assert page.inner_text("#neurons-heading") == "Neurons of expert 3"
+    assert {int(row[0]) for row in rows(page)} <= set(range(72, 96))
+    assert {row[1] for row in rows(page)} == {"3"}
+    assert "of 24 neurons" in page.inner_text("#page-shown")
+    page.click("#all-experts")
+    assert "of 232 neurons" in page.inner_text("#page-shown")
+    page.fill("#query", "1.5:7")
+    page.press("#query", "Enter")
+    assert page.inner_text("#neuron-heading") == "Neuron 1:127, neuron 7 of expert 5"
+    seen.settle()
+    crosses = page.get_attribute("#experts-plot .cross:not(.under)", "d")
+    masks = inspection.main.masks["local"]
+    removed_experts = [part for part, width in masks.widths.items() if width == 0]
+    assert crosses.count("M") == 2 * len(removed_experts)
+    assert page.is_disabled("#amount") == (targets == "neurons,experts")

@@ -18,16 +18,24 @@ function drawCharts() {
   hideTip();
   const scorer = currentScorer();
   const { layer } = state;
-  const removed = plans[state.budget].counts[layer.number];
+  const nRemoved = plans[state.budget].counts[layer.number];
 
   const overview = byId("overview-plot");
   drawOverview(overview, model, scorer, plans, state);
   overview.ariaLabel = `Heat map of the scores of ${plural(model.layers.length, "layer")} with both cuts; the table below holds the same.`;
 
+  if (model.mixtures.length) {
+    const box = byId("experts-plot");
+    const { removed, total } = drawExperts(box, model, scorer, plans, state, byId("experts-measure").value);
+    const words = `${count(removed)} of ${plural(total, "expert")} removed (crosses), ${state.budget} at ${amountText()}.`;
+    byId("experts-caption").textContent = words;
+    box.ariaLabel = `Heat map of the experts of ${plural(model.mixtures.length, "mixture")}: ${words} The table of an open mixture holds the same.`;
+  }
+
   const distribution = byId("distribution-plot");
   const zeros = drawDistribution(distribution, model, scorer, plans, state);
   const missing = zeros ? `; ${plural(zeros, "neuron")} of score 0 not drawn` : "";
-  const shares = `${count(layer.size - removed)} kept (plain) and ${count(removed)} removed (hatched)${missing}.`;
+  const shares = `${count(layer.size - nRemoved)} kept (plain) and ${count(nRemoved)} removed (hatched)${missing}.`;
   byId("distribution-caption").textContent = shares;
   distribution.ariaLabel = `Histogram of the scores of layer ${layer.number}: ${shares}`;
 
@@ -51,14 +59,17 @@ function refresh() {
   showCounts();
   showLayers();
   showLayer();
+  showExperts();
   showNeuron();
   showNeurons();
   scheduleCharts();
 }
 
-function openLayer(layer, neuron = null) {
+function openLayer(layer, neuron = null, expert = null) {
   state.layer = layer;
   state.neuron = neuron;
+  state.expert = expert;
+  if (!layer.experts && state.sort.column === "expert") state.sort = { column: "place", descending: false };
   state.preview = null;
   state.page = 0;
   refresh();
@@ -74,8 +85,19 @@ function openLayer(layer, neuron = null) {
   }
 }
 
+/** List the neurons of one expert of the open mixture, or with null of all. */
+function openExpert(expert) {
+  state.expert = expert;
+  state.page = 0;
+  sortNeurons();
+  showExperts();
+  showNeurons();
+}
+
 function selectNeuron(neuron) {
   state.neuron = neuron;
+  // A neuron of another expert, in a chart, is shown among all neurons.
+  if (state.expert !== null && model.expertOf(state.layer, neuron) !== state.expert) openExpert(null);
   state.preview = null;
   turnToNeuron(neuron);
   showNeuron();
@@ -90,8 +112,9 @@ function openNamed(text) {
     byId("query-result").textContent = found.error;
     return;
   }
-  openLayer(found.layer, found.neuron);
-  const which = found.neuron === null ? "" : `neuron ${found.neuron} of `;
+  openLayer(found.layer, found.neuron, found.expert ?? null);
+  const which =
+    (found.neuron === null ? "" : `neuron ${found.neuron} of `) + (found.expert ? `expert ${found.expert.label} of ` : "");
   byId("query-result").textContent = `Opened ${which}layer ${found.layer.number}, ${found.layer.name}.`;
   byId(found.neuron === null ? "layer" : "neuron").scrollIntoView({ block: "nearest" });
 }
@@ -174,6 +197,29 @@ function listenToLayers() {
   byId("subgraph-size").addEventListener("change", scheduleCharts);
 }
 
+function listenToExperts() {
+  const table = byId("experts-table");
+  const expertAt = (target) => state.layer.experts[Number(target.closest("tr").dataset.row)];
+  table.tHead.addEventListener("click", (event) => {
+    const column = event.target.closest("button")?.dataset.column;
+    if (!column) return;
+    // The most used and the highest come first, at the first click.
+    const first = column !== "expert";
+    state.expertSort = { column, descending: state.expertSort.column === column ? !state.expertSort.descending : first };
+    showExperts();
+  });
+  table.tBodies[0].addEventListener("click", (event) => {
+    const expert = expertAt(event.target);
+    openExpert(expert === state.expert ? null : expert);
+  });
+  moveByArrowKeys(table, (button) => openExpert(expertAt(button)));
+  byId("all-experts").addEventListener("click", () => {
+    openExpert(null);
+    byId("experts-table").querySelector("tbody button").focus();
+  });
+  byId("experts-measure").addEventListener("change", scheduleCharts);
+}
+
 function listenToNeurons() {
   const table = byId("neurons");
   table.tHead.addEventListener("click", (event) => {
@@ -248,8 +294,13 @@ function listenToCharts() {
     box.addEventListener("pointermove", showTip);
     box.addEventListener("pointerleave", hideTip);
     box.addEventListener("click", (event) => {
-      const { layer, neuron } = event.target.dataset;
-      if (layer !== undefined) openLayer(model.layers[Number(layer)]);
+      const { layer, neuron, experts } = event.target.dataset;
+      if (layer !== undefined) {
+        const opened = model.layers[Number(layer)];
+        const { left, width } = event.target.getBoundingClientRect();
+        const at = Math.floor(((event.clientX - left) / width) * Number(experts));
+        openLayer(opened, null, experts ? (opened.experts.filter(({ routed }) => routed)[at] ?? null) : null);
+      }
       if (neuron !== undefined) selectNeuron(Number(neuron));
     });
   }
@@ -262,14 +313,16 @@ const quoted = (value) => (/[",\n\r]/.test(value) ? `"${String(value).replaceAll
 /** The chosen neurons of some layers as CSV. Scores have nine digits, enough to restore a float32 exactly. */
 function csv(what, layers) {
   const scorer = currentScorer();
-  const lines = ["layer_number,layer,neuron,score,place,local,global"];
+  const inMixtures = model.mixtures.length > 0;
+  const lines = [`layer_number,layer,neuron,score,place,local,global${inMixtures ? ",expert" : ""}`];
   const chosen = plans[state.budget];
   for (const layer of layers) {
     for (let k = 0; k < layer.size; k += 1) {
       if (what !== "all" && chosen.removes(layer, k) !== (what === "removed")) continue;
       const score = Number(scorer.scores[layer.start + k].toPrecision(9));
       const words = BUDGETS.map((budget) => (plans[budget].removes(layer, k) ? "removed" : "kept"));
-      lines.push([layer.number, quoted(layer.name), k, score, model.place(scorer, layer, k), ...words].join(","));
+      const expert = inMixtures ? [layer.experts ? quoted(model.expertOf(layer, k).label) : ""] : [];
+      lines.push([layer.number, quoted(layer.name), k, score, model.place(scorer, layer, k), ...words, ...expert].join(","));
     }
   }
   return { text: `${lines.join("\r\n")}\r\n`, rows: lines.length - 1 };
@@ -308,6 +361,7 @@ function start() {
   byId("amount").max = data.slider_end;
   listenToChoices();
   listenToLayers();
+  if (model.mixtures.length) listenToExperts();
   listenToNeurons();
   listenToCharts();
   listenToPage();

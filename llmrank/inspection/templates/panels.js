@@ -56,6 +56,9 @@ function showProvenance() {
       ["calibration", data.calibration],
     ].map((pair) => element("div", {}, ...termsAndValues([pair]))),
   );
+  if (!model.mixtures.length) for (const each of document.querySelectorAll(".of-mixtures")) each.remove();
+  byId("amount").disabled = model.isFixed;
+  byId("as-inspected").hidden = model.isFixed;
   byId("notes").hidden = data.notes.length === 0;
   byId("notes").textContent = data.notes.join(" ");
   byId("scorer").append(...model.names.map((name) => element("option", { value: name }, name)));
@@ -65,9 +68,10 @@ function showProvenance() {
     ...model.layers.map((layer) => element("option", { value: layer.number }, `${layer.number} · ${layer.name}`)),
   );
   byId("as-inspected").textContent = `back to ${data.amounts[data.inspected.amount]}`;
-  byId("query").placeholder = `such as ${Math.min(3, model.layers.length - 1)}:17`;
+  const example = Math.min(3, model.layers.length - 1);
+  byId("query").placeholder = `such as ${example}${model.layers[example].experts ? ".0" : ""}:17`;
   byId("normalize").textContent = data.normalize;
-  byId("min-keep").textContent = plural(data.min_keep, "neuron");
+  byId("min-keep").textContent = plural(data.min_keep, model.removesExpertsOnly ? "expert" : "neuron");
   byId("edge-scorer").textContent = data.scorer;
   byId("versions").textContent = Object.entries(data.versions)
     .map(([name, version]) => `${name} ${version}`)
@@ -111,8 +115,8 @@ function showLayers() {
   const { counts } = plans[state.budget];
   const scorer = currentScorer();
   byId("overview-caption").textContent =
-    `Scores by ${state.scorer}. At ${amountText()} the ${state.budget} budget removes the neurons to the right of the ` +
-    "solid line. Click a layer to open it.";
+    `Scores by ${state.scorer}. At ${amountText()} the ${state.budget} budget removes ${model.mixtures.length ? "as many neurons as lie" : "the neurons"} ` +
+    "to the right of the solid line. Click a layer to open it.";
   const other = state.budget === "local" ? "global" : "local";
   const entry = (kind, words) => element("span", {}, element("i", { class: kind }), words);
   byId("overview-legend").replaceChildren(
@@ -207,7 +211,9 @@ function showNeuron() {
   const { layer } = state;
   const scorer = currentScorer();
   const neuron = state.preview ?? state.neuron ?? model.order(scorer, layer)[0];
-  byId("neuron-heading").textContent = `Neuron ${layer.number}:${neuron}`;
+  const expert = layer.experts ? model.expertOf(layer, neuron) : null;
+  byId("neuron-heading").textContent =
+    `Neuron ${layer.number}:${neuron}` + (expert ? `, neuron ${neuron - expert.start} of expert ${expert.label}` : "");
   const at = layer.start + neuron;
   const facts = [
     ["score", significant(scorer.scores[at])],
@@ -251,7 +257,7 @@ function verdicts(layer, neuron) {
       cells.push(
         verdict(plan.removes(layer, neuron)),
         margin === Infinity ? "∞" : Number.isNaN(margin) ? "–" : significant(margin),
-        from === null ? `> ${data.slider_end} %` : `${from} %`,
+        from !== null ? `${from} %` : model.isFixed || model.unitsOf[layer.start + neuron] < 0 ? "–" : `> ${data.slider_end} %`,
       );
     }
     const row = [element("th", { scope: "row", class: "words" }, name), ...cells.map((cell) => element("td", {}, cell))];
@@ -270,6 +276,81 @@ function verdicts(layer, neuron) {
   return box;
 }
 
+// --- the experts of the open layer
+
+const shortLabel = ({ label, routed }) => (routed ? label : "shared");
+const expertScore = (expert) => model.expertScore(currentScorer(), state.layer, expert);
+const expertRemoved = (budget, { start, size }) => model.countRemoved(plans[budget], state.layer, start, size);
+
+/** For each column: its name, what it is sorted by, and what it shows. */
+const EXPERT_COLUMNS = [
+  ["expert", ({ start }) => start, (expert) => shortLabel(expert)],
+  ["tokens", ({ tokens }) => tokens, ({ tokens }) => (tokens ? percent(tokens) : "dead")],
+  ["weight", ({ weight }) => weight, ({ weight, routed }) => (routed ? significant(weight) : "–")],
+  ["score", expertScore, (expert) => percent(expertScore(expert), 2)],
+  ["neurons", ({ size }) => size, ({ size }) => count(size)],
+  ...BUDGETS.map((budget) => [budget, (expert) => expertRemoved(budget, expert) / expert.size, (expert) => expertFate(budget, expert)]),
+];
+
+/** How many neurons of an expert a budget keeps, or that it removes the expert. */
+function expertFate(budget, expert) {
+  const removed = expertRemoved(budget, expert);
+  if (removed === expert.size) return verdict(true);
+  return removed ? `−${count(removed)}` : verdict(false);
+}
+
+function showExperts() {
+  const { layer } = state;
+  if (!model.mixtures.length) return;
+  byId("experts").hidden = !layer.experts;
+  byId("all-experts").hidden = state.expert === null;
+  byId("neurons-heading").textContent = state.expert ? `Neurons of expert ${state.expert.label}` : "Neurons of this layer";
+  if (!layer.experts) return;
+  const routed = layer.experts.filter((expert) => expert.routed);
+  const dead = routed.filter(({ tokens }) => tokens === 0).length;
+  const whole = model.isFixed || model.removesExpertsOnly;
+  const gone = BUDGETS.map((budget) => {
+    const removed = routed.map((expert) => expertRemoved(budget, expert));
+    return `${budget} ${count(whole ? removed.filter((n, k) => n === routed[k].size).length : removed[0])}`;
+  });
+  byId("experts-lede").textContent =
+    `${plural(routed.length, "expert")} that a router sends tokens to${dead ? `, ${count(dead)} of them dead` : ""}; ` +
+    `${layer.experts.length - routed.length} shared. ${whole ? "Experts removed" : "Neurons removed from each of them"} ` +
+    `at ${amountText()}: ${gone.join(", ")}. ` +
+    "Click an expert to list its neurons alone.";
+  const table = byId("experts-table");
+  const focused = table.contains(document.activeElement) ? document.activeElement.dataset : null;
+  table.tHead.replaceChildren(element("tr", {}, ...EXPERT_COLUMNS.map(([name]) => sortHeading(name, state.expertSort))));
+  const [, key] = EXPERT_COLUMNS.find(([name]) => name === state.expertSort.column);
+  const sign = state.expertSort.descending ? -1 : 1;
+  const keyed = layer.experts.map((expert, k) => [key(expert), k]).sort((a, b) => sign * (a[0] - b[0]) || a[1] - b[1]);
+  const tabStop = state.expert ? layer.experts.indexOf(state.expert) : keyed[0][1];
+  const body = keyed.map(([, k]) => {
+    const expert = layer.experts[k];
+    const button = element("button", { type: "button", tabIndex: k === tabStop ? 0 : -1, title: expert.label }, shortLabel(expert));
+    button.dataset.expert = k;
+    if (expert === state.expert) button.setAttribute("aria-current", "true");
+    const cells = EXPERT_COLUMNS.slice(1).map(([, , show]) => element("td", {}, show(expert)));
+    const row = element("tr", { class: expert === state.expert ? "chosen" : "" }, element("th", { scope: "row" }, button), ...cells);
+    row.dataset.row = k;
+    return row;
+  });
+  table.tBodies[0].replaceChildren(...body);
+  if (focused?.column) table.tHead.querySelector(`[data-column="${focused.column}"]`).focus();
+  if (focused?.expert) table.querySelector(`[data-expert="${focused.expert}"]`)?.focus();
+}
+
+/** A heading of a table that can be sorted. */
+function sortHeading(name, sort) {
+  const cell = element("th", { scope: "col" });
+  const sorted = sort.column === name;
+  if (sorted) cell.setAttribute("aria-sort", sort.descending ? "descending" : "ascending");
+  const button = element("button", { type: "button" }, sorted ? `${name} ${sort.descending ? "↓" : "↑"}` : name);
+  button.dataset.column = name;
+  cell.append(button);
+  return cell;
+}
+
 // --- the table of neurons
 
 const place = (k) => model.place(currentScorer(), state.layer, k);
@@ -286,6 +367,9 @@ const COLUMNS = [
   ["strength out", ...numeric(model.outStrength)],
   ...BUDGETS.map((budget) => [budget, (k) => Number(removes(budget, k)), (k) => verdict(removes(budget, k))]),
 ];
+const EXPERT_COLUMN = ["expert", (k) => k, (k) => shortLabel(model.expertOf(state.layer, k))];
+/** The columns of the open layer: in a mixture each neuron has an expert. */
+const columns = () => (state.layer.experts ? [COLUMNS[0], EXPERT_COLUMN, ...COLUMNS.slice(1)] : COLUMNS);
 const FILTERS = {
   all: () => true,
   kept: (k) => !removes(state.budget, k),
@@ -294,8 +378,9 @@ const FILTERS = {
 };
 
 function sortNeurons() {
-  const [, key] = COLUMNS.find(([name]) => name === state.sort.column);
-  rows = Array.from({ length: state.layer.size }, (_, k) => k).filter(FILTERS[state.filter]);
+  const [, key] = columns().find(([name]) => name === state.sort.column) ?? COLUMNS[1];
+  const { start, size } = state.expert ?? { start: 0, size: state.layer.size };
+  rows = Array.from({ length: size }, (_, k) => start + k).filter(FILTERS[state.filter]);
   const keys = new Float64Array(state.layer.size);
   for (const k of rows) keys[k] = key(k);
   const sign = state.sort.descending ? -1 : 1;
@@ -310,15 +395,7 @@ function showNeurons() {
   state.page = Math.min(state.page, pages() - 1);
   const table = byId("neurons");
   const focused = table.contains(document.activeElement) ? document.activeElement.dataset : null;
-  const head = COLUMNS.map(([name]) => {
-    const cell = element("th", { scope: "col" });
-    const sorted = state.sort.column === name;
-    if (sorted) cell.setAttribute("aria-sort", state.sort.descending ? "descending" : "ascending");
-    const button = element("button", { type: "button" }, sorted ? `${name} ${state.sort.descending ? "↓" : "↑"}` : name);
-    button.dataset.column = name;
-    cell.append(button);
-    return cell;
-  });
+  const head = columns().map(([name]) => sortHeading(name, state.sort));
   table.tHead.replaceChildren(element("tr", {}, ...head));
   const first = state.page * PAGE_ROWS;
   const visible = rows.slice(first, first + PAGE_ROWS);
@@ -326,7 +403,7 @@ function showNeurons() {
   const body = visible.map((k) => {
     const button = element("button", { type: "button", tabIndex: k === tabStop ? 0 : -1 }, String(k));
     button.dataset.neuron = k;
-    const cells = COLUMNS.slice(1).map(([, , show]) => element("td", {}, show(k)));
+    const cells = columns().slice(1).map(([, , show]) => element("td", {}, show(k)));
     const row = element("tr", { class: k === state.neuron ? "chosen" : "" }, element("th", { scope: "row" }, button), ...cells);
     if (k === state.neuron) button.setAttribute("aria-current", "true");
     row.dataset.row = k;

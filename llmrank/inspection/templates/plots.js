@@ -100,6 +100,80 @@ function drawOverview(box, model, scorer, plans, state) {
   showChart(box, bottom + 40, ...parts);
 }
 
+// --- all experts
+
+/** [[expert, value or null], ...] of the routed experts of every mixture, for a heat map: their tokens, or scores × mean. */
+function expertValues(model, scorer, measure) {
+  return model.mixtures.map((layer) => {
+    const experts = layer.experts.filter(({ routed }) => routed);
+    if (measure === "tokens") return experts.map((expert) => [expert, expert.tokens]);
+    const scores = experts.map((expert) => model.expertScore(scorer, layer, expert));
+    const mean = scores.reduce((sum, score) => sum + score, 0) / scores.length || 1;
+    return experts.map((expert, k) => [expert, scores[k] / mean]);
+  });
+}
+
+/** Draw a row for each mixture and a cell for each routed expert, with crosses on those that are removed; return their numbers. */
+function drawExperts(box, model, scorer, plans, state, measure) {
+  const rows = expertValues(model, scorer, measure);
+  const columns = Math.max(...rows.map((row) => row.length));
+  const sorted = rows.flatMap((row) => row.map(([, value]) => value)).sort((a, b) => a - b);
+  // As in the other heat map, a few values far above the others do not set the scale.
+  const high = sorted[Math.round(0.99 * (sorted.length - 1))] || 1;
+  const [left, right, top] = [40, box.clientWidth - 12, 46];
+  const bottom = top + Math.max(60, rows.length * (rows.length > 48 ? 9 : 14));
+  const x = scale([0, columns], [left, right]);
+  const y = scale([-0.5, rows.length - 0.5], [top, bottom]);
+  const shares = rows.map((row) => Array.from({ length: columns }, (_, k) => (row[k] ? row[k][1] / high : null)));
+  const crosses = [];
+  let removed = 0;
+  const plan = plans[state.budget];
+  const tips = rows.map((row, r) => {
+    const layer = model.mixtures[r];
+    row.forEach(([{ start, size }], k) => {
+      if (model.countRemoved(plan, layer, start, size) < size) return;
+      removed += 1;
+      const [x1, x2, y1, y2] = [x(k) + 1, x(k + 1) - 1, y(r - 0.5) + 1, y(r + 0.5) - 1];
+      crosses.push(`M${x1},${y1}L${x2},${y2}M${x1},${y2}L${x2},${y1}`);
+    });
+    return rect(left, y(r - 0.5), x(row.length) - left, y(r + 0.5) - y(r - 0.5), {
+      class: "target",
+      "data-layer": layer.number,
+      "data-experts": row.length,
+      tip: (share) => {
+        const [expert, value] = row[Math.min(Math.floor(share * row.length), row.length - 1)];
+        const gone = model.countRemoved(plan, layer, expert.start, expert.size);
+        const fate = gone === expert.size ? "removed" : `${count(expert.size - gone)} of ${plural(expert.size, "neuron")} kept`;
+        const use = expert.tokens ? `${percent(expert.tokens)} of the tokens` : "dead: no token";
+        const score = measure === "tokens" ? "" : `\nscore ${significant(value)} × mean of the experts`;
+        return `layer ${layer.number}, expert ${expert.label}\n${use}${score}\n${fate}`;
+      },
+    });
+  });
+  const step = Math.max(1, Math.ceil(rows.length / 16));
+  const layerTicks = model.mixtures.flatMap(({ number }, r) => (r % step ? [] : [{ value: r, label: String(number) }]));
+  const expertTicks = wholeTicks(columns - 1, 10).map(({ value, label }) => ({ value: value + 0.5, label }));
+  const place = scale([0, high], [left, left + 0.5 * (right - left)]);
+  const title = measure === "tokens" ? "share of the tokens that the expert gets" : "score of the expert, × mean of its mixture";
+  const words = (value) => (measure === "tokens" ? `${Number((100 * value).toPrecision(2))} %` : significant(Number(value.toPrecision(2))));
+  const open = model.mixtures.indexOf(state.layer);
+  showChart(
+    box,
+    bottom + 40,
+    text(left, 10, title),
+    rect(left, 16, place(high) - left, 8, { fill: "url(#heat-colours)" }),
+    ...[0, high / 2, high].map((value) => text(place(value), 36, words(value), { class: "tick", "text-anchor": "middle" })),
+    svg("image", { href: heatImage(shares), x: left, y: top, width: right - left, height: bottom - top, preserveAspectRatio: "none", class: "heat" }),
+    svg("path", { d: crosses.join(""), class: "cross under" }),
+    svg("path", { d: crosses.join(""), class: "cross" }),
+    open < 0 ? "" : rect(left, y(open - 0.5), right - left, y(open + 0.5) - y(open - 0.5), { class: "open-layer" }),
+    bottomAxis(x, bottom, expertTicks.filter(({ value }) => value < columns), "expert", (left + right) / 2),
+    leftAxis(left, y, layerTicks, "layer", (top + bottom) / 2),
+    ...tips,
+  );
+  return { removed, total: sorted.length };
+}
+
 /** A bar for each layer: its effective number of neurons, as a share of all its neurons. */
 function effectiveBars(model, scorer, [start, end], y, bottom) {
   const x = scale([0, 100], [start, end]);

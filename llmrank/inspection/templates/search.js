@@ -19,7 +19,22 @@ function layersNamed(model, text) {
   });
 }
 
-/** {layer, neuron}, with neuron null if the text names only a layer, or {error}. A number alone is a neuron of `current`. */
+/** {layer, expert} of an expert of a mixture, by its name or as LAYER.EXPERT, or null. */
+function expertNamed(model, text) {
+  const numbers = /^(\d+)\.(\d+)$/.exec(text);
+  const layer = numbers ? model.layers[Number(numbers[1])] : undefined;
+  const expert = layer?.experts?.[Number(numbers[2])];
+  if (expert) return { layer, expert };
+  const at = text.lastIndexOf(".");
+  const named = at < 0 ? [] : layersNamed(model, text.slice(0, at)).filter((each) => each.experts);
+  const found = named.length === 1 ? named[0].experts.find(({ label }) => label === text.slice(at + 1)) : undefined;
+  return found ? { layer: named[0], expert: found } : null;
+}
+
+/**
+ * {layer, neuron, expert}, with null for what the text does not name, or {error}. A number alone is a neuron of `current`; a
+ * neuron after an expert is counted from the first of that expert.
+ */
 function findNeuron(model, text, current) {
   const query = text.trim();
   const last = model.layers.length - 1;
@@ -32,6 +47,13 @@ function findNeuron(model, text, current) {
   const parts = /^(.*?)(?:\s*[:#/,]\s*|\s+(?:neuron\s*)?#?\s*)(\d+)\]?$/isu.exec(query);
   const where = (parts ? parts[1] : query).replace(/[\s:#/,]+$/u, "").replace(/^layer\s+(?=\d+$)/iu, "");
   const neuron = parts ? Number(parts[2]) : null;
+  const inside = expertNamed(model, where);
+  if (inside) {
+    const { layer, expert } = inside;
+    if (neuron === null) return { layer, neuron, expert };
+    if (neuron < expert.size) return { layer, neuron: expert.start + neuron, expert };
+    return { error: `Expert ${expert.label} of layer ${layer.number} has neurons 0 to ${expert.size - 1}, and no neuron ${neuron}.` };
+  }
   const layers = DIGITS.test(where) ? model.layers.slice(Number(where), Number(where) + 1) : layersNamed(model, where);
   if (layers.length > 1) {
     const names = layers.slice(0, 3).map((layer) => layer.name);

@@ -13,10 +13,13 @@ const state = {
   amount: data.inspected.amount,
   layer: model.layers[0],
   neuron: null,
+  // The expert whose neurons alone the table lists, if the open layer is a mixture.
+  expert: null,
   // The neuron under the pointer in the table, shown for as long as the pointer is there.
   preview: null,
   sort: { column: "place", descending: false },
   filter: "all",
+  expertSort: { column: "expert", descending: false },
   page: 0,
 };
 // What each budget removes by the chosen scorer, and by every scorer for which it was needed so far.

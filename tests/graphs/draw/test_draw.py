@@ -45,6 +45,9 @@ FIGURES: dict[str, Callable[[Any], Any]] = {
     "convergence": lambda ax: draw.convergence([pagerank(CYCLIC)], ax=ax),
     "score_heatmap": lambda ax: draw.score_heatmap(RANK.scores, KEEP, ax),
     "kept_by_layer": lambda ax: draw.kept_by_layer(RANK.scores, KEEP, ax),
+    "group_heatmap": lambda ax: draw.group_heatmap(
+        [[1.0, 3.0, 0.0], [2.0, 2.0]], [[0, 0, 1], [1, 0]], title="use", ax=ax
+    ),
     "score_distribution": lambda ax: draw.score_distribution(RANK.scores, ax=ax),
     "lorenz_curves": lambda ax: draw.lorenz_curves(RANK.scores, ax=ax),
     "compare_scores": lambda ax: draw.compare_scores(RANK.scores[1], GRAPH.activations[1], keep=0.5, ax=ax),
@@ -161,6 +164,7 @@ def drawn(name: str, graph: LayeredGraph, rank: RankResult, ax: Any = None) -> A
         "convergence": lambda: draw.convergence([rank], ax=ax),
         "score_heatmap": lambda: draw.score_heatmap(rank.scores, keep, ax),
         "kept_by_layer": lambda: draw.kept_by_layer(rank.scores, keep, ax),
+        "group_heatmap": lambda: draw.group_heatmap(rank.scores, [~mask for mask in keep], ax=ax),
         "score_distribution": lambda: draw.score_distribution(rank.scores, graph.names, ax),
         "lorenz_curves": lambda: draw.lorenz_curves(rank.scores, graph.names, ax),
         "compare_scores": lambda: draw.compare_scores(

@@ -9,11 +9,13 @@ from typing import Any
 import networkx
 import pytest
 
+import llmrank
 from graphs import load_graph, load_rank
 from llmrank.cli import inspect as cli_inspect
 from tests.llmrank import commands
 from tests.llmrank.commands import SHORT
-from tests.llmrank.tiny_models import FFN, LLAMA
+from tests.llmrank.tiny_mixtures import tiny_mixture
+from tests.llmrank.tiny_models import FFN, LLAMA, tokenizer
 
 pytestmark = pytest.mark.usefixtures("transformers_log_as_it_was")
 
@@ -271,3 +273,54 @@ def test_the_residual_topology_is_inspected_as_the_others_are(
     assert summary["topology"] == "residual"
     assert list(summary["layers"]) == ["model.layers.0.mlp", "model.layers.1.mlp"]
     assert (output / "index.html").is_file()
+
+
+# --- mixtures of experts
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return llmrank.save(tmp_path_factory.mktemp("models") / "mixture", tiny_mixture("qwen2_moe"), tokenizer())
+
+
+def test_a_mixture_is_one_row_and_its_experts_are_listed_on_demand(mixture: Path, corpus: Path, capsys: Any) -> None:
+    common = (mixture, "--calibration", corpus, *SHORT, "--targets", "experts", "--compare", "none")
+    output = shown(capsys, *common)
+    for number in (0, 1):
+        cells = row(output, f"{number}.mlp.experts")
+        assert cells[1] == str(8 * 24 + 40)
+        assert cells[-2] == str(6 * 24 + 40)
+    assert "8 + 1" in output
+    assert "6 x 24" in output
+    assert "30 % of the experts of every layer" in output
+    assert "--layers 0 lists the experts of model.layers.0.mlp.experts." in output
+    assert "Experts of" not in output
+    assert max(map(len, output[output.index("Experts") : output.index("experts: number")].splitlines())) <= 80
+    for layers in ("1", "model.layers.1.mlp.experts", "model.layers.1.mlp.experts.3"):
+        output = shown(capsys, *common, "--layers", layers)
+        listed = output[output.index("Experts of model.layers.1.mlp.experts") :].splitlines()
+        cells = [line.split() for line in listed if line.split() and line.split()[0] in {*map(str, range(8))}]
+        assert [words[0] for words in cells] == [str(e) for e in range(8)]
+        assert [words[-2] for words in cells].count("removed") == 2
+        assert "shared_expert" in output
+        assert "Experts of model.layers.0" not in output
+    assert "no prunable layer 'model.x'" in refused(capsys, *common, "--layers", "model.x")
+
+
+def test_a_neuron_of_an_expert_and_all_formats(mixture: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
+    common = (mixture, "--calibration", corpus, *SHORT, "--compare", "none")
+    formats = "png,svg,html,graphml,gexf,safetensors,npz,csv"
+    output = shown(capsys, *common, "--neuron", "1.3:5", "--format", formats, "--output", tmp_path / "seen")
+    assert "Neuron 1:77 (neuron 5 of model.layers.1.mlp.experts.3)" in output
+    assert "score of its expert" in output
+    assert {"experts.png", "experts.svg", "index.html", "graph-000-top.gexf"} <= {
+        path.name for path in (tmp_path / "seen").iterdir()
+    }
+    summary = json.loads((tmp_path / "seen" / "summary.json").read_text())
+    assert [len(layer["experts"]) for layer in summary["layers"].values()] == [9, 9]
+
+
+def test_experts_can_be_removed_only_from_a_mixture(checkpoint: Path, corpus: Path, capsys: Any) -> None:
+    options = (checkpoint, "--calibration", corpus, *SHORT, "--targets")
+    assert "has no experts" in refused(capsys, *options, "experts")
+    assert "unknown targets 'heads'" in refused(capsys, *options, "heads")

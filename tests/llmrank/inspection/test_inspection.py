@@ -13,7 +13,8 @@ from scipy import stats
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import OptionError
 from llmrank.inspection.inspection import Inspection, inspect_model
-from llmrank.inspection.summary import margin, parse_neuron, split_neuron, summarise_inspection, summarise_neuron
+from llmrank.inspection.layers import parse_neuron, split_neuron
+from llmrank.inspection.summary import margin, summarise_inspection, summarise_neuron
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
 from tests.llmrank.tiny_models import STRUCTURE, Snapshot, tiny_llama, token_ids
@@ -187,7 +188,7 @@ def test_facts_of_a_neuron_of_an_isolated_graph() -> None:
 def test_a_neuron_is_written_with_the_number_or_the_name_of_its_layer() -> None:
     inspection = inspected()
     names = list(inspection.layer_positions())
-    layers = dict.fromkeys(names, 40)
+    layers = {name: {name: 40} for name in names}
     assert parse_neuron(layers, "1:17") == (names[1], 17)
     assert parse_neuron(layers, f"{names[0]}:3") == (names[0], 3)
     assert parse_neuron(layers, " 1 : 3 ") == (names[1], 3)

@@ -82,7 +82,7 @@ def test_the_page_holds_the_masks_of_every_amount_and_multiple(topology: str) ->
     for name, entry in content["scorers"].items():
         result = inspection.in_other_topology if "," in name else inspection.results[name]
         layers = records(dict(result.importance))
-        positions = split(content, entry["positions"])
+        positions = split(content, entry["positions"]["local"])
         tables = {LocalPruner: removals(content, content["removed"]), GlobalPruner: removals(content, entry["removed"])}
         for pruner, table in tables.items():
             for multiple, by_amount in zip(content["multiples"], table, strict=True):
@@ -141,7 +141,7 @@ def test_facts_equal_those_of_the_graph() -> None:
         for neuron in (0, 7, 39):
             one = summarise_node(graph, rank, node_layer, neuron, top=2)
             assert split(content, scorer["scores"])[name][neuron] == np.float32(one.score)
-            assert size - 1 - int(split(content, scorer["positions"])[name][neuron]) == one.position
+            assert size - 1 - int(split(content, scorer["positions"]["local"])[name][neuron]) == one.position
             assert facts["activation"][name][neuron] == np.float32(one.activation)
             assert facts["in_strength"][name][neuron] == pytest.approx(one.in_strength, rel=1e-6)
             assert facts["out_strength"][name][neuron] == pytest.approx(one.out_strength, rel=1e-6)

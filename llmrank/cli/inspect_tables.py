@@ -1,0 +1,266 @@
+"""The tables and sentences that ``llmrank inspect`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite, isnan
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from llmrank.inspection.budgets import amount_label
+from llmrank.inspection.experts import ExpertSummary
+from llmrank.inspection.inspection import Inspection
+from llmrank.inspection.summary import InspectionSummary, NeuronSummary, Verdict
+
+__all__ = ["print_experts", "print_layers", "print_neuron"]
+
+MAX_TABLE_WIDTH = 1000
+
+
+def print_layers(summary: InspectionSummary, console: Console) -> None:
+    """Print the table of layers, the meaning of its columns, and how far other scorers agree."""
+    inspection = summary.inspection
+    numbers = {name: number for number, name in enumerate(inspection.layers)}
+    graphs = inspection.graphs
+    n_graphs = "1 graph" if len(graphs) == 1 else f"{len(graphs)} graphs"
+    console.print(
+        f"{inspection.source}: {sum(map(len, inspection.main.importance.values())):,} hidden neurons in {len(numbers)} "
+        f"layers\n{inspection.topology}, {n_graphs}: {sum(entry.graph.n_nodes for entry in graphs):,} nodes, "
+        f"{sum(entry.graph.n_edges for entry in graphs):,} edges; scored by {inspection.scorer}\n",
+        markup=False,
+        highlight=False,
+    )
+    _print_full_width(_layer_table(summary, numbers), console)
+    for budget, reason in inspection.budgets.refusals.items():
+        console.print(f"{budget} pruning refuses this amount: {reason}.", markup=False, highlight=False)
+    console.print(_legend(inspection), markup=False, highlight=False)
+    if summary.experts:
+        _print_mixtures(summary, numbers, console)
+    if summary.agreement:
+        _print_agreement(summary, console)
+
+
+def _layer_table(summary: InspectionSummary, numbers: Mapping[str, int]) -> Table:
+    """Return a table with a row for each chosen layer; `numbers` holds the numbers of all prunable layers by name."""
+    layers = summary.layers.values()
+    kept = {budget: summary.kept.get(budget) for budget in ("local", "global")}
+    totals = {budget: f"{sum(counts.values()):,}" if counts else "" for budget, counts in kept.items()}
+    labels = _short_names(summary.layers, numbers)
+    # --layers and --neuron take the number of a layer: it gets a column of its own, unless every label begins with it.
+    labels_have_numbers = all(
+        label.split(".")[0] == str(numbers[name]) for name, label in zip(summary.layers, labels, strict=True)
+    )
+    table = _compact_table(show_footer=True)
+    for heading, footer in (
+        *([] if labels_have_numbers else [("", "")]),
+        ("layer", "all" if len(layers) == len(numbers) else "these"),
+        ("neurons", f"{sum(layer.n_nodes for layer in layers):,}"),
+        ("edges in", ""),
+        ("dead", f"{sum(layer.n_dead for layer in layers):,}"),
+        *((heading, "") for heading in ("effective", "top\n1 %", "Gini", "highest")),
+        ("local\nkeeps", totals["local"]),
+        ("global\nkeeps", totals["global"]),
+    ):
+        table.add_column(heading, footer, justify="left" if heading == "layer" else "right", no_wrap=True)
+    for (name, layer), label in zip(summary.layers.items(), labels, strict=True):
+        table.add_row(
+            *([] if labels_have_numbers else [str(numbers[name])]),
+            escape(label),
+            f"{layer.n_nodes:,}",
+            f"{layer.n_in_edges:,}",
+            f"{layer.n_dead:,}",
+            f"{layer.effective_number:,.0f}",
+            f"{layer.top_share:.1%}",
+            f"{layer.gini:.2f}",
+            str(layer.highest_node),
+            *(f"{counts[name]:,}" if counts else "refused" for counts in kept.values()),
+        )
+    return table
+
+
+def _compact_table(**options: Any) -> Table:
+    """Return a table with little space between columns, so that it fits a terminal of 80 columns."""
+    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, **options)
+
+
+def _print_full_width(table: Table, console: Console) -> None:
+    """Print a table at its full width, because numbers that are broken over two lines cannot be read."""
+    usual = console.width
+    console.width = max(
+        usual, Measurement.get(console, console.options.update(max_width=MAX_TABLE_WIDTH), table).maximum
+    )
+    console.print(table)
+    console.width = usual
+
+
+def _short_names(names: Iterable[str], all_names: Iterable[str]) -> list[str]:
+    """Return `names` without the dotted parts that all of `all_names` begin with; at least one part remains."""
+    split = [name.split(".") for name in all_names]
+    n_shared = 0
+    while all(len(parts) > n_shared + 1 for parts in split) and len({parts[n_shared] for parts in split}) == 1:
+        n_shared += 1
+    return [".".join(name.split(".")[n_shared:]) for name in names]
+
+
+def _legend(inspection: Inspection) -> str:
+    what = "" if isinstance(inspection.amount, int) or inspection.targets == ("neurons",) else " of the experts"
+    if len(inspection.targets) > 1:
+        what = ", in experts and neurons,"
+    amount = amount_label(inspection.amount, inspection.targets)
+    return (
+        "\ndead: number of neurons that are zero on all calibration tokens.\n"
+        "effective: number of neurons of equal score whose scores would be as concentrated.\n"
+        "top 1 %: share of the layer's score that the highest 1 % of its neurons have.\n"
+        "Gini: 0 if all scores are equal, near 1 if one neuron has the whole score.\n"
+        "highest: the neuron with the highest score.\n"
+        f"keeps: number of neurons kept if pruning removes {amount}{what} of every layer\n"
+        "(local), or of all layers together (global)."
+    )
+
+
+def _print_mixtures(summary: InspectionSummary, numbers: Mapping[str, int], console: Console) -> None:
+    """Print a table with a row for each mixture of experts, and what its columns mean."""
+    console.print("\nExperts\n")
+    table = _compact_table()
+    for heading in ("", "layer", "experts", "dead", "tokens", "score", "local\nkeeps", "global\nkeeps"):
+        table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=True)
+    for name, label in zip(summary.experts, _short_names(summary.experts, numbers), strict=True):
+        routed = [each for each in summary.experts[name] if each.routed]
+        n_shared = len(summary.experts[name]) - len(routed)
+        table.add_row(
+            str(numbers[name]),
+            escape(label),
+            f"{len(routed)}{f' + {n_shared}' if n_shared else ''}",
+            str(sum(each.is_dead for each in routed)),
+            _share_range([each.tokens for each in routed]),
+            _share_range([each.score for each in routed]),
+            *(_kept_widths(routed, budget) for budget in ("local", "global")),
+        )
+    _print_full_width(table, console)
+    example = next(iter(summary.experts))
+    console.print(
+        "\nexperts: number of experts that a router sends tokens to, + number of shared ones, which get all tokens.\n"
+        "dead: number of experts that get no token.\n"
+        "tokens: share of the calibration tokens that the least and the most used expert get.\n"
+        "score: share of the mixture's score that the lowest and the highest expert have.\n"
+        "keeps: number of experts kept, x the neurons that each keeps.\n"
+        f"--layers {numbers[example]} lists the experts of {example}.",
+        markup=False,
+        highlight=False,
+    )
+
+
+def print_experts(summary: InspectionSummary, name: str, console: Console) -> None:
+    """Print a table with a row for each expert of a mixture."""
+    console.print(Text(f"\nExperts of {name}\n", style="bold"))
+    table = _compact_table()
+    for heading in ("expert", "neurons", "tokens", "weight", "score", "local", "global"):
+        table.add_column(heading, justify="left" if heading == "expert" else "right", no_wrap=True)
+    for each in summary.experts[name]:
+        table.add_row(
+            escape(each.label(name)),
+            f"{each.n_neurons:,}",
+            "dead" if each.is_dead else f"{each.tokens:.1%}",
+            f"{each.weight:.4f}" if each.routed else "shared",
+            f"{each.score:.2%}",
+            *(_kept_of(each, budget) for budget in ("local", "global")),
+        )
+    _print_full_width(table, console)
+    console.print(
+        "\ntokens: share of the calibration tokens that the expert gets; a dead expert gets none.\n"
+        "weight: its mean routing weight over all tokens. A shared expert gets all tokens without a router.\n"
+        "score: the sum of its neurons' scores, as a share of the mixture's.\n"
+        "local, global: number of its neurons that are kept.",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _share_range(shares: Sequence[float]) -> str:
+    return f"{min(shares):.1%} to {max(shares):.1%}" if shares else "-"
+
+
+def _kept_widths(experts: Sequence[ExpertSummary], budget: str) -> str:
+    """Return how many experts are kept, and how wide they are: ``6 x 24``."""
+    if any(budget not in each.kept for each in experts):
+        return "refused"
+    widths = [each.kept[budget] for each in experts if each.kept[budget]]
+    wide = "" if not widths else f" x {min(widths):,}" + (f" to {max(widths):,}" if min(widths) < max(widths) else "")
+    return f"{len(widths)}{wide}"
+
+
+def _kept_of(expert: ExpertSummary, budget: str) -> str:
+    if budget not in expert.kept:
+        return "refused"
+    return f"{expert.kept[budget]:,}" if expert.kept[budget] else "removed"
+
+
+def _print_agreement(summary: InspectionSummary, console: Console) -> None:
+    inspection = summary.inspection
+    of_experts = " of the experts" if inspection.targets == ("experts",) else ""
+    console.print(
+        f"\nDo other scorers keep the same neurons as {inspection.scorer}, {inspection.topology}?\n",
+        markup=False,
+        highlight=False,
+    )
+    table = _compact_table()
+    for heading in ("scorer", "Spearman", "local", "global"):
+        table.add_column(heading, justify="left" if heading == "scorer" else "right", no_wrap=True)
+
+    def share(value: float) -> str:
+        return f"{value:.1%}" if isfinite(value) else "-"
+
+    for name, entry in summary.agreement.items():
+        label = f"{inspection.scorer}, {name}" if name == inspection.other_topology else name
+        correlation = f"{entry.correlation:.3f}" if isfinite(entry.correlation) else "-"
+        table.add_row(escape(label), correlation, share(entry.local), share(entry.global_))
+    _print_full_width(table, console)
+    console.print(
+        f"\nSpearman: correlation of the ranks{of_experts}, 1 for the same order, 0 for unrelated orders.\n"
+        f"local, global: share of the neurons kept by {inspection.scorer} that the other scorer keeps too.",
+        markup=False,
+        highlight=False,
+    )
+
+
+def print_neuron(neuron: NeuronSummary, number: int, console: Console) -> None:
+    """Print the facts of a neuron in sentences; `number` is that of its layer."""
+    facts = neuron.node
+    console.print(Text(f"\nNeuron {number}:{facts.node} ({neuron.label})", style="bold"))
+    place = f"score {facts.score:.4g}, above {facts.percentile:.1%} of its layer"
+    strengths = f"strength in {facts.in_strength:.4g}, out {facts.out_strength:.4g}"
+    lines = [
+        f"{place}; activation {facts.activation:.4g}; {strengths}",
+        *(f"{budget}: {_verdict_in_words(verdict, facts.score)}" for budget, verdict in neuron.verdicts.items()),
+    ]
+    for edges, title in (
+        (facts.in_edges, f"strongest edges from nodes of {neuron.before} (share of what arrives)"),
+        (facts.out_edges, f"strongest edges to nodes of {neuron.after} (share of what leaves)"),
+    ):
+        if edges:
+            lines.append(f"{title}: {', '.join(f'{edge.node} ({edge.share:.2%})' for edge in edges)}")
+    if neuron.paths:
+        paths = ", ".join(
+            f"{' > '.join(str(node) for _, node in path.nodes)} ({path.probability:.2g})" for path in neuron.paths
+        )
+        lines.append(f"strongest paths through the neuron (transition probability): {paths}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+
+
+def _verdict_in_words(verdict: Verdict, score: float) -> str:
+    of_experts = verdict.among == "mixture"
+    state = ("kept" if verdict.kept else "removed") + (" with its expert" if of_experts else "")
+    other_side = "highest removed score" if verdict.kept else "lowest kept score"
+    if isnan(verdict.margin):
+        reason = f"no {'expert' if of_experts else 'neuron'} of its {verdict.among} is removed"
+        return f"{state}; {reason if score > 0 else 'its score is 0'}"
+    if not isfinite(verdict.margin):
+        return f"{state}; the {other_side} is 0"
+    return f"{state}, {'which has ' if of_experts else ''}{verdict.margin:.3g} times the {other_side} of its {verdict.among}"
