@@ -25,7 +25,7 @@ from llmrank.calibration.forward import (
     model_inputs,
     run_body,
 )
-from llmrank.calibration.recording import Call, Recording
+from llmrank.calibration.recording import Call, Recording, allocate_like, can_copy, copied_call, record_calls, store
 from llmrank.calibration.text import TokenSequences
 from llmrank.models import FFN, FFNs
 
@@ -144,7 +144,7 @@ class BlockStream:
     def _first_states(record: Recording, *, follow: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Copy the states in front of the first block, for the model that is pruned and, with `follow`, for the dense model."""
         first = record.take_first_states()
-        states, dense_states = _allocate_like(first), _allocate_like(first) if follow else []
+        states, dense_states = allocate_like(first), allocate_like(first) if follow else []
         for k in range(len(first)):
             # Popped one by one, so that each is freed at once if the record does not keep it.
             state = first.pop(0)
@@ -185,16 +185,16 @@ class BlockStream:
             for module, reader in readers.items():
                 add_hook(hooks, self._model, ffn, module, reader, self._masks)
             if only_ffn:
-                _record_calls(hooks, ffn.module, calls)
+                record_calls(hooks, ffn.module, calls)
             for k, output in self._outputs(position, self._states):
                 missing = self._dense_states[k] - output if knows_missing else None
                 for reader in readers.values():
                     reader.end_batch(missing)
                 if only_ffn:
                     call, returned = calls.pop()
-                    self._pending_inputs = self._pending_inputs or _allocate_like(self._states)
-                    self._pending_calls.append(_copied_call(call, self._pending_inputs[k], self._states[k]))
-                    _store(self._states, k, output - returned)
+                    self._pending_inputs = self._pending_inputs or allocate_like(self._states)
+                    self._pending_calls.append(copied_call(call, self._pending_inputs[k], self._states[k]))
+                    store(self._states, k, output - returned)
         self._pending_ffn = ffn.module if only_ffn else None
 
     def _advance_dense(self, position: int, ffn: FFN, readers: Readers) -> None:
@@ -209,7 +209,7 @@ class BlockStream:
             for k, output in self._outputs(position, self._dense_states):
                 for reader in readers.values():
                     reader.end_batch(None)
-                _store(self._dense_states, k, output)
+                store(self._dense_states, k, output)
         self._dense_position = position + 1
 
     def _try_addition(self, position: int, ffn: FFN) -> tuple[bool, bool]:
@@ -239,7 +239,7 @@ class BlockStream:
 
         with ExitStack() as hooks:
             hooks.callback(module.register_forward_hook(add).remove)
-            _record_calls(hooks, ffn.module, calls)
+            record_calls(hooks, ffn.module, calls)
             _, changed = next(self._outputs(position, [block_input]))
         rounding = 16 * torch.finfo(output.dtype).eps * float(output.detach().abs().max())
         if fits != [True] or float((changed - output - added).abs().max()) > rounding:
@@ -248,7 +248,7 @@ class BlockStream:
         if (
             ffn.is_routed
             or len(calls) != 1
-            or not _can_copy(calls[0][0])
+            or not can_copy(calls[0][0])
             or at_least_float32(output).dtype != output.dtype
         ):
             return True, False
@@ -263,12 +263,12 @@ class BlockStream:
         if states is self._states and self._pending_ffn is not None:
             with torch.no_grad(), evaluation_mode(self._model, self._ffns):
                 for k, call in enumerate(self._pending_calls):
-                    _store(states, k, states[k] + self._pending_ffn(*call.args, **call.kwargs))
+                    store(states, k, states[k] + self._pending_ffn(*call.args, **call.kwargs))
             self._pending_calls.clear()
             self._pending_ffn = None
         else:
             for k, output in self._outputs(position, states):
-                _store(states, k, output)
+                store(states, k, output)
 
     def _outputs(self, position: int, states: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
         """Run a block on the states of each batch, and yield the batch's number and the hidden states behind the block."""
@@ -277,62 +277,6 @@ class BlockStream:
             for k, (state, call, masks) in enumerate(zip(states, calls, self._batch_masks, strict=False)):
                 self._masks.replace(masks)
                 yield k, first_output(block(state, *call.args, **call.kwargs))
-
-
-def _allocate_like(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Allocate memory for the states of all batches in one piece; a piece for each batch would fragment the heap."""
-    sizes = [state.numel() for state in states]
-    with torch.inference_mode(mode=False):
-        pieces = torch.split(states[0].new_empty(sum(sizes)), sizes)
-        return [piece.view(state.shape) for piece, state in zip(pieces, states, strict=True)]
-
-
-def _store(states: list[torch.Tensor], k: int, state: torch.Tensor) -> None:
-    """Copy a state into the memory of its batch, or into new memory if its shape, dtype or device differ."""
-    if state.shape != states[k].shape or not _same_dtype_and_device(state, states[k]):
-        states[k] = _allocate_like([state])[0]
-    states[k].copy_(state.clone() if _same_memory(state, states[k]) else state)
-
-
-def _same_dtype_and_device(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.dtype == other.dtype and one.device == other.device
-
-
-def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-
-
-def _record_calls(hooks: ExitStack, module: nn.Module, calls: list[tuple[Call, Any]]) -> None:
-    """Append each call of a module and its output to a list, until `hooks` closes."""
-
-    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
-        # Copied, because some blocks add to the very tensor that the FFN returned (Falcon).
-        calls.append((Call(args, kwargs), returned.clone() if isinstance(returned, torch.Tensor) else returned))
-
-    hooks.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
-
-
-def _can_copy(call: Call) -> bool:
-    """Whether all arguments of a call are dense tensors or plain values."""
-    plain = (bool, int, float, str, type(None))
-    return all(
-        value.layout is torch.strided if isinstance(value, torch.Tensor) else isinstance(value, plain)
-        for value in (*call.args, *call.kwargs.values())
-    )
-
-
-def _copied_call(call: Call, memory: torch.Tensor, states: torch.Tensor) -> Call:
-    """Return a call that stays valid when `states` are overwritten; the first tensor that fits `memory` is copied into it."""
-    unused = [memory]
-
-    def copy(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        if unused and _same_dtype_and_device(value, memory) and value.numel() == memory.numel():
-            return unused.pop().view(value.shape).copy_(value)
-        return value.clone() if _same_memory(value, states) else value
-
-    return Call(tuple(map(copy, call.args)), {key: copy(value) for key, value in call.kwargs.items()})
 
 
 class _FFNPassed(Exception):  # noqa: N818 -- no error: it ends a forward pass early

@@ -1,4 +1,4 @@
-"""Record how a model calls the blocks of its stack, so that each block can be called again by itself."""
+"""Record how a model calls the blocks of its stack, so that each block can be called again by itself, and keep its states."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from torch import nn
 from llmrank.calibration.forward import first_output, write_count
 from llmrank.models import FFNs
 
-__all__ = ["Call", "Recording", "recording"]
+__all__ = [
+    "Call",
+    "Recording",
+    "allocate_like",
+    "can_copy",
+    "copied_call",
+    "record_calls",
+    "recording",
+    "store",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,3 +135,59 @@ def recording(model: nn.Module, ffns: FFNs) -> Iterator[Recording]:
             )
         yield record
     record.end()
+
+
+def allocate_like(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Allocate memory for the states of all batches in one piece; a piece for each batch would fragment the heap."""
+    sizes = [state.numel() for state in states]
+    with torch.inference_mode(mode=False):
+        pieces = torch.split(states[0].new_empty(sum(sizes)), sizes)
+        return [piece.view(state.shape) for piece, state in zip(pieces, states, strict=True)]
+
+
+def store(states: list[torch.Tensor], k: int, state: torch.Tensor) -> None:
+    """Copy a state into the memory of its batch, or into new memory if its shape, dtype or device differ."""
+    if state.shape != states[k].shape or not _same_dtype_and_device(state, states[k]):
+        states[k] = allocate_like([state])[0]
+    states[k].copy_(state.clone() if _same_memory(state, states[k]) else state)
+
+
+def _same_dtype_and_device(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device
+
+
+def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def record_calls(hooks: ExitStack, module: nn.Module, calls: list[tuple[Call, Any]]) -> None:
+    """Append each call of a module and its output to a list, until `hooks` closes."""
+
+    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
+        # Copied, because some blocks add to the very tensor that the FFN returned (Falcon).
+        calls.append((Call(args, kwargs), returned.clone() if isinstance(returned, torch.Tensor) else returned))
+
+    hooks.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
+
+
+def can_copy(call: Call) -> bool:
+    """Whether all arguments of a call are dense tensors or plain values."""
+    plain = (bool, int, float, str, type(None))
+    return all(
+        value.layout is torch.strided if isinstance(value, torch.Tensor) else isinstance(value, plain)
+        for value in (*call.args, *call.kwargs.values())
+    )
+
+
+def copied_call(call: Call, memory: torch.Tensor, states: torch.Tensor) -> Call:
+    """Return a call that stays valid when `states` are overwritten; the first tensor that fits `memory` is copied into it."""
+    unused = [memory]
+
+    def copy(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        if unused and _same_dtype_and_device(value, memory) and value.numel() == memory.numel():
+            return unused.pop().view(value.shape).copy_(value)
+        return value.clone() if _same_memory(value, states) else value
+
+    return Call(tuple(map(copy, call.args)), {key: copy(value) for key, value in call.kwargs.items()})
