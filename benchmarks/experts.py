@@ -1,10 +1,13 @@
 """Perplexity of a mixture of experts after the removal of experts, and of neurons inside all experts, by score and repair.
 
-Run it as ``python -m benchmarks.experts --wikitext DIR`` (DIR holds valid.txt and test.txt of WikiText-2). The mixture is made of
-SmolLM2-135M-Instruct by :mod:`benchmarks.mixtures`, on sequences of valid that nothing else uses, and kept in ``--mixture``. The
-first sequences of valid are the calibration text; test and the end of valid are for evaluation. A run continues its own result
-file. Before the rows, ``variants`` states what the mixture and its exact control predict, and ``known`` what every score removes
-where some experts are never used.
+Run it as ``python -m benchmarks.experts --wikitext DIR --mixture DIR`` (the first holds valid.txt and test.txt of
+WikiText-2). The mixture is made of SmolLM2-135M-Instruct by :mod:`benchmarks.mixtures`, on sequences of valid that nothing else
+uses. The first sequences of valid are the calibration text; test and the end of valid are for evaluation. As many experts as a
+token gets must stay, so half of them can go only with ``--top-k 12`` or less, which makes a worse mixture. A run continues its
+own result file.
+
+Besides the rows, the result states what the mixture and its exact control predict (``variants``), and what every score removes
+where some experts are never used (``known``).
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ from llmrank.score.rank_graphs import rank_graphs
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
 
-SHAPE = mixtures.Shape(n_experts=24, top_k=12, sharpness=0.1)
+# Experts are 64 neurons wide: a multiple of 8, as are three quarters and half of it.
+N_EXPERTS, SHARPNESS = 24, 0.1
 # Sequences of valid that the mixture is made on.
 MADE_ON = (64, 80)
 # Of the variant with a known answer: experts of the control that are copied, and experts that are never used.
@@ -149,14 +153,14 @@ class Study:
             application.undo()
 
 
-def known_answers(dense: Any, text: TokenSequences, shape: mixtures.Shape) -> dict[str, Any]:
+def known_answers(dense: Any, text: TokenSequences, n_split: int = N_EXPERTS) -> dict[str, Any]:
     """Remove the experts that no token needs by every score; return which were removed, and what it changes.
 
     All experts of the control are chosen by every token, some of them are copied, and others are added that are never chosen.
     """
-    experts = mixtures.control(dense, shape.n_experts)
+    experts = mixtures.control(dense, n_split)
     experts = mixtures.known_answer(experts, mixtures.ffn_inputs(dense, text), COPIED, UNUSED)
-    n_experts = shape.n_experts + COPIED + UNUSED
+    n_experts = n_split + COPIED + UNUSED
     model = eager(mixtures.mixtral(dense, experts, n_experts - UNUSED))
     ffns = find_ffns(model)
     statistics = collect_statistics(model, ffns, text)
@@ -181,18 +185,18 @@ def eager(model: Any) -> Any:
     return model
 
 
-def mixture(directory: Path, loaded: LoadedModel, text: TokenSequences) -> Any:
+def mixture(directory: Path, loaded: LoadedModel, text: TokenSequences, shape: mixtures.Shape) -> Any:
     """Return the mixture in a directory; make it first if it is not there."""
     if not directory.is_dir():
         print(f"making the mixture in {directory}", flush=True)
-        experts = mixtures.split(loaded.model, text, SHAPE)
-        checkpoint.save(directory, mixtures.mixtral(loaded.model, experts, SHAPE.top_k), loaded.tokenizer)
+        experts = mixtures.split(loaded.model, text, shape)
+        checkpoint.save(directory, mixtures.mixtral(loaded.model, experts, shape.top_k), loaded.tokenizer)
     return eager(checkpoint.load(directory, dtype="float32").model)
 
 
 def variants(dense: Any, study: Study) -> dict[str, Any]:
     """Measure the dense model, the exact control, and the mixture."""
-    exact = eager(mixtures.mixtral(dense, mixtures.control(dense, SHAPE.n_experts), SHAPE.n_experts))
+    exact = eager(mixtures.mixtral(dense, mixtures.control(dense, N_EXPERTS), N_EXPERTS))
     ids = study.judged["test"].ids[:1]
     with torch.no_grad():
         logits = dense(ids).logits
@@ -272,12 +276,13 @@ def fill(study: Study, results: dict[str, Any], wanted: Sequence[Row], save: Cal
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_wikitext(parser)
-    parser.add_argument("--amounts", default="0.125,0.25,0.5", help="shares to remove, with commas (%(default)s)")
+    parser.add_argument("--amounts", default="0.25,0.125", help="shares to remove, with commas (%(default)s)")
     parser.add_argument("--repairs", default="none,lstsq", help="repairs, with commas (%(default)s)")
     parser.add_argument("--only", action="append", help="pattern of the rows to run, such as 'experts*wpr*'")
     parser.add_argument("--samples", type=int, default=16, help="calibration sequences (%(default)s)")
     parser.add_argument("--evaluate", type=int, default=8, help="evaluation sequences of each text (%(default)s)")
     parser.add_argument("--sequence-length", type=int, default=1024)
+    parser.add_argument("--top-k", type=int, default=18, help="experts of each token (%(default)s)")
     parser.add_argument("--mixture", type=Path, required=True, help="directory of the mixture, made if it is absent")
     parser.add_argument("--output", type=Path, default=RESULTS / "experts.json")
     options = parser.parse_args()
@@ -293,11 +298,12 @@ def main() -> None:
         "test": read(test, tokenizer, options.evaluate, length),
         "valid": read(valid, tokenizer, options.evaluate, length, last=True),
     }
-    study = Study(mixture(options.mixture, loaded, made_on), texts, judged)
+    shape = mixtures.Shape(N_EXPERTS, options.top_k, SHARPNESS)
+    study = Study(mixture(options.mixture, loaded, made_on, shape), texts, judged)
     protocol = {
         "model": Path(loaded.source).name,
         "mixture": {
-            **mixtures.description(SHAPE),
+            **mixtures.description(shape),
             "text": f"WikiText-2 valid.txt, sequences {MADE_ON[0]} to {MADE_ON[1] - 1}",
         },
         "mixture_sha256": hashlib.sha256((options.mixture / "model.safetensors").read_bytes()).hexdigest(),
@@ -314,13 +320,13 @@ def main() -> None:
     if "variants" not in results:
         results["variants"] = variants(loaded.model, study)
         save()
-    if "known" not in results:
-        short = read(valid, tokenizer, 8, min(256, length))
-        results["known"] = known_answers(loaded.model, short, SHAPE)
-        save()
     every = rows([float(a) for a in options.amounts.split(",")], options.repairs.split(","))
     patterns = options.only or ["*"]
     fill(study, results, [row for row in every if any(fnmatch.fnmatch(row.key, p) for p in patterns)], save)
+    if "known" not in results:
+        short = read(valid, tokenizer, 8, min(256, length))
+        results["known"] = known_answers(loaded.model, short)
+        save()
 
 
 if __name__ == "__main__":

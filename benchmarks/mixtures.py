@@ -28,7 +28,7 @@ from llmrank.calibration.text import TokenSequences
 __all__ = ["Experts", "Shape", "control", "description", "ffn_inputs", "known_answer", "mixtral", "split"]
 
 # Rounds of balanced k-means; it stops earlier when no neuron moves.
-ROUNDS = 10
+ROUNDS = 5
 # Ridge of the router's fit, in the scale of each input.
 RIDGE = 1e-3
 # Ridge of the fit of the down projections.
@@ -105,34 +105,28 @@ def split(dense: Any, text: TokenSequences, shape: Shape, *, refit: bool = True)
         Without padding, for the clusters, the router and the down projections.
     shape : Shape
     refit : bool
-        Whether the down projections are fitted, so that the residual stream of the mixture follows that of the dense model;
-        otherwise they stay as they are.
+        Whether the down projections are fitted to the outputs of the dense FFN for the same inputs; otherwise they stay as they
+        are.
     """
-    before = dense.model.embed_tokens(text.ids)
-    stream = before.clone()  # of the mixture
-    places = dense.model.rotary_emb(before, torch.arange(text.length)[None])
+    stream = dense.model.embed_tokens(text.ids)
+    places = dense.model.rotary_emb(stream, torch.arange(text.length)[None])
     found = []
     for layer in dense.model.layers:
-        for states in (before, stream):
-            for k in range(len(states)):
-                attended = layer.self_attn(layer.input_layernorm(states[k][None]), places, None)[0]
-                states[k] += attended[0]
-        target = before + torch.stack([layer.mlp(layer.post_attention_layernorm(states)) for states in before])
-        before = target.clone()
+        for states in stream:
+            states += layer.self_attn(layer.input_layernorm(states[None]), places, None)[0][0]
         inputs = layer.post_attention_layernorm(stream).flatten(0, 1)
         hidden = _hidden(layer.mlp, inputs)
+        target = layer.mlp.down_proj(hidden)
         # Blocks read the stream through a norm, so errors count in proportion to it; few tokens are a hundred times as long.
-        share = 1 / target.flatten(0, 1).norm(dim=1, keepdim=True)
+        share = 1 / (stream.flatten(0, 1) + target).norm(dim=1, keepdim=True)
         part = _part(layer.mlp.down_proj.weight, inputs, hidden, share, shape)
-        order = part.neurons.flatten()
-        width = part.neurons.shape[1]
+        order, width = part.neurons.flatten(), part.neurons.shape[1]
         hidden = hidden[:, order] * part.weights(inputs, shape.top_k).repeat_interleave(width, 1)
         down = layer.mlp.down_proj.weight[:, order]
-        missing = (target - stream).flatten(0, 1) - hidden @ down.T
         if refit:
-            change = _least_squares(hidden * share, missing * share, DOWN_RIDGE)
-            down, missing = down + change, missing - hidden @ change.T
-        stream = target - missing.view_as(target)
+            missing = target - hidden @ down.T
+            down = down + _least_squares(hidden * share, missing * share, DOWN_RIDGE)
+        stream += (hidden @ down.T).view_as(stream)
         found.append(Experts(part.neurons, part.router, down.view(len(down), -1, width).permute(1, 0, 2)))
     return found
 
@@ -142,9 +136,7 @@ def _hidden(ffn: Any, inputs: torch.Tensor) -> torch.Tensor:
     return hidden
 
 
-def _part(
-    down: torch.Tensor, inputs: torch.Tensor, hidden: torch.Tensor, share: torch.Tensor, shape: Shape
-) -> Experts:
+def _part(down: torch.Tensor, inputs: torch.Tensor, hidden: torch.Tensor, share: torch.Tensor, shape: Shape) -> Experts:
     """Divide the neurons of one FFN among experts, and fit their router; `share` (tokens, 1) multiplies contributions."""
     contribution = hidden.abs() * down.norm(dim=0) * share
     contribution -= contribution.mean(0)

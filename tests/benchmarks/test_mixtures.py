@@ -84,7 +84,7 @@ def test_clusters_hold_what_varies_together() -> None:
 
 
 def test_every_score_removes_the_unused_experts_first(dense: Any, text: TokenSequences) -> None:
-    found = experts.known_answers(dense, text, SHAPE)
+    found = experts.known_answers(dense, text, SHAPE.n_experts)
     assert found.pop("distance from dense") < 1e-5
     for score, entry in found.items():
         if score != "random":
