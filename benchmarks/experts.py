@@ -55,17 +55,17 @@ COPIED, UNUSED = 4, 4
 # Name -> scorer, its options, and whether activations count tokens by their routing weights.
 SCORES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "wpr": ("wpr", {}, True),
-    "wpr, tokens alike": ("wpr", {}, False),
-    "wpr of energies": ("wpr", {"edges": "energy"}, True),
-    "mpr": ("mpr", {}, True),
-    "forward and backward": ("fbpr", {}, True),
-    "activation": ("activation", {}, True),
-    "wanda-sp": ("wanda-sp", {}, True),
-    "random": ("random", {}, True),
-    "frequency": ("frequency", {}, True),
     "ean": ("ean", {}, True),
     "reap": ("reap", {}, True),
+    "frequency": ("frequency", {}, True),
+    "wanda-sp": ("wanda-sp", {}, True),
+    "random": ("random", {}, True),
+    "wpr, tokens alike": ("wpr", {}, False),
+    "wpr of energies": ("wpr", {"edges": "energy"}, True),
     "mone": ("mone", {}, True),
+    "activation": ("activation", {}, True),
+    "mpr": ("mpr", {}, True),
+    "forward and backward": ("fbpr", {}, True),
 }
 # Scores of whole experts say nothing of their neurons.
 WHOLE = ("frequency", "ean", "reap", "mone")
