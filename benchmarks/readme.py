@@ -19,6 +19,7 @@ PAGES = {
     "README.md": ("gains",),
     "docs/results/quality.md": ("as cut", "repaired"),
     "docs/results/other-text.md": ("out of domain",),
+    "docs/results/experts.md": ("experts",),
 }
 AMOUNTS = (0.1, 0.2, 0.3, 0.5)
 # The end of valid, by which settings are chosen, is shown for this amount alone.
@@ -212,6 +213,22 @@ def domains(results: dict[str, Any]) -> dict[str, str]:
     return {"out of domain": "\n".join(lines)}
 
 
+def experts(results: dict[str, Any]) -> dict[str, str]:
+    """Return the table of perplexities of a mixture, by the name of its marks: a row for each score and repair."""
+    rows, made = results["rows"], results["variants"]
+    columns = sorted({(row["target"], row["amount"]) for row in rows.values()})
+    head = " | ".join(f"{amount:.1%} of {target}" for target, amount in columns)
+    lines = [
+        f"| perplexity on test, mixture {made['mixture']['test']['perplexity']:.2f} | {head} |",
+        "| --- |" + " ---: |" * len(columns),
+    ]
+    for score, repair in dict.fromkeys((row["score"], row["repair"]) for row in rows.values()):
+        found = [rows.get(f"{target} | {amount} | {repair} | {score}") for target, amount in columns]
+        cells = ["" if row is None else _number(row["test"]["perplexity"]) for row in found]
+        lines.append(f"| {score}{'' if repair == 'none' else f', {repair}'} | {' | '.join(cells)} |")
+    return {"experts": "\n".join(lines)}
+
+
 def filled(text: str, tables: dict[str, str]) -> str:
     """Write every table into a text, between the marks ``<!-- NAME -->`` and ``<!-- end of NAME -->``."""
     for name, table in tables.items():
@@ -225,12 +242,13 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 def current() -> dict[Path, tuple[str, str]]:
     """Return the text of every page as it is, and as it should be by the results."""
-    names = ("quality", "quality_240", "out_of_domain", "compact", "speed")
+    names = ("quality", "quality_240", "out_of_domain", "compact", "speed", "experts")
     found = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names}
     tables = {
         **gains(found["quality"], found["compact"], found["speed"]),
         **quality(found["quality"], found["quality_240"]),
         **domains(found["out_of_domain"]),
+        **experts(found["experts"]),
     }
     pages = {}
     for page, shown in PAGES.items():
