@@ -199,7 +199,7 @@ def main() -> None:
 
     for source in options.model or [str(demo_model())]:
         study = Study(source, options)
-        found = models.setdefault(Path(source).stem, {"protocol": study.protocol(), "rows": []})
+        found = models.setdefault(Path(source).name.removesuffix(".gguf"), {"protocol": study.protocol(), "rows": []})
         measure(study, found, options, save)
 
 

@@ -29,9 +29,10 @@ from benchmarks.provenance import opened, write
 from benchmarks.quality import RESULTS, mask_digest
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank import Masks
+from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.forward import run_sequences
 from llmrank.calibration.recording import Recording, recording
-from llmrank.calibration.statistics import FFNStatistics, collect_statistics
+from llmrank.calibration.statistics import FFNStatistics
 from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity, model_size, perplexity, sequence_losses

@@ -167,7 +167,7 @@ def apply_masks(
         else:
             for mixture, keep in _mixtures_that_lose_experts(ffns, masks):
                 route_around(mixture, keep, ExitStack())  # undone with everything else
-        application._unchanged_checks += [_unchanged(module) for module in ffns.modules]
+        application._unchanged_checks += [_unchanged(module) for module in (*ffns.modules, *ffns.router_modules)]
         return application
     except BaseException:
         application._roll_back()

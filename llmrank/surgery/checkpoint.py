@@ -94,7 +94,7 @@ def save(
             if report is not None:
                 text = json.dumps(report, indent=2, allow_nan=False) + "\n"
                 (partial / REPORT_FILE).write_text(text, encoding="utf-8")
-                if report.keys() >= {"model", "method", "neurons", "before", "after"}:
+                if report.keys() >= {"model", "method", "calibration", "neurons", "before", "after"}:
                     write_model_card(partial, model, report)
             _check_written(partial, model)
     except (OSError, SafetensorError) as error:  # safetensors wraps errors of the system (disk full, say)
@@ -124,8 +124,7 @@ def _check_written(directory: Path, model: Any) -> None:
         model_class_to_load = _class_for_config(base, config)
         _, differences = read_model(model_class_to_load, None, config, state_dict=written, device_map="meta")
         if not differences and _fits_in_memory(model):
-            loaded, differences = read_model(model_class_to_load, os.fspath(directory), config, dtype="auto")
-            differences = differences or _changed_tensors(model, loaded)
+            differences = _differences_when_loaded(model, model_class_to_load, directory, config)
     except Exception as error:  # whatever a loader may raise
         if is_out_of_memory(error):
             raise
@@ -136,6 +135,17 @@ def _check_written(directory: Path, model: Any) -> None:
             "expected a configuration that describes the tensors: check whether it was changed, or whether layers were pruned "
             "whose widths it cannot describe"
         ) from cause
+
+
+def _differences_when_loaded(model: nn.Module, model_class: Any, directory: Path, config: Any) -> str:
+    """Load what was written, and return in words how its tensors differ from the model's; empty if memory runs out."""
+    try:
+        loaded, differences = read_model(model_class, os.fspath(directory), config, dtype="auto")
+        return differences or _changed_tensors(model, loaded)
+    except Exception as error:
+        if is_out_of_memory(error):  # containers may allow less than the machine has
+            return ""
+        raise
 
 
 def _fits_in_memory(model: nn.Module) -> bool:

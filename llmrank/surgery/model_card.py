@@ -37,7 +37,7 @@ def loading_code(model: Any, directory: str) -> str:
 
 
 def write_model_card(directory: Path, model: Any, report: Mapping[str, Any]) -> None:
-    """Write the card of a pruned model, and copy the files with the terms of its base model.
+    """Write the card of a pruned model, and copy the files with the terms of its base model if that is a directory.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def write_model_card(directory: Path, model: Any, report: Mapping[str, Any]) -> 
     """
     source = str(getattr(model, "name_or_path", "") or "")
     terms = _terms_of(source)
-    is_hub_name = not Path(source).exists() and source.count("/") == 1
+    is_hub_name = _is_hub_name(source)
     data = ModelCardData(
         base_model=source if is_hub_name else None,
         library_name="transformers",
@@ -66,18 +66,22 @@ def write_model_card(directory: Path, model: Any, report: Mapping[str, Any]) -> 
                     shutil.copy(path, directory / path.name)
 
 
+def _is_hub_name(source: str) -> bool:
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).exists()
+
+
 def _terms_of(source: str) -> dict[str, Any]:
     """Return the license fields of the base model's card, if it lies beside the model or in the cache of the hub."""
     if not source:
         return {}
     card: Any = Path(source) / CARD_FILE if Path(source).is_dir() else None
-    if not Path(source).exists() and source.count("/") == 1:
+    if _is_hub_name(source):
         card = try_to_load_from_cache(source, CARD_FILE)
     if not card or not Path(str(card)).is_file():
         return {}
     try:
-        found = ModelCard.load(card).data.to_dict()
-    except (ValueError, OSError):  # a card without metadata that can be read says nothing about the license
+        found = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+    except Exception:  # a damaged card raises nearly anything, and says nothing about the license
         return {}
     return {name: found.get(name) for name in LICENSE_FIELDS}
 
@@ -122,7 +126,7 @@ def _text(model: Any, report: Mapping[str, Any]) -> str:
         "",
         *steps,
         "",
-        "`report.json` holds the whole protocol, and `masks.safetensors` which neurons are left.",
+        "`report.json` holds the whole protocol.",
     ]
     warnings = report.get("warnings") or []
     if warnings:

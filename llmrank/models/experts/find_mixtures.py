@@ -27,7 +27,7 @@ SCORES_OF_GROUP = 2
 MOST_DIFFERENCE = 5e-2
 EXPERTS = re.compile(r"expert", re.IGNORECASE)
 ROUTER = re.compile(r"(^|_)(gate|router)$", re.IGNORECASE)
-PER_TOKEN = re.compile(r"per_tok|top_?k|shared", re.IGNORECASE)
+PER_TOKEN = re.compile(r"per_tok|top_?k|shared|capacity|period|offset|interval", re.IGNORECASE)
 
 
 def find_mixtures(model: nn.Module) -> dict[str, Mixture]:

@@ -264,7 +264,8 @@ class _Silence(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in (torch.nn.functional.linear, torch.matmul) and result.shape[-1] == len(self._removed):
+        products = (torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+        if func in products and result.shape[-1] == len(self._removed):
             return result.masked_fill(self._removed.to(result.device), -torch.inf)
         return result
 

@@ -100,3 +100,11 @@ def test_a_checkpoint_with_other_values_than_the_model_is_not_left(
     with pytest.raises(CheckpointError, match=r"other values after loading: model\.layers\.1\.mlp\.up_proj\.weight"):
         checkpoint.save(tmp_path / "out", model)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("card", ["---\nlicense: [\n---\n", "no metadata"])
+def test_a_damaged_card_of_the_base_model_says_nothing(source: Path, tmp_path: Path, card: str) -> None:
+    (source / "README.md").write_text(card)
+    loaded = llmrank.load(source)
+    llmrank.prune_model(loaded.model, loaded.tokenizer, 0.25, **OPTIONS).save(tmp_path / "pruned")
+    assert "license" not in ModelCard.load(tmp_path / "pruned" / "README.md").data.to_dict()
