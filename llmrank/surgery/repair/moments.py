@@ -63,7 +63,7 @@ class Moments:
     --------
     >>> moments = Moments.of(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
     >>> moments.count, moments.mean.tolist(), moments.second.tolist()
-    (2, [2.0, 1.0], [[10.0, 2.0], [2.0, 4.0]])
+    (2.0, [2.0, 1.0], [[10.0, 2.0], [2.0, 4.0]])
     """
 
     count: float
