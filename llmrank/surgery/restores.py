@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeAlias
 
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from llmrank.models import FFNs
-from llmrank.models.experts import Expert
+from llmrank.models.experts import Expert, set_forward
 from llmrank.models.families import WIDTH_ATTRIBUTES, text_config
 from llmrank.surgery.widths import EXPERT_WIDTHS
 
@@ -32,7 +33,8 @@ def restores_of(model: nn.Module, ffns: FFNs) -> list[Restore]:
         attributes += [(module, (name,)) for module, name in mixture.counts]
     restores = [_restore_module(module) for module in (*ffns.modules, *ffns.router_modules)]
     restores += [_restore_attributes(module, names) for module, names in attributes]
-    restores += [_restore_forward(mixture.router) for mixture in ffns.mixtures]
+    routers = [mixture.router for mixture in ffns.mixtures]
+    restores += [partial(set_forward, router, vars(router).get("forward")) for router in routers]
     restores += [_restore_children(mixture.experts.owner) for mixture in ffns.mixtures]
     config = text_config(model)
     if config is not None:
@@ -60,18 +62,6 @@ def _restore_children(module: nn.Module) -> Restore:
         if list(module._modules.items()) != list(before.items()):
             module._modules.clear()
             module._modules.update(before)
-
-    return restore
-
-
-def _restore_forward(module: nn.Module) -> Restore:
-    before = vars(module).get("forward", ABSENT)
-
-    def restore() -> None:
-        if before is ABSENT:
-            vars(module).pop("forward", None)
-        else:
-            vars(module)["forward"] = before
 
     return restore
 

@@ -1,6 +1,6 @@
 """Mixtures of experts: each expert as an FFN of its own, found in the tensors that all experts of a mixture share."""
 
-from llmrank.models.experts.expert_map import Expert, ExpertMap, Routing, TensorPart
+from llmrank.models.experts.expert_map import Expert, ExpertMap, Routing, TensorPart, set_forward
 from llmrank.models.experts.find_mixtures import counts_of_experts, find_mixtures, find_separate_mixtures
 from llmrank.models.experts.mixture import Mixture, RouteAround, RoutedExperts, by_expert, route_around
 from llmrank.models.experts.separate import SeparateExperts
@@ -19,4 +19,5 @@ __all__ = [
     "find_mixtures",
     "find_separate_mixtures",
     "route_around",
+    "set_forward",
 ]

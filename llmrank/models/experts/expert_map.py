@@ -14,7 +14,7 @@ from torch import nn
 
 from llmrank.models.experts.layout import Layout
 
-__all__ = ["Expert", "ExpertMap", "Routing", "TensorPart"]
+__all__ = ["Expert", "ExpertMap", "Routing", "TensorPart", "set_forward"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,3 +159,11 @@ class Expert(nn.Module):
                 hidden = owner.act_fn(gate) * up
         output: torch.Tensor = maps["down"](hidden)
         return owner.post_expert_norm(output) if getattr(owner, "has_post_expert_norm", False) else output
+
+
+def set_forward(module: nn.Module, forward: Any) -> None:
+    """Give a module a forward function of its own, or with None that of its class."""
+    if forward is None:
+        vars(module).pop("forward", None)
+    else:
+        vars(module)["forward"] = forward

@@ -13,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from llmrank.models.experts.expert_map import Expert, ExpertMap, Routing
+from llmrank.models.experts.expert_map import Expert, ExpertMap, Routing, set_forward
 from llmrank.models.experts.layout import is_dispatched, read_layout
 from llmrank.models.experts.separate import SeparateExperts
 
@@ -247,7 +247,7 @@ def _one_by_one(routed: dict[int, RoutedExperts]) -> Iterator[None]:
                 configs[id(owner.config)] = owner.config
             else:
                 forward = vars(owner).get("forward")
-                cleanup.callback(_set_forward, owner, forward)
+                cleanup.callback(set_forward, owner, forward)
                 owner.forward = experts.__call__
         for config in configs.values():
             cleanup.callback(setattr, config, "_experts_implementation_internal", config._experts_implementation)
@@ -305,7 +305,7 @@ def route_around(mixture: Mixture, keep: torch.Tensor, hooks: ExitStack) -> None
     before = [(part, part.tensors[part.name]) for part in corrections]
 
     def restore() -> None:
-        _set_forward(router, own_forward)
+        set_forward(router, own_forward)
         for part, tensor in before:
             part.tensors[part.name] = tensor
 
@@ -319,10 +319,3 @@ def route_around(mixture: Mixture, keep: torch.Tensor, hooks: ExitStack) -> None
             nn.Parameter(silenced, requires_grad=False) if isinstance(tensor, nn.Parameter) else silenced
         )
     vars(router)["forward"] = RouteAround(router.forward, keep)
-
-
-def _set_forward(module: nn.Module, forward: Any) -> None:
-    if forward is None:
-        vars(module).pop("forward", None)
-    else:
-        vars(module)["forward"] = forward

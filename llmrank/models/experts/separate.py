@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from llmrank.errors import CalibrationError
-from llmrank.models.experts.expert_map import Routing
+from llmrank.models.experts.expert_map import Routing, set_forward
 
 __all__ = ["SeparateExperts"]
 
@@ -111,10 +111,7 @@ class SeparateExperts:
         try:
             yield
         finally:
-            if own is None:
-                del attributes["forward"]
-            else:
-                attributes["forward"] = own
+            set_forward(self.site, own)
 
     def _measure(self, run: Callable[[], Any]) -> None:
         """Set the routing of every expert."""
@@ -132,7 +129,8 @@ class SeparateExperts:
             )
         probes = [_Probe(expert) for expert in n_rows]
         probes += [_Probe(e, bit) for e, n in n_rows.items() for bit in range((n - 1).bit_length())]
-        # Larger than anything else in the output, such as a shared expert, so that subtracting it costs no precision.
+        # Larger than the rest of the output, such as a shared expert, so that its subtraction costs little precision; but at
+        # most 8192, because float16 ends at 65504.
         scale = 2.0 ** min(13, 8 + int(silent.abs().max()).bit_length())
         answers: dict[_Probe, torch.Tensor] = {}
         for start in range(0, len(probes), self._n_outputs):
@@ -181,18 +179,11 @@ class SeparateExperts:
                     return outputs.view(*values.shape[:-1], self._n_outputs)
 
                 attributes = vars(expert)
-                undo.callback(_restore, attributes, attributes.get("forward"))
+                undo.callback(set_forward, expert, attributes.get("forward"))
                 attributes["forward"] = answer
             output = run()
         first: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
         return first.detach().reshape(-1, first.shape[-1]).float()
-
-
-def _restore(attributes: dict[str, Any], forward: Any) -> None:
-    if forward is None:
-        attributes.pop("forward", None)
-    else:
-        attributes["forward"] = forward
 
 
 @contextmanager
