@@ -26,7 +26,7 @@ class BasePruner:
     ----------
     amount : float or int
         Share (float, [0, 1)) or number (int) of neurons to remove: from each layer (local pruning), or from all
-        layers together (global pruning).
+        layers together (global pruning). If a pipeline removes experts, this and the next two count experts.
     min_keep : int
         Smallest number of neurons that a layer keeps, or all of a smaller layer. Local pruning refuses an amount that would leave
         fewer.
@@ -157,7 +157,7 @@ class BasePruner:
         return max(self.min_keep, layer.min_keep)
 
     def amount_in_neurons(self, layer_list: Sequence[LayerRecord]) -> float | int:
-        """Return the amount; a number of units, if all units are equally large, as a number of neurons."""
+        """Return the amount. A number counts units if they are equally large, and is converted; otherwise it counts neurons."""
         sizes = {layer.neurons_per_unit for layer in layer_list}
         return self.amount * sizes.pop() if isinstance(self.amount, int) and len(sizes) == 1 else self.amount
 

@@ -70,7 +70,7 @@ class GlobalPruner(BasePruner):
             fewest = [self.fewest(layer) * layer.neurons_per_unit for layer in layer_list]
             check_removable(count, n_neurons, fewest, protected)
         positions = self.removal_positions(layer_list)
-        # In the order of removal: how many neurons go before each unit.
+        # How many neurons are removed before each unit.
         sizes = torch.cat([torch.full((layer.out_features,), layer.neurons_per_unit) for layer in layer_list])
         in_order = sizes[torch.argsort(torch.cat(positions))]
         removed_before = in_order.cumsum(0) - in_order
