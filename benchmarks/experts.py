@@ -53,20 +53,19 @@ N_EXPERTS, SHARPNESS = 24, 0.1
 MADE_ON = (64, 80)
 # Of the variant with a known answer: experts of the control that are copied, and experts that are never used.
 COPIED, UNUSED = 4, 4
-# Name -> scorer, its options, and whether activations count tokens by their routing weights.
-SCORES: dict[str, tuple[str, dict[str, Any], bool]] = {
-    "wpr": ("wpr", {}, True),
-    "ean": ("ean", {}, True),
-    "reap": ("reap", {}, True),
-    "frequency": ("frequency", {}, True),
-    "wanda-sp": ("wanda-sp", {}, True),
-    "random": ("random", {}, True),
-    "wpr, tokens alike": ("wpr", {}, False),
-    "wpr of energies": ("wpr", {"edges": "energy"}, True),
-    "mone": ("mone", {}, True),
-    "activation": ("activation", {}, True),
-    "mpr": ("mpr", {}, True),
-    "forward and backward": ("fbpr", {}, True),
+# Name -> scorer, and its options.
+SCORES: dict[str, tuple[str, dict[str, Any]]] = {
+    "wpr": ("wpr", {}),
+    "ean": ("ean", {}),
+    "reap": ("reap", {}),
+    "frequency": ("frequency", {}),
+    "wanda-sp": ("wanda-sp", {}),
+    "random": ("random", {}),
+    "wpr of energies": ("wpr", {"edges": "energy"}),
+    "mone": ("mone", {}),
+    "activation": ("activation", {}),
+    "mpr": ("mpr", {}),
+    "forward and backward": ("fbpr", {}),
 }
 # Scores of whole experts say nothing of their neurons.
 WHOLE = ("frequency", "ean", "reap", "mone")
@@ -92,15 +91,15 @@ def rows(amounts: Sequence[float], repairs: Sequence[str]) -> Iterator[Row]:
     for repair in repairs:
         for target in ("experts", "neurons"):
             for amount in amounts:
-                for score, (registered, _, _) in SCORES.items():
+                for score, (registered, _) in SCORES.items():
                     if registered in SCORERS.names() and (target == "experts" or score not in WHOLE):
                         yield Row(target, amount, repair, score)
 
 
 def masks_of(ffns: FFNs, statistics: Sequence[FFNStatistics], row: Row) -> Masks:
     """Choose the keep masks of a row: isolated graphs, and the same share of every mixture."""
-    registered, options, weigh_tokens = SCORES[row.score]
-    graphs = build_graphs(ffns, statistics, "isolated", weigh_tokens=weigh_tokens)
+    registered, options = SCORES[row.score]
+    graphs = build_graphs(ffns, statistics, "isolated")
     ranks = rank_graphs(make_scorer(registered, **options), graphs)
     pruner = make_pruner("local", amount=row.amount)
     return choose_masks(pruner, graphs, ranks, jointly=True, targets=(row.target,))  # type: ignore[arg-type]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from importlib import metadata
-from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -93,7 +94,7 @@ class Evaluation:
         """Whether the pruned model is no better than token frequencies, and the dense model was better (or not measured)."""
         if self.before is not None and self.before.value >= self.unigram:
             return False
-        return self.after is not None and (not isfinite(self.after.value) or self.after.value >= self.unigram)
+        return self.after is not None and (not math.isfinite(self.after.value) or self.after.value >= self.unigram)
 
     def warnings(self) -> list[str]:
         """Return sentences that a reader must not miss."""
@@ -106,7 +107,7 @@ class Evaluation:
         if self.collapsed and self.after is not None:
             unless = " (or the dense model was no better)" if self.before is None else ""
             reason = f"is {self.after.value}"
-            if isfinite(self.after.value):
+            if math.isfinite(self.after.value):
                 reason = f"{self.after.value:.4g} is not below that of token frequencies alone ({self.unigram:.4g})"
             sentences.append(f"the pruned model has collapsed{unless}: its perplexity {reason}; prune less")
         return sentences
@@ -309,18 +310,26 @@ def repair_notes(repair: BaseRepair | None, validation: Validation | None, too_f
 
 
 def token_warning(repair: BaseRepair | None, pruner: BasePruner, ffns: FFNs, tokens: int, length: int) -> str | None:
-    """Return a warning if `tokens`, in sequences of `length` tokens, are too few to fit a repair well; else None."""
+    """Return a warning if `tokens`, in sequences of `length` tokens, are too few to fit a repair well; else None.
+
+    An expert counts with the share of the tokens that a router of `top_k` sends it when it uses all experts alike.
+    """
     if repair is None:
         return None
-    widest = max(ffns.sizes.values())
     of_neurons = isinstance(pruner.amount, float) and pruner.amount_of == "neurons"
-    kept = round(widest * (1.0 - pruner.amount)) if of_neurons else widest
-    wanted = repair.tokens_wanted(kept)
+    wanted, kept, routed = 0, 0, ""
+    for layer in ffns.layers.values():
+        width = round(layer.size * (1.0 - pruner.amount)) if of_neurons else layer.size
+        share = Fraction(1) if layer.mixture is None else Fraction(layer.mixture.top_k, layer.mixture.n_experts)
+        fewest = math.ceil(repair.tokens_wanted(width) / share)
+        if fewest > wanted:
+            wanted, kept = fewest, width
+            routed = "" if share == 1 else f" of an expert, which gets {float(share):.0%} of them"
     if tokens >= wanted:
         return None
     return (
-        f"The repair is fitted to {tokens:,} calibration tokens for {kept:,} neurons of a layer, which is few: give "
-        f"{wanted:,} or more (--samples {-(-wanted // length)} of {length:,} tokens)."
+        f"The repair is fitted to {tokens:,} calibration tokens for {kept:,} neurons{routed or ' of a layer'}, which is few: "
+        f"give {wanted:,} or more (--samples {-(-wanted // length)} of {length:,} tokens)."
     )
 
 
@@ -348,7 +357,7 @@ def json_safe(value: Any) -> Any:
         return {str(key): json_safe(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_safe(entry) for entry in value]
-    if isinstance(value, float) and not isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     # Scorers and pruners of third parties may hold attributes of any type.
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)

@@ -69,15 +69,23 @@ def round_width(kept: int, total: int, multiple: int, min_keep: int) -> int:
     return min(rounded, total)
 
 
-def check_removable(count: int, sizes: Sequence[int], min_keep: Sequence[int], protected: Sequence[bool]) -> None:
-    """Raise an OptionError if `count` neurons cannot be removed from layers of these sizes that keep at least so many each."""
+def check_removable(
+    count: int, sizes: Sequence[int], min_keep: Sequence[int], protected: Sequence[bool], *, routed: bool = False
+) -> None:
+    """Raise an OptionError if `count` neurons cannot be removed from layers of these sizes that keep at least so many each.
+
+    With `routed`, routers demand that so many are kept.
+    """
     layers = zip(sizes, min_keep, protected, strict=True)
     most = sum(max(n - fewest, 0) for n, fewest, keeps_all in layers if not keeps_all)
     if count > most:
+        kept = (
+            "routers need as many experts as a token gets" if routed else f"each layer keeps min_keep={min(min_keep)}"
+        )
         raise OptionError(
-            f"{count} of {sum(sizes)} neurons cannot be removed: at most {most} can, because each layer keeps "
-            f"min_keep={min(min_keep)}{' and the protected layers all of theirs' if any(protected) else ''}; lower the amount or "
-            "min_keep"
+            f"{count} of {sum(sizes)} neurons cannot be removed: at most {most} can, because {kept}"
+            f"{' and the protected layers all of theirs' if any(protected) else ''}; lower the amount"
+            f"{'' if routed else ' or min_keep'}"
         )
 
 

@@ -156,6 +156,10 @@ class BasePruner:
         """Return how many neurons a layer keeps at least."""
         return max(self.min_keep, layer.min_keep)
 
+    def routers_limit(self, layer_list: Sequence[LayerRecord]) -> bool:
+        """Whether the routers of mixtures, and not `min_keep`, decide how much some layers keep at least."""
+        return any(layer.min_keep > self.min_keep for layer in layer_list)
+
     def amount_in_neurons(self, layer_list: Sequence[LayerRecord]) -> float | int:
         """Return the amount. A number counts units if they are equally large, and is converted; otherwise it counts neurons."""
         sizes = {layer.neurons_per_unit for layer in layer_list}

@@ -68,7 +68,7 @@ class GlobalPruner(BasePruner):
         count = global_count(self.amount_in_neurons(layer_list), sum(n_neurons))
         if not all(protected):
             fewest = [self.fewest(layer) * layer.neurons_per_unit for layer in layer_list]
-            check_removable(count, n_neurons, fewest, protected)
+            check_removable(count, n_neurons, fewest, protected, routed=self.routers_limit(layer_list))
         positions = self.removal_positions(layer_list)
         # How many neurons are removed before each unit.
         sizes = torch.cat([torch.full((layer.out_features,), layer.neurons_per_unit) for layer in layer_list])

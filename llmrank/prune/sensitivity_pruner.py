@@ -87,6 +87,7 @@ class SensitivityPruner(BasePruner):
             self.limit,
             protected=[layer.protected for layer in layer_list],
             removed=[layer.n_removed * n for layer, n in zip(layer_list, sizes, strict=True)],
+            routed=self.routers_limit(layer_list),
         )
         for layer, count, n in zip(layer_list, counts, sizes, strict=True):
             layer.pruning_mask, layer.amount = layer.importance, round(count / n)
@@ -117,6 +118,7 @@ def sensitivity_counts(
     *,
     protected: Sequence[bool] = (),
     removed: Sequence[int] = (),
+    routed: bool = False,
 ) -> list[int]:
     """Compute how many neurons each layer loses when the most sensitive layers are spared.
 
@@ -140,6 +142,8 @@ def sensitivity_counts(
         Whether a layer loses nothing and does not count for the median; by default none.
     removed : sequence of int, optional
         Number of neurons that earlier steps have removed from each layer. The result includes them.
+    routed : bool
+        Whether `min_keep` is what routers need, for the message of an error.
 
     Returns
     -------
@@ -166,7 +170,7 @@ def sensitivity_counts(
     if all(keeps_all):
         return [0] * n_layers
     fewest = [min_keep] * n_layers if isinstance(min_keep, int) else list(min_keep)
-    check_removable(total, sizes, fewest, keeps_all)
+    check_removable(total, sizes, fewest, keeps_all, routed=routed)
     max_removed = [0 if kept else max(n - least, 0) for n, least, kept in zip(sizes, fewest, keeps_all, strict=True)]
     exact = [Fraction(value) for value in sensitivities]
     threshold = Fraction(limit) * median(c for c, kept in zip(exact, keeps_all, strict=True) if not kept)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -93,8 +92,6 @@ def build_graphs(
     statistics: Sequence[FFNStatistics],
     topology: Topology,
     beta: float | None = None,
-    *,
-    weigh_tokens: bool = True,
 ) -> tuple[ModelGraph, ...]:
     """Build the graphs of a model.
 
@@ -109,8 +106,7 @@ def build_graphs(
 
     In a mixture the hidden neurons of all experts are one layer. The edges into those of expert e have the weights
     ``pi_e (|gate_e| + |up_e|)``, where pi_e is the mean of the routing weights p_te over all tokens t, 1 for a shared expert. The
-    activation of a neuron x is ``sqrt(sum_t (p_te x_t)^2)``, or the root mean square of x over the tokens that reach the expert,
-    times the root of the number of all tokens.
+    activation of a neuron x is ``sqrt(sum_t (p_te x_t)^2)``.
 
     Parameters
     ----------
@@ -121,8 +117,6 @@ def build_graphs(
     beta : float, optional
         For the residual topology: the share that skips a graph, 0..1. By default all graphs of a transformer block have the
         same share, and their product is the share that was measured for the block.
-    weigh_tokens : bool
-        Whether the activation of an expert's neuron counts tokens by their routing weights.
 
     Raises
     ------
@@ -137,7 +131,7 @@ def build_graphs(
     """
     if topology not in TOPOLOGIES:
         raise OptionError(f"unknown topology {topology!r}; expected 'isolated', 'chained' or 'residual'")
-    sublayers = _sublayers(ffns, statistics, weigh_tokens=weigh_tokens)
+    sublayers = _sublayers(ffns, statistics)
     if topology == "residual":
         return _build_residual(sublayers, beta)
     if beta is not None:
@@ -213,7 +207,7 @@ class _Sublayer:
         return found
 
 
-def _sublayers(ffns: FFNs, statistics: Sequence[FFNStatistics], *, weigh_tokens: bool) -> list[_Sublayer]:
+def _sublayers(ffns: FFNs, statistics: Sequence[FFNStatistics]) -> list[_Sublayer]:
     """Join the experts of each mixture, which follow one another in the model."""
     found: list[_Sublayer] = []
     for key, group in groupby(zip(ffns, statistics, strict=True), lambda pair: _mixture_name(pair[0])):
@@ -225,7 +219,7 @@ def _sublayers(ffns: FFNs, statistics: Sequence[FFNStatistics], *, weigh_tokens:
         if mixture is None:
             raise StructureError(f"the statistics of {key} are not those of a mixture; collect them for these FFNs")
         hidden = replace(
-            _joined([_hidden(entry, mixture.inputs.count, weigh_tokens=weigh_tokens) for entry in entries]),
+            _joined([_hidden(entry) for entry in entries]),
             experts=tuple((ffn.sizes[1], entry.routing) for ffn, entry in pairs),
         )
         layers = (mixture.inputs, hidden, mixture.outputs)
@@ -239,13 +233,10 @@ def _mixture_name(ffn: FFN) -> str:
     return "" if ffn.mixture is None else ffn.mixture.name
 
 
-def _hidden(entry: FFNStatistics, n_tokens: int, *, weigh_tokens: bool) -> LayerStatistics:
+def _hidden(entry: FFNStatistics) -> LayerStatistics:
     """Return the statistics of the hidden neurons of an expert, with their activations in the graph of the mixture."""
     layer, routing = entry.layers[1], entry.routing
-    if routing is None:
-        return layer
-    norm = routing.weighted_norm if weigh_tokens else layer.norm * math.sqrt(n_tokens / max(routing.count, 1))
-    return replace(layer, norm=norm)
+    return layer if routing is None else replace(layer, norm=routing.weighted_norm)
 
 
 def _joined(layers: Sequence[LayerStatistics]) -> LayerStatistics:

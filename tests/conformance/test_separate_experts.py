@@ -169,7 +169,10 @@ def test_the_tokens_of_every_expert_are_seen(name: str, dtype: torch.dtype) -> N
         )
     for ffn in ffns:
         if ffn.is_routed:
-            ffn.module.register_forward_pre_hook(lambda _m, args, name=ffn.name: seen.__setitem__(name, args[0]))
+            ffn.module.register_forward_pre_hook(
+                lambda _m, args, kwargs, name=ffn.name: seen.__setitem__(name, (*args, *kwargs.values())[0]),
+                with_kwargs=True,
+            )
     with evaluation_mode(model, ffns):
         logits(model)
     assert len(seen) > 8

@@ -57,7 +57,7 @@ class SparseBlock(nn.Module):
         for k, expert in enumerate(self.experts):
             own = order[chosen.flatten()[order] == k]
             if len(own):
-                output.index_add_(0, own // self.top_k, expert(tokens[own // self.top_k]) * weights[own, None])
+                output.index_add_(0, own // self.top_k, expert(x=tokens[own // self.top_k]) * weights[own, None])
         return output.view(hidden_states.shape)
 
 

@@ -169,12 +169,13 @@ class SeparateExperts:
         with ExitStack() as undo:
             for position, expert in enumerate(self._experts):
 
-                def answer(values: torch.Tensor, *_: Any, position: int = position) -> torch.Tensor:
+                def answer(*args: Any, _position: int = position, **kwargs: Any) -> torch.Tensor:
+                    values: torch.Tensor = next(v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor))
                     outputs = values.new_zeros(values.numel() // values.shape[-1], self._n_outputs)
                     if len(outputs):
-                        n_rows[position] = len(outputs)
+                        n_rows[_position] = len(outputs)
                     for column, probe in columns.items():
-                        if probe.expert == position:
+                        if probe.expert == _position:
                             probe.write(outputs, column, scale)
                     return outputs.view(*values.shape[:-1], self._n_outputs)
 

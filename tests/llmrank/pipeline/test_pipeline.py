@@ -43,6 +43,7 @@ from tests.llmrank.tiny_models import (
     token_ids,
     tokenizer,
 )
+from tests.llmrank.tiny_separate import tiny_separate
 
 
 def raises(error: type[BaseException]) -> Any:
@@ -376,6 +377,21 @@ def test_a_repair_from_few_tokens_says_how_many_would_do() -> None:
     assert f"for {width:,} neurons" in str(pipeline.token_warning(ffns, 1))
     pipeline.repair = None
     assert pipeline.token_warning(ffns, 1) is None
+
+
+def test_a_token_warning_counts_the_tokens_that_reach_an_expert() -> None:
+    model = tiny_separate("listed")
+    calibration = CalibrationText(token_ids(8, 48), sequence_length=32)
+    pipeline = IsolatedFFNPipeline(
+        model, None, calibration=calibration, repair=LeastSquaresRepair(), pruner=LocalPruner(0.5)
+    )
+    ffns = find_ffns(model)
+    # 4 tokens for each of 12 kept neurons, and 2 of 8 experts get a token.
+    assert pipeline.token_warning(ffns, 4 * 12 * 4) is None
+    said = pipeline.token_warning(ffns, 4 * 12 * 4 - 1)
+    assert said is not None
+    assert "for 12 neurons of an expert, which gets 25% of them" in said
+    assert "give 192 or more" in said
 
 
 def test_the_validation_is_the_divergence_from_the_dense_model_before_and_after() -> None:

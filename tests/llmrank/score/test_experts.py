@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -94,19 +93,16 @@ def test_statistics_are_sums_over_the_tokens_of_each_expert(mixture: Any) -> Non
         torch.testing.assert_close(entry.mixture.inputs.norm, book.inputs.norm(dim=0), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("weigh_tokens", [True, False])
-def test_edges_are_weighted_by_use(mixture: Any, weigh_tokens: bool) -> None:
+def test_edges_are_weighted_by_use(mixture: Any) -> None:
     _, ffns, statistics, book = mixture
-    entry = build_graphs(ffns, statistics, "isolated", weigh_tokens=weigh_tokens)[1]
+    entry = build_graphs(ffns, statistics, "isolated")[1]
     n_tokens = len(book.inputs)
     into, out, activations = [], [], []
     for e in range(8):
         pi = float(book.weight[:, e].sum()) / n_tokens
         into.append(pi * (book.gate[e].abs() + book.up[e].abs()))
         out.append(book.down[e].abs())
-        x = book.hidden[e] * (book.weight[:, e, None] if weigh_tokens else book.routed[e][:, None])
-        scale = 1.0 if weigh_tokens else math.sqrt(n_tokens / int(book.routed[e].sum()))
-        activations.append(x.norm(dim=0) * scale)
+        activations.append((book.hidden[e] * book.weight[:, e, None]).norm(dim=0))
     found_into, found_out = edge_weights(entry.graph, 1), edge_weights(entry.graph, 2)
     torch.testing.assert_close(found_into[:192].double(), torch.cat(into), rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(found_out[:, :192].double(), torch.cat(out, 1), rtol=1e-4, atol=1e-7)
