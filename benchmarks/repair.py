@@ -78,7 +78,7 @@ class OneRidge(LeastSquaresRepair):
         def change(moments: Moments, damping: float) -> torch.Tensor:
             inner = moments.covariance(keep, keep)
             right = moments.covariance(keep, ~keep) @ weight[:, ~keep].T
-            cross, _ = moments.missing_moments()
+            cross = moments.missing_cross()
             right = right if cross is None else right + cross[keep]
             inner.diagonal().add_(damping * inner.diagonal().mean())
             return torch.linalg.solve(inner, right).T
@@ -86,7 +86,7 @@ class OneRidge(LeastSquaresRepair):
         def error(damping: float) -> float:
             lost = weight.clone()
             lost[:, keep] = -change(fit, damping)
-            cross, _ = held_out.missing_moments()
+            cross = held_out.missing_cross()
             mixed = 0.0 if cross is None else float((lost * cross.T).sum())
             return held_out.energy(lost) + 2.0 * mixed
 

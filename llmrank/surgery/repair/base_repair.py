@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from llmrank.surgery.repair.moments import Centre, Moments
+from llmrank.surgery.repair.moments import Centre, Moments, project_outputs
 
 __all__ = ["BaseRepair", "RepairedMap", "repaired_map"]
 
@@ -26,7 +26,9 @@ class RepairedMap:
         Damping of the least squares, relative to the mean square (with a bias, the variance) of each kept neuron; infinite where
         the kept weights do not change. None for other repairs.
     before, after : float or None
-        Mean square error of the map on held-out tokens without and with the repair, as a share of the mean square of ``W x``.
+        Mean square error of the map on held-out tokens without and with the repair, as a share of the mean square of ``W x``,
+        over the outputs or, of more than 128, random combinations of them (see
+        :func:`llmrank.surgery.repair.moments.project_outputs`).
         The error is the output with all neurons minus that with the kept ones; with target "stream", plus what the residual
         stream lacks because of earlier FFNs. None if no token was held out.
     target : {"output", "stream"}
@@ -127,10 +129,11 @@ def repaired_map(
     new_weight[:, keep] = weight[:, keep] + change
     before = after = None
     if held_out is not None:
-        scale = held_out.energy(weight)
+        projected, projected_change = project_outputs(weight), project_outputs(change)
+        scale = held_out.energy(projected)
         errors = (
-            _error(weight, keep, torch.zeros_like(change), held_out, None),
-            _error(weight, keep, change, held_out, None if bias is None else fit.centre),
+            _error(projected, keep, torch.zeros_like(projected_change), held_out, None),
+            _error(projected, keep, projected_change, held_out, None if bias is None else fit.centre),
         )
         before, after = (error / scale if scale else 0.0 for error in errors)
     if bias is not None:
@@ -144,9 +147,12 @@ def repaired_map(
 def _error(
     weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, moments: Moments, centre: Centre | None
 ) -> float:
-    """Compute the mean square of W_R x_R + e - change x_K for the missing output e; a centre is first subtracted from x and e."""
+    """Compute the mean square of W_R x_R + e - change x_K for the missing output e; a centre is first subtracted from x and e.
+
+    The weight and the change are those of :func:`project_outputs`.
+    """
     error_weight = torch.empty_like(weight)
     error_weight[:, keep], error_weight[:, ~keep] = -change, weight[:, ~keep]
-    cross, square = moments.missing_moments(centre)
-    mixed = 0.0 if cross is None else float((error_weight * cross.T).sum())
-    return moments.energy(error_weight, centre) + 2.0 * mixed + square
+    cross = moments.missing_cross(centre)
+    mixed = 0.0 if cross is None else float((error_weight * project_outputs(cross.T)).sum())
+    return moments.energy(error_weight, centre) + 2.0 * mixed + moments.missing_square(centre)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TypeAlias
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from llmrank.calibration.forward import at_least_float32, unpadded_rows
 from llmrank.models.experts import Routing
 
-__all__ = ["Centre", "MissingOutput", "MomentSums", "Moments"]
+__all__ = ["Centre", "MissingOutput", "MomentSums", "Moments", "project_outputs"]
 
 # The mean input of a map, (n,), and the mean of its missing output (see MissingOutput), (out,), or None if that is not known.
 # A bias makes up for what these means contribute, so they are subtracted before the weight is fitted.
@@ -20,6 +21,38 @@ Centre: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 BAND = 256
 # Damping of the linear prediction of a neuron from the others, as a share of the mean square activation over all neurons.
 PREDICTION_DAMPING = 1e-2
+# Squared errors are measured on so many random combinations of the outputs, if a map has more outputs.
+N_COMBINATIONS = 128
+
+
+def project_outputs(values: torch.Tensor) -> torch.Tensor:
+    """Reduce the outputs of a map to at most 128 random combinations, which keep a sum of squares on average.
+
+    Parameters
+    ----------
+    values : (out, n) tensor
+
+    Returns
+    -------
+    (min(out, 128), n) tensor
+        `values` themselves up to 128 outputs. Otherwise R values, where R holds random signs over sqrt(128), the same in all
+        calls, so that the mean of ``||R y||^2`` over such matrices is ``||y||^2``. A squared error that is spread over d
+        directions is estimated with a relative standard error of about ``1 / sqrt(64 d)``.
+
+    Notes
+    -----
+    Source: stochastic estimation of a trace (Hutchinson 1989).
+    """
+    if len(values) <= N_COMBINATIONS:
+        return values
+    return _signs(len(values)).to(values) @ values
+
+
+@cache
+def _signs(n_outputs: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(2, (N_COMBINATIONS, n_outputs), generator=generator, dtype=torch.int8)
+    return (2 * signs - 1) / math.sqrt(N_COMBINATIONS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +69,7 @@ class MissingOutput:
     cross : (n, out) float64 tensor
         Sum of x e^T, where x is the input of the map.
     square : float
-        Sum of ||e||^2.
+        Sum of ||e||^2 over the combinations of :func:`project_outputs`.
     """
 
     total: torch.Tensor
@@ -126,17 +159,25 @@ class Moments:
         shift, mean = weight @ centre[0], weight @ self.mean
         return energy + float(shift @ (shift - 2.0 * mean))
 
-    def missing_moments(self, centre: Centre | None = None) -> tuple[torch.Tensor | None, float]:
-        """Compute the mean of x e^T, (n, out), and of ||e||^2, after a centre is subtracted; None and 0 if e is not known."""
+    def missing_cross(self, centre: Centre | None = None) -> torch.Tensor | None:
+        """Compute the mean of x e^T, (n, out), after a centre is subtracted; None if e is not known."""
         if self.missing is None:
-            return None, 0.0
-        cross, square = self.missing.cross / self.count, self.missing.square / self.count
+            return None
+        cross = self.missing.cross / self.count
         if centre is not None and centre[1] is not None:
-            shift, shift_missing = centre[0], centre[1]
             mean, mean_missing = self.mean, self.missing.total / self.count
-            cross.addr_(mean - shift, shift_missing, alpha=-1.0).addr_(shift, mean_missing, alpha=-1.0)
-            square += float(shift_missing @ (shift_missing - 2.0 * mean_missing))
-        return cross, square
+            cross.addr_(mean - centre[0], centre[1], alpha=-1.0).addr_(centre[0], mean_missing, alpha=-1.0)
+        return cross
+
+    def missing_square(self, centre: Centre | None = None) -> float:
+        """Compute the mean of ||e||^2 over :func:`project_outputs`, after a centre is subtracted; 0 if e is not known."""
+        if self.missing is None:
+            return 0.0
+        square = self.missing.square / self.count
+        if centre is not None and centre[1] is not None:
+            shift, mean = (project_outputs(e[:, None])[:, 0] for e in (centre[1], self.missing.total / self.count))
+            square += float(shift @ (shift - 2.0 * mean))
+        return square
 
     def unexplained(self) -> torch.Tensor:
         """Compute the part of each neuron's activation that the other neurons do not explain, (n,) float64.
@@ -197,7 +238,8 @@ class _Sums:
                 )
             self._missing.total.add_((missing_float64 if factor is None else missing_float64 * factor).sum(0))
             self._missing.cross.add_(inputs.T @ missing)
-            self._missing = replace(self._missing, square=self._missing.square + float(missing_float64.square().sum()))
+            square = float(project_outputs(missing_float64.T).square().sum())
+            self._missing = replace(self._missing, square=self._missing.square + square)
 
     def moments(self) -> Moments:
         """Return the moments, which share the tensors of these sums, so that nothing may be added afterwards."""
