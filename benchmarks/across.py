@@ -20,9 +20,9 @@ import torch
 
 from benchmarks.provenance import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
+from llmrank.calibration.blocks.recording import recording
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.forward import run_sequences
-from llmrank.calibration.recording import recording
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
 from llmrank.models import find_ffns

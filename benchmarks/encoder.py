@@ -29,9 +29,9 @@ from benchmarks.provenance import opened, write
 from benchmarks.quality import BUDGET_OPTIONS
 from benchmarks.wikitext import add_wikitext, check_wikitext
 from llmrank import Masks
+from llmrank.calibration.blocks.recording import recording
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.forward import evaluation_mode, model_inputs
-from llmrank.calibration.recording import recording
 from llmrank.calibration.text import TokenSequences, n_held_out, tokenise
 from llmrank.models import find_ffns
 from llmrank.models.demo_models import demo_encoder

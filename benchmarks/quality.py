@@ -26,9 +26,9 @@ from benchmarks.provenance import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank import Masks
 from llmrank.calibration.attention import find_attentions
+from llmrank.calibration.blocks.recording import Recording, recording
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.forward import run_sequences
-from llmrank.calibration.recording import Recording, recording
 from llmrank.calibration.statistics import FFNStatistics
 from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.last_word import cut_passages

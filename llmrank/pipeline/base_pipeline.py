@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmrank.calibration.blocks.recording import Recording, recording
 from llmrank.calibration.forward import Progress, progress_step, run_sequences
-from llmrank.calibration.recording import Recording, recording
 from llmrank.calibration.text import TokenSequences, shared_passages
 from llmrank.errors import OptionError
 from llmrank.evaluation.perplexity import Perplexity, model_size, perplexity, unigram_perplexity

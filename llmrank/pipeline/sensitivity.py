@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmrank.calibration.blocks.recording import recording
 from llmrank.calibration.forward import (
     Progress,
     at_least_float32,
@@ -24,7 +25,6 @@ from llmrank.calibration.forward import (
     unpadded_rows,
     write_count,
 )
-from llmrank.calibration.recording import recording
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.fidelity import divergences

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from graphs import LayeredGraph, RankResult
+from llmrank.calibration.blocks.recording import Recording
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.forward import Progress, fitting_length, reached_by_tokens
-from llmrank.calibration.recording import Recording
 from llmrank.calibration.statistics import FFNStatistics
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import OptionError

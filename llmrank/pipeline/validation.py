@@ -15,10 +15,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from llmrank.calibration.blockwise import open_stream
+from llmrank.calibration.blocks.recording import Recording
+from llmrank.calibration.blocks.stream import open_stream
 from llmrank.calibration.forward import Progress, evaluation_mode, first_output, model_inputs, progress_step, run_body
 from llmrank.calibration.logits import Prediction, Predictor, predicts_next_token
-from llmrank.calibration.recording import Recording
 from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.fidelity import compare_predictions
@@ -172,7 +172,7 @@ def repair_where_it_helps(
     texts : tuple of TokenSequences
         The sequences to fit to; and the held-out ones, which choose the damping and validate the repair, or None.
     record : Recording
-        Record of the forward passes of both texts, see :func:`llmrank.calibration.blockwise.open_stream`.
+        Record of the forward passes of both texts, see :func:`llmrank.calibration.blocks.stream.open_stream`.
     batch_size : int
     in_place : bool
         Write each repaired weight over the model's own as soon as it is solved, so that memory never holds two sets of weights.

@@ -254,7 +254,7 @@ class _Sums:
 class MomentSums:
     """Sums up the moments of the batches that a repair is fitted to, and separately those of the held-out batches.
 
-    It is a :class:`llmrank.calibration.blockwise.Reader`.
+    It is a :class:`llmrank.calibration.blocks.stream.Reader`.
 
     Parameters
     ----------
@@ -296,7 +296,7 @@ class MomentSums:
         self._added.append((values, mask, routing))
 
     def end_batch(self, missing: torch.Tensor | None) -> None:
-        """See :class:`llmrank.calibration.blockwise.Reader`."""
+        """See :class:`llmrank.calibration.blocks.stream.Reader`."""
         sums: _Sums | None = self._fit
         if self._n_fitted is not None and self._n_ended >= self._n_fitted:
             if self._holds_out and self._held_out is None:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from llmrank.calibration.blockwise import Stream
+from llmrank.calibration.blocks.stream import Stream
 from llmrank.calibration.forward import substitute_forward
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.models import FFN, FFNs, LinearMap, PrunableLayer
@@ -148,7 +148,7 @@ class _Fitting:
         """Yield each layer of a group with its keep mask and its repaired map.
 
         Experts that get no token to fit to are left out. `change` is called before the inputs of the layers are read, see
-        :meth:`llmrank.calibration.blockwise.Stream.feed`.
+        :meth:`llmrank.calibration.blocks.stream.Stream.feed`.
         """
         sums = {layer.name: self._sums(layer) for _, layer in group}
         dense_sums = {}

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import llmrank.pipeline.sensitivity
-from llmrank.calibration.recording import Recording
+from llmrank.calibration.blocks.recording import Recording
 from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.errors import CalibrationError, MaskError, OptionError
 from llmrank.models import FAMILIES, FFN, Family, explicit_ffns, find_ffns

@@ -14,9 +14,9 @@ import torch
 from torch.nn.utils import prune as torch_prune
 
 import llmrank
-from llmrank.calibration.blockwise import BlockStream, PassStream, Stream, open_stream
+from llmrank.calibration.blocks.recording import recording
+from llmrank.calibration.blocks.stream import BlockStream, PassStream, Stream, open_stream
 from llmrank.calibration.collect import collect_statistics
-from llmrank.calibration.recording import recording
 from llmrank.calibration.text import tokenise
 from llmrank.models import find_ffns
 from llmrank.prune.masks import Masks

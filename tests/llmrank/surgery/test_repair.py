@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 import llmrank
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Masks
-from llmrank.calibration.blockwise import open_stream
+from llmrank.calibration.blocks.recording import recording
+from llmrank.calibration.blocks.stream import open_stream
 from llmrank.calibration.collect import collect_statistics
-from llmrank.calibration.recording import recording
 from llmrank.calibration.text import tokenise
 from llmrank.errors import CalibrationError, LLMRankError, MaskError, OptionError
 from llmrank.models import explicit_ffns, find_ffns

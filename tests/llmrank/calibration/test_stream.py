@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.calibration.blockwise import BlockStream, PassStream, Stream, open_stream
+from llmrank.calibration.blocks.recording import Recording, recording
+from llmrank.calibration.blocks.stream import BlockStream, PassStream, Stream, open_stream
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.forward import TokenMasks, first_output
-from llmrank.calibration.recording import Recording, recording
 from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.models import FAMILIES, Family, FFNs, find_ffns
 from tests.llmrank.tiny_models import family_model, features, mlp, text, tiny_llama, token_ids, tokenizer

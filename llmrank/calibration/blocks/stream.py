@@ -14,6 +14,15 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import nn
 
+from llmrank.calibration.blocks.recording import (
+    Call,
+    Recording,
+    allocate_like,
+    can_copy,
+    copied_call,
+    record_calls,
+    store,
+)
 from llmrank.calibration.forward import (
     Accumulator,
     TokenMasks,
@@ -25,7 +34,6 @@ from llmrank.calibration.forward import (
     model_inputs,
     run_body,
 )
-from llmrank.calibration.recording import Call, Recording, allocate_like, can_copy, copied_call, record_calls, store
 from llmrank.calibration.text import TokenSequences
 from llmrank.models import FFN, FFNs
 
