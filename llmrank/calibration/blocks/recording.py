@@ -17,12 +17,10 @@ from llmrank.models import FFNs
 __all__ = [
     "Call",
     "Recording",
-    "allocate_like",
     "can_copy",
     "copied_call",
     "record_calls",
     "recording",
-    "store",
 ]
 
 
@@ -137,29 +135,6 @@ def recording(model: nn.Module, ffns: FFNs) -> Iterator[Recording]:
     record.end()
 
 
-def allocate_like(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Allocate memory for the states of all batches in one piece; a piece for each batch would fragment the heap."""
-    sizes = [state.numel() for state in states]
-    with torch.inference_mode(mode=False):
-        pieces = torch.split(states[0].new_empty(sum(sizes)), sizes)
-        return [piece.view(state.shape) for piece, state in zip(pieces, states, strict=True)]
-
-
-def store(states: list[torch.Tensor], k: int, state: torch.Tensor) -> None:
-    """Copy a state into the memory of its batch, or into new memory if its shape, dtype or device differ."""
-    if state.shape != states[k].shape or not _same_dtype_and_device(state, states[k]):
-        states[k] = allocate_like([state])[0]
-    states[k].copy_(state.clone() if _same_memory(state, states[k]) else state)
-
-
-def _same_dtype_and_device(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.dtype == other.dtype and one.device == other.device
-
-
-def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-
-
 def record_calls(hooks: ExitStack, module: nn.Module, calls: list[tuple[Call, Any]]) -> None:
     """Append each call of a module and its output to a list, until `hooks` closes."""
 
@@ -186,8 +161,10 @@ def copied_call(call: Call, memory: torch.Tensor, states: torch.Tensor) -> Call:
     def copy(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        if unused and _same_dtype_and_device(value, memory) and value.numel() == memory.numel():
+        alike = (value.dtype, value.device, value.numel()) == (memory.dtype, memory.device, memory.numel())
+        if unused and alike:
             return unused.pop().view(value.shape).copy_(value)
-        return value.clone() if _same_memory(value, states) else value
+        same_memory = value.untyped_storage().data_ptr() == states.untyped_storage().data_ptr()
+        return value.clone() if same_memory else value
 
     return Call(tuple(map(copy, call.args)), {key: copy(value) for key, value in call.kwargs.items()})

@@ -7,22 +7,16 @@ Otherwise the model runs from its start for every FFN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import nn
 
-from llmrank.calibration.blocks.recording import (
-    Call,
-    Recording,
-    allocate_like,
-    can_copy,
-    copied_call,
-    record_calls,
-    store,
-)
+from llmrank.calibration.blocks.passes import BlockPasses
+from llmrank.calibration.blocks.recording import Call, Recording, can_copy, copied_call, record_calls
+from llmrank.calibration.blocks.states import States, allocate_like
 from llmrank.calibration.forward import (
     Accumulator,
     TokenMasks,
@@ -127,16 +121,8 @@ class BlockStream:
     ) -> None:
         self.n_fitted_batches = n_fitted_batches
         self._model, self._ffns = model, ffns
-        self._blocks, self._calls = record.blocks, record.calls
-        position_of: dict[int, int] = {}
-        for position, block in enumerate(record.blocks):
-            for module in block.modules():
-                position_of.setdefault(id(module), position)
-        self._positions = {
-            ffn.name: position_of[id(ffn.stages[0][0].owner if ffn.is_routed else ffn.module)] for ffn in ffns
-        }
-        self._masks = TokenMasks()
-        self._batch_masks = masks
+        self._passes = BlockPasses(model, ffns, record, masks)
+        self._positions = self._passes.positions
         self._states, self._dense_states = self._first_states(record, follow=follow)
         self._position = self._dense_position = 0
         # The dense model's states of the first batch, in front of the last block that its states have passed.
@@ -149,16 +135,10 @@ class BlockStream:
         self._pending_inputs: list[torch.Tensor] = []
 
     @staticmethod
-    def _first_states(record: Recording, *, follow: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def _first_states(record: Recording, *, follow: bool) -> tuple[States, States | None]:
         """Copy the states in front of the first block, for the model that is pruned and, with `follow`, for the dense model."""
         first = record.take_first_states()
-        states, dense_states = allocate_like(first), allocate_like(first) if follow else []
-        for k in range(len(first)):
-            # Popped one by one, so that each is freed at once if the record does not keep it.
-            state = first.pop(0)
-            for copies in (states, dense_states) if follow else (states,):
-                copies[k].copy_(state)
-        return states, dense_states
+        return States(first), States(first) if follow else None
 
     def feed(
         self,
@@ -171,11 +151,14 @@ class BlockStream:
         position = self._positions[ffn.name]
         if position < self._position or (self._pending_ffn is not None and position == self._position):
             raise RuntimeError(f"{ffn.name} or a later FFN was fed already, and the stream has left its block")
-        for earlier in range(self._position, position):
-            self._advance(earlier, self._states)
-        self._position = position
-        if self._dense_states and self._dense_position <= position:
-            self._advance_dense(position, ffn, dense_readers or {})
+        while self._position < position:
+            # Blocks that were not fed are those of the dense model.
+            if self._dense_states is not None and self._dense_position == self._position:
+                self._passes.advance(self._position, self._dense_states)
+                self._dense_position += 1
+            self._advance()
+        if self._dense_states is not None and self._dense_position == position:
+            self._advance_dense(self._dense_states, ffn, dense_readers or {})
         is_added, ffn_suffices = False, False
         if ffn.stages[-1][0].module in readers:
             # Of one mixture several groups of experts may be fed; the first finds it out, before the mixture is changed.
@@ -185,40 +168,38 @@ class BlockStream:
             is_added, ffn_suffices = self._additions[name]
         if change is not None:
             change()
-        knows_missing = bool(self._dense_states) and is_added
+        dense_states = self._dense_states if is_added else None
         # If only this map of the block is fed, the states become the block's output minus the FFN's output, which is added later.
         only_ffn = ffn_suffices and len(ffn.prunable) == 1 and list(self._positions.values()).count(position) == 1
         calls: list[tuple[Call, Any]] = []
         with ExitStack() as hooks:
             for module, reader in readers.items():
-                add_hook(hooks, self._model, ffn, module, reader, self._masks)
+                add_hook(hooks, self._model, ffn, module, reader, self._passes.masks)
             if only_ffn:
                 record_calls(hooks, ffn.module, calls)
-            for k, output in self._outputs(position, self._states):
-                missing = self._dense_states[k] - output if knows_missing else None
+            for k, output in self._passes.outputs(position, self._states):
+                missing = None if dense_states is None else dense_states[k] - output
                 for reader in readers.values():
                     reader.end_batch(missing)
                 if only_ffn:
                     call, returned = calls.pop()
-                    self._pending_inputs = self._pending_inputs or allocate_like(self._states)
+                    self._pending_inputs = self._pending_inputs or allocate_like(list(self._states))
                     self._pending_calls.append(copied_call(call, self._pending_inputs[k], self._states[k]))
-                    store(self._states, k, output - returned)
+                    self._states.store(k, output - returned)
         self._pending_ffn = ffn.module if only_ffn else None
 
-    def _advance_dense(self, position: int, ffn: FFN, readers: Readers) -> None:
+    def _advance_dense(self, states: States, ffn: FFN, readers: Readers) -> None:
         """Advance the dense model's states past a block, before anything in it is pruned."""
-        # Blocks that were not fed are those of the dense model.
-        for earlier in range(self._dense_position, position):
-            self._advance(earlier, self._dense_states)
-        self._dense_input = self._dense_states[0].clone()
+        self._dense_input = states[0].clone()
         with ExitStack() as hooks:
             for module, reader in readers.items():
-                add_hook(hooks, self._model, ffn, module, reader, self._masks)
-            for k, output in self._outputs(position, self._dense_states):
+                add_hook(hooks, self._model, ffn, module, reader, self._passes.masks)
+            for k, output in self._passes.outputs(self._dense_position, states):
                 for reader in readers.values():
                     reader.end_batch(None)
-                store(self._dense_states, k, output)
-        self._dense_position = position + 1
+                states.store(k, output)
+        states.advance()
+        self._dense_position += 1
 
     def _try_addition(self, position: int, ffn: FFN) -> tuple[bool, bool]:
         """Find out, on the first batch, what a tensor changes that is added to the output of the FFN's last map.
@@ -226,11 +207,11 @@ class BlockStream:
         For an expert it is added to the output of all experts. Returns whether the block's output changes by that tensor alone,
         and whether the FFN's module, called by itself, returns what it returned in the block minus that tensor.
         """
-        if self._dense_input is not None:
+        if self._dense_input is not None and self._dense_states is not None:
             block_input, output = self._dense_input, self._dense_states[0]
         else:
             block_input = self._states[0]
-            _, output = next(self._outputs(position, [block_input]))
+            _, output = next(self._passes.outputs(position, [block_input]))
         module = ffn.mixture.summed if ffn.is_routed and ffn.mixture is not None else ffn.stages[-1][0].module
         # As large as the stream itself, and different from token to token.
         added = output.roll(1, dims=-1)
@@ -248,7 +229,7 @@ class BlockStream:
         with ExitStack() as hooks:
             hooks.callback(module.register_forward_hook(add).remove)
             record_calls(hooks, ffn.module, calls)
-            _, changed = next(self._outputs(position, [block_input]))
+            _, changed = next(self._passes.outputs(position, [block_input]))
         rounding = 16 * torch.finfo(output.dtype).eps * float(output.detach().abs().max())
         if fits != [True] or float((changed - output - added).abs().max()) > rounding:
             return False, False
@@ -266,25 +247,19 @@ class BlockStream:
         like_stream = isinstance(again, torch.Tensor) and again.shape == added.shape
         return True, like_stream and torch.equal(again + added, returned)
 
-    def _advance(self, position: int, states: list[torch.Tensor]) -> None:
-        """Replace the hidden states in front of a block by those behind it."""
-        if states is self._states and self._pending_ffn is not None:
+    def _advance(self) -> None:
+        """Advance the states of the pruned model past a block."""
+        states = self._states
+        if self._pending_ffn is None:
+            self._passes.advance(self._position, states)
+        else:
             with torch.no_grad(), evaluation_mode(self._model, self._ffns):
                 for k, call in enumerate(self._pending_calls):
-                    store(states, k, states[k] + self._pending_ffn(*call.args, **call.kwargs))
+                    states.store(k, states.behind(k) + self._pending_ffn(*call.args, **call.kwargs))
+            states.advance()
             self._pending_calls.clear()
             self._pending_ffn = None
-        else:
-            for k, output in self._outputs(position, states):
-                store(states, k, output)
-
-    def _outputs(self, position: int, states: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
-        """Run a block on the states of each batch, and yield the batch's number and the hidden states behind the block."""
-        block, calls = self._blocks[position], self._calls[position]
-        with torch.no_grad(), evaluation_mode(self._model, self._ffns):
-            for k, (state, call, masks) in enumerate(zip(states, calls, self._batch_masks, strict=False)):
-                self._masks.replace(masks)
-                yield k, first_output(block(state, *call.args, **call.kwargs))
+        self._position += 1
 
 
 class _FFNPassed(Exception):  # noqa: N818 -- no error: it ends a forward pass early
