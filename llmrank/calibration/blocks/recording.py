@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import signature
@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
-from llmrank.calibration.forward import first_output, write_count
+from llmrank.calibration.forward import first_output, run_sequences, substitute_forward, write_count
 from llmrank.models import FFNs
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "can_copy",
     "copied_call",
     "record_calls",
+    "record_without_running",
     "recording",
 ]
 
@@ -133,6 +135,59 @@ def recording(model: nn.Module, ffns: FFNs) -> Iterator[Recording]:
             )
         yield record
     record.end()
+
+
+def record_without_running(
+    model: nn.Module, ffns: FFNs, batches: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> Recording:
+    """Record how a model calls its blocks on batches (ids, mask), without running the blocks.
+
+    Every block returns its input, so the weights of blocks are not read. A second run of the first batch, in which the blocks
+    return other values, shows whether their other arguments depend on what blocks compute. The recording is broken if they do,
+    or if the blocks do not follow one another directly.
+    """
+    record = Recording([])
+    # Blocks return hidden states alone or in a tuple.
+    for returned in (lambda states: states, lambda states: (states,), lambda states: (states, None)):
+        try:
+            record = _pass_over(model, ffns, batches, returned)
+            if record.unbroken:
+                other = _pass_over(model, ffns, batches[:1], lambda states, make=returned: make(2.0 * states + 1.0))
+                record.unbroken = other.unbroken and all(
+                    _alike(calls[0], other_calls[0])
+                    for calls, other_calls in zip(record.calls, other.calls, strict=True)
+                )
+                break
+        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):  # a model takes such a tuple apart
+            record = Recording([])
+    return record
+
+
+def _pass_over(
+    model: nn.Module, ffns: FFNs, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], returned: Callable[..., Any]
+) -> Recording:
+    """Record the calls of blocks that return what a function makes of their hidden states."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return returned(args[0] if args else kwargs["hidden_states"])
+
+    with recording(model, ffns) as record, ExitStack() as hooks:
+        for block in record.blocks:
+            substitute_forward(hooks, block, forward)
+        if record.blocks:
+            run_sequences(model, ffns, batches)
+    return record
+
+
+def _alike(one: Call, other: Call) -> bool:
+    """Whether two calls have equal arguments."""
+    values, others = tree_leaves((one.args, one.kwargs)), tree_leaves((other.args, other.kwargs))
+    return len(values) == len(others) and all(
+        torch.equal(value, twin)
+        if isinstance(value, torch.Tensor) and isinstance(twin, torch.Tensor)
+        else value is twin or type(value) is type(twin)
+        for value, twin in zip(values, others, strict=True)
+    )
 
 
 def record_calls(hooks: ExitStack, module: nn.Module, calls: list[tuple[Call, Any]]) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 
-__all__ = ["Allocate", "States", "allocate_in_file", "allocate_like", "store"]
-
-# Allocates tensors like those given, without their values.
-Allocate: TypeAlias = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+__all__ = ["States", "allocate_like", "file_tensor", "store"]
 
 
 class States:
@@ -19,20 +16,46 @@ class States:
 
     Parameters
     ----------
-    first : sequence of tensors
-        The first states; copied.
-    allocate : callable, optional
-        Allocates memory for the states; by default in RAM.
-    keep : bool
-        Whether the states in front of the block are kept until :meth:`advance`. This takes twice the memory.
+    memory : sequence of one or two lists of tensors
+        Where the states are. With two lists, the states in front of a block are kept until :meth:`advance`.
+    side : int
+        The list that holds the states now.
     """
 
-    def __init__(self, first: Sequence[torch.Tensor], allocate: Allocate | None = None, *, keep: bool = False) -> None:
-        allocate = allocate or allocate_like
-        self._now = allocate(first)
-        self._next = allocate(first) if keep else self._now
-        for own, state in zip(self._now, first, strict=True):
-            own.copy_(state)
+    def __init__(self, memory: Sequence[list[torch.Tensor]], side: int = 0) -> None:
+        self._memory = memory
+        self.side = side
+
+    @classmethod
+    def of(cls, first: Sequence[torch.Tensor]) -> States:
+        """Copy the first states into memory."""
+        return cls([_copied(first, allocate_like(first))])
+
+    @classmethod
+    def in_files(cls, path: Path, first: Sequence[torch.Tensor], side: int | None = None) -> States:
+        """Keep states in two files, which the system reads and writes as memory allows.
+
+        Parameters
+        ----------
+        path : Path
+            Start of the names of the files.
+        first : sequence of tensors
+            The first states, of one dtype, on the CPU.
+        side : int, optional
+            The file that holds the states of an earlier process; by default the first states are written.
+        """
+        memory = [_allocate_in_file(path.with_name(f"{path.name}.{number}"), first) for number in range(2)]
+        if side is None:
+            _copied(first, memory[0])
+        return cls(memory, side or 0)
+
+    @property
+    def _now(self) -> list[torch.Tensor]:
+        return self._memory[self.side]
+
+    @property
+    def _next(self) -> list[torch.Tensor]:
+        return self._memory[1 - self.side if len(self._memory) > 1 else 0]
 
     def __len__(self) -> int:
         return len(self._now)
@@ -53,7 +76,7 @@ class States:
 
     def advance(self) -> None:
         """Take the states behind the block as those in front of the next one."""
-        self._now, self._next = self._next, self._now
+        self.side = 1 - self.side if len(self._memory) > 1 else 0
 
 
 def allocate_like(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -62,18 +85,25 @@ def allocate_like(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return _split(states[0].new_empty(sum(state.numel() for state in states)), states)
 
 
-def allocate_in_file(path: Path) -> Allocate:
-    """Return a function that allocates states in a file, which the system reads and writes as memory allows.
+def file_tensor(path: Path, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor whose values are in a file, which the system reads and writes as memory allows.
 
-    All states have one dtype and are on the CPU. A file that exists and is large enough keeps its values.
+    A file that is there keeps its values; otherwise they are zeros.
     """
+    with torch.inference_mode(mode=False):
+        memory = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype)
+        return memory.view(*shape)
 
-    def allocate(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        size = sum(state.numel() for state in states)
-        with torch.inference_mode(mode=False):
-            return _split(torch.from_file(str(path), shared=True, size=size, dtype=states[0].dtype), states)
 
-    return allocate
+def _allocate_in_file(path: Path, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    size = sum(state.numel() for state in states)
+    return _split(file_tensor(path, (size,), states[0].dtype), states)
+
+
+def _copied(values: Sequence[torch.Tensor], memory: list[torch.Tensor]) -> list[torch.Tensor]:
+    for own, value in zip(memory, values, strict=True):
+        own.copy_(value)
+    return memory
 
 
 def _split(memory: torch.Tensor, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:

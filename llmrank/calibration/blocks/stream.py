@@ -138,7 +138,7 @@ class BlockStream:
     def _first_states(record: Recording, *, follow: bool) -> tuple[States, States | None]:
         """Copy the states in front of the first block, for the model that is pruned and, with `follow`, for the dense model."""
         first = record.take_first_states()
-        return States(first), States(first) if follow else None
+        return States.of(first), States.of(first) if follow else None
 
     def feed(
         self,
