@@ -5,7 +5,7 @@ The hooks add the activations and their squares to sums over all tokens that are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -133,6 +133,7 @@ def collect_statistics(
     *,
     skips: bool = False,
     attentions: Mapping[str, FFN] | None = None,
+    run: Callable[[TokenMasks], None] | None = None,
 ) -> tuple[FFNStatistics, ...]:
     """Run a model on the calibration sequences, and collect the statistics of every layer of its FFNs.
 
@@ -150,6 +151,9 @@ def collect_statistics(
         Whether to measure, for every block, the share of the residual stream that skips it.
     attentions : mapping from str to FFN, optional
         Attentions whose statistics are collected too, by the name of the FFN behind each.
+    run : callable, optional
+        Runs the FFNs on all sequences in another way than by forward passes of the model, and before each batch sets the masks
+        that it is given.
 
     Returns
     -------
@@ -182,20 +186,14 @@ def collect_statistics(
             if path not in skip_sums:
                 skip_sums[path] = SkipSums(path)
                 _add_block_hook(hooks, model, ffn, model.get_submodule(path), skip_sums[path], masks)
-        batches = list(sequences.batches(batch_size))
-        for ids, mask in progress(batches, "Calibrating") if progress else batches:
-            inputs, *batch_masks = model_inputs(model, ids, mask)
-            masks.replace(TokenMasks(*batch_masks))
-            try:
-                run_body(body, inputs)
-            except LLMRankError:
-                raise
-            except (TypeError, ValueError, AttributeError) as error:  # models raise these for missing inputs
-                raise CalibrationError(
-                    f"{type(model).__name__} does not run on the inputs of calibration, {', '.join(inputs)} alone ({error}); "
-                    "expected a language model, or a plain module that takes features: if the model contains one (a text_model, "
-                    "for example), prune that part by itself"
-                ) from error
+        if run is not None:
+            run(masks)
+        else:
+            batches = list(sequences.batches(batch_size))
+            for batch in progress(batches, "Calibrating") if progress else batches:
+                inputs, *batch_masks = model_inputs(model, *batch)
+                masks.replace(TokenMasks(*batch_masks))
+                _run(model, body, inputs)
     layers = [entry.finish() for entry in sums]
     mixtures = {name: entry.finish() for name, entry in mixture_sums.items()}
     attention_layers = dict(zip(attentions, layers[len(ffns) :], strict=True))
@@ -209,6 +207,19 @@ def collect_statistics(
         )
         for ffn, entry, ffn_layers in zip(ffns, sums, layers, strict=False)
     )
+
+
+def _run(model: nn.Module, body: nn.Module, inputs: dict[str, Any]) -> None:
+    try:
+        run_body(body, inputs)
+    except LLMRankError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:  # models raise these for missing inputs
+        raise CalibrationError(
+            f"{type(model).__name__} does not run on the inputs of calibration, {', '.join(inputs)} alone ({error}); "
+            "expected a language model, or a plain module that takes features: if the model contains one (a text_model, "
+            "for example), prune that part by itself"
+        ) from error
 
 
 def _add_block_hook(

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from llmrank.calibration.blocks.recording import Recording, recording
+from llmrank.calibration.blocks.work_directory import WorkDirectory, weights_digest
 from llmrank.calibration.forward import Progress, progress_step, run_sequences
 from llmrank.calibration.text import TokenSequences, shared_passages
 from llmrank.errors import OptionError
@@ -24,6 +25,7 @@ from llmrank.pipeline.report import (
     describe_model,
     describe_neurons,
     dtype_name,
+    model_source,
     repair_notes,
 )
 from llmrank.pipeline.stages import PipelineStages
@@ -77,6 +79,12 @@ class BasePipeline(PipelineStages):
     undoable : bool
         Keep the original weights for :meth:`undo`. Otherwise :attr:`repaired` and :attr:`graph` are empty after :meth:`run`,
         and an error that comes later than the repair can leave the model repaired or pruned, completely or in part.
+    work_directory : path-like, optional
+        Run with little memory, block by block: what a block does not need is in files of this directory, which is made, and
+        which the caller deletes when the model is saved (:meth:`WorkDirectory.remove` of :attr:`work`). The model should be
+        loaded on the CPU in the dtype of its checkpoint, so that its weights stay on disk.
+    resume : bool
+        Go on with an earlier run in the work directory, at the block where it ended.
 
     Attributes
     ----------
@@ -114,6 +122,7 @@ class BasePipeline(PipelineStages):
             evaluation, texts = self.evaluate()
         with self._timed("calibrate"):
             sequences, held_out = self.calibration_texts()
+            self._open_work_directory(sequences, held_out)
         self.masks, self.repaired = self.select(ffns, sequences, held_out)
         report = self._report(ffns, self.masks, sequences, held_out)
         if not self.undoable:
@@ -124,7 +133,14 @@ class BasePipeline(PipelineStages):
                 expected = masked_outputs(self.model, ffns, self.masks, sequences, self.repaired)
             self._changed_for_good = not self.undoable
             self.application = apply_masks(
-                self.model, ffns, self.masks, self.form, self.align, self.repaired, undoable=self.undoable
+                self.model,
+                ffns,
+                self.masks,
+                self.form,
+                self.align,
+                self.repaired,
+                undoable=self.undoable,
+                keep=None if self.work is None else self.work.keep,
             )
         if not self.undoable:
             self.repaired = {}
@@ -228,6 +244,19 @@ class BasePipeline(PipelineStages):
         self.application.undo()
         self.application = None
         return self.model
+
+    def _open_work_directory(self, sequences: TokenSequences, held_out: TokenSequences | None) -> None:
+        """Make or resume the work directory, if there is to be one, for this model, these texts and these settings."""
+        if self.work_directory is None:
+            return
+        run = {
+            "model": model_source(self.model),
+            "weights": weights_digest(self.model),
+            "calibration": sequences.provenance(),
+            "held_out": None if held_out is None else held_out.provenance(),
+            **self._method_settings(),
+        }
+        self.work = WorkDirectory(self.work_directory, run, resume=self.resume)
 
     def _check_fresh(self) -> None:
         if self._changed_for_good:

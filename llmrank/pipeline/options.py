@@ -150,6 +150,9 @@ def check_options(
     align: Align,
     repair: BaseRepair | None,
     steps: int,
+    *,
+    by_block: bool = False,
+    undoable: bool = True,
 ) -> None:
     """Raise unless these options of :class:`llmrank.pipeline.BasePipeline` are of the right kind and go together.
 
@@ -188,6 +191,11 @@ def check_options(
             f"{unit_name(pruner.amount_of)} means nothing there; use amount_of='neurons' with it"
         )
     check_steps(steps)
+    if by_block and (structure_dict is not None or undoable or steps != 1 or form not in (None, "compact")):
+        raise OptionError(
+            "a run with little memory finds the FFNs by itself, prunes in one step into the compact form, and cannot be undone; "
+            "leave structure_dict, steps and form out, and pass undoable=False"
+        )
     if structure_dict is not None and (form == "compact" or align == "pad"):
         raise OptionError(
             "form='compact' and align='pad' are refused with structure_dict, which keeps every width; use form 'zero' or 'mask' "

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from graphs import LayeredGraph, RankResult
+from llmrank.calibration.blocks.collect_by_block import collect_by_block
 from llmrank.calibration.blocks.recording import Recording
+from llmrank.calibration.blocks.work_directory import WorkDirectory
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.forward import Progress, fitting_length, reached_by_tokens
 from llmrank.calibration.statistics import FFNStatistics
@@ -63,8 +67,11 @@ class PipelineStages:
         evaluation: Any = None,
         progress: Progress | None = None,
         undoable: bool = True,
+        work_directory: str | os.PathLike[str] | None = None,
+        resume: bool = False,
     ) -> None:
-        check_options(structure_dict, scorer, pruner, form, align, repair, steps)
+        by_block = work_directory is not None
+        check_options(structure_dict, scorer, pruner, form, align, repair, steps, by_block=by_block, undoable=undoable)
         self.model = model
         self.tokenizer = tokenizer
         self.structure_dict = structure_dict
@@ -80,6 +87,9 @@ class PipelineStages:
         self.evaluation = EvaluationText.of(evaluation)
         self.progress = progress
         self.undoable = undoable
+        self.work_directory = None if work_directory is None else Path(work_directory)
+        self.resume = resume
+        self.work: WorkDirectory | None = None
         self.report: Report | None = None
         self.masks: Masks | None = None
         self.sensitivities: dict[str, float] = {}
@@ -163,6 +173,10 @@ class PipelineStages:
     def calibrate(self, ffns: FFNs, sequences: TokenSequences) -> tuple[FFNStatistics, ...]:
         """Collect statistics of every layer of nodes."""
         options = self.statistics_options(ffns)
+        if self.work is not None:
+            return collect_by_block(
+                self.model, ffns, sequences, self.calibration.batch_size, self.work, self.progress, **options
+            )
         return collect_statistics(self.model, ffns, sequences, self.calibration.batch_size, self.progress, **options)
 
     def statistics_options(self, ffns: FFNs) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that override this

@@ -19,6 +19,7 @@ from llmrank.prune.masks import Masks
 from llmrank.surgery.forms import (
     FORMS,
     Form,
+    Keep,
     compact_tensor,
     mask_tensor,
     remove_experts,
@@ -104,6 +105,7 @@ def apply_masks(
     repaired: Mapping[str, RepairedMap] | None = None,
     *,
     undoable: bool = True,
+    keep: Keep | None = None,
 ) -> AppliedMasks:
     """Remove neurons from a model.
 
@@ -128,6 +130,9 @@ def apply_masks(
     undoable : bool
         Whether to keep the original tensors. If not, each is freed as soon as it is replaced, and a failure half-way leaves the
         model pruned in part.
+    keep : callable, optional
+        ``keep(tensor)`` returns the tensor that the compact model holds in place of `tensor`, with the same values, for example
+        in a file.
 
     Raises
     ------
@@ -161,12 +166,12 @@ def apply_masks(
                 zero_tensor(kept)
         if form == "compact":
             for stored in tensor_masks(ffns, held):
-                compact_tensor(stored)
+                compact_tensor(stored, keep)
             remove_experts(ffns, held)
             set_widths(model, ffns, sizes, application.widths, fields)
         else:
-            for mixture, keep in _mixtures_that_lose_experts(ffns, masks):
-                route_around(mixture, keep, ExitStack())  # undone with everything else
+            for mixture, kept_experts in _mixtures_that_lose_experts(ffns, masks):
+                route_around(mixture, kept_experts, ExitStack())  # undone with everything else
         application._unchanged_checks += [_unchanged(module) for module in (*ffns.modules, *ffns.router_modules)]
         return application
     except BaseException:

@@ -40,6 +40,8 @@ def save(
     tokenizer: Any = None,
     masks: Masks | None = None,
     report: Mapping[str, Any] | None = None,
+    *,
+    shard_bytes: int | None = None,
 ) -> Path:
     """Write a checkpoint: model, tokenizer, masks and report.
 
@@ -58,6 +60,8 @@ def save(
     report : mapping, optional
         Written to ``report.json``; strict JSON must be able to hold it. If it is what
         :meth:`llmrank.pipeline.report.Report.to_dict` returns, a model card, ``README.md``, is made of it.
+    shard_bytes : int, optional
+        Largest size of a file of weights, which is in memory while it is written; by default as transformers chooses.
 
     Raises
     ------
@@ -86,7 +90,8 @@ def save(
         )
     try:
         with atomic_directory(directory) as partial:
-            model.save_pretrained(partial, state_dict=_plain_state(model))
+            shards: dict[str, Any] = {} if shard_bytes is None else {"max_shard_size": shard_bytes}
+            model.save_pretrained(partial, state_dict=_plain_state(model), **shards)
             if tokenizer is not None:
                 tokenizer.save_pretrained(partial)
             if masks is not None:

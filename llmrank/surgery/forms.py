@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -20,6 +20,7 @@ from llmrank.surgery.repair import RepairedMap
 __all__ = [
     "FORMS",
     "Form",
+    "Keep",
     "TensorMask",
     "compact_tensor",
     "mask_tensor",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 Form: TypeAlias = Literal["compact", "zero", "mask"]
+Keep: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 FORMS: tuple[Form, ...] = ("compact", "zero", "mask")
 
 
@@ -233,11 +235,15 @@ def mask_tensor(mask: TensorMask) -> None:
         torch_prune.custom_from_mask(mask.owner, mask.name, entries)  # type: ignore[no-untyped-call]
 
 
-def compact_tensor(mask: TensorMask) -> None:
-    """Replace a tensor by the kept entries, and update the sizes that its module states, if it is a linear map."""
+def compact_tensor(mask: TensorMask, keep: Keep | None = None) -> None:
+    """Replace a tensor by the kept entries, and update the sizes that its module states, if it is a linear map.
+
+    `keep` returns a tensor with the same values that is held instead, for example in a file.
+    """
     if mask.keeps_all:
         return
-    replace_tensor(mask, mask.select(mask.read().data).contiguous())
+    kept = mask.select(mask.read().data).contiguous()
+    replace_tensor(mask, kept if keep is None else keep(kept))
     set_sizes(mask)
 
 

@@ -1,0 +1,103 @@
+"""Statistics that are collected block by block, for models larger than memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from llmrank.calibration.blocks.passes import BlockPasses
+from llmrank.calibration.blocks.recording import record_without_running
+from llmrank.calibration.blocks.states import States
+from llmrank.calibration.blocks.work_directory import WorkDirectory
+from llmrank.calibration.collect import collect_statistics
+from llmrank.calibration.forward import Progress, TokenMasks, model_inputs
+from llmrank.calibration.statistics import FFNStatistics
+from llmrank.calibration.statistics_file import read_statistics, write_statistics
+from llmrank.calibration.text import TokenSequences
+from llmrank.errors import OptionError
+from llmrank.models import FFN, FFNs
+
+__all__ = ["block_passes", "collect_by_block"]
+
+STAGE = "calibrated"
+
+
+def collect_by_block(
+    model: nn.Module,
+    ffns: FFNs,
+    sequences: TokenSequences,
+    batch_size: int,
+    work: WorkDirectory,
+    progress: Progress | None = None,
+    *,
+    skips: bool = False,
+    attentions: Mapping[str, FFN] | None = None,
+) -> tuple[FFNStatistics, ...]:
+    """Collect the statistics of :func:`llmrank.calibration.collect.collect_statistics`, one block after the other.
+
+    Every block passes all sequences before the next one begins, so its weights are read once. The hidden states between two
+    blocks, and the statistics so far, are in files: another process goes on at the block where this one was.
+
+    Parameters
+    ----------
+    work : WorkDirectory
+    model, ffns, sequences, batch_size, progress, skips, attentions
+        See :func:`llmrank.calibration.collect.collect_statistics`, also for the exceptions.
+
+    Raises
+    ------
+    OptionError
+        The blocks of the model do not follow one another directly, or statistics of attentions are asked for.
+
+    Notes
+    -----
+    Cost: one forward pass of all sequences. Memory: what one block needs for one batch.
+    """
+    if attentions:
+        raise OptionError("attentions are not measured block by block; leave attention or the low memory out")
+    passes, first_states = block_passes(model, ffns, list(sequences.batches(batch_size)))
+    done = work.progress(STAGE)
+    states = States.in_files(work.file("states"), first_states, None if done is None else done["side"])
+    del first_states
+    found: dict[str, FFNStatistics] = {}
+    members = [FFNs(ffn for ffn in ffns if passes.positions[ffn.name] == k) for k in range(len(passes.blocks))]
+    for position, inside in enumerate(progress(members, "Calibrating, block by block") if progress else members):
+        file = work.file(f"statistics-{position}.safetensors")
+        if done is not None and position < done["blocks"]:
+            statistics = read_statistics(file) if inside else ()
+        else:
+            run = partial(_advance, passes, position, states)
+            statistics = collect_statistics(model, inside, sequences, run=run, skips=skips) if inside else ()
+            if inside:
+                write_statistics(file, statistics)
+            else:
+                passes.advance(position, states)
+            work.note(STAGE, {"blocks": position + 1, "side": states.side})
+        found |= {ffn.name: entry for ffn, entry in zip(inside, statistics, strict=True)}
+    return tuple(found[ffn.name] for ffn in ffns)
+
+
+def block_passes(model: nn.Module, ffns: FFNs, batches: list[tuple[Any, Any]]) -> tuple[BlockPasses, list[Any]]:
+    """Return the passes of batches (ids, mask) through the blocks of a model, and the states in front of the first block.
+
+    Raises
+    ------
+    OptionError
+        The blocks do not follow one another directly.
+    """
+    record = record_without_running(model, ffns, batches)
+    if not record.unbroken:
+        raise OptionError(
+            f"{type(model).__name__} cannot run block by block: its FFNs are not in one stack of blocks that follow one another "
+            "directly; leave the low memory out"
+        )
+    masks = [TokenMasks(*model_inputs(model, *batch)[1:]) for batch in batches]
+    return BlockPasses(model, ffns, record, masks), record.take_first_states()
+
+
+def _advance(passes: BlockPasses, position: int, states: States, masks: TokenMasks) -> None:
+    passes.masks = masks
+    passes.advance(position, states)

@@ -1,0 +1,97 @@
+"""Statistics in files: sums over calibration tokens that need not be collected again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from graphs.io.files import read_tensors, write_tensors
+from llmrank.calibration.statistics import FFNStatistics, LayerStatistics, MixtureStatistics, RoutingStatistics
+from llmrank.errors import OptionError
+
+__all__ = ["read_statistics", "write_statistics"]
+
+KIND = "statistics"
+TENSORS = ("norm", "mean", "variance", "read_norm")
+NUMBERS = ("count", "weight", "output_norm", "weighted_output_norm", "output_variance")
+
+
+def write_statistics(path: str | os.PathLike[str], statistics: Sequence[FFNStatistics]) -> None:
+    """Write statistics to a safetensors file.
+
+    Parameters
+    ----------
+    path : path-like
+        Replaced completely on success, not changed on failure.
+    statistics : sequence of FFNStatistics
+        Without attentions, which belong to a model.
+
+    Raises
+    ------
+    OptionError
+        The statistics are also of attentions.
+    OSError
+        The disk is full, or the system refuses.
+    """
+    if any(entry.attention is not None for entry in statistics):
+        raise OptionError("statistics of attentions cannot be written to a file; leave attention out")
+    tensors: dict[str, Any] = {}
+    described, mixtures = [], dict.fromkeys(id(entry.mixture) for entry in statistics if entry.mixture is not None)
+    numbers = {mixture: number for number, mixture in enumerate(mixtures)}
+    for k, entry in enumerate(statistics):
+        about: dict[str, Any] = {"skip": entry.skip}
+        about["layers"] = [_put(tensors, f"{k}.{n}", layer) for n, layer in enumerate(entry.layers)]
+        if entry.routing is not None:
+            about["routing"] = {name: getattr(entry.routing, name) for name in NUMBERS}
+            tensors[f"{k}.weighted_norm"] = entry.routing.weighted_norm.numpy()
+        if entry.mixture is not None:
+            about["mixture"] = numbers[id(entry.mixture)]
+            name = f"mixture.{about['mixture']}"
+            sides = (("inputs", entry.mixture.inputs), ("outputs", entry.mixture.outputs))
+            about["mixture_counts"] = [_put(tensors, f"{name}.{side}", layer) for side, layer in sides]
+        described.append(about)
+    write_tensors(path, tensors, {"ffns": described}, KIND)
+
+
+def read_statistics(path: str | os.PathLike[str]) -> tuple[FFNStatistics, ...]:
+    """Read what :func:`write_statistics` has written.
+
+    Raises
+    ------
+    graphs.GraphError
+        The file is missing, damaged, or of another kind.
+    """
+    meta, tensors = read_tensors(path, KIND)
+    found, mixtures = [], {}
+    for k, about in enumerate(meta["ffns"]):
+        routing = mixture = None
+        if "routing" in about:
+            routing = RoutingStatistics(
+                **about["routing"], weighted_norm=torch.from_numpy(tensors[f"{k}.weighted_norm"])
+            )
+        if "mixture" in about:
+            number = about["mixture"]
+            if number not in mixtures:
+                sides = zip(("inputs", "outputs"), about["mixture_counts"], strict=True)
+                mixtures[number] = MixtureStatistics(
+                    *(_take(tensors, f"mixture.{number}.{side}", count) for side, count in sides)
+                )
+            mixture = mixtures[number]
+        layers = tuple(_take(tensors, f"{k}.{n}", count) for n, count in enumerate(about["layers"]))
+        found.append(FFNStatistics(layers, about["skip"], None, routing, mixture))
+    return tuple(found)
+
+
+def _put(tensors: dict[str, Any], name: str, layer: LayerStatistics) -> int:
+    """Add the tensors of a layer, and return its number of tokens."""
+    tensors |= {f"{name}.{each}": getattr(layer, each).numpy() for each in TENSORS}
+    return layer.count
+
+
+def _take(tensors: Mapping[str, np.ndarray[Any, Any]], name: str, count: int) -> LayerStatistics:
+    norm, mean, variance, read_norm = (torch.from_numpy(tensors[f"{name}.{each}"]) for each in TENSORS)
+    return LayerStatistics(norm, mean, variance, count, read_norm)
