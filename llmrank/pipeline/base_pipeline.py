@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.blocks.recording import Recording, recording
+from llmrank.calibration.blocks.recording import Recording, record_without_running, recording
 from llmrank.calibration.blocks.work_directory import WorkDirectory, weights_digest
 from llmrank.calibration.forward import Progress, progress_step, run_sequences
 from llmrank.calibration.text import TokenSequences, shared_passages
@@ -192,10 +192,18 @@ class BasePipeline(PipelineStages):
             seconds_before = dict(self._seconds)
             with temporarily_masked(self.model, ffns, present):
                 # A repair runs the model block by block, so these passes record how the model calls its blocks.
-                with self._timed("calibrate"), recording(self.model, ffns if first and self.repair else FFNs()) as seen:
+                by_block = self.work is not None
+                with (
+                    self._timed("calibrate"),
+                    recording(self.model, ffns if first and self.repair and not by_block else FFNs()) as seen,
+                ):
                     statistics = self.calibrate(ffns, sequences)
                     if seen.blocks and held_out is not None:
                         run_sequences(self.model, ffns, held_out.batches(self.calibration.batch_size))
+                if by_block and self.repair is not None:
+                    texts = sequences.parts if held_out is None else (sequences, held_out)
+                    batches = [b for text in filter(None, texts) for b in text.batches(self.calibration.batch_size)]
+                    seen = record_without_running(self.model, ffns, batches)
                 with self._timed("rank"):
                     graphs = self.build_graphs(ffns, statistics)
                     ranks = self.rank_graphs(graphs)

@@ -263,6 +263,7 @@ class PipelineStages:
             choose,
             self.progress,
             in_place=for_good,
+            work=self.work,
         )
         self._changed_for_good = for_good and bool(repaired)
         return kept, repaired

@@ -17,6 +17,7 @@ from torch import nn
 
 from llmrank.calibration.blocks.recording import Recording
 from llmrank.calibration.blocks.stream import open_stream
+from llmrank.calibration.blocks.work_directory import WorkDirectory
 from llmrank.calibration.forward import Progress, evaluation_mode, first_output, model_inputs, progress_step, run_body
 from llmrank.calibration.logits import Prediction, Predictor, predicts_next_token
 from llmrank.calibration.text import TokenSequences
@@ -26,6 +27,7 @@ from llmrank.models import FFNs
 from llmrank.prune.masks import Masks
 from llmrank.surgery.equivalence import as_masked
 from llmrank.surgery.repair import BaseRepair, RepairedMap, repair_ffns
+from llmrank.surgery.repair.in_files import RepairsInFiles
 from llmrank.surgery.repair.in_place import RepairsInPlace
 from llmrank.surgery.repair.sequential import Reselect
 
@@ -160,6 +162,7 @@ def repair_where_it_helps(
     progress: Progress | None = None,
     *,
     in_place: bool = False,
+    work: WorkDirectory | None = None,
 ) -> tuple[Masks, dict[str, RepairedMap], Validation | None]:
     """Repair the output maps of all FFNs, and keep the repair if it brings the model closer to the dense one.
 
@@ -177,6 +180,8 @@ def repair_where_it_helps(
     in_place : bool
         Write each repaired weight over the model's own as soon as it is solved, so that memory never holds two sets of weights.
         The old weights are restored if the repair is not kept, or anything is raised.
+    work : WorkDirectory, optional
+        With `in_place`: keep repaired weights and hidden states in its files, and go on where an earlier process ended.
 
     Returns
     -------
@@ -198,12 +203,13 @@ def repair_where_it_helps(
     if held_out is not None:
         with progress_step(progress, "Running the held-out text"):
             validator = Validator(model, ffns, held_out, masks, batch_size)
-    stream = open_stream(model, ffns, fit, batch_size, record, held_out, follow=method.needs_dense_stream)
+    stream = open_stream(model, ffns, fit, batch_size, record, held_out, follow=method.needs_dense_stream, work=work)
     validation = None
-    with contextlib.closing(RepairsInPlace()) as in_place_repairs:
+    files = None if work is None else RepairsInFiles(work)
+    with contextlib.closing(files or RepairsInPlace()) as in_place_repairs:
         try:
             write = in_place_repairs.write if in_place else None
-            kept, repaired = repair_ffns(model, ffns, masks, method, stream, progress, choose, write)
+            kept, repaired = repair_ffns(model, ffns, masks, method, stream, progress, choose, write, files)
             if validator is not None:
                 with progress_step(progress, "Validating the repair on the held-out text"):
                     validation = validator.compare(kept, repaired)

@@ -17,6 +17,7 @@ from torch import nn
 from llmrank.calibration.blocks.passes import BlockPasses
 from llmrank.calibration.blocks.recording import Call, Recording, can_copy, copied_call, record_calls
 from llmrank.calibration.blocks.states import States, allocate_like
+from llmrank.calibration.blocks.work_directory import WorkDirectory
 from llmrank.calibration.forward import (
     Accumulator,
     TokenMasks,
@@ -51,6 +52,8 @@ class Reader(Accumulator, Protocol):
         """
 
 
+# The stage of a work directory that notes how far a stream has come.
+STAGE = "repaired"
 # The readers of maps, by the module of the map.
 Readers: TypeAlias = Mapping[nn.Module, Reader]
 
@@ -65,6 +68,9 @@ class Stream(Protocol):
     """
 
     n_fitted_batches: int
+
+    def has_passed(self, ffn: FFN) -> bool:
+        """Whether the stream is behind an FFN, which an earlier process has repaired."""
 
     def feed(
         self,
@@ -102,6 +108,8 @@ class BlockStream:
     follow : bool
         Whether to keep the hidden states of the dense model too, and to pass `missing` to :meth:`Reader.end_batch`. It is known
         if the block adds the map's output to the stream unchanged, and no other map of the block was pruned.
+    work : WorkDirectory, optional
+        Keep the hidden states in its files, and go on at the block where an earlier process ended.
 
     Notes
     -----
@@ -118,13 +126,16 @@ class BlockStream:
         n_fitted_batches: int,
         *,
         follow: bool = False,
+        work: WorkDirectory | None = None,
     ) -> None:
         self.n_fitted_batches = n_fitted_batches
         self._model, self._ffns = model, ffns
         self._passes = BlockPasses(model, ffns, record, masks)
         self._positions = self._passes.positions
-        self._states, self._dense_states = self._first_states(record, follow=follow)
-        self._position = self._dense_position = 0
+        self._work = work
+        done = None if work is None else work.progress(STAGE)
+        self._states, self._dense_states = self._first_states(record, follow=follow, done=done)
+        self._position = self._dense_position = 0 if done is None else done["blocks"]
         # The dense model's states of the first batch, in front of the last block that its states have passed.
         self._dense_input: torch.Tensor | None = None
         # What :meth:`_try_addition` found, by the name of the FFN or mixture.
@@ -134,11 +145,19 @@ class BlockStream:
         self._pending_calls: list[Call] = []
         self._pending_inputs: list[torch.Tensor] = []
 
-    @staticmethod
-    def _first_states(record: Recording, *, follow: bool) -> tuple[States, States | None]:
+    def _first_states(self, record: Recording, *, follow: bool, done: Any) -> tuple[States, States | None]:
         """Copy the states in front of the first block, for the model that is pruned and, with `follow`, for the dense model."""
         first = record.take_first_states()
-        return States.of(first), States.of(first) if follow else None
+        if self._work is None:
+            return States.of(first), States.of(first) if follow else None
+        names = ("states", "dense-states") if follow else ("states",)
+        sides = [None if done is None else done[name] for name in names]
+        made = [States.in_files(self._work.file(n), first, side) for n, side in zip(names, sides, strict=True)]
+        return made[0], made[1] if follow else None
+
+    def has_passed(self, ffn: FFN) -> bool:
+        """See :meth:`Stream.has_passed`."""
+        return self._positions[ffn.name] < self._position
 
     def feed(
         self,
@@ -260,6 +279,11 @@ class BlockStream:
             self._pending_calls.clear()
             self._pending_ffn = None
         self._position += 1
+        if self._work is not None:
+            sides = {"states": self._states.side}
+            if self._dense_states is not None:
+                sides["dense-states"] = self._dense_states.side
+            self._work.note(STAGE, {"blocks": self._position, **sides})
 
 
 class _FFNPassed(Exception):  # noqa: N818 -- no error: it ends a forward pass early
@@ -279,6 +303,10 @@ class PassStream:
         self._model, self._ffns = model, ffns
         self._body = body_of(model, ffns)
         self._batches = batches
+
+    def has_passed(self, ffn: FFN) -> bool:  # noqa: ARG002 -- it can begin at any FFN
+        """See :meth:`Stream.has_passed`."""
+        return False
 
     def feed(
         self,
@@ -323,6 +351,7 @@ def open_stream(
     held_out: TokenSequences | None = None,
     *,
     follow: bool = False,
+    work: WorkDirectory | None = None,
 ) -> Stream:
     """Open a :class:`BlockStream` if the recording is unbroken and has all batches, else a :class:`PassStream`.
 
@@ -332,6 +361,8 @@ def open_stream(
         A recording of the forward passes of `sequences`, followed by those of `held_out`.
     follow : bool
         Whether a :class:`BlockStream` follows the dense model; a :class:`PassStream` does not.
+    work : WorkDirectory, optional
+        See :class:`BlockStream`.
     """
     batches = list(sequences.batches(batch_size))
     n_fitted_batches = len(batches)
@@ -340,4 +371,4 @@ def open_stream(
     if not record.unbroken or len(record.first_states) != len(batches):
         return PassStream(model, ffns, batches, n_fitted_batches)
     masks = [TokenMasks(*model_inputs(model, *batch)[1:]) for batch in batches]
-    return BlockStream(model, ffns, record, masks, n_fitted_batches, follow=follow)
+    return BlockStream(model, ffns, record, masks, n_fitted_batches, follow=follow, work=work)

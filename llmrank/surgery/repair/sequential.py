@@ -19,6 +19,7 @@ from llmrank.models.families import bias_attribute
 from llmrank.models.linear_map import bias_of, matrix_of
 from llmrank.prune.masks import Masks
 from llmrank.surgery.repair.base_repair import BaseRepair, RepairedMap
+from llmrank.surgery.repair.in_files import RepairsInFiles
 from llmrank.surgery.repair.moments import MomentSums
 
 __all__ = ["Reselect", "WriteMap", "repair_ffns", "repair_summary", "substitute"]
@@ -39,6 +40,7 @@ def repair_ffns(
     progress: Callable[[Sequence[Any], str], Any] | None = None,
     choose: Reselect | None = None,
     write: WriteMap | None = None,
+    files: RepairsInFiles | None = None,
 ) -> tuple[Masks, dict[str, RepairedMap]]:
     """Repair the output maps of all FFNs, in the model's order; by default nothing is written to the model.
 
@@ -59,6 +61,8 @@ def repair_ffns(
     write : callable, optional
         ``write(map, repaired)`` writes a map into the model as soon as it is solved, and returns what is still to be written; see
         :class:`llmrank.surgery.repair.in_place.RepairsInPlace`.
+    files : RepairsInFiles, optional
+        Keeps every repaired map, and gives those back that the stream has passed in an earlier process.
 
     Returns
     -------
@@ -102,14 +106,29 @@ def repair_ffns(
             change = (
                 None if experts is None or mixture is None else partial(route_around, mixture, experts, substitutes)
             )
-            for layer, keep, solved in fitting.repair(chosen, masks, change):
+            has_passed = files is not None and stream.has_passed(group[0][0])
+            for layer, keep, solved in (
+                _solved_earlier(chosen, files) if has_passed else fitting.repair(chosen, masks, change)
+            ):
                 (output_map,) = layer.output_maps
                 kept[layer.name] = keep
+                if files is not None and not has_passed:
+                    files.save(layer.name, keep, solved)
                 if write is not None:
                     solved = write(output_map, solved)
                 repaired[output_map.name] = solved
                 substitute(substitutes, output_map.module, solved)
     return Masks(kept), repaired
+
+
+def _solved_earlier(
+    group: Sequence[tuple[FFN, PrunableLayer]], files: RepairsInFiles | None
+) -> Iterator[tuple[PrunableLayer, torch.Tensor, RepairedMap]]:
+    """Yield each layer of a group that was repaired earlier, with its keep mask and its repaired map."""
+    for _, layer in group:
+        found = None if files is None else files.load(layer.name)
+        if found is not None:
+            yield layer, *found
 
 
 def _kept_experts(ffns: FFNs, masks: Masks) -> dict[str, torch.Tensor]:
