@@ -213,9 +213,14 @@ def check_device_and_dtype(options: argparse.Namespace) -> None:
 
 
 def make_pipeline(
-    options: argparse.Namespace, loaded: LoadedModel, *, evaluation: Any, undoable: bool = True
+    options: argparse.Namespace,
+    loaded: LoadedModel,
+    *,
+    evaluation: Any,
+    undoable: bool = True,
+    work: Path | None = None,
 ) -> BasePipeline:
-    """Make the pipeline that the options describe, for a loaded model."""
+    """Make the pipeline that the options describe, for a loaded model; it runs block by block if `work` is a directory."""
     pipeline_class, pipeline_options = PIPELINES.options(options.pipeline)
     form, align = _form_and_alignment(options)
     return pipeline_class(
@@ -236,6 +241,8 @@ def make_pipeline(
         evaluation=evaluation,
         progress=options.progress,
         undoable=undoable,
+        work_directory=work,
+        resume=work is not None and options.resume,
     )
 
 

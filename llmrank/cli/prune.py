@@ -16,6 +16,7 @@ from llmrank.calibration.text import tokenise
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
 from llmrank.cli import demo
+from llmrank.cli.low_memory import SHARD_BYTES, add_low_memory_options, check_low_memory, work_directory
 from llmrank.cli.options import (
     add_method_options,
     add_model_options,
@@ -25,7 +26,7 @@ from llmrank.cli.options import (
     make_pipeline,
     text_source,
 )
-from llmrank.errors import CalibrationError
+from llmrank.errors import CalibrationError, LLMRankError
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
 from llmrank.models.demo_models import DEMO_NAME
 from llmrank.pipeline import BasePipeline
@@ -62,6 +63,7 @@ def add_prune_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("model and output")
     group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
     add_model_options(group)
+    add_low_memory_options(group)
     add_method_options(command).add_argument(
         "--evaluate",
         nargs="?",
@@ -85,17 +87,28 @@ def run_demo(options: argparse.Namespace, console: Console) -> int:
 
 def run_prune(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank prune``; return the exit status."""
+    check_low_memory(options)
     pipeline = _checked_pipeline(options, console, undoable=False)
     if options.calibration == Automatic.name:
         _say_if_model_writes_text(pipeline, console)
-    model = pipeline.run()
+    try:
+        model = pipeline.run()
+    except LLMRankError:
+        if pipeline.work is not None:
+            pipeline.work.remove()  # to resume would end in the same error
+        raise
     report = pipeline.report
     if report is None:
         raise RuntimeError("the pipeline ran without leaving a report")
     if options.evaluate is None:
         _check_collapse(pipeline, report)
     with progress_step(options.progress, f"Saving {options.output}"):
-        written = checkpoint.save(options.output, model, pipeline.tokenizer, pipeline.masks, report.to_dict())
+        shard_bytes = None if pipeline.work is None else SHARD_BYTES
+        written = checkpoint.save(
+            options.output, model, pipeline.tokenizer, pipeline.masks, report.to_dict(), shard_bytes=shard_bytes
+        )
+    if pipeline.work is not None:
+        pipeline.work.remove()
     console.print(report.table())
     _say_written(written, ["report.json", "masks.safetensors"], console)
     _say_how_to_load(written, model, console)
@@ -108,7 +121,9 @@ def _checked_pipeline(options: argparse.Namespace, console: Console, *, undoable
     """Check the options, load the model and make the pipeline; print what will be removed, what steps cost, and warnings."""
     check_output(options.output)
     check_method(options)
-    pipeline = make_pipeline(options, load(options), evaluation=options.evaluate, undoable=undoable)
+    loaded = load(options)
+    work = None if undoable else work_directory(options, loaded.model, console)
+    pipeline = make_pipeline(options, loaded, evaluation=options.evaluate, undoable=undoable, work=work)
     pruner, steps = pipeline.pruner, pipeline.steps
     ffns, costs = pipeline.prepare()
     amount = describe_amount(pruner, ffns, costs, pipeline.targets)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
@@ -158,11 +159,8 @@ def _fits_in_memory(model: nn.Module) -> bool:
     tensors = [*model.parameters(), *model.buffers()]
     if any(tensor.is_meta for tensor in tensors):
         return False
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, AttributeError, OSError):  # not known on this system
-        return False
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) < free
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return size < int(psutil.virtual_memory().available)
 
 
 def _changed_tensors(model: nn.Module, loaded: nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -92,31 +93,27 @@ class Killed(BaseException):
 def test_a_run_goes_on_where_it_was_killed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
     expected = state(run(copy.deepcopy(model), kind, tmp_path / "whole").model)
-    store, n_stored = States.store, 0
+    store, n_stored, allowed = States.store, 0, 10**9
 
     def dying(self: States, k: int, value: torch.Tensor) -> None:
-        nonlocal left, n_stored
+        nonlocal n_stored
         n_stored += 1
-        left -= 1
-        if left < 0:
+        if n_stored > allowed:
             raise Killed
         store(self, k, value)
 
     monkeypatch.setattr(States, "store", dying)
-    left = 10**9
-    n_stored = 0
     run(copy.deepcopy(model), kind, tmp_path / "counted")
     total = n_stored
     assert total >= 2 * 8
     for first in range(1, total, 5):
-        work, resume = tmp_path / f"work-{first}", False
-        for left in (first, 7, 10**9):
-            fresh = copy.deepcopy(model)
-            try:
-                found = run(fresh, kind, work, resume=resume)
+        work, found = tmp_path / f"work-{first}", None
+        for number, stores in enumerate((first, 7, 10**9)):  # killed twice
+            n_stored, allowed = 0, stores
+            with contextlib.suppress(Killed):
+                found = run(copy.deepcopy(model), kind, work, resume=number > 0)
                 break
-            except Killed:
-                resume = True
+        assert found is not None
         values = found.model.state_dict()
         assert all(torch.equal(values[name], value) for name, value in expected.items())
 

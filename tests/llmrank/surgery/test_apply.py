@@ -117,10 +117,10 @@ def test_failure_in_the_middle_restores_everything(
     for last in range(n_maps + 1):
         done: list[Any] = []
 
-        def failing(linear: Any, last: int = last, done: list[Any] = done) -> None:
+        def failing(linear: Any, *more: Any, last: int = last, done: list[Any] = done) -> None:
             if len(done) == last:
                 raise failure("in the middle")
-            honest(linear)
+            honest(linear, *more)
             done.append(linear)
 
         monkeypatch.setattr(apply, step, failing)

@@ -1,0 +1,86 @@
+"""``llmrank prune --low-memory`` and ``--resume``: when a run is block by block, and where its files are."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from llmrank.calibration.text.built_in import BuiltInText
+from llmrank.calibration.text.generated import Automatic, Generated
+from llmrank.errors import OptionError
+
+__all__ = ["SHARD_BYTES", "add_low_memory_options", "check_low_memory", "work_directory"]
+
+# A file of weights is this large at most, because it is in memory while it is written.
+SHARD_BYTES = 10**9
+
+
+def add_low_memory_options(group: Any) -> None:
+    """Add the options of runs block by block."""
+    group.add_argument(
+        "--low-memory",
+        action="store_true",
+        help="prune block by block on the CPU, with weights and states on disk (by itself if the model does not fit in memory)",
+    )
+    group.add_argument(
+        "--resume", action="store_true", help="go on with a run of --low-memory, at the block where it was ended"
+    )
+
+
+def unfinished(output: Path) -> Path:
+    """Return the directory with the files of a run that writes to `output`."""
+    return output.absolute().with_name(f"{output.absolute().name}.unfinished")
+
+
+def check_low_memory(options: argparse.Namespace) -> None:
+    """Raise, before the model is loaded, if there is nothing to resume, or an unfinished run that is not to be resumed."""
+    work = unfinished(options.output)
+    if options.resume and not work.is_dir():
+        raise OptionError(
+            f"there is no unfinished run in {work}; give the --output of the run to resume, or leave --resume out"
+        )
+    if work.exists() and not options.resume:
+        raise OptionError(
+            f"{work} holds a run that has not finished; go on with it (--resume), or delete that directory"
+        )
+    if options.low_memory and options.device not in (None, "cpu"):
+        raise OptionError(f"--low-memory computes on the CPU, got --device {options.device}; leave one of them out")
+    if options.low_memory and options.calibration == Generated.name:
+        raise OptionError(
+            "with --low-memory the model would be read from disk for every token that it writes; use --calibration FILE, or "
+            f"{BuiltInText.name}"
+        )
+
+
+def work_directory(options: argparse.Namespace, model: Any, console: Console) -> Path | None:
+    """Return the directory for the files of a run block by block, or None if the model is pruned in memory.
+
+    A model that does not fit in memory is pruned block by block, which is said. Then the calibration text is the built-in one if
+    none is named.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    size, free = sum(t.numel() * t.element_size() for t in tensors), psutil.virtual_memory().available
+    on_cpu = {tensor.device.type for tensor in tensors} == {"cpu"}
+    if not (options.low_memory or options.resume):
+        plain = options.steps == 1 and options.form in ("compact", "padded") and options.calibration != Generated.name
+        if size <= free or not (on_cpu and plain):
+            return None
+        console.print(
+            f"The model takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free: it is pruned block by block, as "
+            "with --low-memory.",
+            markup=False,
+            highlight=False,
+        )
+    if options.calibration == Automatic.name:
+        options.calibration = BuiltInText.name
+        console.print(
+            f"It is calibrated on the {BuiltInText.name} text, because a model on disk writes slowly; --calibration FILE is "
+            "better.",
+            markup=False,
+            highlight=False,
+        )
+    return unfinished(options.output)
