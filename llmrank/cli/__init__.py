@@ -23,7 +23,7 @@ from graphs import GraphError
 from llmrank.cli.components import run_components
 from llmrank.cli.evaluate import add_evaluate_options, run_evaluate
 from llmrank.cli.families import add_families_options, run_families
-from llmrank.cli.inspect import add_inspect_options, run_inspect
+from llmrank.cli.inspecting.command import add_inspect_options, run_inspect
 from llmrank.cli.options import check_numbers
 from llmrank.cli.progress import make_progress
 from llmrank.cli.prune import add_demo_options, add_prune_options, run_demo, run_prune

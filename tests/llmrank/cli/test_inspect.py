@@ -168,7 +168,7 @@ def test_a_failure_leaves_no_files(
     def full(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("llmrank.cli.inspect.write_page", full)
+    monkeypatch.setattr("llmrank.cli.inspecting.command.write_page", full)
     message = run(checkpoint, "--calibration", corpus, *SHORT, "--output", tmp_path / "out")
     assert message == 2
     assert "No space left" in capsys.readouterr().err

@@ -1,0 +1,3 @@
+"""``llmrank inspect``: the command and its tables."""
+
+__all__: list[str] = []
