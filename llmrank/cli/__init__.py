@@ -1,4 +1,4 @@
-"""The command line: ``llmrank demo | prune | inspect | evaluate | components | families``."""
+"""The command line: ``llmrank demo | prune | rank | apply | inspect | evaluate | components | families``."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from llmrank.cli.inspecting.command import add_inspect_options, run_inspect
 from llmrank.cli.options import check_numbers
 from llmrank.cli.progress import make_progress
 from llmrank.cli.prune import add_demo_options, add_prune_options, run_demo, run_prune
+from llmrank.cli.rank import add_apply_options, add_rank_options, run_apply, run_rank
 from llmrank.errors import LLMRankError, is_out_of_memory
 from llmrank.models.demo_models import DEMO_NAME
 from llmrank.pipeline.report import environment
@@ -162,6 +163,8 @@ def parser() -> argparse.ArgumentParser:
 
     add_demo_options(add("demo", run_demo, f"prune {DEMO_NAME} and compare it with the dense model"))
     add_prune_options(add("prune", run_prune, "prune a model and write a checkpoint"))
+    add_rank_options(add("rank", run_rank, "calibrate and rank a model once, to prune it by any amount later"))
+    add_apply_options(add("apply", run_apply, "prune a model by a ranking or by masks"))
     add_inspect_options(add("inspect", run_inspect, "show the graph of a model and the scores of its neurons"))
     add_evaluate_options(
         add("evaluate", run_evaluate, "measure how good a model is, pruned or not, and how close it is to another")

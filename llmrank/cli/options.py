@@ -73,10 +73,11 @@ def add_model_options(group: Any) -> None:
     )
 
 
-def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True) -> Any:
+def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True, calibrates: bool = True) -> Any:
     """Add the options of a pipeline; return the group of calibration and evaluation, for further options.
 
-    With ``prunes=False`` the options of repair, unit of the amount, steps and form are left out.
+    With ``prunes=False`` the options of repair, unit of the amount, steps and form are left out, and with ``calibrates=False``
+    those of the calibration text.
     """
     method = command.add_argument_group(
         "method",
@@ -127,11 +128,17 @@ def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True)
         )
     else:
         command.set_defaults(repair="none", amount_of=None, steps=1, form="compact")
-    return _add_text_options(command)
-
-
-def _add_text_options(command: argparse.ArgumentParser) -> Any:
     data = command.add_argument_group("calibration and evaluation")
+    if calibrates:
+        _add_text_options(data)
+    data.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
+    data.add_argument(
+        "--seed", type=int, default=0, help="seed of torch, and of the text that the model writes (%(default)s)"
+    )
+    return data
+
+
+def _add_text_options(data: Any) -> None:
     data.add_argument(
         "--calibration",
         type=lambda value: text_source(value, "calibration"),
@@ -141,11 +148,6 @@ def _add_text_options(command: argparse.ArgumentParser) -> Any:
     )
     data.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="calibration sequences (%(default)s)")
     data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
-    data.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
-    data.add_argument(
-        "--seed", type=int, default=0, help="seed of torch, and of the text that the model writes (%(default)s)"
-    )
-    return data
 
 
 def _amount(text: str) -> float | int:
@@ -199,7 +201,8 @@ def check_method(options: argparse.Namespace) -> BaseScorer:
     check_options(None, scorer, pruner, form, align, make_repair(options.repair), options.steps)
     parse_targets(options.targets)
     check_device_and_dtype(options)
-    check_text(options.calibration)
+    if not isinstance(options.calibration, CalibrationText):
+        check_text(options.calibration)
     evaluation = getattr(options, "evaluate", None)
     if evaluation is not None and evaluation is not True:
         check_text(evaluation, "evaluation")
@@ -233,9 +236,7 @@ def make_pipeline(
         repair=make_repair(options.repair),
         targets=options.targets,
         steps=options.steps,
-        calibration=CalibrationText(
-            options.calibration, options.samples, options.sequence_length, options.batch_size, options.seed
-        ),
+        calibration=_calibration(options),
         form=form,
         align=align,
         evaluation=evaluation,
@@ -243,6 +244,14 @@ def make_pipeline(
         undoable=undoable,
         work_directory=work,
         resume=work is not None and options.resume,
+    )
+
+
+def _calibration(options: argparse.Namespace) -> CalibrationText:
+    if isinstance(options.calibration, CalibrationText):
+        return options.calibration
+    return CalibrationText(
+        options.calibration, options.samples, options.sequence_length, options.batch_size, options.seed
     )
 
 

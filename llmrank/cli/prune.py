@@ -38,7 +38,7 @@ from llmrank.surgery.files import check_output
 from llmrank.surgery.model_card import loading_code
 from llmrank.surgery.widths import WIDTHS_KEY
 
-__all__ = ["add_demo_options", "add_prune_options", "run_demo", "run_prune"]
+__all__ = ["add_demo_options", "add_evaluation", "add_prune_options", "run_demo", "run_prune"]
 
 # Without --evaluate, the pruned model is run on this many sequences of at most this length, to see whether it has collapsed.
 CHECK_SAMPLES = 2
@@ -64,7 +64,12 @@ def add_prune_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
     add_model_options(group)
     add_low_memory_options(group)
-    add_method_options(command).add_argument(
+    add_evaluation(add_method_options(command))
+
+
+def add_evaluation(group: Any) -> None:
+    """Add the option for the evaluation text."""
+    group.add_argument(
         "--evaluate",
         nargs="?",
         const=True,

@@ -18,6 +18,7 @@ from llmrank.calibration.text import TokenSequences, shared_passages
 from llmrank.errors import OptionError
 from llmrank.evaluation.perplexity import Perplexity, model_size, perplexity, unigram_perplexity
 from llmrank.models import FFNs
+from llmrank.pipeline.options import RankedText
 from llmrank.pipeline.report import (
     Evaluation,
     Report,
@@ -122,7 +123,7 @@ class BasePipeline(PipelineStages):
             evaluation, texts = self.evaluate()
         with self._timed("calibrate"):
             sequences, held_out = self.calibration_texts()
-            self._open_work_directory(sequences, held_out)
+            self.open_work_directory(sequences, held_out)
         self.masks, self.repaired = self.select(ffns, sequences, held_out)
         report = self._report(ffns, self.masks, sequences, held_out)
         if not self.undoable:
@@ -192,15 +193,13 @@ class BasePipeline(PipelineStages):
             seconds_before = dict(self._seconds)
             with temporarily_masked(self.model, ffns, present):
                 # A repair runs the model block by block, so these passes record how the model calls its blocks.
-                by_block = self.work is not None
-                with (
-                    self._timed("calibrate"),
-                    recording(self.model, ffns if first and self.repair and not by_block else FFNs()) as seen,
-                ):
+                runs_whole = self.work is None and not isinstance(self.calibration, RankedText)
+                recorded = ffns if first and self.repair and runs_whole else FFNs()
+                with self._timed("calibrate"), recording(self.model, recorded) as seen:
                     statistics = self.calibrate(ffns, sequences)
                     if seen.blocks and held_out is not None:
                         run_sequences(self.model, ffns, held_out.batches(self.calibration.batch_size))
-                if by_block and self.repair is not None:
+                if not runs_whole and self.repair is not None:
                     texts = sequences.parts if held_out is None else (sequences, held_out)
                     batches = [b for text in filter(None, texts) for b in text.batches(self.calibration.batch_size)]
                     seen = record_without_running(self.model, ffns, batches)
@@ -253,7 +252,7 @@ class BasePipeline(PipelineStages):
         self.application = None
         return self.model
 
-    def _open_work_directory(self, sequences: TokenSequences, held_out: TokenSequences | None) -> None:
+    def open_work_directory(self, sequences: TokenSequences, held_out: TokenSequences | None) -> None:
         """Make or resume the work directory, if there is to be one, for this model, these texts and these settings."""
         if self.work_directory is None:
             return

@@ -6,20 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llmrank.calibration.blocks.work_directory import weights_digest
 from llmrank.calibration.forward import Progress, fitting_length
+from llmrank.calibration.statistics import FFNStatistics
 from llmrank.calibration.text import TokenSequences, n_held_out, tokenise
 from llmrank.calibration.text.sequences import Request
 from llmrank.calibration.text.sources import find_source, make_sequences
 from llmrank.errors import OptionError
+from llmrank.models import FFNs
 from llmrank.models.costs import unit_name
 from llmrank.prune import BasePruner
 from llmrank.prune.schedule import check_steps
 from llmrank.score import BaseScorer
+from llmrank.score.ranking import Ranking
 from llmrank.surgery.forms import FORMS, Form
 from llmrank.surgery.repair import BaseRepair
 from llmrank.surgery.widths import ALIGNMENTS, Align
 
-__all__ = ["DEFAULT_LENGTH", "DEFAULT_SAMPLES", "CalibrationText", "EvaluationText", "check_options"]
+__all__ = ["DEFAULT_LENGTH", "DEFAULT_SAMPLES", "CalibrationText", "EvaluationText", "RankedText", "check_options"]
 
 DEFAULT_SAMPLES = 16
 DEFAULT_LENGTH = 1024
@@ -97,6 +101,67 @@ class CalibrationText:
         if further and held_out is None and len(sequences) > 1:
             sequences = replace(sequences, held_out=n_held_out(len(sequences)))
         return sequences, held_out
+
+    def statistics(self, model: Any, ffns: FFNs) -> tuple[FFNStatistics, ...] | None:  # noqa: ARG002 -- for RankedText
+        """Return the statistics of a model's FFNs on this text if they are known, else None."""
+        return None
+
+
+@dataclass(frozen=True)
+class RankedText(CalibrationText):
+    """The text of a ranking, with its statistics, so that the model need not run on it again.
+
+    Parameters
+    ----------
+    ranking : Ranking
+    batch_size : int
+        Number of sequences in a forward pass of a repair.
+    """
+
+    ranking: Ranking | None = None
+
+    @classmethod
+    def of_ranking(cls, ranking: Ranking, batch_size: int = 1) -> RankedText:
+        """Make the settings of a ranking's text."""
+        sequences = ranking.sequences
+        return cls(None, len(sequences), sequences.length, batch_size, ranking=ranking)
+
+    def for_model(self, model: Any) -> RankedText:  # noqa: ARG002 -- the text is known
+        """Return these settings."""
+        return self
+
+    def sequences(
+        self,
+        model: Any,  # noqa: ARG002 -- the text is known
+        tokenizer: Any,  # noqa: ARG002
+        *,
+        hold_out: bool,
+        progress: Progress | None = None,  # noqa: ARG002
+    ) -> tuple[TokenSequences, TokenSequences | None]:
+        """See :meth:`CalibrationText.sequences`."""
+        ranking = self._ranking()
+        return ranking.sequences, ranking.held_out if hold_out else None
+
+    def statistics(self, model: Any, ffns: FFNs) -> tuple[FFNStatistics, ...]:
+        """Return the statistics of the ranking.
+
+        Raises
+        ------
+        OptionError
+            The ranking is of another model, or of other FFNs.
+        """
+        ranking = self._ranking()
+        if ranking.settings["weights"] != weights_digest(model) or ranking.settings["layers"] != ffns.sizes:
+            raise OptionError(
+                f"the ranking is of {ranking.settings['model']}, and this {type(model).__name__} has other weights; give the "
+                "model that was ranked, in the same dtype"
+            )
+        return ranking.statistics
+
+    def _ranking(self) -> Ranking:
+        if self.ranking is None:
+            raise OptionError("a RankedText needs a ranking; make it with RankedText.of_ranking")
+        return self.ranking
 
 
 @dataclass(frozen=True)

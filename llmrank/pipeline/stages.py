@@ -23,7 +23,7 @@ from llmrank.models import FFNs, explicit_ffns, find_ffns
 from llmrank.models.checks import check_expert_biases
 from llmrank.models.costs import ModelCosts
 from llmrank.models.loading import parse_device
-from llmrank.pipeline.options import CalibrationText, EvaluationText, check_options
+from llmrank.pipeline.options import CalibrationText, EvaluationText, RankedText, check_options
 from llmrank.pipeline.report import Report, token_warning
 from llmrank.pipeline.sensitivity import layer_sensitivities
 from llmrank.pipeline.validation import Validation, repair_where_it_helps
@@ -79,6 +79,10 @@ class PipelineStages:
         self.pruner = pruner if pruner is not None else LocalPruner()
         self.device = None if device is None else parse_device(device)
         self.calibration = CalibrationText.of(calibration).for_model(model)
+        if isinstance(self.calibration, RankedText) and steps != 1:
+            raise OptionError(
+                "a ranking is of the whole model, so it prunes in one step; leave steps out, or calibrate on text"
+            )
         self.form: Form = form if form is not None else ("zero" if structure_dict is not None else "compact")
         self.align: Align = align
         self.repair = repair
@@ -172,6 +176,9 @@ class PipelineStages:
 
     def calibrate(self, ffns: FFNs, sequences: TokenSequences) -> tuple[FFNStatistics, ...]:
         """Collect statistics of every layer of nodes."""
+        known = self.calibration.statistics(self.model, ffns)
+        if known is not None:
+            return known
         options = self.statistics_options(ffns)
         if self.work is not None:
             return collect_by_block(

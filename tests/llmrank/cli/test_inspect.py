@@ -11,7 +11,7 @@ import pytest
 
 import llmrank
 from graphs import load_graph, load_rank
-from llmrank.cli import inspect as cli_inspect
+from llmrank.cli.inspecting import command as cli_inspect
 from tests.llmrank import commands
 from tests.llmrank.commands import SHORT
 from tests.llmrank.tiny_mixtures import tiny_mixture

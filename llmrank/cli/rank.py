@@ -1,0 +1,126 @@
+"""``llmrank rank`` and ``llmrank apply``: calibrate once, and prune by any amount later."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+from rich.console import Console
+
+from llmrank.calibration.blocks.work_directory import WorkDirectory, weights_digest
+from llmrank.cli.low_memory import SHARD_BYTES, add_low_memory_options, check_low_memory, work_directory
+from llmrank.cli.options import add_method_options, add_model_options, check_method, directory, load, make_pipeline
+from llmrank.cli.prune import add_evaluation, run_prune
+from llmrank.errors import OptionError
+from llmrank.models import find_ffns
+from llmrank.pipeline.options import RankedText
+from llmrank.pipeline.report import model_source
+from llmrank.prune.masks import Masks
+from llmrank.score.ranking import SETTINGS, Ranking
+from llmrank.surgery import checkpoint
+from llmrank.surgery.apply import apply_masks
+from llmrank.surgery.files import atomic_directory, check_output
+
+__all__ = ["add_apply_options", "add_rank_options", "run_apply", "run_rank"]
+
+OF_RANKING = "that of the ranking"
+
+
+def add_rank_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``llmrank rank``."""
+    command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
+    group = command.add_argument_group("model and output")
+    group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
+    add_model_options(group)
+    add_low_memory_options(group)
+    add_method_options(command, prunes=False)
+
+
+def add_apply_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``llmrank apply``."""
+    command.add_argument(
+        "ranking", metavar="RANKING", type=Path, help="a directory that llmrank rank has written, or masks.safetensors"
+    )
+    command.add_argument("model", metavar="MODEL", help="the model that was ranked")
+    group = command.add_argument_group("model and output")
+    group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
+    add_model_options(group)
+    add_low_memory_options(group)
+    add_evaluation(add_method_options(command, calibrates=False))
+    command.set_defaults(
+        repair="none", scorer=OF_RANKING, pipeline=OF_RANKING, calibration=None, samples=None, sequence_length=None
+    )
+
+
+def run_rank(options: argparse.Namespace, console: Console) -> int:
+    """Run ``llmrank rank``; return the exit status."""
+    check_output(options.output)
+    check_method(options)
+    check_low_memory(options)
+    loaded = load(options)
+    work = work_directory(options, loaded.model, console)
+    pipeline = make_pipeline(options, loaded, evaluation=None, undoable=False, work=work)
+    ffns, _ = pipeline.prepare()
+    sequences, held_out = pipeline.calibration.sequences(
+        loaded.model, loaded.tokenizer, hold_out=True, progress=options.progress
+    )
+    pipeline.open_work_directory(sequences, held_out)
+    statistics = pipeline.calibrate(ffns, sequences)
+    graphs = pipeline.build_graphs(ffns, statistics)
+    ranks = pipeline.rank_graphs(graphs)
+    settings = {
+        "model": model_source(loaded.model),
+        "weights": weights_digest(loaded.model),
+        "layers": ffns.sizes,
+        "pipeline": options.pipeline,
+        "scorer": options.scorer,
+        "calibration": sequences.provenance(),
+    }
+    scores = {k: v for graph, rank in zip(graphs, ranks, strict=True) for k, v in graph.importance(rank).items()}
+    with atomic_directory(options.output) as partial:
+        Ranking(statistics, sequences, held_out, settings, scores).save(partial)
+    if pipeline.work is not None:
+        pipeline.work.remove()
+    console.print(
+        f"Wrote {options.output}: the scores of {sum(ffns.sizes.values()):,} neurons in {len(ffns.sizes)} layers, and the "
+        f"statistics of {sequences.n_tokens:,} tokens.\n"
+        f"Prune with llmrank apply {options.output} {options.model} --amount 0.3 --output pruned",
+        markup=False,
+        highlight=False,
+    )
+    return 0
+
+
+def run_apply(options: argparse.Namespace, console: Console) -> int:
+    """Run ``llmrank apply``; return the exit status."""
+    check_output(options.output)
+    if options.ranking.is_file():
+        return _apply_masks(options, console)
+    if not (options.ranking / SETTINGS).is_file():
+        raise OptionError(
+            f"{options.ranking} holds no ranking; expected a directory that llmrank rank has written, or masks.safetensors"
+        )
+    ranking = Ranking.load(options.ranking)
+    for name in ("scorer", "pipeline"):
+        if getattr(options, name) == OF_RANKING:
+            setattr(options, name, ranking.settings[name])
+    options.calibration = RankedText.of_ranking(ranking, options.batch_size)
+    return run_prune(options, console)
+
+
+def _apply_masks(options: argparse.Namespace, console: Console) -> int:
+    """Remove what masks do not keep, without a ranking."""
+    masks = Masks.load(options.ranking)
+    check_low_memory(options)
+    loaded = load(options)
+    work = work_directory(options, loaded.model, console)
+    digest = hashlib.sha256(options.ranking.read_bytes()).hexdigest()
+    files = None if work is None else WorkDirectory(work, {"masks": digest}, resume=options.resume)
+    keep, shard_bytes = (None, None) if files is None else (files.keep, SHARD_BYTES)
+    apply_masks(loaded.model, find_ffns(loaded.model), masks, "compact", undoable=False, keep=keep)
+    checkpoint.save(options.output, loaded.model, loaded.tokenizer, masks, shard_bytes=shard_bytes)
+    if files is not None:
+        files.remove()
+    console.print(f"Wrote {options.output}: the checkpoint and masks.safetensors.", markup=False)
+    return 0

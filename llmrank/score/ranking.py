@@ -1,0 +1,101 @@
+"""A ranking in a directory: what it takes to prune a model again, by any amount, without calibration."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graphs import GraphError
+from graphs.io.files import read_tensors, write_tensors
+from llmrank.calibration.statistics import FFNStatistics
+from llmrank.calibration.statistics_file import read_statistics, write_statistics
+from llmrank.calibration.text import TokenSequences
+from llmrank.errors import OptionError
+
+__all__ = ["Ranking"]
+
+SETTINGS, STATISTICS, TOKENS, SCORES = (
+    "ranking.json",
+    "statistics.safetensors",
+    "tokens.safetensors",
+    "scores.safetensors",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The calibration of a model, and the scores of its neurons.
+
+    Attributes
+    ----------
+    statistics : tuple of FFNStatistics
+        In the order of the model's FFNs.
+    sequences : TokenSequences
+        The sequences that they were collected on.
+    held_out : TokenSequences or None
+        The sequences held out from a repair.
+    settings : mapping
+        The model, a digest of its weights (:func:`llmrank.calibration.blocks.work_directory.weights_digest`), its layers, and
+        the pipeline and scorer of the scores, in values that JSON can hold.
+    scores : mapping from str to (n,) float64 tensor
+        The importance of every neuron, by the name of its layer; for readers, pruning ranks again.
+    """
+
+    statistics: tuple[FFNStatistics, ...]
+    sequences: TokenSequences
+    held_out: TokenSequences | None
+    settings: Mapping[str, Any]
+    scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the ranking into a directory that exists.
+
+        Raises
+        ------
+        OSError
+            The disk is full, or the system refuses.
+        """
+        place = Path(directory)
+        write_statistics(place / STATISTICS, self.statistics)
+        tokens = {"ids": self.sequences.ids, "mask": self.sequences.mask}
+        about = {"source": self.sequences.source, "held_out": self.sequences.held_out}
+        if self.held_out is not None:
+            tokens |= {"held_out_ids": self.held_out.ids, "held_out_mask": self.held_out.mask}
+            about["held_out_source"] = self.held_out.source
+        write_tensors(place / TOKENS, {name: tensor.numpy() for name, tensor in tokens.items()}, about, "tokens")
+        write_tensors(place / SCORES, {name: tensor.numpy() for name, tensor in self.scores.items()}, {}, "scores")
+        text = json.dumps(self.settings, indent=2, allow_nan=False) + "\n"
+        (place / SETTINGS).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> Ranking:
+        """Read what :meth:`save` has written.
+
+        Raises
+        ------
+        OptionError
+            The directory holds no ranking, or a damaged one.
+        """
+        place = Path(directory)
+        try:
+            settings = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
+            statistics = read_statistics(place / STATISTICS)
+            about, tokens = read_tensors(place / TOKENS, "tokens")
+            _, scores = read_tensors(place / SCORES, "scores")
+        except (OSError, ValueError, GraphError) as error:
+            raise OptionError(
+                f"{place} holds no complete ranking ({error}); expected a directory that llmrank rank has written"
+            ) from error
+        tensors = {name: torch.from_numpy(array) for name, array in tokens.items()}
+        sequences = TokenSequences.of(tensors["ids"], tensors["mask"], about["source"])
+        held_out = None
+        if "held_out_ids" in tensors:
+            held_out = TokenSequences.of(tensors["held_out_ids"], tensors["held_out_mask"], about["held_out_source"])
+        found = {name: torch.from_numpy(array) for name, array in scores.items()}
+        return cls(statistics, replace(sequences, held_out=about["held_out"]), held_out, settings, found)

@@ -1,0 +1,150 @@
+"""``llmrank rank`` and ``llmrank apply``: the result is that of ``llmrank prune``; and runs with little memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llmrank import Masks
+from llmrank.calibration.collect import collect_statistics
+from llmrank.calibration.statistics_file import read_statistics, write_statistics
+from llmrank.calibration.text import tokenise
+from llmrank.cli import low_memory
+from llmrank.errors import OptionError
+from llmrank.models import find_ffns
+from llmrank.score.ranking import Ranking
+from tests.llmrank.commands import SHORT, refused, run
+from tests.llmrank.tiny_mixtures import tiny_mixture
+from tests.llmrank.tiny_models import token_ids
+
+pytestmark = pytest.mark.usefixtures("transformers_log_as_it_was")
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return {k: v for path in directory.glob("model*.safetensors") for k, v in load_file(path).items()}
+
+
+def assert_same(one: Path, other: Path) -> None:
+    found, expected = weights(one), weights(other)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert Masks.load(one / "masks.safetensors") == Masks.load(other / "masks.safetensors")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("--amount", 0.4),
+        ("--amount", 0.3, "--pruner", "global"),
+        ("--amount", 0.3, "--repair", "lstsq"),
+        ("--amount", 0.3, "--pruner", "sensitivity", "--amount-of", "parameters"),
+    ],
+    ids=str,
+)
+def test_a_ranking_prunes_as_prune_does(
+    checkpoint: Path, corpus: Path, tmp_path: Path, method: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ("--scorer", "wpr:gamma=0.9", "--pipeline", "chained", "--calibration", corpus, *SHORT)
+    assert run("rank", checkpoint, "--output", tmp_path / "scores", *common) == 0
+    repair = () if "--repair" in method else ("--repair", "none")
+    assert run("prune", checkpoint, "--output", tmp_path / "pruned", *common, *method, *repair) == 0
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was calibrated again")
+
+    monkeypatch.setattr("llmrank.pipeline.stages.collect_statistics", fail)
+    assert run("apply", tmp_path / "scores", checkpoint, "--output", tmp_path / "applied", *method) == 0
+    assert_same(tmp_path / "applied", tmp_path / "pruned")
+    report = json.loads((tmp_path / "applied" / "report.json").read_text(encoding="utf-8"))
+    assert report["method"]["scorer"]["gamma"] == 0.9
+    assert report["calibration"]["sequences"] == 2
+    masks = tmp_path / "pruned" / "masks.safetensors"
+    if "--repair" not in method:
+        assert run("apply", masks, checkpoint, "--output", tmp_path / "by-masks") == 0
+        assert_same(tmp_path / "by-masks", tmp_path / "pruned")
+
+
+def test_with_little_memory_the_commands_write_the_same(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    common = ("--calibration", corpus, *SHORT)
+    assert run("prune", checkpoint, "--output", tmp_path / "plain", *common) == 0
+    assert run("prune", checkpoint, "--output", tmp_path / "low", *common, "--low-memory") == 0
+    assert_same(tmp_path / "low", tmp_path / "plain")
+    assert run("rank", checkpoint, "--output", tmp_path / "scores", *common, "--low-memory") == 0
+    arguments = ("apply", tmp_path / "scores", checkpoint, "--repair", "lstsq", "--low-memory")
+    assert run(*arguments, "--output", tmp_path / "applied") == 0
+    assert_same(tmp_path / "applied", tmp_path / "plain")
+    masks = tmp_path / "plain" / "masks.safetensors"
+    assert run("apply", masks, checkpoint, "--output", tmp_path / "masked", "--low-memory") == 0
+    assert Masks.load(tmp_path / "masked" / "masks.safetensors") == Masks.load(masks)
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_a_model_that_does_not_fit_is_pruned_block_by_block(
+    checkpoint: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free = type("Free", (), {"available": 1000})
+    monkeypatch.setattr(low_memory.psutil, "virtual_memory", lambda: free)
+    assert run("prune", checkpoint, "--output", tmp_path / "out", "--calibration", corpus, *SHORT) == 0
+    assert "GB of memory are free: it is pruned block by block, as with --low-memory" in capsys.readouterr().out
+
+
+def test_a_killed_run_is_resumed_by_its_name(
+    checkpoint: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("prune", checkpoint, "--output", tmp_path / "out", "--calibration", corpus, *SHORT)
+    assert "there is no unfinished run" in refused(capsys, *arguments, "--resume")
+    with monkeypatch.context() as killing:
+
+        def stop(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        killing.setattr("llmrank.pipeline.base_pipeline.apply_masks", stop)
+        assert run(*arguments, "--low-memory") == 130
+    capsys.readouterr()
+    assert "has not finished; go on with it (--resume)" in refused(capsys, *arguments, "--low-memory")
+    assert run(*arguments, "--resume") == 0
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_rankings_that_do_not_fit_are_refused(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores, pruned = tmp_path / "scores", tmp_path / "pruned"
+    assert run("rank", checkpoint, "--output", scores, "--calibration", corpus, *SHORT) == 0
+    assert run("apply", scores, checkpoint, "--output", pruned) == 0
+    capsys.readouterr()
+    output = ("--output", tmp_path / "out")
+    assert run("apply", scores, pruned, *output) == 2
+    assert "has other weights; give the model that was ranked" in " ".join(capsys.readouterr().err.split())
+    assert "holds no ranking" in refused(capsys, "apply", pruned, checkpoint, *output)
+    assert "is not a mask file" in refused(capsys, "apply", scores / "scores.safetensors", checkpoint, *output)
+    (scores / "statistics.safetensors").write_bytes(b"damaged")
+    assert "holds no complete ranking" in refused(capsys, "apply", scores, checkpoint, *output)
+    with pytest.raises(OptionError, match="no complete ranking"):
+        Ranking.load(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_statistics_of_mixtures_are_read_as_they_were_written(tmp_path: Path) -> None:
+    model = tiny_mixture("qwen2_moe")
+    ffns = find_ffns(model)
+    statistics = collect_statistics(model, ffns, tokenise(token_ids(4, 12), None, 4, 12), skips=True)
+    write_statistics(tmp_path / "file", statistics)
+    found = read_statistics(tmp_path / "file")
+    for one, other in zip(found, statistics, strict=True):
+        assert one.skip == other.skip
+        assert (one.routing is None) == (other.routing is None)
+        if one.routing is not None and other.routing is not None:
+            assert (one.routing.count, one.routing.weight) == (other.routing.count, other.routing.weight)
+            assert torch.equal(one.routing.weighted_norm, other.routing.weighted_norm)
+        for layer, expected in zip(one.layers, other.layers, strict=True):
+            assert layer.count == expected.count
+            for name in ("norm", "mean", "variance", "read_norm"):
+                assert torch.equal(getattr(layer, name), getattr(expected, name))
+    mixtures = [entry.mixture for entry in found if entry.mixture is not None]
+    assert len({id(mixture) for mixture in mixtures}) == 2
