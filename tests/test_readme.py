@@ -16,7 +16,8 @@ import torch
 import llmrank
 from llmrank.cli import parser
 from llmrank.cli.options import make_scorer_and_pruner
-from llmrank.pipeline.registry import PIPELINES, PRUNERS, REPAIRS, SCORERS, make_repair
+from llmrank.cli.rank import OF_RANKING
+from llmrank.pipeline.registry import DEFAULTS, PIPELINES, PRUNERS, REPAIRS, SCORERS, make_repair
 from llmrank.prune import LayerRecord
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import LLAMA, text, tiny_llama, tokenizer
@@ -108,6 +109,8 @@ def test_commands_parse(page: Path) -> None:
         options = parser().parse_args(shlex.split(command, comments=True)[1:])
         assert callable(options.run), command
         if hasattr(options, "scorer"):
+            if options.scorer == OF_RANKING:  # what the ranking names was checked when it was made
+                options.scorer, options.pipeline = DEFAULTS["scorer"], DEFAULTS["pipeline"]
             make_scorer_and_pruner(options)
             PIPELINES.options(options.pipeline)
             make_repair(options.repair)

@@ -13,10 +13,7 @@ from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
 from llmrank.errors import OptionError
 
-__all__ = ["SHARD_BYTES", "add_low_memory_options", "check_low_memory", "work_directory"]
-
-# A file of weights is this large at most, because it is in memory while it is written.
-SHARD_BYTES = 10**9
+__all__ = ["add_low_memory_options", "check_low_memory", "work_directory"]
 
 
 def add_low_memory_options(group: Any) -> None:

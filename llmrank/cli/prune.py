@@ -10,13 +10,14 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from llmrank.calibration.blocks.work_directory import SHARD_BYTES
 from llmrank.calibration.forward import fitting_length, progress_step
 from llmrank.calibration.logits import predicts_next_token
 from llmrank.calibration.text import tokenise
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
 from llmrank.cli import demo
-from llmrank.cli.low_memory import SHARD_BYTES, add_low_memory_options, check_low_memory, work_directory
+from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, work_directory
 from llmrank.cli.options import (
     add_method_options,
     add_model_options,

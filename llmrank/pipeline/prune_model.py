@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmrank.calibration.blocks.work_directory import SHARD_BYTES, WorkDirectory
 from llmrank.calibration.forward import Progress
 from llmrank.models.costs import Unit
 from llmrank.pipeline.base_pipeline import BasePipeline
@@ -40,12 +41,15 @@ class PrunedModel:
     report : Report
         The protocol and the outcome.
     tokenizer : transformers tokenizer or None
+    work : WorkDirectory or None
+        That of a run with little memory; :meth:`save` deletes it.
     """
 
     model: nn.Module
     masks: Masks
     report: Report
     tokenizer: Any = None
+    work: WorkDirectory | None = None
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write a checkpoint with masks and report.
@@ -65,7 +69,13 @@ class PrunedModel:
         CheckpointError
             See :func:`llmrank.save`.
         """
-        return checkpoint.save(directory, self.model, self.tokenizer, self.masks, self.report.to_dict())
+        shard_bytes = None if self.work is None else SHARD_BYTES
+        written = checkpoint.save(
+            directory, self.model, self.tokenizer, self.masks, self.report.to_dict(), shard_bytes=shard_bytes
+        )
+        if self.work is not None:
+            self.work.remove()
+        return written
 
 
 def prune_model(
@@ -88,6 +98,8 @@ def prune_model(
     form: Form = "compact",
     device: str | torch.device | None = None,
     progress: Progress | None = None,
+    work_directory: str | os.PathLike[str] | None = None,
+    resume: bool = False,
 ) -> PrunedModel:
     """Prune the FFNs of a model: calibrate, rank, choose neurons, remove them and repair the rest.
 
@@ -125,6 +137,11 @@ def prune_model(
         Where the model is moved to; by default it stays where it is.
     progress : callable, optional
         A function such as ``rich.progress.track``; by default no progress is shown.
+    work_directory : path-like, optional
+        Run block by block with little memory, and keep in this directory, which is made, what a block does not need. Load the
+        model on the CPU in the dtype of its checkpoint, so that its weights stay on disk. :meth:`PrunedModel.save` deletes it.
+    resume : bool
+        Go on with a run in the work directory that was ended, at the block where it was.
 
     Returns
     -------
@@ -165,9 +182,11 @@ def prune_model(
         evaluation=evaluation,
         progress=progress,
         undoable=False,
+        work_directory=work_directory,
+        resume=resume,
         **pipeline_options,
     )
     built_pipeline.run()
     if built_pipeline.masks is None or built_pipeline.report is None:
         raise RuntimeError("the pipeline ran without leaving masks and a report")
-    return PrunedModel(model, built_pipeline.masks, built_pipeline.report, tokenizer)
+    return PrunedModel(model, built_pipeline.masks, built_pipeline.report, tokenizer, built_pipeline.work)

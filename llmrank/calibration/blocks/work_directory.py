@@ -17,8 +17,10 @@ from graphs.io.files import replace_file
 from llmrank.calibration.blocks.states import file_tensor
 from llmrank.errors import OptionError
 
-__all__ = ["WorkDirectory", "weights_digest"]
+__all__ = ["SHARD_BYTES", "WorkDirectory", "weights_digest"]
 
+# A file of weights that is written with little memory is this large at most, because it may be in memory meanwhile.
+SHARD_BYTES = 10**9
 WEIGHT_BYTES = 64
 RUN_FILE, PROGRESS_FILE = "run.json", "progress.json"
 

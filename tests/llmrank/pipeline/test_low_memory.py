@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from llmrank import prune_model
 from llmrank.calibration.blocks.states import States
 from llmrank.errors import OptionError
 from llmrank.models import FAMILIES, Family
@@ -155,3 +156,16 @@ def test_models_that_do_not_run_block_by_block_are_refused(name: str, tmp_path: 
     family = next(family for family in FAMILIES if family.name == name)
     with pytest.raises(OptionError, match="cannot run block by block"):
         run(family_model(family), "isolated", tmp_path / "work")
+
+
+def test_prune_model_takes_a_work_directory_and_save_deletes_it(tmp_path: Path) -> None:
+    ids = token_ids(8, 24)
+    models = [tiny_llama(), tiny_llama()]
+    pruned = [
+        prune_model(model, calibration=ids, sequence_length=24, work_directory=work)
+        for model, work in zip(models, (None, tmp_path / "work"), strict=True)
+    ]
+    assert pruned[0].masks == pruned[1].masks
+    assert (tmp_path / "work").is_dir()
+    pruned[1].save(tmp_path / "pruned")
+    assert not (tmp_path / "work").exists()
