@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.provenance import write
 from benchmarks.quality import EARLIER, is_earlier
+from llmrank.evaluation.perplexity import Perplexity
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -22,6 +23,7 @@ PAGES = {
     "docs/results/experts.md": ("experts",),
 }
 AMOUNTS = (0.1, 0.2, 0.3, 0.5)
+SPELLED = {"mone": "MoNE", "ean": "EAN", "reap": "REAP"}
 # The end of valid, by which settings are chosen, is shown for this amount alone.
 CHOSEN_AT = 0.3
 
@@ -108,7 +110,13 @@ OUT_OF_DOMAIN = {
 }
 
 
-def gains(quality_results: dict[str, Any], compact: dict[str, Any], speed: dict[str, Any]) -> dict[str, str]:
+def gains(
+    quality_results: dict[str, Any],
+    compact: dict[str, Any],
+    speed: dict[str, Any],
+    across: dict[str, Any],
+    mixture: dict[str, Any],
+) -> dict[str, str]:
     """Return the table of the README: a row for each gain of a user, with errors where the results have them."""
     rows, lines = quality_results["rows"], []
     for label, ours, other, name in GAINS:
@@ -134,8 +142,43 @@ def gains(quality_results: dict[str, Any], compact: dict[str, Any], speed: dict[
         f"| time to build and rank the graph of 4 FFNs, {chain['edges'] / 1e6:.0f} M edges | {_total_seconds(own) * 1e3:.1f} ms "
         f"| {_total_seconds(peer) * 1e3:.0f} ms ({peer['name']}) |"
     )
+    lines[2:2] = other_models(across, mixture)
     head = f"| SmolLM2-135M-Instruct, {CHOSEN_AT:.0%} removed; dense perplexity {quality_results['dense']['test']:.2f} | llmrank "
     return {"gains": "\n".join([f"{head}| best other |", "| --- | ---: | ---: |", *lines])}
+
+
+def other_models(across: dict[str, Any], mixture: dict[str, Any]) -> list[str]:
+    """Return the rows of models that nothing was tuned on: the default as cut, and the best score of another method."""
+    gemma = across["models"]["gemma-3-270m"]
+    rows = [row for row in gemma["rows"] if row["amount"] == CHOSEN_AT and row["repair"] == "none"]
+    found = {(row["scorer"], row["budget"]): _perplexity(row) for row in rows}
+    name, best = min(((key, value) for key, value in found.items() if key[0] != "wpr"), key=lambda pair: pair[1])
+    experts = {
+        row["score"]: row["test"]["perplexity"]
+        for row in mixture["rows"].values()
+        if (row["target"], row["amount"], row["repair"]) == ("experts", 0.25, "none")
+    }
+    other = min(("mone", "ean", "reap", "frequency", "wanda-sp", "activation"), key=lambda score: experts[score])
+    whole = mixture["variants"]["mixture"]["test"]["perplexity"]
+    cells = (
+        (
+            f"Gemma 3 270M, dense {_perplexity(gemma['dense']):.2f}: perplexity, as cut",
+            found["wpr", "local"],
+            best,
+            name[0],
+        ),
+        (
+            f"a mixture made of SmolLM2, {whole:.2f}: perplexity without 25% of its experts",
+            experts["wpr"],
+            experts[other],
+            SPELLED.get(other, other),
+        ),
+    )
+    return [f"| {label} | {own:.2f} | {value:.2f} ({named}) |" for label, own, value, named in cells]
+
+
+def _perplexity(row: dict[str, Any]) -> float:
+    return Perplexity.of(row["losses"], row["counts"]).value
 
 
 def _divergence(row: dict[str, Any]) -> str:
@@ -242,10 +285,10 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 def current() -> dict[Path, tuple[str, str]]:
     """Return the text of every page as it is, and as it should be by the results."""
-    names = ("quality", "quality_240", "out_of_domain", "compact", "speed", "experts")
+    names = ("quality", "quality_240", "out_of_domain", "compact", "speed", "experts", "across")
     found = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names}
     tables = {
-        **gains(found["quality"], found["compact"], found["speed"]),
+        **gains(*(found[name] for name in ("quality", "compact", "speed", "across", "experts"))),
         **quality(found["quality"], found["quality_240"]),
         **domains(found["out_of_domain"]),
         **experts(found["experts"]),

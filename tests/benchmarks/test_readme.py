@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -40,12 +41,35 @@ def test_the_readme_compares_with_errors() -> None:
     rows = [timed("llmrank", 0.004), timed("wrong", 0.1), timed("scipy by hand", 0.2), timed("slow", 0.7)]
     rows += [timed("fast", 0.5), timed("fast", 0.1, target=1e-4)]
     chain = {"name": "chain", "edges": 7_000_000, "agreement": [{"name": "wrong", "verdict": "wrong"}], "rows": rows}
-    lines = readme.gains(quality, compact, {"cases": [chain]})["gains"].splitlines()
+
+    def losses(scorer: str, budget: str, value: float) -> dict[str, Any]:
+        about = {"scorer": scorer, "budget": budget, "amount": 0.3, "repair": "none"}
+        return {**about, "losses": [math.log(value) * 10], "counts": [10]}
+
+    rows = [losses("wpr", "local", 13.0), losses("wpr", "sensitivity", 12.0), losses("flap", "local", 14.0)]
+    across = {"models": {"gemma-3-270m": {"dense": losses("", "", 9.0), "rows": rows}}}
+    scores = {
+        "wpr": 30.0,
+        "mone": 32.0,
+        "ean": 31.0,
+        "reap": 33.0,
+        "frequency": 99.0,
+        "wanda-sp": 40.0,
+        "activation": 41.0,
+    }
+    known = {"target": "experts", "amount": 0.25, "repair": "none"}
+    mixture = {
+        "variants": {"mixture": {"test": {"perplexity": 20.0}}},
+        "rows": {name: {**known, "score": name, "test": {"perplexity": value}} for name, value in scores.items()},
+    }
+    lines = readme.gains(quality, compact, {"cases": [chain]}, across, mixture)["gains"].splitlines()
     assert lines == [
         "| SmolLM2-135M-Instruct, 30% removed; dense perplexity 10.00 | llmrank | best other |",
         "| --- | ---: | ---: |",
         f"| perplexity, {label} | 12.00 | 13.00 ({name}) |",
         f"| KL divergence from the dense model, {label} | 0.250 ± 0.013 | not measured ({name}) |",
+        "| Gemma 3 270M, dense 9.00: perplexity, as cut | 13.00 | 14.00 (flap) |",
+        "| a mixture made of SmolLM2, 20.00: perplexity without 25% of its experts | 30.00 | 31.00 (EAN) |",
         "| speed of the FFNs, width 1088 instead of 1536, 1024 tokens | 1.44 times the dense FFNs (1.30 to 1.50) | |",
         "| time to build and rank the graph of 4 FFNs, 7 M edges | 4.0 ms | 500 ms (fast) |",
     ]
