@@ -103,6 +103,10 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
         if pipeline.work is not None:
             pipeline.work.remove()  # to resume would end in the same error
         raise
+    except KeyboardInterrupt:
+        if pipeline.work is not None:
+            console.print("Interrupted. The same command with --resume goes on.", markup=False, highlight=False)
+        raise
     report = pipeline.report
     if report is None:
         raise RuntimeError("the pipeline ran without leaving a report")

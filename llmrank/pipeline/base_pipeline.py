@@ -256,6 +256,12 @@ class BasePipeline(PipelineStages):
         """Make or resume the work directory, if there is to be one, for this model, these texts and these settings."""
         if self.work_directory is None:
             return
+        devices = sorted({parameter.device.type for parameter in self.model.parameters()} - {"cpu"})
+        if devices:
+            raise OptionError(
+                f"a run with little memory computes on the CPU, and parts of the model are on {', '.join(devices)}; load it on "
+                "the CPU, or leave work_directory out"
+            )
         run = {
             "model": model_source(self.model),
             "weights": weights_digest(self.model),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TypeAlias
@@ -202,6 +204,17 @@ class Moments:
         return torch.cholesky_inverse(factor).diagonal().rsqrt()
 
 
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Compute float32 products in float32, even if the user lets torch round their factors (TF32, bfloat16)."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
 class _Sums:
     def __init__(self, size: int, device: torch.device) -> None:
         self.count = 0.0
@@ -224,9 +237,10 @@ class _Sums:
             self.count += float(factor.double().square().sum())
             self._total += (inputs * factor).sum(0)
         # The matrix is symmetric: only the lower triangle is computed, in bands of columns.
-        for start in range(0, inputs.shape[1], BAND):
-            band = slice(start, start + BAND)
-            self._lower[start:, band] += inputs[:, start:].T @ inputs[:, band]
+        with _full_precision():
+            for start in range(0, inputs.shape[1], BAND):
+                band = slice(start, start + BAND)
+                self._lower[start:, band] += inputs[:, start:].T @ inputs[:, band]
         if missing is not None:
             missing = missing.to(inputs) if factor is None else missing.to(inputs) * factor
             missing_float64 = missing.double()
@@ -237,7 +251,8 @@ class _Sums:
                     0.0,
                 )
             self._missing.total.add_((missing_float64 if factor is None else missing_float64 * factor).sum(0))
-            self._missing.cross.add_(inputs.T @ missing)
+            with _full_precision():
+                self._missing.cross.add_(inputs.T @ missing)
             square = float(project_outputs(missing_float64.T).square().sum())
             self._missing = replace(self._missing, square=self._missing.square + square)
 

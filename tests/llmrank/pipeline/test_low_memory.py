@@ -12,6 +12,7 @@ import torch
 
 from llmrank import prune_model
 from llmrank.calibration.blocks.states import States
+from llmrank.calibration.text import tokenise
 from llmrank.errors import OptionError
 from llmrank.models import FAMILIES, Family
 from llmrank.pipeline import CalibrationText, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
@@ -168,4 +169,12 @@ def test_prune_model_takes_a_work_directory_and_save_deletes_it(tmp_path: Path) 
     assert pruned[0].masks == pruned[1].masks
     assert (tmp_path / "work").is_dir()
     pruned[1].save(tmp_path / "pruned")
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_model_on_another_device_is_refused(tmp_path: Path) -> None:
+    pipeline = IsolatedFFNPipeline(tiny_llama(), None, undoable=False, work_directory=tmp_path / "work")
+    pipeline.model.to("meta")
+    with pytest.raises(OptionError, match="computes on the CPU, and parts of the model are on meta"):
+        pipeline.open_work_directory(tokenise(token_ids(2, 8), None, 2, 8), None)
     assert not (tmp_path / "work").exists()

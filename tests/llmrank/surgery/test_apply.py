@@ -489,3 +489,16 @@ def test_adapters_of_languages_are_not_touched(tmp_path: Path) -> None:
     save(tmp_path / "out", model)
     again = transformers.XmodForMaskedLM.from_pretrained(tmp_path / "out")
     assert torch.equal(logits(again, ids), logits(model, ids))
+
+
+@pytest.mark.parametrize("form", ["compact", "zero"])
+def test_a_protected_layer_is_not_copied(form: Any) -> None:
+    model = tiny_llama()
+    snapshot, ffns = Snapshot(model), find_ffns(model)
+    name, *others = ffns.sizes
+    masks = Masks({name: [True] * ffns.sizes[name]} | {n: [k % 2 == 0 for k in range(ffns.sizes[n])] for n in others})
+    kept = {key: p.data_ptr() for key, p in model.named_parameters() if key.startswith(name)}
+    applied = apply_masks(model, ffns, masks, form)
+    assert kept == {key: p.data_ptr() for key, p in model.named_parameters() if key.startswith(name)}
+    applied.undo()
+    snapshot.assert_restored()

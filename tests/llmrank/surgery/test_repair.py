@@ -573,3 +573,29 @@ def test_repairs_of_another_model_are_refused() -> None:
         with pytest.raises(MaskError, match=message):
             apply_masks(model, ffns, masks, repaired=repaired)
         before.assert_restored()
+
+
+def test_moments_are_exact_whatever_precision_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    Moments.of(torch.ones(3, 2), torch.ones(3, 2))
+    assert seen == ["highest", "medium", "highest", "medium"]
+
+
+def test_errors_of_many_outputs_are_estimated() -> None:
+    """The combinations keep a mean square, and the damping is as good as the best one to a per cent."""
+    x, weight, keep = data(5, 200, 12, 600)
+    inputs, matrix, kept = tensors(x, weight, keep)
+    fit, held_out = Moments.of(inputs[:150]), Moments.of(inputs[150:])
+    found = LeastSquaresRepair().solve(matrix, None, kept, fit, held_out)
+    assert found.weight is not None
+
+    def error(weight: torch.Tensor) -> float:
+        return float((inputs[150:] @ (matrix - weight).T).square().sum())
+
+    scale = float((inputs[150:] @ matrix.T).square().sum())
+    assert found.after == pytest.approx(error(found.weight) / scale, rel=0.2)
+    assert found.before == pytest.approx(error(torch.where(kept, matrix, 0.0)) / scale, rel=0.2)
+    trials = [LeastSquaresRepair(damping).solve(matrix, None, kept, fit, None).weight for damping in DAMPINGS[:-1]]
+    assert error(found.weight) <= 1.01 * min(error(trial) for trial in trials if trial is not None)
