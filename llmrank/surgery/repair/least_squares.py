@@ -109,7 +109,7 @@ class LeastSquaresRepair(BaseRepair):
         equations = _NormalEquations.of(weight, keep, fit, centre)
         if self.damping == "auto" and held_out is not None:
             damping = equations.best_damping(
-                _NormalEquations.of(weight, keep, held_out, centre, scale=equations.scale, projected=True)
+                _NormalEquations.of(weight, keep, held_out, centre, scale=equations.scale, projected=True).to_float32()
             )
         else:
             damping = CAUTIOUS_DAMPING if self.damping == "auto" else float(self.damping)
@@ -138,6 +138,11 @@ class _NormalEquations:
         self.gram = gram.mul_(scale[:, None]).mul_(scale)
         self.right = right.mul_(scale[:, None])
 
+    def to_float32(self) -> _NormalEquations:
+        """Convert the equations to float32, and return them; a float64 matrix of a wide layer takes a gigabyte."""
+        self.gram, self.right = self.gram.float(), self.right.float()
+        return self
+
     @classmethod
     def of(
         cls,
@@ -162,7 +167,7 @@ class _NormalEquations:
         """Return the change of the kept columns, (out, kept), by Cholesky factorisation; this overwrites the equations."""
         if math.isinf(damping):
             return torch.zeros_like(self.right.T)
-        solved = _solve(self.gram, damping, self.right)
+        solved = _solve(self.gram, self.right, damping)
         if solved is None:
             values, vectors = torch.linalg.eigh(self.gram)
             solved = vectors @ (_inverse(values, damping)[:, None] * (vectors.T @ self.right))
@@ -178,18 +183,18 @@ class _NormalEquations:
         Parameters
         ----------
         held_out : _NormalEquations
-            Those of the held-out tokens, with the same scale, for the combinations of :func:`project_outputs`.
+            Those of the held-out tokens in float32, with the same scale, for the combinations of :func:`project_outputs`.
         """
-        exact = (self.gram, project_outputs(self.right.T).T, held_out.gram, held_out.right)
-        single = tuple(matrix.float() for matrix in exact)
+        exact = (self.gram, project_outputs(self.right.T).T)
+        single = (self.gram.float(), exact[1].float())
         errors = {math.inf: 0.0}
 
         def try_damping(damping: float) -> None:
-            gram, right, held_out_gram, held_out_right = single if damping >= SINGLE_PRECISION else exact
-            solved = None if damping in errors else _solve(gram, damping, right)
+            solved = None if damping in errors else _solve(*(single if damping >= SINGLE_PRECISION else exact), damping)
             if solved is not None:
+                solved = solved.float()
                 # Up to the error as cut.
-                errors[damping] = float((solved * (held_out_gram @ solved - 2.0 * held_out_right)).sum())
+                errors[damping] = float((solved * (held_out.gram @ solved - 2.0 * held_out.right)).double().sum())
 
         last = len(FINITE_DAMPINGS) - 1
         centre, step = FINITE_DAMPINGS.index(1.0), 8
@@ -206,7 +211,7 @@ class _NormalEquations:
         return min(errors, key=lambda damping: errors[damping])
 
 
-def _solve(gram: torch.Tensor, damping: float, right: torch.Tensor) -> torch.Tensor | None:
+def _solve(gram: torch.Tensor, right: torch.Tensor, damping: float) -> torch.Tensor | None:
     """Solve ``(gram + damping I) x = right``, (kept, n); None if the damped matrix has no Cholesky factor."""
     damped = gram.clone()
     damped.diagonal().add_(damping)
