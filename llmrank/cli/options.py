@@ -66,6 +66,17 @@ def add_model_options(group: Any) -> None:
     """Add the options that say how a model is loaded and where it computes."""
     group.add_argument("--device", help="cpu, cuda, cuda:N (cpu)")
     group.add_argument("--dtype", help=f"auto, {', '.join(DTYPES)} (auto: that of the checkpoint)")
+    group.add_argument("--revision", help="branch, tag or commit of a model on the hub")
+    group.add_argument(
+        "--device-map", help="place the model over several devices: auto, balanced, sequential (accelerate)"
+    )
+    group.add_argument(
+        "--max-memory",
+        type=_max_memory,
+        metavar="DEVICE=SIZE,...",
+        help="most memory that --device-map takes, such as 0=20GiB,1=20GiB,cpu=60GiB",
+    )
+    group.add_argument("--offload-folder", type=Path, help="directory for what --device-map puts on disk")
     group.add_argument(
         "--trust-remote-code",
         action="store_true",
@@ -148,6 +159,25 @@ def _add_text_options(data: Any) -> None:
     )
     data.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="calibration sequences (%(default)s)")
     data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
+
+
+def _max_memory(text: str) -> dict[int | str, str]:
+    """Convert ``0=20GiB,cpu=60GiB`` to what accelerate reads."""
+    pairs = [entry.partition("=") for entry in text.split(",")]
+    if not all(device and size for device, _, size in pairs):
+        raise argparse.ArgumentTypeError(f"expected DEVICE=SIZE,DEVICE=SIZE such as 0=20GiB,cpu=60GiB, got {text!r}")
+    return {int(device) if device.isdigit() else device: size for device, _, size in pairs}
+
+
+def _placement(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Return where the options place the model, or None."""
+    names = ("device_map", "max_memory", "offload_folder")
+    given = {name: getattr(options, name, None) for name in names}
+    if given["device_map"] is None and any(value is not None for value in given.values()):
+        raise OptionError(
+            "--max-memory and --offload-folder belong to --device-map; add --device-map auto, or leave them out"
+        )
+    return {name: value for name, value in given.items() if value is not None} or None
 
 
 def _amount(text: str) -> float | int:
@@ -271,4 +301,11 @@ def load(options: argparse.Namespace) -> LoadedModel:
         with progress_step(options.progress, f"Fetching {DEMO_NAME} (93 MB, once)"):
             source = demo_model()
     with progress_step(options.progress, f"Loading {source}"):
-        return checkpoint.load(source, options.dtype, options.device, trust_remote_code=options.trust_remote_code)
+        return checkpoint.load(
+            source,
+            options.dtype,
+            options.device,
+            trust_remote_code=options.trust_remote_code,
+            revision=options.revision,
+            placement=_placement(options),
+        )

@@ -102,6 +102,8 @@ def load_pretrained(
     choose_class: Any = None,
     *,
     trust_remote_code: bool = False,
+    revision: str | None = None,
+    placement: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Load a model and its tokenizer through transformers.
 
@@ -117,6 +119,11 @@ def load_pretrained(
         Returns the class to instantiate for (model class, configuration); needed for FFN widths that differ by layer.
     trust_remote_code : bool
         Whether to run the Python code in the checkpoint (``auto_map`` in its configuration) and use its classes.
+    revision : str, optional
+        Branch, tag or commit of a model on the hub.
+    placement : mapping, optional
+        Where the parts of the model are: ``device_map``, ``max_memory`` and ``offload_folder`` of ``from_pretrained``. `device`
+        must be None then.
 
     Returns
     -------
@@ -137,11 +144,17 @@ def load_pretrained(
     UserWarning
         The weights were dequantised; or the tokenizer is code that is not trusted, or cannot be loaded.
     """
+    if placement and device is not None:
+        raise OptionError(
+            f"a device map places the whole model, and device={str(device)!r} does too; leave one of them out"
+        )
     target, torch_dtype = parse_device(device), parse_dtype(dtype)
     source = os.fspath(source)
     _check_source(source)
     name = source
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if revision is not None:
+        options["revision"] = revision
     is_gguf = source.endswith(".gguf")
     if is_gguf:
         # For transformers, the directory of the file is the name of the model.
@@ -156,7 +169,8 @@ def load_pretrained(
         if choose_class is not None:
             model_class = choose_class(model_class, config)
         dequantised = _dequantised(config)
-        model, differences = read_model(model_class, name, config, dtype=torch_dtype, **options, **dequantised)
+        more = {**options, **dequantised, **(placement or {})}
+        model, differences = read_model(model_class, name, config, dtype=torch_dtype, **more)
     except LLMRankError:
         raise
     except Exception as error:  # readers of damaged files raise nearly anything
@@ -184,7 +198,7 @@ def load_pretrained(
     tokenizer, problem = _load_tokenizer(source, name, options)
     if problem:
         warnings.warn(problem, stacklevel=2)
-    return LoadedModel(model.to(target).eval(), tokenizer, source)
+    return LoadedModel((model if placement else model.to(target)).eval(), tokenizer, source)
 
 
 def _dequantised(config: Any) -> dict[str, Any]:

@@ -285,8 +285,8 @@ def check_writable(ffns: FFNs) -> None:
                     raise _changed_since(linear_map)
                 if linear_map.weight.is_meta:
                     raise OptionError(
-                        f"{linear_map.name} has no data here (offloaded or on the meta device); load the model completely into "
-                        "memory"
+                        f"{linear_map.name} has no data here (offloaded or on the meta device); load the model completely, on "
+                        "one or several devices, or prune it on the CPU with --low-memory (work_directory=)"
                     )
 
 

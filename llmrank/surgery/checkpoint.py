@@ -196,12 +196,14 @@ def load(
     device: str | torch.device | None = None,
     *,
     trust_remote_code: bool = False,
+    revision: str | None = None,
+    placement: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Load any model: a pruned checkpoint of this package, or a source that :func:`llmrank.models.loading.load_pretrained` takes.
 
     Parameters
     ----------
-    source, dtype, device, trust_remote_code
+    source, dtype, device, trust_remote_code, revision, placement
         See :func:`llmrank.models.loading.load_pretrained`.
 
     Raises
@@ -211,7 +213,15 @@ def load(
     CheckpointError, UnsupportedModelError
         The configuration lists widths, and they are malformed or do not fit the model, or its FFNs cannot be found.
     """
-    return load_pretrained(source, dtype, device, choose_class=_class_for_config, trust_remote_code=trust_remote_code)
+    return load_pretrained(
+        source,
+        dtype,
+        device,
+        _class_for_config,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        placement=placement,
+    )
 
 
 def _class_for_config(base: Any, config: Any) -> Any:
