@@ -49,9 +49,7 @@ class DeviceTraffic:
 
     def since(self, earlier: DeviceTraffic) -> DeviceTraffic:
         """Return the counts since an earlier copy."""
-        return DeviceTraffic(
-            self.synchronisations - earlier.synchronisations, self.transfers - earlier.transfers
-        )
+        return DeviceTraffic(self.synchronisations - earlier.synchronisations, self.transfers - earlier.transfers)
 
 
 class DistantTensor(torch.Tensor):

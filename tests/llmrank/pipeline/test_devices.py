@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from llmrank.pipeline import (
 from llmrank.prune import SensitivityPruner
 from llmrank.score import FLAPScorer, ForwardBackwardScorer, WeightedPageRankScorer
 from llmrank.surgery.repair import LeastSquaresRepair
-from tests.llmrank.devices import FIRST, SECOND, on_two, pretended_devices
+from tests.devices import FIRST, SECOND, DeviceTraffic
+from tests.llmrank.devices import on_two
 from tests.llmrank.tiny_models import logits, text, tiny_llama, token_ids, tokenizer, whole_sequences
 
 WRITTEN = CalibrationText("generated", samples=2, sequence_length=16)
@@ -154,23 +155,10 @@ def test_inputs_go_where_the_first_parameter_is_brought() -> None:
 
 
 @pytest.fixture
-def two_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def two_devices(monkeypatch: pytest.MonkeyPatch, device_traffic: DeviceTraffic) -> DeviceTraffic:
     # Tensors of these devices are a subclass, which a search for quantised weights takes for one.
     monkeypatch.setattr(detect, "check_not_quantised", lambda *_: None)
-    with pretended_devices():
-        yield
-
-
-@pytest.mark.usefixtures("two_devices")
-def test_pretended_devices_do_not_mix() -> None:
-    here, there = torch.ones(2, device=FIRST), torch.ones(2, device=SECOND)
-    for other in (there, torch.ones(2)):
-        with pytest.raises(RuntimeError, match="same device"):
-            here + other
-    assert (here + there.to(FIRST)).device == FIRST
-    assert here.copy_(there).device == FIRST
-    assert (here + torch.tensor(1.0)).cpu().tolist() == [2.0, 2.0]
-    assert here[torch.tensor([True, False])].device == FIRST
+    return device_traffic
 
 
 @pytest.mark.slow
