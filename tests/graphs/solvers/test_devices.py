@@ -54,7 +54,7 @@ def graph_of(n_layers: int, devices: tuple[torch.device, ...] = ()) -> LayeredGr
 
 def rank_of(kind: str, graph: LayeredGraph, **options: Any) -> RankResult:
     if kind == "weighted":
-        return weighted_pagerank(graph, 0.7, 0.5, **options)
+        return weighted_pagerank(graph, 0.6, 0.5, **options)
     if kind == "modified":
         return modified_pagerank(graph, zero_lowest=0.2, **options)
     digraphs: dict[str, Callable[[LayeredGraph], Any]] = {
@@ -62,7 +62,7 @@ def rank_of(kind: str, graph: LayeredGraph, **options: Any) -> RankResult:
         "both ways": bidirectional_graph,
         "residual": residual_graph,
     }
-    return pagerank(digraphs[kind](graph), 0.7, **options)
+    return pagerank(digraphs[kind](graph), 0.6, **options)
 
 
 KINDS = ("weighted", "modified", "layers", "both ways", "residual")
@@ -78,9 +78,9 @@ class Meter:
     """Counts what crosses in every step of a solver, the checks after the step included."""
 
     def __init__(self, traffic: DeviceTraffic, solver: Solver, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.traffic, self.steps = traffic, []
-        step = type(solver).step
+        self.traffic = traffic
         self.steps: list[DeviceTraffic] = []
+        step = type(solver).step
 
         def metered(own: Any, problem: Any, memory: Any) -> Any:
             self.started = traffic.copy()
@@ -290,13 +290,9 @@ def test_stacked_blocks_cross_only_when_their_operators_are_made(
     down = StackedBlock.from_weights(np.split(case.weights[1], 2, axis=1), [1.0, 0.5], 1)
     graph = LayeredGraph.from_weights([up, down], case.inputs, case.activations)
     for kind in ("weighted", "both ways"):
-        steps, _, found = metered(kind, graph, "power", device_traffic, monkeypatch, backend="torch", tol=0.0)
+        steps, _, found = metered(kind, graph, "power", device_traffic, monkeypatch, backend="torch", max_iter=100)
         assert {step.transfers for step in steps[1:]} == {0}
-        expected = rank_of(
-            kind, graph, solver="power", backend="scipy", max_iter=STEPS, tol=1.0 if kind != "weighted" else 0.0
-        )
-        if kind == "weighted":
-            assert_layers_equal(found.scores, expected.scores)
+        assert_layers_equal(found.scores, rank_of(kind, graph, backend="scipy", solver="power").scores, 1e-9)
 
 
 def test_lu_reads_the_graph_from_a_device_block_by_block(
