@@ -142,7 +142,11 @@ class _Operations(TorchDispatchMode):
         if kwargs.get("device") is not None:
             kwargs["device"] = CPU
         plain_args, plain_kwargs = tree_map_only(DistantTensor, lambda tensor: tensor.values_here, (args, kwargs))
-        result = func(*plain_args, **plain_kwargs)
+        if func is aten.histc.default and distant:
+            # GPUs count integers too.
+            result = func(plain_args[0].double(), *plain_args[1:], **plain_kwargs).to(plain_args[0].dtype)
+        else:
+            result = func(*plain_args, **plain_kwargs)
         if device == CPU:
             return result
         # An operation that writes to its argument returns that argument.
