@@ -81,7 +81,15 @@ def uniform(vector: Vector) -> Vector:
 
 
 def check_sum(total: float) -> None:
-    """Raise a GraphError if the sum of a vector of scores is not finite."""
+    """Raise a GraphError if the sum of a vector of scores is not finite.
+
+    Examples
+    --------
+    >>> check_sum(math.inf)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    graphs.errors.GraphError: a rank step gave NaN or Inf: edge weights or activations hold non-finite numbers, ...
+    """
     if not math.isfinite(total):
         raise GraphError(
             "a rank step gave NaN or Inf: edge weights or activations hold non-finite numbers, or overflow the dtype; "
