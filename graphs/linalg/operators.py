@@ -146,7 +146,7 @@ class CSRKernelOperator(CSROperator):
 
 
 class TorchCSROperator:
-    """A torch CSR block on a device. Sums and maxima do not depend on the order in which threads of a GPU run.
+    """A torch CSR block on a device. All but the products, which torch computes, is exact or has one order on a GPU.
 
     Parameters
     ----------
