@@ -31,6 +31,7 @@ from benchmarks import figures
 from benchmarks.measure import alternated
 from benchmarks.provenance import provenance, write
 from benchmarks.variants import Variant, model_multiply_adds, multiply_adds, variants
+from llmrank.calibration.forward import input_device
 from llmrank.calibration.text import builtin_texts, tokenise
 from llmrank.models import FFNs
 from llmrank.models.demo_models import demo_model
@@ -240,7 +241,7 @@ def study(
     rounds : int
     multiple : int
     """
-    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
+    device, dtype = input_device(model), next(model.parameters()).dtype
     found = variants(model, ids, amounts, (multiple, 1))
     check_alone(found[0].ffns)
     stopwatch = Stopwatch(rounds, waiting_for(device))

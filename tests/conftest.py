@@ -1,10 +1,13 @@
 """Settings of the whole suite."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from tests.devices import DeviceTraffic, simulated_devices
 
 # Each worker has a core: threads of torch in every one of them would only wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -20,3 +23,10 @@ settings.load_profile("suite")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the slow tests: at the end, one worker would run the last of them alone."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture
+def device_traffic() -> Iterator[DeviceTraffic]:
+    """The simulated devices of :mod:`tests.devices`, with the counts of what crosses between them and the CPU."""
+    with simulated_devices() as traffic:
+        yield traffic

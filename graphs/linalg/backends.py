@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
@@ -67,6 +67,12 @@ class Arithmetic(Protocol):
     def vector(self, values: FloatArray) -> Vector:
         """Copy numbers into a vector of the arithmetic's dtype and device."""
 
+    def vectors(self, parts: Sequence[FloatArray]) -> list[Vector]:
+        """Copy several arrays, of shapes (n_l,) or (n_l, k) with one k, into vectors; to another device in one transfer."""
+
+    def zeros(self, shape: tuple[int, ...]) -> Vector:
+        """Make a vector of zeros where the arithmetic computes."""
+
     def to_numpy(self, vector: Vector) -> FloatArray:
         """Copy a vector into a numpy array."""
 
@@ -75,6 +81,9 @@ class Arithmetic(Protocol):
 
     def with_lowest_zeroed(self, vector: Vector, count: int) -> Vector:
         """Copy a vector and set its `count` lowest entries to zero; of equal entries, those of lower index first."""
+
+    def dense_form(self, block: Block) -> DenseBlock:
+        """Build a dense matrix of a block where the arithmetic computes."""
 
     def csr_operator(self, block: Block) -> BlockOperator:
         """Build the CSR operator of a block."""
@@ -101,6 +110,14 @@ class NumpyArithmetic:
         """Copy numbers into an array of the arithmetic's dtype."""
         return np.array(values, dtype=self.dtype)
 
+    def vectors(self, parts: Sequence[FloatArray]) -> list[FloatArray]:
+        """Copy several arrays into arrays of the arithmetic's dtype."""
+        return [self.vector(part) for part in parts]
+
+    def zeros(self, shape: tuple[int, ...]) -> FloatArray:
+        """Make an array of zeros."""
+        return np.zeros(shape, self.dtype)
+
     def to_numpy(self, vector: Vector) -> FloatArray:
         """Copy a vector."""
         return np.array(vector)
@@ -115,6 +132,10 @@ class NumpyArithmetic:
         result = np.array(vector)
         result[np.argsort(result, kind="stable")[:count]] = 0
         return result
+
+    def dense_form(self, block: Block) -> DenseBlock:
+        """Build a dense array of a block."""
+        return DenseBlock((block.to_csr().toarray(),))
 
     def csr_operator(self, block: Block) -> CSROperator:
         """Build an operator on scipy CSR, or if `compiled`, on kernels for a large block."""
@@ -160,6 +181,16 @@ class TorchArithmetic:
         """Copy numbers to the device."""
         return self._torch.tensor(np.ascontiguousarray(values), dtype=self.torch_dtype, device=self.device)
 
+    def vectors(self, parts: Sequence[FloatArray]) -> list[torch.Tensor]:
+        """Copy several arrays to the device, in one transfer if it is not the CPU."""
+        if self.device.type == "cpu":
+            return [self.vector(part) for part in parts]
+        return list(self._torch.split(self.vector(np.concatenate(parts)), [len(part) for part in parts]))
+
+    def zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Make a tensor of zeros on the device."""
+        return self._torch.zeros(shape, dtype=self.torch_dtype, device=self.device)
+
     def to_numpy(self, vector: Vector) -> FloatArray:
         """Copy a vector to the CPU."""
         return np.array(vector.cpu().numpy())
@@ -173,6 +204,11 @@ class TorchArithmetic:
         result: torch.Tensor = vector.clone()
         result[self._torch.argsort(result, stable=True)[:count]] = 0
         return result
+
+    def dense_form(self, block: Block) -> DenseBlock:
+        """Build a dense tensor of a block on the device."""
+        matrix = block.to_csr().toarray()
+        return DenseBlock((matrix if self.device.type == "cpu" else self.vector(matrix),))
 
     def csr_operator(self, block: Block) -> TorchCSROperator:
         """Build an operator on torch CSR on the device."""
@@ -271,12 +307,12 @@ class Backend:
         n_entries = n_entries or math.prod(block.shape)
         if isinstance(block, StackedBlock):
             operators = [self.operator(part.block, products, n_entries) for part in block.placed]
-            return StackedOperator(block, operators, self.arithmetic.vector)
+            return StackedOperator(block, operators, self.arithmetic.zeros)
         dense = self.form == "dense" or (self.form == "auto" and self._dense_is_cheaper(block, products))
         if not dense:
             return self.arithmetic.csr_operator(block)
         if not isinstance(block, DenseBlock):
-            block = DenseBlock((block.to_csr().toarray(),))
+            block = self.arithmetic.dense_form(block)
         return self.arithmetic.dense_operator(block, n_entries)
 
     def _dense_is_cheaper(self, block: Block, products: int) -> bool:

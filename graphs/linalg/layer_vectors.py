@@ -6,20 +6,27 @@ A vector is a numpy array or a torch tensor of shape (n,), or (n, k) for k ranks
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
+from graphs.errors import GraphError
+from graphs.linalg.blocks import is_torch
 from graphs.linalg.operators import Vector
 
 __all__ = [
+    "DeferredChecks",
     "State",
     "column_sums",
     "combine",
     "distances",
-    "dot",
+    "inner_products",
+    "is_on_cpu",
+    "layer_norms",
     "normalise_state",
+    "read",
     "scale_columns",
     "scale_rows",
     "subtract",
@@ -27,6 +34,90 @@ __all__ = [
 ]
 
 State: TypeAlias = list[Vector]
+
+
+def is_on_cpu(vector: Vector) -> bool:
+    """Tell whether a number or vector is on the CPU: all but torch tensors of another device.
+
+    Examples
+    --------
+    >>> is_on_cpu(np.ones(2)), is_on_cpu(0.5)
+    (True, True)
+    """
+    return not is_torch(vector) or vector.device.type == "cpu"
+
+
+def read(vectors: Sequence[Vector]) -> list[npt.NDArray[Any]]:
+    """Copy numbers or vectors to numpy arrays; from another device in one copy, for which the program waits once.
+
+    Parameters
+    ----------
+    vectors : sequence of numbers, arrays or tensors
+        All of them on the CPU, or all on the same other device.
+
+    Returns
+    -------
+    list of arrays
+        In the shapes of the vectors; from another device, in the widest of their dtypes.
+
+    Examples
+    --------
+    >>> read([np.array([1.0, 2.0]), 3.0])
+    [array([1., 2.]), array(3.)]
+    """
+    if all(is_on_cpu(vector) for vector in vectors):
+        return [np.array(vector.numpy() if is_torch(vector) else vector) for vector in vectors]
+    joined = sys.modules["torch"].cat([vector.reshape(-1) for vector in vectors]).cpu().numpy()
+    parts = np.split(joined, np.cumsum([vector.numel() for vector in vectors[:-1]]))
+    return [part.reshape(tuple(vector.shape)) for part, vector in zip(parts, vectors, strict=True)]
+
+
+class DeferredChecks:
+    """Checks of single numbers; those of another device wait until numbers are read, and come to the CPU with them.
+
+    A number on the CPU is checked at once.
+
+    Examples
+    --------
+    >>> DeferredChecks().add(np.float64(2.0), print, "a sum")
+    2.0
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Vector, Callable[[float], None], str]] = []
+
+    def add(self, number: Vector, check: Callable[[float], None], subject: str = "") -> None:
+        """Call ``check(number)`` now, or if the number is on another device, in the next :meth:`read`.
+
+        `subject` begins the message of a GraphError that the check raises.
+        """
+        if is_on_cpu(number):
+            _call(check, float(number), subject)
+        else:
+            self._waiting.append((number, check, subject))
+
+    def read(self, vectors: Sequence[Vector] = ()) -> list[npt.NDArray[Any]]:
+        """Copy numbers or vectors as :func:`read` does, in one copy with the numbers that wait, and check these.
+
+        Raises
+        ------
+        GraphError
+            A check fails.
+        """
+        waiting, self._waiting = self._waiting, []
+        if not waiting and not vectors:
+            return []
+        arrays = read([*(number for number, _, _ in waiting), *vectors])
+        for array, (_, check, subject) in zip(arrays, waiting, strict=False):
+            _call(check, float(array), subject)
+        return arrays[len(waiting) :]
+
+
+def _call(check: Callable[[float], None], number: float, subject: str) -> None:
+    try:
+        check(number)
+    except GraphError as error:
+        raise GraphError(f"{subject}: {error}" if subject else str(error)) from error
 
 
 def column_sums(vector: Vector) -> Vector:
@@ -67,15 +158,28 @@ def total_scores(state: State) -> Vector:
     return sum(column_sums(vector) for vector in state)
 
 
+def layer_norms(state: State) -> list[Vector]:
+    """Compute the L1 norm of every layer, as numbers where the state is; the largest of all columns counts.
+
+    Examples
+    --------
+    >>> [float(norm) for norm in layer_norms([np.array([0.5, -0.5]), np.array([2.0])])]
+    [1.0, 2.0]
+    """
+    return [column_sums(abs(vector)).max() for vector in state]
+
+
 def distances(state: State, other: State) -> list[float]:
     """Compute the L1 distance between two states in every layer; the largest of all columns counts.
+
+    From another device than the CPU, all distances come in one copy.
 
     Examples
     --------
     >>> distances([np.array([0.5, 0.5]), np.array([1.0])], [np.array([0.25, 0.75]), np.array([1.0])])
     [0.5, 0.0]
     """
-    return [float(column_sums(abs(a - b)).max()) for a, b in zip(state, other, strict=True)]
+    return [float(norm) for norm in read(layer_norms(subtract(state, other)))]
 
 
 def subtract(state: State, other: State) -> State:
@@ -89,15 +193,32 @@ def subtract(state: State, other: State) -> State:
     return [a - b for a, b in zip(state, other, strict=True)]
 
 
-def dot(state: State, other: State) -> float:
-    """Compute the inner product of two states, over all layers and columns.
+def inner_products(states: Sequence[State]) -> Vector:
+    """Compute the inner products of all pairs of states in every layer, over all columns; nothing is read from a device.
+
+    Returns
+    -------
+    (layers, states, states) float64 array, or tensor on the device of the states
+        The sum over the layers is the Gram matrix of the states.
 
     Examples
     --------
-    >>> dot([np.array([1.0, 2.0]), np.array([1.0])], [np.array([3.0, 4.0]), np.array([1.0])])
-    12.0
+    >>> inner_products([[np.array([1.0, 2.0]), np.array([1.0])], [np.array([3.0, 4.0]), np.array([1.0])]]).sum(0)
+    array([[ 6., 12.],
+           [12., 26.]])
     """
-    return float(sum(float((a * b).sum()) for a, b in zip(state, other, strict=True)))
+    layers = list(zip(*states, strict=True))
+    if is_on_cpu(layers[0][0]):
+        products = np.empty((len(layers), len(states), len(states)))
+        for layer, vectors in enumerate(layers):
+            for row, first in enumerate(vectors):
+                for column, second in enumerate(vectors[: row + 1]):
+                    products[layer, row, column] = products[layer, column, row] = float((first * second).sum())
+        return products
+    # A GPU takes about as long to start an operation on one pair as on all of them.
+    torch = sys.modules["torch"]
+    rows = [torch.stack([vector.reshape(-1) for vector in vectors]).double() for vectors in layers]
+    return torch.stack([matrix @ matrix.T for matrix in rows])
 
 
 def combine(weights: Sequence[float], states: Sequence[State]) -> State:

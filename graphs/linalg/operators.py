@@ -73,6 +73,7 @@ class CSROperator:
     def __init__(self, csr: sparse.csr_array) -> None:
         self.csr = csr
         self.shape: tuple[int, int] = tuple(csr.shape)
+        self._pattern: sparse.csr_array | None = None
 
     def out_strength(self) -> FloatArray:
         """Compute the column sums."""
@@ -97,9 +98,11 @@ class CSROperator:
         return np.asarray(self.csr.T @ y)
 
     def mixed_matvec(self, x: Vector, y: Vector) -> FloatArray:
-        """Compute W @ x + 1[W != 0] @ y."""
-        pattern = sparse.csr_array((np.ones_like(self.csr.data), self.csr.indices, self.csr.indptr), shape=self.shape)
-        return np.asarray(self.csr @ x + pattern @ y)
+        """Compute W @ x + 1[W != 0] @ y. The first call builds and keeps the pattern 1[W != 0], with W's indices."""
+        if self._pattern is None:
+            csr = self.csr
+            self._pattern = sparse.csr_array((np.ones_like(csr.data), csr.indices, csr.indptr), shape=self.shape)
+        return np.asarray(self.csr @ x + self._pattern @ y)
 
     def row_maxima(self, x: Vector) -> FloatArray:
         """Compute max_j W_ij x_j."""
@@ -143,7 +146,7 @@ class CSRKernelOperator(CSROperator):
 
 
 class TorchCSROperator:
-    """A torch CSR block on a device.
+    """A torch CSR block on a device. All but the products, which torch computes, is exact or has one order on a GPU.
 
     Parameters
     ----------
@@ -153,23 +156,30 @@ class TorchCSROperator:
     def __init__(self, matrix: torch.Tensor) -> None:
         self.shape: tuple[int, int] = (matrix.shape[0], matrix.shape[1])
         self._matrix = matrix
+        self._columns, self._values = matrix.col_indices(), matrix.values()
+        self._pattern: torch.Tensor | None = None
         self._transposed: torch.Tensor | None = None
 
-    def _column_sums(self, values: torch.Tensor) -> torch.Tensor:
-        sums = values.new_zeros(self.shape[1])
-        return sums.index_add_(0, self._matrix.col_indices(), values)
-
     def out_strength(self) -> torch.Tensor:
-        """Compute the column sums."""
-        return self._column_sums(self._matrix.values())
+        """Compute the column sums. Memory on a GPU: a copy of the block, sorted by column."""
+        import torch
+
+        if self._values.device.type == "cpu":
+            # One thread adds the values of a column in the order of their rows.
+            return self._values.new_zeros(self.shape[1]).index_add_(0, self._columns, self._values)
+        # On a GPU index_add_ would add them in any order.
+        order, starts = _sorted_by_column(self._matrix)
+        return torch.segment_reduce(self._values[order], "sum", offsets=starts, initial=0.0, unsafe=True)
 
     def in_strength(self) -> torch.Tensor:
         """Compute the row sums."""
-        return self.matvec(self._matrix.values().new_ones(self.shape[1]))
+        return self.matvec(self._values.new_ones(self.shape[1]))
 
     def out_degree(self) -> torch.Tensor:
         """Count the non-zero entries of every column."""
-        return self._column_sums(self._matrix.values().new_ones(self._matrix.values().shape))
+        # Sums of ones are exact in any order.
+        ones = self._values.new_ones(self._values.shape)
+        return self._values.new_zeros(self.shape[1]).index_add_(0, self._columns, ones)
 
     def matvec(self, x: Vector) -> torch.Tensor:
         """Compute W @ x."""
@@ -179,32 +189,28 @@ class TorchCSROperator:
     def rmatvec(self, y: Vector) -> torch.Tensor:
         """Compute W.T @ y. The first call builds and keeps the CSR of W.T, which torch would build at every product."""
         if self._transposed is None:
-            self._transposed = _transposed(self._matrix)
+            order, starts = _sorted_by_column(self._matrix)
+            crow = starts.to(self._matrix.crow_indices().dtype)  # torch expects one index dtype
+            shape = (self.shape[1], self.shape[0])
+            self._transposed = torch_csr(crow, _rows(self._matrix)[order], self._values[order], shape)
         result: torch.Tensor = self._transposed @ y
         return result
 
     def mixed_matvec(self, x: Vector, y: Vector) -> torch.Tensor:
-        """Compute W @ x + 1[W != 0] @ y."""
-        import torch
-
-        matrix = self._matrix
-        ones = torch.ones_like(matrix.values())
-        pattern = torch_csr(matrix.crow_indices(), matrix.col_indices(), ones, self.shape)
-        result: torch.Tensor = matrix @ x + pattern @ y
+        """Compute W @ x + 1[W != 0] @ y. The first call builds and keeps the pattern 1[W != 0], with W's indices."""
+        if self._pattern is None:
+            ones = self._values.new_ones(self._values.shape)
+            self._pattern = torch_csr(self._matrix.crow_indices(), self._columns, ones, self.shape)
+        result: torch.Tensor = self._matrix @ x + self._pattern @ y
         return result
 
     def row_maxima(self, x: Vector) -> torch.Tensor:
         """Compute max_j W_ij x_j."""
-        values = self._matrix.values()
-        products = values * x[self._matrix.col_indices().long()]
-        return values.new_zeros(self.shape[0]).scatter_reduce_(0, _rows(self._matrix).long(), products, "amax")
+        return _maxima(self._values * x[self._columns.long()], _rows(self._matrix), self.shape[0])
 
     def column_maxima(self, y: Vector) -> torch.Tensor:
         """Compute max_i W_ij y_i."""
-        values = self._matrix.values()
-        products = values * y[_rows(self._matrix).long()]
-        columns = self._matrix.col_indices().long()
-        return values.new_zeros(self.shape[1]).scatter_reduce_(0, columns, products, "amax")
+        return _maxima(self._values * y[_rows(self._matrix).long()], self._columns, self.shape[1])
 
 
 def torch_csr(crow: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
@@ -223,14 +229,18 @@ def torch_csr(crow: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, s
         return torch.sparse_csr_tensor(crow, columns, values, size=shape, check_invariants=False)
 
 
-def _transposed(matrix: torch.Tensor) -> torch.Tensor:
-    """Build the CSR of the transpose, in the index dtype of the matrix."""
+def _maxima(values: torch.Tensor, groups: torch.Tensor, n_groups: int) -> torch.Tensor:
+    """Return the maximum of every group of values, at least 0; unlike a sum, it is exact in any order."""
+    return values.new_zeros(n_groups).scatter_reduce_(0, groups.long(), values, "amax")
+
+
+def _sorted_by_column(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the order of the entries by column, then by row, and where each column starts: (entries,), (columns + 1,) int64."""
     import torch
 
-    order = torch.argsort(matrix.col_indices(), stable=True)
-    counts = torch.bincount(matrix.col_indices(), minlength=matrix.shape[1])
-    crow = torch.cat((counts.new_zeros(1), counts.cumsum(0))).to(matrix.crow_indices().dtype)
-    return torch_csr(crow, _rows(matrix)[order], matrix.values()[order], (matrix.shape[1], matrix.shape[0]))
+    columns, order = torch.sort(matrix.col_indices(), stable=True)
+    bounds = torch.arange(matrix.shape[1] + 1, device=columns.device, dtype=columns.dtype)
+    return order, torch.searchsorted(columns, bounds)
 
 
 def _rows(matrix: torch.Tensor) -> torch.Tensor:
@@ -238,7 +248,8 @@ def _rows(matrix: torch.Tensor) -> torch.Tensor:
     import torch
 
     rows = torch.arange(matrix.shape[0], device=matrix.device, dtype=matrix.col_indices().dtype)
-    return torch.repeat_interleave(rows, matrix.crow_indices().diff())
+    # With the size of the result, nothing is read from a device.
+    return torch.repeat_interleave(rows, matrix.crow_indices().diff(), output_size=len(matrix.col_indices()))
 
 
 class DenseOperator:

@@ -204,16 +204,16 @@ class StackedOperator:
     block : StackedBlock
     operators : sequence of BlockOperator
         One for each of the placed parts, without its scale.
-    vector : callable
-        Copies an array into a vector of the operators, see :meth:`graphs.linalg.backends.Arithmetic.vector`.
+    zeros : callable
+        Makes a vector of zeros for the operators, see :meth:`graphs.linalg.backends.Arithmetic.zeros`.
     """
 
     def __init__(
-        self, block: StackedBlock, operators: Sequence[BlockOperator], vector: Callable[[FloatArray], Vector]
+        self, block: StackedBlock, operators: Sequence[BlockOperator], zeros: Callable[[tuple[int, ...]], Vector]
     ) -> None:
         self.shape = block.shape
         self._parts = tuple(zip(block.placed, operators, strict=True))
-        self._vector = vector
+        self._zeros = zeros
 
     def _combined(
         self,
@@ -223,7 +223,7 @@ class StackedOperator:
         combine: Callable[[Vector, Vector], Vector] = operator.add,
     ) -> Vector:
         """Combine the vectors of the parts, over the targets (side 0) or the sources (1); (n,), or (n, k) as `like` has it."""
-        total = self._vector(np.zeros((self.shape[side], *(() if like is None else like.shape[1:]))))
+        total = self._zeros((self.shape[side], *(() if like is None else like.shape[1:])))
         for part, part_operator in self._parts:
             span = part.spans[side]
             total[span] = combine(total[span], compute(part, part_operator))

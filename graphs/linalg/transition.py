@@ -10,9 +10,21 @@ from dataclasses import dataclass
 
 from graphs.errors import GraphError
 from graphs.linalg.backends import Arithmetic
+from graphs.linalg.layer_vectors import DeferredChecks, is_on_cpu
 from graphs.linalg.operators import BlockOperator, Vector
 
-__all__ = ["Normalised", "Transition", "modified_step", "normalise", "weighted_step"]
+__all__ = [
+    "Normalised",
+    "Transition",
+    "check_sum",
+    "divide_by_sum",
+    "modified_product",
+    "modified_step",
+    "normalise",
+    "uniform",
+    "weighted_mixture",
+    "weighted_step",
+]
 
 
 @dataclass(frozen=True)
@@ -47,17 +59,60 @@ def normalise(vector: Vector, fallback: Vector | None = None) -> Normalised:
     Normalised(vector=array([0.25, 0.75]), fallback='activation')
     """
     total = float(vector.sum())
-    if not math.isfinite(total):
-        raise GraphError(
-            "a rank step gave NaN or Inf: edge weights or activations hold non-finite numbers, or overflow the dtype; "
-            "check both, or use dtype='float64'"
-        )
+    check_sum(total)
     if total > 0.0:
         return Normalised(vector / total)
     if fallback is not None:
         replacement = normalise(fallback)
         return Normalised(replacement.vector, replacement.fallback or "activation")
-    return Normalised(vector * 0.0 + 1.0 / max(len(vector), 1), "uniform")
+    return Normalised(uniform(vector), "uniform")
+
+
+def uniform(vector: Vector) -> Vector:
+    """Return the uniform vector of sum 1 in the shape, dtype and device of a finite vector.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> uniform(np.array([1.0, 3.0]))
+    array([0.5, 0.5])
+    """
+    return vector * 0.0 + 1.0 / max(len(vector), 1)
+
+
+def check_sum(total: float) -> None:
+    """Raise a GraphError if the sum of a vector of scores is not finite.
+
+    Examples
+    --------
+    >>> check_sum(math.inf)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    graphs.errors.GraphError: a rank step gave NaN or Inf: edge weights or activations hold non-finite numbers, ...
+    """
+    if not math.isfinite(total):
+        raise GraphError(
+            "a rank step gave NaN or Inf: edge weights or activations hold non-finite numbers, or overflow the dtype; "
+            "check both, or use dtype='float64'"
+        )
+
+
+def divide_by_sum(vector: Vector, substitute: Vector) -> tuple[Vector, Vector]:
+    """Divide a non-negative vector by its sum, or return `substitute` if the sum is zero; and return the sum.
+
+    Nothing is read from a device, so the caller passes the sum to :func:`check_sum` when it is read.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> divide_by_sum(np.array([1.0, 3.0]), np.ones(2))[0], divide_by_sum(np.zeros(2), np.ones(2))[0]
+    (array([0.25, 0.75]), array([1., 1.]))
+    """
+    total = vector.sum()
+    if is_on_cpu(total):
+        total = float(total)
+        return (vector / total if total > 0.0 else substitute), total
+    return (vector / total).where(total > 0.0, substitute), total
 
 
 class Transition:
@@ -72,29 +127,51 @@ class Transition:
     theta : float
         Share of the edge weights against the bare edges, 0..1.
     arithmetic : Arithmetic
+    checks : DeferredChecks, optional
+        Where the checks of W wait if the arithmetic is on another device than the CPU; by default W is checked at once.
+    subject : str
+        Begins the message of the error.
 
     Attributes
     ----------
     has_dangling : bool
-        Whether some source is a dangling node.
+        Whether some source is a dangling node; True until that is known.
+
+    Raises
+    ------
+    GraphError
+        The out-strengths are not finite.
     """
 
-    def __init__(self, operator: BlockOperator, theta: float, arithmetic: Arithmetic) -> None:
+    def __init__(
+        self,
+        operator: BlockOperator,
+        theta: float,
+        arithmetic: Arithmetic,
+        checks: DeferredChecks | None = None,
+        subject: str = "",
+    ) -> None:
         self.theta = theta
+        self.has_dangling = True
+        self._has_all_edges = False
+        later = DeferredChecks() if checks is None else checks
         strength = operator.out_strength()
-        if not math.isfinite(float(strength.sum())):
-            raise GraphError(
-                "the out-strengths are not finite: the edge weights hold NaN or Inf, or overflow the dtype; "
-                "check the weights, or use dtype='float64'"
-            )
-        self.has_dangling = bool((strength == 0).any())
+        later.add(strength.sum(), _check_strengths, subject)
+        later.add((strength == 0).any(), self._note_dangling)
         self._inverse_strength = arithmetic.reciprocal(strength)
         self._inverse_degree: Vector | None = None
-        self._has_all_edges = False
         if theta < 1.0:
             degree = operator.out_degree()
-            self._has_all_edges = bool((degree == operator.shape[0]).all())
+            later.add((degree == operator.shape[0]).all(), self._note_all_edges)
             self._inverse_degree = arithmetic.reciprocal(degree)
+        if checks is None:
+            later.read()
+
+    def _note_dangling(self, found: float) -> None:
+        self.has_dangling = bool(found)
+
+    def _note_all_edges(self, found: float) -> None:
+        self._has_all_edges = bool(found)
 
     def apply(self, operator: BlockOperator, scores: Vector) -> Vector:
         """Compute P @ scores, (n_targets,); the scores of dangling sources are lost."""
@@ -111,6 +188,26 @@ class Transition:
         """Compute an upper bound on max_j P_ij for every target i, (n_targets,)."""
         maxima = operator.row_maxima(self._inverse_strength) * self.theta
         return maxima if self._inverse_degree is None else maxima + self._inverse_degree.max() * (1.0 - self.theta)
+
+
+def _check_strengths(total: float) -> None:
+    if not math.isfinite(total):
+        raise GraphError(
+            "the out-strengths are not finite: the edge weights hold NaN or Inf, or overflow the dtype; "
+            "check the weights, or use dtype='float64'"
+        )
+
+
+def weighted_mixture(passed: Vector, teleport: Vector, gamma: float) -> Vector:
+    """Compute gamma P r_{l-1} + (1 - gamma) N(a_l) from `passed`, P r_{l-1}, and `teleport`, N(a_l), each (n_l,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> weighted_mixture(np.array([0.0, 1.0]), np.array([0.75, 0.25]), gamma=0.5)
+    array([0.375, 0.625])
+    """
+    return passed * gamma + teleport * (1.0 - gamma)
 
 
 def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalised:
@@ -131,9 +228,19 @@ def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalise
     >>> weighted_step(np.array([0.0, 1.0]), np.array([3.0, 1.0]), gamma=0.5).vector
     array([0.375, 0.625])
     """
-    teleport = normalise(activation)
-    mixed = passed * gamma + teleport.vector * (1.0 - gamma)
-    return normalise(mixed, activation)
+    return normalise(weighted_mixture(passed, normalise(activation).vector, gamma), activation)
+
+
+def modified_product(product: Vector, activation: Vector, has_activation: bool) -> Vector:
+    """Compute `product` * a_l, (n_l,), where `product` is W r_{l-1}; if all activations are zero, the product alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> modified_product(np.array([1.0, 2.0]), np.array([3.0, 1.0]), has_activation=True)
+    array([3., 2.])
+    """
+    return product * activation if has_activation else product
 
 
 def modified_step(product: Vector, activation: Vector) -> Normalised:
@@ -147,6 +254,4 @@ def modified_step(product: Vector, activation: Vector) -> Normalised:
     >>> modified_step(np.array([1.0, 1.0]), np.array([3.0, 1.0])).vector
     array([0.75, 0.25])
     """
-    if float(activation.sum()) > 0.0:
-        return normalise(product * activation, activation)
-    return normalise(product, activation)
+    return normalise(modified_product(product, activation, float(activation.sum()) > 0.0), activation)

@@ -16,7 +16,15 @@ from scipy.sparse import csgraph
 from graphs.errors import GraphError
 from graphs.linalg.backends import Backend
 from graphs.linalg.blocks import FloatArray
-from graphs.linalg.layer_vectors import State, column_sums, scale_columns, scale_rows, total_scores
+from graphs.linalg.layer_vectors import (
+    DeferredChecks,
+    State,
+    column_sums,
+    read,
+    scale_columns,
+    scale_rows,
+    total_scores,
+)
 from graphs.linalg.operators import BlockOperator, CSRKernelOperator, CSROperator, Vector
 from graphs.solvers.problem import SweptState
 from graphs.structures.digraph import BlockDigraph, EdgeBlock
@@ -69,7 +77,9 @@ class DigraphProblem:
         self.n_blocks = len(digraph.edge_blocks)
         self.n_columns: int | None = None if teleport.ndim == 1 else teleport.shape[1]
         self._layer_order, _ = digraph.topological_order
+        self.checks = DeferredChecks()
         self.teleport: State = self.split(teleport)
+        self._teleport_sums: FloatArray = np.stack(read([column_sums(vector) for vector in self.teleport]))
         self._transitions = self._make_transitions(products)
         self._transitions_into: defaultdict[int, list[_BlockTransition]] = defaultdict(list)
         for transition in self._transitions:
@@ -80,12 +90,11 @@ class DigraphProblem:
 
     def split(self, stacked: FloatArray) -> State:
         """Split a numpy array over all nodes into a state."""
-        offsets = self.digraph.offsets[1:-1]
-        return [self.backend.arithmetic.vector(part) for part in np.split(stacked, offsets)]
+        return self.backend.arithmetic.vectors(np.split(stacked, self.digraph.offsets[1:-1]))
 
     def stack(self, state: State) -> FloatArray:
         """Join a state into one float64 numpy array over all nodes."""
-        return np.concatenate([self.backend.arithmetic.to_numpy(vector) for vector in state]).astype(np.float64)
+        return np.concatenate(read(state)).astype(np.float64)
 
     def start(self) -> State:
         """Return the uniform state."""
@@ -98,7 +107,7 @@ class DigraphProblem:
         following = [vector * self.gamma for vector in self.apply_transition(state)]
         # Everything that did not come along edges teleports, the scores of dangling nodes included.
         teleport_mass = 1.0 - total_scores(following)
-        _check_finite(teleport_mass)
+        self.checks.add(teleport_mass.sum(), _check_mass)
         return [vector + scale_columns(v, teleport_mass) for vector, v in zip(following, self.teleport, strict=True)]
 
     def apply_transition(self, state: State) -> State:
@@ -125,25 +134,25 @@ class DigraphProblem:
 
     def row_maxima(self) -> list[FloatArray]:
         """Bound max_j P_ij of every node i from above, by layer; here P also gives the scores of dangling nodes to v."""
-        arithmetic = self.backend.arithmetic
-        sizes = self.digraph.layer_sizes
+        sizes, n_transitions = self.digraph.layer_sizes, len(self._transitions)
+        maxima = [
+            t.operator.column_maxima(t.scale) if t.edges.transposed else t.operator.row_maxima(t.scale)
+            for t in self._transitions
+        ]
+        values = self.checks.read([*maxima, *(t.share for t in self._transitions), *self.teleport])
         pair_maxima: dict[tuple[int, int], FloatArray] = {}
         shares: list[FloatArray] = [np.zeros(size) for size in sizes]
-        for transition in self._transitions:
+        for transition, highest, share in zip(self._transitions, values, values[n_transitions:], strict=False):
             source, target = transition.edges.source, transition.edges.target
-            operator = transition.operator
-            maxima = operator.column_maxima if transition.edges.transposed else operator.row_maxima
             # The maxima of parallel blocks add up; blocks from different layers have different nodes j.
-            previous = pair_maxima.get((source, target), np.zeros(sizes[target]))
-            pair_maxima[source, target] = arithmetic.to_numpy(maxima(transition.scale)) + previous
-            shares[source] = shares[source] + arithmetic.to_numpy(transition.share)
+            pair_maxima[source, target] = highest + pair_maxima.get((source, target), np.zeros(sizes[target]))
+            shares[source] = shares[source] + share
         result: list[FloatArray] = [np.zeros(size) for size in sizes]
-        for (_, target), values in pair_maxima.items():
-            result[target] = np.maximum(result[target], values)
+        for (_, target), highest in pair_maxima.items():
+            result[target] = np.maximum(result[target], highest)
         if any((share < 0.5).any() for share in shares):
             # There is a dangling node: the shares of any other node sum to 1.
-            teleports = [arithmetic.to_numpy(v) for v in self.teleport]
-            result = [np.maximum(values, v) for values, v in zip(result, teleports, strict=True)]
+            result = [np.maximum(highest, v) for highest, v in zip(result, values[2 * n_transitions :], strict=True)]
         return result
 
     @property
@@ -191,10 +200,10 @@ class DigraphProblem:
                 change = scale_rows(current[source] - state[source], transition.share)
                 missing, signed = missing + column_sums(abs(change)), signed + column_sums(change)
         mass = total_scores(current)
-        _check_finite(mass)
+        self.checks.add(mass.sum(), _check_mass)
         # e = gamma P x + teleport_mass * v - x has the sum gamma * signed, and an L1 norm of at most gamma * missing. For the
         # scaled state x / mass, F(x / mass) - x / mass is (e - sum(e) v) / mass.
-        residual = float((self.gamma * (missing + abs(signed)) / mass).max())
+        residual = (self.gamma * (missing + abs(signed)) / mass).max()
         return SweptState([scale_columns(vector, 1.0 / mass) for vector in current], teleport_mass / mass, residual)
 
     def aggregate(self, state: State, teleport_mass: Vector) -> State:
@@ -202,21 +211,23 @@ class DigraphProblem:
 
         The proportions within a layer remain. Cost: no product, because shares give the score that leaves a layer along a block.
         """
-        to_numpy = self.backend.arithmetic.to_numpy
-        layer_sums = np.stack([np.atleast_1d(to_numpy(column_sums(vector))) for vector in state])  # (layers, columns)
+        sums = [column_sums(vector) for vector in state]
+        sent = [column_sums(scale_rows(state[t.edges.source], t.share)) for t in self._transitions]
+        numbers = [np.atleast_1d(number) for number in self.checks.read([*sums, *sent, teleport_mass])]
+        layer_sums = np.stack(numbers[: self.n_layers])  # (layers, columns)
         flow = np.zeros((layer_sums.shape[1], self.n_layers, self.n_layers))
-        for transition in self._transitions:
+        for transition, leaving in zip(self._transitions, numbers[self.n_layers : -1], strict=True):
             source, target = transition.edges.source, transition.edges.target
-            sent = np.atleast_1d(to_numpy(column_sums(scale_rows(state[source], transition.share))))
             flow[:, target, source] += np.divide(
-                sent, layer_sums[source], out=np.zeros_like(sent), where=layer_sums[source] > 0
+                leaving, layer_sums[source], out=np.zeros_like(leaving), where=layer_sums[source] > 0
             )
-        teleported = np.stack([np.atleast_1d(to_numpy(column_sums(v) * teleport_mass)) for v in self.teleport])
+        teleported = self._teleport_sums.reshape(layer_sums.shape) * numbers[-1]
         system = np.eye(self.n_layers) - self.gamma * flow
         solution = np.linalg.solve(system, teleported.T[:, :, None])[:, :, 0].T
         factors = np.divide(solution, layer_sums, out=np.ones_like(solution), where=layer_sums > 0)
-        to_vector = self.backend.arithmetic.vector
-        return [vector * to_vector(factor) for vector, factor in zip(state, factors, strict=True)]
+        # One transfer for all layers.
+        rows = self.backend.arithmetic.vector(factors)
+        return [vector * factor for vector, factor in zip(state, rows, strict=True)]
 
     # --- the matrix
 
@@ -250,18 +261,15 @@ class DigraphProblem:
             operator = operators[key]
             with np.errstate(over="ignore", invalid="ignore"):
                 strength = operator.in_strength() if edges.transposed else operator.out_strength()
-            if not math.isfinite(float(strength.sum())):
-                raise GraphError(
-                    f"edges from layer {edges.source} to layer {edges.target}: the out-strengths are not finite: the "
-                    "weights hold NaN or Inf, or overflow the dtype; check the weights, or use dtype='float64'"
-                )
+                total = strength.sum()
+            self.checks.add(total, _check_strengths, f"edges from layer {edges.source} to layer {edges.target}")
             strengths.append(strength)
         totals: dict[int, Vector] = {}
         for edges, strength in zip(self.digraph.edge_blocks, strengths, strict=True):
             # A node's total is its strength, or the sum of the shares of the blocks in which it has edges.
             part = strength
             if edges.share is not None:
-                part = arithmetic.vector((arithmetic.to_numpy(strength) > 0) * edges.share)
+                part = (strength * 0.0 + float(edges.share)) * (strength > 0)
             totals[edges.source] = totals[edges.source] + part if edges.source in totals else part
         transitions = []
         for edges, strength in zip(self.digraph.edge_blocks, strengths, strict=True):
@@ -287,11 +295,19 @@ class DigraphProblem:
         return self._node_sweeps[layer]
 
 
-def _check_finite(mass: Vector) -> None:
-    if not math.isfinite(float(mass.sum())):
+def _check_mass(total: float) -> None:
+    if not math.isfinite(total):
         raise GraphError(
             "a rank step gave NaN or Inf: the edge weights hold non-finite numbers, or overflow the dtype; check "
             "the weights, or use dtype='float64'"
+        )
+
+
+def _check_strengths(total: float) -> None:
+    if not math.isfinite(total):
+        raise GraphError(
+            "the out-strengths are not finite: the weights hold NaN or Inf, or overflow the dtype; check the weights, or use "
+            "dtype='float64'"
         )
 
 

@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
-from graphs.errors import GraphError
 from graphs.linalg.backends import Backend
 from graphs.linalg.blocks import FloatArray
-from graphs.linalg.layer_vectors import State
+from graphs.linalg.layer_vectors import DeferredChecks, State
 from graphs.linalg.operators import BlockOperator, Vector
-from graphs.linalg.transition import Normalised, Transition, modified_step, normalise, weighted_step
+from graphs.linalg.transition import (
+    Transition,
+    check_sum,
+    divide_by_sum,
+    modified_product,
+    uniform,
+    weighted_mixture,
+)
 from graphs.solvers.problem import SweptState
 from graphs.structures.layered import LayeredGraph
 
@@ -47,24 +54,29 @@ class LayeredProblem:
         self.depth = self.n_layers - 1
         self.dtype = backend.arithmetic.dtype
         self.degenerate: dict[int, str] = {}
-        self._activations = [backend.arithmetic.vector(_scaled_below_one(vector)) for vector in graph.activations]
+        self.checks = DeferredChecks()
+        self._is_zero = [not vector.any() for vector in graph.activations]
+        self._activations = backend.arithmetic.vectors([_scaled_below_one(vector) for vector in graph.activations])
+        self._teleports = [divide_by_sum(vector, uniform(vector))[0] for vector in self._activations]
+        if self._is_zero[0]:
+            self.degenerate[0] = "the input activations sum to zero; uniform scores are used"
         self._operators: dict[int, BlockOperator] = {}
 
     def start_from(self, layers: Sequence[FloatArray]) -> State:
         """Convert a user's first iterate to a state; r_0 replaces its layer 0."""
-        return [self._first(), *(self.backend.arithmetic.vector(vector) for vector in layers[1:])]
+        return [self._teleports[0], *self.backend.arithmetic.vectors(layers[1:])]
 
     def start(self) -> State:
         """Return r_0 and uniform scores in the other layers."""
-        return [self._first(), *(normalise(vector * 0.0).vector for vector in self._activations[1:])]
+        return [self._teleports[0], *map(uniform, self._activations[1:])]
 
     def apply(self, state: State) -> State:
         """Apply F: compute every layer from the given state."""
-        return [self._first(), *(self.step(layer, state[layer - 1]) for layer in range(1, self.n_layers))]
+        return [self._teleports[0], *(self.step(layer, state[layer - 1]) for layer in range(1, self.n_layers))]
 
     def sweep(self, state: State, teleport_mass: Vector) -> SweptState:
         """Compute every layer from the one before, which gives the fixed point."""
-        layers = [self._first()]
+        layers = [self._teleports[0]]
         for layer in range(1, self.n_layers):
             layers.append(self.step(layer, layers[-1]))
         return SweptState(layers, teleport_mass, 0.0)
@@ -100,28 +112,27 @@ class LayeredProblem:
         """Compute r_layer from r_{layer-1}."""
         # The result reports the last step alone.
         self.degenerate.pop(layer, None)
-        activation = self._activations[layer]
-        if float(activation.sum()) == 0.0:
+        if self._is_zero[layer]:
             self.degenerate[layer] = "the activations sum to zero; uniform ones are used"
-        try:
-            result = self._normalised_step(layer, previous, activation)
-        except GraphError as error:
-            raise GraphError(f"block {layer}: {error}") from error
-        self._note_fallback(layer, result, "all scores are zero")
-        return result.vector
+        subject = f"block {layer}"
+        vector, total = divide_by_sum(self._unscaled_step(layer, previous, subject), self._teleports[layer])
+        self.checks.add(total, partial(self._check_total, layer), subject)
+        return vector
 
-    def _normalised_step(self, layer: int, previous: Vector, activation: Vector) -> Normalised:
+    def _unscaled_step(self, layer: int, previous: Vector, subject: str) -> Vector:
+        """Compute r_layer from r_{layer-1} before it is scaled to sum 1; `subject` begins the message of an error."""
         raise NotImplementedError
+
+    def _check_total(self, layer: int, total: float) -> None:
+        """Check the sum of a layer before it was scaled to sum 1, and note what replaced a layer of zeros."""
+        check_sum(total)
+        if not total > 0.0:
+            used = "uniform scores are" if self._is_zero[layer] else "the activations, scaled to sum 1, are"
+            self.degenerate[layer] = f"all scores are zero; {used} used"
 
     def _contraction(self, layer: int) -> float:
         """Bound the factor by which the step into `layer` multiplies L1 distances; inf where no bound is known."""
         return math.inf
-
-    def _first(self) -> Vector:
-        """Compute the scores of layer 0: r_0 = a_0 / sum(a_0)."""
-        first = normalise(self._activations[0])
-        self._note_fallback(0, first, "the input activations sum to zero")
-        return first.vector
 
     def _operator(self, layer: int) -> BlockOperator:
         """Return the operator of the block into `layer`; it is kept only if it will be used again."""
@@ -131,11 +142,6 @@ class LayeredProblem:
         if self.products > 1:
             self._operators[layer] = operator
         return operator
-
-    def _note_fallback(self, layer: int, result: Normalised, cause: str) -> None:
-        if result.fallback:
-            used = "uniform scores are" if result.fallback == "uniform" else "the activations, scaled to sum 1, are"
-            self.degenerate[layer] = f"{cause}; {used} used"
 
 
 def _scaled_below_one(vector: FloatArray) -> FloatArray:
@@ -158,20 +164,21 @@ class WeightedPageRankProblem(LayeredProblem):
 
     def row_maxima(self) -> list[FloatArray]:
         """Bound max_j P_ij of every node i from above, by layer; 1 in layer 0, which is given."""
-        to_numpy = self.backend.arithmetic.to_numpy
-        maxima = (self._transitions[layer].row_maxima(self._operator(layer)) for layer in range(1, self.n_layers))
-        return [np.ones(self.graph.layer_sizes[0]), *map(to_numpy, maxima)]
+        maxima = [self._transitions[layer].row_maxima(self._operator(layer)) for layer in range(1, self.n_layers)]
+        return [np.ones(self.graph.layer_sizes[0]), *self.checks.read(maxima)]
 
     def _contraction(self, layer: int) -> float:
         # With a dangling source N is not linear.
         known = layer in self._transitions and not self._transitions[layer].has_dangling
         return self.gamma if known else math.inf
 
-    def _normalised_step(self, layer: int, previous: Vector, activation: Vector) -> Normalised:
+    def _unscaled_step(self, layer: int, previous: Vector, subject: str) -> Vector:
         operator = self._operator(layer)
         if layer not in self._transitions:
-            self._transitions[layer] = Transition(operator, self.theta, self.backend.arithmetic)
-        return weighted_step(self._transitions[layer].apply(operator, previous), activation, self.gamma)
+            arithmetic = self.backend.arithmetic
+            self._transitions[layer] = Transition(operator, self.theta, arithmetic, self.checks, subject)
+        passed = self._transitions[layer].apply(operator, previous)
+        return weighted_mixture(passed, self._teleports[layer], self.gamma)
 
 
 class ModifiedPageRankProblem(LayeredProblem):
@@ -181,8 +188,9 @@ class ModifiedPageRankProblem(LayeredProblem):
         super().__init__(graph, backend, products)
         self.zero_lowest = zero_lowest
 
-    def _normalised_step(self, layer: int, previous: Vector, activation: Vector) -> Normalised:
+    def _unscaled_step(self, layer: int, previous: Vector, subject: str) -> Vector:
         count = int(self.zero_lowest * len(previous))
         if count:
             previous = self.backend.arithmetic.with_lowest_zeroed(previous, count)
-        return modified_step(self._operator(layer).matvec(previous), activation)
+        product = self._operator(layer).matvec(previous)
+        return modified_product(product, self._activations[layer], not self._is_zero[layer])

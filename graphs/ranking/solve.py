@@ -10,7 +10,7 @@ import numpy as np
 
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
-from graphs.linalg.layer_vectors import State
+from graphs.linalg.layer_vectors import State, read
 from graphs.linalg.validation import as_real
 from graphs.ranking.digraph_problem import DigraphProblem
 from graphs.ranking.layered_problem import LayeredProblem
@@ -55,7 +55,7 @@ def solve_for_rank(
         solver, solver_reason = automatic_solver(problem)
 
     def to_scores(state: State) -> tuple[FloatArray, ...]:
-        return tuple(problem.backend.arithmetic.to_numpy(vector) for vector in state)
+        return tuple(read(state))
 
     if keep is not None:
         criteria = replace(criteria, certify=keep.certificate)

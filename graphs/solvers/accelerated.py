@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from graphs.errors import GraphError
-from graphs.linalg.layer_vectors import State, combine, distances, dot, normalise_state, subtract
-from graphs.solvers.problem import Problem, Solver, SolverStep
+from graphs.linalg.blocks import FloatArray
+from graphs.linalg.layer_vectors import State, combine, inner_products, layer_norms, normalise_state, subtract
+from graphs.solvers.problem import Problem, Solver, SolverStep, read_changes
 
 __all__ = ["NAMES", "AndersonMixing", "Extrapolation"]
 
@@ -46,41 +47,48 @@ class Extrapolation:
         return "aitken" if self.degree == 1 else "quadratic"
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """Return the memory of the first step: the last iterates, the number of steps, and the last residual."""
-        return (start,), 0, np.inf
+        """Return the memory of the first step: last iterates, number of steps, last residual, and Gram matrix to extrapolate."""
+        return (start,), 0, np.inf, None
 
     def step(self, problem: Problem, memory: Any) -> SolverStep:
         """Apply F once; twice if an extrapolation does not lower the residual."""
-        iterates, steps, residual_before = memory
+        iterates, steps, residual_before, gram = memory
         products = 0
-        if steps and steps % self.period == 0 and len(iterates) == self.degree + 2:
-            limit = self._extrapolate(iterates, each_layer=not problem.linear)
+        if gram is not None:
+            limit = self._extrapolate(iterates, gram, each_layer=not problem.linear)
             following = problem.apply(limit)
-            changes = distances(following, limit)
+            changes = read_changes(problem, following, limit)
             products += problem.n_blocks
             if problem.residual(changes) < residual_before:
-                return self._finish_step(problem, (limit, following), changes, steps, products)
+                return self._finish_step(problem, (limit, following), changes, steps, products, None)
         following = problem.apply(iterates[-1])
-        changes = distances(following, iterates[-1])
+        change = subtract(following, iterates[-1])
         iterates = (*iterates, following)[-(self.degree + 2) :]
-        return self._finish_step(problem, iterates, changes, steps, products + problem.n_blocks)
+        vectors = layer_norms(change)
+        due = (steps + 1) % self.period == 0 and len(iterates) == self.degree + 2
+        if due:
+            # What the next step needs comes from a device in the same copy.
+            vectors.append(inner_products([subtract(state, iterates[0]) for state in iterates[1:]]))
+        numbers = problem.checks.read(vectors)
+        changes = [float(norm) for norm in numbers[: problem.n_layers]]
+        gram = sum(numbers[-1]) if due else None
+        return self._finish_step(problem, iterates, changes, steps, products + problem.n_blocks, gram)
 
     def _finish_step(
-        self, problem: Problem, iterates: Any, changes: list[float], steps: int, products: int
+        self, problem: Problem, iterates: Any, changes: list[float], steps: int, products: int, gram: FloatArray | None
     ) -> SolverStep:
         residual = problem.residual(changes)
-        memory = (iterates, steps + 1, residual)
+        memory = (iterates, steps + 1, residual, gram)
         # An extrapolation makes exact layers inexact, so the bounds count only one application of F.
         return SolverStep(iterates[-1], changes, residual, problem.error_bounds(changes, 1), products, memory)
 
-    def _extrapolate(self, iterates: tuple[State, ...], *, each_layer: bool) -> State:
-        """Compute the limit of the iterates if the error consists of `degree` geometric modes."""
-        first, *rest = iterates
-        differences = [subtract(state, first) for state in rest]
-        *basis, last = differences
-        gram = np.array([[dot(a, b) for b in basis] for a in basis])
-        right = np.array([dot(a, last) for a in basis])
-        coefficients = np.append(-np.linalg.lstsq(gram, right, rcond=1e-12)[0], 1.0)
+    def _extrapolate(self, iterates: tuple[State, ...], gram: FloatArray, *, each_layer: bool) -> State:
+        """Compute the limit of the iterates if the error consists of `degree` geometric modes.
+
+        `gram` holds the inner products of the differences between the later iterates and the first.
+        """
+        rest = iterates[1:]
+        coefficients = np.append(-np.linalg.lstsq(gram[:-1, :-1], gram[:-1, -1], rcond=1e-12)[0], 1.0)
         weights = np.cumsum(coefficients[::-1])[::-1]
         if not np.isfinite(weights).all() or abs(weights.sum()) < 1e-12:
             return iterates[-1]
@@ -115,28 +123,33 @@ class AndersonMixing:
         """Apply F once, and compute the mixture for the next step."""
         mixture, history, best = memory
         image = problem.apply(mixture)
-        changes = distances(image, mixture)
+        change = subtract(image, mixture)
+        earlier = history[-self.window :]
+        differences = [subtract(change, older) for _, older in earlier]
+        # The norms and all inner products come from a device in one copy.
+        *norms, products = problem.checks.read([*layer_norms(change), inner_products([*differences, change])])
+        changes = [float(norm) for norm in norms]
         residual = problem.residual(changes)
         if residual > 10.0 * best:
-            history = ()  # mixing increased the residual too much
-        history = (*history, (image, subtract(image, mixture)))[-(self.window + 1) :]
+            earlier = ()  # mixing increased the residual too much
+        mixture = _mix(image, [state for state, _ in earlier], sum(products))
         # The bound needs a sum of 1, and a mixture has large terms of both signs, whose rounding changes the sum.
-        mixture = normalise_state(self._mix(history), each_layer=not problem.linear)
-        memory = (mixture, history, min(best, residual))
+        mixture = normalise_state(mixture, each_layer=not problem.linear)
+        memory = (mixture, (*earlier, (image, change)), min(best, residual))
         return SolverStep(image, changes, residual, problem.error_bounds(changes, 1), problem.n_blocks, memory)
 
-    def _mix(self, history: tuple[tuple[State, State], ...]) -> State:
-        """Mix the images F(x) of a history of pairs F(x), F(x) - x."""
-        *earlier, (image, change) = history
-        images = [subtract(image, older) for older, _ in earlier]
-        changes = [subtract(change, older) for _, older in earlier]
-        scale = np.array([np.sqrt(dot(d, d)) for d in changes])
-        if not earlier or not (scale > 0).all():
-            return image
-        gram = np.array([[dot(a, b) for b in changes] for a in changes]) / np.outer(scale, scale)
-        right = np.array([dot(d, change) for d in changes]) / scale
-        weights = np.linalg.lstsq(gram, right, rcond=1e-10)[0] / scale
-        return combine([1.0, *(-weights).tolist()], [image, *images])
+
+def _mix(image: State, earlier: list[State], gram: FloatArray) -> State:
+    """Mix F(x) with the images of earlier iterates.
+
+    `gram` holds the inner products of the differences between F(x) - x and the same of the earlier iterates, and, as its last
+    row and column, of F(x) - x itself.
+    """
+    scale = np.sqrt(np.diagonal(gram)[:-1])
+    if not earlier or not (scale > 0).all():
+        return image
+    weights = np.linalg.lstsq(gram[:-1, :-1] / np.outer(scale, scale), gram[:-1, -1] / scale, rcond=1e-10)[0] / scale
+    return combine([1.0, *(-weights).tolist()], [image, *(subtract(image, older) for older in earlier)])
 
 
 NAMES: Mapping[str, Callable[[], Solver]] = {

@@ -11,8 +11,8 @@ from scipy import sparse
 from scipy.sparse import linalg
 
 from graphs.errors import GraphError
-from graphs.linalg.layer_vectors import State, distances
-from graphs.solvers.problem import LinearProblem, Solver, SolverStep, check_linear
+from graphs.linalg.layer_vectors import State
+from graphs.solvers.problem import LinearProblem, Solver, SolverStep, check_linear, read_changes
 
 __all__ = ["NAMES", "SparseLU"]
 
@@ -48,7 +48,7 @@ class SparseLU:
         # P loses the scores of dangling nodes. If it gave them to v, this would only scale the solution.
         solved = problem.split(solution / solution.sum(axis=0))
         image = problem.apply(solved)
-        changes = distances(image, solved)
+        changes = read_changes(problem, image, solved)
         bounds = problem.error_bounds(changes, 1)
         return SolverStep(image, changes, problem.residual(changes), bounds, problem.n_blocks, None, exact=True)
 

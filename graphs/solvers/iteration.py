@@ -175,6 +175,8 @@ def solve(
         # NaN and Inf raise an error, in the step or below, so numpy need not warn of them.
         with np.errstate(over="ignore", invalid="ignore"):
             step = solver.step(problem, memory)
+        # Checks that the solver did not make.
+        problem.checks.read()
         memory = step.memory
         trace.record(step)
         if step.exact:

@@ -1,7 +1,9 @@
-"""Krylov methods of scipy for the linear system (I - gamma P) x = v."""
+"""Krylov methods for the linear system (I - gamma P) x = v: those of scipy on the CPU, our own on other devices."""
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,8 +13,10 @@ from scipy.sparse import linalg
 
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
-from graphs.linalg.layer_vectors import State, distances
-from graphs.solvers.problem import LinearProblem, Solver, SolverStep, check_linear
+from graphs.linalg.layer_vectors import State, is_on_cpu
+from graphs.linalg.operators import Vector
+from graphs.solvers.krylov_cycles import CYCLES
+from graphs.solvers.problem import LinearProblem, Solver, SolverStep, check_linear, read_changes
 
 __all__ = ["NAMES", "Krylov"]
 
@@ -22,7 +26,10 @@ class Krylov:
     """GMRES or BiCGSTAB on (I - gamma P) x = v; the rank is the solution divided by its sum.
 
     A step is a cycle of at most `inner` iterations for each column of v, then one application of F, which gives the residual and
-    the bound. The vectors of a cycle are float64 on the CPU, whatever the dtype and device of the operators.
+    the bound. The vectors of a cycle are float64, whatever the dtype of the operators.
+
+    On the CPU scipy takes the cycles, one column after the other. On another device :mod:`graphs.solvers.krylov_cycles` takes
+    `inner` iterations for all columns at once, and nothing comes to the CPU but the changes of the layers.
 
     Parameters
     ----------
@@ -48,27 +55,21 @@ class Krylov:
     def begin(self, problem: LinearProblem, start: State, tol: float) -> Any:
         """Return the memory of the first step: the start scaled to sum 1 / (1 - gamma), `tol`, and no last iterate."""
         check_linear(problem, self.name)
-        return problem.stack(start) / (1.0 - problem.gamma), tol, None
+        return _stack(problem, start) / (1.0 - problem.gamma), tol, None
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
         """Take one cycle for every column, and apply F once; twice if the cycles increased the residual."""
         x, tol, last = memory
-        right = problem.stack(problem.teleport)
-        products = 0
-        solution = np.empty_like(x)
-        for column in range(1 if x.ndim == 1 else x.shape[1]):
-            at = (slice(None),) if x.ndim == 1 else (slice(None), column)
-            solution[at], cycle_products = self._cycle(problem, x[at], right[at], tol)
-            products += cycle_products
-        scale = solution.sum(axis=0)
-        state = problem.split(solution / scale)
+        solution, products = (self._scipy_cycles if is_on_cpu(x) else self._device_cycle)(problem, x, tol)
+        scale = solution.sum(0)
+        state = _split(problem, solution / scale)
         image = problem.apply(state)
-        changes = distances(image, state)
+        changes = read_changes(problem, image, state)
         if last is not None and not problem.residual(changes) <= last[1]:
             # F cannot increase the residual, so it is applied to the last iterate instead.
             state, _, scale = last
             image = problem.apply(state)
-            changes = distances(image, state)
+            changes = read_changes(problem, image, state)
             products += 1
         residual = problem.residual(changes)
         return SolverStep(
@@ -77,8 +78,33 @@ class Krylov:
             residual,
             problem.error_bounds(changes, 1),
             (products + 1) * problem.n_blocks,
-            (problem.stack(image) * scale, tol, (image, residual, scale)),
+            (_stack(problem, image) * scale, tol, (image, residual, scale)),
         )
+
+    def _scipy_cycles(self, problem: LinearProblem, x: FloatArray, tol: float) -> tuple[FloatArray, int]:
+        """Return x after one cycle on every column, and the number of products."""
+        right = problem.stack(problem.teleport)
+        products = 0
+        solution = np.empty_like(x)
+        for column in range(1 if x.ndim == 1 else x.shape[1]):
+            at = (slice(None),) if x.ndim == 1 else (slice(None), column)
+            solution[at], cycle_products = self._cycle(problem, x[at], right[at], tol)
+            products += cycle_products
+        return solution, products
+
+    def _device_cycle(self, problem: LinearProblem, x: Vector, tol: float) -> tuple[Vector, int]:
+        """Return x after one cycle (columns that could not be scaled to sum 1 unchanged), and the number of products."""
+        products = 0
+
+        def multiply(vector: Vector) -> Vector:
+            nonlocal products
+            products += 1
+            return vector - problem.gamma * _stack(problem, problem.apply_transition(_split(problem, vector)))
+
+        threshold = 0.1 * tol / math.sqrt(len(x))
+        solution = CYCLES[self.method](multiply, x, _stack(problem, problem.teleport), self.inner, threshold)
+        usable = solution.isfinite().all(0) & (solution.sum(0) > 0)
+        return solution.where(usable, x), products
 
     def _cycle(self, problem: LinearProblem, x: FloatArray, right: FloatArray, tol: float) -> tuple[FloatArray, int]:
         """Return x after one cycle on one column (unchanged if it cannot be scaled to sum 1), and the number of products."""
@@ -99,6 +125,21 @@ class Krylov:
         else:
             solution, _ = linalg.bicgstab(system, right, maxiter=self.inner, **options)
         return (solution if np.isfinite(solution).all() and solution.sum() > 0 else x), products
+
+
+def _stack(problem: LinearProblem, state: State) -> Vector:
+    """Join a state into one float64 vector over all nodes; a numpy array, but on another device than the CPU a tensor there."""
+    if is_on_cpu(state[0]):
+        return problem.stack(state)
+    return sys.modules["torch"].cat(state).double()
+
+
+def _split(problem: LinearProblem, stacked: Vector) -> State:
+    """Split such a vector into a state."""
+    if is_on_cpu(stacked):
+        return problem.split(stacked)
+    dtype = problem.teleport[0].dtype
+    return list(stacked.to(dtype).split([len(vector) for vector in problem.teleport]))
 
 
 NAMES: Mapping[str, Callable[[], Solver]] = {"gmres": lambda: Krylov("gmres"), "bicgstab": lambda: Krylov("bicgstab")}

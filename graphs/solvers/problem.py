@@ -14,10 +14,10 @@ from scipy import sparse
 
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
-from graphs.linalg.layer_vectors import State
+from graphs.linalg.layer_vectors import DeferredChecks, State, layer_norms, subtract
 from graphs.linalg.operators import Vector
 
-__all__ = ["LinearProblem", "Problem", "Solver", "SolverStep", "SweptState", "check_linear"]
+__all__ = ["LinearProblem", "Problem", "Solver", "SolverStep", "SweptState", "check_linear", "read_changes"]
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,21 @@ class SweptState:
         Scores of sum 1; in a layered rank, of sum 1 in every layer.
     teleport_mass : Vector
         Sum of the scores that teleport, of shape () or (k,); a layered rank does not use it.
-    residual : float
-        An upper bound on the L1 norm of F(state) - state.
+    residual : Vector
+        An upper bound on the L1 norm of F(state) - state, of shape (), where the scores are.
     """
 
     state: State
     teleport_mass: Vector
-    residual: float
+    residual: Vector
 
 
 class Problem(Protocol):
     """The equation r = F(r) of states r, and bounds on the distance to its solution."""
+
+    @property
+    def checks(self) -> DeferredChecks:
+        """Checks of numbers on a device that wait until a solver reads numbers, with :meth:`DeferredChecks.read`."""
 
     @property
     def n_layers(self) -> int:
@@ -180,6 +184,26 @@ class Solver(Protocol):
 
     def step(self, problem: Any, memory: Any) -> SolverStep:
         """Take one step."""
+
+
+def read_changes(problem: Problem, image: State, state: State) -> list[float]:
+    """Compute the L1 distance between two states in every layer, and make the checks of the problem that wait.
+
+    From another device than the CPU, everything comes in one copy.
+
+    Raises
+    ------
+    GraphError
+        A check fails.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from types import SimpleNamespace
+    >>> read_changes(SimpleNamespace(checks=DeferredChecks()), [np.array([0.5, 0.5])], [np.array([0.25, 0.75])])
+    [0.5]
+    """
+    return [float(norm) for norm in problem.checks.read(layer_norms(subtract(image, state)))]
 
 
 def check_linear(problem: Problem, solver: str) -> None:

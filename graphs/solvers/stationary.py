@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from graphs.errors import GraphError
-from graphs.linalg.layer_vectors import State, distances, total_scores
-from graphs.solvers.problem import LinearProblem, Problem, Solver, SolverStep
+from graphs.linalg.layer_vectors import State, layer_norms, subtract, total_scores
+from graphs.solvers.problem import LinearProblem, Problem, Solver, SolverStep, read_changes
 
 __all__ = ["NAMES", "GaussSeidel", "LayerSweep", "PowerIteration"]
 
@@ -31,7 +31,7 @@ class PowerIteration:
         """Apply F once."""
         state, steps = memory
         following = problem.apply(state)
-        changes = distances(following, state)
+        changes = read_changes(problem, following, state)
         steps += 1
         return SolverStep(
             following,
@@ -102,15 +102,17 @@ class GaussSeidel:
             return replace(LayerSweep().step(problem, state), memory=memory)
         start = problem.aggregate(state, teleport_mass) if aggregate else state
         swept = problem.sweep(start, teleport_mass)
+        numbers = problem.checks.read([swept.residual, *layer_norms(subtract(swept.state, state))])
+        residual, *changes = map(float, numbers)
         # Aggregation is sure to converge only near the solution, so the residual has to fall as in power iteration.
-        failed = aggregate and swept.residual > problem.gamma * residual_before
+        failed = aggregate and residual > problem.gamma * residual_before
         return SolverStep(
             swept.state,
-            distances(swept.state, state),
-            swept.residual,
-            problem.residual_bounds(swept.residual),
+            changes,
+            residual,
+            problem.residual_bounds(residual),
             problem.n_blocks,
-            (swept.state, swept.teleport_mass, swept.residual, self.aggregation and not failed),
+            (swept.state, swept.teleport_mass, residual, self.aggregation and not failed),
             is_image=False,
         )
 

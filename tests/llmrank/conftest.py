@@ -9,6 +9,8 @@ import torch
 import transformers
 
 import llmrank
+from llmrank.models.finding import detect
+from tests.devices import DeviceTraffic
 from tests.llmrank.tiny_models import text, tiny_llama, tokenizer
 
 
@@ -42,3 +44,11 @@ def corpus(tmp_path: Path) -> Path:
     path = tmp_path / "corpus.txt"
     path.write_text(text(200), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def two_devices(monkeypatch: pytest.MonkeyPatch, device_traffic: DeviceTraffic) -> DeviceTraffic:
+    """The simulated devices, for models."""
+    # Tensors of these devices are a subclass, which a search for quantised weights takes for one.
+    monkeypatch.setattr(detect, "check_not_quantised", lambda *_: None)
+    return device_traffic

@@ -110,6 +110,7 @@ class RoutedExperts(nn.Module):
             tokens, place = torch.where(chosen == position)
             weight = weights[tokens, place]
             output = self._run(expert, inputs, tokens, weight, totals[tokens])
+            # An expert has a token once, so no two threads of a GPU add to one row, and the sum has the order of the experts.
             outputs.index_add_(0, tokens, (output * weight[:, None]).to(outputs.dtype))
         if hasattr(self.owner, "identity_expert"):
             unchanged = torch.where(chosen >= len(self), weights, torch.zeros_like(weights)).sum(-1)

@@ -23,7 +23,7 @@ from graphs import (
     residual_graph,
     weighted_pagerank,
 )
-from graphs.linalg.layer_vectors import normalise_state, total_scores
+from graphs.linalg.layer_vectors import DeferredChecks, normalise_state, total_scores
 from graphs.ranking.layered_problem import WeightedPageRankProblem
 from graphs.solvers import (
     SOLVERS,
@@ -725,6 +725,7 @@ class Doubling:
     sweepable = True
 
     def __init__(self) -> None:
+        self.checks = DeferredChecks()
         self.visits = 0
 
     def start(self) -> list[Array]:
