@@ -165,7 +165,7 @@ def load_pretrained(
             torch_dtype = torch.float32
     try:
         config = transformers.AutoConfig.from_pretrained(name, **options)
-        model_class = model_class_of(config, name, trust_remote_code=trust_remote_code)
+        model_class = model_class_of(config, name, trust_remote_code=trust_remote_code, revision=revision)
         if choose_class is not None:
             model_class = choose_class(model_class, config)
         dequantised = _dequantised(config)
@@ -174,12 +174,7 @@ def load_pretrained(
     except LLMRankError:
         raise
     except Exception as error:  # readers of damaged files raise nearly anything
-        if "trust_remote_code" in str(error):
-            raise _untrusted_code_error(source) from error
-        raise ModelSourceError(
-            f"transformers cannot load {source}: {_first_line(error)}; check the path or name and the files, or "
-            "download the model on a machine with network access and pass its directory"
-        ) from error
+        raise _loading_error(source, error) from error
     if differences:
         raise ModelSourceError(
             f"{source} is not the {type(model).__name__} that its configuration describes: {differences}; fetch the "
@@ -256,10 +251,10 @@ def _load_tokenizer(source: str, name: str, options: Mapping[str, Any]) -> tuple
         return None, ""
 
 
-def model_class_of(config: Any, name: str = "", *, trust_remote_code: bool = False) -> Any:
+def model_class_of(config: Any, name: str = "", *, trust_remote_code: bool = False, revision: str | None = None) -> Any:
     """Return the model class for a configuration.
 
-    It is the class in the checkpoint's code (in `name`, a directory or hub name) if that is trusted; else the class of
+    It is the class in the checkpoint's code (in `name`, a directory or hub name, at `revision`) if that is trusted; else the class of
     transformers that the configuration names; else the class that an auto class chooses; else ``AutoModel`` itself.
 
     Raises
@@ -273,7 +268,7 @@ def model_class_of(config: Any, name: str = "", *, trust_remote_code: bool = Fal
     if in_code and trust_remote_code:
         named = (auto for auto in in_code if in_code[auto].rpartition(".")[2] in architectures)
         auto = next(named, next(iter(in_code)))
-        code_class: Any = get_class_from_dynamic_module(in_code[auto], name)
+        code_class: Any = get_class_from_dynamic_module(in_code[auto], name, revision=revision)
         code_class.register_for_auto_class(auto)  # a saved copy then includes the code
         return code_class
     for architecture in architectures:
@@ -290,6 +285,15 @@ def model_class_of(config: Any, name: str = "", *, trust_remote_code: bool = Fal
 def _known_class(auto: str, config: Any) -> Any:
     """Return the model class that an auto class chooses for a configuration, or None."""
     return getattr(transformers, auto)._model_mapping.get(type(config), None)
+
+
+def _loading_error(source: str, error: Exception) -> ModelSourceError:
+    if "trust_remote_code" in str(error):
+        return _untrusted_code_error(source)
+    return ModelSourceError(
+        f"transformers cannot load {source}: {_first_line(error)}; check the path or name and the files, or "
+        "download the model on a machine with network access and pass its directory"
+    )
 
 
 def _untrusted_code_error(name: str) -> ModelSourceError:
