@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from rich.console import Console
 
+from graphs import GraphError
+from llmrank.calibration.blocks.recording import record_without_running
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
-from llmrank.errors import OptionError
+from llmrank.errors import LLMRankError, OptionError
+from llmrank.models import find_ffns
+from llmrank.pipeline import BasePipeline
 
-__all__ = ["add_low_memory_options", "check_low_memory", "work_directory"]
+__all__ = ["add_low_memory_options", "check_low_memory", "resumable", "work_directory"]
 
 
 def add_low_memory_options(group: Any) -> None:
@@ -64,7 +71,7 @@ def work_directory(options: argparse.Namespace, model: Any, console: Console) ->
     on_cpu = {tensor.device.type for tensor in tensors} == {"cpu"}
     if not (options.low_memory or options.resume):
         plain = options.steps == 1 and options.form in ("compact", "padded") and options.calibration != Generated.name
-        if size <= free or not (on_cpu and plain):
+        if size <= free or not (on_cpu and plain and _runs_by_block(model)):
             return None
         console.print(
             f"The model takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free: it is pruned block by block, as "
@@ -81,3 +88,25 @@ def work_directory(options: argparse.Namespace, model: Any, console: Console) ->
             highlight=False,
         )
     return unfinished(options.output)
+
+
+def _runs_by_block(model: Any) -> bool:
+    """Whether the blocks of a model can be run one by one."""
+    ids = torch.zeros(1, 8, dtype=torch.int64)
+    try:
+        return record_without_running(model, find_ffns(model), [(ids, torch.ones_like(ids, dtype=torch.bool))]).unbroken
+    except LLMRankError:  # the run itself will say what is wrong
+        return False
+
+
+@contextmanager
+def resumable(pipeline: BasePipeline, console: Console) -> Iterator[None]:
+    """Remove the files of a run that ends in an error before anything was done; say how to go on with one that is interrupted."""
+    try:
+        yield
+    except (LLMRankError, GraphError, KeyboardInterrupt) as error:
+        if pipeline.work is not None and not pipeline.work.has_progress:
+            pipeline.work.remove()
+        elif pipeline.work is not None and isinstance(error, KeyboardInterrupt):
+            console.print("Interrupted. The same command with --resume goes on.", markup=False, highlight=False)
+        raise

@@ -17,7 +17,7 @@ from llmrank.calibration.text import tokenise
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
 from llmrank.cli import demo
-from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, work_directory
+from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, resumable, work_directory
 from llmrank.cli.options import (
     add_method_options,
     add_model_options,
@@ -27,7 +27,7 @@ from llmrank.cli.options import (
     make_pipeline,
     text_source,
 )
-from llmrank.errors import CalibrationError, LLMRankError
+from llmrank.errors import CalibrationError
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
 from llmrank.models.demo_models import DEMO_NAME
 from llmrank.pipeline import BasePipeline
@@ -97,16 +97,8 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     pipeline = _checked_pipeline(options, console, undoable=False)
     if options.calibration == Automatic.name:
         _say_if_model_writes_text(pipeline, console)
-    try:
+    with resumable(pipeline, console):
         model = pipeline.run()
-    except LLMRankError:
-        if pipeline.work is not None:
-            pipeline.work.remove()  # to resume would end in the same error
-        raise
-    except KeyboardInterrupt:
-        if pipeline.work is not None:
-            console.print("Interrupted. The same command with --resume goes on.", markup=False, highlight=False)
-        raise
     report = pipeline.report
     if report is None:
         raise RuntimeError("the pipeline ran without leaving a report")

@@ -9,12 +9,13 @@ from pathlib import Path
 from rich.console import Console
 
 from llmrank.calibration.blocks.work_directory import SHARD_BYTES, WorkDirectory, weights_digest
-from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, work_directory
+from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, resumable, work_directory
 from llmrank.cli.options import add_method_options, add_model_options, check_method, directory, load, make_pipeline
 from llmrank.cli.prune import add_evaluation, run_prune
 from llmrank.errors import OptionError
 from llmrank.models import find_ffns
 from llmrank.pipeline.options import RankedText
+from llmrank.pipeline.registry import DEFAULTS
 from llmrank.pipeline.report import model_source
 from llmrank.prune.masks import Masks
 from llmrank.score.ranking import SETTINGS, Ranking
@@ -25,6 +26,19 @@ from llmrank.surgery.files import atomic_directory, check_output
 __all__ = ["add_apply_options", "add_rank_options", "run_apply", "run_rank"]
 
 OF_RANKING = "that of the ranking"
+# Options that masks leave nothing to do for.
+METHOD_DEFAULTS = {
+    "amount": 0.3,
+    "scorer": OF_RANKING,
+    "pipeline": OF_RANKING,
+    "pruner": DEFAULTS["pruner"],
+    "targets": "neurons",
+    "amount_of": None,
+    "repair": "none",
+    "steps": 1,
+    "form": "compact",
+    "evaluate": None,
+}
 
 
 def add_rank_options(command: argparse.ArgumentParser) -> None:
@@ -65,13 +79,19 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
     sequences, held_out = pipeline.calibration.sequences(
         loaded.model, loaded.tokenizer, hold_out=True, progress=options.progress
     )
-    pipeline.open_work_directory(sequences, held_out)
-    statistics = pipeline.calibrate(ffns, sequences)
-    graphs = pipeline.build_graphs(ffns, statistics)
-    ranks = pipeline.rank_graphs(graphs)
+    if pipeline.statistics_options(ffns).get("attentions"):
+        raise OptionError(
+            "statistics of attentions cannot be kept in a file; leave attention=true out, or use llmrank prune"
+        )
+    weights = weights_digest(loaded.model)  # before the work, because it needs all weights
+    with resumable(pipeline, console):
+        pipeline.open_work_directory(sequences, held_out)
+        statistics = pipeline.calibrate(ffns, sequences)
+        graphs = pipeline.build_graphs(ffns, statistics)
+        ranks = pipeline.rank_graphs(graphs)
     settings = {
         "model": model_source(loaded.model),
-        "weights": weights_digest(loaded.model),
+        "weights": weights,
         "layers": ffns.sizes,
         "pipeline": options.pipeline,
         "scorer": options.scorer,
@@ -102,6 +122,12 @@ def run_apply(options: argparse.Namespace, console: Console) -> int:
             f"{options.ranking} holds no ranking; expected a directory that llmrank rank has written, or masks.safetensors"
         )
     ranking = Ranking.load(options.ranking)
+    asked = options.pipeline.partition(":")[0]
+    if asked == "residual" and not str(ranking.settings["pipeline"]).startswith("residual"):
+        raise OptionError(
+            f"the residual graph needs what {options.ranking} has not measured; rank again with --pipeline residual, or leave "
+            "--pipeline out"
+        )
     for name in ("scorer", "pipeline"):
         if getattr(options, name) == OF_RANKING:
             setattr(options, name, ranking.settings[name])
@@ -111,6 +137,12 @@ def run_apply(options: argparse.Namespace, console: Console) -> int:
 
 def _apply_masks(options: argparse.Namespace, console: Console) -> int:
     """Remove what masks do not keep, without a ranking."""
+    given = [name for name, value in METHOD_DEFAULTS.items() if getattr(options, name) != value]
+    if given:
+        raise OptionError(
+            f"masks say what is kept, and --{given[0].replace('_', '-')} has no effect on them (nor do masks hold a repair); "
+            "leave it out, or give a directory that llmrank rank has written"
+        )
     masks = Masks.load(options.ranking)
     check_low_memory(options)
     loaded = load(options)
@@ -118,9 +150,11 @@ def _apply_masks(options: argparse.Namespace, console: Console) -> int:
     digest = hashlib.sha256(options.ranking.read_bytes()).hexdigest()
     files = None if work is None else WorkDirectory(work, {"masks": digest}, resume=options.resume)
     keep, shard_bytes = (None, None) if files is None else (files.keep, SHARD_BYTES)
-    apply_masks(loaded.model, find_ffns(loaded.model), masks, "compact", undoable=False, keep=keep)
-    checkpoint.save(options.output, loaded.model, loaded.tokenizer, masks, shard_bytes=shard_bytes)
-    if files is not None:
-        files.remove()
+    try:
+        apply_masks(loaded.model, find_ffns(loaded.model), masks, "compact", undoable=False, keep=keep)
+        checkpoint.save(options.output, loaded.model, loaded.tokenizer, masks, shard_bytes=shard_bytes)
+    finally:
+        if files is not None:
+            files.remove()
     console.print(f"Wrote {options.output}: the checkpoint and masks.safetensors.", markup=False)
     return 0

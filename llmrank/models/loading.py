@@ -254,8 +254,8 @@ def _load_tokenizer(source: str, name: str, options: Mapping[str, Any]) -> tuple
 def model_class_of(config: Any, name: str = "", *, trust_remote_code: bool = False, revision: str | None = None) -> Any:
     """Return the model class for a configuration.
 
-    It is the class in the checkpoint's code (in `name`, a directory or hub name, at `revision`) if that is trusted; else the class of
-    transformers that the configuration names; else the class that an auto class chooses; else ``AutoModel`` itself.
+    It is the class in the checkpoint's code (in `name`, a directory or hub name, at `revision`) if that is trusted; else the
+    class of transformers that the configuration names; else the class that an auto class chooses; else ``AutoModel`` itself.
 
     Raises
     ------

@@ -26,6 +26,7 @@ from llmrank.pipeline.report import (
     describe_model,
     describe_neurons,
     dtype_name,
+    json_safe,
     model_source,
     repair_notes,
 )
@@ -267,9 +268,10 @@ class BasePipeline(PipelineStages):
             "weights": weights_digest(self.model),
             "calibration": sequences.provenance(),
             "held_out": None if held_out is None else held_out.provenance(),
+            "batch_size": self.calibration.batch_size,
             **self._method_settings(),
         }
-        self.work = WorkDirectory(self.work_directory, run, resume=self.resume)
+        self.work = WorkDirectory(self.work_directory, json_safe(run), resume=self.resume)
 
     def _check_fresh(self) -> None:
         if self._changed_for_good:

@@ -29,6 +29,7 @@ from llmrank.models.costs import Unit, unit_name
 from llmrank.pipeline.validation import Validation
 from llmrank.prune import BasePruner
 from llmrank.prune.masks import Masks
+from llmrank.prune.records.units import Target
 from llmrank.score.model_graph import ModelGraph
 from llmrank.surgery.repair import BaseRepair
 
@@ -309,14 +310,21 @@ def repair_notes(repair: BaseRepair | None, validation: Validation | None, too_f
     return notes
 
 
-def token_warning(repair: BaseRepair | None, pruner: BasePruner, ffns: FFNs, tokens: int, length: int) -> str | None:
+def token_warning(
+    repair: BaseRepair | None,
+    pruner: BasePruner,
+    ffns: FFNs,
+    tokens: int,
+    length: int,
+    targets: Sequence[Target] = ("neurons",),
+) -> str | None:
     """Return a warning if `tokens`, in sequences of `length` tokens, are too few to fit a repair well; else None.
 
     An expert counts with the share of the tokens that a router of `top_k` sends it when it uses all experts alike.
     """
     if repair is None:
         return None
-    of_neurons = isinstance(pruner.amount, float) and pruner.amount_of == "neurons"
+    of_neurons = isinstance(pruner.amount, float) and pruner.amount_of == "neurons" and "experts" not in targets
     wanted, kept, routed = 0, 0, ""
     for layer in ffns.layers.values():
         width = round(layer.size * (1.0 - pruner.amount)) if of_neurons else layer.size

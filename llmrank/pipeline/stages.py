@@ -166,7 +166,7 @@ class PipelineStages:
         """Return a warning if `tokens`, by default those of the calibration settings, are too few for the repair."""
         length = fitting_length(self.model, self.calibration.sequence_length)
         tokens = self.calibration.samples * length if tokens is None else tokens
-        return token_warning(self.repair, self.pruner, ffns, tokens, length)
+        return token_warning(self.repair, self.pruner, ffns, tokens, length, self.targets)
 
     def calibration_texts(self) -> tuple[TokenSequences, TokenSequences | None]:
         """Make the calibration sequences, and those to hold out from a repair; see :meth:`CalibrationText.sequences`."""

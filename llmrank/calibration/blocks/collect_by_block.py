@@ -75,7 +75,7 @@ def collect_by_block(
                 write_statistics(file, statistics)
             else:
                 passes.advance(position, states)
-            work.note(STAGE, {"blocks": position + 1, "side": states.side})
+            work.note(STAGE, {"blocks": position + 1, "side": states.side}, states.files)
         found |= {ffn.name: entry for ffn, entry in zip(inside, statistics, strict=True)}
     return tuple(found[ffn.name] for ffn in ffns)
 

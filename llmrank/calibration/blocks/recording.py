@@ -12,7 +12,14 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from llmrank.calibration.forward import first_output, run_sequences, substitute_forward, write_count
+from llmrank.calibration.forward import (
+    evaluation_mode,
+    first_output,
+    run_sequences,
+    substitute_forward,
+    write_count,
+)
+from llmrank.errors import is_out_of_memory
 from llmrank.models import FFNs
 
 __all__ = [
@@ -24,6 +31,10 @@ __all__ = [
     "record_without_running",
     "recording",
 ]
+
+
+# Number of tokens that show whether blocks can be called one by one.
+TRIAL_TOKENS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +73,7 @@ class Recording:
         self.keeps_first_states = True
         self._next_position = 0
         self._last_output: torch.Tensor | None = None
+        self._last_count: int | None = None
         self._input: tuple[torch.Tensor, int | None] | None = None
         self._contents: list[tuple[Any, list[int]]] = []
 
@@ -76,6 +88,8 @@ class Recording:
         """Record the arguments of a block, before it runs."""
         hidden = args[0] if args else kwargs.get("hidden_states")
         follows = position == self._next_position and (position == 0 or hidden is self._last_output)
+        if position and isinstance(hidden, torch.Tensor):  # the model may write to it between two blocks
+            follows = follows and write_count(hidden) == self._last_count
         if not args:
             follows = follows and next(iter(signature(self.blocks[position].forward).parameters)) == "hidden_states"
         self.unbroken = self.unbroken and follows and isinstance(hidden, torch.Tensor)
@@ -100,6 +114,7 @@ class Recording:
             self.unbroken = self.unbroken and all(_contents(value) == before for value, before in self._contents)
             self._input = None
         self._last_output = first_output(output)
+        self._last_count = write_count(self._last_output) if isinstance(self._last_output, torch.Tensor) else None
         self._next_position = (position + 1) % len(self.blocks)
 
     def end(self) -> None:
@@ -142,25 +157,71 @@ def record_without_running(
 ) -> Recording:
     """Record how a model calls its blocks on batches (ids, mask), without running the blocks.
 
-    Every block returns its input, so the weights of blocks are not read. A second run of the first batch, in which the blocks
-    return other values, shows whether their other arguments depend on what blocks compute. The recording is broken if they do,
-    or if the blocks do not follow one another directly.
+    Every block returns its input, so the weights of blocks are not read. The recording is broken if the blocks do not follow one
+    another directly, or if their other arguments depend on what blocks compute. That shows in a second run of the first batch, in
+    which the blocks return unrelated values; and in a forward pass of a few tokens, which the blocks, called one by one as
+    recorded, must repeat. Only this forward pass reads all weights.
     """
     record = Recording([])
     # Blocks return hidden states alone or in a tuple.
-    for returned in (lambda states: states, lambda states: (states,), lambda states: (states, None)):
+    for length in range(3):
+
+        def returned(states: torch.Tensor, rest: Any = None, length: int = length) -> Any:
+            return (states, rest)[:length] if length else states
+
+        def unrelated(states: torch.Tensor, returned: Callable[..., Any] = returned) -> Any:
+            noise = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
+            return returned(noise.to(states), object())
+
         try:
             record = _pass_over(model, ffns, batches, returned)
             if record.unbroken:
-                other = _pass_over(model, ffns, batches[:1], lambda states, make=returned: make(2.0 * states + 1.0))
-                record.unbroken = other.unbroken and all(
-                    _alike(calls[0], other_calls[0])
-                    for calls, other_calls in zip(record.calls, other.calls, strict=True)
+                other = _pass_over(model, ffns, batches[:1], unrelated)
+                record.unbroken = (
+                    other.unbroken
+                    and all(_alike(one[0], two[0]) for one, two in zip(record.calls, other.calls, strict=True))
+                    and not any(_has_containers(calls[0]) for calls in record.calls)
+                    and _repeats(model, ffns, batches[0], returned)
                 )
                 break
-        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):  # a model takes such a tuple apart
+        except (
+            TypeError,
+            ValueError,
+            AttributeError,
+            IndexError,
+            RuntimeError,
+        ) as error:  # a model takes a tuple apart
+            if is_out_of_memory(error):
+                raise
             record = Recording([])
     return record
+
+
+@torch.no_grad()
+def _repeats(
+    model: nn.Module, ffns: FFNs, batch: tuple[torch.Tensor, torch.Tensor], returned: Callable[..., Any]
+) -> bool:
+    """Whether the blocks, called one by one as they are recorded, compute what they compute in a forward pass of a few tokens."""
+    ids, mask = batch
+    part = slice(TRIAL_TOKENS) if ids.is_floating_point() else (slice(1), slice(TRIAL_TOKENS))
+    few = ids[part], mask[part]
+    record = _pass_over(model, ffns, [few], returned)
+    outputs: list[torch.Tensor] = []
+    with ExitStack() as hooks:
+        last = record.blocks[-1].register_forward_hook(lambda _m, _i, output: outputs.append(first_output(output)))
+        hooks.callback(last.remove)
+        run_sequences(model, ffns, [few])
+    states = record.first_states[0]
+    with evaluation_mode(model, ffns):
+        for block, calls in zip(record.blocks, record.calls, strict=True):
+            states = first_output(block(states, *calls[0].args, **calls[0].kwargs))
+    tolerance = 64 * torch.finfo(states.dtype).eps * float(outputs[0].abs().max())
+    return states.shape == outputs[0].shape and float((states - outputs[0]).abs().max()) <= tolerance
+
+
+def _has_containers(call: Call) -> bool:
+    """Whether blocks can leave something for later blocks in a list or mapping among the arguments."""
+    return any(isinstance(value, (MutableMapping, list)) for value in (*call.args, *call.kwargs.values()))
 
 
 def _pass_over(
@@ -185,7 +246,7 @@ def _alike(one: Call, other: Call) -> bool:
     return len(values) == len(others) and all(
         torch.equal(value, twin)
         if isinstance(value, torch.Tensor) and isinstance(twin, torch.Tensor)
-        else value is twin or type(value) is type(twin)
+        else value is twin or (type(value) is type(twin) and bool(value == twin))
         for value, twin in zip(values, others, strict=True)
     )
 

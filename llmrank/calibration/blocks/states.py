@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+
+from llmrank.errors import OptionError
 
 __all__ = ["States", "allocate_like", "file_tensor", "store"]
 
@@ -20,11 +23,13 @@ class States:
         Where the states are. With two lists, the states in front of a block are kept until :meth:`advance`.
     side : int
         The list that holds the states now.
+    files : sequence of Path
+        The files that the lists are in, if they are in files.
     """
 
-    def __init__(self, memory: Sequence[list[torch.Tensor]], side: int = 0) -> None:
+    def __init__(self, memory: Sequence[list[torch.Tensor]], side: int = 0, files: Sequence[Path] = ()) -> None:
         self._memory = memory
-        self.side = side
+        self.side, self.files = side, files
 
     @classmethod
     def of(cls, first: Sequence[torch.Tensor]) -> States:
@@ -44,10 +49,11 @@ class States:
         side : int, optional
             The file that holds the states of an earlier process; by default the first states are written.
         """
-        memory = [_allocate_in_file(path.with_name(f"{path.name}.{number}"), first) for number in range(2)]
+        files = [path.with_name(f"{path.name}.{number}") for number in range(2)]
+        memory = [_allocate_in_file(file, first) for file in files]
         if side is None:
             _copied(first, memory[0])
-        return cls(memory, side or 0)
+        return cls(memory, side or 0, files)
 
     @property
     def _now(self) -> list[torch.Tensor]:
@@ -67,7 +73,19 @@ class States:
         return iter(self._now)
 
     def store(self, k: int, state: torch.Tensor) -> None:
-        """Set the state of a batch behind the block."""
+        """Set the state of a batch behind the block.
+
+        Raises
+        ------
+        OptionError
+            The states are in files, and this one has another shape or dtype than the first ones.
+        """
+        held = self._next[k]
+        if len(self._memory) > 1 and (state.shape, state.dtype) != (held.shape, held.dtype):
+            raise OptionError(
+                f"cannot run block by block: a block turns states of {held.dtype} and shape {tuple(held.shape)} into "
+                f"{state.dtype} and {tuple(state.shape)}; leave the low memory out"
+            )
         store(self._next, k, state)
 
     def behind(self, k: int) -> torch.Tensor:
@@ -89,7 +107,21 @@ def file_tensor(path: Path, shape: Sequence[int], dtype: torch.dtype) -> torch.T
     """Return a tensor whose values are in a file, which the system reads and writes as memory allows.
 
     A file that is there keeps its values; otherwise they are zeros.
+
+    Raises
+    ------
+    OSError
+        The disk is full. Space is taken now, because a page that cannot be written later would end the process.
     """
+    size = math.prod(shape) * dtype.itemsize
+    with path.open("ab") as file:
+        if size and hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                raise OSError(
+                    f"no space for {size / 1e6:,.0f} MB in {path.parent} ({error}); free space there"
+                ) from error
     with torch.inference_mode(mode=False):
         memory = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype)
         return memory.view(*shape)

@@ -280,10 +280,11 @@ class BlockStream:
             self._pending_ffn = None
         self._position += 1
         if self._work is not None:
-            sides = {"states": self._states.side}
+            sides, files = {"states": self._states.side}, [*self._states.files]
             if self._dense_states is not None:
                 sides["dense-states"] = self._dense_states.side
-            self._work.note(STAGE, {"blocks": self._position, **sides})
+                files += self._dense_states.files
+            self._work.note(STAGE, {"blocks": self._position, **sides}, files)
 
 
 class _FFNPassed(Exception):  # noqa: N818 -- no error: it ends a forward pass early

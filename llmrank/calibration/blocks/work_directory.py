@@ -6,22 +6,31 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+import weakref
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from graphs.io.files import replace_file
+from graphs.io.files import LOCK, remove_leftovers, replace_file
 from llmrank.calibration.blocks.states import file_tensor
 from llmrank.errors import OptionError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no fcntl: nothing is locked there
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["SHARD_BYTES", "WorkDirectory", "weights_digest"]
 
 # A file of weights that is written with little memory is this large at most, because it may be in memory meanwhile.
 SHARD_BYTES = 10**9
-WEIGHT_BYTES = 64
+# Number of values of a tensor that its digest reads, and the parts of a configuration that do not belong to the model.
+N_SAMPLED = 256
+UNRELATED = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "architectures")
 RUN_FILE, PROGRESS_FILE = "run.json", "progress.json"
 
 
@@ -40,7 +49,8 @@ class WorkDirectory:
     Raises
     ------
     OptionError
-        There is an earlier run, and it is not to be resumed; or it had other settings; or there is none to resume.
+        There is an earlier run, and it is not to be resumed; or it had other settings; or there is none to resume; or another
+        process is at work in the directory.
     OSError
         The directory cannot be written.
     """
@@ -49,28 +59,58 @@ class WorkDirectory:
         self.path = Path(path)
         wanted = json.loads(json.dumps(run))
         stated = self.path / RUN_FILE
-        if stated.is_file():
-            if not resume:
+        if not stated.is_file():
+            if resume:
+                raise OptionError(f"there is no unfinished run in {self.path} to go on with; leave resume out")
+            remove_leftovers(self.path, RUN_FILE)
+            if self.path.exists() and any(self.path.iterdir()):
                 raise OptionError(
-                    f"{self.path} holds a run that has not finished; go on with it (--resume), or delete that directory"
+                    f"{self.path} is in the way of the files of this run; delete it, or choose another --output"
                 )
-            earlier = json.loads(stated.read_text(encoding="utf-8"))
+            self.path.mkdir(parents=True, exist_ok=True)
+        elif not resume:
+            raise OptionError(
+                f"{self.path} holds a run that has not finished; go on with it (--resume), or delete that directory"
+            )
+        self._unlock = weakref.finalize(self, os.close, self._take_lock())
+        if stated.is_file():
+            earlier = self._read(RUN_FILE)
             differing = sorted(name for name in {*wanted, *earlier} if wanted.get(name) != earlier.get(name))
             if differing:
                 raise OptionError(
                     f"the run in {self.path} had another {', '.join(differing)}; give the options of that run, or delete that "
                     "directory"
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise OptionError(
-                f"{self.path} is in the way of the files of this run; delete it, or choose another --output"
-            )
         else:
-            self.path.mkdir(parents=True, exist_ok=True)
             _write_json(stated, wanted)
-        self._progress: dict[str, Any] = {}
-        if (self.path / PROGRESS_FILE).is_file():
-            self._progress = json.loads((self.path / PROGRESS_FILE).read_text(encoding="utf-8"))
+        self._progress: dict[str, Any] = self._read(PROGRESS_FILE) if (self.path / PROGRESS_FILE).is_file() else {}
+
+    def _take_lock(self) -> int:
+        """Lock the directory for this process, where the file system has locks; return the file descriptor of the lock."""
+        lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            if fcntl is not None:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            os.close(lock)
+            raise OptionError(
+                f"another process is at work in {self.path}; wait until it has ended, or choose another --output"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        return lock
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise OptionError(f"{self.path / name} is damaged; delete {self.path}, and start again") from error
+        return dict(found)
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether some stage has come so far that another process could go on there."""
+        return bool(self._progress)
 
     def file(self, name: str) -> Path:
         """Return the path of a file of the run."""
@@ -80,8 +120,11 @@ class WorkDirectory:
         """Return what was noted for a stage, or None."""
         return self._progress.get(stage)
 
-    def note(self, stage: str, value: Any) -> None:
-        """Note how far a stage has come; a process that is killed leaves the last note."""
+    def note(self, stage: str, value: Any, files: Iterable[Path] = ()) -> None:
+        """Note how far a stage has come, once `files` are on the disk; a process that is killed leaves the last note."""
+        for file in files:
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
         self._progress[stage] = value
         _write_json(self.path / PROGRESS_FILE, self._progress)
 
@@ -92,22 +135,41 @@ class WorkDirectory:
         """
         if tensor.device.type != "cpu":
             return tensor
-        path = self.file("tensor")
-        copy = file_tensor(path, tensor.shape, tensor.dtype)
-        path.unlink()
+        handle, name = tempfile.mkstemp(prefix="tensor-", dir=self.path)
+        os.close(handle)
+        copy = file_tensor(Path(name), tensor.shape, tensor.dtype)
+        Path(name).unlink()
         return copy.copy_(tensor)
 
     def remove(self) -> None:
         """Delete the directory."""
+        self._unlock()
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return a digest of the first 64 bytes of every parameter, which tells models apart without reading them whole."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        first = parameter.detach().flatten()[:WEIGHT_BYTES].contiguous().cpu().view(torch.uint8)[:WEIGHT_BYTES]
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + first.numpy().tobytes())
+    """Return a digest of the configuration and of 256 values of every parameter and buffer, evenly spaced.
+
+    It tells models apart without reading them whole.
+
+    Raises
+    ------
+    OptionError
+        A parameter holds no data here.
+    """
+    config = getattr(model, "config", None)
+    described = {} if config is None else config.to_dict()
+    about = {name: value for name, value in described.items() if name not in UNRELATED}
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise OptionError(
+                f"{name} has no data here (offloaded or on the meta device); load the model completely, or on the CPU with "
+                "--low-memory"
+            )
+        values = tensor.detach().reshape(-1)
+        sample = values[:: max(1, len(values) // N_SAMPLED)].contiguous().cpu().view(torch.uint8)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -33,16 +33,18 @@ class RepairsInFiles:
         # The old values of parameters, by the id of the parameter.
         self._old: dict[int, tuple[Any, torch.Tensor]] = {}
 
-    def save(self, layer: str, keep: torch.Tensor, repaired: RepairedMap) -> None:
-        """Write the keep mask of a layer and its repaired map to a file."""
-        tensors = {"keep": keep, "weight": repaired.weight, "bias": repaired.bias}
+    def save(
+        self, layer: str, keep: torch.Tensor, repaired: RepairedMap, unexplained: torch.Tensor | None = None
+    ) -> None:
+        """Write the keep mask of a layer, its repaired map, and what the mask was chosen by to a file."""
+        tensors = {"keep": keep, "weight": repaired.weight, "bias": repaired.bias, "unexplained": unexplained}
         # numpy has no bfloat16; the bytes are kept.
         arrays = {name: _bytes(tensor) for name, tensor in tensors.items() if tensor is not None}
         numbers = {name: getattr(repaired, name) for name in ("damping", "before", "after", "target")}
         shapes = {name: [str(t.dtype)[6:], *t.shape] for name, t in tensors.items() if t is not None}
         write_tensors(self._file(layer), arrays, {"shapes": shapes, **numbers}, KIND)
 
-    def load(self, layer: str) -> tuple[torch.Tensor, RepairedMap] | None:
+    def load(self, layer: str) -> tuple[torch.Tensor, RepairedMap, torch.Tensor | None] | None:
         """Return what :meth:`save` has written for a layer, or None."""
         path = self._file(layer)
         if not path.is_file():
@@ -52,7 +54,7 @@ class RepairsInFiles:
             name: torch.from_numpy(arrays[name]).view(getattr(torch, dtype)).view(shape)
             for name, (dtype, *shape) in meta.pop("shapes").items()
         }
-        return found["keep"], RepairedMap(found.get("weight"), found.get("bias"), **meta)
+        return found["keep"], RepairedMap(found.get("weight"), found.get("bias"), **meta), found.get("unexplained")
 
     def write(self, output_map: LinearMap, repaired: RepairedMap) -> RepairedMap:
         """Write the repaired weight, but not the bias, into the model.

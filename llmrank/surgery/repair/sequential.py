@@ -108,12 +108,12 @@ def repair_ffns(
             )
             has_passed = files is not None and stream.has_passed(group[0][0])
             for layer, keep, solved in (
-                _solved_earlier(chosen, files) if has_passed else fitting.repair(chosen, masks, change)
+                _solved_earlier(chosen, masks, files, choose) if has_passed else fitting.repair(chosen, masks, change)
             ):
                 (output_map,) = layer.output_maps
                 kept[layer.name] = keep
                 if files is not None and not has_passed:
-                    files.save(layer.name, keep, solved)
+                    files.save(layer.name, keep, solved, fitting.unexplained.pop(layer.name, None))
                 if write is not None:
                     solved = write(output_map, solved)
                 repaired[output_map.name] = solved
@@ -122,13 +122,16 @@ def repair_ffns(
 
 
 def _solved_earlier(
-    group: Sequence[tuple[FFN, PrunableLayer]], files: RepairsInFiles | None
+    group: Sequence[tuple[FFN, PrunableLayer]], masks: Masks, files: RepairsInFiles | None, choose: Reselect | None
 ) -> Iterator[tuple[PrunableLayer, torch.Tensor, RepairedMap]]:
     """Yield each layer of a group that was repaired earlier, with its keep mask and its repaired map."""
     for _, layer in group:
         found = None if files is None else files.load(layer.name)
         if found is not None:
-            yield layer, *found
+            keep, solved, unexplained = found
+            if choose is not None and unexplained is not None:
+                choose(layer.name, masks[layer.name], unexplained)  # later choices build on it
+            yield layer, keep, solved
 
 
 def _kept_experts(ffns: FFNs, masks: Masks) -> dict[str, torch.Tensor]:
@@ -160,6 +163,8 @@ class _Fitting:
     def __init__(self, method: BaseRepair, stream: Stream, choose: Reselect | None, *, can_add_bias: bool) -> None:
         self._method, self._stream, self._choose = method, stream, choose
         self._can_add_bias = can_add_bias
+        # What the choice of a layer's neurons was made by, by the name of the layer, if they were chosen anew.
+        self.unexplained: dict[str, torch.Tensor] = {}
 
     def repair(
         self, group: Sequence[tuple[FFN, PrunableLayer]], masks: Masks, change: Callable[[], None] | None
@@ -216,7 +221,8 @@ class _Fitting:
         if self._choose is not None and dense_sums is not None:
             # The dense reader may have received nothing, see Stream.feed.
             unexplained = (dense_sums.moments()[0] if dense_sums.count else fit).unexplained()
-            keep = self._choose(layer.name, keep, unexplained.cpu())
+            self.unexplained[layer.name] = unexplained.cpu()
+            keep = self._choose(layer.name, keep, self.unexplained[layer.name])
         weight = output_map.weight.to(fit.second)
         # The tensors of experts get no bias that the model does not have.
         can_add_bias = self._can_add_bias and layer.mixture is None

@@ -123,6 +123,13 @@ def test_rankings_that_do_not_fit_are_refused(
     assert "has other weights; give the model that was ranked" in " ".join(capsys.readouterr().err.split())
     assert "holds no ranking" in refused(capsys, "apply", pruned, checkpoint, *output)
     assert "is not a mask file" in refused(capsys, "apply", scores / "scores.safetensors", checkpoint, *output)
+    masks = pruned / "masks.safetensors"
+    assert "--amount has no effect" in refused(capsys, "apply", masks, checkpoint, *output, "--amount", 0.5)
+    residual = ("--pipeline", "residual")
+    assert "rank again with --pipeline residual" in refused(capsys, "apply", scores, checkpoint, *output, *residual)
+    attention = ("rank", checkpoint, *output, "--calibration", corpus, *SHORT, "--pipeline", "residual:attention=true")
+    assert run(*attention) == 2
+    assert "leave attention=true out" in capsys.readouterr().err
     (scores / "statistics.safetensors").write_bytes(b"damaged")
     assert "holds no complete ranking" in refused(capsys, "apply", scores, checkpoint, *output)
     with pytest.raises(OptionError, match="no complete ranking"):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from llmrank import prune_model
+from llmrank.calibration.blocks.recording import record_without_running
 from llmrank.calibration.blocks.states import States
+from llmrank.calibration.blocks.work_directory import WorkDirectory, weights_digest
 from llmrank.calibration.text import tokenise
 from llmrank.errors import OptionError
-from llmrank.models import FAMILIES, Family
+from llmrank.models import FAMILIES, Family, find_ffns
 from llmrank.pipeline import CalibrationText, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.score import FLAPScorer, WeightedPageRankScorer
@@ -140,6 +145,11 @@ def test_another_run_in_the_directory_is_refused(tmp_path: Path) -> None:
     next(changed.parameters()).data.mul_(2.0)
     with pytest.raises(OptionError, match="had another weights"):
         run(changed, "isolated", tmp_path / "work", resume=True)
+    with pytest.raises(OptionError, match="no unfinished run"):
+        run(tiny_llama(), "isolated", tmp_path / "absent", resume=True)
+    (tmp_path / "work" / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(OptionError, match="is damaged"):
+        run(tiny_llama(), "isolated", tmp_path / "work", resume=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     with pytest.raises(OptionError, match="in the way"):
@@ -178,3 +188,85 @@ def test_a_model_on_another_device_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="computes on the CPU, and parts of the model are on meta"):
         pipeline.open_work_directory(tokenise(token_ids(2, 8), None, 2, 8), None)
     assert not (tmp_path / "work").exists()
+
+
+def test_two_processes_in_one_directory_are_refused(tmp_path: Path) -> None:
+    code = """
+import sys, time
+from llmrank.calibration.blocks.work_directory import WorkDirectory
+work = WorkDirectory(sys.argv[1], {})
+print("open", flush=True)
+time.sleep(60)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "work")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(OptionError, match="another process is at work"):
+            WorkDirectory(tmp_path / "work", {}, resume=True)
+        other.kill()
+    WorkDirectory(tmp_path / "work", {}, resume=True).remove()
+
+
+class Block(nn.Module):
+    """A block with an FFN whose other argument is a number or tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, states: torch.Tensor, more: Any = None) -> Any:
+        states = states + self.down(torch.relu(self.up(states)))
+        return states if more is None else states + more
+
+
+class Stack(nn.Module):
+    """Three blocks, and between them what a function makes of the states so far."""
+
+    def __init__(self, between: Any) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Block() for _ in range(3)])
+        self.between = between
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        states = states.clone()
+        more = None
+        for layer in self.layers:
+            states = layer(states, more)
+            more = self.between(states)
+        return states
+
+
+@pytest.mark.parametrize(
+    ("name", "between", "runs"),
+    [
+        ("nothing", lambda states: None, True),
+        ("a constant", lambda states: 0.5, True),
+        ("a tensor of the states", lambda states: states.mean(), False),
+        ("a number of the states", lambda states: float(states.mean()), False),
+        ("what keeps under scaling", lambda states: states.argmax(-1, keepdim=True).float(), False),
+        ("a write to the states", lambda states: (states.add_(1.0), None)[1], False),
+    ],
+)
+def test_arguments_that_depend_on_blocks_are_noticed(name: str, between: Any, *, runs: bool) -> None:
+    model = Stack(between)
+    ffns = find_ffns(model)
+    features = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    record = record_without_running(model, ffns, [(features, torch.ones(4, dtype=torch.bool))])
+    assert record.unbroken == runs, name
+
+
+def test_states_that_change_their_dtype_are_refused(tmp_path: Path) -> None:
+    states = States.in_files(tmp_path / "states", [torch.zeros(2, 3)])
+    with pytest.raises(OptionError, match=r"turns states of torch\.float32"):
+        states.store(0, torch.zeros(2, 3, dtype=torch.float64))
+
+
+def test_a_digest_reads_all_of_a_tensor_and_the_configuration() -> None:
+    model = tiny_llama()
+    before = weights_digest(model)
+    model.lm_head.weight.data[-1] += 1.0
+    assert weights_digest(model) != before
+    model.lm_head.weight.data[-1] -= 1.0
+    model.config.rms_norm_eps *= 2
+    assert weights_digest(model) != before
