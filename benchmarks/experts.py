@@ -256,7 +256,7 @@ def _joint(row: Mapping[str, Any], default: Mapping[str, Any]) -> str:
         for one in (row, default)
     ]
     found = difference(joined[0], joined[1], "both")
-    return f"{found.value:+.4f} ± {found.error or math.nan:.4f}"
+    return f"{found.value:+.4f} ± {math.nan if found.error is None else found.error:.4f}"
 
 
 def fill(study: Study, results: dict[str, Any], wanted: Sequence[Row], save: Callable[[], None]) -> None:
