@@ -9,6 +9,7 @@ __all__ = [
     "MaskError",
     "ModelSourceError",
     "OptionError",
+    "ProcessError",
     "StructureError",
     "UnsupportedModelError",
     "is_out_of_memory",
@@ -45,6 +46,22 @@ class MaskError(LLMRankError):
 
 class CheckpointError(LLMRankError):
     """A checkpoint or another output file cannot be written or read."""
+
+
+class ProcessError(LLMRankError):
+    """Another of the processes that divide a run among themselves has failed.
+
+    Attributes
+    ----------
+    rank : int or None
+        Number of that process, if it is known.
+    said_why : bool
+        Whether that process could still say why it failed.
+    """
+
+    def __init__(self, message: str, rank: int | None, *, said_why: bool = False) -> None:
+        super().__init__(message)
+        self.rank, self.said_why = rank, said_why
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -25,6 +25,7 @@ from llmrank.calibration.forward import (
     run_body,
     unpadded_rows,
 )
+from llmrank.calibration.processes import Processes
 from llmrank.calibration.residual import SkipSums, block_path, hidden_states
 from llmrank.calibration.statistics import (
     AttentionStatistics,
@@ -134,6 +135,7 @@ def collect_statistics(
     skips: bool = False,
     attentions: Mapping[str, FFN] | None = None,
     run: Callable[[TokenMasks], None] | None = None,
+    processes: Processes | None = None,
 ) -> tuple[FFNStatistics, ...]:
     """Run a model on the calibration sequences, and collect the statistics of every layer of its FFNs.
 
@@ -154,6 +156,8 @@ def collect_statistics(
     run : callable, optional
         Runs the FFNs on all sequences in another way than by forward passes of the model, and before each batch sets the masks
         that it is given.
+    processes : Processes, optional
+        Processes that each run the model on other sequences; all return the statistics of all sequences.
 
     Returns
     -------
@@ -194,6 +198,9 @@ def collect_statistics(
                 inputs, *batch_masks = model_inputs(model, *batch)
                 masks.replace(TokenMasks(*batch_masks))
                 _run(model, body, inputs)
+    if processes is not None:
+        of_mixtures = [part for entry in mixture_sums.values() for part in entry.parts]
+        processes.add_up([*(part for entry in sums for part in entry.parts), *of_mixtures, *skip_sums.values()])
     layers = [entry.finish() for entry in sums]
     mixtures = {name: entry.finish() for name, entry in mixture_sums.items()}
     attention_layers = dict(zip(attentions, layers[len(ffns) :], strict=True))
@@ -259,6 +266,12 @@ class _FFNSums:
                 self._output_sums[layer + 1] = _LayerSums(stage[0].size, stage[0].weight.device)
                 add_hook(hooks, model, ffn, stage[0].module, self._output_sums[layer + 1], masks, output=True)
 
+    @property
+    def parts(self) -> list[object]:
+        """The sums, each with tensors and numbers as its attributes."""
+        routed = [] if self._routed is None else [self._routed]
+        return [*self._input_sums, *self._output_sums.values(), *routed]
+
     def finish(self) -> tuple[LayerStatistics, ...]:
         ffn = self._ffn
         inputs = [
@@ -297,6 +310,11 @@ class _MixtureSums:
             mask = mask.reshape(-1)
         for sums, values in zip(self._sums, (before, after.reshape(before.shape)), strict=True):
             sums.add(values, mask)
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """The sums of the input and the output, if the mixture was called."""
+        return self._sums or ()
 
     def finish(self) -> MixtureStatistics:
         if self._sums is None:

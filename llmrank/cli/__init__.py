@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,19 +21,23 @@ import transformers
 from rich.console import Console
 
 from graphs import GraphError
+from llmrank.calibration.processes import launched_processes
 from llmrank.cli.components import run_components
 from llmrank.cli.evaluate import add_evaluate_options, run_evaluate
 from llmrank.cli.families import add_families_options, run_families
 from llmrank.cli.inspecting.command import add_inspect_options, run_inspect
 from llmrank.cli.options import check_numbers
 from llmrank.cli.progress import make_progress
-from llmrank.cli.prune import add_demo_options, add_prune_options, run_demo, run_prune
+from llmrank.cli.prune import add_demo_options, add_prune_options, check_processes, run_demo, run_prune
 from llmrank.cli.rank import add_apply_options, add_rank_options, run_apply, run_rank
-from llmrank.errors import LLMRankError, is_out_of_memory
+from llmrank.errors import LLMRankError, ProcessError, is_out_of_memory
 from llmrank.models.demo_models import DEMO_NAME
 from llmrank.pipeline.report import environment
 
 __all__ = ["main"]
+
+# How long other processes of a run wait until process 0 has said why the run ends.
+SECONDS_TO_SPEAK = 10.0
 
 
 class QuietConsole(Console):
@@ -74,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # Characters that the terminal's encoding lacks are escaped: an error here would lose the results of the command.
             stream.reconfigure(errors="backslashreplace")
+    rank, count = launched_processes()
+    if rank and sys.stdout is not None:  # process 0 speaks for all
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
     root = parser()
     for argument in arguments:
         # argparse would take the value "--" for the end of the options, and set the option to an empty list.
@@ -89,15 +97,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _signals_interrupt():
             check_numbers(options)
+            check_processes(options)
             torch.manual_seed(getattr(options, "seed", 0))
             status: int = options.run(options, console)
     except (Exception, KeyboardInterrupt) as error:
         if getattr(options, "debug", False):
             traceback.print_exc()
         status, sentence = _status_and_sentence(error)
-        with contextlib.suppress(OSError):  # standard error is closed
-            QuietConsole(stderr=True, soft_wrap=True).print(f"llmrank: {sentence}", markup=False, highlight=False)
+        # Process 0 speaks for all; the others do if it cannot.
+        if rank == 0 or (isinstance(error, ProcessError) and error.rank == 0 and not error.said_why):
+            with contextlib.suppress(OSError):  # standard error is closed
+                QuietConsole(stderr=True, soft_wrap=True).print(f"llmrank: {sentence}", markup=False, highlight=False)
+        if count > 1:
+            _end_with_others(status, rank)
     return status
+
+
+def _end_with_others(status: int, rank: int) -> None:
+    """End this process with an exit status, but after process 0, because a launcher ends all when one has ended."""
+    sys.stderr.flush()
+    if rank:
+        time.sleep(SECONDS_TO_SPEAK)
+    # Threads of torch.distributed may wait for processes that are gone.
+    os._exit(status)
 
 
 @contextlib.contextmanager

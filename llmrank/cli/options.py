@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrank.calibration.forward import progress_step
+from llmrank.calibration.processes import Processes
 from llmrank.calibration.text import check_text
 from llmrank.calibration.text.sequences import Role
 from llmrank.calibration.text.sources import find_source, named_sources
@@ -252,6 +253,7 @@ def make_pipeline(
     evaluation: Any,
     undoable: bool = True,
     work: Path | None = None,
+    processes: Processes | None = None,
 ) -> BasePipeline:
     """Make the pipeline that the options describe, for a loaded model; it runs block by block if `work` is a directory."""
     pipeline_class, pipeline_options = PIPELINES.options(options.pipeline)
@@ -274,6 +276,7 @@ def make_pipeline(
         undoable=undoable,
         work_directory=work,
         resume=work is not None and options.resume,
+        processes=processes,
     )
 
 

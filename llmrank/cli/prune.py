@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.text import Text
 
 from llmrank.calibration.blocks.work_directory import SHARD_BYTES
 from llmrank.calibration.forward import fitting_length, progress_step
 from llmrank.calibration.logits import predicts_next_token
+from llmrank.calibration.processes import Processes, join_processes, launched_processes
 from llmrank.calibration.text import tokenise
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
@@ -27,9 +31,10 @@ from llmrank.cli.options import (
     make_pipeline,
     text_source,
 )
-from llmrank.errors import CalibrationError
+from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
 from llmrank.models.demo_models import DEMO_NAME
+from llmrank.models.loading import parse_device
 from llmrank.pipeline import BasePipeline
 from llmrank.pipeline.report import Evaluation, Report
 from llmrank.prune.budget import describe_amount
@@ -39,7 +44,7 @@ from llmrank.surgery.files import check_output
 from llmrank.surgery.model_card import loading_code
 from llmrank.surgery.widths import WIDTHS_KEY
 
-__all__ = ["add_demo_options", "add_evaluation", "add_prune_options", "run_demo", "run_prune"]
+__all__ = ["add_demo_options", "add_evaluation", "add_prune_options", "check_processes", "run_demo", "run_prune"]
 
 # Without --evaluate, the pruned model is run on this many sequences of at most this length, to see whether it has collapsed.
 CHECK_SAMPLES = 2
@@ -94,11 +99,19 @@ def run_demo(options: argparse.Namespace, console: Console) -> int:
 def run_prune(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank prune``; return the exit status."""
     check_low_memory(options)
-    pipeline = _checked_pipeline(options, console, undoable=False)
-    if options.calibration == Automatic.name:
-        _say_if_model_writes_text(pipeline, console)
-    with resumable(pipeline, console):
-        model = pipeline.run()
+    with join_processes() as processes:
+        if processes.rank:  # process 0 speaks for all
+            console, options.progress = Console(quiet=True), None
+            warnings.simplefilter("ignore")
+        pipeline = _checked_pipeline(options, console, undoable=False, processes=processes)
+        if options.calibration == Automatic.name:
+            _say_if_model_writes_text(pipeline, console)
+        if processes.count > 1:
+            console.print(f"{processes.count} processes divide the calibration text.", highlight=False)
+        with resumable(pipeline, console):
+            model = pipeline.run()
+    if processes.rank:
+        return 0
     report = pipeline.report
     if report is None:
         raise RuntimeError("the pipeline ran without leaving a report")
@@ -119,13 +132,51 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _checked_pipeline(options: argparse.Namespace, console: Console, *, undoable: bool) -> BasePipeline:
+def check_processes(options: argparse.Namespace) -> None:
+    """Raise, before any work, if several processes were started that cannot run the command with these options.
+
+    Raises
+    ------
+    OptionError
+    """
+    count = launched_processes()[1]
+    if count == 1:
+        return
+    if options.command != "prune":
+        raise OptionError(
+            f"{count} processes were started, and llmrank {options.command} runs in one; start it without a launcher "
+            "(torchrun, accelerate): only llmrank prune divides its work"
+        )
+    if options.low_memory or options.resume:
+        raise OptionError(
+            f"--low-memory and --resume keep the files of a run in one place, and {count} processes were started; start one "
+            "process, or leave them out"
+        )
+    if options.device_map is not None:
+        raise OptionError(
+            f"--device-map places one model over the devices, and {count} processes were started, each with a model; start one "
+            "process, or leave it out"
+        )
+    device = parse_device(options.device)
+    n_local = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    if device.type == "cuda" and (":" in options.device or n_local > torch.cuda.device_count()):
+        raise OptionError(
+            f"each of {n_local} processes on this machine needs a GPU of its own, got --device {options.device} and "
+            f"{torch.cuda.device_count()} GPUs; write --device cuda, and start at most as many processes as there are GPUs"
+        )
+
+
+def _checked_pipeline(
+    options: argparse.Namespace, console: Console, *, undoable: bool, processes: Processes | None = None
+) -> BasePipeline:
     """Check the options, load the model and make the pipeline; print what will be removed, what steps cost, and warnings."""
     check_output(options.output)
     check_method(options)
     loaded = load(options)
     work = None if undoable else work_directory(options, loaded.model, console)
-    pipeline = make_pipeline(options, loaded, evaluation=options.evaluate, undoable=undoable, work=work)
+    pipeline = make_pipeline(
+        options, loaded, evaluation=options.evaluate, undoable=undoable, work=work, processes=processes
+    )
     pruner, steps = pipeline.pruner, pipeline.steps
     ffns, costs = pipeline.prepare()
     amount = describe_amount(pruner, ffns, costs, pipeline.targets)

@@ -12,6 +12,7 @@ from torch import nn
 
 from llmrank.calibration.forward import Progress, evaluation_mode, input_device
 from llmrank.calibration.logits import Predictor, check_predicts
+from llmrank.calibration.processes import Processes
 from llmrank.calibration.text import TokenSequences
 from llmrank.models import FFNs
 
@@ -70,7 +71,11 @@ class ModelSize:
 
 
 def perplexity(
-    model: Any, sequences: TokenSequences, batch_size: int = 1, progress: Progress | None = None
+    model: Any,
+    sequences: TokenSequences,
+    batch_size: int = 1,
+    progress: Progress | None = None,
+    processes: Processes | None = None,
 ) -> Perplexity:
     """Measure the perplexity of a model on token sequences. Tokens are predicted from their own sequence alone.
 
@@ -82,6 +87,8 @@ def perplexity(
         Number of sequences in a forward pass.
     progress : callable, optional
         See :func:`llmrank.calibration.collect.collect_statistics`.
+    processes : Processes, optional
+        Processes among which the sequences are divided.
 
     Raises
     ------
@@ -94,7 +101,9 @@ def perplexity(
     -----
     Cost: a forward pass of the sequences, and the trial of :class:`llmrank.calibration.logits.Predictor`, whose memory it takes.
     """
-    return Perplexity.of(*sequence_losses(model, sequences, batch_size, progress))
+    processes = processes or Processes()
+    parts = processes.gather(sequence_losses(model, processes.share(sequences, batch_size), batch_size, progress))
+    return Perplexity.of([value for losses, _ in parts for value in losses], [n for _, counts in parts for n in counts])
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from torch import nn
 from llmrank.calibration.blocks.recording import Recording, record_without_running, recording
 from llmrank.calibration.blocks.work_directory import WorkDirectory, weights_digest
 from llmrank.calibration.forward import Progress, progress_step, run_sequences
+from llmrank.calibration.processes import join_processes, launched_processes
 from llmrank.calibration.text import TokenSequences, shared_passages
 from llmrank.errors import OptionError
 from llmrank.evaluation.perplexity import Perplexity, model_size, perplexity, unigram_perplexity
@@ -87,6 +89,10 @@ class BasePipeline(PipelineStages):
         loaded on the CPU in the dtype of its checkpoint, so that its weights stay on disk.
     resume : bool
         Go on with an earlier run in the work directory, at the block where it ended.
+    processes : Processes, optional
+        The processes that divide the run among themselves. By default :meth:`run` joins those that a launcher has started
+        (torchrun, accelerate) or that torch.distributed has connected; each calls it with the same model and options, and gets
+        the same result.
 
     Attributes
     ----------
@@ -116,6 +122,18 @@ class BasePipeline(PipelineStages):
             pipeline is undoable, or if the error comes before the end of the repair and before any mask is applied.
         """
         self._check_fresh()
+        if self.processes.count > 1 or launched_processes()[1] == 1:
+            return self._run()
+        alone = self.processes
+        with join_processes() as processes:
+            self.processes = processes
+            try:
+                return self._run()
+            finally:
+                self.processes = alone
+
+    def _run(self) -> nn.Module:
+        self._check_processes()
         self._seconds = {}
         with self._timed("find"), progress_step(self.progress, "Finding FFNs"):
             ffns, _ = self.prepare()
@@ -195,14 +213,16 @@ class BasePipeline(PipelineStages):
             with temporarily_masked(self.model, ffns, present):
                 # A repair runs the model block by block, so these passes record how the model calls its blocks.
                 runs_whole = self.work is None and not isinstance(self.calibration, RankedText)
+                size = self.calibration.batch_size
                 recorded = ffns if first and self.repair and runs_whole else FFNs()
                 with self._timed("calibrate"), recording(self.model, recorded) as seen:
                     statistics = self.calibrate(ffns, sequences)
                     if seen.blocks and held_out is not None:
-                        run_sequences(self.model, ffns, held_out.batches(self.calibration.batch_size))
+                        run_sequences(self.model, ffns, self.processes.share(held_out, size).batches(size))
                 if not runs_whole and self.repair is not None:
                     texts = sequences.parts if held_out is None else (sequences, held_out)
-                    batches = [b for text in filter(None, texts) for b in text.batches(self.calibration.batch_size)]
+                    shares = [self.processes.share(text, size) for text in texts if text is not None]
+                    batches = [batch for share in shares for batch in share.batches(size)]
                     seen = record_without_running(self.model, ffns, batches)
                 with self._timed("rank"):
                     graphs = self.build_graphs(ffns, statistics)
@@ -218,6 +238,8 @@ class BasePipeline(PipelineStages):
                     else:
                         pruner = self.pruner if last else self.pruner.with_amount(amount)
                         masks = self.choose_masks(graphs, ranks, pruner, present)
+                    if self.processes.count > 1:
+                        masks = Masks(self.processes.first(dict(masks)))
             repairs_now = self.repair is not None and last
             if repairs_now:
                 record.keeps_first_states = False
@@ -235,7 +257,8 @@ class BasePipeline(PipelineStages):
         """Measure the perplexity before pruning, and return it with its sequences; (None, None) without a text."""
         if self.evaluation is None:
             return None, None
-        texts = self.evaluation.sequences(self.model, self.tokenizer, self.calibration.sequence_length)
+        source, length = self.evaluation, self.calibration.sequence_length
+        texts = self.processes.from_one(lambda: source.sequences(self.model, self.tokenizer, length))
         before = self._perplexity(texts, "Evaluating the dense model")
         protocol = {**texts.provenance(), "dtype": dtype_name(self.model), "torch_seed": torch.initial_seed()}
         return Evaluation(protocol, before, unigram=unigram_perplexity(texts)), texts
@@ -243,7 +266,7 @@ class BasePipeline(PipelineStages):
     def _perplexity(self, texts: TokenSequences, description: str) -> Perplexity:
         progress = self.progress
         shown: Progress | None = None if progress is None else lambda items, _: progress(items, description)
-        return perplexity(self.model, texts, self.calibration.batch_size, shown)
+        return perplexity(self.model, texts, self.calibration.batch_size, shown, self.processes)
 
     def undo(self) -> nn.Module:
         """Restore the model as it was before :meth:`run`, bit for bit (it stays on `device`); refused unless :attr:`undoable`."""
@@ -273,6 +296,30 @@ class BasePipeline(PipelineStages):
         }
         self.work = WorkDirectory(self.work_directory, json_safe(run), resume=self.resume)
 
+    def _check_processes(self) -> None:
+        """Refuse what several processes cannot do, and let process 0 alone show progress."""
+        count = self.processes.count
+        if count == 1:
+            return
+        if self.work_directory is not None:
+            raise OptionError(
+                f"a run with little memory keeps its files in one place, and {count} processes were started; start one process, "
+                "or leave the low memory (--low-memory, --resume, work_directory) out"
+            )
+        if len(set((getattr(self.model, "hf_device_map", None) or {}).values())) > 1:
+            raise OptionError(
+                f"{count} processes were started, and the model is spread over several devices, which only one process can "
+                "use; start one process, or load the model on one device in each process"
+            )
+        text = self.calibration.source
+        if self.calibration.samples < count and (text is None or isinstance(text, (str, os.PathLike))):
+            raise OptionError(
+                f"{count} processes were started for {self.calibration.samples} calibration sequences, and each needs one or "
+                "more; start fewer processes, or give more sequences (--samples)"
+            )
+        if self.processes.rank:
+            self.progress = None
+
     def _check_fresh(self) -> None:
         if self._changed_for_good:
             raise OptionError(
@@ -291,6 +338,7 @@ class BasePipeline(PipelineStages):
         """Make the report as far as it is known before masks are applied."""
         size, costs = model_size(self.model, ffns), self.costs or self.check(ffns)
         reached = reached_amounts(masks, costs)
+        processes = {"processes": self.processes.count} if self.processes.count > 1 else {}
         fitted, unfitted = (sequences, held_out) if held_out is not None else sequences.parts
         notes = [
             *(f"no token reaches {stack}: its FFNs were left as they are" for stack in sorted(self._not_reached)),
@@ -301,7 +349,7 @@ class BasePipeline(PipelineStages):
         return Report(
             model=describe_model(self.model, ffns),
             method=self._method_settings(),
-            calibration=sequences.provenance(),
+            calibration=sequences.provenance() | processes,
             held_out=None if unfitted is None else unfitted.provenance(),
             graph=describe_graphs(self.model_graphs, self.ranks),
             neurons=describe_neurons(masks, self.pruner, ffns),

@@ -13,6 +13,7 @@ from torch import nn
 
 from llmrank.calibration.blocks.work_directory import SHARD_BYTES, WorkDirectory
 from llmrank.calibration.forward import Progress
+from llmrank.calibration.processes import launched_processes
 from llmrank.models.costs import Unit
 from llmrank.pipeline.base_pipeline import BasePipeline
 from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText
@@ -52,7 +53,7 @@ class PrunedModel:
     work: WorkDirectory | None = None
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write a checkpoint with masks and report.
+        """Write a checkpoint with masks and report; of several processes, process 0 alone writes it.
 
         Parameters
         ----------
@@ -69,6 +70,8 @@ class PrunedModel:
         CheckpointError
             See :func:`llmrank.save`.
         """
+        if launched_processes()[0]:
+            return Path(directory)
         shard_bytes = None if self.work is None else SHARD_BYTES
         written = checkpoint.save(
             directory, self.model, self.tokenizer, self.masks, self.report.to_dict(), shard_bytes=shard_bytes

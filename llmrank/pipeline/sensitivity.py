@@ -25,6 +25,7 @@ from llmrank.calibration.forward import (
     unpadded_rows,
     write_count,
 )
+from llmrank.calibration.processes import Processes
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.fidelity import divergences
@@ -50,6 +51,7 @@ def layer_sensitivities(
     samples: int | None = None,
     progress: Progress | None = None,
     groups: Mapping[str, Sequence[PrunableLayer]] | None = None,
+    processes: Processes | None = None,
 ) -> dict[str, float]:
     """Measure how much the model's output changes when each layer alone loses the neurons that its mask removes.
 
@@ -75,6 +77,8 @@ def layer_sensitivities(
         See :func:`llmrank.calibration.collect.collect_statistics`.
     groups : mapping from str to sequence of PrunableLayer, optional
         Layers that are pruned together, by a name for each group; by default every layer is a group of its own.
+    processes : Processes, optional
+        Processes that each measure some of the groups; all return all sensitivities.
 
     Returns
     -------
@@ -122,6 +126,8 @@ def layer_sensitivities(
     batches = list(_first_sequences(sequences, samples).batches(batch_size))
     groups = groups or {name: [layer] for name, layer in ffns.layers.items()}
     pruned = [name for name, layers in groups.items() if not all(bool(masks[layer.name].all()) for layer in layers)]
+    processes = processes or Processes()
+    pruned = processes.share_of(pruned)
     steps = [(batch, name) for batch in batches for name in pruned]
     totals = dict.fromkeys(groups, 0.0)
     count = 0
@@ -142,7 +148,8 @@ def layer_sensitivities(
             )
         # Round-off can make a divergence negative.
         totals[name] = max(float(mean), 0.0)
-    return totals
+    parts = processes.gather({name: totals[name] for name in pruned})
+    return totals | {name: value for part in parts for name, value in part.items()}
 
 
 def _first_sequences(sequences: TokenSequences, samples: int | None) -> TokenSequences:

@@ -16,6 +16,7 @@ from llmrank.calibration.blocks.recording import Recording
 from llmrank.calibration.blocks.work_directory import WorkDirectory
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.forward import Progress, fitting_length, reached_by_tokens
+from llmrank.calibration.processes import Processes
 from llmrank.calibration.statistics import FFNStatistics
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import OptionError
@@ -69,6 +70,7 @@ class PipelineStages:
         undoable: bool = True,
         work_directory: str | os.PathLike[str] | None = None,
         resume: bool = False,
+        processes: Processes | None = None,
     ) -> None:
         by_block = work_directory is not None
         check_options(structure_dict, scorer, pruner, form, align, repair, steps, by_block=by_block, undoable=undoable)
@@ -90,9 +92,9 @@ class PipelineStages:
         self.steps = steps
         self.evaluation = EvaluationText.of(evaluation)
         self.progress = progress
-        self.undoable = undoable
         self.work_directory = None if work_directory is None else Path(work_directory)
-        self.resume = resume
+        self.undoable, self.resume = undoable, resume
+        self.processes = processes or Processes()
         self.work: WorkDirectory | None = None
         self.report: Report | None = None
         self.masks: Masks | None = None
@@ -169,10 +171,17 @@ class PipelineStages:
         return token_warning(self.repair, self.pruner, ffns, tokens, length, self.targets)
 
     def calibration_texts(self) -> tuple[TokenSequences, TokenSequences | None]:
-        """Make the calibration sequences, and those to hold out from a repair; see :meth:`CalibrationText.sequences`."""
-        return self.calibration.sequences(
-            self.model, self.tokenizer, hold_out=self.repair is not None, progress=self.progress
+        """Make the calibration sequences, and those to hold out from a repair; see :meth:`CalibrationText.sequences`.
+
+        Of several processes one makes them for all.
+        """
+        sequences, held_out = self.processes.from_one(
+            lambda: self.calibration.sequences(
+                self.model, self.tokenizer, hold_out=self.repair is not None, progress=self.progress
+            )
         )
+        self.processes.check_batches(sequences, self.calibration.batch_size)
+        return sequences, held_out
 
     def calibrate(self, ffns: FFNs, sequences: TokenSequences) -> tuple[FFNStatistics, ...]:
         """Collect statistics of every layer of nodes."""
@@ -184,7 +193,9 @@ class PipelineStages:
             return collect_by_block(
                 self.model, ffns, sequences, self.calibration.batch_size, self.work, self.progress, **options
             )
-        return collect_statistics(self.model, ffns, sequences, self.calibration.batch_size, self.progress, **options)
+        size = self.calibration.batch_size
+        share = self.processes.share(sequences, size)
+        return collect_statistics(self.model, ffns, share, size, self.progress, processes=self.processes, **options)
 
     def statistics_options(self, ffns: FFNs) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that override this
         """Return further options of :func:`llmrank.calibration.collect.collect_statistics`."""
@@ -213,7 +224,14 @@ class PipelineStages:
         masks = choose_masks(trial, self.model_graphs, self.ranks, jointly=True, costs=self.costs, targets=targets)
         groups = {units.name: units.layers for units in units_of(ffns.layers.values(), targets)}
         return layer_sensitivities(
-            self.model, ffns, masks, sequences, self.calibration.batch_size, progress=self.progress, groups=groups
+            self.model,
+            ffns,
+            masks,
+            sequences,
+            self.calibration.batch_size,
+            progress=self.progress,
+            groups=groups,
+            processes=self.processes,
         )
 
     def choose_masks(
@@ -258,19 +276,23 @@ class PipelineStages:
         if self.repair is None:
             return masks, {}
         choose = Reselection(self.scorer, graphs, present)
+        size = self.calibration.batch_size
+        fit, unfitted = (sequences, held_out) if held_out is not None else sequences.parts
+        own = None if unfitted is None else self.processes.share(unfitted, size)
         for_good = not (self.undoable or (self.repair.reselects and choose.reads_earlier_layers))
         kept, repaired, self.validation = repair_where_it_helps(
             self.model,
             ffns,
             masks,
             self.repair,
-            (sequences, held_out) if held_out is not None else sequences.parts,
+            (self.processes.share(fit, size), own),
             record,
-            self.calibration.batch_size,
+            size,
             choose,
             self.progress,
             in_place=for_good,
             work=self.work,
+            processes=self.processes,
         )
         self._changed_for_good = for_good and bool(repaired)
         return kept, repaired

@@ -20,6 +20,7 @@ from llmrank.calibration.blocks.stream import open_stream
 from llmrank.calibration.blocks.work_directory import WorkDirectory
 from llmrank.calibration.forward import Progress, evaluation_mode, first_output, model_inputs, progress_step, run_body
 from llmrank.calibration.logits import Prediction, Predictor, predicts_next_token
+from llmrank.calibration.processes import Processes
 from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.fidelity import compare_predictions
@@ -98,8 +99,16 @@ class Validator:
     that of :class:`llmrank.calibration.logits.Predictor`.
     """
 
-    def __init__(self, model: nn.Module, ffns: FFNs, held_out: TokenSequences, masks: Masks, batch_size: int) -> None:
-        self._model, self._ffns = model, ffns
+    def __init__(
+        self,
+        model: nn.Module,
+        ffns: FFNs,
+        held_out: TokenSequences,
+        masks: Masks,
+        batch_size: int,
+        processes: Processes | None = None,
+    ) -> None:
+        self._model, self._ffns, self._processes = model, ffns, processes or Processes()
         self._measure: Measure = "divergence" if predicts_next_token(model) else "squared error"
         self._predictor = Predictor(model)
         self._batches = list(held_out.batches(batch_size))
@@ -138,7 +147,7 @@ class Validator:
 
     @torch.no_grad()
     def _distances(self) -> Distances:
-        """Return the distances of the model as it is now from the dense one."""
+        """Return the distances of the model as it is now from the dense one, on the held-out sequences of all processes."""
         distances: list[float] = []
         counts: list[int] = []
         measure: Callable[..., Distances] = _divergences if self._measure == "divergence" else _squared_errors
@@ -147,7 +156,8 @@ class Validator:
                 batch_distances, batch_counts = measure(dense, output, mask)
             distances += batch_distances
             counts += batch_counts
-        return distances, counts
+        parts = self._processes.gather((distances, counts))
+        return [value for part, _ in parts for value in part], [count for _, part in parts for count in part]
 
 
 def repair_where_it_helps(
@@ -163,6 +173,7 @@ def repair_where_it_helps(
     *,
     in_place: bool = False,
     work: WorkDirectory | None = None,
+    processes: Processes | None = None,
 ) -> tuple[Masks, dict[str, RepairedMap], Validation | None]:
     """Repair the output maps of all FFNs, and keep the repair if it brings the model closer to the dense one.
 
@@ -182,6 +193,8 @@ def repair_where_it_helps(
         The old weights are restored if the repair is not kept, or anything is raised.
     work : WorkDirectory, optional
         With `in_place`: keep repaired weights and hidden states in its files, and go on where an earlier process ended.
+    processes : Processes, optional
+        Processes whose `texts` and `record` are of other sequences; each has some to fit to, and perhaps held-out ones.
 
     Returns
     -------
@@ -202,14 +215,15 @@ def repair_where_it_helps(
     validator = None
     if held_out is not None:
         with progress_step(progress, "Running the held-out text"):
-            validator = Validator(model, ffns, held_out, masks, batch_size)
-    stream = open_stream(model, ffns, fit, batch_size, record, held_out, follow=method.needs_dense_stream, work=work)
+            validator = Validator(model, ffns, held_out, masks, batch_size, processes)
+    follow = method.needs_dense_stream
+    stream = open_stream(model, ffns, fit, batch_size, record, held_out, follow=follow, work=work, processes=processes)
     validation = None
     files = None if work is None else RepairsInFiles(work)
     with contextlib.closing(files or RepairsInPlace()) as in_place_repairs:
         try:
             write = in_place_repairs.write if in_place else None
-            kept, repaired = repair_ffns(model, ffns, masks, method, stream, progress, choose, write, files)
+            kept, repaired = repair_ffns(model, ffns, masks, method, stream, progress, choose, write, files, processes)
             if validator is not None:
                 with progress_step(progress, "Validating the repair on the held-out text"):
                     validation = validator.compare(kept, repaired)

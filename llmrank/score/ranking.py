@@ -14,7 +14,7 @@ import torch
 from graphs import GraphError
 from graphs.io.files import read_tensors, write_tensors
 from llmrank.calibration.statistics import FFNStatistics
-from llmrank.calibration.statistics_file import read_statistics, write_statistics
+from llmrank.calibration.statistics.statistics_file import read_statistics, write_statistics
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import OptionError
 

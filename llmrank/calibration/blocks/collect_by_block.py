@@ -15,7 +15,7 @@ from llmrank.calibration.blocks.work_directory import WorkDirectory
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.forward import Progress, TokenMasks, model_inputs
 from llmrank.calibration.statistics import FFNStatistics
-from llmrank.calibration.statistics_file import read_statistics, write_statistics
+from llmrank.calibration.statistics.statistics_file import read_statistics, write_statistics
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import OptionError
 from llmrank.models import FFN, FFNs

@@ -29,6 +29,7 @@ from llmrank.calibration.forward import (
     model_inputs,
     run_body,
 )
+from llmrank.calibration.processes import Processes
 from llmrank.calibration.text import TokenSequences
 from llmrank.models import FFN, FFNs
 
@@ -110,6 +111,8 @@ class BlockStream:
         if the block adds the map's output to the stream unchanged, and no other map of the block was pruned.
     work : WorkDirectory, optional
         Keep the hidden states in its files, and go on at the block where an earlier process ended.
+    processes : Processes, optional
+        Processes that each pass other tokens through the model.
 
     Notes
     -----
@@ -127,12 +130,13 @@ class BlockStream:
         *,
         follow: bool = False,
         work: WorkDirectory | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.n_fitted_batches = n_fitted_batches
         self._model, self._ffns = model, ffns
         self._passes = BlockPasses(model, ffns, record, masks)
         self._positions = self._passes.positions
-        self._work = work
+        self._work, self._processes = work, processes or Processes()
         done = None if work is None else work.progress(STAGE)
         self._states, self._dense_states = self._first_states(record, follow=follow, done=done)
         self._position = self._dense_position = 0 if done is None else done["blocks"]
@@ -183,7 +187,9 @@ class BlockStream:
             # Of one mixture several groups of experts may be fed; the first finds it out, before the mixture is changed.
             name = ffn.mixture.name if ffn.is_routed and ffn.mixture is not None else ffn.name
             if name not in self._additions:
-                self._additions[name] = self._try_addition(position, ffn)
+                is_added, ffn_suffices = self._try_addition(position, ffn)
+                # Rounding may decide it, and all processes must know the missing outputs, or none.
+                self._additions[name] = self._processes.first(is_added), ffn_suffices
             is_added, ffn_suffices = self._additions[name]
         if change is not None:
             change()
@@ -353,6 +359,7 @@ def open_stream(
     *,
     follow: bool = False,
     work: WorkDirectory | None = None,
+    processes: Processes | None = None,
 ) -> Stream:
     """Open a :class:`BlockStream` if the recording is unbroken and has all batches, else a :class:`PassStream`.
 
@@ -363,6 +370,7 @@ def open_stream(
     follow : bool
         Whether a :class:`BlockStream` follows the dense model; a :class:`PassStream` does not.
     work : WorkDirectory, optional
+    processes : Processes, optional
         See :class:`BlockStream`.
     """
     batches = list(sequences.batches(batch_size))
@@ -372,4 +380,4 @@ def open_stream(
     if not record.unbroken or len(record.first_states) != len(batches):
         return PassStream(model, ffns, batches, n_fitted_batches)
     masks = [TokenMasks(*model_inputs(model, *batch)[1:]) for batch in batches]
-    return BlockStream(model, ffns, record, masks, n_fitted_batches, follow=follow, work=work)
+    return BlockStream(model, ffns, record, masks, n_fitted_batches, follow=follow, work=work, processes=processes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -68,11 +68,10 @@ class TokenSequences:
 
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (ids, mask) of up to `batch_size` sequences; for features, a `batch_size` below 256 counts as 256."""
-        batch_size = max(batch_size, 256) if self.ids.is_floating_point() else batch_size
-        fitted = len(self) - self.held_out
-        for first, end in ((0, fitted), (fitted, len(self))):
-            for start in range(first, end, batch_size):
-                rows = slice(start, min(start + batch_size, end))
+        size = self._rows_at_once(batch_size)
+        for first, end in self._bounds:
+            for start in range(first, end, size):
+                rows = slice(start, min(start + size, end))
                 yield self.ids[rows], self.mask[rows]
 
     def split(self, count: int) -> tuple[TokenSequences, TokenSequences | None]:
@@ -82,6 +81,35 @@ class TokenSequences:
             for rows in (slice(0, count), slice(count, None))
         )
         return head, tail if len(tail) else None
+
+    def share(self, number: int, count: int, batch_size: int) -> TokenSequences:
+        """Return one of `count` shares of these sequences: consecutive batches, and consecutive held-out batches.
+
+        All shares together have the same batches as these sequences. A share may be empty.
+
+        Examples
+        --------
+        >>> sequences = TokenSequences.of(torch.arange(10).view(5, 2), torch.ones(5, 2, dtype=torch.bool), "text")
+        >>> [sequences.share(number, 2, 2).ids[:, 0].tolist() for number in range(2)]
+        [[0, 2, 4, 6], [8]]
+        """
+        size, rows = self._rows_at_once(batch_size), []
+        for first, end in self._bounds:
+            n_batches = -(-(end - first) // size)
+            bounds = (first + size * -(-k * n_batches // count) for k in (number, number + 1))
+            rows.append(range(*(min(bound, end) for bound in bounds)))
+        chosen = [*rows[0], *rows[1]]
+        share = TokenSequences.of(self.ids[chosen], self.mask[chosen], self.source)
+        return replace(share, held_out=len(rows[1]))
+
+    @property
+    def _bounds(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The first row and the row behind the last one, of the sequences to fit to and of the held-out ones."""
+        fitted = len(self) - self.held_out
+        return (0, fitted), (fitted, len(self))
+
+    def _rows_at_once(self, batch_size: int) -> int:
+        return max(batch_size, 256) if self.ids.is_floating_point() else batch_size
 
     def joined(self, other: TokenSequences | None) -> TokenSequences:
         """Return these sequences, followed by others of the same length if there are any."""

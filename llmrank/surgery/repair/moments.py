@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -220,7 +220,20 @@ class _Sums:
         self.count = 0.0
         self._total = torch.zeros(size, dtype=torch.float64, device=device)
         self._lower = torch.zeros(size, size, dtype=torch.float64, device=device)
-        self._missing: MissingOutput | None = None
+        # Sums of the missing output; without an entry while none is known.
+        self._missing_total = self._missing_cross = torch.zeros(0, dtype=torch.float64, device=device)
+        self._missing_square = 0.0
+
+    @property
+    def n_missing(self) -> int:
+        """Number of outputs, if their missing part is known; else 0."""
+        return len(self._missing_total)
+
+    def expect_missing(self, n_outputs: int) -> None:
+        """Make room for the sums of the missing output."""
+        if n_outputs and not self.n_missing:
+            self._missing_total = self._total.new_zeros(n_outputs)
+            self._missing_cross = self._total.new_zeros(len(self._total), n_outputs)
 
     def add(self, values: torch.Tensor, missing: torch.Tensor | None, weights: torch.Tensor | None = None) -> None:
         """Add inputs (tokens, n) and the missing output (tokens, out); products are in float32 or wider, sums in float64.
@@ -244,17 +257,11 @@ class _Sums:
         if missing is not None:
             missing = missing.to(inputs) if factor is None else missing.to(inputs) * factor
             missing_float64 = missing.double()
-            if self._missing is None:
-                self._missing = MissingOutput(
-                    missing_float64.new_zeros(missing_float64.shape[1]),
-                    missing_float64.new_zeros(inputs.shape[1], missing_float64.shape[1]),
-                    0.0,
-                )
-            self._missing.total.add_((missing_float64 if factor is None else missing_float64 * factor).sum(0))
+            self.expect_missing(missing.shape[1])
+            self._missing_total += (missing_float64 if factor is None else missing_float64 * factor).sum(0)
             with _full_precision():
-                self._missing.cross.add_(inputs.T @ missing)
-            square = float(project_outputs(missing_float64.T).square().sum())
-            self._missing = replace(self._missing, square=self._missing.square + square)
+                self._missing_cross += inputs.T @ missing
+            self._missing_square += float(project_outputs(missing_float64.T).square().sum())
 
     def moments(self) -> Moments:
         """Return the moments, which share the tensors of these sums, so that nothing may be added afterwards."""
@@ -263,7 +270,10 @@ class _Sums:
             corner = self._lower[start:stop, start:stop]
             corner.copy_(corner.tril() + corner.tril(-1).T)
             self._lower[start:stop, stop:] = self._lower[stop:, start:stop].T
-        return Moments(self.count, self._total, self._lower, self._missing)
+        missing = None
+        if self.n_missing:
+            missing = MissingOutput(self._missing_total, self._missing_cross, self._missing_square)
+        return Moments(self.count, self._total, self._lower, missing)
 
 
 class MomentSums:
@@ -341,6 +351,22 @@ class MomentSums:
             lacking = missing.detach().reshape(-1, missing.shape[-1])[routing.tokens] / routing.totals[:, None]
             rows = unpadded_rows(lacking, mask).to(self._device)
         return rows, weights.to(self._device)
+
+    @property
+    def extent(self) -> tuple[int, bool, int]:
+        """Number of outputs whose missing part is known, whether batches were held out, and the number of outputs there."""
+        held_out = self._held_out
+        return self._fit.n_missing, held_out is not None, 0 if held_out is None else held_out.n_missing
+
+    def parts(self, extents: Sequence[tuple[int, bool, int]]) -> list[object]:
+        """Return the sums for :meth:`Processes.add_up`, with room for all that the sums of the other processes hold."""
+        fitted, held_out, held_out_outputs = (max(values) for values in zip(*extents, strict=True))
+        self._fit.expect_missing(fitted)
+        if not held_out:
+            return [self._fit]
+        self._held_out = self._held_out or _Sums(self._size, self._device)
+        self._held_out.expect_missing(held_out_outputs)
+        return [self._fit, self._held_out]
 
     def moments(self) -> tuple[Moments, Moments | None]:
         """Return the moments of the batches to fit to, and of the held-out batches if any; nothing may be added afterwards."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from llmrank.calibration.blocks.stream import Stream
 from llmrank.calibration.forward import substitute_forward
+from llmrank.calibration.processes import Processes
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.models import FFN, FFNs, LinearMap, PrunableLayer
 from llmrank.models.experts import route_around
@@ -20,7 +21,7 @@ from llmrank.models.linear_map import bias_of, matrix_of
 from llmrank.prune.masks import Masks
 from llmrank.surgery.repair.base_repair import BaseRepair, RepairedMap
 from llmrank.surgery.repair.in_files import RepairsInFiles
-from llmrank.surgery.repair.moments import MomentSums
+from llmrank.surgery.repair.moments import Moments, MomentSums
 
 __all__ = ["Reselect", "WriteMap", "repair_ffns", "repair_summary", "substitute"]
 
@@ -41,6 +42,7 @@ def repair_ffns(
     choose: Reselect | None = None,
     write: WriteMap | None = None,
     files: RepairsInFiles | None = None,
+    processes: Processes | None = None,
 ) -> tuple[Masks, dict[str, RepairedMap]]:
     """Repair the output maps of all FFNs, in the model's order; by default nothing is written to the model.
 
@@ -63,6 +65,8 @@ def repair_ffns(
         :class:`llmrank.surgery.repair.in_place.RepairsInPlace`.
     files : RepairsInFiles, optional
         Keeps every repaired map, and gives those back that the stream has passed in an earlier process.
+    processes : Processes, optional
+        Processes whose streams pass other tokens. Each map is solved by one of them, and all get it.
 
     Returns
     -------
@@ -87,7 +91,8 @@ def repair_ffns(
         raise OptionError(
             "repair needs whole FFNs; with structure_dict no map is known that reads the removed rows; leave the repair out"
         )
-    fitting = _Fitting(method, stream, choose, can_add_bias=method.needs_bias and bool(bias_attribute(model)))
+    can_add_bias = method.needs_bias and bool(bias_attribute(model))
+    fitting = _Fitting(method, stream, choose, processes or Processes(), can_add_bias=can_add_bias)
     repaired: dict[str, RepairedMap] = {}
     kept, removed_experts = dict(masks), _kept_experts(ffns, masks)
     with ExitStack() as substitutes:
@@ -158,11 +163,20 @@ def _groups(ffns: FFNs) -> list[list[tuple[FFN, PrunableLayer]]]:
 
 
 class _Fitting:
-    """Fits the output maps of layers with a method, on the tokens of a stream."""
+    """Fits the output maps of layers with a method, on the tokens of the streams of all processes."""
 
-    def __init__(self, method: BaseRepair, stream: Stream, choose: Reselect | None, *, can_add_bias: bool) -> None:
-        self._method, self._stream, self._choose = method, stream, choose
+    def __init__(
+        self,
+        method: BaseRepair,
+        stream: Stream,
+        choose: Reselect | None,
+        processes: Processes,
+        *,
+        can_add_bias: bool,
+    ) -> None:
+        self._method, self._stream, self._choose, self._processes = method, stream, choose, processes
         self._can_add_bias = can_add_bias
+        self._n_solved = 0
         # What the choice of a layer's neurons was made by, by the name of the layer, if they were chosen anew.
         self.unexplained: dict[str, torch.Tensor] = {}
 
@@ -189,10 +203,66 @@ class _Fitting:
             {modules[name]: reader for name, reader in dense_sums.items()},
             change,
         )
-        for _, layer in group:
-            found = self._solve(layer, masks[layer.name], sums.pop(layer.name), dense_sums.pop(layer.name, None))
-            if found is not None:
-                yield layer, *found
+        yield from self._solved([layer for _, layer in group], masks, sums, dense_sums)
+
+    def _solved(
+        self,
+        layers: Sequence[PrunableLayer],
+        masks: Masks,
+        sums: dict[str, MomentSums],
+        dense_sums: dict[str, MomentSums],
+    ) -> Iterator[tuple[PrunableLayer, torch.Tensor, RepairedMap]]:
+        """Solve the maps of layers, whose inputs were added up, and yield them in order."""
+        if self._processes.count > 1:
+            yield from self._solved_together(layers, masks, sums, dense_sums)
+            return
+        for layer in layers:
+            moments = self._moments(layer, sums.pop(layer.name))
+            if moments is not None:
+                keep = masks[layer.name]
+                if dense_sums:
+                    keep = self._choose_anew(layer, keep, self._unexplained(moments[0], dense_sums.pop(layer.name)))
+                yield layer, keep, self._solve(layer, keep, *moments)
+
+    def _solved_together(
+        self,
+        layers: Sequence[PrunableLayer],
+        masks: Masks,
+        sums: dict[str, MomentSums],
+        dense_sums: dict[str, MomentSums],
+    ) -> Iterator[tuple[PrunableLayer, torch.Tensor, RepairedMap]]:
+        """Let each process add up the moments of some layers, and solve their maps for all processes."""
+        processes = self._processes
+        owners = {layer.name: processes.owner(self._n_solved + k) for k, layer in enumerate(layers)}
+        self._n_solved += len(layers)
+        for readers in (sums, dense_sums):
+            extents = processes.gather([reader.extent for reader in readers.values()])
+            for k, (name, reader) in enumerate(readers.items()):
+                processes.add_up(reader.parts([found[k] for found in extents]), owners[name])
+        mine = [layer for layer in layers if owners[layer.name] == processes.rank]
+        found = {layer.name: self._moments(layer, sums[layer.name]) for layer in mine}
+        moments = {name: each for name, each in found.items() if each is not None}
+        keeps = {layer.name: masks[layer.name] for layer in layers}
+        if dense_sums:
+            unexplained = {name: self._unexplained(fit, dense_sums[name]) for name, (fit, _) in moments.items()}
+            everywhere = {name: values for part in processes.gather(unexplained) for name, values in part.items()}
+            # Every choice counts for later ones, so all processes make all of them.
+            keeps |= {
+                layer.name: self._choose_anew(layer, keeps[layer.name], everywhere[layer.name])
+                for layer in layers
+                if layer.name in everywhere
+            }
+        sums.clear()
+        dense_sums.clear()
+        solved: dict[str, RepairedMap] = {}
+        for layer in mine:
+            if layer.name in moments:
+                solution = self._solve(layer, keeps[layer.name], *moments.pop(layer.name))
+                solved[layer.name] = solution.to(torch.empty(0, dtype=layer.output_maps[0].weight.dtype))
+        for layer in layers:
+            repaired = processes.from_one(partial(solved.pop, layer.name, None), owners[layer.name])
+            if repaired is not None:
+                yield layer, keeps[layer.name], repaired.to(layer.output_maps[0].weight)
 
     def _sums(self, layer: PrunableLayer, *, sum_held_out: bool = True) -> MomentSums:
         (output_map,) = layer.output_maps
@@ -201,9 +271,8 @@ class _Fitting:
         device = output_map.weight.device
         return MomentSums(layer.size, device, self._stream.n_fitted_batches, sum_held_out=sum_held_out, routing=routing)
 
-    def _solve(
-        self, layer: PrunableLayer, keep: torch.Tensor, sums: MomentSums, dense_sums: MomentSums | None
-    ) -> tuple[torch.Tensor, RepairedMap] | None:
+    def _moments(self, layer: PrunableLayer, sums: MomentSums) -> tuple[Moments, Moments | None] | None:
+        """Return the moments to fit to, and the held-out ones; None for an expert that gets no token."""
         (output_map,) = layer.output_maps
         fit, held_out = sums.moments()
         if not fit.count:
@@ -218,18 +287,28 @@ class _Fitting:
                 f"the inputs of {output_map.name}, or the residual stream behind it, are not finite once the FFNs before it are "
                 "pruned; prune less, or load the model in float32"
             )
-        if self._choose is not None and dense_sums is not None:
-            # The dense reader may have received nothing, see Stream.feed.
-            unexplained = (dense_sums.moments()[0] if dense_sums.count else fit).unexplained()
-            self.unexplained[layer.name] = unexplained.cpu()
-            keep = self._choose(layer.name, keep, self.unexplained[layer.name])
+        return fit, held_out
+
+    @staticmethod
+    def _unexplained(fit: Moments, dense_sums: MomentSums) -> torch.Tensor:
+        # The dense reader may have received nothing, see Stream.feed.
+        return (dense_sums.moments()[0] if dense_sums.count else fit).unexplained().cpu()
+
+    def _choose_anew(self, layer: PrunableLayer, keep: torch.Tensor, unexplained: torch.Tensor) -> torch.Tensor:
+        if self._choose is None:
+            return keep
+        self.unexplained[layer.name] = unexplained
+        return self._choose(layer.name, keep, unexplained)
+
+    def _solve(self, layer: PrunableLayer, keep: torch.Tensor, fit: Moments, held_out: Moments | None) -> RepairedMap:
+        (output_map,) = layer.output_maps
         weight = output_map.weight.to(fit.second)
         # The tensors of experts get no bias that the model does not have.
         can_add_bias = self._can_add_bias and layer.mixture is None
         bias = _bias(output_map.module, weight, can_add_bias=can_add_bias)
         # Kept in float64, the maps of a half-precision model would take more memory than the model.
         solved = self._method.solve(weight, bias, keep.to(weight.device), fit, held_out)
-        return keep, solved.to(output_map.weight)
+        return solved.to(output_map.weight)
 
 
 def _bias(module: nn.Module, weight: torch.Tensor, *, can_add_bias: bool) -> torch.Tensor | None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from llmrank import Masks
 from llmrank.calibration.collect import collect_statistics
-from llmrank.calibration.statistics_file import read_statistics, write_statistics
+from llmrank.calibration.statistics.statistics_file import read_statistics, write_statistics
 from llmrank.calibration.text import tokenise
 from llmrank.cli import low_memory
 from llmrank.errors import OptionError

@@ -10,7 +10,12 @@ import numpy as np
 import torch
 
 from graphs.io.files import read_tensors, write_tensors
-from llmrank.calibration.statistics import FFNStatistics, LayerStatistics, MixtureStatistics, RoutingStatistics
+from llmrank.calibration.statistics.ffn_statistics import (
+    FFNStatistics,
+    LayerStatistics,
+    MixtureStatistics,
+    RoutingStatistics,
+)
 from llmrank.errors import OptionError
 
 __all__ = ["read_statistics", "write_statistics"]
