@@ -85,7 +85,7 @@ class BasePipeline(PipelineStages):
         and an error that comes later than the repair can leave the model repaired or pruned, completely or in part.
     work_directory : path-like, optional
         Run with little memory, block by block: what a block does not need is in files of this directory, which is made, and
-        which the caller deletes when the model is saved (:meth:`WorkDirectory.remove` of :attr:`work`). The model should be
+        which the caller deletes when the model is saved (``remove`` of the attribute ``work``). The model should be
         loaded on the CPU in the dtype of its checkpoint, so that its weights stay on disk.
     resume : bool
         Go on with an earlier run in the work directory, at the block where it ended.

@@ -359,7 +359,7 @@ class MomentSums:
         return self._fit.n_missing, held_out is not None, 0 if held_out is None else held_out.n_missing
 
     def parts(self, extents: Sequence[tuple[int, bool, int]]) -> list[object]:
-        """Return the sums for :meth:`Processes.add_up`, with room for all that the sums of the other processes hold."""
+        """Return the sums for ``Processes.add_up``, with room for all that the sums of the other processes hold."""
         fitted, held_out, held_out_outputs = (max(values) for values in zip(*extents, strict=True))
         self._fit.expect_missing(fitted)
         if not held_out:
