@@ -6,8 +6,8 @@ fails writes its reason there. Without this, the others would wait for it as lon
 
 from __future__ import annotations
 
-import _thread
 import contextlib
+import ctypes
 import json
 import threading
 import time
@@ -112,7 +112,7 @@ class Heartbeat:
         # A main thread that waits for the others sees it by itself.
         if not self._stopped.is_set() and not self._noticed.wait(2 * BEAT) and self._is_main:
             self._has_interrupted = True
-            _thread.interrupt_main()
+            _interrupt_main()
         with contextlib.suppress(Exception):
             while not self._stopped.wait(BEAT):  # the others must not take this process for the one that died
                 beat += 1
@@ -147,6 +147,12 @@ class Heartbeat:
             rank,
             said_why=said_why,
         )
+
+
+def _interrupt_main() -> None:
+    """Raise KeyboardInterrupt in the main thread, also where SIGINT is ignored, as in a command that ``nohup`` has started."""
+    ident = ctypes.c_ulong(threading.main_thread().ident or 0)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(KeyboardInterrupt))
 
 
 def _pause(seconds: float) -> None:
