@@ -167,7 +167,7 @@ class _NormalEquations:
         """Return the change of the kept columns, (out, kept), by Cholesky factorisation; this overwrites the equations."""
         if math.isinf(damping):
             return torch.zeros_like(self.right.T)
-        solved = _solve(self.gram, self.right, damping)
+        solved = _solve(self.gram, self.right, damping, overwrite=True)
         if solved is None:
             values, vectors = torch.linalg.eigh(self.gram)
             solved = vectors @ (_inverse(values, damping)[:, None] * (vectors.T @ self.right))
@@ -211,12 +211,18 @@ class _NormalEquations:
         return min(errors, key=lambda damping: errors[damping])
 
 
-def _solve(gram: torch.Tensor, right: torch.Tensor, damping: float) -> torch.Tensor | None:
-    """Solve ``(gram + damping I) x = right``, (kept, n); None if the damped matrix has no Cholesky factor."""
-    damped = gram.clone()
+def _solve(gram: torch.Tensor, right: torch.Tensor, damping: float, *, overwrite: bool = False) -> torch.Tensor | None:
+    """Solve ``(gram + damping I) x = right``, (kept, n); None if the damped matrix has no Cholesky factor.
+
+    With `overwrite` the matrix need not be copied, which takes a gigabyte of a wide layer; it is as before if None is returned.
+    """
+    damped = gram if overwrite else gram.clone()
     damped.diagonal().add_(damping)
     factor, failed = torch.linalg.cholesky_ex(damped)
-    return None if int(failed) else torch.cholesky_solve(right, factor)
+    if int(failed):
+        damped.diagonal().sub_(damping)
+        return None
+    return torch.cholesky_solve(right, factor)
 
 
 def _inverse(values: torch.Tensor, damping: float) -> torch.Tensor:
