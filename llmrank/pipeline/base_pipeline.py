@@ -223,7 +223,8 @@ class BasePipeline(PipelineStages):
                     texts = sequences.parts if held_out is None else (sequences, held_out)
                     shares = [self.processes.share(text, size) for text in texts if text is not None]
                     batches = [batch for share in shares for batch in share.batches(size)]
-                    seen = record_without_running(self.model, ffns, batches)
+                    # With a work directory the calibration has had the blocks repeat a pass.
+                    seen = record_without_running(self.model, ffns, batches, repeat=self.work is None)
                 with self._timed("rank"):
                     graphs = self.build_graphs(ffns, statistics)
                     ranks = self.rank_graphs(graphs)

@@ -54,7 +54,8 @@ def collect_by_block(
 
     Notes
     -----
-    Cost: one forward pass of all sequences. Memory: what one block needs for one batch.
+    Cost: one forward pass of all sequences, and two of a few tokens. Memory: what one block needs for one batch, and the states
+    in front of the first block.
     """
     if attentions:
         raise OptionError("attentions are not measured block by block; leave attention or the low memory out")

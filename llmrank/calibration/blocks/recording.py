@@ -32,7 +32,8 @@ __all__ = [
     "recording",
 ]
 
-
+# What a model may raise that takes the output of a block apart in another way.
+APART = (TypeError, ValueError, AttributeError, IndexError, RuntimeError)
 # Number of tokens that show whether blocks can be called one by one.
 TRIAL_TOKENS = 8
 
@@ -153,14 +154,18 @@ def recording(model: nn.Module, ffns: FFNs) -> Iterator[Recording]:
 
 
 def record_without_running(
-    model: nn.Module, ffns: FFNs, batches: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    model: nn.Module,
+    ffns: FFNs,
+    batches: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    *,
+    repeat: bool = True,
 ) -> Recording:
     """Record how a model calls its blocks on batches (ids, mask), without running the blocks.
 
     Every block returns its input, so the weights of blocks are not read. The recording is broken if the blocks do not follow one
     another directly, or if their other arguments depend on what blocks compute. That shows in a second run of the first batch, in
-    which the blocks return unrelated values; and in a forward pass of a few tokens, which the blocks, called one by one as
-    recorded, must repeat. Only this forward pass reads all weights.
+    which the blocks return unrelated values; and with `repeat` in a forward pass of a few tokens, which the blocks, called one by
+    one as recorded, must repeat. This pass and its repetition read all weights, so it is left out where the model has passed it.
     """
     record = Recording([])
     # Blocks return hidden states alone or in a tuple.
@@ -181,16 +186,10 @@ def record_without_running(
                     other.unbroken
                     and all(_alike(one[0], two[0]) for one, two in zip(record.calls, other.calls, strict=True))
                     and not any(_has_containers(calls[0]) for calls in record.calls)
-                    and _repeats(model, ffns, batches[0], returned)
+                    and (not repeat or _repeats(model, ffns, batches[0], returned))
                 )
                 break
-        except (
-            TypeError,
-            ValueError,
-            AttributeError,
-            IndexError,
-            RuntimeError,
-        ) as error:  # a model takes a tuple apart
+        except APART as error:
             if is_out_of_memory(error):
                 raise
             record = Recording([])
