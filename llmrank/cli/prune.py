@@ -173,7 +173,9 @@ def _checked_pipeline(
     check_output(options.output)
     check_method(options)
     loaded = load(options)
-    work = None if undoable else work_directory(options, loaded.model, console)
+    # Several processes cannot share the files of a run.
+    in_memory = undoable or (processes is not None and processes.count > 1)
+    work = None if in_memory else work_directory(options, loaded.model, console)
     pipeline = make_pipeline(
         options, loaded, evaluation=options.evaluate, undoable=undoable, work=work, processes=processes
     )
