@@ -15,8 +15,8 @@ import torch
 
 import llmrank
 from llmrank.cli import parser
+from llmrank.cli.commands.rank import OF_RANKING
 from llmrank.cli.options import make_scorer_and_pruner
-from llmrank.cli.rank import OF_RANKING
 from llmrank.pipeline.registry import DEFAULTS, PIPELINES, PRUNERS, REPAIRS, SCORERS, make_repair
 from llmrank.prune import LayerRecord
 from tests.llmrank.tiny_mixtures import tiny_mixture

@@ -22,14 +22,14 @@ from rich.console import Console
 
 from graphs import GraphError
 from llmrank.calibration.processes import launched_processes
-from llmrank.cli.components import run_components
-from llmrank.cli.evaluate import add_evaluate_options, run_evaluate
-from llmrank.cli.families import add_families_options, run_families
-from llmrank.cli.inspecting.command import add_inspect_options, run_inspect
+from llmrank.cli.commands.components import run_components
+from llmrank.cli.commands.evaluate import add_evaluate_options, run_evaluate
+from llmrank.cli.commands.families import add_families_options, run_families
+from llmrank.cli.commands.inspecting.command import add_inspect_options, run_inspect
+from llmrank.cli.commands.prune import add_demo_options, add_prune_options, check_processes, run_demo, run_prune
+from llmrank.cli.commands.rank import add_apply_options, add_rank_options, run_apply, run_rank
 from llmrank.cli.options import check_numbers
 from llmrank.cli.progress import make_progress
-from llmrank.cli.prune import add_demo_options, add_prune_options, check_processes, run_demo, run_prune
-from llmrank.cli.rank import add_apply_options, add_rank_options, run_apply, run_rank
 from llmrank.errors import LLMRankError, ProcessError, is_out_of_memory
 from llmrank.models.demo_models import DEMO_NAME
 from llmrank.pipeline.report import environment

@@ -11,7 +11,7 @@ import pytest
 
 import llmrank
 from graphs import load_graph, load_rank
-from llmrank.cli.inspecting import command as cli_inspect
+from llmrank.cli.commands.inspecting import command as cli_inspect
 from tests.llmrank import commands
 from tests.llmrank.commands import SHORT
 from tests.llmrank.tiny_mixtures import tiny_mixture
@@ -168,7 +168,7 @@ def test_a_failure_leaves_no_files(
     def full(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("llmrank.cli.inspecting.command.write_page", full)
+    monkeypatch.setattr("llmrank.cli.commands.inspecting.command.write_page", full)
     message = run(checkpoint, "--calibration", corpus, *SHORT, "--output", tmp_path / "out")
     assert message == 2
     assert "No space left" in capsys.readouterr().err

@@ -19,8 +19,8 @@ import transformers
 import llmrank
 from llmrank import Masks, cli
 from llmrank.calibration.forward import longest_input
-from llmrank.cli import demo
-from llmrank.cli import prune as cli_prune
+from llmrank.cli.commands import demo
+from llmrank.cli.commands import prune as cli_prune
 from llmrank.pipeline import registry
 from tests.llmrank.commands import SHORT, refused, run
 from tests.llmrank.tiny_models import FFN, family_model, logits, named_family, tiny_llama, tiny_t5, token_ids, tokenizer
@@ -624,7 +624,7 @@ def test_the_look_at_a_pruned_model_never_costs_the_checkpoint(
         asked.append(length)
         raise llmrank.errors.CalibrationError("the text is too short")
 
-    monkeypatch.setattr("llmrank.cli.prune.tokenise", short)
+    monkeypatch.setattr("llmrank.cli.commands.prune.tokenise", short)
     monkeypatch.setattr(cli_prune, "CHECK_LENGTH", 20)
     for length in (16, 60):
         output = tmp_path / f"out{length}"

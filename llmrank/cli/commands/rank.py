@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from llmrank.calibration.blocks.work_directory import SHARD_BYTES, WorkDirectory, weights_digest
+from llmrank.cli.commands.prune import add_evaluation, run_prune
 from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, resumable, work_directory
 from llmrank.cli.options import add_method_options, add_model_options, check_method, directory, load, make_pipeline
-from llmrank.cli.prune import add_evaluation, run_prune
 from llmrank.errors import OptionError
 from llmrank.models import find_ffns
 from llmrank.pipeline.options import RankedText

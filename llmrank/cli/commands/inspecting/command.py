@@ -17,7 +17,7 @@ from graphs.io.exchange import exchange_formats
 from graphs.reduction.subgraphs import top_subgraph
 from llmrank.calibration.forward import progress_step
 from llmrank.calibration.text.built_in import BuiltInText
-from llmrank.cli.inspecting.tables import print_experts, print_layers, print_neuron
+from llmrank.cli.commands.inspecting.tables import print_experts, print_layers, print_neuron
 from llmrank.cli.options import add_method_options, add_model_options, check_method, load, make_pipeline
 from llmrank.errors import OptionError
 from llmrank.inspection.figures import FORMATS as FIGURES

@@ -20,7 +20,7 @@ from llmrank.calibration.processes import Processes, join_processes, launched_pr
 from llmrank.calibration.text import tokenise
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
-from llmrank.cli import demo
+from llmrank.cli.commands import demo
 from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, resumable, work_directory
 from llmrank.cli.options import (
     add_method_options,
