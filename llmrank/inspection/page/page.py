@@ -15,9 +15,9 @@ from typing import Any
 
 from graphs.io.files import replace_file
 from llmrank.inspection.inspection import Inspection
-from llmrank.inspection.page_data import payload
+from llmrank.inspection.page.page_data import payload
 
-__all__ = ["render", "write_page"]
+__all__ = ["SCRIPTS", "render", "write_page"]
 
 # The parts of the page's script, in order. Code that a part runs while the page loads may use only the parts before it.
 SCRIPTS = ("model.js", "search.js", "charts.js", "plots.js", "state.js", "panels.js", "inspect.js")
@@ -69,7 +69,7 @@ def render(content: Mapping[str, Any]) -> str:
     Parameters
     ----------
     content : mapping
-        The result of :func:`llmrank.inspection.page_data.payload`.
+        The result of :func:`llmrank.inspection.page.page_data.payload`.
 
     Examples
     --------
@@ -77,8 +77,8 @@ def render(content: Mapping[str, Any]) -> str:
     >>> "<title>&lt;/script&gt; &amp; co</title>" in page, '{"source":"\\u003c/script> & co"}' in page
     (True, True)
     """
-    theme = _template("theme.js")
-    script = "\n".join(["(() => {", '"use strict";', *map(_template, SCRIPTS), "})();"])
+    theme = _template("scripts/theme.js")
+    script = "\n".join(["(() => {", '"use strict";', *(_template(f"scripts/{name}") for name in SCRIPTS), "})();"])
     style = f"\n{_template('inspect.css')}\n"
     policy = "; ".join(
         [
@@ -107,4 +107,4 @@ def _hash(text: str) -> str:
 
 
 def _template(name: str) -> str:
-    return (files("llmrank.inspection") / "templates" / name).read_text(encoding="utf-8").strip()
+    return (files("llmrank.inspection.page") / "templates" / name).read_text(encoding="utf-8").strip()
