@@ -386,7 +386,7 @@ def test_a_failure_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(before) < 200_000
     with pytest.raises(GraphError, match="no directory"):
         write_page(inspection, tmp_path / "absent" / "index.html")
-    monkeypatch.setattr("llmrank.inspection.page.page.payload", lambda _: {"source": "model", "score": math.nan})
+    monkeypatch.setattr("llmrank.inspection.page.page.payload", lambda *_: {"source": "model", "score": math.nan})
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_page(inspection, target)
     assert target.read_bytes() == before
