@@ -43,8 +43,8 @@ __all__ = ["add_inspect_options", "run_inspect"]
 # The format of the `graphs` package for complete graphs and their ranks.
 OWN_FORMAT = "safetensors"
 DEFAULT_FORMATS = "png,svg,html"
-# Only the table of contexts has this format.
-TABLE = "json"
+# Tables of the contexts of all neurons, by the names of their files, which are also the names of their formats.
+TABLES = {"contexts.csv": write_meanings_csv, "contexts.json": write_meanings_json}
 PAGE = "index.html"
 SUMMARY = "summary.json"
 # Number of examples of tokens that the pruned model predicts worse.
@@ -67,7 +67,7 @@ def add_inspect_options(command: argparse.ArgumentParser) -> None:
         default=DEFAULT_FORMATS,
         help=f"formats to write: {', '.join((*FIGURES, 'html'))}, and for graphs "
         f"{', '.join(known.name for known in formats if not known.any_size)} (only the highest nodes) "
-        f"and {', '.join(complete)} (complete graphs); {TABLE} with --contexts (%(default)s)",
+        f"and {', '.join(complete)} (complete graphs); with --contexts {', '.join(TABLES)} (%(default)s)",
     )
     command.add_argument(
         "--layers",
@@ -93,8 +93,8 @@ def add_inspect_options(command: argparse.ArgumentParser) -> None:
         "--contexts",
         action="store_true",
         help="find for every neuron the contexts in which it is most active and the tokens that it promotes and demotes, and "
-        "what the pruned model predicts worse: for the page, and for --format csv,json (contexts.csv, contexts.json); costs "
-        "three passes of the calibration text, and a product of all output maps with the head",
+        "what the pruned model predicts worse: for the page, and for --format contexts.csv,contexts.json; costs three passes of "
+        "the calibration text, and a product of all output maps with the head",
     )
     command.add_argument("--open", action="store_true", help="open the page in a browser")
     add_model_options(command.add_argument_group("model"))
@@ -161,7 +161,7 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
 def _formats(options: argparse.Namespace) -> tuple[str, ...]:
     """Return the formats of ``--format``; raise unless they can be written."""
     exchange = exchange_formats()
-    known = (*FIGURES, "html", OWN_FORMAT, *exchange, TABLE)
+    known = (*FIGURES, "html", OWN_FORMAT, *exchange, *TABLES)
     formats = tuple(name.strip().lower() for name in options.format.split(",") if name.strip())
     unknown = [name for name in formats if name not in known]
     if unknown:
@@ -175,8 +175,9 @@ def _formats(options: argparse.Namespace) -> tuple[str, ...]:
             )
     if options.output is None and options.format != DEFAULT_FORMATS:
         raise OptionError("--format needs --output, the directory to write")
-    if TABLE in formats and not options.contexts:
-        raise OptionError(f"the format {TABLE} holds the contexts of neurons; add --contexts, or leave {TABLE} out")
+    tables = [name for name in formats if name in TABLES]
+    if tables and not options.contexts:
+        raise OptionError(f"the format {tables[0]} needs --contexts, which finds the contexts of all neurons")
     if options.contexts and options.output is None:
         raise OptionError(
             "--contexts needs --output, the directory to write; --neuron prints the contexts of one neuron"
@@ -287,10 +288,9 @@ def _write_files(
         write_figures(inspection, directory, figures, options.top, layers)
     if "html" in formats:
         write_page(inspection, directory / PAGE, meanings, changes)
-    if meanings is not None and "csv" in formats:
-        write_meanings_csv(meanings, directory / "contexts.csv")
-    if meanings is not None and TABLE in formats:
-        write_meanings_json(meanings, directory / "contexts.json")
+    for name in TABLES if meanings is not None else ():
+        if name in formats:
+            TABLES[name](meanings, directory / name)
     _write_graphs(directory, inspection, formats, options.top)
 
 

@@ -363,9 +363,18 @@ def test_contexts_are_written_where_they_are_asked_for(
     checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any
 ) -> None:
     common = ["--calibration", corpus, *SHORT, "--compare", "none"]
-    shown(capsys, checkpoint, *common, "--output", tmp_path / "seen", "--contexts", "--format", "html,csv,json")
+    shown(
+        capsys,
+        checkpoint,
+        *common,
+        "--output",
+        tmp_path / "seen",
+        "--contexts",
+        "--format",
+        "html,contexts.csv,contexts.json",
+    )
     names = {path.name for path in (tmp_path / "seen").iterdir()}
-    assert {"contexts.csv", "contexts.json", "index.html"} <= names
+    assert names == {"contexts.csv", "contexts.json", "index.html", "summary.json"}
     assert len(json.loads((tmp_path / "seen" / "contexts.json").read_text(encoding="utf-8"))) == 2 * FFN
     page = (tmp_path / "seen" / "index.html").read_text(encoding="utf-8")
     data = json.loads(page[page.index('id="data">') + 10 :].split("</script>")[0])
@@ -374,13 +383,12 @@ def test_contexts_are_written_where_they_are_asked_for(
     texts = tokenise(corpus, loaded.tokenizer, 2, 16, "calibration")
     before = token_losses(loaded.model, texts)
     assert data["changes"]["all"]["before"] == pytest.approx(float(before.losses.mean()))
-    shown(capsys, checkpoint, *common, "--output", tmp_path / "without", "--format", "html,csv")
-    assert "contexts.csv" not in {path.name for path in (tmp_path / "without").iterdir()}
+    shown(capsys, checkpoint, *common, "--output", tmp_path / "without", "--format", "html")
     page = (tmp_path / "without" / "index.html").read_text(encoding="utf-8")
     assert '"meanings":null' in page
 
 
 def test_options_of_contexts_that_do_not_go_together(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
     assert "--contexts needs --output" in refused(capsys, checkpoint, "--contexts")
-    said = refused(capsys, checkpoint, "--output", tmp_path / "seen", "--format", "json")
-    assert "holds the contexts of neurons; add --contexts" in said
+    said = refused(capsys, checkpoint, "--output", tmp_path / "seen", "--format", "contexts.json")
+    assert "the format contexts.json needs --contexts" in said

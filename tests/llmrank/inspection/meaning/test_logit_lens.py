@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from llmrank.calibration.logits import predicts_next_token
 from llmrank.errors import OptionError, UnsupportedModelError
 from llmrank.inspection.meaning import logit_lens as module
 from llmrank.inspection.meaning.final_norm import find_norms, read_norm
 from llmrank.inspection.meaning.logit_lens import LensTokens, logit_lens
-from llmrank.models import find_ffns
+from llmrank.models import FAMILIES, Family, find_ffns
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import family_model, mlp, named_family, tiny_llama, tiny_t5
 
@@ -83,6 +84,19 @@ def test_the_encoder_of_an_encoder_decoder_has_none() -> None:
     gain = model.decoder.final_layer_norm.weight
     columns = model.decoder.block[0].layer[2].DenseReluDense.wo.weight
     check(found["decoder.block.0.layer.2.DenseReluDense"], columns, model.lm_head.weight, gain, centred=False)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_family_that_predicts_has_a_lens(family: Family) -> None:
+    model = family_model(family)
+    ffns = find_ffns(model)
+    if not predicts_next_token(model):
+        with pytest.raises(UnsupportedModelError):
+            logit_lens(model, ffns, 2)
+        return
+    found = logit_lens(model, ffns, 2)
+    assert set(found) == {name for name in ffns.layers if not name.startswith("encoder")}
+    assert all(bool(torch.isfinite(each.promoted_logits).all()) for each in found.values())
 
 
 def test_chosen_neurons_and_tokens() -> None:
