@@ -130,29 +130,8 @@ def payload(
     meaning, note = (None, None) if meanings is None else meanings_data(inspection, meanings)
     notes += [] if note is None else [note]
     return {
-        "source": inspection.source,
-        "topology": inspection.topology,
-        "scorer": inspection.scorer,
-        "budget": inspection.budget,
-        "normalize": inspection.budgets.global_.normalize,
-        "min_keep": choices.min_keep,
-        "slider_end": SLIDER_END,
-        "targets": list(inspection.targets),
-        "amounts": [amount_label(amount, inspection.targets) for amount in choices.amounts],
-        "multiples": choices.multiples,
-        "inspected": {
-            "amount": choices.amount_index,
-            "multiple": choices.multiple_index,
-            "slider": _slider(inspection, choices),
-        },
-        "refusals": choices.refusals,
+        **_protocol(inspection, choices),
         "removed": encode_array(by_local, dtype),
-        "calibration": _describe_calibration(inspection.calibration),
-        "versions": environment(),
-        "graph": {
-            "nodes": sum(entry.graph.n_nodes for entry in inspection.graphs),
-            "edges": sum(entry.graph.n_edges for entry in inspection.graphs),
-        },
         "notes": notes,
         "layers": layers,
         "units": units,
@@ -172,6 +151,34 @@ def payload(
 
 
 # --- parts of the payload
+
+
+def _protocol(inspection: Inspection, choices: Choices) -> dict[str, Any]:
+    """Return what was inspected and how, and what the page lets its reader choose."""
+    return {
+        "source": inspection.source,
+        "topology": inspection.topology,
+        "scorer": inspection.scorer,
+        "budget": inspection.budget,
+        "normalize": inspection.budgets.global_.normalize,
+        "min_keep": choices.min_keep,
+        "slider_end": SLIDER_END,
+        "targets": list(inspection.targets),
+        "amounts": [amount_label(amount, inspection.targets) for amount in choices.amounts],
+        "multiples": choices.multiples,
+        "inspected": {
+            "amount": choices.amount_index,
+            "multiple": choices.multiple_index,
+            "slider": _slider(inspection, choices),
+        },
+        "refusals": choices.refusals,
+        "calibration": _describe_calibration(inspection.calibration),
+        "versions": environment(),
+        "graph": {
+            "nodes": sum(entry.graph.n_nodes for entry in inspection.graphs),
+            "edges": sum(entry.graph.n_edges for entry in inspection.graphs),
+        },
+    }
 
 
 def _notes(
