@@ -23,8 +23,14 @@ from llmrank.score.ranking import SCORES, SETTINGS
 __all__ = ["LayerDifference", "Run", "RunDifference", "compare_runs", "read_run"]
 
 REPORT, MASKS = "report.json", "masks.safetensors"
-# The parts of a report that say what was pruned, how, and by what text.
-COMPARED = ("method", "calibration", "held_out", "model")
+# The parts of a report that say what was pruned, how, and by what text: their names here, and the keys that lead to them.
+COMPARED: Mapping[str, tuple[str, ...]] = {
+    "model": ("model",),
+    "method": ("method",),
+    "calibration": ("calibration",),
+    "held_out": ("held_out",),
+    "evaluation": ("evaluation", "protocol"),
+}
 # The facts of a report that are compared as numbers: their names, and the keys that lead to them.
 OUTCOMES: Mapping[str, tuple[str, ...]] = {
     "neurons removed": ("neurons", "removed"),
@@ -166,7 +172,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         return _read_ranking(place)
     report_path = place / REPORT if place.is_dir() else place
     report = _read_json(report_path, place)
-    if not {"model", "method", "neurons"} <= set(report):
+    if not all(isinstance(report.get(key), dict) for key in ("model", "method", "neurons")):
         raise CheckpointError(f"{report_path} is no report of llmrank prune: it states no model, method and neurons")
     masks = report_path.parent / MASKS
     return Run(place, report, Masks.load(masks) if masks.is_file() else None, {})
@@ -179,12 +185,14 @@ def _read_ranking(place: Path) -> Run:
     except GraphError as error:
         raise CheckpointError(str(error)) from error
     report = {
-        "model": {"source": settings.get("model")},
+        "model": {"source": settings.get("model"), "weights": settings.get("weights")},
         "method": {name: settings.get(name) for name in ("pipeline", "scorer")},
         "calibration": settings.get("calibration"),
         "neurons": {"before": sum(map(len, scores.values()))},
     }
-    return Run(place, report, None, scores)
+    # The file of scores is sorted by name, the settings have the order of the model.
+    names = settings.get("layers", scores)
+    return Run(place, report, None, {name: scores[name] for name in (names if set(names) == set(scores) else scores)})
 
 
 def _read_json(path: Path, place: Path) -> dict[str, Any]:
@@ -222,7 +230,7 @@ def compare_runs(a: Run, b: Run) -> RunDifference:
         notes.append(f"no {MASKS} with {without}, so single neurons are not compared")
     both_scores = set(a.scores) & set(b.scores)
     widths = [run.report["neurons"].get("widths", {}) for run in (a, b)]
-    settings = [_flat({key: run.report.get(key) for key in COMPARED}) for run in (a, b)]
+    settings = [_flat({name: _value(run.report, keys) for name, keys in COMPARED.items()}) for run in (a, b)]
     outcomes = {name: (_value(a.report, keys), _value(b.report, keys)) for name, keys in OUTCOMES.items()}
     return RunDifference(
         layers,
@@ -248,6 +256,7 @@ def _check_same_model(a: Run, b: Run) -> None:
 
     for what, keys in (
         ("class", ("model", "class")),
+        ("digest of the weights", ("model", "weights")),
         ("number of parameters before pruning", ("before", "parameters")),
         ("number of neurons before pruning", ("neurons", "before")),
     ):

@@ -45,7 +45,7 @@ def test_it_counts_neurons_and_lists_settings(made: dict[str, Path], tmp_path: P
         assert float(cells[8]) == pytest.approx(found["kappa"], abs=1e-3)
     assert content["settings"]["method.scorer.name"] == ["WeightedPageRankScorer", "RandomScorer"]
     assert content["settings"]["method.pruner.amount"] == [0.3, 0.5]
-    assert "calibration.sha256_of_tokens" not in content["settings"]
+    assert not [name for name in content["settings"] if name.startswith(("calibration", "evaluation", "model"))]
     reports = [json.loads((made[name] / "report.json").read_text()) for name in ("one", "other")]
     assert content["outcomes"]["perplexity"] == [report["evaluation"]["after"]["value"] for report in reports]
     assert content["outcomes"]["parameters"] == [report["after"]["parameters"] for report in reports]
@@ -102,5 +102,14 @@ def test_what_is_no_checkpoint_is_refused(checkpoint: Path, corpus: Path, tmp_pa
     assert "is no JSON" in refused(capsys, "diff", corpus, corpus)
     (tmp_path / "list.json").write_text("[]")
     assert "holds no JSON object" in refused(capsys, "diff", tmp_path / "list.json", corpus)
-    (tmp_path / "empty.json").write_text("{}")
-    assert "is no report of llmrank prune" in refused(capsys, "diff", tmp_path / "empty.json", corpus)
+    for content in ("{}", '{"model": {}, "method": {}, "neurons": 3}'):
+        (tmp_path / "other.json").write_text(content)
+        assert "is no report of llmrank prune" in refused(capsys, "diff", tmp_path / "other.json", corpus)
+
+
+def test_rankings_of_other_weights_are_refused(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
+    other = llmrank.save(tmp_path / "other", tiny_llama(seed=1), tokenizer())
+    for name, model in (("a", checkpoint), ("b", other)):
+        assert run("rank", model, "--output", tmp_path / name, "--calibration", corpus, *SHORT) == 0
+    capsys.readouterr()
+    assert "the digest of the weights is" in refused(capsys, "diff", tmp_path / "a", tmp_path / "b")
