@@ -111,9 +111,10 @@ class LeastSquaresRepair(BaseRepair):
             damping = equations.best_damping(
                 _NormalEquations.of(weight, keep, held_out, centre, scale=equations.scale, projected=True).to_float32()
             )
+            change = equations.solve(damping, has_factor=True)
         else:
             damping = CAUTIOUS_DAMPING if self.damping == "auto" else float(self.damping)
-        change = equations.solve(damping)
+            change = equations.solve(damping)
         return repaired_map(weight, bias, keep, change, fit, held_out, damping)
 
 
@@ -163,11 +164,14 @@ class _NormalEquations:
             right += cross[keep]
         return cls(moments.covariance(keep, keep, centre), right, scale)
 
-    def solve(self, damping: float) -> torch.Tensor:
-        """Return the change of the kept columns, (out, kept), by Cholesky factorisation; this overwrites the equations."""
+    def solve(self, damping: float, *, has_factor: bool = False) -> torch.Tensor:
+        """Return the change of the kept columns, (out, kept), by Cholesky factorisation.
+
+        If the damped matrix is known to have a Cholesky factor, `has_factor`, the factor overwrites the equations.
+        """
         if math.isinf(damping):
             return torch.zeros_like(self.right.T)
-        solved = _solve(self.gram, self.right, damping, overwrite=True)
+        solved = _solve(self.gram if has_factor else self.gram.clone(), self.right, damping)
         if solved is None:
             values, vectors = torch.linalg.eigh(self.gram)
             solved = vectors @ (_inverse(values, damping)[:, None] * (vectors.T @ self.right))
@@ -190,7 +194,10 @@ class _NormalEquations:
         errors = {math.inf: 0.0}
 
         def try_damping(damping: float) -> None:
-            solved = None if damping in errors else _solve(*(single if damping >= SINGLE_PRECISION else exact), damping)
+            if damping in errors:
+                return
+            gram, right = single if damping >= SINGLE_PRECISION else exact
+            solved = _solve(gram.clone(), right, damping)
             if solved is not None:
                 solved = solved.float()
                 # Up to the error as cut.
@@ -211,18 +218,17 @@ class _NormalEquations:
         return min(errors, key=lambda damping: errors[damping])
 
 
-def _solve(gram: torch.Tensor, right: torch.Tensor, damping: float, *, overwrite: bool = False) -> torch.Tensor | None:
-    """Solve ``(gram + damping I) x = right``, (kept, n); None if the damped matrix has no Cholesky factor.
-
-    With `overwrite` the matrix need not be copied, which takes a gigabyte of a wide layer; it is as before if None is returned.
-    """
-    damped = gram if overwrite else gram.clone()
-    damped.diagonal().add_(damping)
-    factor, failed = torch.linalg.cholesky_ex(damped)
+def _solve(gram: torch.Tensor, right: torch.Tensor, damping: float) -> torch.Tensor | None:
+    """Solve ``(gram + damping I) x = right``, (kept, n), and overwrite `gram`; None if there is no Cholesky factor."""
+    gram.diagonal().add_(damping)
+    # LAPACK stores columns. Any other argument and function would copy the matrix, which takes a gigabyte of a wide layer.
+    columns = gram.T
+    failed = torch.empty((), dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(columns, out=(columns, failed))
     if int(failed):
-        damped.diagonal().sub_(damping)
         return None
-    return torch.cholesky_solve(right, factor)
+    halfway = torch.linalg.solve_triangular(columns, right, upper=False)
+    return torch.linalg.solve_triangular(columns.T, halfway, upper=True)
 
 
 def _inverse(values: torch.Tensor, damping: float) -> torch.Tensor:
