@@ -281,6 +281,18 @@ def write_tensors(
         except SafetensorError as error:
             # safetensors wraps errors of the system; callers expect an OSError.
             raise OSError(f"cannot write {path}: {error}") from error
+        _sort_header(Path(partial))
+
+
+def _sort_header(path: Path) -> None:
+    """Sort the metadata in a header, which safetensors writes in random order, so that equal contents give equal files."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def _checksum(text: str, tensors: dict[str, Any]) -> str:

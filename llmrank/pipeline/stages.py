@@ -27,7 +27,7 @@ from llmrank.models.checks import check_expert_biases
 from llmrank.models.costs import ModelCosts
 from llmrank.models.loading import parse_device
 from llmrank.pipeline.options import CalibrationText, EvaluationText, RankedText, check_options
-from llmrank.pipeline.report import Report, token_warning
+from llmrank.pipeline.report import Report, expected_widths, token_warning
 from llmrank.pipeline.sensitivity import layer_sensitivities
 from llmrank.pipeline.validation import Validation, repair_where_it_helps
 from llmrank.prune import BasePruner, LocalPruner
@@ -42,6 +42,7 @@ from llmrank.score.rank_graphs import rank_graphs
 from llmrank.surgery.apply import AppliedMasks, check_writable
 from llmrank.surgery.forms import Form
 from llmrank.surgery.repair import BaseRepair, RepairedMap
+from llmrank.surgery.repair.duration import repair_seconds
 from llmrank.surgery.widths import Align, check_padding
 
 __all__ = ["PipelineStages"]
@@ -188,6 +189,14 @@ class PipelineStages:
         length = fitting_length(self.model, self.calibration.sequence_length)
         tokens = self.calibration.samples * length if tokens is None else tokens
         return token_warning(self.repair, self.pruner, ffns, tokens, length, self.targets)
+
+    def repair_seconds(self, ffns: FFNs) -> float:
+        """Estimate the seconds of the repair, without forward passes; see :mod:`llmrank.surgery.repair.duration`."""
+        if self.repair is None:
+            return 0.0
+        tokens = self.calibration.samples * fitting_length(self.model, self.calibration.sequence_length)
+        kept = expected_widths(self.pruner, ffns, self.targets)
+        return repair_seconds(self.repair, ffns, kept, tokens)
 
     def calibration_texts(self) -> tuple[TokenSequences, TokenSequences | None]:
         """Make the calibration sequences, and those to hold out from a repair; see :meth:`CalibrationText.sequences`.

@@ -48,6 +48,8 @@ __all__ = ["add_demo_options", "add_evaluation", "add_prune_options", "check_pro
 # Without --evaluate, the pruned model is run on this many sequences of at most this length, to see whether it has collapsed.
 CHECK_SAMPLES = 2
 CHECK_LENGTH = 1024
+# A repair that takes longer, in seconds, is announced.
+LONG_REPAIR = 120.0
 
 
 def add_demo_options(command: argparse.ArgumentParser) -> None:
@@ -187,6 +189,13 @@ def _checked_pipeline(
     warning = pipeline.token_warning(ffns)
     if warning is not None:
         console.print(Text(f"Warning: {warning}", style="bold yellow"))
+    seconds = pipeline.repair_seconds(ffns)
+    if seconds > LONG_REPAIR:
+        console.print(
+            f"The repair will take about {seconds / 60.0:,.0f} minutes, besides forward passes of the text; "
+            "--repair none leaves it out.",
+            highlight=False,
+        )
     if steps > 1:
         cost = describe_steps(steps, pruner.amount, pruner.amount_of, repairs=pipeline.repair is not None)
         console.print(cost, markup=False, highlight=False)

@@ -835,3 +835,15 @@ def test_shapes_of_tensors_are_kept(tmp_path: Path, array: Any) -> None:
     _, tensors = read_tensors(tmp_path / "file", "example")
     assert tensors["a"].shape == array.shape
     np.testing.assert_array_equal(tensors["a"], array)
+
+
+def test_equal_contents_give_equal_files(tmp_path: Path) -> None:
+    tensors = {name: np.arange(3.0) for name in ("ä", "b", 'quoted "c"\n')}
+    written = set()
+    for k in range(16):  # safetensors writes the two entries of the metadata in an order of its own
+        write_tensors(tmp_path / f"{k}", tensors, {"name": "ü\t"}, "example")
+        written.add((tmp_path / f"{k}").read_bytes())
+        meta, found = read_tensors(tmp_path / f"{k}", "example")
+        assert meta == {"name": "ü\t"}
+        assert found.keys() == tensors.keys()
+    assert len(written) == 1
