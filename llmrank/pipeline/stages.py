@@ -92,11 +92,10 @@ class PipelineStages:
         self.align: Align = align
         self.repair = repair
         self.targets = parse_targets(targets)
-        self.steps = steps
         self.evaluation = EvaluationText.of(evaluation)
         self.progress = progress
         self.work_directory = None if work_directory is None else Path(work_directory)
-        self.undoable, self.resume = undoable, resume
+        self.steps, self.undoable, self.resume = steps, undoable, resume
         self.processes = processes or Processes()
         self.work: WorkDirectory | None = None
         self.report: Report | None = None
@@ -133,9 +132,10 @@ class PipelineStages:
             self.model.to(self.device)
         reached = reached_by_tokens(self.model, ffns)
         self._not_reached = {ffn.stack for ffn in ffns} - {ffn.stack for ffn in reached}
-        self._blocks = blocks_of(self.model, reached)
-        if self.block_device is not None and not self._blocks:
-            raise broken_error(self.model)
+        if self.block_device is not None:
+            self._blocks = blocks_of(self.model, reached)
+            if not self._blocks:
+                raise broken_error(self.model)
         return reached
 
     @property
@@ -196,7 +196,7 @@ class PipelineStages:
             return 0.0
         tokens = self.calibration.samples * fitting_length(self.model, self.calibration.sequence_length)
         kept = expected_widths(self.pruner, ffns, self.targets)
-        return repair_seconds(self.repair, ffns, kept, tokens)
+        return repair_seconds(self.repair, ffns, kept, tokens, self.block_device)
 
     def calibration_texts(self) -> tuple[TokenSequences, TokenSequences | None]:
         """Make the calibration sequences, and those to hold out from a repair; see :meth:`CalibrationText.sequences`.

@@ -169,6 +169,8 @@ class BlockStream:
                     reader.end_batch(missing)
                 if only_ffn:
                     call, returned = calls.pop()
+                    if self.device is not None:
+                        call = call.to(self._states[k].device)  # where it waits for its FFN to be repaired
                     self._pending_inputs = self._pending_inputs or allocate_like(list(self._states))
                     self._pending_calls.append(copied_call(call, self._pending_inputs[k], self._states[k]))
                     self._states.store(k, output - returned)

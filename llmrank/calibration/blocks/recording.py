@@ -290,19 +290,16 @@ def can_copy(call: Call) -> bool:
 
 
 def copied_call(call: Call, memory: torch.Tensor, states: torch.Tensor) -> Call:
-    """Return a call that stays valid when `states` are overwritten; the first tensor that fits `memory` is copied into it.
-
-    Tensors of the device that the block has computed on come to where the states are.
-    """
+    """Return a call that stays valid when `states` are overwritten; the first tensor that fits `memory` is copied into it."""
     unused = [memory]
 
     def copy(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        alike = (value.dtype, value.numel()) == (memory.dtype, memory.numel())
+        alike = (value.dtype, value.device, value.numel()) == (memory.dtype, memory.device, memory.numel())
         if unused and alike:
             return unused.pop().view(value.shape).copy_(value)
         same_memory = value.untyped_storage().data_ptr() == states.untyped_storage().data_ptr()
-        return value.clone() if same_memory else value.to(states.device)
+        return value.clone() if same_memory else value
 
     return Call(tuple(map(copy, call.args)), {key: copy(value) for key, value in call.kwargs.items()})

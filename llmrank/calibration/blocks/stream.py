@@ -1,7 +1,8 @@
 """Pass the calibration tokens through a model, FFN by FFN, while earlier FFNs change.
 
-Repair needs the input of an FFN after the FFNs before it were pruned, and what their pruning changed in the residual stream. This
-module says what passes tokens in this way, and does it by running the model from its start for every FFN.
+Repair needs the input of an FFN after the FFNs before it were pruned, and what their pruning changed in the residual stream.
+Here the model runs from its start for every FFN; see :mod:`llmrank.calibration.blocks.block_stream` for models whose blocks can
+run one by one.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ class PassStream:
     """
 
     def __init__(self, model: nn.Module, ffns: FFNs, batches: Sequence[Batch], n_fitted_batches: int) -> None:
-        self.n_fitted_batches, self.device = n_fitted_batches, None
+        self.n_fitted_batches = n_fitted_batches
+        self.device: torch.device | None = None
         self._model, self._ffns = model, ffns
         self._body = body_of(model, ffns)
         self._batches = batches

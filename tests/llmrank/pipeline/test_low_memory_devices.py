@@ -15,6 +15,7 @@ from llmrank import prune_model
 from llmrank.calibration.blocks.states import States
 from llmrank.errors import OptionError
 from llmrank.models import FAMILIES, Family
+from llmrank.pipeline import IsolatedFFNPipeline
 from llmrank.pipeline.registry import make_pruner, make_repair
 from tests.devices import FIRST, DeviceTraffic, DistantTensor
 from tests.llmrank.pipeline.test_low_memory import BROKEN, SETTINGS, Killed, assert_same, run
@@ -219,6 +220,17 @@ def test_prune_model_takes_a_device_and_saves_from_the_cpu(tmp_path: Path) -> No
     assert pruned.masks == expected.masks
     pruned.save(tmp_path / "pruned")
     assert not work.exists()
+
+
+def test_a_repair_takes_as_long_as_the_device_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr("llmrank.surgery.repair.duration._speed", lambda device: asked.append(device) or 1e9)
+    options: dict[str, Any] = {"repair": make_repair("lstsq"), "calibration": token_ids(8), "undoable": False}
+    for more in ({}, {"device": "meta", "work_directory": tmp_path / "work"}):
+        monkeypatch.setattr("llmrank.pipeline.stages.parse_device", torch.device)
+        pipeline = IsolatedFFNPipeline(tiny_llama(), None, **options, **more)
+        assert pipeline.repair_seconds(pipeline.prepare()[0]) > 0.0
+    assert [device.type for device in asked] == ["cpu", "meta"]
 
 
 @pytest.mark.gpu
