@@ -51,6 +51,6 @@ def print_loss_changes(changes: LossChanges, console: Console) -> None:
 
 def _sides(token: ChangedToken) -> str:
     return (
-        f"dense {token.before:.2%}, it predicts {shown(token.predicted_before)!r} ({token.probability_before:.1%}); "
-        f"pruned {token.after:.2%}, it predicts {shown(token.predicted_after)!r} ({token.probability_after:.1%})"
+        f"dense {token.before:.2%}, predicts {shown(token.predicted_before)!r} ({token.probability_before:.1%}); "
+        f"pruned {token.after:.2%}, predicts {shown(token.predicted_after)!r} ({token.probability_after:.1%})"
     )

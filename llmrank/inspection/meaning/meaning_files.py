@@ -19,7 +19,21 @@ __all__ = ["write_meanings_csv", "write_meanings_json"]
 def write_meanings_csv(meanings: Meanings, path: str | os.PathLike[str]) -> None:
     """Write a row for each neuron: its layer and index, its contexts, and the tokens that it promotes and demotes.
 
-    Numbers at the end of column names count from 1, the strongest. Files are UTF-8, and texts keep their spaces and line breaks.
+    Numbers at the end of column names count from 1, the strongest. The file is UTF-8, and texts keep their spaces and line
+    breaks. It is replaced on success, and left as it is on failure.
+
+    Parameters
+    ----------
+    meanings : Meanings
+    path : path-like
+        File to write.
+
+    Raises
+    ------
+    GraphError
+        The directory does not exist, or the path is no regular file.
+    OSError
+        The system cannot write the file.
     """
     k = next(iter(meanings.top.activations.values())).shape[1]
     names = ["activation", "before", "token", "after", "promoted", "demoted"]
@@ -37,7 +51,14 @@ def write_meanings_csv(meanings: Meanings, path: str | os.PathLike[str]) -> None
 
 
 def write_meanings_json(meanings: Meanings, path: str | os.PathLike[str]) -> None:
-    """Write a list with an object for each neuron, one a line; see :class:`llmrank.inspection.meaning.meanings.NeuronMeaning`."""
+    """Write a list with an object for each neuron, one a line; see :class:`llmrank.inspection.meaning.meanings.NeuronMeaning`.
+
+    Parameters
+    ----------
+    meanings : Meanings
+    path : path-like
+        File to write; see :func:`write_meanings_csv`, also for the exceptions.
+    """
     with replace_file(Path(path)) as partial, partial.open("w", encoding="utf-8") as file:
         separator = "[\n"
         for layer, neuron, meaning in _rows(meanings):

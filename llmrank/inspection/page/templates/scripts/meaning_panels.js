@@ -168,5 +168,5 @@ function showChanges() {
 }
 
 function probability(share) {
-  return share >= 0.001 ? percent(share) : `${significant(100 * Number(share.toPrecision(2)))} %`;
+  return share >= 1e-4 ? percent(share, share >= 1e-3 ? 1 : 2) : "< 0.01 %";
 }
