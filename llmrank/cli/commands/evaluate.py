@@ -58,6 +58,29 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the result to this file")
+    _add_dense_options(command)
+    words = command.add_argument_group("last words")
+    words.add_argument(
+        "--last-word",
+        action="store_true",
+        help="measure for how many passages of the text the model writes the last word, in the manner of LAMBADA",
+    )
+    words.add_argument(
+        "--passages", type=int, default=500, help="largest number of passages, spread over the text (%(default)s)"
+    )
+    tasks = command.add_argument_group("lm-eval (pip install 'llmrank[eval]')")
+    tasks.add_argument(
+        "--tasks",
+        metavar="NAME[,NAME]",
+        help="run tasks of lm-eval; llmrank_last_word (at most --passages) and llmrank_perplexity read --text, without a network",
+    )
+    tasks.add_argument("--task-dir", type=Path, metavar="DIR", help="directory of further tasks, in lm-eval's format")
+    tasks.add_argument("--documents", type=int, help="use only the first so many documents of each task (all)")
+    add_model_options(command.add_argument_group("model"))
+
+
+def _add_dense_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of the comparison with the dense model."""
     dense = command.add_argument_group("against the dense model")
     dense.add_argument(
         "--against",
@@ -87,38 +110,11 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
         "a pass of the text for each model",
     )
     dense.add_argument("--new-tokens", type=int, default=32, help="largest number of tokens to write (%(default)s)")
-    words = command.add_argument_group("last words")
-    words.add_argument(
-        "--last-word",
-        action="store_true",
-        help="measure for how many passages of the text the model writes the last word, in the manner of LAMBADA",
-    )
-    words.add_argument(
-        "--passages", type=int, default=500, help="largest number of passages, spread over the text (%(default)s)"
-    )
-    tasks = command.add_argument_group("lm-eval (pip install 'llmrank[eval]')")
-    tasks.add_argument(
-        "--tasks",
-        metavar="NAME[,NAME]",
-        help="run tasks of lm-eval; llmrank_last_word (at most --passages) and llmrank_perplexity read --text, without a network",
-    )
-    tasks.add_argument("--task-dir", type=Path, metavar="DIR", help="directory of further tasks, in lm-eval's format")
-    tasks.add_argument("--documents", type=int, help="use only the first so many documents of each task (all)")
-    add_model_options(command.add_argument_group("model"))
 
 
 def run_evaluate(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank evaluate``; return the exit status."""
-    check_json(options.json)
-    if options.contexts and options.against is None:
-        raise OptionError("--contexts compares two models; name the dense one with --against DENSE")
-    check_device_and_dtype(options)
-    if options.text is not None:
-        check_text(options.text, "evaluation")
-    if options.against is None and options.against_revision is not None:
-        raise OptionError(
-            "--against-revision is that of the dense model; name the model with --against, or leave it out"
-        )
+    _check_options(options)
     passages = _passages(options) if options.last_word else None
     tasks = _tasks(options)
     loaded = load(options)
@@ -169,6 +165,20 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
             text = json.dumps(json_safe(_estimates_to_dicts(content)), indent=2, allow_nan=False)
             partial.write_text(text + "\n", encoding="utf-8")
     return 0
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Raise if an option cannot be used, or needs another one."""
+    check_json(options.json)
+    if options.contexts and options.against is None:
+        raise OptionError("--contexts compares two models; name the dense one with --against DENSE")
+    check_device_and_dtype(options)
+    if options.text is not None:
+        check_text(options.text, "evaluation")
+    if options.against is None and options.against_revision is not None:
+        raise OptionError(
+            "--against-revision is that of the dense model; name the model with --against, or leave it out"
+        )
 
 
 def _tasks(options: argparse.Namespace) -> LMEvalTasks | None:

@@ -288,9 +288,9 @@ def _write_files(
         write_figures(inspection, directory, figures, options.top, layers)
     if "html" in formats:
         write_page(inspection, directory / PAGE, meanings, changes)
-    for name in TABLES if meanings is not None else ():
-        if name in formats:
-            TABLES[name](meanings, directory / name)
+    for name, write in TABLES.items():
+        if meanings is not None and name in formats:
+            write(meanings, directory / name)
     _write_graphs(directory, inspection, formats, options.top)
 
 
