@@ -169,17 +169,20 @@ class _TopTokens:
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Add hidden neurons (..., n); the mask is that of the positions that are not -1."""
-        indices: torch.Tensor = getattr(self._positions, self._side).reshape(-1)
+        # The device of the weights is not known before, if they are loaded for each call.
+        device = values.device
+        self._values, self._places = self._values.to(device), self._places.to(device)
+        indices: torch.Tensor = getattr(self._positions, self._side).reshape(-1).to(device)
         if self._routing is not None:
-            indices = indices[self._routing.tokens.to(indices.device)]
-        values = values.detach().reshape(-1, values.shape[-1])
+            indices = indices[self._routing.tokens.to(device)]
+        values = values.detach().reshape(-1, values.shape[-1]).to(self._values)
         if mask is not None:
-            keep = mask.reshape(-1)
-            values, indices = values[keep.to(values.device)], indices[keep.to(indices.device)]
+            # Zeros are no activations, so these rows have no place; to select rows, a GPU would have to be waited for.
+            values = values.where(mask.reshape(-1, 1).to(device), 0.0)
         k = len(self._values)
         best = values.abs().topk(min(k, len(values)), dim=0).indices
-        merged = torch.cat([self._values, values.gather(0, best).cpu().float()])
-        places = torch.cat([self._places, indices[best.cpu()]])
+        merged = torch.cat([self._values, values.gather(0, best)])
+        places = torch.cat([self._places, indices[best]])
         order = merged.abs().topk(k, dim=0).indices
         self._values, self._places = merged.gather(0, order), places.gather(0, order)
 
@@ -190,5 +193,5 @@ class _TopTokens:
                 f"the activations of {name} are not finite: the weights hold NaN or Inf, or the dtype overflows; load the model "
                 "in float32 or bfloat16 and check its perplexity"
             )
-        places = self._places.where(self._values != 0, torch.tensor(-1))
-        return self._values.T.contiguous(), places.T.contiguous()
+        places = self._places.where(self._values != 0, -1)
+        return self._values.T.cpu().contiguous(), places.T.cpu().contiguous()
