@@ -144,7 +144,8 @@ def _writing(model: Any, ffns: FFNs, size: int) -> Iterator[tuple[FFN, PrunableL
 
 def _directions(ffn: FFN, layer: PrunableLayer, norms: Norms, chosen: list[int]) -> torch.Tensor:
     """Return what each chosen neuron adds to the input of the head, (neurons, n) float32."""
-    written = layer.output_maps[0].weight[:, chosen].T.float().cpu()
+    weight = layer.output_maps[0].weight
+    written = weight.index_select(1, torch.tensor(chosen).to(weight.device)).T.float().cpu()
     if ffn.name in norms.behind:
         written = norms.behind[ffn.name].apply(written)
     return norms.final.apply(written)
