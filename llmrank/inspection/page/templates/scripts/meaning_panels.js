@@ -1,7 +1,7 @@
 // The meanings of neurons, the search by token, and what the pruned model predicts worse.
 
 // Entries of one list of the search.
-const MOST_FOUND = 30;
+const MOST_FOUND = 100;
 
 /** A text with its line breaks and tabs as arrows, so that it stays in its line. */
 function visible(text) {
@@ -65,12 +65,14 @@ function showFound() {
     return;
   }
   const found = [
-    ["Fire on it", model.meanings.activeAt(tokens), ({ times, activation }) => `${times} of ${model.meanings.k} contexts, ${signed(activation)}`],
+    ["Fire on it", model.meanings.activeAt(tokens), ({ times, activation }) => `${times} of ${model.meanings.k}, ${signed(activation)}`],
     ["Promote it", model.meanings.writing(tokens, "promoted"), ({ place }) => `place ${place}`],
     ["Demote it", model.meanings.writing(tokens, "demoted"), ({ place }) => `place ${place}`],
   ];
   const counts = found.map(([title, neurons]) => `${title.toLowerCase().replace(" it", "")} ${count(neurons.length)}`);
-  result.textContent = `Of “${visible(state.token)}”: ${counts.join(", ")} neurons.`;
+  result.textContent =
+    `Of “${visible(state.token)}”: ${counts.join(", ")} neurons. Beside each stands in how many of its contexts it fires on the ` +
+    "token, with the largest activation there, or the place of the token among those that it promotes or demotes.";
   lists.replaceChildren(...found.map(([title, neurons, words]) => foundList(title, neurons, words)));
 }
 
