@@ -42,7 +42,8 @@ def onloaded(module: nn.Module, device: torch.device | None, without: Sequence[n
     copies: dict[int, torch.Tensor] = {}
     with ExitStack() as restore:
         for inner in () if device is None else module.modules():
-            for tensors in () if id(inner) in left else (inner._parameters, inner._buffers):
+            of_module: tuple[dict[str, Any], ...] = (inner._parameters, inner._buffers)
+            for tensors in () if id(inner) in left else of_module:
                 for name, own in tensors.items():
                     if own is None:
                         continue
