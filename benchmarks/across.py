@@ -27,9 +27,9 @@ from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
 from llmrank.models import find_ffns
 from llmrank.models.demo_models import demo_model
+from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
+from llmrank.pipeline.closeness.validation import repair_where_it_helps
 from llmrank.pipeline.registry import make_pruner, make_scorer
-from llmrank.pipeline.sensitivity import layer_sensitivities
-from llmrank.pipeline.validation import repair_where_it_helps
 from llmrank.prune import LocalPruner
 from llmrank.prune.selection import choose_masks
 from llmrank.score.model_graph import build_graphs

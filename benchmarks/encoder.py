@@ -36,8 +36,8 @@ from llmrank.calibration.text import TokenSequences, n_held_out, tokenise
 from llmrank.models import find_ffns
 from llmrank.models.demo_models import demo_encoder
 from llmrank.pipeline import CalibrationText
+from llmrank.pipeline.closeness.validation import repair_where_it_helps
 from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair, make_scorer
-from llmrank.pipeline.validation import repair_where_it_helps
 from llmrank.prune.selection import Reselection
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks

@@ -39,8 +39,8 @@ from llmrank.evaluation.perplexity import Perplexity, model_size, perplexity, se
 from llmrank.models import FFNs, find_ffns
 from llmrank.models.demo_models import demo_model
 from llmrank.models.loading import LoadedModel
+from llmrank.pipeline.closeness.validation import repair_where_it_helps
 from llmrank.pipeline.registry import SCORERS, make_pruner, make_repair, make_scorer
-from llmrank.pipeline.validation import repair_where_it_helps
 from llmrank.prune.selection import choose_masks
 from llmrank.score.model_graph import build_graphs
 from llmrank.score.rank_graphs import rank_graphs

@@ -36,8 +36,8 @@ from llmrank.evaluation.perplexity import model_size, perplexity
 from llmrank.models import explicit_ffns, find_ffns
 from llmrank.models.demo_models import demo_model
 from llmrank.models.loading import LoadedModel
+from llmrank.pipeline.closeness.validation import repair_where_it_helps
 from llmrank.pipeline.registry import PIPELINES, PRUNERS, make_pruner, make_repair, make_scorer
-from llmrank.pipeline.validation import repair_where_it_helps
 from llmrank.prune.selection import Reselection
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks

@@ -30,8 +30,8 @@ from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
 from llmrank.models import find_ffns
 from llmrank.models.demo_models import demo_model
+from llmrank.pipeline.closeness.validation import repair_where_it_helps
 from llmrank.pipeline.registry import PIPELINES, make_pruner, make_scorer
-from llmrank.pipeline.validation import repair_where_it_helps
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.repair import LeastSquaresRepair, Moments, RepairedMap, repair_ffns

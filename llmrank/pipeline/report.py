@@ -26,7 +26,7 @@ from llmrank.calibration.forward import input_device
 from llmrank.evaluation.perplexity import ModelSize, Perplexity
 from llmrank.models import FFNs
 from llmrank.models.costs import Unit, unit_name
-from llmrank.pipeline.validation import Validation
+from llmrank.pipeline.closeness.validation import Validation
 from llmrank.prune import BasePruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import Target
@@ -142,12 +142,12 @@ class Report:
     steps : list of dict
         One :class:`llmrank.prune.schedule.ScheduleStep` for each step, as a dict.
     sensitivities : dict from str to float
-        See :func:`llmrank.pipeline.sensitivity.layer_sensitivities`; empty unless the pruner needs them.
+        See :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`; empty unless the pruner needs them.
     repaired : dict
         For each repaired map the target and the damping of the fit, and the errors, see
         :class:`llmrank.surgery.repair.RepairedMap`.
     validation : dict, optional
-        See :class:`llmrank.pipeline.validation.Validation`.
+        See :class:`llmrank.pipeline.closeness.validation.Validation`.
     evaluation : Evaluation, optional
     environment : dict
     notes : list of str

@@ -26,10 +26,10 @@ from llmrank.models import FFNs, explicit_ffns, find_ffns
 from llmrank.models.checks import check_expert_biases
 from llmrank.models.costs import ModelCosts
 from llmrank.models.loading import parse_device
+from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
+from llmrank.pipeline.closeness.validation import Validation, repair_where_it_helps
 from llmrank.pipeline.options import CalibrationText, EvaluationText, RankedText, check_options
 from llmrank.pipeline.report import Report, expected_widths, token_warning
-from llmrank.pipeline.sensitivity import layer_sensitivities
-from llmrank.pipeline.validation import Validation, repair_where_it_helps
 from llmrank.prune import BasePruner, LocalPruner
 from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
@@ -243,7 +243,7 @@ class PipelineStages:
         """Measure the sensitivity of every prunable layer; return an empty dict if the pruner needs none.
 
         A :class:`LocalPruner` with the amount of the pruner prunes one layer at a time, see
-        :func:`llmrank.pipeline.sensitivity.layer_sensitivities`.
+        :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`.
         """
         if not self.pruner.needs_sensitivity:
             return {}

@@ -39,7 +39,7 @@ class LayerRecord:
         Whether the layer was named by a `structure_dict`.
     sensitivity : float or None
         How much the model's output changes when this layer alone is pruned, >= 0, see
-        :func:`llmrank.pipeline.sensitivity.layer_sensitivities`; None if the pruner does not need it.
+        :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`; None if the pruner does not need it.
     present : (out,) bool tensor or None
         True for neurons that earlier steps have kept; None if all are kept. The others stay removed and count in the amount.
     units : Units or None

@@ -153,7 +153,7 @@ class Stopped(Exception):  # noqa: N818 -- no error of llmrank
 STOPS = {
     "calibration": "llmrank.calibration.collect._LayerSums.add",
     "repair": "llmrank.surgery.repair.moments.MomentSums.end_batch",
-    "sensitivities": "llmrank.pipeline.sensitivity.divergences",
+    "sensitivities": "llmrank.pipeline.closeness.sensitivity.divergences",
     "evaluation": "llmrank.evaluation.perplexity.nn.functional.cross_entropy",
 }
 

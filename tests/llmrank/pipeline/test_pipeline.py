@@ -23,7 +23,7 @@ from llmrank.evaluation.fidelity import fidelity
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
 from llmrank.models import find_ffns
 from llmrank.pipeline import CalibrationText, EvaluationText
-from llmrank.pipeline.sensitivity import layer_sensitivities
+from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.prune import LocalPruner, SensitivityPruner
 from llmrank.prune.masks import Masks
 from llmrank.score import BaseScorer, NormScorer, WeightedPageRankScorer

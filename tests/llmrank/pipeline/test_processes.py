@@ -23,7 +23,7 @@ from llmrank.calibration.processes import Processes, heartbeat, join_processes
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, OptionError, ProcessError
 from llmrank.pipeline import CalibrationText, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
-from llmrank.pipeline.validation import Validation
+from llmrank.pipeline.closeness.validation import Validation
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.score import FLAPScorer
 from llmrank.surgery.repair import LeastSquaresRepair

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Report
 from llmrank.evaluation.perplexity import Perplexity
+from llmrank.pipeline.closeness.validation import Validation
 from llmrank.pipeline.report import Evaluation, environment, model_source
-from llmrank.pipeline.validation import Validation
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.score import BaseScorer
 from tests.llmrank.tiny_models import STRUCTURE, features, mlp, tiny_llama, token_ids

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-import llmrank.pipeline.sensitivity
+import llmrank.pipeline.closeness.sensitivity
 from llmrank.calibration.blocks.recording import Recording
 from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.errors import CalibrationError, MaskError, OptionError
 from llmrank.models import FAMILIES, FFN, Family, explicit_ffns, find_ffns
 from llmrank.models.linear_map import matrix_of
-from llmrank.pipeline.sensitivity import layer_sensitivities
+from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.prune.masks import Masks
 from tests.llmrank.tiny_models import (
     HIDDEN,
@@ -38,7 +38,7 @@ from tests.llmrank.tiny_models import (
 
 @pytest.fixture
 def two_sequences_say_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmrank.pipeline.sensitivity.DEFAULT_TOKENS", 1)
+    monkeypatch.setattr("llmrank.pipeline.closeness.sensitivity.DEFAULT_TOKENS", 1)
 
 
 def third(ffns: tuple[FFN, ...]) -> Masks:
@@ -91,7 +91,7 @@ def no_record(*_: Any) -> Iterator[Recording]:
 
 def whole_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away the record of the blocks."""
-    monkeypatch.setattr(llmrank.pipeline.sensitivity, "recording", no_record)
+    monkeypatch.setattr(llmrank.pipeline.closeness.sensitivity, "recording", no_record)
 
 
 def calls_of(modules: list[nn.Module], run: Callable[[], Any]) -> list[int]:
@@ -423,16 +423,16 @@ def test_explicit_ffns_and_bad_sample_counts_are_refused() -> None:
 
 
 def test_short_sequences_are_used_until_they_hold_enough_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmrank.pipeline.sensitivity.DEFAULT_TOKENS", 60)
+    monkeypatch.setattr("llmrank.pipeline.closeness.sensitivity.DEFAULT_TOKENS", 60)
     model, sequences = tiny_llama(), sequences_of(token_ids(9, 12))
     ffns = find_ffns(model)
     found = layer_sensitivities(model, ffns, third(ffns), sequences)
     assert found == layer_sensitivities(model, ffns, third(ffns), sequences, samples=5)
     assert found != layer_sensitivities(model, ffns, third(ffns), sequences, samples=4)
-    monkeypatch.setattr("llmrank.pipeline.sensitivity.DEFAULT_TOKENS", 13)
+    monkeypatch.setattr("llmrank.pipeline.closeness.sensitivity.DEFAULT_TOKENS", 13)
     found = layer_sensitivities(model, ffns, third(ffns), sequences)
     assert found == layer_sensitivities(model, ffns, third(ffns), sequences, samples=2)
-    monkeypatch.setattr("llmrank.pipeline.sensitivity.DEFAULT_TOKENS", 1_000_000)
+    monkeypatch.setattr("llmrank.pipeline.closeness.sensitivity.DEFAULT_TOKENS", 1_000_000)
     found = layer_sensitivities(model, ffns, third(ffns), sequences)
     assert found == layer_sensitivities(model, ffns, third(ffns), sequences, samples=9)
 
