@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from llmrank.calibration.text.sequences import Request, TokenSequences
 from llmrank.errors import CalibrationError
 
-__all__ = ["plain_ids", "sequences_of_tensor", "sequences_of_text", "special_tokens"]
+__all__ = ["plain_ids", "sequences_of_rows", "sequences_of_tensor", "sequences_of_text", "special_tokens"]
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -82,6 +82,11 @@ def _from_list(
     if max(map(len, rows)) < 2:
         raise CalibrationError(f"every text of the {description} has fewer than 2 tokens; give longer texts")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    return sequences_of_rows(rows, pad, description)
+
+
+def sequences_of_rows(rows: list[torch.Tensor], pad: int, description: str) -> TokenSequences:
+    """Make one sequence of each row of token ids, padded on the right with the token `pad` to the length of the longest."""
     ids = pad_sequence(rows, batch_first=True, padding_value=pad)
     mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
     return TokenSequences.of(ids, mask, description)
