@@ -168,6 +168,8 @@ class Report(Printed):
     evaluation : Evaluation, optional
     environment : dict
     notes : list of str
+    config : dict, optional
+        The options of the command that made the report; ``llmrank COMMAND --config report.json`` repeats it.
     """
 
     model: dict[str, Any]
@@ -187,6 +189,7 @@ class Report(Printed):
     evaluation: Evaluation | None = None
     environment: dict[str, str] = field(default_factory=environment)
     notes: list[str] = field(default_factory=list)
+    config: dict[str, Any] | None = None
 
     def warnings(self) -> list[str]:
         """Return the notes, and the warnings of the evaluation."""
@@ -197,8 +200,7 @@ class Report(Printed):
         plain = asdict(self)
         if self.evaluation is not None:
             plain["evaluation"]["collapsed"] = self.evaluation.collapsed
-        result = json_safe({"format": FORMAT, **plain, "warnings": self.warnings()})
-        return dict(result)
+        return dict(json_safe({"format": FORMAT, **plain, "warnings": self.warnings()}))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the report as JSON, completely or not at all."""
@@ -226,10 +228,9 @@ class Report(Printed):
         for name, before, after, number_format in rows:
             change = f"{after / before - 1.0:+.1%}" if before else ""
             table.add_row(name, number_format.format(before), number_format.format(after), change)
-        parts: list[RenderableType] = [table]
         widths = sorted(self.neurons["widths"].values())
         spread = f"{widths[0]}" if widths[0] == widths[-1] else f"{widths[0]} to {widths[-1]}"
-        parts.append(Text(f"widths {spread}; calibrated on {self._tokens(self.calibration)}"))
+        parts: list[RenderableType] = [table, Text(f"widths {spread}; calibrated on {self._tokens(self.calibration)}")]
         if self.reached:
             parts.append(Text(f"the removed neurons account for {self._reached()}"))
         if len(self.steps) > 1:

@@ -6,6 +6,7 @@ Widths that no field of the configuration can state are listed under ``llmrank_w
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ from llmrank.surgery.model_card import write_model_card
 from llmrank.surgery.widths import WIDTHS_KEY, module_widths
 
 __all__ = ["load", "save"]
+
+logger = logging.getLogger(__name__)
 
 MASKS_FILE = "masks.safetensors"
 REPORT_FILE = "report.json"
@@ -130,6 +133,7 @@ def _check_written(directory: Path, model: Any) -> None:
         model_class_to_load = _class_for_config(base, config)
         _, differences = read_model(model_class_to_load, None, config, state_dict=written, device_map="meta")
         if not differences and _fits_in_memory(model):
+            logger.info("loading the checkpoint again, to compare its tensors")
             differences = _differences_when_loaded(model, model_class_to_load, directory, config)
     except Exception as error:  # whatever a loader may raise
         if is_out_of_memory(error):

@@ -55,7 +55,7 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
         help="tokens in a sequence, at most what the model takes (%(default)s)",
     )
     command.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
-    command.add_argument("--json", type=Path, metavar="FILE", help="also write the result to this file")
+    command.add_argument("--output", type=Path, metavar="FILE", help="also write the result, as JSON, to this file")
     dense = command.add_argument_group("against the dense model")
     dense.add_argument(
         "--against",
@@ -98,7 +98,7 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
 
 def run_evaluate(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank evaluate``; return the exit status."""
-    _check_file(options.json)
+    _check_file(options.output)
     check_device_and_dtype(options)
     if options.text is not None:
         check_text(options.text, "evaluation")
@@ -141,9 +141,10 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
     if rows:
         console.print(_table(rows))
     content["protocol"] = {**texts.provenance(), "dtype": dtype_name(model), **environment()}
-    if options.json is not None:
-        with replace_file(options.json) as partial:
-            text = json.dumps(json_safe(_estimates_to_dicts(content)), indent=2, allow_nan=False)
+    options.result = _estimates_to_dicts(content)
+    if options.output is not None:
+        with replace_file(options.output) as partial:
+            text = json.dumps(json_safe(options.result), indent=2, allow_nan=False)
             partial.write_text(text + "\n", encoding="utf-8")
     return 0
 
@@ -246,7 +247,7 @@ def _check_file(path: Path | None) -> None:
         return
     if path.exists() and not path.is_file():
         what = "a directory" if path.is_dir() else "a device or a pipe"
-        raise CheckpointError(f"{path} is {what}; expected the path of a file for --json")
+        raise CheckpointError(f"{path} is {what}; expected the path of a file for --output")
     if not path.parent.is_dir():
         raise CheckpointError(f"cannot write {path}: there is no directory {path.parent}; create it first")
     try:
@@ -254,4 +255,4 @@ def _check_file(path: Path | None) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}; choose another place for --json") from error
+        raise CheckpointError(f"cannot write {path}: {error.strerror}; choose another place for --output") from error

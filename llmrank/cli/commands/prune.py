@@ -92,9 +92,10 @@ def add_evaluation(group: Any) -> None:
 def run_demo(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank demo``; return the exit status."""
     pipeline = _checked_pipeline(options, console, undoable=True)
-    written = demo.run(pipeline, options.output, console)
-    _say_written(written, ["report.json", "masks.safetensors", demo.FIGURE_FILE], console)
-    _say_how_to_load(written, pipeline.model, console)
+    report = demo.run(pipeline, options.output, console, options.settings)
+    options.result = {"output": str(options.output), "report": report}
+    _say_written(options.output, ["report.json", "masks.safetensors", demo.FIGURE_FILE], console)
+    _say_how_to_load(options.output, pipeline.model, console)
     return 0
 
 
@@ -117,6 +118,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     report = pipeline.report
     if report is None:
         raise RuntimeError("the pipeline ran without leaving a report")
+    report.config = options.settings
     if options.evaluate is None:
         _check_collapse(pipeline, report)
     with progress_step(options.progress, f"Saving {options.output}"):
@@ -126,6 +128,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
         )
     if pipeline.work is not None:
         pipeline.work.remove()
+    options.result = {"output": str(written), "report": report.to_dict()}
     console.print(report.table())
     _say_written(written, ["report.json", "masks.safetensors"], console)
     _say_how_to_load(written, model, console)

@@ -102,6 +102,7 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
         Ranking(statistics, sequences, held_out, settings, scores).save(partial)
     if pipeline.work is not None:
         pipeline.work.remove()
+    options.result = {"output": str(options.output), "ranking": settings, "tokens": sequences.n_tokens}
     console.print(
         f"Wrote {options.output}: the scores of {sum(ffns.sizes.values()):,} neurons in {len(ffns.sizes)} layers, and the "
         f"statistics of {sequences.n_tokens:,} tokens.\n"
@@ -156,5 +157,6 @@ def _apply_masks(options: argparse.Namespace, console: Console) -> int:
     finally:
         if files is not None:
             files.remove()
+    options.result = {"output": str(options.output)}
     console.print(f"Wrote {options.output}: the checkpoint and masks.safetensors.", markup=False)
     return 0

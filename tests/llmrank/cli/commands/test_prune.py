@@ -162,7 +162,7 @@ def test_evaluation_lands_in_the_report(checkpoint: Path, corpus: Path, tmp_path
     assert report["evaluation"]["calibration_overlap"] == pytest.approx(
         3 / 14
     )  # the first 2 of 14 sequences, and one held out
-    assert run("evaluate", output, "--text", corpus, "--json", result, "--samples", 16, "--sequence-length", 16) == 0
+    assert run("evaluate", output, "--text", corpus, "--output", result, "--samples", 16, "--sequence-length", 16) == 0
     again = json.loads(result.read_text(encoding="utf-8"))
     assert again["protocol"]["source"] == "file corpus.txt"
     assert again["bytes"] == report["after"]["bytes"]
@@ -599,9 +599,9 @@ def test_numbers_are_refused_before_the_model_is_loaded(capsys: Any) -> None:
 
 
 def test_a_result_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: Any) -> None:
-    message = refused(capsys, "evaluate", "./nowhere", "--json", tmp_path / "nodir" / "x.json")
+    message = refused(capsys, "evaluate", "./nowhere", "--output", tmp_path / "nodir" / "x.json")
     assert f"there is no directory {tmp_path / 'nodir'}" in message
-    assert "is a directory" in refused(capsys, "evaluate", "./nowhere", "--json", tmp_path)
+    assert "is a directory" in refused(capsys, "evaluate", "./nowhere", "--output", tmp_path)
 
 
 def test_evaluate_takes_no_text_but_a_file(checkpoint: Path, capsys: Any) -> None:
