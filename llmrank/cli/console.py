@@ -33,19 +33,18 @@ class QuietConsole(Console):
 
 def add_output_options(command: argparse.ArgumentParser) -> None:
     """Add the options that say how much is printed. They have no default, so they stand before a command or after it."""
-    group = command.add_argument_group("output of all commands")
-    much = group.add_mutually_exclusive_group()
+    much = command.add_mutually_exclusive_group()
     much.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help="print nothing but errors")
     much.add_argument(
         "--verbose", action="store_true", default=argparse.SUPPRESS, help="also print what the logger llmrank says"
     )
-    group.add_argument(
+    command.add_argument(
         "--json",
         action="store_true",
         default=argparse.SUPPRESS,
         help="print the result as one JSON document, and all else on standard error",
     )
-    group.add_argument(
+    command.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="print the traceback of an error"
     )
 

@@ -85,26 +85,33 @@ def add_model_options(group: Any) -> None:
     )
 
 
-def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True, calibrates: bool = True) -> Any:
+def add_method_options(
+    command: argparse.ArgumentParser, *, chooses: bool = True, prunes: bool = True, calibrates: bool = True
+) -> Any:
     """Add the options of a pipeline; return the group of calibration and evaluation, for further options.
 
-    With ``prunes=False`` the options of repair, unit of the amount, steps and form are left out, and with ``calibrates=False``
-    those of the calibration text.
+    With ``chooses=False`` those of the amount and the pruner are left out, with ``prunes=False`` those of repair, unit of the
+    amount, steps and form, and with ``calibrates=False`` those of the calibration text.
     """
     method = command.add_argument_group(
         "method",
         "A component is NAME or NAME:OPTION=VALUE,OPTION=VALUE; `llmrank components` lists names, `llmrank components NAME` "
         "the options.",
     )
-    method.add_argument(
-        "--amount",
-        type=_amount,
-        default=0.3,
-        help="share (0.3) or number (500) to remove: of each layer, or of all together with --pruner global (%(default)s)",
-    )
     # Without pruning no sensitivities are measured, so pruners that need them are left out.
     pruners = [name for name in PRUNERS.names() if prunes or not (name in PRUNERS and PRUNERS[name].needs_sensitivity)]
-    for flag, names in (("pipeline", PIPELINES.names()), ("scorer", SCORERS.names()), ("pruner", pruners)):
+    components = [("pipeline", PIPELINES.names()), ("scorer", SCORERS.names())]
+    if chooses:
+        method.add_argument(
+            "--amount",
+            type=_amount,
+            default=0.3,
+            help="share (0.3) or number (500) to remove: of each layer, or of all together with --pruner global (%(default)s)",
+        )
+        components.append(("pruner", pruners))
+    else:
+        command.set_defaults(amount=0.3, pruner=DEFAULTS["pruner"])
+    for flag, names in components:
         method.add_argument(
             f"--{flag}", default=DEFAULTS[flag], metavar="COMPONENT", help=f"{', '.join(names)} (%(default)s)"
         )

@@ -55,13 +55,17 @@ class PrunedModel(Printed):
     def __rich__(self) -> PrintedGroup:
         return self.report.table()
 
-    def save(self, directory: str | os.PathLike[str]) -> Path:
+    def save(
+        self, directory: str | os.PathLike[str], *, push_to_hub: str | None = None, private: bool | None = None
+    ) -> Path:
         """Write a checkpoint with masks and report; of several processes, process 0 alone writes it.
 
         Parameters
         ----------
         directory : path-like
             Absent or empty.
+        push_to_hub, private
+            See :func:`llmrank.save`.
 
         Returns
         -------
@@ -70,14 +74,21 @@ class PrunedModel(Printed):
 
         Raises
         ------
-        CheckpointError
+        CheckpointError, OptionError
             See :func:`llmrank.save`.
         """
         if launched_processes()[0]:
             return Path(directory)
         shard_bytes = None if self.work is None else SHARD_BYTES
         written = checkpoint.save(
-            directory, self.model, self.tokenizer, self.masks, self.report.to_dict(), shard_bytes=shard_bytes
+            directory,
+            self.model,
+            self.tokenizer,
+            self.masks,
+            self.report.to_dict(),
+            shard_bytes=shard_bytes,
+            push_to_hub=push_to_hub,
+            private=private,
         )
         if self.work is not None:
             self.work.remove()

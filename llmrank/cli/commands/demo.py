@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from graphs.io.files import replace_file
 from llmrank.calibration.forward import progress_step
 from llmrank.calibration.logits import predicts_next_token
 from llmrank.evaluation.perplexity import complete
@@ -75,9 +76,9 @@ def run(
         console.print(Text(f"Warning: {DIFFERENT_COMPLETION}", style="bold yellow"))
     figure = directory / FIGURE_FILE
     try:
-        draw_figure(pipeline).savefig(figure, dpi=150)
+        with replace_file(figure) as partial:
+            draw_figure(pipeline).savefig(partial, dpi=150, format="png")
     except OSError as error:
-        figure.unlink(missing_ok=True)
         warning = f"Warning: {FIGURE_FILE} could not be written ({error}); the checkpoint is complete without it"
         console.print(Text(warning, style="bold yellow"))
     return report_content

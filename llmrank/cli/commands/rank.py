@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from llmrank.calibration.blocks.work_directory import SHARD_BYTES, WorkDirectory, weights_digest
-from llmrank.cli.commands.prune import add_evaluation, run_prune
+from llmrank.cli.commands.prune import add_evaluation, add_hub_options, check_upload, run_prune
 from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, resumable, work_directory
 from llmrank.cli.options import add_method_options, add_model_options, check_method, directory, load, make_pipeline
 from llmrank.errors import OptionError
@@ -48,7 +48,7 @@ def add_rank_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
     add_model_options(group)
     add_low_memory_options(group)
-    add_method_options(command, prunes=False)
+    add_method_options(command, chooses=False, prunes=False)
 
 
 def add_apply_options(command: argparse.ArgumentParser) -> None:
@@ -59,6 +59,7 @@ def add_apply_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="MODEL", help="the model that was ranked")
     group = command.add_argument_group("model and output")
     group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
+    add_hub_options(group)
     add_model_options(group)
     add_low_memory_options(group)
     add_evaluation(add_method_options(command, calibrates=False))
@@ -146,6 +147,7 @@ def _apply_masks(options: argparse.Namespace, console: Console) -> int:
         )
     masks = Masks.load(options.ranking)
     check_low_memory(options)
+    check_upload(options)
     loaded = load(options)
     work = work_directory(options, loaded.model, console)
     digest = hashlib.sha256(options.ranking.read_bytes()).hexdigest()
@@ -153,10 +155,20 @@ def _apply_masks(options: argparse.Namespace, console: Console) -> int:
     keep, shard_bytes = (None, None) if files is None else (files.keep, SHARD_BYTES)
     try:
         apply_masks(loaded.model, find_ffns(loaded.model), masks, "compact", undoable=False, keep=keep)
-        checkpoint.save(options.output, loaded.model, loaded.tokenizer, masks, shard_bytes=shard_bytes)
+        checkpoint.save(
+            options.output,
+            loaded.model,
+            loaded.tokenizer,
+            masks,
+            shard_bytes=shard_bytes,
+            push_to_hub=options.push_to_hub,
+            private=options.private or None,
+        )
     finally:
         if files is not None:
             files.remove()
     options.result = {"output": str(options.output)}
+    if options.push_to_hub is not None:
+        options.result["pushed"] = options.push_to_hub
     console.print(f"Wrote {options.output}: the checkpoint and masks.safetensors.", markup=False)
     return 0
