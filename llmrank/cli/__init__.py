@@ -34,6 +34,25 @@ from llmrank.pipeline.report import environment
 
 __all__ = ["main"]
 
+# Options and arguments that name a file or a directory, and how the shells complete one, for shtab.
+FILES = {
+    "against",
+    "calibration",
+    "config",
+    "evaluate",
+    "model",
+    "offload_folder",
+    "output",
+    "ranking",
+    "task_dir",
+    "text",
+}
+COMPLETION = {
+    "bash": "_shtab_compgen_files",
+    "fish": "(__fish_complete_path (commandline -ct))",
+    "tcsh": "f",
+    "zsh": "_files",
+}
 # How long other processes of a run wait until process 0 has said why the run ends.
 SECONDS_TO_SPEAK = 10.0
 
@@ -183,4 +202,8 @@ def parser() -> argparse.ArgumentParser:
     )
     components.add_argument("name", metavar="NAME", nargs="?", help="the component to describe")
     add_families_options(add("families", run_families, "list the model types of transformers, and what became of each"))
+    for command in commands.choices.values():
+        for action in command._actions:
+            if action.dest in FILES:
+                action.complete = COMPLETION  # type: ignore[attr-defined]
     return root

@@ -100,7 +100,7 @@ def add_method_options(
     )
     # Without pruning no sensitivities are measured, so pruners that need them are left out.
     pruners = [name for name in PRUNERS.names() if prunes or not (name in PRUNERS and PRUNERS[name].needs_sensitivity)]
-    components = [("pipeline", PIPELINES.names()), ("scorer", SCORERS.names())]
+    components = {"pipeline": PIPELINES.names(), "scorer": SCORERS.names(), "pruner": pruners}
     if chooses:
         method.add_argument(
             "--amount",
@@ -108,10 +108,10 @@ def add_method_options(
             default=0.3,
             help="share (0.3) or number (500) to remove: of each layer, or of all together with --pruner global (%(default)s)",
         )
-        components.append(("pruner", pruners))
     else:
         command.set_defaults(amount=0.3, pruner=DEFAULTS["pruner"])
-    for flag, names in components:
+        del components["pruner"]
+    for flag, names in components.items():
         method.add_argument(
             f"--{flag}", default=DEFAULTS[flag], metavar="COMPONENT", help=f"{', '.join(names)} (%(default)s)"
         )
@@ -121,30 +121,7 @@ def add_method_options(
         help="what is removed: neurons, experts (of a mixture), or neurons,experts (%(default)s)",
     )
     if prunes:
-        method.add_argument(
-            "--repair",
-            default=DEFAULTS["repair"],
-            metavar="COMPONENT",
-            help=f"none, {', '.join(REPAIRS.names())}: new weights that make up for removed neurons (%(default)s)",
-        )
-        method.add_argument(
-            "--amount-of",
-            metavar="UNIT",
-            help=f"unit of the amount: {', '.join(UNITS)}; ffn- units count the FFNs, parameters, bytes "
-            "and flops the whole model (neurons)",
-        )
-        method.add_argument(
-            "--steps",
-            type=int,
-            default=1,
-            help="number of steps to prune in, each with a pass of the calibration text (%(default)s)",
-        )
-        method.add_argument(
-            "--form",
-            default="compact",
-            help="compact; padded: compact, and filled up to one width for stock loaders; zero or mask: with the old shapes "
-            "(%(default)s)",
-        )
+        _add_pruning_options(method)
     else:
         command.set_defaults(repair="none", amount_of=None, steps=1, form="compact")
     data = command.add_argument_group("calibration and evaluation")
@@ -155,6 +132,33 @@ def add_method_options(
         "--seed", type=int, default=0, help="seed of torch, and of the text that the model writes (%(default)s)"
     )
     return data
+
+
+def _add_pruning_options(method: Any) -> None:
+    method.add_argument(
+        "--repair",
+        default=DEFAULTS["repair"],
+        metavar="COMPONENT",
+        help=f"none, {', '.join(REPAIRS.names())}: new weights that make up for removed neurons (%(default)s)",
+    )
+    method.add_argument(
+        "--amount-of",
+        metavar="UNIT",
+        help=f"unit of the amount: {', '.join(UNITS)}; ffn- units count the FFNs, parameters, bytes "
+        "and flops the whole model (neurons)",
+    )
+    method.add_argument(
+        "--steps",
+        type=int,
+        default=1,
+        help="number of steps to prune in, each with a pass of the calibration text (%(default)s)",
+    )
+    method.add_argument(
+        "--form",
+        default="compact",
+        help="compact; padded: compact, and filled up to one width for stock loaders; zero or mask: with the old shapes "
+        "(%(default)s)",
+    )
 
 
 def _add_text_options(data: Any) -> None:
