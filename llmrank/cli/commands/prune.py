@@ -21,13 +21,12 @@ from llmrank.calibration.text import tokenise
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
 from llmrank.cli.commands import demo
-from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, resumable, work_directory
+from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, load_on_cpu, resumable, work_directory
 from llmrank.cli.options import (
     add_method_options,
     add_model_options,
     check_method,
     directory,
-    load,
     make_pipeline,
     text_source,
 )
@@ -235,7 +234,7 @@ def _checked_pipeline(
     check_output(options.output)
     check_method(options)
     check_upload(options)
-    loaded = load(options)
+    loaded = load_on_cpu(options)
     # Several processes cannot share the files of a run.
     in_memory = undoable or (processes is not None and processes.count > 1)
     work = None if in_memory else work_directory(options, loaded.model, console)
@@ -305,7 +304,7 @@ def _check_collapse(pipeline: BasePipeline, report: Report) -> bool:
     length = min(fitting_length(pipeline.model, report.calibration["sequence_length"]), CHECK_LENGTH)
     try:
         texts = tokenise(None, pipeline.tokenizer, CHECK_SAMPLES, length, "evaluation")
-        with progress_step(pipeline.progress, "Checking whether the pruned model has collapsed"):
+        with progress_step(pipeline.progress, "Checking whether the pruned model has collapsed"), pipeline.onloaded():
             after = perplexity(pipeline.model, texts)
     except CalibrationError as error:
         report.notes.append(f"whether the pruned model has collapsed was not checked: {error}")

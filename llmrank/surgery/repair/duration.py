@@ -16,7 +16,9 @@ __all__ = ["repair_seconds"]
 WIDTH, REPETITIONS = 1024, 3
 
 
-def repair_seconds(method: BaseRepair, ffns: FFNs, kept: Mapping[str, int], tokens: int) -> float:
+def repair_seconds(
+    method: BaseRepair, ffns: FFNs, kept: Mapping[str, int], tokens: int, device: torch.device | None = None
+) -> float:
     """Estimate how many seconds the linear algebra of a repair takes, without the forward passes.
 
     Parameters
@@ -27,6 +29,8 @@ def repair_seconds(method: BaseRepair, ffns: FFNs, kept: Mapping[str, int], toke
         Number of kept neurons, by the name of the layer; layers that are left out are not repaired.
     tokens : int
         Number of calibration tokens. An expert gets the share that its router would send it if it used all experts alike.
+    device : torch.device, optional
+        Where the repair computes, if that is not where the weights are.
 
     Notes
     -----
@@ -40,9 +44,9 @@ def repair_seconds(method: BaseRepair, ffns: FFNs, kept: Mapping[str, int], toke
             share = 1.0 if layer.mixture is None else layer.mixture.top_k / layer.mixture.n_experts
             # Sums of products in float32; of a symmetric matrix, one half.
             of_layer += tokens * share * (layer.size**2 + 2.0 * layer.size * outputs) / 2.0
-            device = layer.output_maps[0].weight.device
-            operations[device] = operations.get(device, 0.0) + of_layer
-    return sum(count / _speed(device) for device, count in operations.items())
+            place = device or layer.output_maps[0].weight.device
+            operations[place] = operations.get(place, 0.0) + of_layer
+    return sum(count / _speed(place) for place, count in operations.items())
 
 
 def _speed(device: torch.device) -> float:
