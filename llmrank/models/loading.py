@@ -222,6 +222,11 @@ def _check_source(source: str) -> None:
     if source.endswith(".gguf"):
         if not path.is_file():
             raise ModelSourceError(f"no GGUF file at {source}; expected a path to an existing .gguf file")
+    elif (path / "adapter_config.json").is_file():
+        raise ModelSourceError(
+            f"{source} holds adapters of peft, not a whole model; expected a checkpoint: merge them into their base model with "
+            "peft.AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload(), save that with save_pretrained, and prune it"
+        )
     elif path.exists() and not (path / "config.json").is_file():
         raise ModelSourceError(
             f"{source} has no config.json; expected a directory written by save_pretrained, a .gguf file or a hub name"

@@ -38,7 +38,7 @@ def test_keys_are_options_and_the_command_line_wins(settings: Path) -> None:
     options = parsed("prune", "--config", settings)
     assert (options.model, options.output, options.amount) == ("some/model", Path("pruned"), 0.5)
     assert (options.scorer, options.sequence_length, options.low_memory) == ("wpr:gamma=0.7", 64, True)
-    assert (options.evaluate, options.max_memory) == (True, {0: "20GiB", "cpu": "60GiB"})
+    assert (options.evaluate, options.max_memory) == (True, {0: 20 << 30, "cpu": 60 << 30})
     assert options.samples == parsed("prune", "m", "--output", "o").samples
     options = parsed("prune", "other", f"--config={settings}", "--amount", 30, "--evaluate=my.txt")
     assert (options.model, options.amount, options.evaluate) == ("other", 30, Path("my.txt"))
@@ -118,10 +118,8 @@ def test_a_report_repeats_its_run(checkpoint: Path, corpus: Path, monkeypatch: p
 
 def test_a_report_names_no_local_folders() -> None:
     given = ("--calibration", "/home/me/my.txt", "--max-memory", "0=1GiB,cpu=2GiB", "--output", "/out")
-    settings = parsed("prune", "/home/me/model", *given).settings
-    assert (settings["model"], settings["calibration"], settings["max-memory"]) == (
-        "model",
-        "my.txt",
-        "0=1GiB,cpu=2GiB",
-    )
-    assert "output" not in settings
+    options = parsed("prune", "/home/me/model", *given)
+    assert (options.settings["model"], options.settings["calibration"]) == ("model", "my.txt")
+    assert "output" not in options.settings
+    again = parsed("prune", "m", "--output", "o", "--max-memory", options.settings["max-memory"])
+    assert again.max_memory == options.max_memory
