@@ -31,7 +31,7 @@ def check_hub(name: str) -> None:
     try:
         HfApi().whoami()
     except Exception as error:  # of the network library, of the hub, or that there is no token
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise OptionError(
             f"nothing can be uploaded to {name}: {reason}; log in (hf auth login, or set HF_TOKEN), or save without the hub"
         ) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from llmrank.calibration.blocks.work_directory import SHARD_BYTES, WorkDirectory, weights_digest
+from llmrank.calibration.forward import progress_step
 from llmrank.cli.commands.prune import add_evaluation, add_hub_options, check_upload, run_prune
 from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, load_on_cpu, resumable, work_directory
 from llmrank.cli.options import add_method_options, add_model_options, check_method, directory, make_pipeline
@@ -84,7 +85,8 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
         raise OptionError(
             "statistics of attentions cannot be kept in a file; leave attention=true out, or use llmrank prune"
         )
-    weights = weights_digest(loaded.model)  # before the work, because it needs all weights
+    with progress_step(options.progress, "Reading the weights"):
+        weights = weights_digest(loaded.model)  # before the work, because it needs all weights
     with resumable(pipeline, console):
         pipeline.open_work_directory(sequences, held_out)
         statistics = pipeline.calibrate(ffns, sequences)
@@ -99,7 +101,7 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
         "calibration": sequences.provenance(),
     }
     scores = {k: v for graph, rank in zip(graphs, ranks, strict=True) for k, v in graph.importance(rank).items()}
-    with atomic_directory(options.output) as partial:
+    with progress_step(options.progress, f"Saving {options.output}"), atomic_directory(options.output) as partial:
         Ranking(statistics, sequences, held_out, settings, scores).save(partial)
     if pipeline.work is not None:
         pipeline.work.remove()
@@ -154,16 +156,18 @@ def _apply_masks(options: argparse.Namespace, console: Console) -> int:
     files = None if work is None else WorkDirectory(work, {"masks": digest}, resume=options.resume)
     keep, shard_bytes = (None, None) if files is None else (files.keep, SHARD_BYTES)
     try:
-        apply_masks(loaded.model, find_ffns(loaded.model), masks, "compact", undoable=False, keep=keep)
-        checkpoint.save(
-            options.output,
-            loaded.model,
-            loaded.tokenizer,
-            masks,
-            shard_bytes=shard_bytes,
-            push_to_hub=options.push_to_hub,
-            private=options.private or None,
-        )
+        with progress_step(options.progress, "Applying the masks"):
+            apply_masks(loaded.model, find_ffns(loaded.model), masks, "compact", undoable=False, keep=keep)
+        with progress_step(options.progress, f"Saving {options.output}"):
+            checkpoint.save(
+                options.output,
+                loaded.model,
+                loaded.tokenizer,
+                masks,
+                shard_bytes=shard_bytes,
+                push_to_hub=options.push_to_hub,
+                private=options.private or None,
+            )
     finally:
         if files is not None:
             files.remove()
