@@ -170,7 +170,7 @@ def _status_and_sentence(error: BaseException) -> tuple[int, str]:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     # The options of `common` are accepted before the command and after it.
-    common = argparse.ArgumentParser(add_help=False)
+    common = CommandParser(add_help=False)
     add_output_options(common)
     root = argparse.ArgumentParser(
         prog="llmrank", description="Prune language models through the graph of their FFNs.", parents=[common]

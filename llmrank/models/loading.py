@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.quantizers.auto import AutoQuantizationConfig
 
 from llmrank.errors import LLMRankError, ModelSourceError, OptionError
 
@@ -201,6 +200,9 @@ def _dequantised(config: Any) -> dict[str, Any]:
 
     Weights that transformers cannot dequantise are refused later, see :func:`llmrank.models.checks.check_not_quantised`.
     """
+    # Imported here, because this import takes half a second.
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
     stated = getattr(config, "quantization_config", None)
     if not isinstance(stated, dict):
         return {}

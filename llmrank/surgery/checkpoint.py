@@ -86,7 +86,7 @@ def save(
     """
     check_output(directory)
     if push_to_hub is not None:
-        check_hub(push_to_hub)
+        push_to_hub = check_hub(push_to_hub)
     if not isinstance(model, transformers.PreTrainedModel):
         raise CheckpointError(
             f"{type(model).__name__} is not a transformers model; save its state_dict with torch, and its masks with "

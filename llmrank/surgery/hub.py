@@ -5,17 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from llmrank.errors import CheckpointError, OptionError
 
 __all__ = ["check_hub", "push", "upload_command"]
 
 
-def check_hub(name: str) -> None:
+def check_hub(name: str) -> str:
     """Raise unless a checkpoint can probably be uploaded to a repository: its name is valid, and the hub knows the user.
 
     Cost: one request to the hub.
+
+    Parameters
+    ----------
+    name : str
+        ``NAME`` or ``OWNER/NAME``.
+
+    Returns
+    -------
+    str
+        The name with the owner, who is the user if none is named.
 
     Raises
     ------
@@ -29,12 +40,13 @@ def check_hub(name: str) -> None:
             f"{name!r} is no name of a repository on the hub: {error}; expected NAME or OWNER/NAME"
         ) from error
     try:
-        HfApi().whoami()
+        user = HfApi().whoami()["name"]
     except Exception as error:  # of the network library, of the hub, or that there is no token
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise OptionError(
             f"nothing can be uploaded to {name}: {reason}; log in (hf auth login, or set HF_TOKEN), or save without the hub"
         ) from error
+    return name if "/" in name else f"{user}/{name}"
 
 
 def push(directory: Path, name: str, private: bool | None = None) -> str:

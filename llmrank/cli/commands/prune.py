@@ -110,10 +110,9 @@ def add_evaluation(group: Any) -> None:
 
 
 def check_upload(options: argparse.Namespace) -> None:
-    """Raise, before any work, if the checkpoint could not be uploaded."""
-    repository = getattr(options, "push_to_hub", None)
-    if repository is not None:
-        check_hub(repository)
+    """Raise, before any work, if the checkpoint could not be uploaded; add the owner to the name of the repository."""
+    if getattr(options, "push_to_hub", None) is not None:
+        options.push_to_hub = check_hub(options.push_to_hub)
     elif getattr(options, "private", False):
         raise OptionError("--private is for the repository of --push-to-hub NAME; add that, or leave --private out")
 
@@ -185,7 +184,8 @@ def _save(
             )
     except KeyboardInterrupt:
         if repository is not None and (options.output / "config.json").exists():
-            console.print(f"{options.output} is complete; {upload_command(options.output, repository)} uploads it.")
+            command = upload_command(options.output, repository)
+            console.print(f"{options.output} is complete; {command} uploads it.", markup=False, highlight=False)
         raise
     finally:
         # A failed upload leaves a complete checkpoint, and nothing to resume.

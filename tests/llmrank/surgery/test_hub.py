@@ -44,7 +44,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Hub:
         def create_repo(self, repo_id: str, *, private: bool | None, exist_ok: bool) -> Address:
             assert exist_ok
             seen.repositories[repo_id] = private
-            return Address(f"https://hub/me/{repo_id}")
+            return Address(f"https://hub/{repo_id}")
 
         def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
             if seen.fails is not None:
@@ -70,10 +70,10 @@ def pruned() -> llmrank.PrunedModel:
 @pytest.mark.parametrize("private", [None, True, False])
 def test_a_complete_checkpoint_is_uploaded_with_its_card(stub: Hub, tmp_path: Path, private: bool | None) -> None:
     written = pruned().save(tmp_path / "out", push_to_hub="smaller", private=private)
-    assert stub.repositories == {"smaller": private}
+    assert stub.repositories == {"me/smaller": private}
     assert stub.uploads == {"me/smaller": {path.name: path.read_bytes() for path in written.iterdir()}}
     card = (written / "README.md").read_text(encoding="utf-8")
-    assert 'AutoModelForCausalLM.from_pretrained("smaller")' in card
+    assert 'AutoModelForCausalLM.from_pretrained("me/smaller")' in card
 
 
 def test_nothing_is_uploaded_without_a_name_or_if_saving_fails(
@@ -115,7 +115,7 @@ def test_a_failed_upload_leaves_the_checkpoint_and_says_how_to_go_on(stub: Hub, 
     stub.fails = ConnectionError("the line is dead")
     out = tmp_path / "out"
     with pytest.raises(
-        CheckpointError, match=f"{out} is complete, but .* the line is dead; try again with hf upload x {out}"
+        CheckpointError, match=f"{out} is complete, but .* the line is dead; try again with hf upload me/x {out}"
     ):
         pruned().save(out, push_to_hub="x")
     assert torch.equal(llmrank.load(out).model.lm_head.weight, pruned().model.lm_head.weight)
@@ -133,16 +133,16 @@ def test_the_command_uploads_what_it_saved(
     monkeypatch.setattr("llmrank.pipeline.report.Evaluation.collapsed", False)
     out = tmp_path / "again"
     assert run("prune", checkpoint, "--output", out, *given, "--push-to-hub", "small", "--private") == 0
-    assert "Uploaded it to small." in capsys.readouterr().out
-    assert (stub.repositories, stub.uploads.keys()) == ({"small": True}, {"me/small"})
+    assert "Uploaded it to me/small." in capsys.readouterr().out
+    assert (stub.repositories, stub.uploads.keys()) == ({"me/small": True}, {"me/small"})
     masks = out / "masks.safetensors"
-    assert run("apply", masks, checkpoint, "--output", tmp_path / "applied", "--push-to-hub", "other") == 0
-    assert stub.repositories["other"] is None
+    assert run("apply", masks, checkpoint, "--output", tmp_path / "applied", "--push-to-hub", "us/other") == 0
+    assert stub.repositories["us/other"] is None
 
     stub.fails = KeyboardInterrupt()
     out = tmp_path / "interrupted"
     assert run("prune", checkpoint, "--output", out, *given, "--push-to-hub", "small") == 130
-    assert f"{out} is complete; hf upload small {out} uploads it." in " ".join(capsys.readouterr().out.split())
+    assert f"{out} is complete; hf upload me/small {out} uploads it." in " ".join(capsys.readouterr().out.split())
     assert (out / "report.json").is_file()
 
 
