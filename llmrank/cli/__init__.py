@@ -181,12 +181,6 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, run: Callable[..., int], summary: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, parents=[common])
         command.set_defaults(run=run)
-        command.add_argument(
-            "--config",
-            type=Path,
-            metavar="FILE",
-            help="read options from a TOML file, or from the report.json of another run",
-        )
         return command
 
     add_demo_options(add("demo", run_demo, f"prune {DEMO_NAME} and compare it with the dense model"))
@@ -203,6 +197,7 @@ def parser() -> argparse.ArgumentParser:
     components.add_argument("name", metavar="NAME", nargs="?", help="the component to describe")
     add_families_options(add("families", run_families, "list the model types of transformers, and what became of each"))
     for command in commands.choices.values():
+        command.add_config_option()
         for action in command._actions:
             if action.dest in FILES:
                 action.complete = COMPLETION  # type: ignore[attr-defined]

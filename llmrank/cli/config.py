@@ -29,11 +29,20 @@ class CommandParser(argparse.ArgumentParser):
     What it parses has an attribute ``settings``: the options of this run, which ``--config`` reads again.
     """
 
+    reads_config = False
+
+    def add_config_option(self) -> None:
+        """Add ``--config``, unless the command has an option of that name, which it reads by itself."""
+        if "--config" not in self._option_string_actions:
+            self.reads_config = True
+            help_text = "read options from a TOML file, or from the report.json of another run"
+            self.add_argument("--config", type=Path, metavar="FILE", help=help_text)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse arguments; those of the command line win over those of the file."""
         finder = argparse.ArgumentParser(add_help=False)
         finder.add_argument("--config")
-        path = finder.parse_known_args(args)[0].config
+        path = finder.parse_known_args(args)[0].config if self.reads_config else None
         if path is not None:
             try:
                 self._take(_read(Path(path), self._command), path)

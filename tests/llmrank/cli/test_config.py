@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llmrank import Masks, cli
+from llmrank.cli.config import CommandParser
 from tests.llmrank.commands import SHORT, run
 
 
@@ -114,6 +115,13 @@ def test_a_report_repeats_its_run(checkpoint: Path, corpus: Path, monkeypatch: p
     with pytest.raises(SystemExit):
         run("prune", "--config", "applied/report.json", "--output", "more")
     assert "holds settings of llmrank apply" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_command_may_read_such_a_file_by_itself(settings: Path) -> None:
+    command = CommandParser(prog="llmrank sweep")
+    command.add_argument("--config")
+    command.add_config_option()
+    assert command.parse_args(["--config", str(settings)]).config == str(settings)
 
 
 def test_a_report_names_no_local_folders() -> None:
