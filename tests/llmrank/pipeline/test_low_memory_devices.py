@@ -53,6 +53,16 @@ def test_it_prunes_as_on_the_cpu(kind: str, tmp_path: Path) -> None:
 
 
 @on_a_device
+def test_in_half_precision_it_prunes_as_in_the_memory_of_the_device(tmp_path: Path) -> None:
+    """Attention rounds otherwise on the device than on the CPU."""
+    expected = run(tiny_llama().bfloat16().to(FIRST), "repaired")
+    found = run(tiny_llama().bfloat16(), "repaired", tmp_path / "work", device=FIRST)
+    assert found.masks == expected.masks
+    for name, value in expected.model.state_dict().items():
+        torch.testing.assert_close(found.model.state_dict()[name], value.cpu(), rtol=2e-2, atol=1e-3)
+
+
+@on_a_device
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_budgets(budget: str, tmp_path: Path) -> None:
     same_on_device(tiny_llama, "isolated", tmp_path, pruner=make_pruner(budget), repair=make_repair("lstsq"))
