@@ -58,8 +58,10 @@ def onloaded(module: nn.Module, device: torch.device | None, without: Sequence[n
 
 def _restore(tensors: dict[str, Any], name: str, own: torch.Tensor, copy: torch.Tensor) -> None:
     now = tensors.get(name)
-    replaced = now is not None and now is not copy and now is not own and not isinstance(own, nn.Parameter)
-    tensors[name] = now.to(own.device) if replaced else own
+    if now is None or now is copy or isinstance(own, nn.Parameter):
+        tensors[name] = own
+    else:
+        tensors[name] = now.to(own.device)
 
 
 @contextmanager
