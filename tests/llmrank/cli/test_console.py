@@ -27,7 +27,7 @@ def check(document: Any, name: str) -> None:
 
 @pytest.fixture
 def given(checkpoint: Path, corpus: Path, tmp_path: Path) -> dict[str, tuple[Any, ...]]:
-    """Arguments for each command. Those of ``apply`` need what ``rank`` writes."""
+    """Arguments for each command. Those of ``apply`` and ``diff`` need what other commands write."""
     texts = ("--calibration", corpus, *SHORT)
     long = tmp_path / "long.txt"
     long.write_text(text(4000), encoding="utf-8")
@@ -38,7 +38,8 @@ def given(checkpoint: Path, corpus: Path, tmp_path: Path) -> dict[str, tuple[Any
         "rank": (checkpoint, "--output", tmp_path / "ranking", *texts),
         "apply": (tmp_path / "ranking", checkpoint, "--output", tmp_path / "applied"),
         "inspect": (checkpoint, "--compare", "norm", *texts),
-        "evaluate": (checkpoint, *evaluated),
+        "evaluate": (checkpoint, *evaluated, "--contexts"),
+        "diff": (tmp_path / "pruned", tmp_path / "applied"),
         "components": (),
         "families": ("llama",),
     }
