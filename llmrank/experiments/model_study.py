@@ -17,7 +17,7 @@ from llmrank.calibration.blocks.work_directory import weights_digest
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.forward import Progress
 from llmrank.calibration.statistics import FFNStatistics
-from llmrank.calibration.text import TokenSequences
+from llmrank.calibration.text import TokenSequences, shared_passages
 from llmrank.errors import OptionError, StructureError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.lm_eval import LMEvalTasks
@@ -29,7 +29,7 @@ from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import BasePipeline, IsolatedFFNPipeline
 from llmrank.pipeline.options import RankedText
 from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair, make_scorer
-from llmrank.pipeline.report import environment, json_safe, model_source
+from llmrank.pipeline.report import environment, json_safe, model_source, repair_notes
 from llmrank.prune.masks import Masks
 from llmrank.score.model_graph import ModelGraph
 from llmrank.score.ranking import SETTINGS, Ranking
@@ -48,6 +48,7 @@ class _Pruned:
     masks: Masks
     repaired: dict[str, RepairedMap]
     validation: dict[str, Any] | None
+    notes: list[str]
 
 
 class ModelStudy:
@@ -109,6 +110,7 @@ class ModelStudy:
             "calibration": sequences.provenance(),
             "held_out": None if held_out is None else held_out.provenance(),
             "evaluation": self._texts.provenance(),
+            "calibration_overlap": shared_passages(sequences.joined(held_out), self._texts),
             "versions": environment(),
         }
 
@@ -144,7 +146,8 @@ class ModelStudy:
             with self._applied(pruned, check=True):
                 found = self._results()
             flops = costs.model.flops - costs.removed_cost(pruned.masks.widths, "flops")
-            found = {"removed": pruned.masks.removed_share, "flops": flops, **found, "validation": pruned.validation}
+            outcome = {"validation": pruned.validation, "notes": pruned.notes}
+            found = {"removed": pruned.masks.removed_share, "flops": flops, **found, **outcome}
             if self._settings.speed:
                 speed = measure_speed(
                     self._model, self._texts, self._text.batch_size, lambda: self._applied(pruned, check=False)
@@ -228,11 +231,15 @@ class ModelStudy:
         pipeline.sensitivities = self._sensitivities[without_repair]
         masks = pipeline.choose_masks(graphs, ranks)
         if pipeline.repair is None:
-            return _Pruned(masks, {}, None)
+            return _Pruned(masks, {}, None, [])
         masks, repaired = pipeline.repair_output_maps(
             self._ffns, masks, sequences, self._record, graphs, held_out=held_out
         )
-        return _Pruned(masks, repaired, None if pipeline.validation is None else asdict(pipeline.validation))
+        fitted = sequences if held_out is not None else sequences.parts[0]
+        too_few = pipeline.token_warning(self._ffns, fitted.n_tokens)
+        validation = pipeline.validation
+        notes = repair_notes(pipeline.repair, validation, too_few)
+        return _Pruned(masks, repaired, None if validation is None else asdict(validation), notes)
 
     @contextmanager
     def _applied(self, pruned: _Pruned, *, check: bool) -> Iterator[None]:

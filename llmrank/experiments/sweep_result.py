@@ -111,11 +111,21 @@ class SweepResult:
             for row in self.failed
         ]
 
+    def warnings(self) -> list[str]:
+        """Return sentences that a reader of the perplexities must not miss."""
+        overlaps = {row["model"]: row.get("calibration_overlap", 0.0) for row in self.rows}
+        return [
+            f"{model}: {share:.1%} of the evaluation passages occur in the calibration text, so perplexities are too "
+            "low; evaluate on other text"
+            for model, share in overlaps.items()
+            if share > 0
+        ]
+
     def _repr_html_(self) -> str:
         """Return the table for a notebook."""
         console = Console(file=io.StringIO(), record=True, width=140, force_jupyter=False)
         console.print(self.table())
-        for sentence in self.errors():
+        for sentence in [*self.warnings(), *self.errors()]:
             console.print(sentence, markup=False)
         return console.export_html(inline_styles=True, code_format='<pre style="line-height: 1.2">{code}</pre>')
 

@@ -31,7 +31,7 @@ from llmrank.models.costs import UNITS
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText, EvaluationText
 from llmrank.pipeline.registry import DEFAULTS
 
-__all__ = ["add_sweep_options", "run_sweep_command", "sweep_options"]
+__all__ = ["add_sweep_options", "run_sweep_command", "sweep_options", "sweep_settings"]
 
 # What an option is if neither the command line nor a file or preset sets it.
 UNSET: dict[str, Any] = {
@@ -187,7 +187,7 @@ def run_sweep_command(options: argparse.Namespace, console: Console) -> int:
     check_numbers(options)
     check_device_and_dtype(options)
     torch.manual_seed(options.seed)
-    settings = _settings(options)
+    settings = sweep_settings(options)
     # The sweep shows the progress of loading.
     loading = {**vars(options), "progress": None}
     models = SweepModel.several(options.model, lambda source: load(argparse.Namespace(**{**loading, "model": source})))
@@ -214,6 +214,8 @@ def run_sweep_command(options: argparse.Namespace, console: Console) -> int:
     if not console.is_terminal:  # a file has room for all columns
         console.width = max(console.width, console.measure(table).maximum)
     console.print(table)
+    for sentence in result.warnings():
+        console.print(Text(f"Warning: {sentence}", style="bold yellow"))
     for sentence in result.errors():
         console.print(Text(f"Failed: {sentence}", style="bold yellow"))
     console.print(
@@ -226,8 +228,14 @@ def run_sweep_command(options: argparse.Namespace, console: Console) -> int:
     return BUG if any(row["unexpected"] for row in result.failed) else FAILED
 
 
-def _settings(options: argparse.Namespace) -> SweepSettings:
-    """Make the settings of the options."""
+def sweep_settings(options: argparse.Namespace) -> SweepSettings:
+    """Make the settings of a sweep from options that are all set.
+
+    Raises
+    ------
+    OptionError
+        A list begins with an option, or an amount is no number.
+    """
     try:
         amounts = [amount_value(part) for value in options.amounts for part in value.split(",") if part.strip()]
     except argparse.ArgumentTypeError as error:

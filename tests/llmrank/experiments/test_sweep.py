@@ -20,6 +20,7 @@ from llmrank.experiments.sweep_folder import read_rows
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import EvaluationText
 from llmrank.score import NormScorer
+from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import Snapshot, text, tiny_llama, tokenizer
 
 TEXTS = {"samples": 3, "sequence_length": 16}
@@ -83,7 +84,23 @@ def test_rows_are_those_of_single_runs(settings: dict[str, Any], passes: Counter
         assert (row["parameters"], row["bytes"]) == (pruned.report.after.parameters, pruned.report.after.bytes)
         reached = pruned.report.reached["flops"]
         assert row["flops"] == reached["before"] - reached["removed"]
+        assert row.get("notes", []) == pruned.report.notes
         assert row["calibration"]["sha256_of_tokens"] == pruned.report.calibration["sha256_of_tokens"]
+
+
+def test_experts_are_removed_as_in_single_runs(settings: dict[str, Any]) -> None:
+    loaded = LoadedModel(tiny_mixture("mixtral"), tokenizer(), "mixture")
+    grid: dict[str, Any] = {"scorers": ["reap", "wpr"], "repairs": ["none", "lstsq"], "amounts": [0.25]}
+    result = llmrank.sweep(loaded, targets="experts", **grid, **settings)
+    assert not result.failed
+    del settings["output"]
+    for row in result.rows[1:3]:
+        names = ("scorer", "repair", "amount", "targets")
+        pruned = llmrank.prune_model(
+            tiny_mixture("mixtral"), tokenizer(), **{name: row[name] for name in names}, **settings
+        )
+        assert row["perplexity"] == pruned.report.evaluation.after.value
+        assert row["parameters"] == pruned.report.after.parameters
 
 
 def test_changes_are_paired_over_sequences(settings: dict[str, Any]) -> None:
@@ -261,6 +278,7 @@ def test_without_a_residual_stream_only_rows_that_need_it_fail(
 
 def test_the_table_shows_every_row(settings: dict[str, Any]) -> None:
     result = llmrank.sweep(tiny(), scorers=["wpr", "norm"], amounts=[0.5, 0.2, 40], repairs=["none"], **settings)
+    assert not result.warnings()
     html = result._repr_html_()
     for row in result.rows:
         assert f"{row['perplexity']:,.2f}" in html if "error" not in row else "failed" in html
@@ -273,6 +291,12 @@ def test_the_table_shows_every_row(settings: dict[str, Any]) -> None:
     assert float(perplexities[1]) <= float(perplexities[2])
     lines = (settings["output"] / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == result.rows == llmrank.SweepResult.load(settings["output"]).rows
+
+
+def test_calibration_on_the_evaluation_text_is_said(settings: dict[str, Any]) -> None:
+    settings["evaluation"] = settings["calibration"]
+    (warning,) = llmrank.sweep(tiny(), repairs=["none"], **settings).warnings()
+    assert "of the evaluation passages occur in the calibration text" in warning
 
 
 def test_a_damaged_line_is_said(settings: dict[str, Any]) -> None:
