@@ -13,7 +13,7 @@ import torch
 
 from llmrank.errors import OptionError
 from llmrank.surgery.repair.base_repair import BaseRepair, RepairedMap, repaired_map
-from llmrank.surgery.repair.moments import Centre, Moments, project_outputs
+from llmrank.surgery.repair.moments import N_COMBINATIONS, Centre, Moments, project_outputs
 
 __all__ = ["LeastSquaresRepair"]
 
@@ -24,6 +24,8 @@ DAMPINGS = (0.0, *FINITE_DAMPINGS, math.inf)
 SINGLE_PRECISION = 1e-2
 # For "auto" without held-out tokens: the fit and the old weights count about the same.
 CAUTIOUS_DAMPING = 1.0
+# Most searches try about so many dampings, nearly all in float32.
+N_TRIED = 10
 # With fewer tokens the measured gain was clearly smaller.
 TOKENS_PER_NEURON = 4
 TARGETS = ("stream", "output")
@@ -94,6 +96,16 @@ class LeastSquaresRepair(BaseRepair):
     def tokens_wanted(self, kept: int) -> int:
         """See :meth:`BaseRepair.tokens_wanted`."""
         return TOKENS_PER_NEURON * kept
+
+    def operations(self, size: int, kept: int, outputs: int) -> float:
+        """See :meth:`BaseRepair.operations`."""
+        factor, removed = kept**3 / 3.0, size - kept
+        # The equations, the last factor, and new weights for all outputs.
+        once = 2.0 * kept * removed * outputs + factor + 2.0 * kept**2 * outputs
+        combined = min(outputs, N_COMBINATIONS)
+        searched = factor + 4.0 * kept**2 * combined if self.damping == "auto" else 0.0
+        errors = 6.0 * size**2 * combined  # before and after, and their scale
+        return once + N_TRIED * searched / 2.0 + errors
 
     def solve(
         self,
@@ -228,7 +240,8 @@ def _solve(gram: torch.Tensor, right: torch.Tensor, damping: float) -> torch.Ten
     if int(failed):
         return None
     halfway = torch.linalg.solve_triangular(columns, right, upper=False)
-    return torch.linalg.solve_triangular(columns.T, halfway, upper=True)
+    solved: torch.Tensor = torch.linalg.solve_triangular(columns.T, halfway, upper=True)
+    return solved
 
 
 def _inverse(values: torch.Tensor, damping: float) -> torch.Tensor:
