@@ -122,6 +122,11 @@ class SweepSettings:
             values = getattr(self, name)
             if isinstance(values, str) or not values:
                 raise OptionError(f"{name} must be a list of one or more values, got {values!r}")
+            if name != "amounts" and not all(isinstance(value, str) for value in values):
+                raise OptionError(
+                    f"{name} must be specs such as 'wpr:gamma=0.9', which rows can state, got {values!r}; a component of your "
+                    "own gets a name from llmrank.pipeline.registry"
+                )
         for scorer in self.scorers:
             make_scorer(scorer)
         for pruner, amount in product(self.pruners, self.amounts):
@@ -140,7 +145,8 @@ class SweepSettings:
         if not self.tasks:
             return None
         text = self.evaluation.source
-        return find_tasks(self.tasks, text if isinstance(text, (str, Path)) else None, None, self.task_dir)
+        is_place = isinstance(text, Path) or (isinstance(text, str) and "\n" not in text)
+        return find_tasks(self.tasks, text if is_place else None, None, self.task_dir)
 
     def describe(self) -> dict[str, Any]:
         """Return the settings in values that JSON can hold; a text is described by its digest."""

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from rich.console import Console
 from rich.text import Text
 
@@ -186,7 +185,6 @@ def run_sweep_command(options: argparse.Namespace, console: Console) -> int:
     options = sweep_options(options)
     check_numbers(options)
     check_device_and_dtype(options)
-    torch.manual_seed(options.seed)
     settings = sweep_settings(options)
     # The sweep shows the progress of loading.
     loading = {**vars(options), "progress": None}
@@ -218,11 +216,9 @@ def run_sweep_command(options: argparse.Namespace, console: Console) -> int:
         console.print(Text(f"Warning: {sentence}", style="bold yellow"))
     for sentence in result.errors():
         console.print(Text(f"Failed: {sentence}", style="bold yellow"))
-    console.print(
-        f"Wrote {options.output / ROWS}. Draw it with llmrank sweep --plot {options.output}",
-        markup=False,
-        highlight=False,
-    )
+    if len(result.failed) < len(result.rows):
+        written = f"Wrote {options.output / ROWS}. Draw it with llmrank sweep --plot {options.output}"
+        console.print(written, markup=False, highlight=False)
     if not result.failed:
         return 0
     return BUG if any(row["unexpected"] for row in result.failed) else FAILED

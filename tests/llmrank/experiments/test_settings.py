@@ -11,6 +11,7 @@ from llmrank.errors import CalibrationError, LLMRankError, OptionError
 from llmrank.experiments.settings import SweepSettings, split_specs
 from llmrank.experiments.sweep_file import arguments_of, read_sweep_file
 from llmrank.pipeline.options import CalibrationText, EvaluationText
+from llmrank.score import NormScorer
 
 BUILT_IN = CalibrationText("built-in")
 
@@ -54,6 +55,7 @@ def test_the_grid_holds_every_combination_once() -> None:
         ({"scorers": ["wpr", "wrp"]}, "unknown scorer 'wrp'"),
         ({"scorers": []}, "scorers must be a list of one or more values"),
         ({"scorers": "wpr"}, "scorers must be a list of one or more values, got 'wpr'"),
+        ({"scorers": [NormScorer()]}, "scorers must be specs such as 'wpr:gamma=0.9'"),
         ({"pruners": ["local:amount=0.1"]}, "set outside of the spec too"),
         ({"amounts": [0.3, 1.5]}, "amount"),
         ({"repairs": ["lstsq:damping=-1"]}, "damping"),
