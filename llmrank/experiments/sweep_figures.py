@@ -73,8 +73,10 @@ def draw_sweep(result: SweepResult, model: str) -> Figure:
         No row of the model has results.
     """
     rows = [row for row in result.rows if row["model"] == model and "error" not in row]
-    if not rows:
-        raise OptionError(f"no row of {model} has results to draw")
+    if not rows or not math.isfinite(float(rows[0]["perplexity"])):
+        raise OptionError(
+            f"no row of {model} has results to draw, or the dense model has no perplexity to compare with"
+        )
     dense = float(rows[0]["perplexity"])
     drawn = [row for row in rows if float(row["perplexity"]) <= LARGEST_RATIO * dense]
     varying = [name for name in METHOD if len({row[name] for row in rows if row["scorer"]}) > 1] or ["scorer"]
@@ -85,7 +87,7 @@ def draw_sweep(result: SweepResult, model: str) -> Figure:
     panels = [name for name in PANELS if name != "speed" or all("speed" in row for row in drawn)]
     figure = new_figure(4.0 * len(panels) + 1.5, 4.4)
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    on_front = {method_of(row, varying) for row in pareto_front(drawn, "removed")}
+    on_front = {method_of(row, varying) for panel in panels for row in pareto_front(drawn, panel)}
     named = [name for name in lines if len(lines) <= MOST_NAMED or name in on_front]
     styles = {name: line_style(position) for position, name in enumerate(named)}
     for axes, panel in zip(all_axes, panels, strict=True):
