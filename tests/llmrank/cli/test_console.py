@@ -37,6 +37,7 @@ def given(checkpoint: Path, corpus: Path, tmp_path: Path) -> dict[str, tuple[Any
         "prune": (checkpoint, "--output", tmp_path / "pruned", "--evaluate", *texts),
         "rank": (checkpoint, "--output", tmp_path / "ranking", *texts),
         "apply": (tmp_path / "ranking", checkpoint, "--output", tmp_path / "applied"),
+        "sweep": (checkpoint, "--output", tmp_path / "sweep", "--evaluate", long, "--amount", "0.2", *texts),
         "inspect": (checkpoint, "--compare", "norm", *texts),
         "evaluate": (checkpoint, *evaluated, "--contexts"),
         "diff": (tmp_path / "pruned", tmp_path / "applied"),
