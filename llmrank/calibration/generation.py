@@ -24,9 +24,11 @@ __all__ = [
     "LONGEST_TEXT",
     "TEXTS_AT_ONCE",
     "can_write_text",
+    "draw_tokens",
     "end_tokens",
     "generate_text",
     "generation_settings",
+    "special_ids",
 ]
 
 # Longest text in tokens, which limits the memory for keys and values.
@@ -142,7 +144,7 @@ def generate_text(
             "calibrate on a text file"
         )
     size = model.config.get_text_config().vocab_size
-    forbidden = sorted(token for token in {first, *end_tokens(model), *_special_tokens(tokenizer)} if token < size)
+    forbidden = sorted(token for token in {first, *end_tokens(model), *special_ids(tokenizer)} if token < size)
     n_texts = -(-length // LONGEST_TEXT)
     text_length = -(-length // n_texts)
     draws = torch.rand(samples * n_texts, text_length - 1, generator=torch.Generator().manual_seed(seed))
@@ -272,7 +274,7 @@ class _LayerWithRoom(DynamicLayer):
         return self.keys, self.values
 
 
-def _special_tokens(tokenizer: Any) -> set[int]:
+def special_ids(tokenizer: Any) -> set[int]:
     """Return the special tokens of a tokenizer: those with a name, and those that were added as special."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return {*getattr(tokenizer, "all_special_ids", ()), *(id_ for id_, token in added.items() if token.special)}

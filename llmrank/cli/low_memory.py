@@ -16,6 +16,8 @@ from graphs import GraphError
 from llmrank.calibration.blocks.recording import record_without_running
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
+from llmrank.calibration.text.mixture import Mixture
+from llmrank.calibration.text.sources import find_source
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.models import find_ffns
 from llmrank.pipeline import BasePipeline
@@ -53,11 +55,18 @@ def check_low_memory(options: argparse.Namespace) -> None:
         )
     if options.low_memory and options.device not in (None, "cpu"):
         raise OptionError(f"--low-memory computes on the CPU, got --device {options.device}; leave one of them out")
-    if options.low_memory and options.calibration == Generated.name:
+    if options.low_memory and _is_written(options.calibration):
         raise OptionError(
             "with --low-memory the model would be read from disk for every token that it writes; use --calibration FILE, or "
             f"{BuiltInText.name}"
         )
+
+
+def _is_written(calibration: Any) -> bool:
+    """Whether the model writes the calibration text or a part of it; ``auto`` alone can be another text."""
+    source = find_source(calibration)
+    parts = source.sources if isinstance(source, Mixture) else ()
+    return isinstance(source, Generated) or any(isinstance(part, (Generated, Automatic)) for part in parts)
 
 
 def work_directory(options: argparse.Namespace, model: Any, console: Console) -> Path | None:
@@ -70,7 +79,7 @@ def work_directory(options: argparse.Namespace, model: Any, console: Console) ->
     size, free = sum(t.numel() * t.element_size() for t in tensors), psutil.virtual_memory().available
     on_cpu = {tensor.device.type for tensor in tensors} == {"cpu"}
     if not (options.low_memory or options.resume):
-        plain = options.steps == 1 and options.form in ("compact", "padded") and options.calibration != Generated.name
+        plain = options.steps == 1 and options.form in ("compact", "padded") and not _is_written(options.calibration)
         if size <= free or not (on_cpu and plain and _runs_by_block(model)):
             return None
         console.print(

@@ -82,7 +82,7 @@ def add_evaluation(group: Any) -> None:
         default=None,
         type=text_source,
         metavar="TEXT",
-        help="perplexity before and after on a text file or dataset:NAME, or on the built-in text without TEXT; put it last or "
+        help="perplexity before and after on a text file, directory or dataset:NAME, or on the built-in text without TEXT; put it last or "
         "write --evaluate=TEXT",
     )
 
