@@ -33,8 +33,8 @@ __all__ = [
 
 # Longest text in tokens, which limits the memory for keys and values.
 LONGEST_TEXT = 256
-# Number of texts written at once, which share the cost of reading the weights. By default, 16 sequences of 4 texts are wanted and 2
-# more to hold out: these are 72.
+# Number of texts written at once, which share the cost of reading the weights. By default, 16 sequences of 4 texts are wanted, and
+# 2 more to hold out: these are 72 texts.
 TEXTS_AT_ONCE = 72
 
 
@@ -151,7 +151,7 @@ def generate_text(
     steps = range(-(-len(draws) // batch_size) * draws.shape[1])
     bar = iter(progress(steps, "Writing calibration text") if progress else steps)
     with evaluation_mode(model), generation_settings(model, eos_token_id=None, max_new_tokens=text_length - 1):
-        texts = [_write(model, first, forbidden, batch, bar) for batch in draws.split(batch_size)]
+        texts = [_write(model, first, forbidden, batch, bar) for batch in torch.split(draws, batch_size)]
     deque(bar, maxlen=0)  # to its end
     ids = torch.cat(texts).reshape(samples, -1)[:, :length]
     description = f"written by the model itself, seed {seed}" + (
@@ -196,7 +196,7 @@ def _write(model: Any, first: int, forbidden: list[int], draws: torch.Tensor, ba
         if len(draws) == 1:
             raise
     # Here the error, which refers to the keys and values, is gone.
-    halves = draws.split(-(-len(draws) // 2))
+    halves = torch.split(draws, -(-len(draws) // 2))
     return torch.cat([_write(model, first, forbidden, half, bar) for half in halves])
 
 
@@ -248,7 +248,7 @@ def _generate_in_place(model: Any, input_ids: torch.Tensor, *, generation_config
     return texts
 
 
-class _LayerWithRoom(DynamicLayer):
+class _LayerWithRoom(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of one layer, with room for the longest text from the beginning.
 
     Stock layers copy all keys and values for every token, which takes a third of the time of a text of 256 tokens. A static
@@ -256,7 +256,7 @@ class _LayerWithRoom(DynamicLayer):
     """
 
     def __init__(self, length: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._length = length
         self._room: list[torch.Tensor] = []
 

@@ -67,14 +67,16 @@ def document_of(row: Any, origin: str) -> Document:
     column = next((name for name in COLUMNS if name in row), None)
     if column is None:
         raise CalibrationError(
-            f"{origin} has no {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}, but {sorted(row)}; save the text you want to a file and "
-            "pass that"
+            f"{origin} has no {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}, but {sorted(row)}; save the text you want to a file "
+            "and pass that"
         )
     entry = row[column]
     if column == "messages":
         if isinstance(entry, list) and entry and all(isinstance(turn, Mapping) and "role" in turn for turn in entry):
             return [dict(turn) for turn in entry]
-        raise CalibrationError(f"messages of {origin}: expected a list of objects with role and content, got {entry!r:.80}")
+        raise CalibrationError(
+            f"messages of {origin}: expected a list of objects with role and content, got {entry!r:.80}"
+        )
     if not isinstance(entry, str):
         raise CalibrationError(
             f"{column} of {origin} does not hold text, but {entry!r:.80}; save the text you want to a file and pass that"
@@ -90,13 +92,16 @@ def joined_ids(documents: Documents, tokenizer: Any, count: int) -> list[int]:
     """
     between = _separator(tokenizer)
     ids: list[int] = []
+    is_separated = True
     for document in documents:
-        if ids and not set(between) & set(ids[-2:]):
+        if not is_separated:
             ids += between
         text = document if isinstance(document, str) else _conversation_text(document, tokenizer)
-        ids += plain_ids(tokenizer, text[: (count - len(ids) + 1) * CHARACTERS_PER_TOKEN])
+        found = plain_ids(tokenizer, text[: (count - len(ids) + 1) * CHARACTERS_PER_TOKEN])
+        ids += found
         if len(ids) >= count:
             break
+        is_separated = not isinstance(document, str) and not {*between}.isdisjoint(found[-2:])
     return ids[:count]
 
 

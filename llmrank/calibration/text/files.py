@@ -36,8 +36,10 @@ class TextFiles(BaseSource):
     def check(self, role: Role) -> None:
         """Read the text, or the first document."""
         text = self.read(role)[0]
-        if isinstance(text, Documents) and next(iter(text), None) is None:
-            raise CalibrationError(f"the {role} text ({self._description}) is empty; give a text of some thousand words")
+        if not (next(iter(text), None) if isinstance(text, Documents) else text.strip()):
+            raise CalibrationError(
+                f"the {role} text ({self._description}) is empty; give a text of some thousand words"
+            )
 
     def read(self, role: Role) -> tuple[str | Documents, str]:
         """See :meth:`BaseSource.read`; a text file is one text, and anything else is documents."""

@@ -112,7 +112,7 @@ def whole_numbers(total: int, shares: Sequence[float]) -> list[int]:
 
 
 def split_shares(text: str) -> list[tuple[str, float]] | None:
-    """Split a text such as ``a.txt:0.5,dataset:NAME,CONFIG:0.5`` into names and shares; None if it has no share.
+    r"""Split a text such as ``a.txt:0.5,dataset:NAME,CONFIG:0.5`` into names and shares; None if it has no share.
 
     A share ends an entry, so other colons and commas belong to the name of a source.
 
@@ -123,8 +123,8 @@ def split_shares(text: str) -> list[tuple[str, float]] | None:
 
     Examples
     --------
-    >>> split_shares(r"C:\\texts\\a.txt:25%,dataset:allenai/c4,en:0.75")
-    [('C:\\\\texts\\\\a.txt', 0.25), ('dataset:allenai/c4,en', 0.75)]
+    >>> split_shares(r"C:\texts\a.txt:25%,dataset:allenai/c4,en:0.75")
+    [('C:\\texts\\a.txt', 0.25), ('dataset:allenai/c4,en', 0.75)]
     >>> split_shares("dataset:allenai/c4,en,train")
     """
     shares = list(SHARE.finditer(text))

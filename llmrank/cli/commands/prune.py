@@ -82,8 +82,8 @@ def add_evaluation(group: Any) -> None:
         default=None,
         type=text_source,
         metavar="TEXT",
-        help="perplexity before and after on a text file, directory or dataset:NAME, or on the built-in text without TEXT; put it last or "
-        "write --evaluate=TEXT",
+        help="perplexity before and after on a text file, a directory or dataset:NAME, or on the built-in text without TEXT; put "
+        "it last or write --evaluate=TEXT",
     )
 
 

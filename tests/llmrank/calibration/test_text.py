@@ -67,7 +67,9 @@ def test_missing_paths_raise(source: str, tmp_path: Path) -> None:
 def test_the_errors_for_directories_and_unreadable_files_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(CalibrationError, match=r"has no file that ends with \.txt, \.md or \.jsonl; expected some with"):
+    with pytest.raises(
+        CalibrationError, match=r"has no file that ends with \.txt, \.md or \.jsonl; expected some with"
+    ):
         read_text(tmp_path, "evaluation")
     path = tmp_path / "text.txt"
     path.write_text("words", encoding="utf-8")

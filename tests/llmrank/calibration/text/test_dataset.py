@@ -78,9 +78,7 @@ def test_the_error_for_a_missing_package_says_what_to_install(monkeypatch: pytes
     ],
 )
 @pytest.mark.parametrize("column", ["text", "content", "document"])
-def test_names_and_columns(
-    fake_package: types.ModuleType, name: str, arguments: tuple[Any, ...], column: str
-) -> None:
+def test_names_and_columns(fake_package: types.ModuleType, name: str, arguments: tuple[Any, ...], column: str) -> None:
     asked: list[Any] = []
     rows = Rows([{"id": "1", column: "w4 w5"}, {"id": "2", column: " "}, {"id": "3", column: "w6"}])
 

@@ -36,7 +36,9 @@ def words(ids: torch.Tensor) -> str:
 
 
 def test_conversations_go_through_the_chat_template(tmp_path: Path) -> None:
-    path = lines(tmp_path / "chat.jsonl", {"messages": TURNS}, "", {"text": "w10 w11", "messages": TURNS[:1]}, {"text": "w12"})
+    path = lines(
+        tmp_path / "chat.jsonl", {"messages": TURNS}, "", {"text": "w10 w11", "messages": TURNS[:1]}, {"text": "w12"}
+    )
     data = tokenise(path, chatting(), 1, 11)
     assert words(data.ids) == "w8 w4 w5 w9 w6 [EOS] w8 w4 w5 [EOS] w12"
     assert data.source == "file chat.jsonl"
@@ -51,7 +53,9 @@ def test_an_end_of_the_template_itself_is_not_repeated(tmp_path: Path) -> None:
 
 def test_conversations_need_a_chat_template_that_takes_them(tmp_path: Path) -> None:
     path = lines(tmp_path / "chat.jsonl", {"messages": TURNS})
-    with pytest.raises(CalibrationError, match=r"has no chat template; give documents with a text instead, or set tokenizer"):
+    with pytest.raises(
+        CalibrationError, match=r"has no chat template; give documents with a text instead, or set tokenizer"
+    ):
         tokenise(path, tokenizer(), 1, 4)
     with pytest.raises(CalibrationError, match=r"refuses a conversation .*roles must alternate.*its first message is"):
         tokenise(path, chatting("{{ raise_exception('roles must alternate') }}"), 1, 4)

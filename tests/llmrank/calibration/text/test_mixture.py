@@ -20,7 +20,7 @@ from llmrank.calibration.text.sources import find_source, make_sequences
 from llmrank.errors import CalibrationError
 from llmrank.pipeline import CalibrationText
 from tests.llmrank.commands import SHORT, run
-from tests.llmrank.tiny_models import spelling_tokenizer, text, tiny_llama, tokenizer
+from tests.llmrank.tiny_models import spelling_tokenizer, tiny_llama, tokenizer
 
 
 @pytest.fixture
@@ -140,7 +140,9 @@ def test_too_few_sequences_and_too_little_text_raise(files: tuple[Path, Path]) -
     with pytest.raises(CalibrationError, match=r"b\.txt has a share of 0.1 and gets none of 4 sequences; ask for more"):
         made({files[0]: 0.9, files[1]: 0.1}, samples=4)
     files[1].write_text("w6 " * 30, encoding="utf-8")
-    with pytest.raises(CalibrationError, match=r"b\.txt gives 2 sequences of 12 tokens, and its share is 4 of 12; give"):
+    with pytest.raises(
+        CalibrationError, match=r"b\.txt gives 2 sequences of 12 tokens, and its share is 4 of 12; give"
+    ):
         made({files[0]: 0.5, files[1]: 0.5}, held_out=0)
 
 
