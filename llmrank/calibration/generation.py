@@ -33,8 +33,8 @@ __all__ = [
 
 # Longest text in tokens, which limits the memory for keys and values.
 LONGEST_TEXT = 256
-# Number of texts written at once, which share the cost of reading the weights. By default, 16 sequences of 4 texts are wanted, and
-# 2 more to hold out: these are 72 texts.
+# Number of texts written at once, which share the cost of reading the weights. By default 16 sequences of 4 texts are wanted and
+# 2 more are held out, which makes 72 texts.
 TEXTS_AT_ONCE = 72
 
 
@@ -174,7 +174,7 @@ def _write(model: Any, first: int, forbidden: list[int], draws: torch.Tensor, ba
         scores[:, forbidden] = -torch.inf
         tokens = draw_tokens(scores, draws[:, ids.shape[1] - 1])
         # Without sampling, the model takes the token with the largest score.
-        return torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
+        return scores.fill_(-torch.inf).scatter_(1, tokens, 0.0)
 
     try:
         texts: torch.Tensor = model.generate(
@@ -206,6 +206,7 @@ def draw_tokens(scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     scores : (n, size) float32 tensor
+        Overwritten: another tensor of that size would take as long as the sums.
     draws : (n,) float32 tensor
         Uniform random numbers, at least 0 and below 1.
 
@@ -221,10 +222,10 @@ def draw_tokens(scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     Examples
     --------
     >>> scores = torch.tensor([[0.25, 0.0, 0.75]]).log()
-    >>> [draw_tokens(scores, torch.tensor([draw])).item() for draw in (0.0, 0.24, 0.26, 0.999)]
+    >>> [draw_tokens(scores.clone(), torch.tensor([draw])).item() for draw in (0.0, 0.24, 0.26, 0.999)]
     [0, 0, 2, 2]
     """
-    cumulated = (scores - scores.amax(1, keepdim=True)).exp_().cumsum(1)
+    cumulated = scores.sub_(scores.amax(1, keepdim=True)).exp_().cumsum_(1)
     totals = cumulated[:, -1:]
     if not bool(totals.isfinite().all()):
         raise CalibrationError(
