@@ -21,8 +21,8 @@ import torch
 from benchmarks.provenance import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank import Masks
+from llmrank.calibration.blocks.block_stream import open_stream
 from llmrank.calibration.blocks.recording import Recording, recording
-from llmrank.calibration.blocks.stream import open_stream
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.forward import run_sequences
 from llmrank.calibration.text import TokenSequences

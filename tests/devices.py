@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,13 @@ class DeviceTraffic:
         How often the CPU had to wait for a value: single numbers, copies to the CPU, and results whose size depends on values.
     transfers : int
         Copies from the CPU to a device; numbers that travel with an operation are none.
+    copied : list of (shape, dtype)
+        What these copies were of, without indices.
     """
 
     synchronisations: int = 0
     transfers: int = 0
+    copied: list[tuple[torch.Size, torch.dtype]] = field(default_factory=list, compare=False)
 
     def copy(self) -> DeviceTraffic:
         """Return the counts so far."""
@@ -137,6 +140,8 @@ class _Operations(TorchDispatchMode):
             device = device.device
         if device is None:
             device = torch.device(distant[0] if distant else "cpu")
+        if device.type == "meta":
+            return func(*args, **kwargs)
         if distant or device != CPU:
             self._count(func, args, kwargs, device)
         if kwargs.get("device") is not None:
@@ -160,7 +165,9 @@ class _Operations(TorchDispatchMode):
         if func in CROSSING:
             source = args[1] if func is aten.copy_.default else args[0]
             self.traffic.synchronisations += source.device != CPU and device == CPU
-            self.traffic.transfers += source.device == CPU and device != CPU
+            if source.device == CPU and device != CPU:
+                self.traffic.transfers += 1
+                self.traffic.copied.append((source.shape, source.dtype))
         elif func in INDEXING:
             indices = [index for index in args[1] if index is not None]
             masks = any(index.dtype in (torch.bool, torch.uint8) for index in indices)

@@ -30,7 +30,7 @@ try:
 except ImportError:  # Windows has no fcntl: nothing is locked there, and no leftover is removed
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK", "hidden_directory", "read_tensors", "remove_leftovers", "replace_file", "write_tensors"]
+__all__ = ["LOCK", "hidden_directory", "read_tensors", "remove_leftovers", "replace_file", "take_lock", "write_tensors"]
 
 LOCK = "lock"
 SUFFIX = ".partial"
@@ -75,7 +75,7 @@ def hidden_directory(directory: Path, name: str) -> Iterator[Path]:
         while lock is None:
             place = Path(tempfile.mkdtemp(prefix=prefix, suffix=SUFFIX, dir=directory))
             stack.callback(_remove, place)
-            lock = _take_lock(place, require_lock=False)
+            lock = take_lock(place)
         stack.callback(os.close, lock)
         yield place
 
@@ -112,7 +112,7 @@ def remove_leftovers(directory: Path, name: str, undo: Callable[[Path], None] | 
         if start != _start(name) or not place.name.endswith(SUFFIX) or not {*hashes} & {*_machine()}:
             continue
         with contextlib.suppress(OSError):
-            lock = _take_lock(place, require_lock=True)
+            lock = take_lock(place, require_lock=True)
             if lock is None:
                 continue
             try:
@@ -148,10 +148,30 @@ def _machine() -> tuple[str, str]:
     return host, kernel
 
 
-def _take_lock(place: Path, *, require_lock: bool) -> int | None:
-    """Open and lock the lock file of a hidden directory; return its descriptor, or None if another process holds or removed it.
+def take_lock(place: Path, *, require_lock: bool = False, by_process: bool = False) -> int | None:
+    """Open and lock the file ``lock`` of a directory; whoever closes it, or dies, gives the lock back.
 
-    On a file system without locks, return None with `require_lock`, else the descriptor.
+    Parameters
+    ----------
+    place : Path
+    require_lock : bool
+        Whether a file system without locks counts as one where another process holds the lock.
+    by_process : bool
+        Whether this process may take a lock that it holds already. Then the first descriptor that it closes gives the lock back.
+
+    Returns
+    -------
+    int or None
+        The descriptor of the file; None if the lock is held elsewhere, or the directory is gone.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     locks = [take_lock(Path(folder), by_process=True) for _ in range(2)]
+    ...     print(None in locks)
+    ...     for lock in locks:
+    ...         os.close(lock)
+    False
     """
     try:
         lock = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -160,10 +180,10 @@ def _take_lock(place: Path, *, require_lock: bool) -> int | None:
     try:
         if fcntl is None:
             raise OSError("no locks on this system")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (fcntl.lockf if by_process else fcntl.flock)(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Another process may have removed the file between opening and locking.
         held = os.path.samestat(os.fstat(lock), (place / LOCK).stat())
-    except (BlockingIOError, FileNotFoundError):
+    except (BlockingIOError, PermissionError, FileNotFoundError):
         held = False
     except OSError:
         held = not require_lock
@@ -261,6 +281,18 @@ def write_tensors(
         except SafetensorError as error:
             # safetensors wraps errors of the system; callers expect an OSError.
             raise OSError(f"cannot write {path}: {error}") from error
+        _sort_header(Path(partial))
+
+
+def _sort_header(path: Path) -> None:
+    """Sort the metadata in a header, which safetensors writes in random order, so that equal contents give equal files."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def _checksum(text: str, tensors: dict[str, Any]) -> str:

@@ -8,21 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from rich.console import Console
 
 from graphs import GraphError
+from llmrank.calibration.blocks.free_memory import free_memory
 from llmrank.calibration.blocks.recording import record_without_running
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
 from llmrank.calibration.text.mixture import Mixture
 from llmrank.calibration.text.sources import find_source
+from llmrank.cli.options import load
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.models import find_ffns
+from llmrank.models.loading import LoadedModel, parse_device
 from llmrank.pipeline import BasePipeline
 
-__all__ = ["add_low_memory_options", "check_low_memory", "resumable", "work_directory"]
+__all__ = ["add_low_memory_options", "check_low_memory", "load_on_cpu", "resumable", "work_directory"]
 
 
 def add_low_memory_options(group: Any) -> None:
@@ -30,7 +32,8 @@ def add_low_memory_options(group: Any) -> None:
     group.add_argument(
         "--low-memory",
         action="store_true",
-        help="prune block by block on the CPU, with weights and states on disk (by itself if the model does not fit in memory)",
+        help="prune block by block, with weights and states on disk; --device cuda computes on a GPU that need only hold one "
+        "block (by itself if the model does not fit in the memory of the device)",
     )
     group.add_argument(
         "--resume", action="store_true", help="go on with a run of --low-memory, at the block where it was ended"
@@ -53,8 +56,11 @@ def check_low_memory(options: argparse.Namespace) -> None:
         raise OptionError(
             f"{work} holds a run that has not finished; go on with it (--resume), or delete that directory"
         )
-    if options.low_memory and options.device not in (None, "cpu"):
-        raise OptionError(f"--low-memory computes on the CPU, got --device {options.device}; leave one of them out")
+    if (options.low_memory or options.resume) and options.device_map is not None:
+        raise OptionError(
+            f"with --low-memory the weights stay on the CPU or in files, got --device-map {options.device_map}; leave one of the "
+            "two out (--device says where to compute)"
+        )
     if options.low_memory and _is_written(options.calibration):
         raise OptionError(
             "with --low-memory the model would be read from disk for every token that it writes; use --calibration FILE, or "
@@ -69,22 +75,33 @@ def _is_written(calibration: Any) -> bool:
     return isinstance(source, Generated) or any(isinstance(part, (Generated, Automatic)) for part in parts)
 
 
+def load_on_cpu(options: argparse.Namespace) -> LoadedModel:
+    """Load the model that the options name on the CPU, from where a pipeline takes it to ``--device``, completely or by block.
+
+    Its weights then stay in the files of the checkpoint. With ``--device-map`` it is loaded on the devices of that map.
+    """
+    if options.device_map is not None:
+        return load(options)
+    return load(argparse.Namespace(**{**vars(options), "device": None}))
+
+
 def work_directory(options: argparse.Namespace, model: Any, console: Console) -> Path | None:
     """Return the directory for the files of a run block by block, or None if the model is pruned in memory.
 
-    A model that does not fit in memory is pruned block by block, which is said. Then the calibration text is the built-in one if
-    none is named.
+    A model that does not fit in the free memory of ``--device`` is pruned block by block, which is said. Then the calibration
+    text is the built-in one if none is named.
     """
-    tensors = [*model.parameters(), *model.buffers()]
-    size, free = sum(t.numel() * t.element_size() for t in tensors), psutil.virtual_memory().available
-    on_cpu = {tensor.device.type for tensor in tensors} == {"cpu"}
     if not (options.low_memory or options.resume):
+        tensors = [*model.parameters(), *model.buffers()]
+        device = parse_device(options.device)
+        size, free = sum(t.numel() * t.element_size() for t in tensors), free_memory(device)
+        on_cpu = {tensor.device.type for tensor in tensors} == {"cpu"}
         plain = options.steps == 1 and options.form in ("compact", "padded") and not _is_written(options.calibration)
         if size <= free or not (on_cpu and plain and _runs_by_block(model)):
             return None
         console.print(
-            f"The model takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free: it is pruned block by block, as "
-            "with --low-memory.",
+            f"The model takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free on {device}: it is pruned block by "
+            "block, as with --low-memory.",
             markup=False,
             highlight=False,
         )

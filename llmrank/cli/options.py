@@ -61,6 +61,8 @@ LEAST = {
 }
 # Largest values. A seed must fit a signed 64-bit integer.
 MOST = dict.fromkeys(LEAST, 2**31 - 1) | {"seed": 2**63 - 1}
+# Where accelerate places a part of a model.
+PLACE = re.compile("[0-9]+|cpu|mps|disk")
 
 
 def add_model_options(group: Any) -> None:
@@ -166,12 +168,30 @@ def _add_text_options(data: Any) -> None:
     data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
 
 
-def _max_memory(text: str) -> dict[int | str, str]:
-    """Convert ``0=20GiB,cpu=60GiB`` to what accelerate reads."""
-    pairs = [entry.partition("=") for entry in text.split(",")]
-    if not all(device and size for device, _, size in pairs):
-        raise argparse.ArgumentTypeError(f"expected DEVICE=SIZE,DEVICE=SIZE such as 0=20GiB,cpu=60GiB, got {text!r}")
-    return {int(device) if device.isdigit() else device: size for device, _, size in pairs}
+def _max_memory(text: str) -> dict[int | str, int]:
+    """Convert ``0=20GiB,cpu=60GiB`` to bytes by device, as accelerate reads them."""
+    pairs = [[part.strip() for part in entry.partition("=")] for entry in text.split(",")]
+    found: dict[int | str, int] = {}
+    for device, sign, size in pairs:
+        n_bytes = _bytes(size)
+        if not PLACE.fullmatch(device) or n_bytes is None:
+            raise argparse.ArgumentTypeError(
+                "expected DEVICE=SIZE,DEVICE=SIZE such as 0=20GiB,cpu=60GiB, where a device is the number of a GPU, cpu or disk, "
+                f"and a size is a number with GiB, GB, MiB or MB; got {device + sign + size!r}"
+            )
+        found[int(device) if device.isdigit() else device] = n_bytes
+    return found
+
+
+def _bytes(size: str) -> int | None:
+    """Return the number of bytes that a text such as 20GiB states; None if it states none."""
+    # Imported here, because this import is slow.
+    from accelerate.utils import convert_file_size_to_int
+
+    try:
+        return int(convert_file_size_to_int(int(size) if size.isdigit() else size))
+    except ValueError:
+        return None
 
 
 def _placement(options: argparse.Namespace) -> dict[str, Any] | None:

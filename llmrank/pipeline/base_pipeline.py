@@ -60,7 +60,8 @@ class BasePipeline(PipelineStages):
     pruner : BasePruner, optional
         :class:`LocalPruner` of 30 % by default. A pruner that needs sensitivities is refused with a `structure_dict`.
     device : str or torch.device, optional
-        Where the model is moved to; by default it stays where it is.
+        Where the model is moved to; by default it stays where it is. With a work directory, where its blocks are brought to
+        one at a time.
     calibration : CalibrationText, or a source as for :class:`CalibrationText`; optional
         The text that statistics are taken on; by default up to 16 sequences of at most 1,024 tokens of the built-in text.
     form : {"compact", "zero", "mask"}, optional
@@ -86,7 +87,8 @@ class BasePipeline(PipelineStages):
     work_directory : path-like, optional
         Run with little memory, block by block: what a block does not need is in files of this directory, which is made, and
         which the caller deletes when the model is saved (``remove`` of the attribute ``work``). The model should be
-        loaded on the CPU in the dtype of its checkpoint, so that its weights stay on disk.
+        loaded on the CPU in the dtype of its checkpoint, so that its weights stay on disk. With a `device` it computes there:
+        forward passes of a block, sums and repairs; ranks are computed on the CPU.
     resume : bool
         Go on with an earlier run in the work directory, at the block where it ended.
     processes : Processes, optional
@@ -150,7 +152,8 @@ class BasePipeline(PipelineStages):
         with self._timed("apply"), progress_step(self.progress, "Applying the masks"):
             expected = None
             if self.form == "compact":
-                expected = masked_outputs(self.model, ffns, self.masks, sequences, self.repaired)
+                with self.onloaded():
+                    expected = masked_outputs(self.model, ffns, self.masks, sequences, self.repaired)
             self._changed_for_good = not self.undoable
             self.application = apply_masks(
                 self.model,
@@ -166,7 +169,8 @@ class BasePipeline(PipelineStages):
             self.repaired = {}
         try:
             if expected is not None:
-                with self._timed("check"), progress_step(self.progress, "Checking the pruned model"):
+                checking = progress_step(self.progress, "Checking the pruned model")
+                with self._timed("check"), checking, self.onloaded():
                     check_equivalence(self.model, expected, sequences)
             with self._timed("evaluate after"):
                 if evaluation is not None and texts is not None:
@@ -267,7 +271,8 @@ class BasePipeline(PipelineStages):
     def _perplexity(self, texts: TokenSequences, description: str) -> Perplexity:
         progress = self.progress
         shown: Progress | None = None if progress is None else lambda items, _: progress(items, description)
-        return perplexity(self.model, texts, self.calibration.batch_size, shown, self.processes)
+        with self.onloaded():
+            return perplexity(self.model, texts, self.calibration.batch_size, shown, self.processes)
 
     def undo(self) -> nn.Module:
         """Restore the model as it was before :meth:`run`, bit for bit (it stays on `device`); refused unless :attr:`undoable`."""
@@ -284,8 +289,8 @@ class BasePipeline(PipelineStages):
         devices = sorted({parameter.device.type for parameter in self.model.parameters()} - {"cpu"})
         if devices:
             raise OptionError(
-                f"a run with little memory computes on the CPU, and parts of the model are on {', '.join(devices)}; load it on "
-                "the CPU, or leave work_directory out"
+                f"a run with little memory leaves the weights on the CPU, and parts of the model are on {', '.join(devices)}; "
+                "load it on the CPU and give device= to the run, or leave work_directory out"
             )
         run = {
             "model": model_source(self.model),
@@ -293,6 +298,7 @@ class BasePipeline(PipelineStages):
             "calibration": sequences.provenance(),
             "held_out": None if held_out is None else held_out.provenance(),
             "batch_size": self.calibration.batch_size,
+            "device": str(self.block_device or "cpu"),  # rounding differs
             **self._method_settings(),
         }
         self.work = WorkDirectory(self.work_directory, json_safe(run), resume=self.resume)
@@ -340,6 +346,7 @@ class BasePipeline(PipelineStages):
         size, costs = model_size(self.model, ffns), self.costs or self.check(ffns)
         reached = reached_amounts(masks, costs)
         processes = {"processes": self.processes.count} if self.processes.count > 1 else {}
+        device = {} if self.block_device is None else {"device": str(self.block_device)}
         fitted, unfitted = (sequences, held_out) if held_out is not None else sequences.parts
         notes = [
             *(f"no token reaches {stack}: its FFNs were left as they are" for stack in sorted(self._not_reached)),
@@ -348,7 +355,7 @@ class BasePipeline(PipelineStages):
             *(f"{rank.names[entry.layer]}: {entry.reason}" for rank in self.ranks for entry in rank.degenerate),
         ]
         return Report(
-            model=describe_model(self.model, ffns),
+            model=describe_model(self.model, ffns) | device,
             method=self._method_settings(),
             calibration=sequences.provenance() | processes,
             held_out=None if unfitted is None else unfitted.provenance(),

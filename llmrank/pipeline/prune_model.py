@@ -137,7 +137,8 @@ def prune_model(
     form : {"compact", "zero", "mask"}
         Smaller matrices; zeros in matrices of the same size; or masks of ``torch.nn.utils.prune``.
     device : str or torch.device, optional
-        Where the model is moved to; by default it stays where it is.
+        Where the model is moved to; by default it stays where it is. With a work directory, where its blocks are brought to
+        one at a time.
     progress : callable, optional
         A function such as ``rich.progress.track``; by default no progress is shown.
     work_directory : path-like, optional

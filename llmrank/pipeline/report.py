@@ -41,6 +41,7 @@ __all__ = [
     "describe_neurons",
     "dtype_name",
     "environment",
+    "expected_widths",
     "json_safe",
     "model_source",
     "repair_notes",
@@ -324,10 +325,10 @@ def token_warning(
     """
     if repair is None:
         return None
-    of_neurons = isinstance(pruner.amount, float) and pruner.amount_of == "neurons" and "experts" not in targets
     wanted, kept, routed = 0, 0, ""
-    for layer in ffns.layers.values():
-        width = round(layer.size * (1.0 - pruner.amount)) if of_neurons else layer.size
+    widths = expected_widths(pruner, ffns, targets)
+    for name, layer in ffns.layers.items():
+        width = widths[name]
         share = Fraction(1) if layer.mixture is None else Fraction(layer.mixture.top_k, layer.mixture.n_experts)
         fewest = math.ceil(repair.tokens_wanted(width) / share)
         if fewest > wanted:
@@ -339,6 +340,13 @@ def token_warning(
         f"The repair is fitted to {tokens:,} calibration tokens for {kept:,} neurons{routed or ' of a layer'}, which is few: "
         f"give {wanted:,} or more (--samples {-(-wanted // length)} of {length:,} tokens)."
     )
+
+
+def expected_widths(pruner: BasePruner, ffns: FFNs, targets: Sequence[Target] = ("neurons",)) -> dict[str, int]:
+    """Return how many neurons each layer keeps, on average over the layers, before scores are known; all if that is unknown."""
+    of_neurons = isinstance(pruner.amount, float) and pruner.amount_of == "neurons" and "experts" not in targets
+    share = 1.0 - pruner.amount if of_neurons else 1.0
+    return {name: round(size * share) for name, size in ffns.sizes.items()}
 
 
 def dtype_name(model: nn.Module) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,8 @@ from torch import nn
 
 from graphs import LayeredGraph, RankResult
 from llmrank.calibration.blocks.collect_by_block import collect_by_block
-from llmrank.calibration.blocks.recording import Recording
+from llmrank.calibration.blocks.onloading import onloaded_by_block
+from llmrank.calibration.blocks.recording import Recording, blocks_of, broken_error
 from llmrank.calibration.blocks.work_directory import WorkDirectory
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.forward import Progress, fitting_length, reached_by_tokens
@@ -25,7 +27,7 @@ from llmrank.models.checks import check_expert_biases
 from llmrank.models.costs import ModelCosts
 from llmrank.models.loading import parse_device
 from llmrank.pipeline.options import CalibrationText, EvaluationText, RankedText, check_options
-from llmrank.pipeline.report import Report, token_warning
+from llmrank.pipeline.report import Report, expected_widths, token_warning
 from llmrank.pipeline.sensitivity import layer_sensitivities
 from llmrank.pipeline.validation import Validation, repair_where_it_helps
 from llmrank.prune import BasePruner, LocalPruner
@@ -40,6 +42,7 @@ from llmrank.score.rank_graphs import rank_graphs
 from llmrank.surgery.apply import AppliedMasks, check_writable
 from llmrank.surgery.forms import Form
 from llmrank.surgery.repair import BaseRepair, RepairedMap
+from llmrank.surgery.repair.duration import repair_seconds
 from llmrank.surgery.widths import Align, check_padding
 
 __all__ = ["PipelineStages"]
@@ -89,11 +92,10 @@ class PipelineStages:
         self.align: Align = align
         self.repair = repair
         self.targets = parse_targets(targets)
-        self.steps = steps
         self.evaluation = EvaluationText.of(evaluation)
         self.progress = progress
         self.work_directory = None if work_directory is None else Path(work_directory)
-        self.undoable, self.resume = undoable, resume
+        self.steps, self.undoable, self.resume = steps, undoable, resume
         self.processes = processes or Processes()
         self.work: WorkDirectory | None = None
         self.report: Report | None = None
@@ -108,15 +110,19 @@ class PipelineStages:
         self.step_results: list[ScheduleStep] = []
         self._prepared: tuple[FFNs, ModelCosts] | None = None
         self._not_reached: set[str] = set()
+        self._blocks: list[nn.Module] = []
         self._changed_for_good = False
         self._seconds: dict[str, float] = {}
 
     def find(self) -> FFNs:
-        """Return the FFNs of the model that text reaches, and move the model to the device if one is set."""
+        """Return the FFNs of the model that text reaches, and move the model to the device if one is set.
+
+        In a run with little memory the model stays where it is, see :attr:`block_device`.
+        """
         structure = self.structure_dict
         ffns = find_ffns(self.model) if structure is None else explicit_ffns(self.model, structure)
         check_writable(ffns)  # now, because an error after hours of calibration would come too late
-        if self.device is not None:
+        if self.device is not None and self.work_directory is None:
             placed = getattr(self.model, "hf_device_map", None) or {}
             if len(set(placed.values())) > 1 or any(parameter.is_meta for parameter in self.model.parameters()):
                 raise OptionError(
@@ -126,7 +132,21 @@ class PipelineStages:
             self.model.to(self.device)
         reached = reached_by_tokens(self.model, ffns)
         self._not_reached = {ffn.stack for ffn in ffns} - {ffn.stack for ffn in reached}
+        if self.block_device is not None:
+            self._blocks = blocks_of(self.model, reached)
+            if not self._blocks:
+                raise broken_error(self.model)
         return reached
+
+    @property
+    def block_device(self) -> torch.device | None:
+        """The device that a run with little memory brings one block at a time to; None if it computes where the weights are."""
+        by_block = self.work_directory is not None and self.device is not None and self.device.type != "cpu"
+        return self.device if by_block else None
+
+    def onloaded(self) -> AbstractContextManager[None]:
+        """Let forward passes of the complete model compute on :attr:`block_device` within the context."""
+        return onloaded_by_block(self.model, self._blocks, self.block_device)
 
     def prepare(self) -> tuple[FFNs, ModelCosts]:
         """Call :meth:`find` and :meth:`check`; the result is kept until ``run`` has used it.
@@ -170,6 +190,14 @@ class PipelineStages:
         tokens = self.calibration.samples * length if tokens is None else tokens
         return token_warning(self.repair, self.pruner, ffns, tokens, length, self.targets)
 
+    def repair_seconds(self, ffns: FFNs) -> float:
+        """Estimate the seconds of the repair, without forward passes; see :mod:`llmrank.surgery.repair.duration`."""
+        if self.repair is None:
+            return 0.0
+        tokens = self.calibration.samples * fitting_length(self.model, self.calibration.sequence_length)
+        kept = expected_widths(self.pruner, ffns, self.targets)
+        return repair_seconds(self.repair, ffns, kept, tokens, self.block_device)
+
     def calibration_texts(self) -> tuple[TokenSequences, TokenSequences | None]:
         """Make the calibration sequences, and those to hold out from a repair; see :meth:`CalibrationText.sequences`.
 
@@ -190,8 +218,9 @@ class PipelineStages:
             return known
         options = self.statistics_options(ffns)
         if self.work is not None:
+            size, device = self.calibration.batch_size, self.block_device
             return collect_by_block(
-                self.model, ffns, sequences, self.calibration.batch_size, self.work, self.progress, **options
+                self.model, ffns, sequences, size, self.work, self.progress, device=device, **options
             )
         size = self.calibration.batch_size
         share = self.processes.share(sequences, size)
@@ -223,16 +252,17 @@ class PipelineStages:
         targets = self.targets if len(self.targets) == 1 else ("neurons",)
         masks = choose_masks(trial, self.model_graphs, self.ranks, jointly=True, costs=self.costs, targets=targets)
         groups = {units.name: units.layers for units in units_of(ffns.layers.values(), targets)}
-        return layer_sensitivities(
-            self.model,
-            ffns,
-            masks,
-            sequences,
-            self.calibration.batch_size,
-            progress=self.progress,
-            groups=groups,
-            processes=self.processes,
-        )
+        with self.onloaded():
+            return layer_sensitivities(
+                self.model,
+                ffns,
+                masks,
+                sequences,
+                self.calibration.batch_size,
+                progress=self.progress,
+                groups=groups,
+                processes=self.processes,
+            )
 
     def choose_masks(
         self,
@@ -293,6 +323,7 @@ class PipelineStages:
             in_place=for_good,
             work=self.work,
             processes=self.processes,
+            device=self.block_device,
         )
         self._changed_for_good = for_good and bool(repaired)
         return kept, repaired

@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 
-from llmrank.calibration.blocks.recording import Recording
-from llmrank.calibration.blocks.stream import open_stream
+from llmrank.calibration.blocks.block_stream import open_stream
+from llmrank.calibration.blocks.onloading import onloaded_by_block
+from llmrank.calibration.blocks.recording import Recording, blocks_of
 from llmrank.calibration.blocks.work_directory import WorkDirectory
 from llmrank.calibration.forward import Progress, evaluation_mode, first_output, model_inputs, progress_step, run_body
 from llmrank.calibration.logits import Prediction, Predictor, predicts_next_token
@@ -107,13 +109,16 @@ class Validator:
         masks: Masks,
         batch_size: int,
         processes: Processes | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self._model, self._ffns, self._processes = model, ffns, processes or Processes()
+        self._onloaded = partial(onloaded_by_block, model, blocks_of(model, ffns), device)
         self._measure: Measure = "divergence" if predicts_next_token(model) else "squared error"
         self._predictor = Predictor(model)
         self._batches = list(held_out.batches(batch_size))
-        self._dense = list(self._outputs())
-        with as_masked(ffns, masks):
+        with self._onloaded():
+            self._dense = list(self._outputs())
+        with as_masked(ffns, masks), self._onloaded():
             self._cut = self._distances()
 
     def compare(self, masks: Masks, repaired: Mapping[str, RepairedMap]) -> Validation:
@@ -131,7 +136,7 @@ class Validator:
         CalibrationError
             The predictions hold NaN.
         """
-        with as_masked(self._ffns, masks, repaired):
+        with as_masked(self._ffns, masks, repaired), self._onloaded():
             return Validation.of(self._measure, self._cut, self._distances())
 
     @torch.no_grad()
@@ -174,6 +179,7 @@ def repair_where_it_helps(
     in_place: bool = False,
     work: WorkDirectory | None = None,
     processes: Processes | None = None,
+    device: torch.device | None = None,
 ) -> tuple[Masks, dict[str, RepairedMap], Validation | None]:
     """Repair the output maps of all FFNs, and keep the repair if it brings the model closer to the dense one.
 
@@ -186,7 +192,7 @@ def repair_where_it_helps(
     texts : tuple of TokenSequences
         The sequences to fit to; and the held-out ones, which choose the damping and validate the repair, or None.
     record : Recording
-        Record of the forward passes of both texts, see :func:`llmrank.calibration.blocks.stream.open_stream`.
+        Record of the forward passes of both texts, see :func:`llmrank.calibration.blocks.block_stream.open_stream`.
     batch_size : int
     in_place : bool
         Write each repaired weight over the model's own as soon as it is solved, so that memory never holds two sets of weights.
@@ -195,6 +201,8 @@ def repair_where_it_helps(
         With `in_place`: keep repaired weights and hidden states in its files, and go on where an earlier process ended.
     processes : Processes, optional
         Processes whose `texts` and `record` are of other sequences; each has some to fit to, and perhaps held-out ones.
+    device : torch.device, optional
+        Where to compute, one block after the other, if that is not where the weights are.
 
     Returns
     -------
@@ -215,9 +223,10 @@ def repair_where_it_helps(
     validator = None
     if held_out is not None:
         with progress_step(progress, "Running the held-out text"):
-            validator = Validator(model, ffns, held_out, masks, batch_size, processes)
+            validator = Validator(model, ffns, held_out, masks, batch_size, processes, device)
     follow = method.needs_dense_stream
-    stream = open_stream(model, ffns, fit, batch_size, record, held_out, follow=follow, work=work, processes=processes)
+    more: dict[str, Any] = {"follow": follow, "work": work, "processes": processes, "device": device}
+    stream = open_stream(model, ffns, fit, batch_size, record, held_out, **more)
     validation = None
     files = None if work is None else RepairsInFiles(work)
     with contextlib.closing(files or RepairsInPlace()) as in_place_repairs:

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from llmrank.calibration.blocks.free_memory import free_memory
 from llmrank.errors import CheckpointError, is_out_of_memory
 from llmrank.models import FFNs, find_ffns
 from llmrank.models.experts import RouteAround, SeparateExperts, counts_of_experts
@@ -149,7 +149,7 @@ def _differences_when_loaded(model: nn.Module, model_class: Any, directory: Path
         loaded, differences = read_model(model_class, os.fspath(directory), config, dtype="auto")
         return differences or _changed_tensors(model, loaded)
     except Exception as error:
-        if is_out_of_memory(error):  # containers may allow less than the machine has
+        if is_out_of_memory(error):  # other processes may have taken memory meanwhile
             return ""
         raise
 
@@ -160,7 +160,7 @@ def _fits_in_memory(model: nn.Module) -> bool:
     if any(tensor.is_meta for tensor in tensors):
         return False
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return size < int(psutil.virtual_memory().available)
+    return size < free_memory()
 
 
 def _changed_tensors(model: nn.Module, loaded: nn.Module) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from llmrank.calibration.blocks.passes import BlockPasses
-from llmrank.calibration.blocks.recording import record_without_running
+from llmrank.calibration.blocks.recording import broken_error, record_without_running
 from llmrank.calibration.blocks.states import States
 from llmrank.calibration.blocks.work_directory import WorkDirectory
 from llmrank.calibration.collect import collect_statistics
@@ -35,6 +36,7 @@ def collect_by_block(
     *,
     skips: bool = False,
     attentions: Mapping[str, FFN] | None = None,
+    device: torch.device | None = None,
 ) -> tuple[FFNStatistics, ...]:
     """Collect the statistics of :func:`llmrank.calibration.collect.collect_statistics`, one block after the other.
 
@@ -44,6 +46,8 @@ def collect_by_block(
     Parameters
     ----------
     work : WorkDirectory
+    device : torch.device, optional
+        Where blocks compute, and where their statistics are summed up, if that is not where the weights are.
     model, ffns, sequences, batch_size, progress, skips, attentions
         See :func:`llmrank.calibration.collect.collect_statistics`, also for the exceptions.
 
@@ -55,11 +59,11 @@ def collect_by_block(
     Notes
     -----
     Cost: one forward pass of all sequences, and two of a few tokens. Memory: what one block needs for one batch, and the states
-    in front of the first block.
+    in front of the first block. Of a device: one block with what it needs for one batch; each block is transferred once.
     """
     if attentions:
         raise OptionError("attentions are not measured block by block; leave attention or the low memory out")
-    passes, first_states = block_passes(model, ffns, list(sequences.batches(batch_size)))
+    passes, first_states = block_passes(model, ffns, list(sequences.batches(batch_size)), device)
     done = work.progress(STAGE)
     states = States.in_files(work.file("states"), first_states, None if done is None else done["side"])
     del first_states
@@ -71,17 +75,21 @@ def collect_by_block(
             statistics = read_statistics(file) if inside else ()
         else:
             run = partial(_advance, passes, position, states)
-            statistics = collect_statistics(model, inside, sequences, run=run, skips=skips) if inside else ()
             if inside:
+                with passes.ready(position):  # sums are made where the weights are
+                    statistics = collect_statistics(model, inside, sequences, run=run, skips=skips)
                 write_statistics(file, statistics)
             else:
+                statistics = ()
                 passes.advance(position, states)
             work.note(STAGE, {"blocks": position + 1, "side": states.side}, states.files)
         found |= {ffn.name: entry for ffn, entry in zip(inside, statistics, strict=True)}
     return tuple(found[ffn.name] for ffn in ffns)
 
 
-def block_passes(model: nn.Module, ffns: FFNs, batches: list[tuple[Any, Any]]) -> tuple[BlockPasses, list[Any]]:
+def block_passes(
+    model: nn.Module, ffns: FFNs, batches: list[tuple[Any, Any]], device: torch.device | None = None
+) -> tuple[BlockPasses, list[Any]]:
     """Return the passes of batches (ids, mask) through the blocks of a model, and the states in front of the first block.
 
     Raises
@@ -91,12 +99,9 @@ def block_passes(model: nn.Module, ffns: FFNs, batches: list[tuple[Any, Any]]) -
     """
     record = record_without_running(model, ffns, batches)
     if not record.unbroken:
-        raise OptionError(
-            f"{type(model).__name__} cannot run block by block: its FFNs are not in one stack of blocks that follow one another "
-            "directly; leave the low memory out"
-        )
+        raise broken_error(model)
     masks = [TokenMasks(*model_inputs(model, *batch)[1:]) for batch in batches]
-    return BlockPasses(model, ffns, record, masks), record.take_first_states()
+    return BlockPasses(model, ffns, record, masks, device), record.take_first_states()
 
 
 def _advance(passes: BlockPasses, position: int, states: States, masks: TokenMasks) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from llmrank.calibration.forward import (
     evaluation_mode,
@@ -19,12 +19,14 @@ from llmrank.calibration.forward import (
     substitute_forward,
     write_count,
 )
-from llmrank.errors import is_out_of_memory
+from llmrank.errors import OptionError, is_out_of_memory
 from llmrank.models import FFNs
 
 __all__ = [
     "Call",
     "Recording",
+    "blocks_of",
+    "broken_error",
     "can_copy",
     "copied_call",
     "record_calls",
@@ -44,6 +46,12 @@ class Call:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+    def to(self, device: torch.device | None) -> Call:
+        """Return the call with its tensors on a device; None leaves them where they are."""
+        if device is None:
+            return self
+        return Call(*tree_map_only(torch.Tensor, lambda value: value.to(device), (self.args, self.kwargs)))
 
 
 class Recording:
@@ -128,14 +136,26 @@ def _contents(container: Any) -> list[int]:
     return list(map(id, container.values() if isinstance(container, MutableMapping) else container))
 
 
+def blocks_of(model: nn.Module, ffns: FFNs) -> list[nn.Module]:
+    """Return the blocks of the stack that all FFNs lie in, in order; none if there is no single one."""
+    stacks = {ffn.stack for ffn in ffns}
+    if len(stacks) != 1 or stacks & {ffn.name for ffn in ffns}:
+        return []
+    return list(model.get_submodule(next(iter(stacks))).children())
+
+
+def broken_error(model: nn.Module) -> OptionError:
+    """Return the error for a model whose blocks do not follow one another directly, or whose FFNs lie in no single stack."""
+    return OptionError(
+        f"{type(model).__name__} cannot run block by block: its FFNs are not in one stack of blocks that follow one another "
+        "directly; leave the low memory out"
+    )
+
+
 @contextmanager
 def recording(model: nn.Module, ffns: FFNs) -> Iterator[Recording]:
     """Record the calls of the blocks during the forward passes inside the context, if all FFNs lie in one stack."""
-    stacks = {ffn.stack for ffn in ffns}
-    names = {ffn.name for ffn in ffns}
-    blocks: list[nn.Module] = []
-    if len(stacks) == 1 and not stacks & names:
-        blocks = list(model.get_submodule(next(iter(stacks))).children())
+    blocks = blocks_of(model, ffns)
     record = Recording(blocks)
     with ExitStack() as hooks:
         for position, block in enumerate(blocks):

@@ -81,12 +81,15 @@ class States:
             The states are in files, and this one has another shape or dtype than the first ones.
         """
         held = self._next[k]
-        if len(self._memory) > 1 and (state.shape, state.dtype) != (held.shape, held.dtype):
+        if len(self._memory) == 1:
+            store(self._next, k, state)
+            return
+        if (state.shape, state.dtype) != (held.shape, held.dtype):
             raise OptionError(
                 f"cannot run block by block: a block turns states of {held.dtype} and shape {tuple(held.shape)} into "
                 f"{state.dtype} and {tuple(state.shape)}; leave the low memory out"
             )
-        store(self._next, k, state)
+        held.copy_(state)  # from the device that the block has computed on
 
     def behind(self, k: int) -> torch.Tensor:
         """Return the state of a batch behind the block, which :meth:`store` has set."""

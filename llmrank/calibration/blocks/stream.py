@@ -1,8 +1,8 @@
 """Pass the calibration tokens through a model, FFN by FFN, while earlier FFNs change.
 
-Repair needs the input of an FFN after the FFNs before it were pruned, and what their pruning changed in the residual stream. If
-the blocks of a stack follow one another directly, the hidden states in front of a block are kept, and the block runs by itself.
-Otherwise the model runs from its start for every FFN.
+Repair needs the input of an FFN after the FFNs before it were pruned, and what their pruning changed in the residual stream.
+Here the model runs from its start for every FFN; see :mod:`llmrank.calibration.blocks.block_stream` for models whose blocks can
+run one by one.
 """
 
 from __future__ import annotations
@@ -14,26 +14,18 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import nn
 
-from llmrank.calibration.blocks.passes import BlockPasses
-from llmrank.calibration.blocks.recording import Call, Recording, can_copy, copied_call, record_calls
-from llmrank.calibration.blocks.states import States, allocate_like
-from llmrank.calibration.blocks.work_directory import WorkDirectory
 from llmrank.calibration.forward import (
     Accumulator,
     TokenMasks,
     add_hook,
-    at_least_float32,
     body_of,
     evaluation_mode,
-    first_output,
     model_inputs,
     run_body,
 )
-from llmrank.calibration.processes import Processes
-from llmrank.calibration.text import TokenSequences
 from llmrank.models import FFN, FFNs
 
-__all__ = ["BlockStream", "PassStream", "Reader", "Readers", "Stream", "open_stream"]
+__all__ = ["Batch", "PassStream", "Reader", "Readers", "Stream"]
 
 # Token ids and the mask that is False at padding, (batch, length) each.
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
@@ -53,8 +45,6 @@ class Reader(Accumulator, Protocol):
         """
 
 
-# The stage of a work directory that notes how far a stream has come.
-STAGE = "repaired"
 # The readers of maps, by the module of the map.
 Readers: TypeAlias = Mapping[nn.Module, Reader]
 
@@ -66,9 +56,12 @@ class Stream(Protocol):
     ----------
     n_fitted_batches : int
         Number of batches to fit a repair to; the batches after these are held out.
+    device : torch.device or None
+        Where FFNs compute; None if that is where their weights are.
     """
 
     n_fitted_batches: int
+    device: torch.device | None
 
     def has_passed(self, ffn: FFN) -> bool:
         """Whether the stream is behind an FFN, which an earlier process has repaired."""
@@ -97,202 +90,6 @@ class Stream(Protocol):
         """
 
 
-class BlockStream:
-    """A stream that keeps the hidden states between blocks and runs each block by itself.
-
-    Parameters
-    ----------
-    record : Recording
-        An unbroken recording.
-    masks : sequence of TokenMasks
-        One for each batch.
-    follow : bool
-        Whether to keep the hidden states of the dense model too, and to pass `missing` to :meth:`Reader.end_batch`. It is known
-        if the block adds the map's output to the stream unchanged, and no other map of the block was pruned.
-    work : WorkDirectory, optional
-        Keep the hidden states in its files, and go on at the block where an earlier process ended.
-    processes : Processes, optional
-        Processes that each pass other tokens through the model.
-
-    Notes
-    -----
-    Cost, if every FFN has one map to feed: two forward passes for all FFNs together, three to follow the dense model. Memory:
-    the hidden states of all tokens, twice to follow, and the inputs of one FFN for all tokens.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        ffns: FFNs,
-        record: Recording,
-        masks: Sequence[TokenMasks],
-        n_fitted_batches: int,
-        *,
-        follow: bool = False,
-        work: WorkDirectory | None = None,
-        processes: Processes | None = None,
-    ) -> None:
-        self.n_fitted_batches = n_fitted_batches
-        self._model, self._ffns = model, ffns
-        self._passes = BlockPasses(model, ffns, record, masks)
-        self._positions = self._passes.positions
-        self._work, self._processes = work, processes or Processes()
-        done = None if work is None else work.progress(STAGE)
-        self._states, self._dense_states = self._first_states(record, follow=follow, done=done)
-        self._position = self._dense_position = 0 if done is None else done["blocks"]
-        # The dense model's states of the first batch, in front of the last block that its states have passed.
-        self._dense_input: torch.Tensor | None = None
-        # What :meth:`_try_addition` found, by the name of the FFN or mixture.
-        self._additions: dict[str, tuple[bool, bool]] = {}
-        # If only an FFN must run again to advance past its block: its module, its calls (one a batch), and memory for inputs.
-        self._pending_ffn: nn.Module | None = None
-        self._pending_calls: list[Call] = []
-        self._pending_inputs: list[torch.Tensor] = []
-
-    def _first_states(self, record: Recording, *, follow: bool, done: Any) -> tuple[States, States | None]:
-        """Copy the states in front of the first block, for the model that is pruned and, with `follow`, for the dense model."""
-        first = record.take_first_states()
-        if self._work is None:
-            return States.of(first), States.of(first) if follow else None
-        names = ("states", "dense-states") if follow else ("states",)
-        sides = [None if done is None else done[name] for name in names]
-        made = [States.in_files(self._work.file(n), first, side) for n, side in zip(names, sides, strict=True)]
-        return made[0], made[1] if follow else None
-
-    def has_passed(self, ffn: FFN) -> bool:
-        """See :meth:`Stream.has_passed`."""
-        return self._positions[ffn.name] < self._position
-
-    def feed(
-        self,
-        ffn: FFN,
-        readers: Readers,
-        dense_readers: Readers | None = None,
-        change: Callable[[], None] | None = None,
-    ) -> None:
-        """See :meth:`Stream.feed`."""
-        position = self._positions[ffn.name]
-        if position < self._position or (self._pending_ffn is not None and position == self._position):
-            raise RuntimeError(f"{ffn.name} or a later FFN was fed already, and the stream has left its block")
-        while self._position < position:
-            # Blocks that were not fed are those of the dense model.
-            if self._dense_states is not None and self._dense_position == self._position:
-                self._passes.advance(self._position, self._dense_states)
-                self._dense_position += 1
-            self._advance()
-        if self._dense_states is not None and self._dense_position == position:
-            self._advance_dense(self._dense_states, ffn, dense_readers or {})
-        is_added, ffn_suffices = False, False
-        if ffn.stages[-1][0].module in readers:
-            # Of one mixture several groups of experts may be fed; the first finds it out, before the mixture is changed.
-            name = ffn.mixture.name if ffn.is_routed and ffn.mixture is not None else ffn.name
-            if name not in self._additions:
-                is_added, ffn_suffices = self._try_addition(position, ffn)
-                # Rounding may decide it, and all processes must know the missing outputs, or none.
-                self._additions[name] = self._processes.first(is_added), ffn_suffices
-            is_added, ffn_suffices = self._additions[name]
-        if change is not None:
-            change()
-        dense_states = self._dense_states if is_added else None
-        # If only this map of the block is fed, the states become the block's output minus the FFN's output, which is added later.
-        only_ffn = ffn_suffices and len(ffn.prunable) == 1 and list(self._positions.values()).count(position) == 1
-        calls: list[tuple[Call, Any]] = []
-        with ExitStack() as hooks:
-            for module, reader in readers.items():
-                add_hook(hooks, self._model, ffn, module, reader, self._passes.masks)
-            if only_ffn:
-                record_calls(hooks, ffn.module, calls)
-            for k, output in self._passes.outputs(position, self._states):
-                missing = None if dense_states is None else dense_states[k] - output
-                for reader in readers.values():
-                    reader.end_batch(missing)
-                if only_ffn:
-                    call, returned = calls.pop()
-                    self._pending_inputs = self._pending_inputs or allocate_like(list(self._states))
-                    self._pending_calls.append(copied_call(call, self._pending_inputs[k], self._states[k]))
-                    self._states.store(k, output - returned)
-        self._pending_ffn = ffn.module if only_ffn else None
-
-    def _advance_dense(self, states: States, ffn: FFN, readers: Readers) -> None:
-        """Advance the dense model's states past a block, before anything in it is pruned."""
-        self._dense_input = states[0].clone()
-        with ExitStack() as hooks:
-            for module, reader in readers.items():
-                add_hook(hooks, self._model, ffn, module, reader, self._passes.masks)
-            for k, output in self._passes.outputs(self._dense_position, states):
-                for reader in readers.values():
-                    reader.end_batch(None)
-                states.store(k, output)
-        states.advance()
-        self._dense_position += 1
-
-    def _try_addition(self, position: int, ffn: FFN) -> tuple[bool, bool]:
-        """Find out, on the first batch, what a tensor changes that is added to the output of the FFN's last map.
-
-        For an expert it is added to the output of all experts. Returns whether the block's output changes by that tensor alone,
-        and whether the FFN's module, called by itself, returns what it returned in the block minus that tensor.
-        """
-        if self._dense_input is not None and self._dense_states is not None:
-            block_input, output = self._dense_input, self._dense_states[0]
-        else:
-            block_input = self._states[0]
-            _, output = next(self._passes.outputs(position, [block_input]))
-        module = ffn.mixture.summed if ffn.is_routed and ffn.mixture is not None else ffn.stages[-1][0].module
-        # As large as the stream itself, and different from token to token.
-        added = output.roll(1, dims=-1)
-        fits: list[bool] = []
-        calls: list[tuple[Call, Any]] = []
-
-        def add(_module: nn.Module, _inputs: Any, returned: Any) -> Any:
-            values = first_output(returned)
-            fits.append(values.numel() == added.numel())
-            if not fits[-1]:
-                return returned
-            changed = values + added.reshape(values.shape)
-            return changed if isinstance(returned, torch.Tensor) else (changed, *returned[1:])
-
-        with ExitStack() as hooks:
-            hooks.callback(module.register_forward_hook(add).remove)
-            record_calls(hooks, ffn.module, calls)
-            _, changed = next(self._passes.outputs(position, [block_input]))
-        rounding = 16 * torch.finfo(output.dtype).eps * float(output.detach().abs().max())
-        if fits != [True] or float((changed - output - added).abs().max()) > rounding:
-            return False, False
-        # A tensor that is subtracted and added again is rounded twice, which matters in half precision.
-        if (
-            ffn.is_routed
-            or len(calls) != 1
-            or not can_copy(calls[0][0])
-            or at_least_float32(output).dtype != output.dtype
-        ):
-            return True, False
-        call, returned = calls[0]
-        with torch.no_grad(), evaluation_mode(self._model, self._ffns):
-            again = ffn.module(*call.args, **call.kwargs)
-        like_stream = isinstance(again, torch.Tensor) and again.shape == added.shape
-        return True, like_stream and torch.equal(again + added, returned)
-
-    def _advance(self) -> None:
-        """Advance the states of the pruned model past a block."""
-        states = self._states
-        if self._pending_ffn is None:
-            self._passes.advance(self._position, states)
-        else:
-            with torch.no_grad(), evaluation_mode(self._model, self._ffns):
-                for k, call in enumerate(self._pending_calls):
-                    states.store(k, states.behind(k) + self._pending_ffn(*call.args, **call.kwargs))
-            states.advance()
-            self._pending_calls.clear()
-            self._pending_ffn = None
-        self._position += 1
-        if self._work is not None:
-            sides, files = {"states": self._states.side}, [*self._states.files]
-            if self._dense_states is not None:
-                sides["dense-states"] = self._dense_states.side
-                files += self._dense_states.files
-            self._work.note(STAGE, {"blocks": self._position, **sides}, files)
-
-
 class _FFNPassed(Exception):  # noqa: N818 -- no error: it ends a forward pass early
     """Raised when the FFN has returned, because the rest of the model is not needed."""
 
@@ -307,6 +104,7 @@ class PassStream:
 
     def __init__(self, model: nn.Module, ffns: FFNs, batches: Sequence[Batch], n_fitted_batches: int) -> None:
         self.n_fitted_batches = n_fitted_batches
+        self.device: torch.device | None = None
         self._model, self._ffns = model, ffns
         self._body = body_of(model, ffns)
         self._batches = batches
@@ -347,37 +145,3 @@ class PassStream:
                     run_body(self._body, inputs)
                 for reader in readers.values():
                     reader.end_batch(None)
-
-
-def open_stream(
-    model: nn.Module,
-    ffns: FFNs,
-    sequences: TokenSequences,
-    batch_size: int,
-    record: Recording,
-    held_out: TokenSequences | None = None,
-    *,
-    follow: bool = False,
-    work: WorkDirectory | None = None,
-    processes: Processes | None = None,
-) -> Stream:
-    """Open a :class:`BlockStream` if the recording is unbroken and has all batches, else a :class:`PassStream`.
-
-    Parameters
-    ----------
-    record : Recording
-        A recording of the forward passes of `sequences`, followed by those of `held_out`.
-    follow : bool
-        Whether a :class:`BlockStream` follows the dense model; a :class:`PassStream` does not.
-    work : WorkDirectory, optional
-    processes : Processes, optional
-        See :class:`BlockStream`.
-    """
-    batches = list(sequences.batches(batch_size))
-    n_fitted_batches = len(batches)
-    if held_out is not None:
-        batches += held_out.batches(batch_size)
-    if not record.unbroken or len(record.first_states) != len(batches):
-        return PassStream(model, ffns, batches, n_fitted_batches)
-    masks = [TokenMasks(*model_inputs(model, *batch)[1:]) for batch in batches]
-    return BlockStream(model, ffns, record, masks, n_fitted_batches, follow=follow, work=work, processes=processes)

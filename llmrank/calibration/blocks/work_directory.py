@@ -15,14 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphs.io.files import LOCK, remove_leftovers, replace_file
+from graphs.io.files import remove_leftovers, replace_file, take_lock
 from llmrank.calibration.blocks.states import file_tensor
 from llmrank.errors import OptionError
-
-try:
-    import fcntl
-except ImportError:  # Windows has no fcntl: nothing is locked there
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["SHARD_BYTES", "WorkDirectory", "weights_digest"]
 
@@ -72,7 +67,12 @@ class WorkDirectory:
             raise OptionError(
                 f"{self.path} holds a run that has not finished; go on with it (--resume), or delete that directory"
             )
-        self._unlock = weakref.finalize(self, os.close, self._take_lock())
+        lock = take_lock(self.path, by_process=True)  # this process may go on with a run that it has ended itself
+        if lock is None:
+            raise OptionError(
+                f"another process is at work in {self.path}; wait until it has ended, or choose another --output"
+            )
+        self._unlock = weakref.finalize(self, os.close, lock)
         if stated.is_file():
             earlier = self._read(RUN_FILE)
             differing = sorted(name for name in {*wanted, *earlier} if wanted.get(name) != earlier.get(name))
@@ -84,21 +84,6 @@ class WorkDirectory:
         else:
             _write_json(stated, wanted)
         self._progress: dict[str, Any] = self._read(PROGRESS_FILE) if (self.path / PROGRESS_FILE).is_file() else {}
-
-    def _take_lock(self) -> int:
-        """Lock the directory for this process, where the file system has locks; return the file descriptor of the lock."""
-        lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT)
-        try:
-            if fcntl is not None:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            os.close(lock)
-            raise OptionError(
-                f"another process is at work in {self.path}; wait until it has ended, or choose another --output"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        return lock
 
     def _read(self, name: str) -> dict[str, Any]:
         try:

@@ -66,6 +66,9 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
         "the same likeliest token, and how similarly both continue the beginnings of the sequences",
     )
     dense.add_argument(
+        "--against-revision", metavar="REVISION", help="branch, tag or commit of DENSE; --revision is that of MODEL"
+    )
+    dense.add_argument(
         "--prompts",
         type=int,
         default=16,
@@ -104,10 +107,15 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
     check_device_and_dtype(options)
     if options.text is not None:
         check_text(options.text, "evaluation")
+    if options.against is None and options.against_revision is not None:
+        raise OptionError(
+            "--against-revision is that of the dense model; name the model with --against, or leave it out"
+        )
     passages = _passages(options) if options.last_word else None
     tasks = _tasks(options)
     loaded = load(options)
-    dense = None if options.against is None else load(argparse.Namespace(**{**vars(options), "model": options.against}))
+    dense_options = {**vars(options), "model": options.against, "revision": options.against_revision}
+    dense = None if options.against is None else load(argparse.Namespace(**dense_options))
     model, tokenizer = loaded.model, loaded.tokenizer
     length = fitting_length(model, options.sequence_length)
     texts = tokenise(options.text, tokenizer, options.samples, length, "evaluation")

@@ -21,13 +21,12 @@ from llmrank.calibration.text import tokenise
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
 from llmrank.cli.commands import demo
-from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, resumable, work_directory
+from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, load_on_cpu, resumable, work_directory
 from llmrank.cli.options import (
     add_method_options,
     add_model_options,
     check_method,
     directory,
-    load,
     make_pipeline,
     text_source,
 )
@@ -49,6 +48,8 @@ __all__ = ["add_demo_options", "add_evaluation", "add_prune_options", "check_pro
 # Without --evaluate, the pruned model is run on this many sequences of at most this length, to see whether it has collapsed.
 CHECK_SAMPLES = 2
 CHECK_LENGTH = 1024
+# A repair that takes longer, in seconds, is announced.
+LONG_REPAIR = 120.0
 
 
 def add_demo_options(command: argparse.ArgumentParser) -> None:
@@ -172,7 +173,7 @@ def _checked_pipeline(
     """Check the options, load the model and make the pipeline; print what will be removed, what steps cost, and warnings."""
     check_output(options.output)
     check_method(options)
-    loaded = load(options)
+    loaded = load_on_cpu(options)
     # Several processes cannot share the files of a run.
     in_memory = undoable or (processes is not None and processes.count > 1)
     work = None if in_memory else work_directory(options, loaded.model, console)
@@ -188,6 +189,13 @@ def _checked_pipeline(
     warning = pipeline.token_warning(ffns)
     if warning is not None:
         console.print(Text(f"Warning: {warning}", style="bold yellow"))
+    seconds = pipeline.repair_seconds(ffns)
+    if seconds > LONG_REPAIR:
+        console.print(
+            f"The repair will take about {seconds / 60.0:,.0f} minutes, besides forward passes of the text; "
+            "--repair none leaves it out.",
+            highlight=False,
+        )
     if steps > 1:
         cost = describe_steps(steps, pruner.amount, pruner.amount_of, repairs=pipeline.repair is not None)
         console.print(cost, markup=False, highlight=False)
@@ -220,7 +228,7 @@ def _check_collapse(pipeline: BasePipeline, report: Report) -> None:
     length = min(fitting_length(pipeline.model, report.calibration["sequence_length"]), CHECK_LENGTH)
     try:
         texts = tokenise(None, pipeline.tokenizer, CHECK_SAMPLES, length, "evaluation")
-        with progress_step(pipeline.progress, "Checking whether the pruned model has collapsed"):
+        with progress_step(pipeline.progress, "Checking whether the pruned model has collapsed"), pipeline.onloaded():
             after = perplexity(pipeline.model, texts)
     except CalibrationError as error:
         report.notes.append(f"whether the pruned model has collapsed was not checked: {error}")

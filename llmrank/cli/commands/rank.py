@@ -10,8 +10,8 @@ from rich.console import Console
 
 from llmrank.calibration.blocks.work_directory import SHARD_BYTES, WorkDirectory, weights_digest
 from llmrank.cli.commands.prune import add_evaluation, run_prune
-from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, resumable, work_directory
-from llmrank.cli.options import add_method_options, add_model_options, check_method, directory, load, make_pipeline
+from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, load_on_cpu, resumable, work_directory
+from llmrank.cli.options import add_method_options, add_model_options, check_method, directory, make_pipeline
 from llmrank.errors import OptionError
 from llmrank.models import find_ffns
 from llmrank.pipeline.options import RankedText
@@ -72,7 +72,7 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
     check_output(options.output)
     check_method(options)
     check_low_memory(options)
-    loaded = load(options)
+    loaded = load_on_cpu(options)
     work = work_directory(options, loaded.model, console)
     pipeline = make_pipeline(options, loaded, evaluation=None, undoable=False, work=work)
     ffns, _ = pipeline.prepare()
@@ -145,7 +145,7 @@ def _apply_masks(options: argparse.Namespace, console: Console) -> int:
         )
     masks = Masks.load(options.ranking)
     check_low_memory(options)
-    loaded = load(options)
+    loaded = load_on_cpu(options)
     work = work_directory(options, loaded.model, console)
     digest = hashlib.sha256(options.ranking.read_bytes()).hexdigest()
     files = None if work is None else WorkDirectory(work, {"masks": digest}, resume=options.resume)

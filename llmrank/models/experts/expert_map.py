@@ -41,9 +41,14 @@ class TensorPart:
     rows: slice
     transposed: bool = False
 
+    @property
+    def parameter(self) -> torch.Tensor:
+        """The tensor of all experts, as the model holds it now."""
+        return self.owner._parameters[self.name]  # type: ignore[return-value]
+
     def read(self) -> torch.Tensor:
         """Return the part as the model holds it now: a detached view, (rows, columns) or (rows,)."""
-        stored: torch.Tensor = self.owner._parameters[self.name].detach()[self.expert]  # type: ignore[union-attr]
+        stored = self.parameter.detach()[self.expert]
         return (stored.T if self.transposed else stored)[self.rows]
 
 

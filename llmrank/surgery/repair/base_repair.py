@@ -107,6 +107,10 @@ class BaseRepair:
         """Return how many calibration tokens suffice for a layer that keeps `kept` neurons; 0 if any number suffices."""
         return 0
 
+    def operations(self, size: int, kept: int, outputs: int) -> float:  # noqa: ARG002 -- for subclasses
+        """Return about how many float64 operations :meth:`solve` takes; those in float32 count half. 0 if they take no time."""
+        return 0.0
+
     def parameters(self) -> dict[str, Any]:
         """Return the settings of the repair for reports: its public attributes."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}

@@ -13,7 +13,7 @@ import torch
 
 from llmrank.errors import OptionError
 from llmrank.surgery.repair.base_repair import BaseRepair, RepairedMap, repaired_map
-from llmrank.surgery.repair.moments import Centre, Moments, project_outputs
+from llmrank.surgery.repair.moments import N_COMBINATIONS, Centre, Moments, project_outputs
 
 __all__ = ["LeastSquaresRepair"]
 
@@ -24,6 +24,8 @@ DAMPINGS = (0.0, *FINITE_DAMPINGS, math.inf)
 SINGLE_PRECISION = 1e-2
 # For "auto" without held-out tokens: the fit and the old weights count about the same.
 CAUTIOUS_DAMPING = 1.0
+# Most searches try about so many dampings, nearly all in float32.
+N_TRIED = 10
 # With fewer tokens the measured gain was clearly smaller.
 TOKENS_PER_NEURON = 4
 TARGETS = ("stream", "output")
@@ -95,6 +97,16 @@ class LeastSquaresRepair(BaseRepair):
         """See :meth:`BaseRepair.tokens_wanted`."""
         return TOKENS_PER_NEURON * kept
 
+    def operations(self, size: int, kept: int, outputs: int) -> float:
+        """See :meth:`BaseRepair.operations`."""
+        factor, removed = kept**3 / 3.0, size - kept
+        # The equations, the last factor, and new weights for all outputs.
+        once = 2.0 * kept * removed * outputs + factor + 2.0 * kept**2 * outputs
+        combined = min(outputs, N_COMBINATIONS)
+        searched = factor + 4.0 * kept**2 * combined if self.damping == "auto" else 0.0
+        errors = 6.0 * size**2 * combined  # before and after, and their scale
+        return once + N_TRIED * searched / 2.0 + errors
+
     def solve(
         self,
         weight: torch.Tensor,
@@ -111,9 +123,10 @@ class LeastSquaresRepair(BaseRepair):
             damping = equations.best_damping(
                 _NormalEquations.of(weight, keep, held_out, centre, scale=equations.scale, projected=True).to_float32()
             )
+            change = equations.solve(damping, has_factor=True)
         else:
             damping = CAUTIOUS_DAMPING if self.damping == "auto" else float(self.damping)
-        change = equations.solve(damping)
+            change = equations.solve(damping)
         return repaired_map(weight, bias, keep, change, fit, held_out, damping)
 
 
@@ -163,11 +176,14 @@ class _NormalEquations:
             right += cross[keep]
         return cls(moments.covariance(keep, keep, centre), right, scale)
 
-    def solve(self, damping: float) -> torch.Tensor:
-        """Return the change of the kept columns, (out, kept), by Cholesky factorisation; this overwrites the equations."""
+    def solve(self, damping: float, *, has_factor: bool = False) -> torch.Tensor:
+        """Return the change of the kept columns, (out, kept), by Cholesky factorisation.
+
+        If the damped matrix is known to have a Cholesky factor, `has_factor`, the factor overwrites the equations.
+        """
         if math.isinf(damping):
             return torch.zeros_like(self.right.T)
-        solved = _solve(self.gram, self.right, damping, overwrite=True)
+        solved = _solve(self.gram if has_factor else self.gram.clone(), self.right, damping)
         if solved is None:
             values, vectors = torch.linalg.eigh(self.gram)
             solved = vectors @ (_inverse(values, damping)[:, None] * (vectors.T @ self.right))
@@ -190,7 +206,10 @@ class _NormalEquations:
         errors = {math.inf: 0.0}
 
         def try_damping(damping: float) -> None:
-            solved = None if damping in errors else _solve(*(single if damping >= SINGLE_PRECISION else exact), damping)
+            if damping in errors:
+                return
+            gram, right = single if damping >= SINGLE_PRECISION else exact
+            solved = _solve(gram.clone(), right, damping)
             if solved is not None:
                 solved = solved.float()
                 # Up to the error as cut.
@@ -211,18 +230,18 @@ class _NormalEquations:
         return min(errors, key=lambda damping: errors[damping])
 
 
-def _solve(gram: torch.Tensor, right: torch.Tensor, damping: float, *, overwrite: bool = False) -> torch.Tensor | None:
-    """Solve ``(gram + damping I) x = right``, (kept, n); None if the damped matrix has no Cholesky factor.
-
-    With `overwrite` the matrix need not be copied, which takes a gigabyte of a wide layer; it is as before if None is returned.
-    """
-    damped = gram if overwrite else gram.clone()
-    damped.diagonal().add_(damping)
-    factor, failed = torch.linalg.cholesky_ex(damped)
+def _solve(gram: torch.Tensor, right: torch.Tensor, damping: float) -> torch.Tensor | None:
+    """Solve ``(gram + damping I) x = right``, (kept, n), and overwrite `gram`; None if there is no Cholesky factor."""
+    gram.diagonal().add_(damping)
+    # LAPACK stores columns. Any other argument and function would copy the matrix, which takes a gigabyte of a wide layer.
+    columns = gram.T
+    failed = torch.empty((), dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(columns, out=(columns, failed))
     if int(failed):
-        damped.diagonal().sub_(damping)
         return None
-    return torch.cholesky_solve(right, factor)
+    halfway = torch.linalg.solve_triangular(columns, right, upper=False)
+    solved: torch.Tensor = torch.linalg.solve_triangular(columns.T, halfway, upper=True)
+    return solved
 
 
 def _inverse(values: torch.Tensor, damping: float) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from llmrank.calibration.forward import at_least_float32, unpadded_rows
 from llmrank.models.experts import Routing
 
-__all__ = ["Centre", "MissingOutput", "MomentSums", "Moments", "project_outputs"]
+__all__ = ["N_COMBINATIONS", "Centre", "MissingOutput", "MomentSums", "Moments", "project_outputs"]
 
 # The mean input of a map, (n,), and the mean of its missing output (see MissingOutput), (out,), or None if that is not known.
 # A bias makes up for what these means contribute, so they are subtracted before the weight is fitted.

@@ -9,13 +9,14 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from llmrank.calibration.blocks.stream import Stream
 from llmrank.calibration.forward import substitute_forward
 from llmrank.calibration.processes import Processes
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.models import FFN, FFNs, LinearMap, PrunableLayer
-from llmrank.models.experts import route_around
+from llmrank.models.experts import ExpertMap, route_around
 from llmrank.models.families import bias_attribute
 from llmrank.models.linear_map import bias_of, matrix_of
 from llmrank.prune.masks import Masks
@@ -268,7 +269,7 @@ class _Fitting:
         (output_map,) = layer.output_maps
         module = output_map.module
         routing = None if layer.mixture is None else layer.mixture.routing_of(module)
-        device = output_map.weight.device
+        device = self._stream.device or output_map.weight.device
         return MomentSums(layer.size, device, self._stream.n_fitted_batches, sum_held_out=sum_held_out, routing=routing)
 
     def _moments(self, layer: PrunableLayer, sums: MomentSums) -> tuple[Moments, Moments | None] | None:
@@ -302,7 +303,7 @@ class _Fitting:
 
     def _solve(self, layer: PrunableLayer, keep: torch.Tensor, fit: Moments, held_out: Moments | None) -> RepairedMap:
         (output_map,) = layer.output_maps
-        weight = output_map.weight.to(fit.second)
+        weight = output_map.weight.to(fit.second.device).to(fit.second)  # float64 only there
         # The tensors of experts get no bias that the model does not have.
         can_add_bias = self._can_add_bias and layer.mixture is None
         bias = _bias(output_map.module, weight, can_add_bias=can_add_bias)
@@ -320,13 +321,21 @@ def _bias(module: nn.Module, weight: torch.Tensor, *, can_add_bias: bool) -> tor
 
 
 def substitute(hooks: ExitStack, module: nn.Module, solved: RepairedMap) -> None:
-    """Let a repaired map compute in place of a module, until `hooks` closes."""
-    own_weight = matrix_of(module)
-    repaired = solved.to(own_weight)
-    weight = own_weight if repaired.weight is None else repaired.weight
-    substitute_forward(
-        hooks, module, lambda values: nn.functional.linear(values.to(weight.device), weight, repaired.bias)
-    )
+    """Let a repaired map compute in place of a module, until `hooks` closes.
+
+    While a copy of the module's weight is on another device, the map computes there too, and its own copy goes with the other.
+    """
+    copies = WeakTensorKeyDictionary()
+
+    def compute(values: torch.Tensor) -> torch.Tensor:
+        parameter = module.weight_part.parameter if isinstance(module, ExpertMap) else module.weight
+        own_weight = matrix_of(module)
+        if parameter not in copies:
+            copies[parameter] = solved.to(own_weight)
+        weight = own_weight if solved.weight is None else copies[parameter].weight
+        return nn.functional.linear(values.to(own_weight.device), weight, copies[parameter].bias)
+
+    substitute_forward(hooks, module, compute)
 
 
 def repair_summary(repaired: Mapping[str, RepairedMap]) -> dict[str, Any]:

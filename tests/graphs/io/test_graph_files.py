@@ -37,7 +37,7 @@ from graphs import (
     save_rank,
     weighted_pagerank,
 )
-from graphs.io.files import hidden_directory, read_tensors, remove_leftovers, replace_file, write_tensors
+from graphs.io.files import hidden_directory, read_tensors, remove_leftovers, replace_file, take_lock, write_tensors
 from graphs.linalg.blocks import SparseBlock
 from tests.graphs.cases import SHARES, Case, cases, random_case
 
@@ -695,6 +695,34 @@ def test_without_locks_files_are_written_and_leftovers_kept(tmp_path: Path, monk
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs locks")
+@pytest.mark.parametrize("by_process", [False, True])
+def test_a_lock_is_held_against_other_processes_and_perhaps_against_its_own(by_process: bool, tmp_path: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from graphs.io.files import take_lock
+print(take_lock(Path(sys.argv[1]), by_process={by_process}) is None)
+"""
+
+    def refused_elsewhere() -> bool:
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"
+
+    lock = take_lock(tmp_path, by_process=by_process)
+    assert lock is not None
+    assert refused_elsewhere()
+    again = take_lock(tmp_path, by_process=by_process)
+    assert (again is not None) == by_process
+    if again is not None:
+        os.close(again)
+        lock = take_lock(tmp_path, by_process=by_process)  # closing one descriptor has given the lock back
+        assert lock is not None
+    os.close(lock)
+    assert not refused_elsewhere()
+    assert take_lock(tmp_path / "absent", by_process=by_process) is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs locks")
 def test_a_workplace_removed_before_it_is_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, made = tempfile.mkdtemp, []
 
@@ -807,3 +835,15 @@ def test_shapes_of_tensors_are_kept(tmp_path: Path, array: Any) -> None:
     _, tensors = read_tensors(tmp_path / "file", "example")
     assert tensors["a"].shape == array.shape
     np.testing.assert_array_equal(tensors["a"], array)
+
+
+def test_equal_contents_give_equal_files(tmp_path: Path) -> None:
+    tensors = {name: np.arange(3.0) for name in ("ä", "b", 'quoted "c"\n')}
+    written = set()
+    for k in range(16):  # safetensors writes the two entries of the metadata in an order of its own
+        write_tensors(tmp_path / f"{k}", tensors, {"name": "ü\t"}, "example")
+        written.add((tmp_path / f"{k}").read_bytes())
+        meta, found = read_tensors(tmp_path / f"{k}", "example")
+        assert meta == {"name": "ü\t"}
+        assert found.keys() == tensors.keys()
+    assert len(written) == 1

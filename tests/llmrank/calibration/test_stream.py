@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from llmrank.calibration.blocks.block_stream import BlockStream, open_stream
 from llmrank.calibration.blocks.recording import Recording, recording
-from llmrank.calibration.blocks.stream import BlockStream, PassStream, Stream, open_stream
+from llmrank.calibration.blocks.stream import PassStream, Stream
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.forward import TokenMasks, first_output
 from llmrank.calibration.text import TokenSequences, tokenise

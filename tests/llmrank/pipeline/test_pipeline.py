@@ -28,7 +28,7 @@ from llmrank.prune import LocalPruner, SensitivityPruner
 from llmrank.prune.masks import Masks
 from llmrank.score import BaseScorer, NormScorer, WeightedPageRankScorer
 from llmrank.surgery.equivalence import masked_outputs
-from llmrank.surgery.repair import LeastSquaresRepair, RepairedMap
+from llmrank.surgery.repair import BiasRepair, LeastSquaresRepair, RepairedMap
 from tests.llmrank.tiny_models import (
     STRUCTURE,
     Snapshot,
@@ -377,6 +377,30 @@ def test_a_repair_from_few_tokens_says_how_many_would_do() -> None:
     assert f"for {width:,} neurons" in str(pipeline.token_warning(ffns, 1))
     pipeline.repair = None
     assert pipeline.token_warning(ffns, 1) is None
+
+
+def test_the_duration_of_a_repair_counts_operations_and_measures_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = IsolatedFFNPipeline(
+        tiny_llama(),
+        None,
+        calibration=CalibrationText(token_ids(8, 48), samples=8, sequence_length=32),
+        repair=LeastSquaresRepair(damping=1.0),
+        pruner=LocalPruner(0.5),
+    )
+    ffns = find_ffns(pipeline.model)
+    monkeypatch.setattr("llmrank.surgery.repair.duration._speed", lambda device: 1000.0)
+    expected = 0.0
+    for layer in ffns.layers.values():
+        n, kept, out = layer.size, layer.size // 2, pipeline.model.config.hidden_size
+        equations, factor, solution = 2 * kept * (n - kept) * out, kept**3 / 3, 2 * kept**2 * out
+        moments, errors = 8 * 32 * (n * n / 2 + n * out), 6 * n * n * out
+        expected += equations + factor + solution + moments + errors
+    assert pipeline.repair_seconds(ffns) == pytest.approx(expected / 1000.0)
+    pipeline.repair = LeastSquaresRepair()
+    assert pipeline.repair_seconds(ffns) > expected / 1000.0
+    for repair in (BiasRepair(), None):
+        pipeline.repair = repair
+        assert pipeline.repair_seconds(ffns) == 0.0
 
 
 def test_a_token_warning_counts_the_tokens_that_reach_an_expert() -> None:

@@ -14,8 +14,9 @@ import torch
 from torch.nn.utils import prune as torch_prune
 
 import llmrank
+from llmrank.calibration.blocks.block_stream import BlockStream, open_stream
 from llmrank.calibration.blocks.recording import recording
-from llmrank.calibration.blocks.stream import BlockStream, PassStream, Stream, open_stream
+from llmrank.calibration.blocks.stream import PassStream, Stream
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.text import tokenise
 from llmrank.models import find_ffns

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import llmrank
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Masks
+from llmrank.calibration.blocks.block_stream import open_stream
 from llmrank.calibration.blocks.recording import recording
-from llmrank.calibration.blocks.stream import open_stream
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.text import tokenise
 from llmrank.errors import CalibrationError, LLMRankError, MaskError, OptionError

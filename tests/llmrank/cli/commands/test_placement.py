@@ -50,10 +50,29 @@ def test_options_of_places_that_do_not_go_together_are_refused(
     common = ("prune", checkpoint, "--output", tmp_path / "out")
     assert "belong to --device-map" in refused(capsys, *common, "--max-memory", "cpu=1GB")
     assert "places the whole model" in refused(capsys, *common, "--device-map", "auto", "--device", "cpu")
-    with pytest.raises(SystemExit):
-        run(*common, "--device-map", "auto", "--max-memory", "1GB")
-    assert "expected DEVICE=SIZE" in capsys.readouterr().err
-    assert _max_memory("0=20GiB,cpu=60GiB") == {0: "20GiB", "cpu": "60GiB"}
+    for wrong in ("1GB", "cpu=abc", "gpu=1GB", "0=", "0=1GB,cpu=-1GB", "cpu=1.5"):
+        with pytest.raises(SystemExit):
+            run(*common, "--device-map", "auto", "--max-memory", wrong)
+        said = " ".join(capsys.readouterr().err.split())
+        assert "expected DEVICE=SIZE,DEVICE=SIZE such as 0=20GiB,cpu=60GiB" in said
+        assert f"got {wrong.rpartition(',')[2]!r}" in said
+    assert _max_memory("0=20GiB, cpu=60GB,disk=1000") == {0: 20 * 2**30, "cpu": 60 * 10**9, "disk": 1000}
+
+
+def test_each_of_two_models_has_a_revision_of_its_own(
+    checkpoint: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        "llmrank.cli.options.checkpoint.load",
+        lambda source, *_, revision, **__: (seen.append((source, revision)), load_pretrained(source))[1],
+    )
+    common = ("evaluate", checkpoint, "--text", corpus, *SHORT, "--prompts", 0)
+    assert run(*common, "--revision", "a", "--against", checkpoint) == 0
+    assert run(*common, "--revision", "a", "--against", checkpoint, "--against-revision", "b") == 0
+    assert [revision for _, revision in seen] == ["a", None, "a", "b"]
+    capsys.readouterr()
+    assert "name the model with --against" in refused(capsys, *common, "--against-revision", "b")
 
 
 def test_a_revision_reaches_every_part(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

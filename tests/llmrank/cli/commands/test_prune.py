@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,6 +122,20 @@ def test_protected_layers_are_named_or_numbered(checkpoint: Path, corpus: Path, 
     report = json.loads((tmp_path / "2" / "report.json").read_text(encoding="utf-8"))
     assert report["method"]["pruner"]["protect"] == ["*.1.*", 1]
     assert any("12.5% was removed where 25.0% was asked for" in warning for warning in report["warnings"])
+
+
+def test_a_long_repair_is_announced_before_it_begins(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    arguments = ("prune", checkpoint, "--calibration", corpus, *SHORT, "--repair", "lstsq", "--output")
+    assert run(*arguments, tmp_path / "short") == 0
+    assert "The repair will take" not in capsys.readouterr().out
+    monkeypatch.setattr("llmrank.surgery.repair.duration._speed", lambda device: 1.0)
+    assert run(*arguments, tmp_path / "long") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    announced = re.search(r"The repair will take about [0-9,]+ minutes", shown)
+    assert announced is not None
+    assert announced.start() < shown.index("Wrote")
 
 
 def test_steps_are_announced_and_reported(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:

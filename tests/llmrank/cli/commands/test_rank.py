@@ -18,6 +18,7 @@ from llmrank.cli import low_memory
 from llmrank.errors import OptionError
 from llmrank.models import find_ffns
 from llmrank.score.ranking import Ranking
+from tests.devices import FIRST, DeviceTraffic
 from tests.llmrank.commands import SHORT, refused, run
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import token_ids
@@ -87,10 +88,46 @@ def test_with_little_memory_the_commands_write_the_same(checkpoint: Path, corpus
 def test_a_model_that_does_not_fit_is_pruned_block_by_block(
     checkpoint: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    free = type("Free", (), {"available": 1000})
-    monkeypatch.setattr(low_memory.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(low_memory, "free_memory", lambda _device: 1000)
     assert run("prune", checkpoint, "--output", tmp_path / "out", "--calibration", corpus, *SHORT) == 0
-    assert "GB of memory are free: it is pruned block by block, as with --low-memory" in capsys.readouterr().out
+    assert "GB of memory are free on cpu: it is pruned block by block, as with --low-memory" in capsys.readouterr().out
+
+
+def test_with_little_memory_a_device_computes(
+    checkpoint: Path, corpus: Path, tmp_path: Path, two_devices: DeviceTraffic, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("prune", checkpoint, "--calibration", corpus, *SHORT)
+    assert run(*common, "--output", tmp_path / "cpu") == 0
+    before = two_devices.copy()
+    assert run(*common, "--output", tmp_path / "device", "--low-memory", "--device", FIRST) == 0
+    assert two_devices.since(before).transfers
+    assert Masks.load(tmp_path / "device" / "masks.safetensors") == Masks.load(tmp_path / "cpu" / "masks.safetensors")
+    found, expected = weights(tmp_path / "device"), weights(tmp_path / "cpu")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+    report = json.loads((tmp_path / "device" / "report.json").read_text(encoding="utf-8"))
+    assert report["model"]["device"] == str(FIRST)
+    capsys.readouterr()
+    device_map = ("--output", tmp_path / "out", "--low-memory", "--device-map", "auto")
+    assert "got --device-map auto; leave one of the two out" in refused(capsys, *common, *device_map)
+
+
+def test_a_model_that_does_not_fit_on_a_device_is_brought_there_by_block(
+    checkpoint: Path,
+    corpus: Path,
+    tmp_path: Path,
+    two_devices: DeviceTraffic,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(low_memory, "free_memory", lambda device: 1000 if device == FIRST else 10**9)
+    common = ("prune", checkpoint, "--calibration", corpus, *SHORT, "--repair", "none")
+    assert run(*common, "--output", tmp_path / "device", "--device", FIRST) == 0
+    assert f"are free on {FIRST}: it is pruned block by block" in capsys.readouterr().out
+    assert two_devices.transfers
+    assert run(*common, "--output", tmp_path / "cpu") == 0
+    assert "block by block" not in capsys.readouterr().out
+    assert_same(tmp_path / "device", tmp_path / "cpu")
 
 
 def test_a_killed_run_is_resumed_by_its_name(

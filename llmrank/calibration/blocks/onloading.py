@@ -1,0 +1,98 @@
+"""Let modules compute on a device for a while, although their weights stay in the memory or the files of the CPU.
+
+accelerate's ``align_module_device`` copies weights back from the device, so that weights in files would end in memory; here the
+device gets copies, and the module's own tensors are kept aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmrank.calibration.forward import substitute_forward
+
+__all__ = ["onloaded", "onloaded_by_block"]
+
+
+@contextmanager
+def onloaded(module: nn.Module, device: torch.device | None, without: Sequence[nn.Module] = ()) -> Iterator[None]:
+    """Let copies on a device take the place of a module's parameters and buffers within the context.
+
+    Afterwards the module holds its own tensors again, the very objects, whatever is raised. A buffer that a module has replaced
+    meanwhile, as some rotary embeddings do, is brought to where the own one was.
+
+    Parameters
+    ----------
+    module : nn.Module
+    device : torch.device or None
+        None changes nothing.
+    without : sequence of nn.Module
+        Modules inside `module` that are left as they are.
+
+    Notes
+    -----
+    Cost: one transfer of every tensor; tied tensors are copied once, and stay tied. Memory of the device: that of the copies.
+    """
+    left = {id(inner) for other in without for inner in other.modules()}
+    copies: dict[int, torch.Tensor] = {}
+    with ExitStack() as restore:
+        for inner in () if device is None else module.modules():
+            for tensors in () if id(inner) in left else (inner._parameters, inner._buffers):
+                for name, own in tensors.items():
+                    if own is None:
+                        continue
+                    if id(own) not in copies:
+                        copy = own.detach().to(device)
+                        is_parameter = isinstance(own, nn.Parameter)
+                        copies[id(own)] = nn.Parameter(copy, requires_grad=False) if is_parameter else copy
+                    restore.callback(_restore, tensors, name, own, copies[id(own)])
+                    tensors[name] = copies[id(own)]
+        yield
+
+
+def _restore(tensors: Any, name: str, own: torch.Tensor, copy: torch.Tensor) -> None:
+    now = tensors.get(name)
+    replaced = now is not None and now is not copy and now is not own and not isinstance(own, nn.Parameter)
+    tensors[name] = now.to(own.device) if replaced else own
+
+
+@contextmanager
+def onloaded_by_block(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device | None) -> Iterator[None]:
+    """Let forward passes of a complete model compute on a device within the context.
+
+    Parameters
+    ----------
+    model : nn.Module
+    blocks : sequence of nn.Module
+        The blocks of its stack.
+    device : torch.device or None
+        None changes nothing.
+
+    Notes
+    -----
+    Cost: each block is transferred once in every forward pass that runs it, and what is outside of the blocks (embeddings, norm,
+    head) once. Memory of the device: one block, and what is outside of the blocks.
+    """
+    with ExitStack() as hooks:
+        if device is not None:
+            hooks.enter_context(onloaded(model, device, without=blocks))
+            for block in blocks:
+                substitute_forward(hooks, block, _onloading(block, device))
+        yield
+
+
+def _onloading(block: nn.Module, device: torch.device) -> Callable[..., Any]:
+    """Return the forward function of a block, which brings the block to a device while it computes."""
+    forward = block.forward
+
+    @wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with onloaded(block, device):
+            return forward(*args, **kwargs)
+
+    return run
