@@ -26,6 +26,7 @@ __all__ = [
     "can_write_text",
     "draw_tokens",
     "end_tokens",
+    "first_token",
     "generate_text",
     "generation_settings",
     "special_ids",
@@ -52,7 +53,7 @@ def _stated_token(model: Any, name: str) -> Any:
 
 def can_write_text(model: Any) -> bool:
     """Whether a model can write text without a prompt: a decoder that can generate and has a token to begin a text."""
-    return _can_generate(model) and _first_token(model) is not None
+    return _can_generate(model) and first_token(model) is not None
 
 
 def _can_generate(model: Any) -> bool:
@@ -61,7 +62,7 @@ def _can_generate(model: Any) -> bool:
     return hasattr(model, "can_generate") and bool(model.can_generate())
 
 
-def _first_token(model: Any) -> int | None:
+def first_token(model: Any) -> int | None:
     """Return the token that begins a text: the beginning-of-text token, or else one that ends a text."""
     candidates = [_stated_token(model, "bos_token_id"), *end_tokens(model)]
     # Defaults of a configuration's class may lie outside the vocabulary.
@@ -137,7 +138,7 @@ def generate_text(
             f"{samples}, {sequence_length} and {batch_size}"
         )
     length = fitting_length(model, sequence_length)
-    first = _first_token(model)
+    first = first_token(model)
     if first is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no token in its vocabulary to begin a text with; set config.bos_token_id, or "

@@ -146,12 +146,8 @@ def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True,
     if calibrates:
         _add_text_options(data)
     data.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
-    data.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="seed of torch, of the text that the model writes, and of what is drawn from datasets (%(default)s)",
-    )
+    drawn = "of torch, of the text that the model writes, and of what is drawn from datasets"
+    data.add_argument("--seed", type=int, default=0, help=f"seed {drawn} (%(default)s)")
     return data
 
 

@@ -155,7 +155,7 @@ def weights_digest(model: nn.Module, *, complete: bool = False) -> str:
         values = tensor.detach().reshape(-1)
         step = 1 if complete else max(1, len(values) // N_SAMPLED)
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(memoryview(values[::step].contiguous().cpu().view(torch.uint8).numpy()))
+        digest.update(values[::step].contiguous().cpu().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

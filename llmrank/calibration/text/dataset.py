@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from itertools import chain
+from itertools import islice
 from typing import Any, ClassVar
 
 from llmrank.calibration.text.base_source import BaseSource
@@ -46,7 +46,7 @@ class Dataset(BaseSource):
         return sequences_of_text(*self.read(request.role, request.seed), request)
 
     def _rows(self, role: Role, seed: int) -> Iterator[Any]:
-        """Open the dataset, as a stream if that is possible, and return an iterator over its rows in random order."""
+        """Yield the rows in random order, from a stream if that is possible."""
         try:
             import datasets
         except ImportError as error:
@@ -61,11 +61,11 @@ class Dataset(BaseSource):
             try:
                 stream = rows(streaming=True)
                 # A dataset that cannot be streamed may say so at its first row.
-                return chain([next(stream)], stream)
-            except StopIteration:
-                return iter(())
+                first = [*islice(stream, 1)]
             except Exception:  # the next error, if there is one, says more
-                return rows()
+                first, stream = [], rows()
+            yield from first
+            yield from stream
         except Exception as error:
             raise CalibrationError(
                 f"cannot load dataset {name!r}, split {split!r}: {str(error).splitlines()[0] if str(error) else error}; "

@@ -16,7 +16,15 @@ from graphs import GraphError
 from graphs.io.files import read_tensors, write_tensors
 from llmrank.calibration.blocks.work_directory import weights_digest
 from llmrank.calibration.forward import input_device, progress_step
-from llmrank.calibration.generation import LONGEST_TEXT, TEXTS_AT_ONCE, can_write_text, generate_text, special_ids
+from llmrank.calibration.generation import (
+    LONGEST_TEXT,
+    TEXTS_AT_ONCE,
+    can_write_text,
+    end_tokens,
+    first_token,
+    generate_text,
+    special_ids,
+)
 from llmrank.calibration.text.base_source import BaseSource
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.sequences import Request, Role, TokenSequences
@@ -45,9 +53,8 @@ class Generated(BaseSource):
             raise CalibrationError(
                 f"the text {self.name!r} is written by a model, and none was given; pass a text or a file"
             )
-        try:
-            path = _path(request)
-        except OptionError:  # parts of the model are elsewhere, so it cannot be known again
+        path = _path(request)
+        if path is None:
             return _written(request).split(request.samples)
         sequences = _kept(path, request)
         if sequences is None:
@@ -67,13 +74,22 @@ def _written(request: Request) -> TokenSequences:
     )
 
 
-def _path(request: Request) -> Path:
-    """Return the file that keeps the text of a request; its name is a digest of all that decides the text."""
+def _path(request: Request) -> Path | None:
+    """Return the file that keeps the text of a request; its name is a digest of all that decides the text.
+
+    None if the model cannot write, or if some of its weights are elsewhere, so that it cannot be known again.
+    """
+    if not can_write_text(request.model):
+        return None
+    try:
+        weights = weights_digest(request.model, complete=True)
+    except OptionError:
+        return None
     settings = {
         "version": VERSION,
-        "weights": weights_digest(request.model, complete=True),
+        "weights": weights,
         "device": input_device(request.model).type,
-        "special": sorted(special_ids(request.tokenizer)),
+        "special": [first_token(request.model), end_tokens(request.model), sorted(special_ids(request.tokenizer))],
         "sequences": [request.samples + request.held_out, request.length, LONGEST_TEXT, TEXTS_AT_ONCE],
         "seed": request.seed,
     }

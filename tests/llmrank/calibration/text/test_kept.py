@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+import llmrank
 from llmrank.calibration import generation
 from llmrank.calibration.text import generated
 from llmrank.calibration.text.generated import Generated
 from llmrank.calibration.text.sequences import Request, TokenSequences
-from tests.llmrank.tiny_models import tiny_llama, tokenizer
+from tests.llmrank.commands import SHORT, run
+from tests.llmrank.tiny_models import spelling_tokenizer, tiny_llama, tokenizer
 
 
 @pytest.fixture
@@ -71,6 +73,8 @@ def test_whatever_decides_the_text_makes_another(cache: Path, written: list[int]
         other_model.model.layers[1].mlp.down_proj.weight[3, 7] += 1e-3
     spelled = tokenizer()
     spelled.add_special_tokens({"sep_token": "w9"})
+    other_end = tiny_llama()
+    other_end.generation_config.eos_token_id = [2, 7]
     changes: list[dict[str, Any]] = [
         {"seed": 1},
         {"length": 12},
@@ -78,6 +82,7 @@ def test_whatever_decides_the_text_makes_another(cache: Path, written: list[int]
         {"model": other_model},
         {"model": tiny_llama().double()},
         {"tokenizer": spelled},
+        {"model": other_end},
     ]
     for change in ({}, *changes):
         Generated().sequences(request(**change))
@@ -101,3 +106,18 @@ def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path, cache: Path
     digests = {Generated().sequences(request())[0].digest for _ in range(2)}
     assert len(digests) == 1
     assert written == [0, 0]
+
+
+def test_a_command_says_where_the_text_is_kept(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMRANK_CACHE", str(cache.parent))
+    monkeypatch.setenv("COLUMNS", "1000")
+    llmrank.save(tmp_path / "model", tiny_llama(), spelling_tokenizer())
+    for output in ("first", "second"):
+        command = ("prune", tmp_path / "model", "--output", tmp_path / output, "--calibration", "generated", *SHORT)
+        assert run(*command) == 0
+        said = capsys.readouterr()
+        (path,) = cache.iterdir()
+        assert f"is kept in {path}; delete that file to have it written anew" in said.out
+        assert (f"Reading the text that the model wrote before, {path}" in said.err) == (output == "second")

@@ -181,3 +181,12 @@ def test_a_mixture_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     report = json.loads((tmp_path / "pruned" / "report.json").read_text(encoding="utf-8"))
     assert [entry["share"] for entry in report["calibration"]["sources"]] == [0.75, 0.25]
     assert [entry["sequences"] for entry in report["calibration"]["sources"]] == [3, 1]
+
+
+@pytest.mark.parametrize("written", ["generated:0.5,built-in:0.5", "auto:0.5,built-in:0.5", "generated"])
+def test_a_model_on_disk_writes_no_part_of_a_mixture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], written: str
+) -> None:
+    command = ("prune", "./nowhere", "--output", tmp_path / "pruned", "--low-memory", "--calibration", written)
+    assert run(*command) == 2
+    assert "the model would be read from disk for every token" in capsys.readouterr().err
