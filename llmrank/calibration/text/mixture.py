@@ -91,7 +91,7 @@ def _mixed(parts: Sequence[TokenSequences], seed: int, said: list[dict[str, Any]
     """Return the sequences of all parts in one random order."""
     ids, mask = (torch.cat([getattr(part, name) for part in parts]) for name in ("ids", "mask"))
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
-    source = " and ".join(f"{len(part)} of {part.source}" for part in parts)
+    source = ", ".join(f"{len(part)} of {part.source}" for part in parts)
     mixed = TokenSequences.of(ids[order], mask[order], source)
     return replace(mixed, details={"sources": said}) if said else mixed
 

@@ -162,7 +162,7 @@ def test_a_report_names_sources_shares_and_hashes(files: tuple[Path, Path]) -> N
     said = pipeline.report.calibration
     assert [entry["share"] for entry in said["sources"]] == [0.5, 0.25, 0.25]
     assert [entry["sequences"] for entry in said["sources"]] == [4, 2, 2]
-    assert said["source"].startswith("4 of file a.txt and 2 of built-in")
+    assert said["source"].startswith("4 of file a.txt, 2 of built-in")
     hashes = {entry["sha256_of_tokens"] for entry in said["sources"]} | {said["sha256_of_tokens"]}
     assert len(hashes) == 4
 
