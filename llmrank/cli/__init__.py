@@ -1,4 +1,4 @@
-"""The command line: ``llmrank demo | prune | rank | apply | inspect | evaluate | components | families``."""
+"""The command line: ``llmrank demo | prune | rank | apply | inspect | evaluate | diff | components | families``."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from rich.console import Console
 from graphs import GraphError
 from llmrank.calibration.processes import launched_processes
 from llmrank.cli.commands.components import run_components
+from llmrank.cli.commands.diff import add_diff_options, run_diff
 from llmrank.cli.commands.evaluate import add_evaluate_options, run_evaluate
 from llmrank.cli.commands.families import add_families_options, run_families
 from llmrank.cli.commands.inspecting.command import add_inspect_options, run_inspect
@@ -191,6 +192,7 @@ def parser() -> argparse.ArgumentParser:
     add_evaluate_options(
         add("evaluate", run_evaluate, "measure how good a model is, pruned or not, and how close it is to another")
     )
+    add_diff_options(add("diff", run_diff, "show how two pruned checkpoints, or two rankings, of one model differ"))
     components = add(
         "components", run_components, "list pipelines, scorers, pruners and repairs, or the options of one"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from llmrank.calibration.processes import Processes
 from llmrank.calibration.text import check_text
 from llmrank.calibration.text.sequences import Role
 from llmrank.calibration.text.sources import find_source, named_sources
-from llmrank.errors import CalibrationError, OptionError
+from llmrank.errors import CalibrationError, CheckpointError, OptionError
 from llmrank.models.costs import UNITS
 from llmrank.models.demo_models import DEMO_NAME, demo_model
 from llmrank.models.loading import DTYPES, LoadedModel, parse_device, parse_dtype
@@ -37,6 +38,7 @@ __all__ = [
     "add_method_options",
     "add_model_options",
     "check_device_and_dtype",
+    "check_json",
     "check_method",
     "check_numbers",
     "directory",
@@ -315,6 +317,23 @@ def make_scorer_and_pruner(options: argparse.Namespace) -> tuple[BaseScorer, Bas
 
 def _form_and_alignment(options: argparse.Namespace) -> tuple[Any, Any]:
     return ("compact", "pad") if options.form == "padded" else (options.form, "none")
+
+
+def check_json(path: Path | None) -> None:
+    """Raise unless the file of ``--json`` can be written."""
+    if path is None:
+        return
+    if path.exists() and not path.is_file():
+        what = "a directory" if path.is_dir() else "a device or a pipe"
+        raise CheckpointError(f"{path} is {what}; expected the path of a file for --json")
+    if not path.parent.is_dir():
+        raise CheckpointError(f"cannot write {path}: there is no directory {path.parent}; create it first")
+    try:
+        # Permissions do not tell everything that the system refuses.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}; choose another place for --json") from error
 
 
 def load(options: argparse.Namespace) -> LoadedModel:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from graphs import RankResult
 from graphs.linalg.blocks import FloatArray
 from llmrank.calibration.forward import progress_step
+from llmrank.calibration.text import TokenSequences
 from llmrank.errors import OptionError
 from llmrank.inspection.budgets import Budgets, make_budgets
 from llmrank.inspection.layers import InspectedLayer, find_layers
@@ -73,8 +74,8 @@ class Inspection:
         The main budget, ``local`` or ``global``.
     in_other_topology : ScorerResult
         The results of :attr:`scorer` in :attr:`other_topology`.
-    calibration : mapping
-        Provenance of the calibration text.
+    sequences : TokenSequences
+        The calibration text.
     seconds : mapping from str to float
         Wall time: ``calibrate`` is from the search for FFNs to the statistics, ``rank`` is the rest.
     targets : tuple of {"neurons", "experts"}
@@ -89,9 +90,14 @@ class Inspection:
     scorer: str
     budget: str
     in_other_topology: ScorerResult
-    calibration: Mapping[str, Any]
+    sequences: TokenSequences
     seconds: Mapping[str, float]
     targets: tuple[Target, ...] = ("neurons",)
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """Provenance of the calibration text."""
+        return self.sequences.provenance()
 
     @property
     def amount(self) -> float | int:
@@ -206,7 +212,7 @@ def inspect_model(
         scorer=scorer,
         budget=budget,
         in_other_topology=in_other_topology,
-        calibration=sequences.provenance(),
+        sequences=sequences,
         seconds={"calibrate": calibrated - started, "rank": perf_counter() - calibrated},
         targets=targets,
     )

@@ -18,7 +18,7 @@ from llmrank.calibration.statistics.statistics_file import read_statistics, writ
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import OptionError
 
-__all__ = ["Ranking"]
+__all__ = ["SCORES", "SETTINGS", "Ranking"]
 
 SETTINGS, STATISTICS, TOKENS, SCORES = (
     "ranking.json",

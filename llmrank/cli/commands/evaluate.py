@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from rich.table import Table
 from graphs.io.files import replace_file
 from llmrank.calibration.forward import fitting_length
 from llmrank.calibration.text import TokenSequences, check_text, read_text, tokenise
-from llmrank.cli.options import add_model_options, check_device_and_dtype, load, text_source
-from llmrank.errors import CalibrationError, CheckpointError, OptionError
+from llmrank.cli.commands.loss_changes import print_loss_changes
+from llmrank.cli.options import add_model_options, check_device_and_dtype, check_json, load, text_source
+from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.fidelity import continuations, fidelity
 from llmrank.evaluation.last_word import CONTEXT_WORDS, Passage, check_continues, cut_passages, last_word
 from llmrank.evaluation.lm_eval import LMEvalTasks, find_tasks
 from llmrank.evaluation.perplexity import model_size, perplexity
+from llmrank.evaluation.token_losses import loss_changes, token_losses
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
 from llmrank.pipeline.report import dtype_name, environment, json_safe
@@ -58,6 +60,29 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the result to this file")
+    _add_dense_options(command)
+    words = command.add_argument_group("last words")
+    words.add_argument(
+        "--last-word",
+        action="store_true",
+        help="measure for how many passages of the text the model writes the last word, in the manner of LAMBADA",
+    )
+    words.add_argument(
+        "--passages", type=int, default=500, help="largest number of passages, spread over the text (%(default)s)"
+    )
+    tasks = command.add_argument_group("lm-eval (pip install 'llmrank[eval]')")
+    tasks.add_argument(
+        "--tasks",
+        metavar="NAME[,NAME]",
+        help="run tasks of lm-eval; llmrank_last_word (at most --passages) and llmrank_perplexity read --text, without a network",
+    )
+    tasks.add_argument("--task-dir", type=Path, metavar="DIR", help="directory of further tasks, in lm-eval's format")
+    tasks.add_argument("--documents", type=int, help="use only the first so many documents of each task (all)")
+    add_model_options(command.add_argument_group("model"))
+
+
+def _add_dense_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of the comparison with the dense model."""
     dense = command.add_argument_group("against the dense model")
     dense.add_argument(
         "--against",
@@ -80,37 +105,18 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
         default=64,
         help="tokens of a prompt, fewer if the sequences are shorter or the model takes no more (%(default)s)",
     )
-    dense.add_argument("--new-tokens", type=int, default=32, help="largest number of tokens to write (%(default)s)")
-    words = command.add_argument_group("last words")
-    words.add_argument(
-        "--last-word",
+    dense.add_argument(
+        "--contexts",
         action="store_true",
-        help="measure for how many passages of the text the model writes the last word, in the manner of LAMBADA",
+        help="also show which kinds of tokens MODEL predicts worse than DENSE, and the worst examples with their contexts; costs "
+        "a pass of the text for each model",
     )
-    words.add_argument(
-        "--passages", type=int, default=500, help="largest number of passages, spread over the text (%(default)s)"
-    )
-    tasks = command.add_argument_group("lm-eval (pip install 'llmrank[eval]')")
-    tasks.add_argument(
-        "--tasks",
-        metavar="NAME[,NAME]",
-        help="run tasks of lm-eval; llmrank_last_word (at most --passages) and llmrank_perplexity read --text, without a network",
-    )
-    tasks.add_argument("--task-dir", type=Path, metavar="DIR", help="directory of further tasks, in lm-eval's format")
-    tasks.add_argument("--documents", type=int, help="use only the first so many documents of each task (all)")
-    add_model_options(command.add_argument_group("model"))
+    dense.add_argument("--new-tokens", type=int, default=32, help="largest number of tokens to write (%(default)s)")
 
 
 def run_evaluate(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank evaluate``; return the exit status."""
-    _check_file(options.json)
-    check_device_and_dtype(options)
-    if options.text is not None:
-        check_text(options.text, "evaluation")
-    if options.against is None and options.against_revision is not None:
-        raise OptionError(
-            "--against-revision is that of the dense model; name the model with --against, or leave it out"
-        )
+    _check_options(options)
     passages = _passages(options) if options.last_word else None
     tasks = _tasks(options)
     loaded = load(options)
@@ -150,12 +156,31 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
     rows = _rows(content)
     if rows:
         console.print(_table(rows))
+    if dense is not None and options.contexts:
+        measured = [token_losses(each, texts, options.batch_size, options.progress) for each in (dense.model, model)]
+        changes = loss_changes(measured[0], measured[1], texts, tokenizer)
+        print_loss_changes(changes, console)
+        content["contexts"] = asdict(changes)
     content["protocol"] = {**texts.provenance(), "dtype": dtype_name(model), **environment()}
     if options.json is not None:
         with replace_file(options.json) as partial:
             text = json.dumps(json_safe(_estimates_to_dicts(content)), indent=2, allow_nan=False)
             partial.write_text(text + "\n", encoding="utf-8")
     return 0
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Raise if an option cannot be used, or needs another one."""
+    check_json(options.json)
+    if options.contexts and options.against is None:
+        raise OptionError("--contexts compares two models; name the dense one with --against DENSE")
+    check_device_and_dtype(options)
+    if options.text is not None:
+        check_text(options.text, "evaluation")
+    if options.against is None and options.against_revision is not None:
+        raise OptionError(
+            "--against-revision is that of the dense model; name the model with --against, or leave it out"
+        )
 
 
 def _tasks(options: argparse.Namespace) -> LMEvalTasks | None:
@@ -248,20 +273,3 @@ def _estimates_to_dicts(value: Any) -> Any:
     if isinstance(value, Estimate):
         return vars(value)
     return {key: _estimates_to_dicts(entry) for key, entry in value.items()} if isinstance(value, dict) else value
-
-
-def _check_file(path: Path | None) -> None:
-    """Raise unless a file can be written."""
-    if path is None:
-        return
-    if path.exists() and not path.is_file():
-        what = "a directory" if path.is_dir() else "a device or a pipe"
-        raise CheckpointError(f"{path} is {what}; expected the path of a file for --json")
-    if not path.parent.is_dir():
-        raise CheckpointError(f"cannot write {path}: there is no directory {path.parent}; create it first")
-    try:
-        # Permissions do not tell everything that the system refuses.
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}; choose another place for --json") from error

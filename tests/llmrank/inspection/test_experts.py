@@ -18,7 +18,7 @@ from llmrank.inspection.experts import summarise_experts
 from llmrank.inspection.figures import draw_experts, draw_layer, write_figures
 from llmrank.inspection.inspection import Inspection, inspect_model
 from llmrank.inspection.layers import parse_neuron, parts_by_layer
-from llmrank.inspection.page_data import payload
+from llmrank.inspection.page import payload
 from llmrank.inspection.summary import summarise_inspection, summarise_neuron
 from llmrank.models import find_ffns
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner

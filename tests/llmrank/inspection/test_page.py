@@ -24,8 +24,7 @@ from graphs.analysis.node_summary import summarise_node
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import OptionError
 from llmrank.inspection.inspection import Inspection, inspect_model
-from llmrank.inspection.page import SCRIPTS, render, write_page
-from llmrank.inspection.page_data import payload
+from llmrank.inspection.page import SCRIPTS, payload, render, write_page
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
 from tests.llmrank.tiny_models import STRUCTURE, features, tiny_llama, tiny_t5, token_ids
@@ -349,7 +348,7 @@ def test_only_its_own_scripts_may_run_and_nothing_is_fetched(hostile: tuple[dict
 
 def test_scripts_make_no_markup_and_evaluate_no_text() -> None:
     for name in SCRIPTS:
-        text = (files("llmrank.inspection") / "templates" / name).read_text(encoding="utf-8")
+        text = (files("llmrank.inspection.page") / "templates" / "scripts" / name).read_text(encoding="utf-8")
         # In HTML these would end or hide the script.
         assert not re.search(r"</script|<!--", text, re.IGNORECASE)
         assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|new Function|fetch\(", text)
@@ -363,7 +362,8 @@ def test_every_label_names_an_element(hostile: tuple[dict[str, Any], Elements]) 
     assert pointing
     assert {part for value in pointing for part in value.split()} <= set(ids)
     scripts = "".join(
-        (files("llmrank.inspection") / "templates" / name).read_text(encoding="utf-8") for name in SCRIPTS
+        (files("llmrank.inspection.page") / "templates" / "scripts" / name).read_text(encoding="utf-8")
+        for name in SCRIPTS
     )
     assert set(re.findall(r'byId\("([^"]+)"\)', scripts)) <= set(ids)
 
@@ -371,11 +371,11 @@ def test_every_label_names_an_element(hostile: tuple[dict[str, Any], Elements]) 
 def test_templates_are_shipped() -> None:
     config = configparser.ConfigParser()
     config.read(Path(__file__).parents[3] / "setup.cfg", encoding="utf-8")
-    shipped = config["options.package_data"]["llmrank.inspection"].replace(",", " ").split()
-    root = files("llmrank.inspection")
-    names = sorted(entry.name for entry in (root / "templates").iterdir())
-    assert set(names) == {"inspect.html", "inspect.css", "theme.js", *SCRIPTS}
-    assert "templates/*" in shipped
+    shipped = config["options.package_data"]["llmrank.inspection.page"].split()
+    root = files("llmrank.inspection.page") / "templates"
+    assert {entry.name for entry in root.iterdir()} == {"inspect.html", "inspect.css", "scripts"}
+    assert {entry.name for entry in (root / "scripts").iterdir()} == {"theme.js", *SCRIPTS}
+    assert shipped == ["templates/*.html", "templates/*.css", "templates/scripts/*.js"]
 
 
 def test_a_failure_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,7 +386,7 @@ def test_a_failure_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(before) < 200_000
     with pytest.raises(GraphError, match="no directory"):
         write_page(inspection, tmp_path / "absent" / "index.html")
-    monkeypatch.setattr("llmrank.inspection.page.payload", lambda _: {"source": "model", "score": math.nan})
+    monkeypatch.setattr("llmrank.inspection.page.page.payload", lambda *_: {"source": "model", "score": math.nan})
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_page(inspection, target)
     assert target.read_bytes() == before

@@ -13,6 +13,9 @@ from llmrank.calibration.forward import input_device
 from llmrank.evaluation.fidelity import continuations, fidelity
 from llmrank.evaluation.last_word import Passage, last_word
 from llmrank.evaluation.perplexity import complete, perplexity
+from llmrank.evaluation.token_losses import token_losses
+from llmrank.inspection.meaning.meanings import find_meanings
+from llmrank.models import find_ffns
 from llmrank.pipeline import (
     BasePipeline,
     CalibrationText,
@@ -124,3 +127,27 @@ def test_evaluations_give_the_numbers_of_the_cpu(place: str) -> None:
     assert complete(model, words, "w4 w5", 4) == complete(whole, words, "w4 w5", 4)
     passages = [Passage(text(9, seed), text(1, seed + 10)) for seed in range(3)]
     assert last_word(model, words, passages) == last_word(whole, words, passages)
+
+
+# --- meanings of neurons, and changes of losses
+
+
+@pytest.mark.parametrize("build", [tiny_llama, lambda: tiny_mixture("mixtral")], ids=["dense", "mixture"])
+@pytest.mark.parametrize("place", PLACES)
+def test_meanings_are_those_of_the_cpu(build: Callable[[], Any], place: str) -> None:
+    expected, found = (
+        find_meanings(model, tokenizer(), find_ffns(model), whole_sequences(token_ids(3, 12)), 2, batch_size=2)
+        for model in (build(), PLACES[place](build()))
+    )
+    for layer, neuron in list(expected)[::7]:
+        one, other = expected.of(layer, neuron), found.of(layer, neuron)
+        assert [each.context for each in one.contexts] == [each.context for each in other.contexts]
+        assert [each.token for each in one.promoted] == [each.token for each in other.promoted]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_losses_of_tokens_are_those_of_the_cpu(place: str) -> None:
+    sequences = whole_sequences(token_ids(3, 12))
+    expected, found = (token_losses(model, sequences) for model in (tiny_llama(), PLACES[place](tiny_llama())))
+    assert found.losses == pytest.approx(expected.losses, rel=1e-4)
+    assert found.likeliest.tolist() == expected.likeliest.tolist()

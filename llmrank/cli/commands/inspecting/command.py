@@ -16,20 +16,26 @@ from graphs import save_graph, save_rank
 from graphs.io.exchange import exchange_formats
 from graphs.reduction.subgraphs import top_subgraph
 from llmrank.calibration.forward import progress_step
+from llmrank.calibration.logits import predicts_next_token
 from llmrank.calibration.text.built_in import BuiltInText
-from llmrank.cli.commands.inspecting.tables import print_experts, print_layers, print_neuron
+from llmrank.cli.commands.inspecting.tables import print_experts, print_layers, print_meaning, print_neuron
 from llmrank.cli.options import add_method_options, add_model_options, check_method, load, make_pipeline
 from llmrank.errors import OptionError
+from llmrank.evaluation.token_losses import LossChanges, loss_changes, token_losses
 from llmrank.inspection.figures import FORMATS as FIGURES
 from llmrank.inspection.figures import write_figures
 from llmrank.inspection.inspection import Inspection, inspect_model
 from llmrank.inspection.layers import find_part, parse_neuron, parts_by_layer, split_neuron
+from llmrank.inspection.meaning.meaning_files import write_meanings_csv, write_meanings_json
+from llmrank.inspection.meaning.meanings import Meanings, find_meanings
 from llmrank.inspection.page import write_page
 from llmrank.inspection.summary import InspectionSummary, summarise_inspection, summarise_neuron
 from llmrank.models.demo_models import DEMO_NAME
+from llmrank.pipeline import BasePipeline
 from llmrank.pipeline.registry import SCORERS
 from llmrank.pipeline.specs import split_spec
 from llmrank.score import BaseScorer, ExpertScorer
+from llmrank.surgery.apply import temporarily_masked
 from llmrank.surgery.files import atomic_directory, check_output
 
 __all__ = ["add_inspect_options", "run_inspect"]
@@ -37,8 +43,12 @@ __all__ = ["add_inspect_options", "run_inspect"]
 # The format of the `graphs` package for complete graphs and their ranks.
 OWN_FORMAT = "safetensors"
 DEFAULT_FORMATS = "png,svg,html"
+# Tables of the contexts of all neurons, by the names of their files, which are also the names of their formats.
+TABLES = {"contexts.csv": write_meanings_csv, "contexts.json": write_meanings_json}
 PAGE = "index.html"
 SUMMARY = "summary.json"
+# Number of examples of tokens that the pruned model predicts worse.
+WORST = 30
 
 
 def add_inspect_options(command: argparse.ArgumentParser) -> None:
@@ -57,7 +67,7 @@ def add_inspect_options(command: argparse.ArgumentParser) -> None:
         default=DEFAULT_FORMATS,
         help=f"formats to write: {', '.join((*FIGURES, 'html'))}, and for graphs "
         f"{', '.join(known.name for known in formats if not known.any_size)} (only the highest nodes) "
-        f"and {', '.join(complete)} (complete graphs) (%(default)s)",
+        f"and {', '.join(complete)} (complete graphs); with --contexts {', '.join(TABLES)} (%(default)s)",
     )
     command.add_argument(
         "--layers",
@@ -76,7 +86,15 @@ def add_inspect_options(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="LAYER:N",
-        help="describe neuron N of this layer, or of this expert; can be repeated",
+        help="describe neuron N of this layer, or of this expert, with the contexts in which it is most active and the tokens "
+        "that it promotes and demotes; can be repeated",
+    )
+    command.add_argument(
+        "--contexts",
+        action="store_true",
+        help="find for every neuron the contexts in which it is most active and the tokens that it promotes and demotes, and "
+        "what the pruned model predicts worse: for the page, and for --format contexts.csv,contexts.json; costs three passes of "
+        "the calibration text, and a product of all output maps with the head",
     )
     command.add_argument("--open", action="store_true", help="open the page in a browser")
     add_model_options(command.add_argument_group("model"))
@@ -114,13 +132,20 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
     print_layers(summary, console)
     for name in summary.experts if options.layers is not None else ():
         print_experts(summary, name, console)
+    meanings = _meanings(options, pipeline, inspection, neurons)
     for layer, neuron in neurons:
         print_neuron(summarise_neuron(inspection, layer, neuron), list(layers).index(layer), console)
+        if meanings is not None:
+            part = inspection.layer(layer).part_of(neuron)
+            print_meaning(meanings.of(part.layer.name, neuron - part.start), console)
+    if meanings is not None and meanings.without_lens is not None:
+        console.print(f"No tokens are promoted or demoted: {meanings.without_lens}.", markup=False, highlight=False)
     if options.output is None:
         console.print("No files were written; --output DIR writes figures and a page to explore.", style="dim")
         return 0
     with progress_step(options.progress, f"Writing {options.output}"), atomic_directory(options.output) as partial:
-        _write_files(partial, summary, formats, options)
+        changes = _loss_changes(options, pipeline, inspection) if "html" in formats else None
+        _write_files(partial, summary, formats, options, meanings if options.contexts else None, changes)
     names = sorted(path.name for path in options.output.iterdir())
     console.print(f"Wrote {options.output}: {', '.join(names)}.", markup=False)
     if PAGE in names:
@@ -136,7 +161,7 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
 def _formats(options: argparse.Namespace) -> tuple[str, ...]:
     """Return the formats of ``--format``; raise unless they can be written."""
     exchange = exchange_formats()
-    known = (*FIGURES, "html", OWN_FORMAT, *exchange)
+    known = (*FIGURES, "html", OWN_FORMAT, *exchange, *TABLES)
     formats = tuple(name.strip().lower() for name in options.format.split(",") if name.strip())
     unknown = [name for name in formats if name not in known]
     if unknown:
@@ -150,6 +175,13 @@ def _formats(options: argparse.Namespace) -> tuple[str, ...]:
             )
     if options.output is None and options.format != DEFAULT_FORMATS:
         raise OptionError("--format needs --output, the directory to write")
+    tables = [name for name in formats if name in TABLES]
+    if tables and not options.contexts:
+        raise OptionError(f"the format {tables[0]} needs --contexts, which finds the contexts of all neurons")
+    if options.contexts and options.output is None:
+        raise OptionError(
+            "--contexts needs --output, the directory to write; --neuron prints the contexts of one neuron"
+        )
     if options.open and (options.output is None or "html" not in formats):
         raise OptionError("--open needs --output and the format html")
     return formats
@@ -201,11 +233,51 @@ def _chosen_layers(
     return [name for name in names if name in chosen]
 
 
+# --- the meanings of neurons
+
+
+def _meanings(
+    options: argparse.Namespace, pipeline: BasePipeline, inspection: Inspection, neurons: Sequence[tuple[str, int]]
+) -> Meanings | None:
+    """Find the meanings of all neurons if the options ask for them, else of the neurons to describe; None if there are none."""
+    if not neurons and not options.contexts:
+        return None
+    chosen: dict[str, list[int]] = {}
+    for name, neuron in neurons:
+        part = inspection.layer(name).part_of(neuron)
+        chosen.setdefault(part.layer.name, []).append(neuron - part.start)
+    return find_meanings(
+        pipeline.model,
+        pipeline.tokenizer,
+        pipeline.find(),
+        inspection.sequences,
+        batch_size=options.batch_size,
+        progress=options.progress,
+        neurons=None if options.contexts else chosen,
+    )
+
+
+def _loss_changes(options: argparse.Namespace, pipeline: BasePipeline, inspection: Inspection) -> LossChanges | None:
+    """Measure what the masked model predicts worse than the dense one; None if that is not asked for, or nothing is predicted."""
+    if not options.contexts or not predicts_next_token(pipeline.model):
+        return None
+    measured = []
+    for masks in (None, inspection.main.masks[inspection.budget]):
+        with temporarily_masked(pipeline.model, pipeline.find(), masks):
+            measured.append(token_losses(pipeline.model, inspection.sequences, options.batch_size, options.progress))
+    return loss_changes(measured[0], measured[1], inspection.sequences, pipeline.tokenizer, WORST)
+
+
 # --- the files
 
 
 def _write_files(
-    directory: Path, summary: InspectionSummary, formats: Sequence[str], options: argparse.Namespace
+    directory: Path,
+    summary: InspectionSummary,
+    formats: Sequence[str],
+    options: argparse.Namespace,
+    meanings: Meanings | None,
+    changes: LossChanges | None,
 ) -> None:
     inspection = summary.inspection
     text = json.dumps(summary.to_dict(), indent=2, allow_nan=False) + "\n"
@@ -215,7 +287,10 @@ def _write_files(
         layers = None if options.layers is None else list(summary.layers)
         write_figures(inspection, directory, figures, options.top, layers)
     if "html" in formats:
-        write_page(inspection, directory / PAGE)
+        write_page(inspection, directory / PAGE, meanings, changes)
+    for name, write in TABLES.items():
+        if meanings is not None and name in formats:
+            write(meanings, directory / name)
     _write_graphs(directory, inspection, formats, options.top)
 
 

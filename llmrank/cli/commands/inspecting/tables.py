@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite, isnan
-from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from llmrank.cli.printing import compact_table, marked, print_full_width, short_names, shown
 from llmrank.inspection.budgets import amount_label
 from llmrank.inspection.experts import ExpertSummary
 from llmrank.inspection.inspection import Inspection
+from llmrank.inspection.meaning.meanings import NeuronMeaning
 from llmrank.inspection.summary import InspectionSummary, NeuronSummary, Verdict
 
-__all__ = ["print_experts", "print_layers", "print_neuron"]
-
-MAX_TABLE_WIDTH = 1000
+__all__ = ["print_experts", "print_layers", "print_meaning", "print_neuron"]
 
 
 def print_layers(summary: InspectionSummary, console: Console) -> None:
@@ -36,7 +33,7 @@ def print_layers(summary: InspectionSummary, console: Console) -> None:
         markup=False,
         highlight=False,
     )
-    _print_full_width(_layer_table(summary, numbers), console)
+    print_full_width(_layer_table(summary, numbers), console)
     for budget, reason in inspection.budgets.refusals.items():
         console.print(f"{budget} pruning refuses this amount: {reason}.", markup=False, highlight=False)
     console.print(_legend(inspection), markup=False, highlight=False)
@@ -51,12 +48,12 @@ def _layer_table(summary: InspectionSummary, numbers: Mapping[str, int]) -> Tabl
     layers = summary.layers.values()
     kept = {budget: summary.kept.get(budget) for budget in ("local", "global")}
     totals = {budget: f"{sum(counts.values()):,}" if counts else "" for budget, counts in kept.items()}
-    labels = _short_names(summary.layers, numbers)
+    labels = short_names(summary.layers, numbers)
     # --layers and --neuron take the number of a layer: it gets a column of its own, unless every label begins with it.
     labels_have_numbers = all(
         label.split(".")[0] == str(numbers[name]) for name, label in zip(summary.layers, labels, strict=True)
     )
-    table = _compact_table(show_footer=True)
+    table = compact_table(show_footer=True)
     for heading, footer in (
         *([] if labels_have_numbers else [("", "")]),
         ("layer", "all" if len(layers) == len(numbers) else "these"),
@@ -84,30 +81,6 @@ def _layer_table(summary: InspectionSummary, numbers: Mapping[str, int]) -> Tabl
     return table
 
 
-def _compact_table(**options: Any) -> Table:
-    """Return a table with little space between columns, so that it fits a terminal of 80 columns."""
-    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, **options)
-
-
-def _print_full_width(table: Table, console: Console) -> None:
-    """Print a table at its full width, because numbers that are broken over two lines cannot be read."""
-    usual = console.width
-    console.width = max(
-        usual, Measurement.get(console, console.options.update(max_width=MAX_TABLE_WIDTH), table).maximum
-    )
-    console.print(table)
-    console.width = usual
-
-
-def _short_names(names: Iterable[str], all_names: Iterable[str]) -> list[str]:
-    """Return `names` without the dotted parts that all of `all_names` begin with; at least one part remains."""
-    split = [name.split(".") for name in all_names]
-    n_shared = 0
-    while all(len(parts) > n_shared + 1 for parts in split) and len({parts[n_shared] for parts in split}) == 1:
-        n_shared += 1
-    return [".".join(name.split(".")[n_shared:]) for name in names]
-
-
 def _legend(inspection: Inspection) -> str:
     what = "" if isinstance(inspection.amount, int) or inspection.targets == ("neurons",) else " of the experts"
     if len(inspection.targets) > 1:
@@ -127,10 +100,10 @@ def _legend(inspection: Inspection) -> str:
 def _print_mixtures(summary: InspectionSummary, numbers: Mapping[str, int], console: Console) -> None:
     """Print a table with a row for each mixture of experts, and what its columns mean."""
     console.print("\nExperts\n")
-    table = _compact_table()
+    table = compact_table()
     for heading in ("", "layer", "experts", "dead", "tokens", "score", "local\nkeeps", "global\nkeeps"):
         table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=True)
-    for name, label in zip(summary.experts, _short_names(summary.experts, numbers), strict=True):
+    for name, label in zip(summary.experts, short_names(summary.experts, numbers), strict=True):
         routed = [each for each in summary.experts[name] if each.routed]
         n_shared = len(summary.experts[name]) - len(routed)
         table.add_row(
@@ -142,7 +115,7 @@ def _print_mixtures(summary: InspectionSummary, numbers: Mapping[str, int], cons
             _share_range([each.score for each in routed]),
             *(_kept_widths(routed, budget) for budget in ("local", "global")),
         )
-    _print_full_width(table, console)
+    print_full_width(table, console)
     example = next(iter(summary.experts))
     console.print(
         "\nexperts: number of experts that a router sends tokens to, + number of shared ones, which get all tokens.\n"
@@ -159,7 +132,7 @@ def _print_mixtures(summary: InspectionSummary, numbers: Mapping[str, int], cons
 def print_experts(summary: InspectionSummary, name: str, console: Console) -> None:
     """Print a table with a row for each expert of a mixture."""
     console.print(Text(f"\nExperts of {name}\n", style="bold"))
-    table = _compact_table()
+    table = compact_table()
     for heading in ("expert", "neurons", "tokens", "weight", "score", "local", "global"):
         table.add_column(heading, justify="left" if heading == "expert" else "right", no_wrap=True)
     for each in summary.experts[name]:
@@ -171,7 +144,7 @@ def print_experts(summary: InspectionSummary, name: str, console: Console) -> No
             f"{each.score:.2%}",
             *(_kept_of(each, budget) for budget in ("local", "global")),
         )
-    _print_full_width(table, console)
+    print_full_width(table, console)
     console.print(
         "\ntokens: share of the calibration tokens that the expert gets; a dead expert gets none.\n"
         "weight: its mean routing weight over all tokens. A shared expert gets all tokens without a router.\n"
@@ -209,7 +182,7 @@ def _print_agreement(summary: InspectionSummary, console: Console) -> None:
         markup=False,
         highlight=False,
     )
-    table = _compact_table()
+    table = compact_table()
     for heading in ("scorer", "Spearman", "local", "global"):
         table.add_column(heading, justify="left" if heading == "scorer" else "right", no_wrap=True)
 
@@ -220,7 +193,7 @@ def _print_agreement(summary: InspectionSummary, console: Console) -> None:
         label = f"{inspection.scorer}, {name}" if name == inspection.other_topology else name
         correlation = f"{entry.correlation:.3f}" if isfinite(entry.correlation) else "-"
         table.add_row(escape(label), correlation, share(entry.local), share(entry.global_))
-    _print_full_width(table, console)
+    print_full_width(table, console)
     console.print(
         f"\nSpearman: correlation of the ranks{of_experts}, 1 for the same order, 0 for unrelated orders.\n"
         f"local, global: share of the neurons kept by {inspection.scorer} that the other scorer keeps too.",
@@ -252,6 +225,20 @@ def print_neuron(neuron: NeuronSummary, number: int, console: Console) -> None:
         lines.append(f"strongest paths through the neuron (transition probability): {paths}")
     for line in lines:
         console.print(line, markup=False, highlight=False)
+
+
+def print_meaning(meaning: NeuronMeaning, console: Console) -> None:
+    """Print the contexts in which a neuron is most active, and the tokens that it promotes and demotes."""
+    if meaning.contexts:
+        console.print("most active at the marked tokens (activation):", highlight=False)
+    else:
+        console.print("not active at any token but the first of a sequence", highlight=False)
+    for each in meaning.contexts:
+        console.print(Text.assemble(f"  {each.activation:>+9.4g}  ", marked(each.context)))
+    for title, tokens in (("promotes", meaning.promoted), ("demotes", meaning.demoted)):
+        if tokens:
+            words = ", ".join(f"{shown(each.token)!r} ({each.logit:+.3g})" for each in tokens)
+            console.print(f"{title}, by the logit lens: {words}", markup=False, highlight=False)
 
 
 def _verdict_in_words(verdict: Verdict, score: float) -> str:

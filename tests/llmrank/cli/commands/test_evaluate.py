@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from llmrank.calibration.text import tokenise
 from llmrank.evaluation.fidelity import continuations, fidelity
 from llmrank.evaluation.last_word import cut_passages, last_word
 from llmrank.evaluation.perplexity import perplexity
+from llmrank.evaluation.token_losses import loss_changes, token_losses
 from tests.llmrank.commands import refused, run
 from tests.llmrank.tiny_models import (
     TALE,
@@ -241,3 +243,33 @@ def test_tasks_without_lm_eval_say_what_to_install(
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     message = refused(capsys, "evaluate", "./nowhere", "--tasks", "llmrank_last_word")
     assert "pip install 'llmrank[eval]'" in message
+
+
+# --- contexts
+
+
+def test_contexts_show_what_is_predicted_worse(
+    models: dict[str, Path], tale: Path, tmp_path: Path, capsys: Any
+) -> None:
+    written = tmp_path / "result.json"
+    common = ["--text", tale, *SHORT, "--prompts", 0, "--json", written]
+    assert run("evaluate", models["pruned"], "--against", models["dense"], "--contexts", *common) == 0
+    output = capsys.readouterr().out
+    content = json.loads(written.read_text(encoding="utf-8"))["contexts"]
+    dense, pruned = llmrank.load(models["dense"]), llmrank.load(models["pruned"])
+    texts = tokenise(tale, dense.tokenizer, 6, 24, "evaluation")
+    expected = loss_changes(token_losses(dense.model, texts), token_losses(pruned.model, texts), texts, dense.tokenizer)
+    assert content["all"]["change"]["value"] == pytest.approx(expected.all.change.value)
+    assert math.exp(content["all"]["after"]) == pytest.approx(perplexity(pruned.model, texts).value, rel=1e-4)
+    assert [each["position"] for each in content["worst"]] == [each.position for each in expected.worst]
+    worst = expected.worst[0]
+    assert f"«{worst.context.token.strip()}»" in output
+    assert f"dense {worst.before:.2%}" in output
+    for kinds in expected.kinds.values():
+        for name, kind in kinds.items():
+            line = next(line for line in output.splitlines() if line.startswith(name))
+            assert f"{kind.change.value:+.3f}" in line
+
+
+def test_contexts_need_two_models(models: dict[str, Path], capsys: Any) -> None:
+    assert "--contexts compares two models" in refused(capsys, "evaluate", models["dense"], "--contexts")

@@ -11,7 +11,11 @@ import pytest
 
 import llmrank
 from graphs import load_graph, load_rank
+from llmrank.calibration.text import tokenise
 from llmrank.cli.commands.inspecting import command as cli_inspect
+from llmrank.evaluation.token_losses import token_losses
+from llmrank.inspection.meaning.meanings import find_meanings
+from llmrank.models import find_ffns
 from tests.llmrank import commands
 from tests.llmrank.commands import SHORT
 from tests.llmrank.tiny_mixtures import tiny_mixture
@@ -324,3 +328,67 @@ def test_experts_can_be_removed_only_from_a_mixture(checkpoint: Path, corpus: Pa
     options = (checkpoint, "--calibration", corpus, *SHORT, "--targets")
     assert "has no experts" in refused(capsys, *options, "experts")
     assert "unknown targets 'heads'" in refused(capsys, *options, "heads")
+
+
+# --- contexts
+
+
+def test_a_neuron_is_described_with_its_contexts(checkpoint: Path, corpus: Path, capsys: Any) -> None:
+    output = shown(capsys, checkpoint, "--calibration", corpus, *SHORT, "--neuron", "model.layers.1.mlp:7")
+    loaded = llmrank.load(checkpoint)
+    texts = tokenise(corpus, loaded.tokenizer, 2, 16, "calibration")
+    meaning = find_meanings(loaded.model, loaded.tokenizer, find_ffns(loaded.model), texts).of("model.layers.1.mlp", 7)
+    described = " ".join(output[output.index("Neuron 1:7") :].split())
+    assert len(meaning.contexts) == 5
+    for each in meaning.contexts:
+        assert f"{each.activation:+.4g}" in described
+        marked = f"{each.context.before} «{each.context.token.strip()}»{each.context.after}"
+        assert " ".join(marked.split()) in described
+    assert f"promotes, by the logit lens: {meaning.promoted[0].token!r} ({meaning.promoted[0].logit:+.3g})" in described
+    assert f"demotes, by the logit lens: {meaning.demoted[0].token!r}" in described
+
+
+def test_neurons_of_experts_have_contexts(tmp_path: Path, corpus: Path, capsys: Any) -> None:
+    place = llmrank.save(tmp_path / "mixture", tiny_mixture("mixtral"), tokenizer())
+    output = shown(capsys, place, "--calibration", corpus, *SHORT, "--neuron", "1.3:4")
+    loaded = llmrank.load(place)
+    texts = tokenise(corpus, loaded.tokenizer, 2, 16, "calibration")
+    found = find_meanings(loaded.model, loaded.tokenizer, find_ffns(loaded.model), texts)
+    meaning = found.of("model.layers.1.mlp.experts.3", 4)
+    assert f"promotes, by the logit lens: {meaning.promoted[0].token!r}" in output
+    assert f"{meaning.contexts[0].activation:+.4g}" in output
+
+
+def test_contexts_are_written_where_they_are_asked_for(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any
+) -> None:
+    common = ["--calibration", corpus, *SHORT, "--compare", "none"]
+    shown(
+        capsys,
+        checkpoint,
+        *common,
+        "--output",
+        tmp_path / "seen",
+        "--contexts",
+        "--format",
+        "html,contexts.csv,contexts.json",
+    )
+    names = {path.name for path in (tmp_path / "seen").iterdir()}
+    assert names == {"contexts.csv", "contexts.json", "index.html", "summary.json"}
+    assert len(json.loads((tmp_path / "seen" / "contexts.json").read_text(encoding="utf-8"))) == 2 * FFN
+    page = (tmp_path / "seen" / "index.html").read_text(encoding="utf-8")
+    data = json.loads(page[page.index('id="data">') + 10 :].split("</script>")[0])
+    assert data["meanings"]["held"] == [FFN, FFN]
+    loaded = llmrank.load(checkpoint)
+    texts = tokenise(corpus, loaded.tokenizer, 2, 16, "calibration")
+    before = token_losses(loaded.model, texts)
+    assert data["changes"]["all"]["before"] == pytest.approx(float(before.losses.mean()))
+    shown(capsys, checkpoint, *common, "--output", tmp_path / "without", "--format", "html")
+    page = (tmp_path / "without" / "index.html").read_text(encoding="utf-8")
+    assert '"meanings":null' in page
+
+
+def test_options_of_contexts_that_do_not_go_together(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    assert "--contexts needs --output" in refused(capsys, checkpoint, "--contexts")
+    said = refused(capsys, checkpoint, "--output", tmp_path / "seen", "--format", "contexts.json")
+    assert "the format contexts.json needs --contexts" in said

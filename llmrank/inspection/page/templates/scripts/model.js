@@ -42,6 +42,7 @@ class Model {
     this.inStrength = decode(data.facts.in_strength);
     this.outStrength = decode(data.facts.out_strength);
     this.edges = new Edges(data.edges, this.layers);
+    this.meanings = data.meanings ? new Meanings(data.meanings, this.layers) : null;
     this.#localRemovals = decode(data.removed);
   }
 
@@ -202,36 +203,60 @@ class Model {
   }
 }
 
-/** The strongest edges of all neurons, or of the highest neurons alone if there are too many for the page. */
-class Edges {
+/** The rows of an array that holds all neurons, or the highest neurons of each layer if there are too many for the page. */
+class Rows {
   #rows = null;
+
+  constructor(held, neurons, layers) {
+    this.held = held;
+    this.starts = [];
+    let start = 0;
+    for (const count of held) {
+      this.starts.push(start);
+      start += count;
+    }
+    this.neurons = neurons === null ? null : decode(neurons);
+    if (this.neurons !== null) {
+      this.#rows = layers.map(({ number }) => {
+        const first = this.starts[number];
+        return new Map(Array.from(this.neurons.subarray(first, first + held[number]), (neuron, row) => [neuron, row]));
+      });
+    }
+  }
+
+  /** The row of a neuron, or undefined if the page does not hold it. */
+  of(layer, neuron) {
+    const row = this.#rows === null ? neuron : this.#rows[layer.number].get(neuron);
+    return row === undefined ? undefined : this.starts[layer.number] + row;
+  }
+
+  /** Call `visit(row, neuron)` for every row of a layer. */
+  each(layer, visit) {
+    const first = this.starts[layer.number];
+    for (let k = first; k < first + this.held[layer.number]; k += 1) {
+      visit(k, this.neurons === null ? k - first : this.neurons[k]);
+    }
+  }
+}
+
+/** The strongest edges of the neurons. */
+class Edges {
+  #rows;
 
   constructor(entry, layers) {
     this.top = entry.top;
-    this.starts = [];
-    let start = 0;
-    for (const held of entry.held) {
-      this.starts.push(start);
-      start += held;
-    }
-    if (entry.neurons !== null) {
-      const neurons = decode(entry.neurons);
-      this.#rows = layers.map(({ number }) => {
-        const first = this.starts[number];
-        return new Map(Array.from(neurons.subarray(first, first + entry.held[number]), (neuron, row) => [neuron, row]));
-      });
-    }
+    this.#rows = new Rows(entry.held, entry.neurons, layers);
     this.in = { nodes: decode(entry.in_nodes), shares: decode(entry.in_shares) };
     this.out = { nodes: decode(entry.out_nodes), shares: decode(entry.out_shares) };
   }
 
   /** [{node, share}], the strongest first, or null if the page does not hold the edges of this neuron. */
   of(layer, neuron, side) {
-    const row = this.#rows === null ? neuron : this.#rows[layer.number].get(neuron);
+    const row = this.#rows.of(layer, neuron);
     if (row === undefined) return null;
     const { nodes, shares } = this[side];
     const edges = [];
-    const first = (this.starts[layer.number] + row) * this.top;
+    const first = row * this.top;
     for (let k = first; k < first + this.top; k += 1) {
       if (shares[k] > 0) edges.push({ node: nodes[k], share: shares[k] });
     }

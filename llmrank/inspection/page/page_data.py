@@ -6,7 +6,6 @@ number that each budget removes for every choice on the page. Scores are only sh
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -18,9 +17,13 @@ from graphs.analysis.node_summary import strongest_edges
 from graphs.analysis.strengths import strengths
 from graphs.linalg.blocks import FloatArray
 from llmrank.errors import OptionError
+from llmrank.evaluation.token_losses import LossChanges
 from llmrank.inspection.budgets import amount_label
 from llmrank.inspection.experts import summarise_experts
 from llmrank.inspection.inspection import Inspection, ScorerResult
+from llmrank.inspection.meaning.meanings import Meanings
+from llmrank.inspection.page.arrays import IndexType, encode_array, index_dtype
+from llmrank.inspection.page.meaning_data import changes_data, meanings_data
 from llmrank.inspection.removal_counts import (
     SLIDER_END,
     Choices,
@@ -44,21 +47,31 @@ OTHER_MASKS = (
 
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
-IndexType: TypeAlias = type[np.uint16] | type[np.uint32]
 
 
-def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DATA_LIMIT) -> dict[str, Any]:
+def payload(
+    inspection: Inspection,
+    meanings: Meanings | None = None,
+    changes: LossChanges | None = None,
+    *,
+    top_edges: int = 3,
+    data_limit: int = DATA_LIMIT,
+) -> dict[str, Any]:
     """Collect the data of the page, ready for JSON.
 
     Parameters
     ----------
     inspection : Inspection
+    meanings : Meanings, optional
+        Of all neurons; see :func:`llmrank.inspection.page.meaning_data.meanings_data`.
+    changes : LossChanges, optional
+        What the inspection's masks change in the predictions of its calibration text.
     top_edges : int
         Largest number of edges shown on each side of a neuron, at least 1.
     data_limit : int
-        Approximate largest size of the arrays, in bytes of base64. If they are larger, the page leaves out the edges of neurons
-        with low scores, then the scores in the other topology, then the other scorers from the last one on; a note lists them.
-        The scores of the main scorer, and the edges of the 64 highest neurons of each layer, are always included.
+        Approximate largest size of the arrays of the graph, in bytes of base64. If they are larger, the page leaves out the edges
+        of neurons with low scores, then the scores in the other topology, then the other scorers from the last one on; a note
+        lists them. The scores of the main scorer, and the edges of the 64 highest neurons of each layer, are always included.
 
     Returns
     -------
@@ -113,7 +126,35 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
         for name in names
     ):
         notes.append(OTHER_MASKS.format(amount_label(inspection.amount, inspection.targets)))
-    dtype = _index_dtype(max(choices.sizes))
+    dtype = index_dtype(max(choices.sizes))
+    meaning, note = (None, None) if meanings is None else meanings_data(inspection, meanings)
+    notes += [] if note is None else [note]
+    return {
+        **_protocol(inspection, choices),
+        "removed": encode_array(by_local, dtype),
+        "notes": notes,
+        "layers": layers,
+        "units": units,
+        "scorers": {
+            name: {
+                **_scores(list(candidates[name].importance.values())),
+                "positions": _positions(orders[name], dtype),
+                "removed": encode_array(by_global[name], dtype),
+            }
+            for name in names
+        },
+        "facts": _facts(inspection),
+        "edges": _edges(inspection, edges_per_layer, top_edges),
+        "meanings": meaning,
+        "changes": None if changes is None else changes_data(changes),
+    }
+
+
+# --- parts of the payload
+
+
+def _protocol(inspection: Inspection, choices: Choices) -> dict[str, Any]:
+    """Return what was inspected and how, and what the page lets its reader choose."""
     return {
         "source": inspection.source,
         "topology": inspection.topology,
@@ -131,30 +172,13 @@ def payload(inspection: Inspection, *, top_edges: int = 3, data_limit: int = DAT
             "slider": _slider(inspection, choices),
         },
         "refusals": choices.refusals,
-        "removed": _array(by_local, dtype),
         "calibration": _describe_calibration(inspection.calibration),
         "versions": environment(),
         "graph": {
             "nodes": sum(entry.graph.n_nodes for entry in inspection.graphs),
             "edges": sum(entry.graph.n_edges for entry in inspection.graphs),
         },
-        "notes": notes,
-        "layers": layers,
-        "units": units,
-        "scorers": {
-            name: {
-                **_scores(list(candidates[name].importance.values())),
-                "positions": _positions(orders[name], dtype),
-                "removed": _array(by_global[name], dtype),
-            }
-            for name in names
-        },
-        "facts": _facts(inspection),
-        "edges": _edges(inspection, edges_per_layer, top_edges),
     }
-
-
-# --- parts of the payload
 
 
 def _notes(
@@ -237,7 +261,7 @@ def _positions(order: Order, dtype: IndexType) -> dict[str, Any]:
     arrays = {budget: np.concatenate(positions) for budget, positions in order.positions.items()}
     if np.array_equal(arrays["local"], arrays["global"]):
         del arrays["global"]
-    return {budget: _array(positions, dtype) for budget, positions in arrays.items()}
+    return {budget: encode_array(positions, dtype) for budget, positions in arrays.items()}
 
 
 def _slider(inspection: Inspection, choices: Choices) -> int:
@@ -253,7 +277,7 @@ def _slider(inspection: Inspection, choices: Choices) -> int:
 def _scores(scores: Sequence[FloatArray]) -> dict[str, Any]:
     """Return a scorer's scores, and for each layer how concentrated they are."""
     return {
-        "scores": _array(np.concatenate(scores), np.float32),
+        "scores": encode_array(np.concatenate(scores), np.float32),
         "effective": [effective_number(values) for values in scores],
         "gini": [gini(values) for values in scores],
         "top": [top_share(values) for values in scores],
@@ -270,9 +294,9 @@ def _facts(inspection: Inspection) -> dict[str, Any]:
         in_strengths.append(in_strength)
         out_strengths.append(out_strength)
     return {
-        "activation": _array(np.concatenate(activations), np.float32),
-        "in_strength": _array(np.concatenate(in_strengths), np.float32),
-        "out_strength": _array(np.concatenate(out_strengths), np.float32),
+        "activation": encode_array(np.concatenate(activations), np.float32),
+        "in_strength": encode_array(np.concatenate(in_strengths), np.float32),
+        "out_strength": encode_array(np.concatenate(out_strengths), np.float32),
     }
 
 
@@ -298,16 +322,16 @@ def _edges(inspection: Inspection, per_layer: int, top: int) -> dict[str, Any]:
     return {
         "top": top,
         "held": [len(neurons) for neurons in chosen],
-        "neurons": None if is_complete else _array(np.concatenate(chosen), np.uint32),
+        "neurons": None if is_complete else encode_array(np.concatenate(chosen), np.uint32),
         **{
-            key: _array(np.concatenate(values), node_dtype if key.endswith("nodes") else np.float32)
+            key: encode_array(np.concatenate(values), node_dtype if key.endswith("nodes") else np.float32)
             for key, values in parts.items()
         },
     }
 
 
 def _node_dtype(inspection: Inspection) -> IndexType:
-    return _index_dtype(max(size for entry in inspection.graphs for size in entry.graph.layer_sizes))
+    return index_dtype(max(size for entry in inspection.graphs for size in entry.graph.layer_sizes))
 
 
 def _choose_what_fits(
@@ -315,7 +339,7 @@ def _choose_what_fits(
 ) -> tuple[list[str], int]:
     """Return the scorers that fit, and the number of neurons per layer whose edges fit (`edge_bytes` for each neuron)."""
     n_neurons = sum(sizes)
-    index_bytes = np.dtype(_index_dtype(max(choices.sizes))).itemsize
+    index_bytes = np.dtype(index_dtype(max(choices.sizes))).itemsize
     # Base64 takes four bytes for three.
     per_table = index_bytes * len(choices.multiples) * len(choices.amounts) * len(choices.sizes) * 4 / 3
     per_scorer = (4 + index_bytes) * n_neurons * 4 / 3 + per_table
@@ -337,12 +361,3 @@ def _describe_calibration(provenance: Mapping[str, Any]) -> str:
     source = str(provenance.get("source", "unknown"))
     sizes = [f"{provenance[key]:,} {key}" for key in ("sequences", "tokens") if isinstance(provenance.get(key), int)]
     return f"{source} ({', '.join(sizes)})" if sizes else source
-
-
-def _index_dtype(size: int) -> IndexType:
-    return np.uint16 if size <= 1 << 16 else np.uint32
-
-
-def _array(values: npt.NDArray[Any], dtype: type[np.generic]) -> dict[str, str]:
-    little = np.dtype(dtype).newbyteorder("<")
-    return {"dtype": np.dtype(dtype).name, "data": base64.b64encode(values.astype(little).tobytes()).decode("ascii")}

@@ -14,16 +14,26 @@ from string import Template
 from typing import Any
 
 from graphs.io.files import replace_file
+from llmrank.evaluation.token_losses import LossChanges
 from llmrank.inspection.inspection import Inspection
-from llmrank.inspection.page_data import payload
+from llmrank.inspection.meaning.meanings import Meanings
+from llmrank.inspection.page.page_data import payload
 
-__all__ = ["render", "write_page"]
+__all__ = ["SCRIPTS", "render", "write_page"]
 
 # The parts of the page's script, in order. Code that a part runs while the page loads may use only the parts before it.
-SCRIPTS = ("model.js", "search.js", "charts.js", "plots.js", "state.js", "panels.js", "inspect.js")
+SCRIPTS = (
+    *("model.js", "meanings.js", "search.js", "charts.js", "plots.js", "state.js"),
+    *("panels.js", "meaning_panels.js", "inspect.js"),
+)
 
 
-def write_page(inspection: Inspection, path: str | os.PathLike[str]) -> Path:
+def write_page(
+    inspection: Inspection,
+    path: str | os.PathLike[str],
+    meanings: Meanings | None = None,
+    changes: LossChanges | None = None,
+) -> Path:
     """Write an inspection as a page to explore in a browser.
 
     Parameters
@@ -31,6 +41,10 @@ def write_page(inspection: Inspection, path: str | os.PathLike[str]) -> Path:
     inspection : Inspection
     path : path-like
         File to write. It is replaced on success, and left as it is on failure.
+    meanings : Meanings, optional
+        The meanings of all neurons, to show and to search.
+    changes : LossChanges, optional
+        What the masks of the inspection change in the predictions of its calibration text.
 
     Raises
     ------
@@ -51,12 +65,12 @@ def write_page(inspection: Inspection, path: str | os.PathLike[str]) -> Path:
     >>> inspection = inspect_model(pipeline, {"activation": ActivationScorer()}, "activation")
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     page = write_page(inspection, Path(directory) / "index.html")
-    ...     page.name, page.stat().st_size < 150_000
+    ...     page.name, page.stat().st_size < 170_000
     ('index.html', True)
     """
     target = Path(path)
     with replace_file(target) as partial:
-        partial.write_text(render(payload(inspection)), encoding="utf-8", newline="\n")
+        partial.write_text(render(payload(inspection, meanings, changes)), encoding="utf-8", newline="\n")
     return target
 
 
@@ -69,7 +83,7 @@ def render(content: Mapping[str, Any]) -> str:
     Parameters
     ----------
     content : mapping
-        The result of :func:`llmrank.inspection.page_data.payload`.
+        The result of :func:`llmrank.inspection.page.page_data.payload`.
 
     Examples
     --------
@@ -77,8 +91,8 @@ def render(content: Mapping[str, Any]) -> str:
     >>> "<title>&lt;/script&gt; &amp; co</title>" in page, '{"source":"\\u003c/script> & co"}' in page
     (True, True)
     """
-    theme = _template("theme.js")
-    script = "\n".join(["(() => {", '"use strict";', *map(_template, SCRIPTS), "})();"])
+    theme = _template("scripts/theme.js")
+    script = "\n".join(["(() => {", '"use strict";', *(_template(f"scripts/{name}") for name in SCRIPTS), "})();"])
     style = f"\n{_template('inspect.css')}\n"
     policy = "; ".join(
         [
@@ -107,4 +121,4 @@ def _hash(text: str) -> str:
 
 
 def _template(name: str) -> str:
-    return (files("llmrank.inspection") / "templates" / name).read_text(encoding="utf-8").strip()
+    return (files("llmrank.inspection.page") / "templates" / name).read_text(encoding="utf-8").strip()

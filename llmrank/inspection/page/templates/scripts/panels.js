@@ -57,6 +57,8 @@ function showProvenance() {
     ].map((pair) => element("div", {}, ...termsAndValues([pair]))),
   );
   if (!model.mixtures.length) for (const each of document.querySelectorAll(".of-mixtures")) each.remove();
+  if (!model.meanings) for (const each of document.querySelectorAll(".of-meanings")) each.remove();
+  if (!data.changes) byId("changes").remove();
   byId("amount").disabled = model.isFixed;
   byId("as-inspected").hidden = model.isFixed;
   byId("notes").hidden = data.notes.length === 0;
@@ -227,6 +229,7 @@ function showNeuron() {
     element("dl", {}, ...termsAndValues(facts)),
     strongestEdges(layer, neuron, "in", "Strongest edges from"),
     strongestEdges(layer, neuron, "out", "Strongest edges to"),
+    ...(model.meanings ? [meaningOf(layer, neuron)] : []),
     verdicts(layer, neuron),
   );
 }

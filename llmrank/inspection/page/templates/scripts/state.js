@@ -19,6 +19,8 @@ const state = {
   preview: null,
   sort: { column: "place", descending: false },
   filter: "all",
+  // The text that neurons are searched by, or null.
+  token: null,
   expertSort: { column: "expert", descending: false },
   page: 0,
 };

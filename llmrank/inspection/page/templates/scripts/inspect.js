@@ -62,6 +62,7 @@ function refresh() {
   showExperts();
   showNeuron();
   showNeurons();
+  showFound();
   scheduleCharts();
 }
 
@@ -362,6 +363,8 @@ function start() {
   listenToChoices();
   listenToLayers();
   if (model.mixtures.length) listenToExperts();
+  if (model.meanings) listenToMeanings();
+  if (data.changes) showChanges();
   listenToNeurons();
   listenToCharts();
   listenToPage();

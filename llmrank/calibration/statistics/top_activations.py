@@ -1,0 +1,197 @@
+"""The tokens of the calibration text at which each neuron is most active."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from llmrank.calibration.forward import (
+    Progress,
+    TokenMasks,
+    add_hook,
+    body_of,
+    evaluation_mode,
+    is_decoder,
+    model_inputs,
+    run_body,
+)
+from llmrank.calibration.text.sequences import TokenSequences
+from llmrank.errors import CalibrationError, OptionError
+from llmrank.models import FFN, FFNs
+from llmrank.models.experts import Routing
+
+__all__ = ["TopActivations", "collect_top_activations"]
+
+
+@dataclass(frozen=True, eq=False)
+class TopActivations:
+    """The largest activations of every neuron, by absolute value, and where in the text they occur.
+
+    Attributes
+    ----------
+    sequences : TokenSequences
+        The text.
+    activations : mapping from str to (n, k) float32 tensor
+        By the name of the prunable layer: what the output map reads from each neuron, with its sign, the largest absolute value
+        first.
+    positions : mapping from str to (n, k) int64 tensor
+        Indices in ``sequences.ids.flatten()`` of the token that each activation belongs to; -1 where a neuron was active at
+        fewer than k tokens.
+    """
+
+    sequences: TokenSequences
+    activations: Mapping[str, torch.Tensor]
+    positions: Mapping[str, torch.Tensor]
+
+
+def collect_top_activations(
+    model: nn.Module,
+    ffns: FFNs,
+    sequences: TokenSequences,
+    k: int = 5,
+    batch_size: int = 1,
+    progress: Progress | None = None,
+    *,
+    layers: Collection[str] | None = None,
+    skip: int = 1,
+) -> TopActivations:
+    """Run a model on the calibration sequences, and find for every neuron the tokens at which it is most active.
+
+    An activation is what the output map reads from a neuron (of Linears named by a `structure_dict`, what the next of them
+    reads). Absolute values are compared, because a neuron of a gated FFN writes as much with a negative activation as with a
+    positive one, in the opposite direction; an FFN without a gate and with a ReLU has no negative ones.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A model that reads token ids.
+    ffns : FFNs
+    sequences : TokenSequences
+        Padding does not count. An expert counts the tokens that its router sends it.
+    k : int
+        Number of activations to keep for each neuron.
+    batch_size : int
+        Number of sequences in one forward pass; it changes the result by round-off only.
+    progress : callable, optional
+        See :func:`llmrank.calibration.collect.collect_statistics`.
+    layers : collection of str, optional
+        Names of the prunable layers to watch; all by default.
+    skip : int
+        Number of tokens at the beginning of every sequence that do not count. By default the first does not: it has no
+        context, and in many models its activations are far larger than all others (massive activations [1]_), so that it would
+        be the top token of most neurons.
+
+    Raises
+    ------
+    OptionError
+        `k` is below 1, or the sequences are features and not tokens.
+    CalibrationError
+        Activations are not finite, tokens cannot be told apart at an FFN, or the model cannot read the ids.
+
+    Notes
+    -----
+    Cost: one forward pass of all sequences. Memory: 12 bytes for each of the k activations of a neuron, beside the forward pass
+    of one batch.
+
+    References
+    ----------
+    .. [1] M. Sun et al., "Massive activations in large language models", 2024, arXiv:2402.17762.
+    """
+    if k < 1:
+        raise OptionError(f"k must be an integer >= 1, got {k!r}")
+    if sequences.ids.is_floating_point():
+        raise OptionError("top activations need tokens, and this model reads features; expected sequences of token ids")
+    body = body_of(model, ffns)
+    masks, positions = TokenMasks(), TokenMasks()
+    found: dict[str, _TopTokens] = {}
+    with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model, ffns):
+        for ffn in ffns:
+            for index, layer in ffn.prunable.items():
+                if layers is None or layer.name in layers:
+                    found[layer.name] = _watch(hooks, model, ffn, index, k, masks, positions)
+        batches, row = list(sequences.batches(batch_size)), 0
+        for ids, mask in progress(batches, "Finding contexts") if progress else batches:
+            inputs, *_ = model_inputs(model, ids, mask)
+            positions.replace(_positions(mask, row, skip, halves="decoder_input_ids" in inputs))
+            masks.replace(
+                TokenMasks(*(None if each is None else each >= 0 for each in (positions.input, positions.decoder)))
+            )
+            run_body(body, inputs)
+            row += len(ids)
+    finished = {name: top.finish(name) for name, top in found.items()}
+    return TopActivations(
+        sequences,
+        {name: activations for name, (activations, _) in finished.items()},
+        {name: places for name, (_, places) in finished.items()},
+    )
+
+
+def _positions(mask: torch.Tensor, row: int, skip: int, *, halves: bool) -> TokenMasks:
+    """Return the index in the text of every token of a batch, -1 for those that do not count, as in the masks of TokenMasks.
+
+    The decoder of an encoder-decoder model reads the second half of a sequence behind its start token, so one token later.
+    """
+    n, length = mask.shape
+    indices = torch.arange(row * length, (row + n) * length).view(n, length)
+    indices = indices.where(mask.cpu() & (torch.arange(length) >= skip), torch.tensor(-1))
+    if not halves:
+        return TokenMasks(indices)
+    half = length // 2
+    start = torch.full((n, 1), -1)
+    return TokenMasks(indices[:, :half], torch.cat([start, indices[:, half:-1]], dim=1))
+
+
+def _watch(
+    hooks: ExitStack, model: nn.Module, ffn: FFN, layer: int, k: int, masks: TokenMasks, positions: TokenMasks
+) -> _TopTokens:
+    """Register a hook that keeps the top activations of one layer of an FFN, until `hooks` closes."""
+    # The last layer of an explicit FFN is read by nothing that is known.
+    is_read = layer < len(ffn.stages)
+    module = ffn.stages[layer if is_read else layer - 1][0].module
+    routing = None if ffn.mixture is None else ffn.mixture.routing_of(module)
+    side = "decoder" if is_decoder(model, ffn) else "input"
+    top = _TopTokens(ffn.sizes[layer], k, positions, side, routing)
+    add_hook(hooks, model, ffn, module, top, masks, output=not is_read)
+    return top
+
+
+class _TopTokens:
+    """The k largest activations of each neuron so far."""
+
+    def __init__(self, size: int, k: int, positions: TokenMasks, side: str, routing: Routing | None) -> None:
+        self._values = torch.zeros(k, size)
+        self._places = torch.full((k, size), -1)
+        self._positions, self._side, self._routing = positions, side, routing
+
+    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Add hidden neurons (..., n); the mask is that of the positions that are not -1."""
+        # The device of the weights is not known before, if they are loaded for each call.
+        device = values.device
+        self._values, self._places = self._values.to(device), self._places.to(device)
+        indices: torch.Tensor = getattr(self._positions, self._side).reshape(-1).to(device)
+        if self._routing is not None:
+            indices = indices[self._routing.tokens.to(device)]
+        values = values.detach().reshape(-1, values.shape[-1]).to(self._values)
+        if mask is not None:
+            # Zeros are no activations, so these rows have no place; to select rows, a GPU would have to be waited for.
+            values = values.where(mask.reshape(-1, 1).to(device), 0.0)
+        k = len(self._values)
+        best = values.abs().topk(min(k, len(values)), dim=0).indices
+        merged = torch.cat([self._values, values.gather(0, best)])
+        places = torch.cat([self._places, indices[best]])
+        order = merged.abs().topk(k, dim=0).indices
+        self._values, self._places = merged.gather(0, order), places.gather(0, order)
+
+    def finish(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the activations and their places, (n, k) each."""
+        if not bool(torch.isfinite(self._values).all()):
+            raise CalibrationError(
+                f"the activations of {name} are not finite: the weights hold NaN or Inf, or the dtype overflows; load the model "
+                "in float32 or bfloat16 and check its perplexity"
+            )
+        places = self._places.where(self._values != 0, -1)
+        return self._values.T.cpu().contiguous(), places.T.cpu().contiguous()

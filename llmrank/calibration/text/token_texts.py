@@ -1,0 +1,102 @@
+"""The texts of single tokens, and the text around a token of a sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmrank.calibration.text.sequences import TokenSequences
+from llmrank.errors import OptionError
+
+__all__ = ["Context", "TokenTexts"]
+
+# Tokenizers of whole words: a token begins with a space unless it continues a word.
+OF_WORDS = ("WordLevel", "WordPiece")
+CONTINUES = "##"
+# How SentencePiece writes a space.
+SPACE = "\u2581"
+
+
+@dataclass(frozen=True)
+class Context:
+    """A token of a text with the text around it.
+
+    Attributes
+    ----------
+    before, token, after : str
+        Joined, they are a piece of the text.
+    """
+
+    before: str
+    token: str
+    after: str
+
+
+class TokenTexts:
+    """The text of each token of a tokenizer, with the space that it begins with. Each token is decoded once.
+
+    A token that holds only a part of a character is shown as U+FFFD, as tokenizers decode it.
+
+    Parameters
+    ----------
+    tokenizer : transformers tokenizer
+
+    Raises
+    ------
+    OptionError
+        There is no tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if tokenizer is None:
+            raise OptionError("the texts of tokens need a tokenizer, and this model came without one")
+        self._tokenizer = tokenizer
+        self._of_words = (
+            type(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)).__name__ in OF_WORDS
+        )
+        self._texts: dict[int, str] = {}
+
+    @property
+    def special(self) -> frozenset[int]:
+        """The special tokens, such as the end of a text."""
+        return frozenset(self._tokenizer.all_special_ids)
+
+    def __len__(self) -> int:
+        """Return the number of tokens that the tokenizer can write."""
+        return len(self._tokenizer)
+
+    def __getitem__(self, token: int) -> str:
+        if token not in self._texts:
+            self._texts[token] = self._decode(token)
+        return self._texts[token]
+
+    def _decode(self, token: int) -> str:
+        stored = str(self._tokenizer.convert_ids_to_tokens(token))
+        if self._of_words and token not in self.special:
+            return stored.removeprefix(CONTINUES) if stored.startswith(CONTINUES) else f" {stored}"
+        text = str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
+        # A decoder takes the space from the beginning of a text, and one token is a text to it.
+        return f" {text}" if stored.startswith(SPACE) and not text.startswith(" ") else text
+
+    def join(self, tokens: list[int]) -> str:
+        """Return the text of consecutive tokens."""
+        return "".join(self[token] for token in tokens)
+
+    def context(self, sequences: TokenSequences, position: int, before: int = 16, after: int = 8) -> Context:
+        """Return a token with the text around it in its own sequence; padding is left out.
+
+        Parameters
+        ----------
+        sequences : TokenSequences
+        position : int
+            Index of the token in ``sequences.ids.flatten()``.
+        before, after : int
+            Largest number of tokens on each side.
+        """
+        row, at = divmod(position, sequences.length)
+        ids, mask = sequences.ids[row], sequences.mask[row]
+
+        def text(start: int, end: int) -> str:
+            return self.join(ids[start:end][mask[start:end]].tolist())
+
+        return Context(text(max(at - before, 0), at), self[int(ids[at])], text(at + 1, at + 1 + after))

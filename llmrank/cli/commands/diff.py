@@ -1,0 +1,104 @@
+"""``llmrank diff``: how two pruned checkpoints, or two rankings, of one model differ."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterable
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from graphs.io.files import replace_file
+from llmrank.cli.options import check_json
+from llmrank.cli.printing import compact_table, print_full_width
+from llmrank.inspection.difference import LayerDifference, RunDifference, compare_runs, read_run
+
+__all__ = ["add_diff_options", "run_diff"]
+
+# Of a sha256, the beginning is enough to see that two differ.
+DIGEST = re.compile("([0-9a-f]{12})[0-9a-f]{52}")
+
+
+def add_diff_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``llmrank diff``."""
+    kinds = "a directory that llmrank prune or llmrank rank has written, or a report.json"
+    command.add_argument("a", metavar="A", type=Path, help=kinds)
+    command.add_argument("b", metavar="B", type=Path, help="another, of the same model")
+    command.add_argument("--json", type=Path, metavar="FILE", help="also write the differences to this file")
+
+
+def run_diff(options: argparse.Namespace, console: Console) -> int:
+    """Run ``llmrank diff``; return the exit status."""
+    check_json(options.json)
+    difference = compare_runs(read_run(options.a), read_run(options.b))
+    console.print(f"A: {options.a}\nB: {options.b}\n", markup=False, highlight=False)
+    if difference.layers:
+        _print_layers(difference, console)
+    elif difference.widths:
+        _print_table(
+            "widths", [(name, *pair) for name, pair in difference.widths.items() if pair[0] != pair[1]], console
+        )
+    if difference.correlations:
+        rows = [(name, _number(value)) for name, value in difference.correlations.items()]
+        _print_table("Spearman's correlation of the scores", rows, console, headings=("", ""))
+    _print_table("outcomes", [(name, *map(_number, pair)) for name, pair in difference.outcomes.items()], console)
+    _print_table("settings that differ", [(name, *pair) for name, pair in difference.settings.items()], console)
+    for note in difference.notes:
+        console.print(f"Note: {note}.", markup=False, highlight=False)
+    if options.json is not None:
+        with replace_file(options.json) as partial:
+            text = json.dumps(difference.to_dict(), indent=2, allow_nan=False)
+            partial.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+def _print_layers(difference: RunDifference, console: Console) -> None:
+    """Print a row for each layer, one for all, and what the columns mean."""
+    table = compact_table(show_footer=True)
+    layers = difference.layers.values()
+    sums = [sum(values) for values in zip(*map(_counts, layers), strict=True)]
+    footers = ["all", *(f"{value:,}" for value in sums), f"{sum(layer.expected for layer in layers):,.0f}", ""]
+    headings = ("layer", "neurons", "A keeps", "B keeps", "both", "only A", "only B", "by chance", "kappa")
+    for heading, footer in zip(headings, footers, strict=True):
+        table.add_column(heading, footer, justify="left" if heading == "layer" else "right", no_wrap=True)
+    for name, layer in difference.layers.items():
+        kappa = "-" if layer.kappa is None else f"{layer.kappa:.3f}"
+        table.add_row(escape(name), *(f"{value:,}" for value in _counts(layer)), f"{layer.expected:,.0f}", kappa)
+    print_full_width(table, console)
+    console.print(
+        "\nboth: number of neurons that both keep; by chance: the number if B's choice had nothing to do with A's.\n"
+        "kappa: agreement of the keep masks, 1 if they are equal, 0 if they agree as by chance (Cohen's kappa).\n",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _counts(layer: LayerDifference) -> tuple[int, ...]:
+    return (layer.size, *layer.widths, layer.both, layer.only_a, layer.only_b)
+
+
+def _print_table(
+    title: str, rows: Iterable[tuple[Any, ...]], console: Console, headings: tuple[str, ...] = ("", "A", "B")
+) -> None:
+    """Print a table unless it has no rows."""
+    rows = list(rows)
+    if not rows:
+        return
+    table = compact_table()
+    for heading in (title, *headings[1:]):
+        table.add_column(escape(heading), overflow="fold")
+    for row in rows:
+        table.add_row(*("-" if value is None else escape(DIGEST.sub(r"\1", str(value))) for value in row))
+    console.print(table)
+    console.print()
+
+
+def _number(value: Any) -> str | None:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if isfinite(value) else "-"
+    return None if value is None else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,291 @@
+"""The difference between two pruned checkpoints, or two rankings, of one model: neurons, scores, settings and outcomes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graphs import GraphError
+from graphs.analysis.measures import rank_correlation
+from graphs.io.files import read_tensors
+from graphs.linalg.blocks import FloatArray
+from llmrank.errors import CheckpointError, OptionError
+from llmrank.prune.masks import Masks
+from llmrank.score.ranking import SCORES, SETTINGS
+
+__all__ = ["LayerDifference", "Run", "RunDifference", "compare_runs", "read_run"]
+
+REPORT, MASKS = "report.json", "masks.safetensors"
+# The parts of a report that say what was pruned, how, and by what text: their names here, and the keys that lead to them.
+COMPARED: Mapping[str, tuple[str, ...]] = {
+    "model": ("model",),
+    "method": ("method",),
+    "calibration": ("calibration",),
+    "held_out": ("held_out",),
+    "evaluation": ("evaluation", "protocol"),
+}
+# The facts of a report that are compared as numbers: their names, and the keys that lead to them.
+OUTCOMES: Mapping[str, tuple[str, ...]] = {
+    "neurons removed": ("neurons", "removed"),
+    "share removed": ("neurons", "share_reached"),
+    "parameters": ("after", "parameters"),
+    "FFN parameters": ("after", "ffn_parameters"),
+    "bytes": ("after", "bytes"),
+    "perplexity of the dense model": ("evaluation", "before", "value"),
+    "perplexity": ("evaluation", "after", "value"),
+    "divergence as cut": ("validation", "cut"),
+    "divergence repaired": ("validation", "repaired"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What is known of a pruned checkpoint or of a ranking, without the weights.
+
+    Attributes
+    ----------
+    path : Path
+        What it was read from.
+    report : mapping
+        The content of ``report.json``; of a ranking, its settings in the same places.
+    masks : Masks or None
+        None if there is no ``masks.safetensors`` beside the report.
+    scores : mapping from str to (n,) float64 array
+        Scores of the neurons by layer; empty but for a ranking.
+    """
+
+    path: Path
+    report: Mapping[str, Any]
+    masks: Masks | None
+    scores: Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """Which neurons of a layer two runs keep.
+
+    Attributes
+    ----------
+    size : int
+        Number of neurons of the dense layer.
+    widths : tuple of int
+        Numbers that A and B keep.
+    both, only_a, only_b : int
+        Numbers of neurons that both keep, only A, and only B.
+    """
+
+    size: int
+    widths: tuple[int, int]
+    both: int
+    only_a: int
+    only_b: int
+
+    @property
+    def expected(self) -> float:
+        """Number of neurons that both would keep by chance: A's width times B's, over the size."""
+        return self.widths[0] * self.widths[1] / self.size
+
+    @property
+    def kappa(self) -> float | None:
+        """Cohen's kappa of the keep masks: 1 if they are equal, 0 if they agree as by chance; None if both keep all neurons.
+
+        Source: J. Cohen, "A coefficient of agreement for nominal scales", 1960.
+        """
+        a, b = (width / self.size for width in self.widths)
+        chance = a * b + (1 - a) * (1 - b)
+        agreed = 1 - (self.only_a + self.only_b) / self.size
+        return (agreed - chance) / (1 - chance) if chance < 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain Python values, as JSON needs them."""
+        return {
+            "size": self.size,
+            "widths": list(self.widths),
+            "both": self.both,
+            "only_a": self.only_a,
+            "only_b": self.only_b,
+            "expected_both": self.expected,
+            "kappa": self.kappa,
+        }
+
+
+@dataclass(frozen=True)
+class RunDifference:
+    """How two pruned checkpoints, or rankings, of one model differ.
+
+    Attributes
+    ----------
+    layers : dict from str to LayerDifference
+        By prunable layer; empty if a run has no masks.
+    widths : dict from str to tuple of (int or None)
+        Number of neurons that A and B keep in each layer, by their reports.
+    correlations : dict from str to float
+        Spearman's correlation of the scores of each layer; empty if a run has no scores. NaN where all scores are equal.
+    settings : dict from str to tuple
+        Settings that differ, by their path in the report such as ``method.scorer.name``; None where a run lacks one.
+    outcomes : dict from str to tuple
+        Numbers of removed neurons, sizes, perplexities and divergences of A and B; None where a run lacks one.
+    notes : tuple of str
+        What could not be compared, as sentences.
+    """
+
+    layers: dict[str, LayerDifference]
+    widths: dict[str, tuple[int | None, int | None]]
+    correlations: dict[str, float]
+    settings: dict[str, tuple[Any, Any]]
+    outcomes: dict[str, tuple[Any, Any]]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain Python values, as JSON needs them."""
+        return {
+            "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
+            "widths": {name: list(pair) for name, pair in self.widths.items()},
+            "correlations": {name: value if isfinite(value) else None for name, value in self.correlations.items()},
+            "settings": {name: list(pair) for name, pair in self.settings.items()},
+            "outcomes": {name: list(pair) for name, pair in self.outcomes.items()},
+            "notes": list(self.notes),
+        }
+
+
+def read_run(path: str | os.PathLike[str]) -> Run:
+    """Read a pruned checkpoint directory, its ``report.json``, or a directory that ``llmrank rank`` has written.
+
+    Weights are not read.
+
+    Raises
+    ------
+    CheckpointError
+        There is neither a report nor a ranking, or a file is damaged.
+    MaskError
+        The masks are damaged.
+    """
+    place = Path(path)
+    if (place / SETTINGS).is_file():
+        return _read_ranking(place)
+    report_path = place / REPORT if place.is_dir() else place
+    report = _read_json(report_path, place)
+    if not all(isinstance(report.get(key), dict) for key in ("model", "method", "neurons")):
+        raise CheckpointError(f"{report_path} is no report of llmrank prune: it states no model, method and neurons")
+    masks = report_path.parent / MASKS
+    return Run(place, report, Masks.load(masks) if masks.is_file() else None, {})
+
+
+def _read_ranking(place: Path) -> Run:
+    settings = _read_json(place / SETTINGS, place)
+    try:
+        scores = read_tensors(place / SCORES, "scores")[1]
+    except GraphError as error:
+        raise CheckpointError(str(error)) from error
+    report = {
+        "model": {"source": settings.get("model"), "weights": settings.get("weights")},
+        "method": {name: settings.get(name) for name in ("pipeline", "scorer")},
+        "calibration": settings.get("calibration"),
+        "neurons": {"before": sum(map(len, scores.values()))},
+    }
+    # The file of scores is sorted by name, the settings have the order of the model.
+    names = settings.get("layers", scores)
+    return Run(place, report, None, {name: scores[name] for name in (names if set(names) == set(scores) else scores)})
+
+
+def _read_json(path: Path, place: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{place} has no report ({error.strerror}); expected a directory that llmrank prune or llmrank rank has written, or "
+            f"a {REPORT}"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON ({error}); expected a file that llmrank has written") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object; expected a file that llmrank has written")
+    return content
+
+
+def compare_runs(a: Run, b: Run) -> RunDifference:
+    """Compare two pruned checkpoints, or rankings, of one model.
+
+    Raises
+    ------
+    OptionError
+        They are of different models: their classes, their dense sizes or their layers differ.
+    """
+    _check_same_model(a, b)
+    notes, layers = [], {}
+    if a.masks is not None and b.masks is not None:
+        # The file of masks is sorted by name, the report has the order of the model.
+        names = a.report["neurons"].get("widths", a.masks)
+        ordered = names if set(names) == set(a.masks) else a.masks
+        layers = {name: _compare_masks(a.masks[name], b.masks[name]) for name in ordered}
+    elif a.masks is not None or b.masks is not None or not (a.scores and b.scores):
+        without = " and ".join(str(run.path) for run in (a, b) if run.masks is None)
+        notes.append(f"no {MASKS} with {without}, so single neurons are not compared")
+    both_scores = set(a.scores) & set(b.scores)
+    widths = [run.report["neurons"].get("widths", {}) for run in (a, b)]
+    settings = [_flat({name: _value(run.report, keys) for name, keys in COMPARED.items()}) for run in (a, b)]
+    outcomes = {name: (_value(a.report, keys), _value(b.report, keys)) for name, keys in OUTCOMES.items()}
+    return RunDifference(
+        layers,
+        {name: (widths[0].get(name), widths[1].get(name)) for name in {**widths[0], **widths[1]}},
+        {name: rank_correlation(a.scores[name], b.scores[name]) for name in a.scores if name in both_scores},
+        {
+            name: (settings[0].get(name), settings[1].get(name))
+            for name in {**settings[0], **settings[1]}
+            if settings[0].get(name) != settings[1].get(name)
+        },
+        {name: pair for name, pair in outcomes.items() if pair != (None, None)},
+        tuple(notes),
+    )
+
+
+def _check_same_model(a: Run, b: Run) -> None:
+    """Raise unless all that both state of the dense model is equal; its path may differ."""
+
+    def refuse(difference: str) -> None:
+        raise OptionError(
+            f"{a.path} and {b.path} are of different models: {difference}; expected two that were made from one dense model"
+        )
+
+    for what, keys in (
+        ("class", ("model", "class")),
+        ("digest of the weights", ("model", "weights")),
+        ("number of parameters before pruning", ("before", "parameters")),
+        ("number of neurons before pruning", ("neurons", "before")),
+    ):
+        one, other = _value(a.report, keys), _value(b.report, keys)
+        if None not in (one, other) and one != other:
+            refuse(f"the {what} is {one} and {other}")
+    sizes = [{name: len(each) for name, each in (run.masks or run.scores).items()} for run in (a, b)]
+    differing = sorted({name for name, _ in set(sizes[0].items()) ^ set(sizes[1].items())})
+    if all(sizes) and differing:
+        refuse(f"{len(differing)} layers differ in name or size, such as {differing[0]}")
+
+
+def _compare_masks(a: torch.Tensor, b: torch.Tensor) -> LayerDifference:
+    return LayerDifference(
+        len(a), (int(a.sum()), int(b.sum())), int((a & b).sum()), int((a & ~b).sum()), int((b & ~a).sum())
+    )
+
+
+def _value(report: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    """Return an entry of nested dicts, or None if one of them lacks it."""
+    found: Any = report
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dicts as one, with the keys joined by points."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

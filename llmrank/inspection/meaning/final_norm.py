@@ -1,0 +1,189 @@
+"""The norms between a neuron and the logits: that in front of the head and, in some models, one behind each FFN."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from llmrank.calibration.forward import TRIAL_TOKENS, evaluation_mode, model_inputs
+from llmrank.calibration.logits import check_predicts
+from llmrank.errors import UnsupportedModelError
+from llmrank.models import FFN, FFNs
+
+__all__ = ["Norm", "Norms", "find_norms", "read_norm"]
+
+# Allowed difference between a module and a norm of the gain that was read from it, in rounding errors of its outputs.
+ROUNDINGS = 16
+# A module, its input and its output.
+Call: TypeAlias = tuple[nn.Module, torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A layer norm or an RMS norm.
+
+    Attributes
+    ----------
+    gain : (n,) float32 tensor
+        The factor of every feature.
+    centred : bool
+        Whether the mean of the features is subtracted, as a layer norm does.
+    """
+
+    gain: torch.Tensor
+    centred: bool
+
+    def apply(self, directions: torch.Tensor) -> torch.Tensor:
+        """Return what the norm makes of small changes (..., n) of its input, up to its scale, which depends on the input."""
+        return (directions - directions.mean(-1, keepdim=True) if self.centred else directions) * self.gain
+
+
+@dataclass(frozen=True, eq=False)
+class Norms:
+    """The norms of a model.
+
+    Attributes
+    ----------
+    final : Norm
+        The norm in front of the head.
+    behind : dict from str to Norm
+        The norm that the output of an FFN passes before it is added to the residual stream, by the name of the FFN; few models
+        have it (Gemma, OLMo 2).
+    """
+
+    final: Norm
+    behind: dict[str, Norm]
+
+
+@torch.no_grad()
+def read_norm(module: nn.Module, like: torch.Tensor) -> Norm | None:
+    """Read the gain of a norm from its outputs, whatever its class and the names of its parameters.
+
+    Parameters
+    ----------
+    module : nn.Module
+    like : (..., n) tensor
+        A tensor of the device, the dtype and the number of features that it takes.
+
+    Returns
+    -------
+    Norm or None
+        None if the module is no norm: its output for a vector of mean 0 and mean square 1 is not that vector, scaled and shifted
+        feature by feature, or changes with the scale of the vector.
+
+    Examples
+    --------
+    >>> norm = read_norm(nn.LayerNorm(4), torch.zeros(4))
+    >>> norm.gain.round(decimals=3).tolist(), norm.centred
+    ([1.0, 1.0, 1.0, 1.0], True)
+    >>> read_norm(nn.Linear(4, 4), torch.zeros(4)) is None
+    True
+    """
+    n = like.shape[-1]
+    probe = torch.ones(n)
+    probe[1::2] = -1.0
+    if n % 2 and n > 1:
+        probe[-3:] = torch.tensor([1.0, 1.0, -2.0]) * 0.5**0.5
+    other = torch.randn(n, generator=torch.Generator().manual_seed(0))
+    other = (other - other.mean()) / other.std(correction=0)
+
+    def run(vector: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = module(vector.to(like).view(1, 1, n))
+        return output.float().cpu().view(n)
+
+    try:
+        above, below = run(probe), run(-probe)
+        outputs, scaled, moved = run(other), run(4 * other), run(other + 4.0)
+    except Exception:  # a module may raise any error for an input that it does not expect
+        return None
+    gain, shift = (above - below) / (2 * probe), (above + below) / 2
+    expected = gain * other.to(like).float().cpu() + shift
+    tolerance = max(ROUNDINGS * torch.finfo(like.dtype).eps, 1e-4) * float(expected.abs().max())
+    if not all(torch.allclose(each, expected, rtol=0.0, atol=tolerance) for each in (outputs, scaled)):
+        return None
+    return Norm(gain, torch.allclose(moved, outputs, rtol=0.0, atol=tolerance))
+
+
+@torch.no_grad()
+def find_norms(model: Any, ffns: FFNs) -> Norms:
+    """Find the norms between the FFNs and the logits, by a forward pass of eight tokens.
+
+    Raises
+    ------
+    UnsupportedModelError
+        The model predicts no next token, or something else than a norm leads to its head.
+    """
+    check_predicts(model, "logit lens")
+    head: Any = model.get_output_embeddings()
+    if head is None or getattr(head, "weight", None) is None or head.weight.is_meta:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no logit lens: its head is no matrix in memory; load the model without offloading"
+        )
+    calls, read, outputs = _trial(model, head, ffns)
+    final = None
+    for module, _, output in reversed(calls):
+        if read is not None and output.shape == read.shape:
+            # T5 scales the output of its norm.
+            aligned = torch.cosine_similarity(output.flatten().float(), read.flatten().float(), dim=0) > 0.999
+            final = read_norm(module, output) if aligned else None
+            break
+    if final is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no logit lens: its head does not read a layer norm or an RMS norm"
+        )
+    behind = {}
+    for name, written in outputs.items():
+        for module, before, output in calls:
+            norm = read_norm(module, output) if _same(before, written) else None
+            if norm is not None:
+                behind[name] = norm
+    return Norms(final, behind)
+
+
+def _trial(model: Any, head: nn.Module, ffns: FFNs) -> tuple[list[Call], torch.Tensor | None, dict[str, torch.Tensor]]:
+    """Run a few tokens: return the calls of modules without children, what the head reads, and what each FFN writes."""
+    calls: list[Call] = []
+    read: list[torch.Tensor] = []
+    outputs: dict[str, torch.Tensor] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if (
+            args
+            and isinstance(output, torch.Tensor)
+            and isinstance(args[0], torch.Tensor)
+            and not _same(args[0], output)
+        ):
+            calls.append((module, args[0], output))
+
+    body = {id(module) for module in model.base_model.modules()}
+    with ExitStack() as hooks, evaluation_mode(model, ffns):
+        for module in model.modules():
+            if next(module.children(), None) is None and id(module) in body:
+                hooks.callback(module.register_forward_hook(note).remove)
+        hooks.callback(head.register_forward_pre_hook(lambda _, args: read.append(args[0])).remove)
+        for ffn in ffns:
+            hooks.callback(_writer(ffn).register_forward_hook(_keep(outputs, ffn.name)).remove)
+        ids = torch.arange(TRIAL_TOKENS)[None]
+        model(**model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool), text_only=True)[0])
+    return calls, read[-1] if read else None, outputs
+
+
+def _writer(ffn: FFN) -> nn.Module:
+    """Return the module whose output goes to the residual stream: the output map, or the mixture of all experts."""
+    return ffn.stages[-1][0].module if ffn.mixture is None else ffn.mixture.module
+
+
+def _keep(outputs: dict[str, torch.Tensor], name: str) -> Any:
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        outputs[name] = output if isinstance(output, torch.Tensor) else output[0]
+
+    return keep
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are the same memory, as behind dropout in evaluation mode."""
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape
