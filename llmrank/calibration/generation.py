@@ -253,8 +253,8 @@ def _generate_in_place(model: Any, input_ids: torch.Tensor, *, generation_config
 class _LayerWithRoom(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of one layer, with room for the longest text from the beginning.
 
-    Stock layers copy all keys and values for every token, which takes a third of the time of a text of 256 tokens. A static
-    cache does not, but attention then reads all of its room for every token.
+    Stock layers copy all keys and values for every token, which takes a third of a step after 200 tokens. A static cache does
+    not, but attention then reads all of its room for every token.
     """
 
     def __init__(self, length: int) -> None:

@@ -135,7 +135,7 @@ class WorkDirectory:
 def weights_digest(model: nn.Module, *, complete: bool = False) -> str:
     """Return a digest of the configuration and of 256 values of every parameter and buffer, evenly spaced.
 
-    It tells models apart without reading them whole. With `complete` it is a digest of all values, at about 1 GB/s.
+    It tells models apart without reading them whole. With `complete` it is a digest of all values.
 
     Raises
     ------
