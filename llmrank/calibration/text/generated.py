@@ -63,7 +63,8 @@ class Generated(BaseSource):
             with suppress(OSError, GraphError):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_tensors(path, {"ids": sequences.ids.numpy()}, {"source": sequences.source}, KIND, VERSION)
-        sequences = replace(sequences, details={"kept_in": f"{DIRECTORY}/{path.name}"})
+        if path.is_file():
+            sequences = replace(sequences, details={"kept_in": f"{DIRECTORY}/{path.name}"})
         return sequences.split(request.samples)
 
 
