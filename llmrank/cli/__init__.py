@@ -1,4 +1,7 @@
-"""The command line: ``llmrank demo | prune | rank | apply | inspect | evaluate | diff | components | families``."""
+"""The command line.
+
+``llmrank demo | prune | rank | apply | sweep | inspect | evaluate | diff | components | families``.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ from llmrank.cli.commands.families import add_families_options, run_families
 from llmrank.cli.commands.inspecting.command import add_inspect_options, run_inspect
 from llmrank.cli.commands.prune import add_demo_options, add_prune_options, check_processes, run_demo, run_prune
 from llmrank.cli.commands.rank import add_apply_options, add_rank_options, run_apply, run_rank
+from llmrank.cli.commands.sweep import add_sweep_options, run_sweep_command
 from llmrank.cli.options import check_numbers
 from llmrank.cli.progress import make_progress
 from llmrank.errors import LLMRankError, ProcessError, is_out_of_memory
@@ -188,6 +192,7 @@ def parser() -> argparse.ArgumentParser:
     add_prune_options(add("prune", run_prune, "prune a model and write a checkpoint"))
     add_rank_options(add("rank", run_rank, "calibrate and rank a model once, to prune it by any amount later"))
     add_apply_options(add("apply", run_apply, "prune a model by a ranking or by masks"))
+    add_sweep_options(add("sweep", run_sweep_command, "prune models in many ways, and measure each"))
     add_inspect_options(add("inspect", run_inspect, "show the graph of a model and the scores of its neurons"))
     add_evaluate_options(
         add("evaluate", run_evaluate, "measure how good a model is, pruned or not, and how close it is to another")

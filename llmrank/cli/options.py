@@ -37,6 +37,7 @@ from llmrank.surgery import checkpoint
 __all__ = [
     "add_method_options",
     "add_model_options",
+    "amount_value",
     "check_device_and_dtype",
     "check_json",
     "check_method",
@@ -102,7 +103,7 @@ def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True,
     )
     method.add_argument(
         "--amount",
-        type=_amount,
+        type=amount_value,
         default=0.3,
         help="share (0.3) or number (500) to remove: of each layer, or of all together with --pruner global (%(default)s)",
     )
@@ -203,7 +204,7 @@ def _placement(options: argparse.Namespace) -> dict[str, Any] | None:
     return {name: value for name, value in given.items() if value is not None} or None
 
 
-def _amount(text: str) -> float | int:
+def amount_value(text: str) -> float | int:
     """Convert text to an int (a number) if it is an integer, else to a float (a share)."""
     try:
         return int(text) if re.fullmatch("[-+]?[0-9]{1,99}", text.strip()) else float(text)

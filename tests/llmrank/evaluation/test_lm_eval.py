@@ -28,6 +28,7 @@ from llmrank.evaluation.lm_eval import (
     last_word_documents,
     page_documents,
 )
+from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import ChainedFFNPipeline
 from llmrank.prune import GlobalPruner
 from tests.llmrank.commands import refused, run
@@ -232,6 +233,26 @@ class TestWithLMEval:
         path.write_text("Too short.")
         with pytest.raises(CalibrationError, match="no passage"):
             find_tasks(["llmrank_last_word"], path).run(tiny_llama(), spelling_tokenizer())
+
+    def test_every_row_of_a_sweep_runs_the_tasks(self, tale: Path, tmp_path: Path) -> None:
+        loaded = LoadedModel(tiny_llama(), spelling_tokenizer(), "tiny")
+        result = llmrank.sweep(
+            loaded,
+            output=tmp_path / "runs",
+            amounts=[0.5],
+            repairs=["none"],
+            calibration=tale,
+            evaluation=tale,
+            samples=2,
+            sequence_length=32,
+            tasks=["llmrank_perplexity"],
+        )
+        expected = find_tasks(["llmrank_perplexity"], tale).run(loaded.model, loaded.tokenizer)["llmrank_perplexity"]
+        dense, pruned = [row["tasks"]["llmrank_perplexity"] for row in result.rows]
+        assert dense == {name: vars(each) for name, each in expected.items()}
+        assert pruned.keys() == dense.keys()
+        assert pruned["word_perplexity"]["value"] != dense["word_perplexity"]["value"]
+        assert result.table().columns[-1].header == "llmrank_perplexity"
 
 
 def teach(model: Any, word: list[int]) -> None:
