@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -115,7 +116,13 @@ def commands(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
-def test_commands_parse(page: Path) -> None:
+def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for settings in blocks(page, "toml"):
+        Path("run.toml").write_text(settings, encoding="utf-8")
+    Path("pruned").mkdir()
+    report = {"config": parser().parse_args(["prune", "MODEL", "--output", "out"]).settings}
+    Path("pruned/report.json").write_text(json.dumps(report), encoding="utf-8")
     for command in commands(page):
         options = parser().parse_args(shlex.split(command, comments=True)[1:])
         assert callable(options.run), command

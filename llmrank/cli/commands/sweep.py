@@ -179,7 +179,9 @@ class _SettingsParser(argparse.ArgumentParser):
 def run_sweep_command(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank sweep``; return the exit status."""
     if "plot" in options:
-        for path in write_sweep_figures(SweepResult.load(options.plot)):
+        figures = write_sweep_figures(SweepResult.load(options.plot))
+        options.result |= {"output": str(options.plot), "figures": [str(path) for path in figures]}
+        for path in figures:
             console.print(f"Wrote {path}.", markup=False, highlight=False)
         return 0
     options = sweep_options(options)
@@ -208,6 +210,7 @@ def run_sweep_command(options: argparse.Namespace, console: Console) -> int:
                 highlight=False,
             )
         raise
+    options.result |= {"output": str(options.output), "rows": result.rows}
     table = result.table()
     if not console.is_terminal:  # a file has room for all columns
         console.width = max(console.width, console.measure(table).maximum)

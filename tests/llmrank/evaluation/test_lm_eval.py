@@ -182,7 +182,7 @@ class TestWithLMEval:
         assert not pipeline.masks.is_uniform
         saved = llmrank.save(tmp_path / "pruned", model, spelling_tokenizer(), pipeline.masks)
         result = tmp_path / "result.json"
-        given = ("--text", tale, "--samples", 2, "--sequence-length", 16, "--last-word", "--json", result)
+        given = ("--text", tale, "--samples", 2, "--sequence-length", 16, "--last-word", "--output", result)
         assert run("evaluate", saved, *given, "--tasks", "llmrank_last_word, llmrank_perplexity", "--documents", 3) == 0
         found = json.loads(result.read_text(encoding="utf-8"))["tasks"]
         assert set(found) == {"llmrank_last_word", "llmrank_perplexity"}
