@@ -133,9 +133,8 @@ def add_method_options(
     if calibrates:
         _add_text_options(data)
     data.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
-    data.add_argument(
-        "--seed", type=int, default=0, help="seed of torch, and of the text that the model writes (%(default)s)"
-    )
+    drawn = "of torch, of the text that the model writes, and of what is drawn from datasets"
+    data.add_argument("--seed", type=int, default=0, help=f"seed {drawn} (%(default)s)")
     return data
 
 
@@ -172,7 +171,8 @@ def _add_text_options(data: Any) -> None:
         type=lambda value: text_source(value, "calibration"),
         default=DEFAULTS["calibration"],
         metavar="TEXT",
-        help=f"text file, or a source: {_sources()} (%(default)s)",
+        help="text file, .jsonl file (with messages or text in every line), directory of such files, or a source: "
+        f"{_sources()}; or a mixture: SOURCE:SHARE,SOURCE:SHARE, such as a.txt:0.75,built-in:0.25 (%(default)s)",
     )
     data.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="calibration sequences (%(default)s)")
     data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")

@@ -47,7 +47,9 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
     """Add the options of ``llmrank evaluate``."""
     command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
     command.add_argument(
-        "--text", type=text_source, help="text file, or dataset:NAME[,CONFIG[,SPLIT]]; default the built-in text"
+        "--text",
+        type=text_source,
+        help="text file, .jsonl file, directory of such files, or dataset:NAME[,CONFIG[,SPLIT]]; default the built-in text",
     )
     command.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="number of sequences (%(default)s)")
     command.add_argument(

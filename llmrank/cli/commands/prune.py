@@ -32,7 +32,7 @@ from llmrank.cli.options import (
 )
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
-from llmrank.models.demo_models import DEMO_NAME
+from llmrank.models.demo_models import DEMO_NAME, cache_directory
 from llmrank.models.loading import parse_device
 from llmrank.pipeline import BasePipeline
 from llmrank.pipeline.report import Evaluation, Report
@@ -104,8 +104,8 @@ def add_evaluation(group: Any) -> None:
         default=None,
         type=text_source,
         metavar="TEXT",
-        help="perplexity before and after on a text file or dataset:NAME, or on the built-in text without TEXT; put it last or "
-        "write --evaluate=TEXT",
+        help="perplexity before and after on a text file, a directory or dataset:NAME, or on the built-in text without TEXT; put "
+        "it last or write --evaluate=TEXT",
     )
 
 
@@ -163,6 +163,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     _say_if_no_quantiser_fits(options, pipeline, report, console)
     if options.calibration == Automatic.name:
         _say_what_text(pipeline, console)
+    _say_what_is_kept(report, console)
     return 0
 
 
@@ -295,6 +296,17 @@ def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
         markup=False,
         highlight=False,
     )
+
+
+def _say_what_is_kept(report: Report, console: Console) -> None:
+    for source in report.calibration.get("sources", [report.calibration]):
+        if "kept_in" in source:
+            console.print(
+                f"The text that the model wrote is kept in {cache_directory() / source['kept_in']}; delete that file to have it "
+                "written anew.",
+                markup=False,
+                highlight=False,
+            )
 
 
 def _check_collapse(pipeline: BasePipeline, report: Report) -> bool:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import llmrank
-from llmrank.calibration.text.tokenisation import plain_ids
+from llmrank.calibration.text.documents import plain_ids
 from llmrank.errors import CalibrationError, LLMRankError, OptionError, UnsupportedModelError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.last_word import cut_passages, last_word

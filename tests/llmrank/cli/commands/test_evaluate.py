@@ -188,7 +188,7 @@ def test_numbers_are_refused_before_the_model_is_loaded(capsys: pytest.CaptureFi
     ("given", "message"),
     [
         (("--text", "missing.txt"), "no evaluation text at missing.txt"),
-        (("--text", "."), ". is a directory; expected the path of a text file"),
+        (("--text", "folder"), "the directory folder has no file that ends with .txt, .md or .jsonl"),
         (("--text", "latin.txt"), "cannot read latin.txt as UTF-8 text"),
         (("--text", "latin.txt", "--last-word"), "cannot read latin.txt as UTF-8 text"),
         (
@@ -214,6 +214,7 @@ def test_what_the_options_say_is_refused_before_a_model_is_looked_for(
     monkeypatch.chdir(tmp_path)
     Path("latin.txt").write_bytes("déjà vu".encode("latin-1"))
     Path("short.txt").write_text("Nothing to guess.", encoding="utf-8")
+    Path("folder").mkdir()
     assert message in refused(capsys, "evaluate", "./nowhere", *given)
 
 

@@ -335,7 +335,7 @@ def test_bad_options_are_refused_and_leave_nothing(
     [
         (("--form", "thin"), "unknown form 'thin'; expected one of compact, zero, mask"),
         (("--calibration", "missing.txt"), "no calibration text at missing.txt"),
-        (("--calibration", "/"), "/ is a directory; expected the path of a text file"),
+        (("--calibration", "folder"), "the directory folder has no file that ends with .txt, .md or .jsonl"),
         (("--calibration", "dataset:"), "expected dataset:NAME[,CONFIG[,SPLIT]], got 'dataset:'"),
         (("--calibration", "latin.txt"), "cannot read latin.txt as UTF-8 text"),
         (("--calibration", "empty.txt"), "the calibration text (file empty.txt) is empty"),
@@ -366,6 +366,7 @@ def test_what_the_options_say_is_refused_before_a_model_is_looked_for(
     monkeypatch.chdir(tmp_path)
     Path("latin.txt").write_bytes("déjà vu".encode("latin-1"))
     Path("empty.txt").write_bytes(b" ")
+    Path("folder").mkdir()
     # Last, for an --evaluate takes the word that follows it.
     assert message in refused(capsys, "prune", "--output", "out", *arguments, "./nowhere")
     if arguments[0] in ("--calibration", "--device", "--dtype", "--scorer", "--samples", "--seed"):
