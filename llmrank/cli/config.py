@@ -115,6 +115,8 @@ def _plain(value: Any) -> Any:
         return ",".join(f"{device}={size}" for device, size in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(entry) for entry in value]
-    if isinstance(value, (str, Path)):
-        return Path(value).name if Path(value).is_absolute() else str(value)
+    if isinstance(value, str):  # several texts, with commas between them, or one
+        return ",".join(_plain(Path(part)) if Path(part).is_absolute() else part for part in value.split(","))
+    if isinstance(value, Path):
+        return value.name if value.is_absolute() else str(value)
     return value

@@ -129,5 +129,7 @@ def test_a_report_names_no_local_folders() -> None:
     options = parsed("prune", "/home/me/model", *given)
     assert (options.settings["model"], options.settings["calibration"]) == ("model", "my.txt")
     assert "output" not in options.settings
+    mixture = parsed("prune", "m", "--output", "o", "--calibration", "/me/a.txt:0.5,built-in:0.25,/me/b.txt:0.25")
+    assert mixture.settings["calibration"] == "a.txt:0.5,built-in:0.25,b.txt:0.25"
     again = parsed("prune", "m", "--output", "o", "--max-memory", options.settings["max-memory"])
     assert again.max_memory == options.max_memory
