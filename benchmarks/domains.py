@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import pruning_peers
 from benchmarks.provenance import opened, write
-from benchmarks.quality import EARLIER, RESULTS, Setting, Study, is_earlier, protocol
+from benchmarks.quality import RESULTS, Setting, Study, protocol
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank.calibration.generation import LONGEST_TEXT, TEXTS_AT_ONCE, generate_text
 from llmrank.calibration.text import TokenSequences, n_held_out, tokenise, tokenise_and_hold_out
@@ -105,8 +105,7 @@ def table(results: dict[str, Any]) -> str:
     for key in keys:
         rows = {name: way["rows"].get(key) for name, way in ways.items()}
         row = next(entry for entry in rows.values() if entry)
-        mark = EARLIER if any(map(is_earlier, filter(None, rows.values()))) else ""
-        values = [f"{rows[name][text]:.2f}{mark}" if rows[name] else "" for name, text in places]
+        values = [f"{rows[name][text]:.2f}" if rows[name] else "" for name, text in places]
         lines.append(
             f"| {row['graph']} | {row['scorer']} | {row['pruner']} | {row['repair']} | {row['amount']:.0%} | "
             f"{' | '.join(values)} |"
@@ -145,7 +144,7 @@ def main() -> None:
     for name in asked:
         way, found = ways[name], results["ways"][name]
         measured = found.get("rows", {})
-        if all(row.key in measured and not is_earlier(measured[row.key]) for row in wanted):
+        if all(row.key in measured for row in wanted):
             continue
         print(name, flush=True)
         calibration, held_out = way.calibration()

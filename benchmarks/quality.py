@@ -69,8 +69,6 @@ TOPOLOGIES: dict[str, tuple[str, dict[str, Any]]] = {
 BUDGET_OPTIONS: dict[str, dict[str, Any]] = {"global": {"normalize": "zscore"}}
 # The topologies of the paper's graph.
 PAPER_TOPOLOGIES = ("isolated", "chained")
-# The mark of rows that the earlier repair made.
-EARLIER = " †"
 REPAIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("none", {}),
     "bias": ("bias", {}),
@@ -166,11 +164,6 @@ def protocol(loaded: LoadedModel, calibration: dict[str, Any], texts: Mapping[st
     }
 
 
-def is_earlier(row: Mapping[str, Any]) -> bool:
-    """Return whether the earlier repair made a row: one ridge for all neurons, a damping of at most 0.1, no validation."""
-    return row["repair"] != "none" and "validation" not in row
-
-
 def mask_digest(masks: Masks) -> str:
     """Return the sha256 of all keep masks, layer by layer, to compare kept neurons between versions."""
     digest = hashlib.sha256()
@@ -226,7 +219,7 @@ class Study:
         known: dict[tuple[int, str], dict[str, Any]] = {}
         for setting in wanted:
             row = rows.get(setting.key)
-            if row is None or is_earlier(row) or (self.closeness is not None and not COLUMNS.keys() <= row.keys()):
+            if row is None or (self.closeness is not None and not COLUMNS.keys() <= row.keys()):
                 if self.record is None:
                     self.calibrate(wanted)
                 masks, choose = self.masks(setting)
@@ -297,11 +290,6 @@ def table(results: dict[str, Any]) -> str:
         (said,) = cells({"last_word": results["dense_last_word"]}, ["last_word"])
         lines.append(f"Last words found by it: {said}. What follows a ± is a standard error.")
     rows = list(results["rows"].values())
-    if any(map(is_earlier, rows)):
-        lines.append(
-            f"Rows with{EARLIER} were repaired as before, with one ridge for all neurons and a damping of at most 0.1; they are "
-            "measured anew when they are asked for."
-        )
     for amount in sorted({row["amount"] for row in rows}):
         these = sorted((row for row in rows if row["amount"] == amount), key=lambda row: float(row["valid"]))
         more = columns(these)
@@ -324,7 +312,6 @@ def table(results: dict[str, Any]) -> str:
         ]
         for row in these:
             entries = [row[name] for name in ("graph", "scorer", "topology", "pruner", "repair")]
-            entries[-1] += EARLIER if is_earlier(row) else ""
             entries += [f"{row['test']:.2f}", f"{row['valid']:.2f}", *cells(row, more)]
             lines.append(f"| {' | '.join(entries)} |")
     return "\n".join(lines) + "\n"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import write
-from benchmarks.quality import EARLIER, is_earlier
 from llmrank.evaluation.perplexity import Perplexity
 
 ROOT = Path(__file__).parents[1]
@@ -69,8 +68,6 @@ GAINS = (
 # The row of compact.json, and the true error of speed.json, that the README shows.
 FASTER = {"what": "ffn", "tokens": 1024, "amount": 0.3, "multiple_of": 64}
 RANKED_TO = 1e-12
-# This row is calibrated on more text, so it comes from another file.
-MORE_TEXT = "the same, calibrated on 240 sequences"
 REPAIRED = {
     "**`llmrank prune --calibration valid.txt --samples 64`**: weighted PageRank, local, least squares": [
         "ffn | weighted pagerank | isolated | local | lstsq"
@@ -78,21 +75,7 @@ REPAIRED = {
     "the same, `--pruner sensitivity`": ["ffn | weighted pagerank | isolated | sensitivity | lstsq"],
     "Wanda-sp (L1), our global budget": ["ffn | wanda-sp (L1) | isolated | global | lstsq"],
     "optipfair, MAW with data": ["peer | optipfair, MAW with data |  | local | lstsq"],
-    "FLAP's score, global": ["ffn | flap | isolated | global | lstsq"],
     "local, `--repair lstsq:reselect=true`": ["ffn | weighted pagerank | isolated | local | lstsq (reselect)"],
-    "`--pruner sensitivity --repair lstsq:reselect=true`": [
-        "ffn | weighted pagerank | isolated | sensitivity | lstsq (reselect)"
-    ],
-    MORE_TEXT: ["ffn | weighted pagerank | isolated | sensitivity | lstsq (reselect)"],
-    "Wanda-sp (L1), local, `reselect=true`": ["ffn | wanda-sp (L1) | isolated | local | lstsq (reselect)"],
-    "Wanda-sp (L2), local, `reselect=true` (Optimal Brain Surgeon's order)": [
-        "ffn | wanda-sp (L2) | isolated | local | lstsq (reselect)"
-    ],
-    "weighted PageRank, local, to each FFN's own outputs": [
-        "ffn | weighted pagerank | isolated | local | lstsq (output)"
-    ],
-    "weighted PageRank, sensitivity, bias alone": ["ffn | weighted pagerank | isolated | sensitivity | bias"],
-    "FLAP, global, with its bias": ["ffn | flap | isolated | global | bias"],
 }
 
 # Label -> its row in out_of_domain.json.
@@ -182,17 +165,17 @@ def _perplexity(row: dict[str, Any]) -> float:
 
 
 def _divergence(row: dict[str, Any]) -> str:
-    """Return a KL divergence and its standard error, with a mark if the earlier repair made it."""
+    """Return a KL divergence and its standard error."""
     if "kl" not in row:
         return "not measured"
-    return f"{row['kl']['value']:.3f} ± {row['kl']['error']:.3f}" + (EARLIER if is_earlier(row) else "")
+    return f"{row['kl']['value']:.3f} ± {row['kl']['error']:.3f}"
 
 
 def _total_seconds(row: dict[str, Any]) -> float:
     return float(row["build_seconds"] + row["solve_seconds"])
 
 
-def quality(results: dict[str, Any], more: dict[str, Any]) -> dict[str, str]:
+def quality(results: dict[str, Any]) -> dict[str, str]:
     """Return both tables of perplexities, by the names of their marks."""
     dense = results["dense"]
     heading = f"| perplexity on test, dense {dense['test']:.2f}; removed: | {' | '.join(f'{a:.0%}' for a in AMOUNTS)} "
@@ -202,8 +185,7 @@ def quality(results: dict[str, Any], more: dict[str, Any]) -> dict[str, str]:
     for name, lines in (("as cut", AS_CUT), ("repaired", REPAIRED)):
         found = [heading, rule]
         for label, keys in lines.items():
-            source = more if label == MORE_TEXT else results
-            found.append(_line(label, keys, source["rows"], repaired=name == "repaired"))
+            found.append(_line(label, keys, results["rows"], repaired=name == "repaired"))
         tables[name] = "\n".join(line for line in found if line)
     return tables
 
@@ -218,8 +200,8 @@ def _line(label: str, keys: list[str], rows: dict[str, Any], *, repaired: bool) 
 
 
 def _cell(row: dict[str, Any] | None, text: str) -> str:
-    """Return a perplexity, with a mark if the earlier repair made it; an empty string if it was not measured."""
-    return "" if row is None else _number(row[text]) + (EARLIER if is_earlier(row) else "")
+    """Return a perplexity; an empty string if it was not measured."""
+    return "" if row is None else _number(row[text])
 
 
 def _best(keys: list[str], rows: dict[str, Any], amount: float, *, repaired: bool) -> dict[str, Any] | None:
@@ -285,11 +267,11 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 def current() -> dict[Path, tuple[str, str]]:
     """Return the text of every page as it is, and as it should be by the results."""
-    names = ("quality", "quality_240", "out_of_domain", "compact", "speed", "experts", "across")
+    names = ("quality", "out_of_domain", "compact", "speed", "experts", "across")
     found = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names}
     tables = {
         **gains(*(found[name] for name in ("quality", "compact", "speed", "across", "experts"))),
-        **quality(found["quality"], found["quality_240"]),
+        **quality(found["quality"]),
         **domains(found["out_of_domain"]),
         **experts(found["experts"]),
     }

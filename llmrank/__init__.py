@@ -1,6 +1,7 @@
 """Prune language models through an explicit graph of their feed-forward networks."""
 
 from llmrank.errors import LLMRankError
+from llmrank.experiments import SweepResult, sweep
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.pipeline.prune_model import PrunedModel, prune_model
 from llmrank.pipeline.report import Report
@@ -16,7 +17,9 @@ __all__ = [
     "PrunedModel",
     "Report",
     "ResidualFFNPipeline",
+    "SweepResult",
     "load",
     "prune_model",
     "save",
+    "sweep",
 ]

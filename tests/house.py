@@ -1,7 +1,7 @@
 """The house in numbers, and how it hangs together: ``python -m tests.house``.
 
 It prints entries a level, import circles, functions over 60 lines, files over 400 lines and the words of the README, and fails
-where a level has more than ten entries, imports run in circles, or the README is too long.
+where a level has more than ten entries (the top level of a package: eleven), imports run in circles, or the README is too long.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import networkx
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("graphs", "llmrank")
-MOST_ENTRIES, MOST_WORDS, LONG_FUNCTION, LONG_FILE = 10, 700, 60, 400
+MOST_ENTRIES, MOST_AT_TOP, MOST_WORDS, LONG_FUNCTION, LONG_FILE = 10, 11, 700, 60, 400
 NOT_COUNTED = {"__init__.py", "__main__.py", "py.typed", "__pycache__"}
 
 
@@ -139,7 +139,8 @@ def words() -> int:
 
 
 def main() -> int:
-    crowded = {folder: count for folder, count in entries().items() if count > MOST_ENTRIES}
+    most = dict.fromkeys(PACKAGES, MOST_AT_TOP)
+    crowded = {folder: count for folder, count in entries().items() if count > most.get(folder, MOST_ENTRIES)}
     found, readme = circles({module: edges(module) for module in modules()}), words()
     print("entries a level:", ", ".join(f"{folder} {count}" for folder, count in entries().items()))
     print("import circles:", found or 0)

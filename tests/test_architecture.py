@@ -22,10 +22,11 @@ ROOMS = [
     *("graphs.errors", "graphs.checks", "graphs.linalg", "graphs.solvers", "graphs.structures", "graphs.ranking"),
     *("graphs.analysis", "graphs.reduction", "graphs.io", "graphs.draw", "graphs"),
     *("llmrank.errors", "llmrank.models", "llmrank.calibration", "llmrank.score", "llmrank.prune", "llmrank.surgery"),
-    *("llmrank.evaluation", "llmrank.pipeline", "llmrank.inspection", "llmrank", "llmrank.cli", "llmrank.__main__"),
+    *("llmrank.evaluation", "llmrank.pipeline", "llmrank.inspection", "llmrank.experiments"),
+    *("llmrank", "llmrank.cli", "llmrank.__main__"),
 ]
 # Where neurons become nodes, and where graphs and ranks are shown; the others only pass them on, or write files as graphs does.
-GRAPH_ROOMS = {"llmrank.score", "llmrank.inspection", "llmrank.cli"}
+GRAPH_ROOMS = {"llmrank.score", "llmrank.inspection", "llmrank.experiments", "llmrank.cli"}
 PASSED_ON = {"GraphError", "LayeredGraph", "RankResult", "FloatArray", "count_of_share"}
 # Heavy or optional packages, and the only rooms that import them.
 HEAVY = {
@@ -35,7 +36,7 @@ HEAVY = {
     "llmcompressor": {"llmrank.pipeline"},
     "networkx": {"graphs.structures", "graphs.ranking", "graphs.io"},
     "numba": {"graphs.linalg"},
-    "matplotlib": {"graphs.draw", "llmrank.inspection", "llmrank.cli"},
+    "matplotlib": {"graphs.draw", "llmrank.inspection", "llmrank.experiments", "llmrank.cli"},
 }
 # Of these, what graphs and llmrank import only when it is asked for.
 LAZY = {"graphs": {"torch", "networkx", "matplotlib"}, "llmrank": {"datasets", "lm_eval"}}

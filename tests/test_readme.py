@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -16,8 +17,19 @@ import torch
 import llmrank
 from llmrank.cli import parser
 from llmrank.cli.commands.rank import OF_RANKING
+from llmrank.cli.commands.sweep import sweep_options, sweep_settings
 from llmrank.cli.options import make_scorer_and_pruner
-from llmrank.pipeline.registry import DEFAULTS, PIPELINES, PRUNERS, REPAIRS, SCORERS, make_repair
+from llmrank.experiments.settings import split_specs
+from llmrank.pipeline.registry import (
+    DEFAULTS,
+    PIPELINES,
+    PRUNERS,
+    REPAIRS,
+    SCORERS,
+    make_pruner,
+    make_repair,
+    make_scorer,
+)
 from llmrank.prune import LayerRecord
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import LLAMA, POSITIONS, text, tiny_llama, tokenizer
@@ -109,7 +121,13 @@ def commands(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
-def test_commands_parse(page: Path) -> None:
+def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for settings in blocks(page, "toml"):
+        Path("run.toml").write_text(settings, encoding="utf-8")
+    Path("pruned").mkdir()
+    report = {"config": parser().parse_args(["prune", "MODEL", "--output", "out"]).settings}
+    Path("pruned/report.json").write_text(json.dumps(report), encoding="utf-8")
     for command in commands(page):
         options = parser().parse_args(shlex.split(command, comments=True)[1:])
         assert callable(options.run), command
@@ -119,6 +137,25 @@ def test_commands_parse(page: Path) -> None:
             make_scorer_and_pruner(options)
             PIPELINES.options(options.pipeline)
             make_repair(options.repair)
+        if options.command == "sweep":
+            settings = sweep_options(argparse.Namespace(**{k: v for k, v in vars(options).items() if k != "config"}))
+            for name, make in (
+                ("scorers", make_scorer),
+                ("pruners", make_pruner),
+                ("pipelines", PIPELINES.options),
+                ("repairs", make_repair),
+            ):
+                assert [make(spec) for spec in split_specs(getattr(settings, name))], command
+
+
+def test_a_file_of_settings_is_one_of_a_sweep(place: Path) -> None:
+    (block,) = blocks(ROOT / "docs" / "guide" / "sweep.md", "toml")
+    Path("sweep.toml").write_text(block, encoding="utf-8")
+    options = sweep_options(parser().parse_args(["sweep", "--config", "sweep.toml"]))
+    settings = sweep_settings(options)
+    assert settings.check() is None
+    assert len(settings.rows()) == 36
+    assert [str(options.calibration), options.model] == ["my.txt", ["path/to/model"]]
 
 
 def option_names() -> set[str]:

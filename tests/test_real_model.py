@@ -107,7 +107,7 @@ def test_two_commands_of_a_user(tmp_path: Path) -> None:
 
     llmrank("prune", GGUF, "--output", tmp_path / "out", "--samples", 2, "--evaluate")
     # --samples of prune are calibration sequences; both commands evaluate on as many as they do by default.
-    llmrank("evaluate", tmp_path / "out", "--json", tmp_path / "again.json")
+    llmrank("evaluate", tmp_path / "out", "--output", tmp_path / "again.json")
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     again = json.loads((tmp_path / "again.json").read_text(encoding="utf-8"))
     assert again["perplexity"] == pytest.approx(report["evaluation"]["after"]["value"], rel=1e-4)

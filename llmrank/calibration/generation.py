@@ -6,12 +6,14 @@ is sampled at temperature 1 throughout.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
 
 from llmrank.calibration.forward import Progress, evaluation_mode, fitting_length, input_device
 from llmrank.calibration.logits import predicts_next_token
@@ -22,15 +24,19 @@ __all__ = [
     "LONGEST_TEXT",
     "TEXTS_AT_ONCE",
     "can_write_text",
+    "draw_tokens",
     "end_tokens",
+    "first_token",
     "generate_text",
     "generation_settings",
+    "special_ids",
 ]
 
 # Longest text in tokens, which limits the memory for keys and values.
 LONGEST_TEXT = 256
-# Number of texts written at once: enough to share the cost of reading the weights, and few enough for small keys and values.
-TEXTS_AT_ONCE = 16
+# Number of texts written at once, which share the cost of reading the weights. By default 16 sequences of 4 texts are wanted and
+# 2 more are held out, which makes 72 texts.
+TEXTS_AT_ONCE = 72
 
 
 def end_tokens(model: Any) -> list[int]:
@@ -47,7 +53,7 @@ def _stated_token(model: Any, name: str) -> Any:
 
 def can_write_text(model: Any) -> bool:
     """Whether a model can write text without a prompt: a decoder that can generate and has a token to begin a text."""
-    return _can_generate(model) and _first_token(model) is not None
+    return _can_generate(model) and first_token(model) is not None
 
 
 def _can_generate(model: Any) -> bool:
@@ -56,7 +62,7 @@ def _can_generate(model: Any) -> bool:
     return hasattr(model, "can_generate") and bool(model.can_generate())
 
 
-def _first_token(model: Any) -> int | None:
+def first_token(model: Any) -> int | None:
     """Return the token that begins a text: the beginning-of-text token, or else one that ends a text."""
     candidates = [_stated_token(model, "bos_token_id"), *end_tokens(model)]
     # Defaults of a configuration's class may lie outside the vocabulary.
@@ -101,9 +107,10 @@ def generate_text(
         Number of sequences, and of tokens in each (fewer if the model takes fewer). A sequence of more than 256 tokens consists
         of several texts of one length; the last one may be cut off.
     seed : int
-        Seed of the sampling. The random state of torch is restored afterwards, on the CPU and on CUDA devices.
+        Seed of the sampling. The random state of torch is neither read nor changed.
     batch_size : int
-        Number of texts written at once; the texts depend on it.
+        Largest number of texts written at once; halved where the memory does not suffice. It changes a text only where rounding
+        errors of the predictions do.
     progress : callable, optional
         See :func:`llmrank.calibration.collect.collect_statistics`.
 
@@ -117,6 +124,8 @@ def generate_text(
     Notes
     -----
     Cost: a forward pass for every token of a text, for each batch of texts. Memory: the keys and values of `batch_size` texts.
+    Every token is found in the cumulated probabilities by one random number, because ``torch.multinomial`` draws one for every
+    word of the vocabulary.
     """
     if not _can_generate(model):
         raise UnsupportedModelError(
@@ -129,76 +138,145 @@ def generate_text(
             f"{samples}, {sequence_length} and {batch_size}"
         )
     length = fitting_length(model, sequence_length)
-    first = _first_token(model)
+    first = first_token(model)
     if first is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no token in its vocabulary to begin a text with; set config.bos_token_id, or "
             "calibrate on a text file"
         )
     size = model.config.get_text_config().vocab_size
-    forbidden = sorted(token for token in {first, *end_tokens(model), *_special_tokens(tokenizer)} if token < size)
+    forbidden = sorted(token for token in {first, *end_tokens(model), *special_ids(tokenizer)} if token < size)
     n_texts = -(-length // LONGEST_TEXT)
     text_length = -(-length // n_texts)
-    starts = torch.full((samples * n_texts, 1), first, device=input_device(model))
-    settings = {
-        "do_sample": True,
-        "top_k": 0,
-        "max_new_tokens": text_length - 1,
-        "eos_token_id": None,
-        "suppress_tokens": forbidden or None,
-    }
-    texts = _generate(model, list(torch.split(starts, batch_size)), settings, seed, progress)
-    ids = torch.cat(texts).cpu().reshape(samples, -1)[:, :length]
+    draws = torch.rand(samples * n_texts, text_length - 1, generator=torch.Generator().manual_seed(seed))
+    steps = range(-(-len(draws) // batch_size) * draws.shape[1])
+    bar = iter(progress(steps, "Writing calibration text") if progress else steps)
+    with evaluation_mode(model), generation_settings(model, eos_token_id=None, max_new_tokens=text_length - 1):
+        texts = [_write(model, first, forbidden, batch, bar) for batch in torch.split(draws, batch_size)]
+    deque(bar, maxlen=0)  # to its end
+    ids = torch.cat(texts).reshape(samples, -1)[:, :length]
     description = f"written by the model itself, seed {seed}" + (
         f", texts of {text_length} tokens" if n_texts > 1 else ""
     )
     return TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool), description)
 
 
-def _generate(
-    model: Any, batches: list[torch.Tensor], settings: dict[str, Any], seed: int, progress: Progress | None
-) -> list[torch.Tensor]:
-    """Continue each batch of first tokens; errors of the model's code, but not out-of-memory, become UnsupportedModelError."""
+def _write(model: Any, first: int, forbidden: list[int], draws: torch.Tensor, bar: Iterator[Any]) -> torch.Tensor:
+    """Write one text for each row of random numbers; errors of the model's code become UnsupportedModelError.
+
+    If the memory does not suffice, the texts are written in two halves.
+    """
     from transformers import LogitsProcessorList
 
-    with (
-        evaluation_mode(model),
-        generation_settings(model, **settings),
-        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
-    ):
-        torch.manual_seed(seed)
-        try:
-            return [
-                model.generate(
-                    input_ids=batch,
-                    attention_mask=torch.ones_like(batch),
-                    logits_processor=LogitsProcessorList([_check_scores_finite]),
-                )
-                for batch in (progress(batches, "Writing calibration text") if progress else batches)
-            ]
-        except LLMRankError:
-            raise
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
+    starts = torch.full((len(draws), 1), first, device=input_device(model))
+
+    def choose(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        next(bar, None)
+        scores[:, forbidden] = -torch.inf
+        tokens = draw_tokens(scores, draws[:, ids.shape[1] - 1])
+        # Without sampling, the model takes the token with the largest score.
+        return scores.fill_(-torch.inf).scatter_(1, tokens, 0.0)
+
+    try:
+        texts: torch.Tensor = model.generate(
+            input_ids=starts,
+            attention_mask=torch.ones_like(starts),
+            logits_processor=LogitsProcessorList([choose]),
+            custom_generate=_generate_in_place,
+        )
+        return texts.cpu()
+    except LLMRankError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
             # The model's own code may raise any error, and the user may not have asked for generated text.
             raise UnsupportedModelError(
                 f"{type(model).__name__} failed to write text ({type(error).__name__}: {error}); calibrate on a text file, or on "
                 "the built-in text ('built-in')"
             ) from error
+        if len(draws) == 1:
+            raise
+    # Here the error, which refers to the keys and values, is gone.
+    halves = torch.split(draws, -(-len(draws) // 2))
+    return torch.cat([_write(model, first, forbidden, half, bar) for half in halves])
 
 
-def _special_tokens(tokenizer: Any) -> set[int]:
-    """Return the special tokens of a tokenizer: those with a name, and those that were added as special."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    return {*getattr(tokenizer, "all_special_ids", ()), *(id_ for id_, token in added.items() if token.special)}
+def draw_tokens(scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Draw a token for each row of scores, with probabilities proportional to the exponential of the scores.
 
+    Parameters
+    ----------
+    scores : (n, size) float32 tensor
+        Overwritten: another tensor of that size would take as long as the sums.
+    draws : (n,) float32 tensor
+        Uniform random numbers, at least 0 and below 1.
 
-def _check_scores_finite(_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Check predictions before they are sampled: on a GPU, sampling from NaN makes the device unusable for the process."""
-    if not bool((scores < torch.inf).all()):
+    Returns
+    -------
+    (n, 1) int64 tensor
+
+    Raises
+    ------
+    CalibrationError
+        A score is NaN or +Inf, or all of a row are -Inf.
+
+    Examples
+    --------
+    >>> scores = torch.tensor([[0.25, 0.0, 0.75]]).log()
+    >>> [draw_tokens(scores.clone(), torch.tensor([draw])).item() for draw in (0.0, 0.24, 0.26, 0.999)]
+    [0, 0, 2, 2]
+    """
+    cumulated = scores.sub_(scores.amax(1, keepdim=True)).exp_().cumsum_(1)
+    totals = cumulated[:, -1:]
+    if not bool(totals.isfinite().all()):
         raise CalibrationError(
             "the model's predictions are not finite: the weights hold NaN or Inf, or the dtype overflows; load the model in "
             "float32 or bfloat16"
         )
-    return scores
+    # Rounding must not bring a place to the total, behind the last token.
+    places = draws.to(scores.device)[:, None] * totals * (1.0 - torch.finfo(scores.dtype).eps)
+    return torch.searchsorted(cumulated, places, right=True)
+
+
+def _generate_in_place(model: Any, input_ids: torch.Tensor, *, generation_config: Any, **others: Any) -> torch.Tensor:
+    """Generate as the model does, but with keys and values that are not copied for every token."""
+    for cache in others.values():
+        if isinstance(cache, DynamicCache):
+            cache.layers = [
+                _LayerWithRoom(generation_config.max_length) if type(layer) is DynamicLayer else layer
+                for layer in cache.layers
+            ]
+    texts: torch.Tensor = model._sample(input_ids, generation_config=generation_config, **others)
+    return texts
+
+
+class _LayerWithRoom(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values of one layer, with room for the longest text from the beginning.
+
+    Stock layers copy all keys and values for every token, which takes a third of a step after 200 tokens. A static cache does
+    not, but attention then reads all of its room for every token.
+    """
+
+    def __init__(self, length: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._length = length
+        self._room: list[torch.Tensor] = []
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        start, new = self.get_seq_length(), (key_states, value_states)
+        end = start + key_states.shape[-2]
+        if start == 0:
+            super().update(key_states, value_states, *args, **kwargs)
+            self._room = [states.new_empty(*states.shape[:-2], self._length, states.shape[-1]) for states in new]
+        for room, states in zip(self._room, new, strict=True):
+            room[..., start:end, :] = states
+        self.keys, self.values = (room[..., :end, :] for room in self._room)
+        return self.keys, self.values
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the special tokens of a tokenizer: those with a name, and those that were added as special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {*getattr(tokenizer, "all_special_ids", ()), *(id_ for id_, token in added.items() if token.special)}

@@ -1,11 +1,13 @@
-"""The command line: ``llmrank demo | prune | rank | apply | inspect | evaluate | diff | components | families``."""
+"""The command line.
+
+``llmrank demo | prune | rank | apply | sweep | inspect | evaluate | diff | components | families``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import io
-import logging
 import os
 import signal
 import sys
@@ -17,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from rich.console import Console
 
 from graphs import GraphError
 from llmrank.calibration.processes import launched_processes
@@ -29,26 +29,40 @@ from llmrank.cli.commands.families import add_families_options, run_families
 from llmrank.cli.commands.inspecting.command import add_inspect_options, run_inspect
 from llmrank.cli.commands.prune import add_demo_options, add_prune_options, check_processes, run_demo, run_prune
 from llmrank.cli.commands.rank import add_apply_options, add_rank_options, run_apply, run_rank
+from llmrank.cli.commands.sweep import add_sweep_options, run_sweep_command
+from llmrank.cli.config import CommandParser
+from llmrank.cli.console import QuietConsole, add_output_options, command_output, print_result
 from llmrank.cli.options import check_numbers
-from llmrank.cli.progress import make_progress
 from llmrank.errors import LLMRankError, ProcessError, is_out_of_memory
 from llmrank.models.demo_models import DEMO_NAME
 from llmrank.pipeline.report import environment
 
 __all__ = ["main"]
 
+# Options and arguments that name a file or a directory, and how the shells complete one, for shtab.
+FILES = {
+    "plot",
+    "a",
+    "against",
+    "b",
+    "calibration",
+    "config",
+    "evaluate",
+    "model",
+    "offload_folder",
+    "output",
+    "ranking",
+    "task_dir",
+    "text",
+}
+COMPLETION = {
+    "bash": "_shtab_compgen_files",
+    "fish": "(__fish_complete_path (commandline -ct))",
+    "tcsh": "f",
+    "zsh": "_files",
+}
 # How long other processes of a run wait until process 0 has said why the run ends.
 SECONDS_TO_SPEAK = 10.0
-
-
-class QuietConsole(Console):
-    """A console that prints nothing more once its reader has gone (``| head -1``); the command runs on."""
-
-    def on_broken_pipe(self) -> None:
-        """Drop all further output, also what the interpreter flushes at its exit."""
-        self.quiet = True
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), self.file.fileno())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,18 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if argument.startswith("--") and argument.endswith("=--"):
             root.error(f"argument {argument.removesuffix('=--')}: expected a value, got '--'")
     options = root.parse_args(arguments)
-    console = QuietConsole(soft_wrap=not sys.stdout.isatty())
-    # Logs and progress bars of libraries would mix with the output of the command; their errors are raised as exceptions.
-    for library in ("transformers", "lm_eval"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    options.progress = make_progress()
     try:
-        with _signals_interrupt():
+        with command_output(options) as console, _signals_interrupt():
             check_numbers(options)
             check_processes(options)
             torch.manual_seed(getattr(options, "seed", 0))
             status: int = options.run(options, console)
+        print_result(options)
     except (Exception, KeyboardInterrupt) as error:
         if getattr(options, "debug", False):
             traceback.print_exc()
@@ -148,9 +157,9 @@ def _signals_interrupt() -> Iterator[None]:
 def _status_and_sentence(error: BaseException) -> tuple[int, str]:
     """Return the exit status for an error, and the sentence to print."""
     if isinstance(error, KeyboardInterrupt):
-        return (
-            128 + (error.args[0] if error.args else signal.SIGINT),
-            "interrupted; a checkpoint directory exists only if it is complete",
+        return 128 + (error.args[0] if error.args else signal.SIGINT), (
+            "interrupted; a checkpoint directory exists only if it is complete. A run with --low-memory can be resumed "
+            "(--resume), others begin anew"
         )
     if is_out_of_memory(error):
         reason = f" ({error})" if str(error) else ""
@@ -169,15 +178,13 @@ def _status_and_sentence(error: BaseException) -> tuple[int, str]:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     # The options of `common` are accepted before the command and after it.
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--debug", action="store_true", default=argparse.SUPPRESS, help="print the traceback of an error"
-    )
+    common = CommandParser(add_help=False)
+    add_output_options(common)
     root = argparse.ArgumentParser(
         prog="llmrank", description="Prune language models through the graph of their FFNs.", parents=[common]
     )
     root.add_argument("--version", action="version", version=f"llmrank {environment()['llmrank']}")
-    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
 
     def add(name: str, run: Callable[..., int], summary: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, parents=[common])
@@ -188,6 +195,7 @@ def parser() -> argparse.ArgumentParser:
     add_prune_options(add("prune", run_prune, "prune a model and write a checkpoint"))
     add_rank_options(add("rank", run_rank, "calibrate and rank a model once, to prune it by any amount later"))
     add_apply_options(add("apply", run_apply, "prune a model by a ranking or by masks"))
+    add_sweep_options(add("sweep", run_sweep_command, "prune models in many ways, and measure each"))
     add_inspect_options(add("inspect", run_inspect, "show the graph of a model and the scores of its neurons"))
     add_evaluate_options(
         add("evaluate", run_evaluate, "measure how good a model is, pruned or not, and how close it is to another")
@@ -198,4 +206,9 @@ def parser() -> argparse.ArgumentParser:
     )
     components.add_argument("name", metavar="NAME", nargs="?", help="the component to describe")
     add_families_options(add("families", run_families, "list the model types of transformers, and what became of each"))
+    for command in commands.choices.values():
+        command.add_config_option()
+        for action in command._actions:
+            if action.dest in FILES:
+                action.complete = COMPLETION  # type: ignore[attr-defined]
     return root

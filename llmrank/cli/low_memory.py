@@ -16,6 +16,8 @@ from llmrank.calibration.blocks.free_memory import free_memory
 from llmrank.calibration.blocks.recording import record_without_running
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
+from llmrank.calibration.text.mixture import Mixture
+from llmrank.calibration.text.sources import find_source
 from llmrank.cli.options import load
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.models import find_ffns
@@ -59,11 +61,18 @@ def check_low_memory(options: argparse.Namespace) -> None:
             f"with --low-memory the weights stay on the CPU or in files, got --device-map {options.device_map}; leave one of the "
             "two out (--device says where to compute)"
         )
-    if options.low_memory and options.calibration == Generated.name:
+    if options.low_memory and _is_written(options.calibration):
         raise OptionError(
             "with --low-memory the model would be read from disk for every token that it writes; use --calibration FILE, or "
             f"{BuiltInText.name}"
         )
+
+
+def _is_written(calibration: Any) -> bool:
+    """Whether the model writes the calibration text or a part of it; ``auto`` alone can be another text."""
+    source = find_source(calibration)
+    parts = source.sources if isinstance(source, Mixture) else ()
+    return isinstance(source, Generated) or any(isinstance(part, (Generated, Automatic)) for part in parts)
 
 
 def load_on_cpu(options: argparse.Namespace) -> LoadedModel:
@@ -87,7 +96,7 @@ def work_directory(options: argparse.Namespace, model: Any, console: Console) ->
         device = parse_device(options.device)
         size, free = sum(t.numel() * t.element_size() for t in tensors), free_memory(device)
         on_cpu = {tensor.device.type for tensor in tensors} == {"cpu"}
-        plain = options.steps == 1 and options.form in ("compact", "padded") and options.calibration != Generated.name
+        plain = options.steps == 1 and options.form in ("compact", "padded") and not _is_written(options.calibration)
         if size <= free or not (on_cpu and plain and _runs_by_block(model)):
             return None
         console.print(

@@ -37,10 +37,11 @@ from llmrank.surgery import checkpoint
 __all__ = [
     "add_method_options",
     "add_model_options",
+    "amount_value",
     "check_device_and_dtype",
-    "check_json",
     "check_method",
     "check_numbers",
+    "check_output_file",
     "directory",
     "load",
     "make_pipeline",
@@ -89,26 +90,33 @@ def add_model_options(group: Any) -> None:
     )
 
 
-def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True, calibrates: bool = True) -> Any:
+def add_method_options(
+    command: argparse.ArgumentParser, *, chooses: bool = True, prunes: bool = True, calibrates: bool = True
+) -> Any:
     """Add the options of a pipeline; return the group of calibration and evaluation, for further options.
 
-    With ``prunes=False`` the options of repair, unit of the amount, steps and form are left out, and with ``calibrates=False``
-    those of the calibration text.
+    With ``chooses=False`` those of the amount and the pruner are left out, with ``prunes=False`` those of repair, unit of the
+    amount, steps and form, and with ``calibrates=False`` those of the calibration text.
     """
     method = command.add_argument_group(
         "method",
         "A component is NAME or NAME:OPTION=VALUE,OPTION=VALUE; `llmrank components` lists names, `llmrank components NAME` "
         "the options.",
     )
-    method.add_argument(
-        "--amount",
-        type=_amount,
-        default=0.3,
-        help="share (0.3) or number (500) to remove: of each layer, or of all together with --pruner global (%(default)s)",
-    )
     # Without pruning no sensitivities are measured, so pruners that need them are left out.
     pruners = [name for name in PRUNERS.names() if prunes or not (name in PRUNERS and PRUNERS[name].needs_sensitivity)]
-    for flag, names in (("pipeline", PIPELINES.names()), ("scorer", SCORERS.names()), ("pruner", pruners)):
+    components = {"pipeline": PIPELINES.names(), "scorer": SCORERS.names(), "pruner": pruners}
+    if chooses:
+        method.add_argument(
+            "--amount",
+            type=amount_value,
+            default=0.3,
+            help="share (0.3) or number (500) to remove: of each layer, or of all together with --pruner global (%(default)s)",
+        )
+    else:
+        command.set_defaults(amount=0.3, pruner=DEFAULTS["pruner"])
+        del components["pruner"]
+    for flag, names in components.items():
         method.add_argument(
             f"--{flag}", default=DEFAULTS[flag], metavar="COMPONENT", help=f"{', '.join(names)} (%(default)s)"
         )
@@ -118,40 +126,43 @@ def add_method_options(command: argparse.ArgumentParser, *, prunes: bool = True,
         help="what is removed: neurons, experts (of a mixture), or neurons,experts (%(default)s)",
     )
     if prunes:
-        method.add_argument(
-            "--repair",
-            default=DEFAULTS["repair"],
-            metavar="COMPONENT",
-            help=f"none, {', '.join(REPAIRS.names())}: new weights that make up for removed neurons (%(default)s)",
-        )
-        method.add_argument(
-            "--amount-of",
-            metavar="UNIT",
-            help=f"unit of the amount: {', '.join(UNITS)}; ffn- units count the FFNs, parameters, bytes "
-            "and flops the whole model (neurons)",
-        )
-        method.add_argument(
-            "--steps",
-            type=int,
-            default=1,
-            help="number of steps to prune in, each with a pass of the calibration text (%(default)s)",
-        )
-        method.add_argument(
-            "--form",
-            default="compact",
-            help="compact; padded: compact, and filled up to one width for stock loaders; zero or mask: with the old shapes "
-            "(%(default)s)",
-        )
+        _add_pruning_options(method)
     else:
         command.set_defaults(repair="none", amount_of=None, steps=1, form="compact")
     data = command.add_argument_group("calibration and evaluation")
     if calibrates:
         _add_text_options(data)
     data.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
-    data.add_argument(
-        "--seed", type=int, default=0, help="seed of torch, and of the text that the model writes (%(default)s)"
-    )
+    drawn = "of torch, of the text that the model writes, and of what is drawn from datasets"
+    data.add_argument("--seed", type=int, default=0, help=f"seed {drawn} (%(default)s)")
     return data
+
+
+def _add_pruning_options(method: Any) -> None:
+    method.add_argument(
+        "--repair",
+        default=DEFAULTS["repair"],
+        metavar="COMPONENT",
+        help=f"none, {', '.join(REPAIRS.names())}: new weights that make up for removed neurons (%(default)s)",
+    )
+    method.add_argument(
+        "--amount-of",
+        metavar="UNIT",
+        help=f"unit of the amount: {', '.join(UNITS)}; ffn- units count the FFNs, parameters, bytes "
+        "and flops the whole model (neurons)",
+    )
+    method.add_argument(
+        "--steps",
+        type=int,
+        default=1,
+        help="number of steps to prune in, each with a pass of the calibration text (%(default)s)",
+    )
+    method.add_argument(
+        "--form",
+        default="compact",
+        help="compact; padded: compact, and filled up to one width for stock loaders; zero or mask: with the old shapes "
+        "(%(default)s)",
+    )
 
 
 def _add_text_options(data: Any) -> None:
@@ -160,7 +171,8 @@ def _add_text_options(data: Any) -> None:
         type=lambda value: text_source(value, "calibration"),
         default=DEFAULTS["calibration"],
         metavar="TEXT",
-        help=f"text file, or a source: {_sources()} (%(default)s)",
+        help="text file, .jsonl file (with messages or text in every line), directory of such files, or a source: "
+        f"{_sources()}; or a mixture: SOURCE:SHARE,SOURCE:SHARE, such as a.txt:0.75,built-in:0.25 (%(default)s)",
     )
     data.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="calibration sequences (%(default)s)")
     data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
@@ -203,7 +215,7 @@ def _placement(options: argparse.Namespace) -> dict[str, Any] | None:
     return {name: value for name, value in given.items() if value is not None} or None
 
 
-def _amount(text: str) -> float | int:
+def amount_value(text: str) -> float | int:
     """Convert text to an int (a number) if it is an integer, else to a float (a share)."""
     try:
         return int(text) if re.fullmatch("[-+]?[0-9]{1,99}", text.strip()) else float(text)
@@ -319,13 +331,13 @@ def _form_and_alignment(options: argparse.Namespace) -> tuple[Any, Any]:
     return ("compact", "pad") if options.form == "padded" else (options.form, "none")
 
 
-def check_json(path: Path | None) -> None:
-    """Raise unless the file of ``--json`` can be written."""
+def check_output_file(path: Path | None) -> None:
+    """Raise unless the file of ``--output`` can be written."""
     if path is None:
         return
     if path.exists() and not path.is_file():
         what = "a directory" if path.is_dir() else "a device or a pipe"
-        raise CheckpointError(f"{path} is {what}; expected the path of a file for --json")
+        raise CheckpointError(f"{path} is {what}; expected the path of a file for --output")
     if not path.parent.is_dir():
         raise CheckpointError(f"cannot write {path}: there is no directory {path.parent}; create it first")
     try:
@@ -333,7 +345,7 @@ def check_json(path: Path | None) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}; choose another place for --json") from error
+        raise CheckpointError(f"cannot write {path}: {error.strerror}; choose another place for --output") from error
 
 
 def load(options: argparse.Namespace) -> LoadedModel:

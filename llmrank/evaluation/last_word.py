@@ -16,7 +16,8 @@ import torch
 
 from llmrank.calibration.forward import Progress, check_ids, evaluation_mode, input_device, longest_input
 from llmrank.calibration.logits import predicts_next_token
-from llmrank.calibration.text.tokenisation import plain_ids, special_tokens
+from llmrank.calibration.text.documents import plain_ids
+from llmrank.calibration.text.tokenisation import special_tokens
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.evaluation.estimate import Estimate
 

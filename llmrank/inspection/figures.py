@@ -28,6 +28,8 @@ __all__ = [
     "draw_experts",
     "draw_layer",
     "draw_removed_neurons",
+    "new_figure",
+    "save_figure",
     "write_figures",
 ]
 
@@ -103,9 +105,9 @@ def write_figures(
         figures["experts"] = draw_experts(inspection)
     paths = []
     for stem, figure in figures.items():
-        paths += _save(figure, directory, stem, formats)
+        paths += save_figure(figure, directory, stem, formats)
     for name in chosen:
-        paths += _save(draw_layer(inspection, name, top), directory, f"layer-{all_names.index(name)}", formats)
+        paths += save_figure(draw_layer(inspection, name, top), directory, f"layer-{all_names.index(name)}", formats)
     return paths
 
 
@@ -139,7 +141,7 @@ def draw_removed_neurons(importance: Mapping[str, Any], masks: Mapping[str, Any]
     >>> figure.axes[0].get_title()
     '1 layer: scores of the hidden neurons; those right of the white line are removed (local)'
     """
-    figure = _figure(10, 8)
+    figure = new_figure(10, 8)
     upper, lower = figure.subplots(2, 1)
     scores = [np.asarray(values) for values in importance.values()]
     keep = [np.asarray(masks[name]) for name in importance]
@@ -176,7 +178,7 @@ def draw_experts(inspection: Inspection) -> Figure:
         raise OptionError("this model has no mixture of experts to draw")
     experts = [[each for each in summarise_experts(inspection, name) if each.routed] for name in numbers]
     removed = [[each.kept[inspection.budget] == 0 for each in row] for row in experts]
-    figure = _figure(12, 2.2 + max(1.4, 0.28 * len(experts)))
+    figure = new_figure(12, 2.2 + max(1.4, 0.28 * len(experts)))
     left, right = figure.subplots(1, 2)
     labels = [str(number) for number in numbers.values()]
     scores = [np.array([each.score for each in row]) for row in experts]
@@ -204,7 +206,7 @@ def _what_is_left(inspection: Inspection, experts: Sequence[Sequence[ExpertSumma
 
 def draw_concentration(inspection: Inspection) -> Figure:
     """Draw how concentrated the scores of each layer are: their distribution, and Lorenz curves."""
-    figure = _figure(11, 4.5)
+    figure = new_figure(11, 4.5)
     left, right = figure.subplots(1, 2)
     names, scores = list(inspection.main.importance), list(inspection.main.importance.values())
     draw.score_distribution(scores, names, ax=left)
@@ -228,7 +230,7 @@ def draw_agreement(inspection: Inspection) -> Figure:
     other_scorer = [name for name in ("activation", *others) if name in others][:1]
     compared = [(name, inspection.results[name]) for name in other_scorer]
     compared.append((f"{inspection.scorer}, {inspection.other_topology}", inspection.in_other_topology))
-    figure = _figure(5.5 * len(compared), 5)
+    figure = new_figure(5.5 * len(compared), 5)
     main = inspection.main
     all_axes = figure.subplots(1, len(compared), squeeze=False)[0]
     for axes, (name, other) in zip(all_axes, compared, strict=True):
@@ -278,7 +280,7 @@ def draw_layer(inspection: Inspection, name: str, top: int = 20) -> Figure:
     place = inspection.layer(name)
     layer, graph, rank = place.position, inspection.graphs[place.graph].graph, inspection.main.ranks[place.graph]
     layers = range(layer - 1, min(layer + 2, len(graph.layer_sizes)))
-    figure = _figure(13, 9)
+    figure = new_figure(13, 9)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.2, 1))
     above, below = halves
     draw.node_link(top_subgraph(graph, rank, nodes=top, edges=6 * top, layers=layers), ax=above.subplots())
@@ -314,14 +316,16 @@ def _first_middle_last(names: Sequence[str]) -> list[str]:
     return [names[index] for index in sorted(indices)]
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Make an empty figure, of a width and height in inches."""
     from matplotlib.figure import Figure
 
     # A figure of pyplot would be global state, and could open a window.
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Figure, directory: Path, stem: str, formats: Sequence[str]) -> list[Path]:
+def save_figure(figure: Figure, directory: Path, stem: str, formats: Sequence[str]) -> list[Path]:
+    """Write a figure to a directory in several formats; return the paths. The same figure gives the same bytes."""
     import matplotlib
 
     paths = []

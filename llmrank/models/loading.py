@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.quantizers.auto import AutoQuantizationConfig
 
 from llmrank.errors import LLMRankError, ModelSourceError, OptionError
 
@@ -201,6 +200,9 @@ def _dequantised(config: Any) -> dict[str, Any]:
 
     Weights that transformers cannot dequantise are refused later, see :func:`llmrank.models.checks.check_not_quantised`.
     """
+    # Imported here, because this import takes half a second.
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
     stated = getattr(config, "quantization_config", None)
     if not isinstance(stated, dict):
         return {}
@@ -222,6 +224,11 @@ def _check_source(source: str) -> None:
     if source.endswith(".gguf"):
         if not path.is_file():
             raise ModelSourceError(f"no GGUF file at {source}; expected a path to an existing .gguf file")
+    elif (path / "adapter_config.json").is_file():
+        raise ModelSourceError(
+            f"{source} holds adapters of peft, not a whole model; expected a checkpoint: merge them into their base model with "
+            "peft.AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload(), save that with save_pretrained, and prune it"
+        )
     elif path.exists() and not (path / "config.json").is_file():
         raise ModelSourceError(
             f"{source} has no config.json; expected a directory written by save_pretrained, a .gguf file or a hub name"

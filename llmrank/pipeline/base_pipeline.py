@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ from llmrank.surgery.equivalence import check_equivalence, masked_outputs
 from llmrank.surgery.repair import RepairedMap, repair_summary
 
 __all__ = ["BasePipeline"]
+
+logger = logging.getLogger(__name__)
 
 
 class BasePipeline(PipelineStages):
@@ -139,6 +142,8 @@ class BasePipeline(PipelineStages):
         self._seconds = {}
         with self._timed("find"), progress_step(self.progress, "Finding FFNs"):
             ffns, _ = self.prepare()
+        kinds = ", ".join(sorted({ffn.kind for ffn in ffns}))
+        logger.info("found %d FFNs (%s) with %d neurons", len(ffns), kinds, sum(ffns.sizes.values()))
         self._prepared = None
         with self._timed("evaluate before"):
             evaluation, texts = self.evaluate()
@@ -147,6 +152,8 @@ class BasePipeline(PipelineStages):
             self.open_work_directory(sequences, held_out)
         self.masks, self.repaired = self.select(ffns, sequences, held_out)
         report = self._report(ffns, self.masks, sequences, held_out)
+        ranked = "ranked %(graphs)d graphs of %(nodes)d nodes by %(solver)s in %(iterations)d iterations"
+        logger.info(f"{ranked}, error at most %(error_bound).1e", report.graph)
         if not self.undoable:
             self.model_graphs = ()
         with self._timed("apply"), progress_step(self.progress, "Applying the masks"):
@@ -339,7 +346,9 @@ class BasePipeline(PipelineStages):
     def _timed(self, stage: str) -> Iterator[None]:
         start = perf_counter()
         yield
-        self._seconds[stage] = self._seconds.get(stage, 0.0) + perf_counter() - start
+        seconds = perf_counter() - start
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+        logger.debug("%s took %.2f s", stage, seconds)
 
     def _report(self, ffns: FFNs, masks: Masks, sequences: TokenSequences, held_out: TokenSequences | None) -> Report:
         """Make the report as far as it is known before masks are applied."""

@@ -35,17 +35,17 @@ class CalibrationText:
 
     Parameters
     ----------
-    source : path, text, list of texts, "dataset:NAME", "built-in", "generated", "auto", or tensor; optional
+    source : path, text, list of texts, "dataset:NAME", "built-in", "generated", "auto", mapping, or tensor; optional
         See :func:`llmrank.calibration.text.sources.make_sequences`; the built-in text by default. "generated" is text that the
-        model writes itself; "auto" is "generated" if the model can write text, else "built-in". A float tensor is for a module
-        that is not a language model: each row is one example of its input.
+        model writes itself; "auto" is "generated" if the model can write text, else "built-in". A mapping from sources to shares
+        is a mixture. A float tensor is for a module that is not a language model: each row is one example of its input.
     samples, sequence_length : int
         Largest number of sequences that are cut from a text, and their length in tokens (at most what the model takes). All of
         a tensor is used; a list of several texts gives one sequence for each text.
     batch_size : int
         Number of sequences in a forward pass; a pass takes at least 256 rows of a float tensor.
     seed : int
-        Seed of generated text.
+        Seed of generated text, of what is drawn from datasets, and of the order in a mixture.
 
     Raises
     ------

@@ -18,7 +18,7 @@ from llmrank.models.costs import Unit
 from llmrank.pipeline.base_pipeline import BasePipeline
 from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText
 from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
-from llmrank.pipeline.report import Report
+from llmrank.pipeline.report import Printed, PrintedGroup, Report
 from llmrank.prune import BasePruner
 from llmrank.prune.masks import Masks
 from llmrank.score import BaseScorer
@@ -29,9 +29,9 @@ from llmrank.surgery.repair import BaseRepair
 __all__ = ["PrunedModel", "prune_model"]
 
 
-@dataclass(frozen=True, eq=False)
-class PrunedModel:
-    """A pruned model with its keep masks and report.
+@dataclass(frozen=True, eq=False, repr=False)
+class PrunedModel(Printed):
+    """A pruned model with its keep masks and report. Its repr, and what a notebook shows of it, is the table of the report.
 
     Attributes
     ----------
@@ -52,13 +52,20 @@ class PrunedModel:
     tokenizer: Any = None
     work: WorkDirectory | None = None
 
-    def save(self, directory: str | os.PathLike[str]) -> Path:
+    def __rich__(self) -> PrintedGroup:
+        return self.report.table()
+
+    def save(
+        self, directory: str | os.PathLike[str], *, push_to_hub: str | None = None, private: bool | None = None
+    ) -> Path:
         """Write a checkpoint with masks and report; of several processes, process 0 alone writes it.
 
         Parameters
         ----------
         directory : path-like
             Absent or empty.
+        push_to_hub, private
+            See :func:`llmrank.save`.
 
         Returns
         -------
@@ -67,14 +74,21 @@ class PrunedModel:
 
         Raises
         ------
-        CheckpointError
+        CheckpointError, OptionError
             See :func:`llmrank.save`.
         """
         if launched_processes()[0]:
             return Path(directory)
         shard_bytes = None if self.work is None else SHARD_BYTES
         written = checkpoint.save(
-            directory, self.model, self.tokenizer, self.masks, self.report.to_dict(), shard_bytes=shard_bytes
+            directory,
+            self.model,
+            self.tokenizer,
+            self.masks,
+            self.report.to_dict(),
+            shard_bytes=shard_bytes,
+            push_to_hub=push_to_hub,
+            private=private,
         )
         if self.work is not None:
             self.work.remove()
@@ -140,7 +154,8 @@ def prune_model(
         Where the model is moved to; by default it stays where it is. With a work directory, where its blocks are brought to
         one at a time.
     progress : callable, optional
-        A function such as ``rich.progress.track``; by default no progress is shown.
+        A function such as ``rich.progress.track``; by default no progress is shown. :func:`llmrank.cli.progress.make_progress`
+        makes one: bars on a terminal, and lines in a notebook or a log.
     work_directory : path-like, optional
         Run block by block with little memory, and keep in this directory, which is made, what a block does not need. Load the
         model on the CPU in the dtype of its checkpoint, so that its weights stay on disk. :meth:`PrunedModel.save` deletes it.

@@ -15,7 +15,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.jupyter import JupyterMixin
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -35,6 +36,8 @@ from llmrank.surgery.repair import BaseRepair
 
 __all__ = [
     "Evaluation",
+    "Printed",
+    "PrintedGroup",
     "Report",
     "describe_graphs",
     "describe_model",
@@ -115,9 +118,23 @@ class Evaluation:
         return sentences
 
 
-@dataclass
-class Report:
-    """The protocol and the outcome of a run.
+class Printed(JupyterMixin):
+    """Something that rich prints: a notebook shows it as HTML, and a session of Python shows its text instead of a repr."""
+
+    def __repr__(self) -> str:
+        console = Console(color_system=None, force_terminal=False, force_jupyter=False)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get().rstrip("\n")
+
+
+class PrintedGroup(Printed, Group):
+    """Tables and sentences below each other."""
+
+
+@dataclass(repr=False)
+class Report(Printed):
+    """The protocol and the outcome of a run. Its repr, and what a notebook shows of it, is :meth:`table`.
 
     Attributes
     ----------
@@ -151,6 +168,8 @@ class Report:
     evaluation : Evaluation, optional
     environment : dict
     notes : list of str
+    config : dict, optional
+        The options of the command that made the report; ``llmrank COMMAND --config report.json`` repeats it.
     """
 
     model: dict[str, Any]
@@ -170,6 +189,7 @@ class Report:
     evaluation: Evaluation | None = None
     environment: dict[str, str] = field(default_factory=environment)
     notes: list[str] = field(default_factory=list)
+    config: dict[str, Any] | None = None
 
     def warnings(self) -> list[str]:
         """Return the notes, and the warnings of the evaluation."""
@@ -180,16 +200,18 @@ class Report:
         plain = asdict(self)
         if self.evaluation is not None:
             plain["evaluation"]["collapsed"] = self.evaluation.collapsed
-        result = json_safe({"format": FORMAT, **plain, "warnings": self.warnings()})
-        return dict(result)
+        return dict(json_safe({"format": FORMAT, **plain, "warnings": self.warnings()}))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the report as JSON, completely or not at all."""
         with replace_file(Path(path)) as partial:
             partial.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
-    def table(self) -> RenderableType:
-        """Return the report as a table and sentences for a terminal, printed by rich."""
+    def __rich__(self) -> RenderableType:
+        return self.table()
+
+    def table(self) -> PrintedGroup:
+        """Return the report as a table and sentences; rich, notebooks and sessions of Python print them."""
         table = Table(title=Text(f"{self.model['source']}: {self._headline()}"), title_justify="left")
         for heading in ("", "before", "after", "change"):
             table.add_column(heading, justify="left" if not heading else "right")
@@ -206,10 +228,9 @@ class Report:
         for name, before, after, number_format in rows:
             change = f"{after / before - 1.0:+.1%}" if before else ""
             table.add_row(name, number_format.format(before), number_format.format(after), change)
-        parts: list[RenderableType] = [table]
         widths = sorted(self.neurons["widths"].values())
         spread = f"{widths[0]}" if widths[0] == widths[-1] else f"{widths[0]} to {widths[-1]}"
-        parts.append(Text(f"widths {spread}; calibrated on {self._tokens(self.calibration)}"))
+        parts: list[RenderableType] = [table, Text(f"widths {spread}; calibrated on {self._tokens(self.calibration)}")]
         if self.reached:
             parts.append(Text(f"the removed neurons account for {self._reached()}"))
         if len(self.steps) > 1:
@@ -221,7 +242,7 @@ class Report:
         if evaluation:
             parts.append(Text(f"perplexity on {self._tokens(evaluation.protocol)}"))
         parts += [Text(f"Warning: {sentence}", style="bold yellow") for sentence in self.warnings()]
-        return Group(*parts)
+        return PrintedGroup(*parts)
 
     def _reached(self) -> str:
         shares = [f"{self.reached[unit]['share']:.1%} of the {unit_name(unit)}" for unit in MODEL_UNITS]

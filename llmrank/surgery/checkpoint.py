@@ -6,6 +6,7 @@ Widths that no field of the configuration can state are listed under ``llmrank_w
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,10 +25,13 @@ from llmrank.models.loading import LoadedModel, load_pretrained, model_class_of,
 from llmrank.prune.masks import Masks
 from llmrank.surgery.files import atomic_directory, check_output
 from llmrank.surgery.forms import remove_experts, replace_tensor, set_sizes, tensor_masks
+from llmrank.surgery.hub import check_hub, push
 from llmrank.surgery.model_card import write_model_card
 from llmrank.surgery.widths import WIDTHS_KEY, module_widths
 
 __all__ = ["load", "save"]
+
+logger = logging.getLogger(__name__)
 
 MASKS_FILE = "masks.safetensors"
 REPORT_FILE = "report.json"
@@ -43,8 +47,10 @@ def save(
     report: Mapping[str, Any] | None = None,
     *,
     shard_bytes: int | None = None,
+    push_to_hub: str | None = None,
+    private: bool | None = None,
 ) -> Path:
-    """Write a checkpoint: model, tokenizer, masks and report.
+    """Write a checkpoint: model, tokenizer, masks and report; and upload it if `push_to_hub` names a repository.
 
     The directory appears completely or not at all, see :func:`llmrank.surgery.files.atomic_directory`. Before it appears, the
     names and shapes of the written tensors are compared with the parameters of the model that a loader would build; and if there
@@ -63,15 +69,24 @@ def save(
         :meth:`llmrank.pipeline.report.Report.to_dict` returns, a model card, ``README.md``, is made of it.
     shard_bytes : int, optional
         Largest size of a file of weights, which is in memory while it is written; by default as transformers chooses.
+    push_to_hub : str, optional
+        Repository on the Hugging Face hub, ``NAME`` or ``OWNER/NAME``, see :func:`llmrank.surgery.hub.push`. The checkpoint is
+        uploaded when it is complete and has been checked.
+    private : bool, optional
+        Whether a new repository is private; by default as the hub chooses.
 
     Raises
     ------
+    OptionError
+        `push_to_hub` is no name of a repository, or the hub does not know the user; nothing was written.
     CheckpointError
         The directory cannot be written, see :func:`llmrank.surgery.files.check_output`; the disk is full; the model is not a
         transformers model or has no data; experts were removed in another form than compact; the written tensors do not fit the
         written configuration.
     """
     check_output(directory)
+    if push_to_hub is not None:
+        push_to_hub = check_hub(push_to_hub)
     if not isinstance(model, transformers.PreTrainedModel):
         raise CheckpointError(
             f"{type(model).__name__} is not a transformers model; save its state_dict with torch, and its masks with "
@@ -101,13 +116,15 @@ def save(
                 text = json.dumps(report, indent=2, allow_nan=False) + "\n"
                 (partial / REPORT_FILE).write_text(text, encoding="utf-8")
                 if report.keys() >= {"model", "method", "calibration", "neurons", "before", "after"}:
-                    write_model_card(partial, model, report)
+                    write_model_card(partial, model, report, push_to_hub or "PATH")
             _check_written(partial, model)
     except (OSError, SafetensorError) as error:  # safetensors wraps errors of the system (disk full, say)
         raise CheckpointError(
             f"cannot write the checkpoint {directory}: {error}; nothing was left there; free some space or choose another "
             "place"
         ) from error
+    if push_to_hub is not None:
+        push(Path(directory), push_to_hub, private)
     return Path(directory)
 
 
@@ -130,6 +147,7 @@ def _check_written(directory: Path, model: Any) -> None:
         model_class_to_load = _class_for_config(base, config)
         _, differences = read_model(model_class_to_load, None, config, state_dict=written, device_map="meta")
         if not differences and _fits_in_memory(model):
+            logger.info("loading the checkpoint again, to compare its tensors")
             differences = _differences_when_loaded(model, model_class_to_load, directory, config)
     except Exception as error:  # whatever a loader may raise
         if is_out_of_memory(error):

@@ -36,7 +36,7 @@ def loading_code(model: Any, directory: str) -> str:
     return f'transformers.{auto}.from_pretrained("{directory}")'
 
 
-def write_model_card(directory: Path, model: Any, report: Mapping[str, Any]) -> None:
+def write_model_card(directory: Path, model: Any, report: Mapping[str, Any], place: str = "PATH") -> None:
     """Write the card of a pruned model, and copy the files with the terms of its base model if that is a directory.
 
     Parameters
@@ -47,6 +47,8 @@ def write_model_card(directory: Path, model: Any, report: Mapping[str, Any]) -> 
         The pruned model; ``name_or_path`` names its base model.
     report : mapping
         What :meth:`llmrank.pipeline.report.Report.to_dict` returns.
+    place : str
+        Where the model can be loaded from, a directory or a name on the hub.
     """
     source = str(getattr(model, "name_or_path", "") or "")
     terms = _terms_of(source)
@@ -57,7 +59,7 @@ def write_model_card(directory: Path, model: Any, report: Mapping[str, Any]) -> 
         tags=["pruned", "llmrank"],
         **{name: value for name, value in terms.items() if value},
     )
-    content = f"---\n{data.to_yaml()}\n---\n\n{_text(model, report)}"
+    content = f"---\n{data.to_yaml()}\n---\n\n{_text(model, report, place)}"
     (directory / CARD_FILE).write_text(content, encoding="utf-8")
     if source and Path(source).is_dir():
         for pattern in TERMS:
@@ -86,7 +88,7 @@ def _terms_of(source: str) -> dict[str, Any]:
     return {name: found.get(name) for name in LICENSE_FIELDS}
 
 
-def _text(model: Any, report: Mapping[str, Any]) -> str:
+def _text(model: Any, report: Mapping[str, Any], place: str) -> str:
     method, neurons, size = report["method"], report["neurons"], (report["before"], report["after"])
     name = report["model"]["source"]
     rows = [
@@ -117,7 +119,7 @@ def _text(model: Any, report: Mapping[str, Any]) -> str:
         "```python",
         f"import {'llmrank' if needs_own_loader(model) else 'transformers'}",
         "",
-        f"model = {loading_code(model, 'PATH')}{'.model' if needs_own_loader(model) else ''}",
+        f"model = {loading_code(model, place)}{'.model' if needs_own_loader(model) else ''}",
         "```",
         "",
         "| | before | after | change |",

@@ -83,19 +83,17 @@ def test_rows_are_found_by_amount_and_the_better_is_taken_by_valid() -> None:
             taylor.format("local", 0.1): row(11.0, 21.0),
             taylor.format("global", 0.1): row(10.5, 22.0),
             taylor.format("global", 0.3): row(1234.5, 40.0),
-            "ffn | flap | isolated | global | 0.3 | bias": {**row(33.333, 44.0), "repair": "bias", "validation": {}},
-            "ffn | flap | isolated | global | 0.3 | lstsq": {**row(30.0, 40.0), "repair": "lstsq"},
+            "ffn | wanda-sp (L1) | isolated | global | 0.3 | lstsq": {**row(33.333, 44.0), "repair": "lstsq"},
         },
     }
-    tables = readme.quality(results, {"rows": {}})
+    tables = readme.quality(results)
     assert tables["as cut"].splitlines() == [
         "| perplexity on test, dense 10.00; removed: | 10% | 20% | 30% | 50% | end of valid (20.00), 30% |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         "| Torch-Pruning, Taylor, the better budget | 11.00 |  | 1,234 |  | 40.00 |",
     ]
     assert tables["repaired"].splitlines()[2:] == [
-        "| FLAP's score, global |  |  | 30.00 † |  | 40.00 † |",
-        "| FLAP, global, with its bias |  |  | 33.33 |  | 44.00 |",
+        "| Wanda-sp (L1), our global budget |  |  | 33.33 |  | 44.00 |",
     ]
 
 
@@ -103,7 +101,7 @@ def test_a_column_names_calibration_text_and_evaluation_text() -> None:
     key = "ffn | weighted pagerank | isolated | local | 0.3 | lstsq"
     results = {
         "ways": {
-            "one": {"dense": {"other": 1.5}, "rows": {key: {"other": 2.0, "repair": "lstsq", "validation": {}}}},
+            "one": {"dense": {"other": 1.5}, "rows": {key: {"other": 2.0, "repair": "lstsq"}}},
             "own": {"dense": {"other": 1.5, "third": 4.0}, "rows": {}},
             "not run": {},
         }

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 import llmrank
+from llmrank.calibration.text import generated
 from llmrank.models.finding import detect
 from tests.devices import DeviceTraffic
 from tests.llmrank.tiny_models import text, tiny_llama, tokenizer
@@ -24,6 +25,12 @@ def one_quiet_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
     if bars:
         transformers.utils.logging.enable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def no_kept_texts(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test begins without texts that models wrote in others, and leaves none in the user's cache."""
+    monkeypatch.setattr(generated, "cache_directory", lambda: tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture

@@ -54,8 +54,9 @@ class BlockStream:
     masks : sequence of TokenMasks
         One for each batch.
     follow : bool
-        Whether to keep the hidden states of the dense model too, and to pass `missing` to :meth:`Reader.end_batch`. It is known
-        if the block adds the map's output to the stream unchanged, and no other map of the block was pruned.
+        Whether to keep the hidden states of the dense model too, and to pass `missing` to
+        :meth:`llmrank.calibration.blocks.stream.Reader.end_batch`. It is known if the block adds the map's
+        output to the stream unchanged, and no other map of the block was pruned.
     work : WorkDirectory, optional
         Keep the hidden states in its files, and go on at the block where an earlier process ended.
     processes : Processes, optional

@@ -42,8 +42,8 @@ def onloaded(module: nn.Module, device: torch.device | None, without: Sequence[n
     copies: dict[int, torch.Tensor] = {}
     with ExitStack() as restore:
         for inner in () if device is None else module.modules():
-            of_module: tuple[dict[str, Any], ...] = (inner._parameters, inner._buffers)
-            for tensors in () if id(inner) in left else of_module:
+            held: tuple[dict[str, Any], ...] = (inner._parameters, inner._buffers)
+            for tensors in () if id(inner) in left else held:
                 for name, own in tensors.items():
                     if own is None:
                         continue
@@ -56,10 +56,12 @@ def onloaded(module: nn.Module, device: torch.device | None, without: Sequence[n
         yield
 
 
-def _restore(tensors: Any, name: str, own: torch.Tensor, copy: torch.Tensor) -> None:
+def _restore(tensors: dict[str, Any], name: str, own: torch.Tensor, copy: torch.Tensor) -> None:
     now = tensors.get(name)
-    replaced = now is not None and now is not copy and now is not own and not isinstance(own, nn.Parameter)
-    tensors[name] = now.to(own.device) if replaced else own
+    if now is None or now is copy or isinstance(own, nn.Parameter):
+        tensors[name] = own
+    else:
+        tensors[name] = now.to(own.device)
 
 
 @contextmanager

@@ -132,10 +132,10 @@ class WorkDirectory:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def weights_digest(model: nn.Module) -> str:
+def weights_digest(model: nn.Module, *, complete: bool = False) -> str:
     """Return a digest of the configuration and of 256 values of every parameter and buffer, evenly spaced.
 
-    It tells models apart without reading them whole.
+    It tells models apart without reading them whole. With `complete` it is a digest of all values.
 
     Raises
     ------
@@ -153,8 +153,9 @@ def weights_digest(model: nn.Module) -> str:
                 "--low-memory"
             )
         values = tensor.detach().reshape(-1)
-        sample = values[:: max(1, len(values) // N_SAMPLED)].contiguous().cpu().view(torch.uint8)
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + sample.numpy().tobytes())
+        step = 1 if complete else max(1, len(values) // N_SAMPLED)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(values[::step].contiguous().cpu().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from llmrank.calibration.text.documents import Documents
 from llmrank.calibration.text.sequences import Request, Role, TokenSequences
 from llmrank.calibration.text.tokenisation import sequences_of_text
 
@@ -51,8 +52,8 @@ class BaseSource:
         """Return the source to use for a model: by default this one."""
         return self
 
-    def read(self, role: Role) -> tuple[str | list[str], str]:
-        """Return the text (or a list of texts), and a description of it for reports."""
+    def read(self, role: Role) -> tuple[str | list[str] | Documents, str]:
+        """Return the text (or a list of texts, or documents that are joined), and a description of it for reports."""
         raise NotImplementedError(f"{type(self).__name__} has no read(); override it, or sequences() and use that")
 
     def sequences(self, request: Request) -> tuple[TokenSequences, TokenSequences | None]:

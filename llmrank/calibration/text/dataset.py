@@ -1,22 +1,31 @@
-"""Datasets of the Hugging Face hub."""
+"""Datasets, of the Hugging Face hub or of a directory."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import ClassVar
+from itertools import islice
+from typing import Any, ClassVar
 
 from llmrank.calibration.text.base_source import BaseSource
-from llmrank.calibration.text.sequences import Role
+from llmrank.calibration.text.documents import Documents, document_of
+from llmrank.calibration.text.sequences import Request, Role, TokenSequences
+from llmrank.calibration.text.tokenisation import sequences_of_text
 from llmrank.errors import CalibrationError
 
 __all__ = ["Dataset"]
 
-# Columns that hold text; the first one that a dataset has is read.
-COLUMNS = ("text", "content", "document")
+# Rows are drawn from this many, which are read from one file at a time. The files of large datasets have more rows, so that the
+# beginning of one file is enough.
+DRAWING = {"buffer_size": 1000, "max_buffer_input_shards": 1}
 
 
 class Dataset(BaseSource):
-    """A dataset of the Hugging Face hub."""
+    """Rows of a dataset of the Hugging Face hub or of a directory.
+
+    Each row is a document: a conversation if there is a column ``messages``, else the text of the first column of ``text``,
+    ``content`` and ``document``. Rows are read in an order that the seed decides, as many as are needed.
+    """
 
     name: ClassVar[str] = "dataset"
     usage: ClassVar[str] = "NAME[,CONFIG[,SPLIT]]"
@@ -27,32 +36,40 @@ class Dataset(BaseSource):
         if find_spec("datasets") is None:
             raise self._no_package()
 
-    def read(self, role: Role) -> tuple[list[str], str]:
-        """See :meth:`BaseSource.read`; all rows of the split (``train`` by default) are joined to one text."""
+    def read(self, role: Role, seed: int = 0) -> tuple[Documents, str]:
+        """See :meth:`BaseSource.read`; the rows are those of the split ``train`` by default."""
+        origin = f"dataset {self._parts(role)[0]!r}"
+        return Documents(lambda: (document_of(row, origin) for row in self._rows(role, seed))), str(self)
+
+    def sequences(self, request: Request) -> tuple[TokenSequences, TokenSequences | None]:
+        """See :meth:`BaseSource.sequences`."""
+        return sequences_of_text(*self.read(request.role, request.seed), request)
+
+    def _rows(self, role: Role, seed: int) -> Iterator[Any]:
+        """Yield the rows in random order, from a stream if that is possible."""
         try:
             import datasets
         except ImportError as error:
             raise self._no_package() from error
         name, config, split = self._parts(role)
+
+        def rows(**options: Any) -> Iterator[Any]:
+            loaded: Any = datasets.load_dataset(name, config or None, split=split, **options)
+            return iter(loaded.shuffle(seed=seed, **(DRAWING if options else {})))
+
         try:
-            rows = datasets.load_dataset(name, config or None, split=split)
+            try:
+                stream = rows(streaming=True)
+                # A dataset that cannot be streamed may say so at its first row.
+                first = [*islice(stream, 1)]
+            except Exception:  # the next error, if there is one, says more
+                first, stream = [], rows()
+            yield from first
+            yield from stream
         except Exception as error:
             raise CalibrationError(
                 f"cannot load dataset {name!r}, split {split!r}: {str(error).splitlines()[0] if str(error) else error}; "
                 f"expected {self.syntax()}, or pass a text file"
-            ) from error
-        column = next((c for c in COLUMNS if c in rows.column_names), None)
-        if column is None:
-            raise CalibrationError(
-                f"dataset {name!r} has no column {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}, but {rows.column_names}; save the "
-                "text you want to a file and pass that"
-            )
-        try:
-            return ["".join(rows[column])], str(self)
-        except TypeError as error:
-            raise CalibrationError(
-                f"column {column!r} of dataset {name!r} does not hold text alone ({error}); save the text you want to a file and "
-                "pass that"
             ) from error
 
     def _parts(self, role: Role) -> tuple[str, str, str]:

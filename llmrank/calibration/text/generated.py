@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
-from llmrank.calibration.generation import can_write_text, generate_text
+import numpy as np
+import torch
+
+from graphs import GraphError
+from graphs.io.files import read_tensors, write_tensors
+from llmrank.calibration.blocks.work_directory import weights_digest
+from llmrank.calibration.forward import input_device, progress_step
+from llmrank.calibration.generation import (
+    LONGEST_TEXT,
+    TEXTS_AT_ONCE,
+    can_write_text,
+    end_tokens,
+    first_token,
+    generate_text,
+    special_ids,
+)
 from llmrank.calibration.text.base_source import BaseSource
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.sequences import Request, Role, TokenSequences
-from llmrank.errors import CalibrationError
+from llmrank.errors import CalibrationError, OptionError
+from llmrank.models.demo_models import cache_directory
 
 __all__ = ["Automatic", "Generated"]
 
+# The directory of kept texts in the cache, what such a file is called in messages, and the version of how a text is written.
+DIRECTORY, KIND, VERSION = "generated", "generated text", 1
+
 
 class Generated(BaseSource):
-    """Text that the model writes itself."""
+    """Text that the model writes itself.
+
+    The text is kept in the directory ``generated`` of the cache (``LLMRANK_CACHE``), and read from there when the same model is
+    to write with the same settings again.
+    """
 
     name: ClassVar[str] = "generated"
     roles: ClassVar[tuple[Role, ...]] = ("calibration",)
@@ -25,15 +53,60 @@ class Generated(BaseSource):
             raise CalibrationError(
                 f"the text {self.name!r} is written by a model, and none was given; pass a text or a file"
             )
-        sequences = generate_text(
-            request.model,
-            request.tokenizer,
-            request.samples + request.held_out,
-            request.length,
-            request.seed,
-            progress=request.progress,
-        )
+        path = _path(request)
+        if path is None:
+            return _written(request).split(request.samples)
+        sequences = _kept(path, request)
+        if sequences is None:
+            sequences = _written(request)
+            # Without space or permission the text is used all the same.
+            with suppress(OSError, GraphError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_tensors(path, {"ids": sequences.ids.numpy()}, {"source": sequences.source}, KIND, VERSION)
+        if path.is_file():
+            sequences = replace(sequences, details={"kept_in": f"{DIRECTORY}/{path.name}"})
         return sequences.split(request.samples)
+
+
+def _written(request: Request) -> TokenSequences:
+    count = request.samples + request.held_out
+    return generate_text(
+        request.model, request.tokenizer, count, request.length, request.seed, progress=request.progress
+    )
+
+
+def _path(request: Request) -> Path | None:
+    """Return the file that keeps the text of a request; its name is a digest of all that decides the text.
+
+    None if the model cannot write, or if some of its weights are elsewhere, so that it cannot be known again.
+    """
+    if not can_write_text(request.model):
+        return None
+    try:
+        weights = weights_digest(request.model, complete=True)
+    except OptionError:
+        return None
+    settings = {
+        "version": VERSION,
+        "weights": weights,
+        "device": input_device(request.model).type,
+        "special": [first_token(request.model), end_tokens(request.model), sorted(special_ids(request.tokenizer))],
+        "sequences": [request.samples + request.held_out, request.length, LONGEST_TEXT, TEXTS_AT_ONCE],
+        "seed": request.seed,
+    }
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    return cache_directory() / DIRECTORY / f"{digest[:32]}.safetensors"
+
+
+def _kept(path: Path, request: Request) -> TokenSequences | None:
+    """Return the text in a file, which is said; None if there is no such file, or if it is damaged."""
+    if not path.is_file():
+        return None
+    with suppress(GraphError), progress_step(request.progress, f"Reading the text that the model wrote before, {path}"):
+        meta, tensors = read_tensors(path, KIND, VERSION)
+        ids = torch.from_numpy(tensors["ids"].astype(np.int64))
+        return TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool), meta["source"])
+    return None
 
 
 class Automatic(BaseSource):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -38,6 +38,8 @@ class TokenSequences:
         sha256 of the token ids (or features) and the mask.
     held_out : int
         Number of sequences at the end that nothing is fitted to. No batch mixes them with the others.
+    details : mapping
+        What a report says of them besides, in values for JSON, such as the sources of a mixture.
     """
 
     ids: torch.Tensor
@@ -45,6 +47,7 @@ class TokenSequences:
     source: str
     digest: str
     held_out: int = 0
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, ids: torch.Tensor, mask: torch.Tensor, source: str) -> TokenSequences:
@@ -77,7 +80,7 @@ class TokenSequences:
     def split(self, count: int) -> tuple[TokenSequences, TokenSequences | None]:
         """Return the first `count` sequences, and the others or None if there are none; `held_out` is 0 in both."""
         head, tail = (
-            TokenSequences.of(self.ids[rows], self.mask[rows], self.source)
+            replace(TokenSequences.of(self.ids[rows], self.mask[rows], self.source), details=self.details)
             for rows in (slice(0, count), slice(count, None))
         )
         return head, tail if len(tail) else None
@@ -130,6 +133,7 @@ class TokenSequences:
             "sequence_length": self.length,
             "tokens": self.n_tokens,
             "sha256_of_tokens": self.digest,
+            **self.details,
         }
 
 
@@ -151,7 +155,7 @@ class Request:
     model : nn.Module, optional
         The model to calibrate, for sources that run it.
     seed : int
-        Seed for sources that sample.
+        Seed for sources that sample, and for the order of what is read from datasets and mixtures.
     progress : callable, optional
         See :func:`llmrank.calibration.collect.collect_statistics`.
 

@@ -1,4 +1,4 @@
-"""Read the text that a user gives in any form: the name of a source, a file, a text, a list of texts, or a tensor.
+"""Read the text that a user gives in any form: names of sources, a file, a directory, a text, a list of texts, or a tensor.
 
 Each source is a class with a ``name`` in a module of this package, so a new source is one new file.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,9 @@ import torch
 
 from llmrank.calibration.text.base_source import BaseSource
 from llmrank.calibration.text.built_in import BuiltInText
+from llmrank.calibration.text.documents import Documents
+from llmrank.calibration.text.files import ENDINGS, TextFiles
+from llmrank.calibration.text.mixture import Mixture, split_shares
 from llmrank.calibration.text.sequences import Request, Role, TokenSequences
 from llmrank.calibration.text.tokenisation import sequences_of_tensor, sequences_of_text
 from llmrank.errors import CalibrationError
@@ -56,24 +60,21 @@ def named_sources() -> dict[str, type[BaseSource]]:
 
 
 def find_source(text: Any, role: Role = "calibration") -> BaseSource | None:
-    """Return the source that a text is or names (the built-in text if `text` is None), or None if it names none.
+    """Return the source or the mixture that a text is or names (the built-in text if `text` is None), or None if it names none.
 
     Raises
     ------
     CalibrationError
-        The source is not for this role.
+        The source is not for this role, or a mixture is not well formed.
     """
     if text is None:
         return BuiltInText()
-    if isinstance(text, BaseSource):
-        source = text
-    elif isinstance(text, str):
-        name, colon, argument = text.partition(":")
-        named = named_sources().get(name)
-        if named is None or bool(colon) != bool(named.usage):
-            return None
-        source = named(argument)
+    entries = _entries(text)
+    if entries is not None:
+        source: BaseSource | None = Mixture([(_source_or_file(one), share) for one, share in entries])
     else:
+        source = _named(text)
+    if source is None:
         return None
     if role not in source.roles:
         others = [other.syntax() for other in named_sources().values() if role in other.roles]
@@ -81,41 +82,79 @@ def find_source(text: Any, role: Role = "calibration") -> BaseSource | None:
     return source
 
 
+def _named(text: Any) -> BaseSource | None:
+    """Return a source, or the one that a string names; None for anything else."""
+    if isinstance(text, BaseSource):
+        return text
+    name, colon, argument = text.partition(":") if isinstance(text, str) else ("", "", "")
+    named = named_sources().get(name)
+    return None if named is None or bool(colon) != bool(named.usage) else named(argument)
+
+
+def _source_or_file(text: Any) -> BaseSource:
+    source = _named(text)
+    if source is None and not isinstance(text, (str, os.PathLike)):
+        raise CalibrationError(
+            f"cannot mix text of type {type(text).__name__} with other sources; expected the name of a source, or a path"
+        )
+    return source or TextFiles(text)
+
+
+def _entries(text: Any) -> Sequence[tuple[Any, float]] | None:
+    """Return the sources of a mixture and their shares; None if a text is none."""
+    if isinstance(text, Mapping):
+        return _checked([*text.items()])
+    if isinstance(text, (list, tuple)):
+        pairs = len(text) > 0 and all(isinstance(entry, tuple) and len(entry) == 2 for entry in text)
+        return _checked(text) if pairs else None
+    # A text may itself hold colons and numbers, so only what may be a list of names and paths is split.
+    if not isinstance(text, str) or "\n" in text or (" " in text and not re.search(r"[\d%]$", text)) or _exists(text):
+        return None
+    entries = split_shares(text)
+    return None if entries is not None and len(entries) == 1 and _named(text) else entries
+
+
+def _checked(entries: Sequence[Any]) -> Sequence[tuple[Any, float]]:
+    for source, share in entries:
+        if isinstance(share, bool) or not isinstance(share, (int, float)):
+            raise CalibrationError(f"the share of {source} must be a number such as 0.5, got {share!r}")
+    return entries
+
+
 def read_text(source: Any, role: Role = "calibration") -> tuple[Any, str]:
-    """Read the text (or list of texts) that a user gives or names, and describe it in words.
+    """Read the text (or all of a list of texts) that a user gives or names, and describe it in words.
 
     Parameters
     ----------
     source : None, source or its name, path, text, or list of texts
-        None is the built-in text. A string that names no source is a path if that file exists, or if it looks like a path (no
-        space, and a path separator or the ending ``.txt``); else it is the text itself. Blank texts of a list are dropped.
+        None is the built-in text. A string that names no source is a path if that exists, or if it looks like a path (no space,
+        and a path separator or the ending ``.txt``, ``.md`` or ``.jsonl``); else it is the text itself. Blank texts of a list
+        are dropped.
     role : {"calibration", "evaluation"}
 
     Raises
     ------
     CalibrationError
-        A file is missing or not UTF-8, a text is empty, `source` has another type or role, or a dataset cannot be loaded.
+        A file is missing or not UTF-8, a text is empty, `source` has another type or role, a dataset cannot be loaded, or there
+        are conversations, which need a tokenizer.
     NotImplementedError
         The source makes tokens without a text.
     """
+    text, description = _read(source, role)
+    if isinstance(text, Documents):
+        text = text.texts()
+        _check_not_empty(text, description, role)
+    return text, description
+
+
+def _read(source: Any, role: Role) -> tuple[str | list[str] | Documents, str]:
+    """Read a text as :func:`read_text` does, but leave documents to be read as they are needed."""
+    text: str | list[str] | Documents
     named = find_source(source, role)
+    if named is None and (isinstance(source, os.PathLike) or (isinstance(source, str) and _looks_like_path(source))):
+        named = TextFiles(source)
     if named is not None:
-        return named.read(role)
-    text: str | list[str]
-    if isinstance(source, os.PathLike) or (isinstance(source, str) and _looks_like_path(source)):
-        path = Path(source)
-        if not path.is_file():
-            problem = f"{path} is a directory" if path.is_dir() else f"no {role} text at {path}"
-            raise CalibrationError(
-                f"{problem}; expected the path of a text file (UTF-8), or dataset:NAME for a dataset"
-            )
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CalibrationError(
-                f"cannot read {path} as UTF-8 text ({error}); pass a {role} text in UTF-8 that you can read"
-            ) from error
-        description = f"file {path.name}"
+        text, description = named.read(role)
     elif isinstance(source, str):
         text, description = source, "text given by the caller"
     elif isinstance(source, Sequence) and all(isinstance(item, str) for item in source):
@@ -125,22 +164,30 @@ def read_text(source: Any, role: Role = "calibration") -> tuple[Any, str]:
             f"cannot read {role} text of type {type(source).__name__}; expected a path, a text, a list of texts, or a "
             "(n, length) tensor of token ids"
         )
+    if not isinstance(text, Documents):
+        _check_not_empty(text, description, role)
+    return text, description
+
+
+def _check_not_empty(text: str | list[str], description: str, role: Role) -> None:
     if not text or (isinstance(text, str) and not text.strip()):
         raise CalibrationError(f"the {role} text ({description}) is empty; give a text of some thousand words")
-    return text, description
 
 
 def _looks_like_path(source: str) -> bool:
     if "\n" in source or len(source) > 1024:
         return False
-    with suppress(OSError):  # the string may be too long for a file name
-        if Path(source).is_file():
-            return True
-    return " " not in source.strip() and (os.sep in source or source.endswith(".txt"))
+    return _exists(source) or (" " not in source.strip() and (os.sep in source or source.endswith(ENDINGS)))
+
+
+def _exists(source: str) -> bool:
+    with suppress(OSError, ValueError):  # the string may be too long for a file name
+        return bool(source.strip()) and Path(source).exists()
+    return False
 
 
 def check_text(source: Any, role: Role = "calibration") -> None:
-    """Check a text as far as possible without a model and without a download; a file is read.
+    """Check a text as far as possible without a model and without a download; a text file is read.
 
     Raises
     ------
@@ -148,6 +195,8 @@ def check_text(source: Any, role: Role = "calibration") -> None:
         See :func:`read_text`, or for a source its :meth:`BaseSource.check`.
     """
     named = find_source(source, role)
+    if named is None and isinstance(source, os.PathLike):
+        named = TextFiles(source)
     if named is not None:
         named.check(role)
     else:
@@ -160,8 +209,10 @@ def make_sequences(source: Any, request: Request) -> tuple[TokenSequences, Token
     Parameters
     ----------
     source : see :func:`read_text`; or (n, length) integer tensor, float tensor of features, or TokenSequences
-        A text (or a list of one text) is cut into consecutive sequences without padding. Each of several texts gives one
-        sequence, truncated and padded. All rows of a tensor are used, at their full length. TokenSequences are used as they are.
+        A text (or a list of one text) is cut into consecutive sequences without padding, and so are the joined documents of a
+        directory, a ``.jsonl`` file or a dataset. Each of several texts gives one sequence, truncated and padded. All rows of a
+        tensor are used, at their full length. TokenSequences are used as they are. A mapping from sources or paths to shares, or
+        a list of such pairs, is a mixture; so is a string such as ``a.txt:0.5,dataset:NAME:0.5``.
     request : Request
 
     Returns
@@ -185,7 +236,7 @@ def make_sequences(source: Any, request: Request) -> tuple[TokenSequences, Token
     named = find_source(source, request.role)
     if named is not None:
         return named.sequences(request)
-    return sequences_of_text(*read_text(source, request.role), request)
+    return sequences_of_text(*_read(source, request.role), request)
 
 
 def tokenise_and_hold_out(

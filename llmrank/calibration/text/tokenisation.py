@@ -7,18 +7,21 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from llmrank.calibration.text.documents import CHARACTERS_PER_TOKEN, Documents, joined_ids, plain_ids
 from llmrank.calibration.text.sequences import Request, TokenSequences
 from llmrank.errors import CalibrationError
 
-__all__ = ["plain_ids", "sequences_of_rows", "sequences_of_tensor", "sequences_of_text", "special_tokens"]
+__all__ = ["sequences_of_rows", "sequences_of_tensor", "sequences_of_text", "special_tokens"]
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def sequences_of_text(
-    text: str | list[str], description: str, request: Request
+    text: str | list[str] | Documents, description: str, request: Request
 ) -> tuple[TokenSequences, TokenSequences | None]:
-    """Cut a text (or a list of one text) into consecutive sequences, or make one sequence of each of several texts.
+    """Cut a text (or a list of one text, or documents) into consecutive sequences, or make one sequence of each of several texts.
+
+    Documents are joined, see :func:`llmrank.calibration.text.documents.joined_ids`; only as many are read as are needed.
 
     Returns
     -------
@@ -45,10 +48,12 @@ def sequences_of_text(
         )
     if isinstance(text, list) and len(text) > 1:
         return _from_list(text, tokenizer, room, prefix, suffix, description), None
-    single = text if isinstance(text, str) else text[0]
     wanted = request.samples + request.held_out
-    # Only the beginning of a long text is tokenised: 32 characters for each token.
-    ids = plain_ids(tokenizer, single[: (wanted + 1) * length * 32])
+    if isinstance(text, Documents):
+        ids = joined_ids(text, tokenizer, wanted * room)
+    else:
+        single = text if isinstance(text, str) else text[0]
+        ids = plain_ids(tokenizer, single[: (wanted + 1) * length * CHARACTERS_PER_TOKEN])
     count = min(wanted, len(ids) // room)
     if count == 0:
         raise CalibrationError(
@@ -90,18 +95,6 @@ def sequences_of_rows(rows: list[torch.Tensor], pad: int, description: str) -> T
     ids = pad_sequence(rows, batch_first=True, padding_value=pad)
     mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
     return TokenSequences.of(ids, mask, description)
-
-
-def plain_ids(tokenizer: Any, text: str) -> list[int]:
-    """Return the tokens of a text, without the special tokens that the tokenizer adds."""
-    try:
-        # verbose=False: the text is cut into sequences later, so no warning about its length is needed.
-        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    except Exception as error:  # a tokenizer from damaged files may raise any error
-        raise CalibrationError(
-            f"the model's tokenizer fails on the text ({type(error).__name__}: {error}); its files are damaged or belong to "
-            "another model: fetch them again"
-        ) from error
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

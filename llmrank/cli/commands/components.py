@@ -20,15 +20,32 @@ __all__ = ["run_components"]
 def run_components(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank components``."""
     if options.name is None:
+        found = {registry.kind: _summaries(registry) for registry in REGISTRIES}
+        options.result = {
+            kind: {name: {"summary": summary} for name, summary in named.items()} for kind, named in found.items()
+        }
         _print_all(console)
         return 0
     registries = [registry for registry in REGISTRIES if options.name in registry.names()]
     if not registries:
         names = ", ".join(name for registry in REGISTRIES for name in registry.names())
         raise OptionError(f"unknown component {options.name!r}; expected one of {names}")
+    options.result = {registry.kind: {options.name: _described(registry, options.name)} for registry in registries}
     for registry in registries:
         _print_component(registry, options.name, console)
     return 0
+
+
+def _summaries(registry: Registry[Any]) -> dict[str, str]:
+    """Return what each component of a registry is, or why it cannot be used."""
+
+    def summary(name: str) -> str:
+        try:
+            return _without_markup(_summary(registry.find(name)))
+        except OptionError as error:  # a component of another distribution
+            return str(error)
+
+    return {name: summary(name) for name in registry.names()}
 
 
 def _print_all(console: Console) -> None:
@@ -36,14 +53,19 @@ def _print_all(console: Console) -> None:
     for heading in ("kind", "name", "what it is"):
         table.add_column(heading, overflow="fold")
     for registry in REGISTRIES:
-        for name in registry.names():
-            try:
-                summary = _without_markup(_summary(registry.find(name)))
-            except OptionError as error:  # a component of another distribution that cannot be used
-                summary = str(error)
+        for name, summary in _summaries(registry).items():
             table.add_row(registry.kind, name, Text(summary))
     console.print(table)
     console.print("llmrank components NAME prints the options of one component.", highlight=False)
+
+
+def _described(registry: Registry[Any], name: str) -> dict[str, Any]:
+    """Return what a component is, and its options, as values for JSON."""
+    options = {
+        field.name: {"type": field.kind, "default": field.default, "summary": _without_markup(field.doc)}
+        for field in registry.fields(name)
+    }
+    return {"summary": _without_markup(_summary(registry.find(name))), "options": options}
 
 
 def _print_component(registry: Registry[Any], name: str, console: Console) -> None:

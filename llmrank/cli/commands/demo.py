@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
+from graphs.io.files import replace_file
 from llmrank.calibration.forward import progress_step
 from llmrank.calibration.logits import predicts_next_token
 from llmrank.evaluation.perplexity import complete
@@ -30,8 +31,10 @@ DIFFERENT_COMPLETION = (
 )
 
 
-def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PROMPT) -> Path:
-    """Run a pipeline, save the checkpoint and the report, print the results, write a figure, and return `output`.
+def run(
+    pipeline: BasePipeline, output: Path, console: Console, config: dict[str, Any] | None = None, prompt: str = PROMPT
+) -> dict[str, Any]:
+    """Run a pipeline, save the checkpoint and the report, print the results, write a figure, and return the report.
 
     If the figure cannot be written, a warning is printed.
 
@@ -42,6 +45,8 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
     output : Path
         Directory to write, absent or empty.
     console : rich Console
+    config : dict, optional
+        The options of the command, for the report.
     prompt : str
         Text that the dense and the pruned model continue, if they can write text.
 
@@ -59,6 +64,7 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
     report = pipeline.report
     if report is None:
         raise RuntimeError("the pipeline ran without leaving a report")
+    report.config = config
     report_content = {**report.to_dict(), "completions": completions}
     with progress_step(pipeline.progress, f"Saving {output}"):
         directory = checkpoint.save(output, model, pipeline.tokenizer, pipeline.masks, report_content)
@@ -70,12 +76,12 @@ def run(pipeline: BasePipeline, output: Path, console: Console, prompt: str = PR
         console.print(Text(f"Warning: {DIFFERENT_COMPLETION}", style="bold yellow"))
     figure = directory / FIGURE_FILE
     try:
-        draw_figure(pipeline).savefig(figure, dpi=150)
+        with replace_file(figure) as partial:
+            draw_figure(pipeline).savefig(partial, dpi=150, format="png")
     except OSError as error:
-        figure.unlink(missing_ok=True)
         warning = f"Warning: {FIGURE_FILE} could not be written ({error}); the checkpoint is complete without it"
         console.print(Text(warning, style="bold yellow"))
-    return directory
+    return report_content
 
 
 def _first_word(text: str) -> str:

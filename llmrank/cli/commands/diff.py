@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from graphs.io.files import replace_file
-from llmrank.cli.options import check_json
+from llmrank.cli.options import check_output_file
 from llmrank.cli.printing import compact_table, print_full_width
 from llmrank.inspection.difference import LayerDifference, RunDifference, compare_runs, read_run
 
@@ -29,12 +29,14 @@ def add_diff_options(command: argparse.ArgumentParser) -> None:
     kinds = "a directory that llmrank prune or llmrank rank has written, or a report.json"
     command.add_argument("a", metavar="A", type=Path, help=kinds)
     command.add_argument("b", metavar="B", type=Path, help="another, of the same model")
-    command.add_argument("--json", type=Path, metavar="FILE", help="also write the differences to this file")
+    command.add_argument(
+        "--output", type=Path, metavar="FILE", help="also write the differences, as JSON, to this file"
+    )
 
 
 def run_diff(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank diff``; return the exit status."""
-    check_json(options.json)
+    check_output_file(options.output)
     difference = compare_runs(read_run(options.a), read_run(options.b))
     console.print(f"A: {options.a}\nB: {options.b}\n", markup=False, highlight=False)
     if difference.layers:
@@ -50,9 +52,10 @@ def run_diff(options: argparse.Namespace, console: Console) -> int:
     _print_table("settings that differ", [(name, *pair) for name, pair in difference.settings.items()], console)
     for note in difference.notes:
         console.print(f"Note: {note}.", markup=False, highlight=False)
-    if options.json is not None:
-        with replace_file(options.json) as partial:
-            text = json.dumps(difference.to_dict(), indent=2, allow_nan=False)
+    options.result = difference.to_dict()
+    if options.output is not None:
+        with replace_file(options.output) as partial:
+            text = json.dumps(options.result, indent=2, allow_nan=False)
             partial.write_text(text + "\n", encoding="utf-8")
     return 0
 

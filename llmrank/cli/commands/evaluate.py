@@ -18,7 +18,7 @@ from graphs.io.files import replace_file
 from llmrank.calibration.forward import fitting_length
 from llmrank.calibration.text import TokenSequences, check_text, read_text, tokenise
 from llmrank.cli.commands.loss_changes import print_loss_changes
-from llmrank.cli.options import add_model_options, check_device_and_dtype, check_json, load, text_source
+from llmrank.cli.options import add_model_options, check_device_and_dtype, check_output_file, load, text_source
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.fidelity import continuations, fidelity
@@ -47,7 +47,9 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
     """Add the options of ``llmrank evaluate``."""
     command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
     command.add_argument(
-        "--text", type=text_source, help="text file, or dataset:NAME[,CONFIG[,SPLIT]]; default the built-in text"
+        "--text",
+        type=text_source,
+        help="text file, .jsonl file, directory of such files, or dataset:NAME[,CONFIG[,SPLIT]]; default the built-in text",
     )
     command.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="number of sequences (%(default)s)")
     command.add_argument(
@@ -57,7 +59,7 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
         help="tokens in a sequence, at most what the model takes (%(default)s)",
     )
     command.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
-    command.add_argument("--json", type=Path, metavar="FILE", help="also write the result to this file")
+    command.add_argument("--output", type=Path, metavar="FILE", help="also write the result, as JSON, to this file")
     _add_dense_options(command)
     words = command.add_argument_group("last words")
     words.add_argument(
@@ -160,16 +162,17 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
         print_loss_changes(changes, console)
         content["contexts"] = asdict(changes)
     content["protocol"] = {**texts.provenance(), "dtype": dtype_name(model), **environment()}
-    if options.json is not None:
-        with replace_file(options.json) as partial:
-            text = json.dumps(json_safe(_estimates_to_dicts(content)), indent=2, allow_nan=False)
+    options.result = _estimates_to_dicts(content)
+    if options.output is not None:
+        with replace_file(options.output) as partial:
+            text = json.dumps(json_safe(options.result), indent=2, allow_nan=False)
             partial.write_text(text + "\n", encoding="utf-8")
     return 0
 
 
 def _check_options(options: argparse.Namespace) -> None:
     """Raise if an option cannot be used, or needs another one."""
-    check_json(options.json)
+    check_output_file(options.output)
     if options.contexts and options.against is None:
         raise OptionError("--contexts compares two models; name the dense one with --against DENSE")
     check_device_and_dtype(options)

@@ -39,6 +39,7 @@ def run_families(options: argparse.Namespace, console: Console) -> int:
     rows = {name: row for name, row in measured.rows.items() if pattern in name or fnmatch(name, pattern)}
     if not rows:
         raise OptionError(f"no model type matches {pattern!r}; `llmrank families` lists all {len(measured.rows)}")
+    options.result = {"transformers": measured.transformers, "families": rows}
     console.print(
         f"Tiny models of the causal language models of transformers {measured.transformers}, saved after "
         f"{measured.neurons:.0%} of their neurons, or {measured.experts:.0%} of their experts, were removed:",

@@ -32,7 +32,7 @@ from llmrank.cli.options import (
 )
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
-from llmrank.models.demo_models import DEMO_NAME
+from llmrank.models.demo_models import DEMO_NAME, cache_directory
 from llmrank.models.loading import parse_device
 from llmrank.pipeline import BasePipeline
 from llmrank.pipeline.report import Evaluation, Report
@@ -40,14 +40,26 @@ from llmrank.prune.budget import describe_amount
 from llmrank.prune.schedule import describe_steps
 from llmrank.surgery import checkpoint
 from llmrank.surgery.files import check_output
+from llmrank.surgery.hub import check_hub, upload_command
 from llmrank.surgery.model_card import loading_code
 from llmrank.surgery.widths import WIDTHS_KEY
 
-__all__ = ["add_demo_options", "add_evaluation", "add_prune_options", "check_processes", "run_demo", "run_prune"]
+__all__ = [
+    "add_demo_options",
+    "add_evaluation",
+    "add_hub_options",
+    "add_prune_options",
+    "check_processes",
+    "check_upload",
+    "run_demo",
+    "run_prune",
+]
 
 # Without --evaluate, the pruned model is run on this many sequences of at most this length, to see whether it has collapsed.
 CHECK_SAMPLES = 2
 CHECK_LENGTH = 1024
+# Numbers that the quantised types of GGUF store together; they do not split a block between rows.
+QUANTISED_BLOCK = 32
 # A repair that takes longer, in seconds, is announced.
 LONG_REPAIR = 120.0
 
@@ -69,9 +81,18 @@ def add_prune_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
     group = command.add_argument_group("model and output")
     group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
+    add_hub_options(group)
     add_model_options(group)
     add_low_memory_options(group)
     add_evaluation(add_method_options(command))
+
+
+def add_hub_options(group: Any) -> None:
+    """Add the options of an upload."""
+    group.add_argument(
+        "--push-to-hub", metavar="NAME", help="also upload the checkpoint to this repository of the Hugging Face hub"
+    )
+    group.add_argument("--private", action="store_true", help="make that repository private if it is new")
 
 
 def add_evaluation(group: Any) -> None:
@@ -83,17 +104,26 @@ def add_evaluation(group: Any) -> None:
         default=None,
         type=text_source,
         metavar="TEXT",
-        help="perplexity before and after on a text file or dataset:NAME, or on the built-in text without TEXT; put it last or "
-        "write --evaluate=TEXT",
+        help="perplexity before and after on a text file, a directory or dataset:NAME, or on the built-in text without TEXT; put "
+        "it last or write --evaluate=TEXT",
     )
+
+
+def check_upload(options: argparse.Namespace) -> None:
+    """Raise, before any work, if the checkpoint could not be uploaded; add the owner to the name of the repository."""
+    if getattr(options, "push_to_hub", None) is not None:
+        options.push_to_hub = check_hub(options.push_to_hub)
+    elif getattr(options, "private", False):
+        raise OptionError("--private is for the repository of --push-to-hub NAME; add that, or leave --private out")
 
 
 def run_demo(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank demo``; return the exit status."""
     pipeline = _checked_pipeline(options, console, undoable=True)
-    written = demo.run(pipeline, options.output, console)
-    _say_written(written, ["report.json", "masks.safetensors", demo.FIGURE_FILE], console)
-    _say_how_to_load(written, pipeline.model, console)
+    report = demo.run(pipeline, options.output, console, options.settings)
+    options.result = {"output": str(options.output), "report": report}
+    _say_written(options.output, ["report.json", "masks.safetensors", demo.FIGURE_FILE], console)
+    _say_how_to_load(options.output, pipeline.model, console)
     return 0
 
 
@@ -116,21 +146,52 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     report = pipeline.report
     if report is None:
         raise RuntimeError("the pipeline ran without leaving a report")
-    if options.evaluate is None:
-        _check_collapse(pipeline, report)
-    with progress_step(options.progress, f"Saving {options.output}"):
-        shard_bytes = None if pipeline.work is None else SHARD_BYTES
-        written = checkpoint.save(
-            options.output, model, pipeline.tokenizer, pipeline.masks, report.to_dict(), shard_bytes=shard_bytes
-        )
-    if pipeline.work is not None:
-        pipeline.work.remove()
+    report.config = options.settings
+    collapsed = _check_collapse(pipeline, report) if report.evaluation is None else report.evaluation.collapsed
+    repository = None if collapsed else options.push_to_hub
+    written = _save(options, pipeline, report, console, repository)
+    pushed = {} if repository is None else {"pushed": repository}
+    options.result = {"output": str(written), "report": report.to_dict(), **pushed}
     console.print(report.table())
     _say_written(written, ["report.json", "masks.safetensors"], console)
+    if repository is not None:
+        console.print(f"Uploaded it to {repository}.", markup=False, highlight=False)
+    elif options.push_to_hub is not None:
+        warning = f"Warning: it was not uploaded to {options.push_to_hub}, because it has collapsed"
+        console.print(Text(warning, style="bold yellow"))
     _say_how_to_load(written, model, console)
+    _say_if_no_quantiser_fits(options, pipeline, report, console)
     if options.calibration == Automatic.name:
         _say_what_text(pipeline, console)
+    _say_what_is_kept(report, console)
     return 0
+
+
+def _save(
+    options: argparse.Namespace, pipeline: BasePipeline, report: Report, console: Console, repository: str | None
+) -> Path:
+    """Write the checkpoint, and upload it to a repository; return its directory."""
+    try:
+        with progress_step(options.progress, f"Saving {options.output}"):
+            return checkpoint.save(
+                options.output,
+                pipeline.model,
+                pipeline.tokenizer,
+                pipeline.masks,
+                report.to_dict(),
+                shard_bytes=None if pipeline.work is None else SHARD_BYTES,
+                push_to_hub=repository,
+                private=options.private or None,
+            )
+    except KeyboardInterrupt:
+        if repository is not None and (options.output / "config.json").exists():
+            command = upload_command(options.output, repository)
+            console.print(f"{options.output} is complete; {command} uploads it.", markup=False, highlight=False)
+        raise
+    finally:
+        # A failed upload leaves a complete checkpoint, and nothing to resume.
+        if pipeline.work is not None and (options.output / "config.json").exists():
+            pipeline.work.remove()
 
 
 def check_processes(options: argparse.Namespace) -> None:
@@ -173,6 +234,7 @@ def _checked_pipeline(
     """Check the options, load the model and make the pipeline; print what will be removed, what steps cost, and warnings."""
     check_output(options.output)
     check_method(options)
+    check_upload(options)
     loaded = load_on_cpu(options)
     # Several processes cannot share the files of a run.
     in_memory = undoable or (processes is not None and processes.count > 1)
@@ -202,6 +264,21 @@ def _checked_pipeline(
     return pipeline
 
 
+def _say_if_no_quantiser_fits(
+    options: argparse.Namespace, pipeline: BasePipeline, report: Report, console: Console
+) -> None:
+    """Say how to round widths if quantised files need that, and the dense model does not need it."""
+    widths = [width for width in report.neurons["widths_with_padding"].values() if width % QUANTISED_BLOCK]
+    if widths and all(len(mask) % QUANTISED_BLOCK == 0 for mask in (pipeline.masks or {}).values()):
+        rounded = f"{options.pruner}{',' if ':' in options.pruner else ':'}multiple_of={QUANTISED_BLOCK}"
+        console.print(
+            f"If you quantise it to GGUF: {QUANTISED_BLOCK} does not divide the width {widths[0]:,}, so its output maps would "
+            f"not be quantised. --pruner {rounded} rounds the width.",
+            markup=False,
+            highlight=False,
+        )
+
+
 def _say_if_model_writes_text(pipeline: BasePipeline, console: Console) -> None:
     if pipeline.calibration.source == Generated.name:
         console.print(
@@ -221,10 +298,21 @@ def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
     )
 
 
-def _check_collapse(pipeline: BasePipeline, report: Report) -> None:
-    """Note in the report if the pruned model collapses on a few sequences of the built-in text."""
+def _say_what_is_kept(report: Report, console: Console) -> None:
+    for source in report.calibration.get("sources", [report.calibration]):
+        if "kept_in" in source:
+            console.print(
+                f"The text that the model wrote is kept in {cache_directory() / source['kept_in']}; delete that file to have it "
+                "written anew.",
+                markup=False,
+                highlight=False,
+            )
+
+
+def _check_collapse(pipeline: BasePipeline, report: Report) -> bool:
+    """Return whether the pruned model collapses on a few sequences of the built-in text, and note it in the report."""
     if pipeline.tokenizer is None or not predicts_next_token(pipeline.model) or not report.neurons["removed"]:
-        return
+        return False
     length = min(fitting_length(pipeline.model, report.calibration["sequence_length"]), CHECK_LENGTH)
     try:
         texts = tokenise(None, pipeline.tokenizer, CHECK_SAMPLES, length, "evaluation")
@@ -232,9 +320,10 @@ def _check_collapse(pipeline: BasePipeline, report: Report) -> None:
             after = perplexity(pipeline.model, texts)
     except CalibrationError as error:
         report.notes.append(f"whether the pruned model has collapsed was not checked: {error}")
-        return
+        return False
     evaluation = Evaluation(texts.provenance(), None, after, unigram_perplexity(texts))
     report.notes += evaluation.warnings()
+    return evaluation.collapsed
 
 
 def _say_written(written: Path, names: Sequence[str], console: Console) -> None:

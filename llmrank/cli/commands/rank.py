@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from llmrank.calibration.blocks.work_directory import SHARD_BYTES, WorkDirectory, weights_digest
-from llmrank.cli.commands.prune import add_evaluation, run_prune
+from llmrank.calibration.forward import progress_step
+from llmrank.cli.commands.prune import add_evaluation, add_hub_options, check_upload, run_prune
 from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, load_on_cpu, resumable, work_directory
 from llmrank.cli.options import add_method_options, add_model_options, check_method, directory, make_pipeline
 from llmrank.errors import OptionError
@@ -48,7 +49,7 @@ def add_rank_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
     add_model_options(group)
     add_low_memory_options(group)
-    add_method_options(command, prunes=False)
+    add_method_options(command, chooses=False, prunes=False)
 
 
 def add_apply_options(command: argparse.ArgumentParser) -> None:
@@ -59,6 +60,7 @@ def add_apply_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="MODEL", help="the model that was ranked")
     group = command.add_argument_group("model and output")
     group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
+    add_hub_options(group)
     add_model_options(group)
     add_low_memory_options(group)
     add_evaluation(add_method_options(command, calibrates=False))
@@ -83,7 +85,8 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
         raise OptionError(
             "statistics of attentions cannot be kept in a file; leave attention=true out, or use llmrank prune"
         )
-    weights = weights_digest(loaded.model)  # before the work, because it needs all weights
+    with progress_step(options.progress, "Reading the weights"):
+        weights = weights_digest(loaded.model)  # before the work, because it needs all weights
     with resumable(pipeline, console):
         pipeline.open_work_directory(sequences, held_out)
         statistics = pipeline.calibrate(ffns, sequences)
@@ -98,10 +101,11 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
         "calibration": sequences.provenance(),
     }
     scores = {k: v for graph, rank in zip(graphs, ranks, strict=True) for k, v in graph.importance(rank).items()}
-    with atomic_directory(options.output) as partial:
+    with progress_step(options.progress, f"Saving {options.output}"), atomic_directory(options.output) as partial:
         Ranking(statistics, sequences, held_out, settings, scores).save(partial)
     if pipeline.work is not None:
         pipeline.work.remove()
+    options.result = {"output": str(options.output), "ranking": settings, "tokens": sequences.n_tokens}
     console.print(
         f"Wrote {options.output}: the scores of {sum(ffns.sizes.values()):,} neurons in {len(ffns.sizes)} layers, and the "
         f"statistics of {sequences.n_tokens:,} tokens.\n"
@@ -145,16 +149,30 @@ def _apply_masks(options: argparse.Namespace, console: Console) -> int:
         )
     masks = Masks.load(options.ranking)
     check_low_memory(options)
+    check_upload(options)
     loaded = load_on_cpu(options)
     work = work_directory(options, loaded.model, console)
     digest = hashlib.sha256(options.ranking.read_bytes()).hexdigest()
     files = None if work is None else WorkDirectory(work, {"masks": digest}, resume=options.resume)
     keep, shard_bytes = (None, None) if files is None else (files.keep, SHARD_BYTES)
     try:
-        apply_masks(loaded.model, find_ffns(loaded.model), masks, "compact", undoable=False, keep=keep)
-        checkpoint.save(options.output, loaded.model, loaded.tokenizer, masks, shard_bytes=shard_bytes)
+        with progress_step(options.progress, "Applying the masks"):
+            apply_masks(loaded.model, find_ffns(loaded.model), masks, "compact", undoable=False, keep=keep)
+        with progress_step(options.progress, f"Saving {options.output}"):
+            checkpoint.save(
+                options.output,
+                loaded.model,
+                loaded.tokenizer,
+                masks,
+                shard_bytes=shard_bytes,
+                push_to_hub=options.push_to_hub,
+                private=options.private or None,
+            )
     finally:
         if files is not None:
             files.remove()
+    options.result = {"output": str(options.output)}
+    if options.push_to_hub is not None:
+        options.result["pushed"] = options.push_to_hub
     console.print(f"Wrote {options.output}: the checkpoint and masks.safetensors.", markup=False)
     return 0

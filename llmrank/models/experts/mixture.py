@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from llmrank.models.experts.expert_map import Expert, ExpertMap, Routing, set_forward
 from llmrank.models.experts.layout import is_dispatched, read_layout
@@ -230,6 +229,9 @@ def by_expert(mixtures: Iterable[Mixture]) -> Iterator[None]:
 @contextmanager
 def _one_by_one(routed: dict[int, RoutedExperts]) -> Iterator[None]:
     """Run experts in place of the modules that hold their tensors, which are given by their ids."""
+    # Imported here, because this import takes a second.
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
     name = f"llmrank-{next(_names)}"
 
     def compute(owner: nn.Module, *args: Any, **kwargs: Any) -> Any:

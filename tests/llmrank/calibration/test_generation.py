@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from transformers import AddedToken
+from transformers.cache_utils import DynamicLayer
 
 import llmrank
 from llmrank import IsolatedFFNPipeline
 from llmrank.calibration import generation
-from llmrank.calibration.generation import can_write_text, generate_text, generation_settings
+from llmrank.calibration.generation import can_write_text, draw_tokens, generate_text, generation_settings
 from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError
 from llmrank.pipeline import CalibrationText
 from tests.llmrank.commands import SHORT, run
@@ -238,3 +239,73 @@ def test_generated_text_on_the_command_line(tmp_path: Path, capsys: pytest.Captu
     assert run("prune", tmp_path / "model", "--output", tmp_path / "pruned", "--calibration", "generated", *SHORT) == 0
     report = json.loads((tmp_path / "pruned" / "report.json").read_text(encoding="utf-8"))
     assert report["calibration"]["source"] == "written by the model itself, seed 0"
+
+
+@pytest.mark.parametrize("name", ["Llama, SmolLM2", "GPT-2", "OPT", "BLOOM", "Falcon"])
+def test_keys_and_values_in_place_give_the_same_tokens_as_without_any(name: str) -> None:
+    """The textbook: run the whole text again for each token, and take the one where the probabilities pass the random number."""
+    model = family_model(named_family(name))
+    found = generate_text(model, tokenizer(), 3, 12, seed=4).ids
+    draws = torch.rand(3, 11, generator=torch.Generator().manual_seed(4))
+    model.eval()
+    ids = torch.ones(3, 1, dtype=torch.int64)
+    for k in range(11):
+        with torch.no_grad():
+            scores = model(input_ids=ids, use_cache=False).logits[:, -1].double()
+        scores[:, :4] = -math.inf
+        passed = scores.softmax(1).cumsum(1) > draws[:, k : k + 1]
+        ids = torch.cat([ids, passed.int().argmax(1, keepdim=True)], dim=1)
+    assert torch.equal(found, ids)
+
+
+def test_texts_do_not_depend_on_how_many_are_written_at_once(monkeypatch: Any) -> None:
+    model = tiny_llama()
+    whole = generate_text(model, tokenizer(), 7, 20).ids
+    assert torch.equal(generate_text(model, tokenizer(), 7, 20, batch_size=2).ids, whole)
+    honest, sizes = model.generate, []
+
+    def limited(**given: Any) -> Any:
+        sizes.append(len(given["input_ids"]))
+        if sizes[-1] > 2:
+            raise MemoryError
+        return honest(**given)
+
+    # Where the memory does not suffice, they are halved until it does.
+    monkeypatch.setattr(model, "generate", limited)
+    assert torch.equal(generate_text(model, tokenizer(), 7, 20).ids, whole)
+    assert sizes == [7, 4, 2, 2, 3, 2, 1]
+
+
+@pytest.mark.parametrize("size", [3, 64, 50_000])
+def test_a_token_without_probability_is_never_drawn(size: int) -> None:
+    scores = torch.zeros(2, size)
+    scores[:, [0, -1]] = -math.inf
+    largest = 1.0 - 2.0**-24  # of torch.rand
+    drawn = draw_tokens(scores.clone(), torch.tensor([0.0, largest]))
+    assert drawn.flatten().tolist() == [1, size - 2]
+    with pytest.raises(CalibrationError, match="not finite"):
+        draw_tokens(torch.full((1, size), -math.inf), torch.zeros(1))
+
+
+def test_a_stock_layer_gives_the_same_keys_and_values() -> None:
+    generator = torch.Generator().manual_seed(0)
+    stock, roomy = DynamicLayer(), generation._LayerWithRoom(9)
+    for length in (3, 1, 2):
+        new = [torch.randn(2, 3, length, 4, generator=generator) for _ in range(2)]
+        for expected, found in zip(stock.update(*new), roomy.update(*new), strict=True):
+            assert torch.equal(expected, found)
+    assert stock.get_seq_length() == roomy.get_seq_length() == 6
+
+
+def test_the_layers_of_a_model_are_given_room(monkeypatch: Any) -> None:
+    lengths: list[int] = []
+    honest = generation._LayerWithRoom.update
+
+    def watch(layer: Any, *given: Any, **more: Any) -> Any:
+        lengths.append(layer._length)
+        return honest(layer, *given, **more)
+
+    monkeypatch.setattr(generation._LayerWithRoom, "update", watch)
+    generate_text(tiny_llama(), tokenizer(), 2, 12)
+    # In each of 2 layers once for every token but the last.
+    assert lengths == [12] * 22

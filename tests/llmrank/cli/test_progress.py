@@ -166,6 +166,24 @@ def test_other_commands_log_their_stages(checkpoint: Path, corpus: Path, tmp_pat
     assert stages(capsys.readouterr().err) == [loading, f"Loading {output}", "Evaluating", "Comparing", "Continuing"]
 
 
+def test_rankings_log_their_stages(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
+    loading, ranking, applied, again = (
+        f"Loading {checkpoint}",
+        tmp_path / "ranking",
+        tmp_path / "applied",
+        tmp_path / "again",
+    )
+    assert run("rank", checkpoint, "--output", ranking, "--calibration", corpus, *MANY) == 0
+    said = stages(capsys.readouterr().err)
+    assert said == [loading, "Reading the weights", "Calibrating", "Ranking", f"Saving {ranking}"]
+    assert run("apply", ranking, checkpoint, "--output", applied) == 0
+    said = stages(capsys.readouterr().err)
+    assert said[:3] == [loading, "Finding FFNs", "Ranking"]
+    assert said[-1] == f"Saving {applied}"
+    assert run("apply", applied / "masks.safetensors", checkpoint, "--output", again) == 0
+    assert stages(capsys.readouterr().err) == [loading, "Applying the masks", f"Saving {again}"]
+
+
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrank.calibration.text.tokenisation import plain_ids
+from llmrank.calibration.text.documents import plain_ids
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.evaluation.last_word import Passage, cut_passages, last_word
 from tests.llmrank.tiny_models import (

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import llmrank
-from llmrank.calibration.text.tokenisation import plain_ids
+from llmrank.calibration.text.documents import plain_ids
 from llmrank.errors import CalibrationError, LLMRankError, OptionError, UnsupportedModelError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.last_word import cut_passages, last_word
@@ -28,6 +28,7 @@ from llmrank.evaluation.lm_eval import (
     last_word_documents,
     page_documents,
 )
+from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import ChainedFFNPipeline
 from llmrank.prune import GlobalPruner
 from tests.llmrank.commands import refused, run
@@ -181,7 +182,7 @@ class TestWithLMEval:
         assert not pipeline.masks.is_uniform
         saved = llmrank.save(tmp_path / "pruned", model, spelling_tokenizer(), pipeline.masks)
         result = tmp_path / "result.json"
-        given = ("--text", tale, "--samples", 2, "--sequence-length", 16, "--last-word", "--json", result)
+        given = ("--text", tale, "--samples", 2, "--sequence-length", 16, "--last-word", "--output", result)
         assert run("evaluate", saved, *given, "--tasks", "llmrank_last_word, llmrank_perplexity", "--documents", 3) == 0
         found = json.loads(result.read_text(encoding="utf-8"))["tasks"]
         assert set(found) == {"llmrank_last_word", "llmrank_perplexity"}
@@ -232,6 +233,26 @@ class TestWithLMEval:
         path.write_text("Too short.")
         with pytest.raises(CalibrationError, match="no passage"):
             find_tasks(["llmrank_last_word"], path).run(tiny_llama(), spelling_tokenizer())
+
+    def test_every_row_of_a_sweep_runs_the_tasks(self, tale: Path, tmp_path: Path) -> None:
+        loaded = LoadedModel(tiny_llama(), spelling_tokenizer(), "tiny")
+        result = llmrank.sweep(
+            loaded,
+            output=tmp_path / "runs",
+            amounts=[0.5],
+            repairs=["none"],
+            calibration=tale,
+            evaluation=tale,
+            samples=2,
+            sequence_length=32,
+            tasks=["llmrank_perplexity"],
+        )
+        expected = find_tasks(["llmrank_perplexity"], tale).run(loaded.model, loaded.tokenizer)["llmrank_perplexity"]
+        dense, pruned = [row["tasks"]["llmrank_perplexity"] for row in result.rows]
+        assert dense == {name: vars(each) for name, each in expected.items()}
+        assert pruned.keys() == dense.keys()
+        assert pruned["word_perplexity"]["value"] != dense["word_perplexity"]["value"]
+        assert result.table().columns[-1].header == "llmrank_perplexity"
 
 
 def teach(model: Any, word: list[int]) -> None:

@@ -316,3 +316,9 @@ def test_weights_in_mxfp4_are_dequantised_with_a_sentence(tmp_path: Path) -> Non
     pruned = llmrank.prune_model(loaded, None, 0.25, targets="experts", repair="none", calibration=token_ids(4, 16))
     pruned.save(tmp_path / "pruned")
     assert not hasattr(llmrank.load(tmp_path / "pruned").model.config, "quantization_config")
+
+
+def test_adapters_without_their_model_say_how_to_merge_them(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ModelSourceError, match=r"holds adapters of peft.*merge_and_unload\(\), save that"):
+        llmrank.load(tmp_path)

@@ -25,6 +25,8 @@ from tests.llmrank.tiny_separate import tiny_separate
 
 on_a_device = pytest.mark.usefixtures("two_devices")
 BUDGETS = ["local:amount=3", "global:normalize=robust,amount_of=flops", "global:amount_of=ffn-bytes", "sensitivity"]
+# Falcon indexes by lists of numbers, which simulated devices cannot.
+NOT_RUN = (*BROKEN, "Falcon")
 REPAIRS = ["bias", "lstsq:damping=0.01", "lstsq:target=output"]
 
 
@@ -50,6 +52,21 @@ def same_on_device(make: Callable[[], Any], kind: str, work: Path, **options: An
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_it_prunes_as_on_the_cpu(kind: str, tmp_path: Path) -> None:
     same_on_device(tiny_llama, kind, tmp_path)
+
+
+def same_as_in_its_memory(make: Callable[[], Any], work: Path) -> None:
+    """Prune on the device, block by block and in its memory, and compare bit for bit."""
+    expected = run(make().to(FIRST), "repaired")
+    found = run(make(), "repaired", work, device=FIRST)
+    assert found.masks == expected.masks
+    values = found.model.state_dict()
+    assert all(torch.equal(values[name], value.cpu()) for name, value in expected.model.state_dict().items())
+
+
+@on_a_device
+def test_in_half_precision_it_prunes_as_in_the_memory_of_the_device(tmp_path: Path) -> None:
+    """Attention rounds otherwise there than on the CPU."""
+    same_as_in_its_memory(lambda: tiny_llama().bfloat16(), tmp_path / "work")
 
 
 @on_a_device
@@ -86,9 +103,10 @@ def test_mixtures(mixture: str, kind: str, targets: str, tmp_path: Path) -> None
 
 @pytest.mark.slow
 @on_a_device
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name not in BROKEN], ids=lambda f: f.name)
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name not in NOT_RUN], ids=lambda f: f.name)
 def test_families(family: Family, tmp_path: Path) -> None:
-    same_on_device(lambda: family_model(family), "repaired", tmp_path)
+    """The equations of some of these tiny models are nearly singular, so that the rounding of the CPU leads elsewhere."""
+    same_as_in_its_memory(lambda: family_model(family), tmp_path / "work")
 
 
 @on_a_device
@@ -236,7 +254,7 @@ def test_a_repair_takes_as_long_as_the_device_needs(tmp_path: Path, monkeypatch:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", SETTINGS)
-def test_gpu_prunes_block_by_block_as_the_cpu(kind: str, tmp_path: Path) -> None:
+def test_gpu_prunes_block_by_block_as_in_its_memory(kind: str, tmp_path: Path) -> None:
     sizes = {"num_hidden_layers": 12, "hidden_size": 128, "head_dim": 32, "intermediate_size": 2048}
     model = tiny_llama(**sizes)
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -244,8 +262,8 @@ def test_gpu_prunes_block_by_block_as_the_cpu(kind: str, tmp_path: Path) -> None
     found = run(model, kind, tmp_path / "work", device="cuda")
     if found.repair is None:  # second moments are larger than these blocks
         assert torch.cuda.max_memory_allocated() < size / 2
-    expected = run(tiny_llama(**sizes), kind)
+    expected = run(tiny_llama(**sizes).to("cuda"), kind)
     assert found.masks == expected.masks
     for name, value in expected.model.state_dict().items():
-        torch.testing.assert_close(found.model.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found.model.state_dict()[name], value.cpu(), rtol=1e-3, atol=1e-4)
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Report
+from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Report, prune_model
 from llmrank.evaluation.perplexity import Perplexity
 from llmrank.pipeline.closeness.validation import Validation
 from llmrank.pipeline.report import Evaluation, environment, model_source
@@ -217,3 +217,14 @@ def test_isolated_report_counts_all_graphs() -> None:
     assert pipeline.report is not None
     assert pipeline.report.graph["graphs"] == 2
     assert pipeline.report.graph["nodes"] == 2 * (16 + 40 + 16)
+
+
+def test_a_table_shows_itself_in_a_session_and_in_a_notebook() -> None:
+    report = some_report()
+    for shown in (report, report.table(), prune_model(tiny_llama(), calibration=token_ids(), repair="none")):
+        text, bundle = repr(shown), shown._repr_mimebundle_([], [])
+        for printed_text in (text, bundle["text/html"], bundle["text/plain"]):
+            assert "hidden neurons" in printed_text
+            assert "widths 28; calibrated on" in printed_text
+        assert "\x1b" not in text
+        assert bundle["text/html"].startswith("<pre")

@@ -129,6 +129,7 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
     inspection = inspect_model(pipeline, scorers, next(iter(scorers)), budget)
     with progress_step(options.progress, "Summarising the graph"):
         summary = summarise_inspection(inspection, shown)
+    options.result = {"output": None if options.output is None else str(options.output), "summary": summary.to_dict()}
     print_layers(summary, console)
     for name in summary.experts if options.layers is not None else ():
         print_experts(summary, name, console)

@@ -29,7 +29,7 @@ def made(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> dict[st
 
 def test_it_counts_neurons_and_lists_settings(made: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     written = tmp_path / "difference.json"
-    assert run("diff", made["one"], made["other"], "--json", written) == 0
+    assert run("diff", made["one"], made["other"], "--output", written) == 0
     output = capsys.readouterr().out
     content = json.loads(written.read_text(encoding="utf-8"))
     masks = [Masks.load(made[name] / "masks.safetensors") for name in ("one", "other")]
@@ -66,7 +66,7 @@ def test_rankings_are_compared_by_their_scores(checkpoint: Path, corpus: Path, t
         common = ["--calibration", corpus, *SHORT, "--scorer", scorer]
         assert run("rank", checkpoint, "--output", tmp_path / name, *common) == 0
     capsys.readouterr()
-    assert run("diff", tmp_path / "a", tmp_path / "b", "--json", tmp_path / "d.json") == 0
+    assert run("diff", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "d.json") == 0
     output = capsys.readouterr().out
     content = json.loads((tmp_path / "d.json").read_text())
     assert content["settings"] == {"method.scorer": ["wpr", "activation"]}
@@ -74,7 +74,7 @@ def test_rankings_are_compared_by_their_scores(checkpoint: Path, corpus: Path, t
     for layer, value in content["correlations"].items():
         assert -1 <= value < 1
         assert f"{value:.4g}" in next(line for line in output.splitlines() if line.startswith(layer))
-    assert run("diff", tmp_path / "a", tmp_path / "a", "--json", tmp_path / "same.json") == 0
+    assert run("diff", tmp_path / "a", tmp_path / "a", "--output", tmp_path / "same.json") == 0
     assert set(json.loads((tmp_path / "same.json").read_text())["correlations"].values()) == {1.0}
 
 

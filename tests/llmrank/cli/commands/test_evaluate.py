@@ -70,7 +70,7 @@ def test_everything_at_once_is_what_the_library_gives(
 ) -> None:
     result = tmp_path / "result.json"
     more = ("--prompts", 4, "--prompt-length", 8, "--new-tokens", 5, "--last-word", "--passages", 7)
-    given = ("--text", tale, "--against", models["dense"], *more, *SHORT, "--json", result)
+    given = ("--text", tale, "--against", models["dense"], *more, *SHORT, "--output", result)
     assert run("evaluate", models["pruned"], *given) == 0
     said, found = capsys.readouterr().out, strict(result)
 
@@ -109,14 +109,14 @@ def test_only_what_is_asked_for(
         (("--last-word",), {"last_word"}),
         (("--against", models["dense"], "--prompts", 0), {"against", "divergence", "top1"}),
     ):
-        assert run("evaluate", models["pruned"], "--text", tale, *SHORT, *given, "--json", result) == 0
+        assert run("evaluate", models["pruned"], "--text", tale, *SHORT, *given, "--output", result) == 0
         assert set(strict(result)) == always | more
         assert ("standard error" in capsys.readouterr().out) == bool(more)
 
 
 def test_a_model_against_itself(models: dict[str, Path], tale: Path, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
-    given = ("--text", tale, "--against", models["dense"], *SHORT, "--json", result)
+    given = ("--text", tale, "--against", models["dense"], *SHORT, "--output", result)
     assert run("evaluate", models["dense"], *given) == 0
     found = strict(result)
     assert found["divergence"]["value"] == 0.0
@@ -128,7 +128,7 @@ def test_a_model_against_itself(models: dict[str, Path], tale: Path, tmp_path: P
 def test_prompts_leave_room_to_continue(models: dict[str, Path], tale: Path, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     source = llmrank.save(tmp_path / "gpt2", family_model(named_family("GPT-2")), spelling_tokenizer())
-    assert run("evaluate", source, "--text", tale, "--against", source, "--samples", 2, "--json", result) == 0
+    assert run("evaluate", source, "--text", tale, "--against", source, "--samples", 2, "--output", result) == 0
     assert strict(result)["continuations"]["prompt_length"] == 64 - 32
 
 
@@ -155,7 +155,7 @@ def test_an_encoder_decoder_is_compared_but_not_asked_for_last_words(
     result = tmp_path / "result.json"
     given = ("evaluate", models["T5"], "--text", tale, *SHORT)
     assert "does not continue the text it reads" in refused(capsys, *given, "--last-word")
-    assert run(*given, "--against", models["T5"], "--json", result) == 0
+    assert run(*given, "--against", models["T5"], "--output", result) == 0
     assert strict(result)["top1"]["value"] == 1.0
     assert strict(result)["divergence"]["count"] == 6 * 12
 
@@ -188,7 +188,7 @@ def test_numbers_are_refused_before_the_model_is_loaded(capsys: pytest.CaptureFi
     ("given", "message"),
     [
         (("--text", "missing.txt"), "no evaluation text at missing.txt"),
-        (("--text", "."), ". is a directory; expected the path of a text file"),
+        (("--text", "folder"), "the directory folder has no file that ends with .txt, .md or .jsonl"),
         (("--text", "latin.txt"), "cannot read latin.txt as UTF-8 text"),
         (("--text", "latin.txt", "--last-word"), "cannot read latin.txt as UTF-8 text"),
         (
@@ -197,9 +197,9 @@ def test_numbers_are_refused_before_the_model_is_loaded(capsys: pytest.CaptureFi
         ),
         (("--device", "cuda:99"), "device 'cuda:99' cannot be used here"),
         (("--dtype", "int8"), "unknown dtype 'int8'"),
-        (("--json", "absent/result.json"), "there is no directory absent"),
-        (("--json", "."), ". is a directory"),
-        (("--json", os.devnull), f"{os.devnull} is a device or a pipe; expected the path of a file"),
+        (("--output", "absent/result.json"), "there is no directory absent"),
+        (("--output", "."), ". is a directory"),
+        (("--output", os.devnull), f"{os.devnull} is a device or a pipe; expected the path of a file"),
         (("--passages", 10**23), "--passages must be at most 2147483647"),
         (("--new-tokens", 10**23), "--new-tokens must be at most 2147483647"),
     ],
@@ -214,6 +214,7 @@ def test_what_the_options_say_is_refused_before_a_model_is_looked_for(
     monkeypatch.chdir(tmp_path)
     Path("latin.txt").write_bytes("déjà vu".encode("latin-1"))
     Path("short.txt").write_text("Nothing to guess.", encoding="utf-8")
+    Path("folder").mkdir()
     assert message in refused(capsys, "evaluate", "./nowhere", *given)
 
 
@@ -226,7 +227,7 @@ def test_a_result_that_cannot_be_written_is_refused_before_a_model_is_looked_for
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    message = refused(capsys, "evaluate", "./nowhere", "--json", tmp_path / "result.json")
+    message = refused(capsys, "evaluate", "./nowhere", "--output", tmp_path / "result.json")
     assert f"cannot write {tmp_path / 'result.json'}: Permission denied; choose another place" in message
     assert list(tmp_path.iterdir()) == []
 
@@ -251,7 +252,7 @@ def test_contexts_show_what_is_predicted_worse(
     models: dict[str, Path], tale: Path, tmp_path: Path, capsys: Any
 ) -> None:
     written = tmp_path / "result.json"
-    common = ["--text", tale, *SHORT, "--prompts", 0, "--json", written]
+    common = ["--text", tale, *SHORT, "--prompts", 0, "--output", written]
     assert run("evaluate", models["pruned"], "--against", models["dense"], "--contexts", *common) == 0
     output = capsys.readouterr().out
     content = json.loads(written.read_text(encoding="utf-8"))["contexts"]

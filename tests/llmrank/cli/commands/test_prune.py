@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
@@ -162,7 +163,7 @@ def test_evaluation_lands_in_the_report(checkpoint: Path, corpus: Path, tmp_path
     assert report["evaluation"]["calibration_overlap"] == pytest.approx(
         3 / 14
     )  # the first 2 of 14 sequences, and one held out
-    assert run("evaluate", output, "--text", corpus, "--json", result, "--samples", 16, "--sequence-length", 16) == 0
+    assert run("evaluate", output, "--text", corpus, "--output", result, "--samples", 16, "--sequence-length", 16) == 0
     again = json.loads(result.read_text(encoding="utf-8"))
     assert again["protocol"]["source"] == "file corpus.txt"
     assert again["bytes"] == report["after"]["bytes"]
@@ -334,7 +335,7 @@ def test_bad_options_are_refused_and_leave_nothing(
     [
         (("--form", "thin"), "unknown form 'thin'; expected one of compact, zero, mask"),
         (("--calibration", "missing.txt"), "no calibration text at missing.txt"),
-        (("--calibration", "/"), "/ is a directory; expected the path of a text file"),
+        (("--calibration", "folder"), "the directory folder has no file that ends with .txt, .md or .jsonl"),
         (("--calibration", "dataset:"), "expected dataset:NAME[,CONFIG[,SPLIT]], got 'dataset:'"),
         (("--calibration", "latin.txt"), "cannot read latin.txt as UTF-8 text"),
         (("--calibration", "empty.txt"), "the calibration text (file empty.txt) is empty"),
@@ -365,6 +366,7 @@ def test_what_the_options_say_is_refused_before_a_model_is_looked_for(
     monkeypatch.chdir(tmp_path)
     Path("latin.txt").write_bytes("déjà vu".encode("latin-1"))
     Path("empty.txt").write_bytes(b" ")
+    Path("folder").mkdir()
     # Last, for an --evaluate takes the word that follows it.
     assert message in refused(capsys, "prune", "--output", "out", *arguments, "./nowhere")
     if arguments[0] in ("--calibration", "--device", "--dtype", "--scorer", "--samples", "--seed"):
@@ -599,9 +601,9 @@ def test_numbers_are_refused_before_the_model_is_loaded(capsys: Any) -> None:
 
 
 def test_a_result_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: Any) -> None:
-    message = refused(capsys, "evaluate", "./nowhere", "--json", tmp_path / "nodir" / "x.json")
+    message = refused(capsys, "evaluate", "./nowhere", "--output", tmp_path / "nodir" / "x.json")
     assert f"there is no directory {tmp_path / 'nodir'}" in message
-    assert "is a directory" in refused(capsys, "evaluate", "./nowhere", "--json", tmp_path)
+    assert "is a directory" in refused(capsys, "evaluate", "./nowhere", "--output", tmp_path)
 
 
 def test_evaluate_takes_no_text_but_a_file(checkpoint: Path, capsys: Any) -> None:
@@ -721,3 +723,53 @@ def test_help_says_what_surprises(capsys: Any) -> None:
     assert "--form " not in shown("inspect")
     assert "--steps" not in shown("inspect")
     assert "--repair" not in shown("inspect")
+
+
+def test_a_width_that_no_quantiser_fits_is_said_with_the_option_that_rounds(
+    corpus: Path, tmp_path: Path, capsys: Any
+) -> None:
+    model = llmrank.save(tmp_path / "wide", tiny_llama(intermediate_size=128), tokenizer())
+    common = ("prune", model, "--calibration", corpus, *SHORT)
+    advice = "does not divide the width"
+    for number, (given, said) in enumerate(
+        (
+            (
+                (),
+                "32 does not divide the width 90, so its output maps would not be quantised. --pruner local:multiple_of=32 ",
+            ),
+            (("--pruner", "global:min_keep=2"), "--pruner global:min_keep=2,multiple_of=32 rounds the width."),
+            (("--pruner", "local:multiple_of=32"), None),
+            (("--amount", 64), None),
+            (("--form", "zero"), None),
+        )
+    ):
+        output = tmp_path / f"{number}"
+        assert run(*common, *given, "--output", output) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert (advice in printed) is (said is not None), given
+        assert said is None or said in printed
+
+
+def test_prune_model_has_the_defaults_of_the_command() -> None:
+    options = vars(cli.parser().parse_args(["prune", "MODEL", "--output", "out"]))
+    defaults = {name: each.default for name, each in inspect.signature(llmrank.prune_model).parameters.items()}
+    shared = {
+        "amount",
+        "batch_size",
+        "calibration",
+        "device",
+        "form",
+        "pipeline",
+        "pruner",
+        "repair",
+        "resume",
+        "samples",
+        "scorer",
+        "sequence_length",
+        "steps",
+        "targets",
+    }
+    assert defaults.keys() & options.keys() == shared | {"amount_of", "model"}
+    assert {name: options[name] for name in shared} == {name: defaults[name] for name in shared}
+    assert defaults["repair"] == "lstsq"
+    assert (options["amount_of"], defaults["amount_of"]) == (None, "neurons")  # None stands for that default

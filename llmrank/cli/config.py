@@ -1,0 +1,122 @@
+"""The settings of a command in a file: read for ``--config``, and made for a report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmrank.errors import OptionError
+from llmrank.pipeline.specs import did_you_mean
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["CommandParser"]
+
+# What says where a result goes or what is printed, and so is no setting of it.
+NOT_SETTINGS = {"config", "debug", "help", "json", "output", "private", "push_to_hub", "quiet", "resume", "verbose"}
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command. The defaults of its options may come from a file (``--config``).
+
+    What it parses has an attribute ``settings``: the options of this run, which ``--config`` reads again.
+    """
+
+    reads_config = False
+
+    def add_config_option(self) -> None:
+        """Add ``--config``, unless the command has an option of that name, which it reads by itself."""
+        if "--config" not in self._option_string_actions:
+            self.reads_config = True
+            help_text = "read options from a TOML file, or from the report.json of another run"
+            self.add_argument("--config", type=Path, metavar="FILE", help=help_text)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments; those of the command line win over those of the file."""
+        finder = argparse.ArgumentParser(add_help=False)
+        finder.add_argument("--config")
+        path = finder.parse_known_args(args)[0].config if self.reads_config else None
+        if path is not None:
+            try:
+                self._take(_read(Path(path), self._command), path)
+            except OptionError as error:
+                self.error(str(error))
+        options, rest = super().parse_known_args(args, namespace)
+        given = {option_name(action): getattr(options, action.dest, None) for action in self._settings()}
+        written = {name: _plain(value) for name, value in given.items() if value is not None and value != []}
+        options.settings = {"command": self._command, **written}
+        return options, rest
+
+    @property
+    def _command(self) -> str:
+        return self.prog.split()[-1]
+
+    def _settings(self) -> list[argparse.Action]:
+        return [action for action in self._actions if action.dest not in NOT_SETTINGS]
+
+    def _take(self, settings: Mapping[str, Any], path: str) -> None:
+        """Make the settings the defaults. Text is converted and checked when the arguments are parsed."""
+        actions = {option_name(action): action for action in self._actions if action.dest not in ("config", "help")}
+        for name, value in settings.items():
+            if name not in actions:
+                raise OptionError(
+                    f"{path}: unknown key {name!r}{did_you_mean(name, actions)}; the keys are the names of the options of "
+                    f"{self.prog}, without dashes before them"
+                )
+            action = actions[name]
+            many = isinstance(action, argparse._AppendAction)
+            # An option without a value, or with one that may be left out, can be true or false.
+            if isinstance(value, bool) and (action.nargs == 0 or action.const is True):
+                action.default = value
+            elif action.nargs == 0 or isinstance(value, (bool, dict)) or isinstance(value, list) is not many:
+                expected = "true or false" if action.nargs == 0 else "a list" if many else "a text or a number"
+                raise OptionError(f"{path}: {name} must be {expected}, got {value!r}")
+            else:
+                action.default = [str(entry) for entry in value] if many else str(value)
+            action.required = False
+            if not action.option_strings:
+                action.nargs = "?"
+
+
+def option_name(action: argparse.Action) -> str:
+    """Return the name of an option without the dashes before it, or that of an argument."""
+    return next((name[2:] for name in action.option_strings if name.startswith("--")), action.dest)
+
+
+def _read(path: Path, command: str) -> dict[str, Any]:
+    """Read settings from TOML, or from JSON: those of a report under ``config``; what is null is left out."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise OptionError(
+            f"cannot read the settings in {path}: {error}; expected a TOML file or a report.json"
+        ) from None
+    if isinstance(content, dict) and path.suffix == ".json":
+        content = content.get("config")
+    if not isinstance(content, dict):
+        raise OptionError(f"{path} holds no settings; expected a TOML file, or the report.json of a command of llmrank")
+    given = content.pop("command", command)
+    if given != command:
+        raise OptionError(f"{path} holds settings of llmrank {given}; run that command with it, or leave the file out")
+    return {name: value for name, value in content.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as a file can hold it; of an absolute path only the name, because reports name no local folders."""
+    if isinstance(value, Mapping):  # --max-memory
+        return ",".join(f"{device}={size}" for device, size in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, str):  # several texts, with commas between them, or one
+        return ",".join(_plain(Path(part)) if Path(part).is_absolute() else part for part in value.split(","))
+    if isinstance(value, Path):
+        return value.name if value.is_absolute() else str(value)
+    return value

@@ -1,0 +1,277 @@
+"""One model of a sweep: it is calibrated once, and each row prunes it, measures it and restores it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from graphs import RankResult
+from llmrank.calibration.blocks.recording import Recording, record_without_running
+from llmrank.calibration.blocks.work_directory import weights_digest
+from llmrank.calibration.collect import collect_statistics
+from llmrank.calibration.forward import Progress
+from llmrank.calibration.statistics import FFNStatistics
+from llmrank.calibration.text import TokenSequences, shared_passages
+from llmrank.errors import OptionError, StructureError
+from llmrank.evaluation.estimate import Estimate
+from llmrank.evaluation.lm_eval import LMEvalTasks
+from llmrank.evaluation.perplexity import Perplexity, model_size, sequence_losses
+from llmrank.experiments.settings import RowSettings, SweepSettings
+from llmrank.experiments.speed import measure_speed
+from llmrank.models.costs import ModelCosts
+from llmrank.models.loading import LoadedModel
+from llmrank.pipeline import BasePipeline, IsolatedFFNPipeline
+from llmrank.pipeline.options import RankedText
+from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair, make_scorer
+from llmrank.pipeline.report import environment, json_safe, model_source, repair_notes
+from llmrank.prune.masks import Masks
+from llmrank.score.model_graph import ModelGraph
+from llmrank.score.ranking import SETTINGS, Ranking
+from llmrank.surgery.apply import apply_masks
+from llmrank.surgery.equivalence import check_equivalence, masked_outputs
+from llmrank.surgery.files import atomic_directory
+from llmrank.surgery.repair import RepairedMap
+
+__all__ = ["ModelStudy"]
+
+
+@dataclass(frozen=True)
+class _Pruned:
+    """What a row removes, and how it repairs the rest."""
+
+    masks: Masks
+    repaired: dict[str, RepairedMap]
+    validation: dict[str, Any] | None
+    notes: list[str]
+
+
+class ModelStudy:
+    """Prunes one model in many ways, and measures each.
+
+    The statistics of all pipelines and scorers are collected in one pass of the calibration text, and kept in a directory. The
+    graphs of a pipeline, the ranks of a scorer on them, and the sensitivities for an amount are computed once, and so is the
+    record of how the model calls its blocks, which repairs need. Rows cannot share the second moments of a repair, whatever its
+    target: a map is fitted to the inputs that it gets when the FFNs before it are pruned and repaired.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+        Its model is as before when a method has returned or raised.
+    settings : SweepSettings
+    tasks : LMEvalTasks or None
+    directory : Path
+        Where the calibration is, or will be written.
+    progress : callable, optional
+        Shows the progress of the calibration.
+
+    Raises
+    ------
+    LLMRankError
+        The model has no FFNs that can be pruned, a text does not fit it, or the calibration in `directory` is that of another
+        model.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        settings: SweepSettings,
+        tasks: LMEvalTasks | None,
+        directory: Path,
+        progress: Progress | None = None,
+    ) -> None:
+        self._model, self._tokenizer = loaded.model, loaded.tokenizer
+        self._settings, self._tasks = settings, tasks
+        self._ffns = IsolatedFFNPipeline(self._model, self._tokenizer).find()
+        self._weights = weights_digest(self._model)
+        size = settings.calibration.batch_size
+        if not (directory / SETTINGS).is_file():
+            self._calibrate(directory, progress)
+        self._text = RankedText.of_ranking(Ranking.load(directory), size)
+        self._statistics = self._text.statistics(self._model, self._ffns)  # refuses those of another model
+        self._texts: TokenSequences = settings.evaluation.sequences(
+            self._model, self._tokenizer, settings.calibration.sequence_length
+        )
+        self._graphs: dict[str, tuple[ModelGraph, ...]] = {}
+        self._ranks: dict[tuple[str, str], tuple[RankResult, ...]] = {}
+        self._sensitivities: dict[RowSettings, dict[str, float]] = {}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what all rows of the model have in common."""
+        sequences, held_out = self._sequences
+        return {
+            "source": model_source(self._model),
+            "weights": self._weights,
+            "calibration": sequences.provenance(),
+            "held_out": None if held_out is None else held_out.provenance(),
+            "evaluation": self._texts.provenance(),
+            "calibration_overlap": shared_passages(sequences.joined(held_out), self._texts),
+            "versions": environment(),
+        }
+
+    def measure(self, row: RowSettings | None, dense: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Prune the model as a row asks, measure it, and restore it bit for bit.
+
+        Parameters
+        ----------
+        row : RowSettings or None
+            None is the dense model.
+        dense : dict, optional
+            The results of the dense model, which the losses of this row are compared with.
+
+        Returns
+        -------
+        dict
+            The results, in values that JSON can hold.
+
+        Raises
+        ------
+        LLMRankError, GraphError
+            The row cannot be measured, for example because a layer cannot lose its amount.
+        """
+        begun = perf_counter()
+        costs = ModelCosts(self._model, self._ffns)
+        if row is None:
+            found: dict[str, Any] = {"removed": 0.0, "flops": costs.model.flops, **self._results()}
+            if self._settings.speed:
+                speed = measure_speed(self._model, self._texts, self._text.batch_size)
+                found["speed"] = {**asdict(speed), "ratio": 1.0}
+        else:
+            pruned = self._prune(row)
+            with self._applied(pruned, check=True):
+                found = self._results()
+            flops = costs.model.flops - costs.removed_cost(pruned.masks.widths, "flops")
+            outcome = {"validation": pruned.validation, "notes": pruned.notes}
+            found = {"removed": pruned.masks.removed_share, "flops": flops, **found, **outcome}
+            if self._settings.speed:
+                speed = measure_speed(
+                    self._model, self._texts, self._text.batch_size, lambda: self._applied(pruned, check=False)
+                )
+                found["speed"] = asdict(speed)
+        if dense is not None:
+            differences = [own - other for own, other in zip(found["losses"], dense["losses"], strict=True)]
+            found["difference"] = vars(Estimate.of(differences, found["counts"]))
+        return dict(json_safe({**found, "seconds": round(perf_counter() - begun, 2)}))
+
+    @property
+    def _sequences(self) -> tuple[TokenSequences, TokenSequences | None]:
+        return self._text.sequences(self._model, self._tokenizer, hold_out=True)
+
+    @cached_property
+    def _record(self) -> Recording:
+        sequences, held_out = self._sequences
+        texts = sequences.parts if held_out is None else (sequences, held_out)
+        size = self._text.batch_size
+        batches = [batch for text in texts if text is not None for batch in text.batches(size)]
+        return record_without_running(self._model, self._ffns, batches)
+
+    def _calibrate(self, directory: Path, progress: Progress | None) -> None:
+        """Collect what all pipelines of the grid need, in one pass, and keep it in the directory."""
+        settings = self._settings
+        calibration = settings.calibration.for_model(self._model)
+        repairs = any(make_repair(repair) is not None for repair in settings.repairs)
+        sequences, held_out = calibration.sequences(self._model, self._tokenizer, hold_out=repairs, progress=progress)
+        with_skips = [
+            name for name in settings.pipelines if self._pipeline(name).statistics_options(self._ffns).get("skips")
+        ]
+        try:
+            statistics = self._collect(sequences, progress, skips=bool(with_skips))
+        except StructureError:  # rows of residual graphs will say what the model lacks
+            statistics, with_skips = self._collect(sequences, progress, skips=False), []
+        about = {
+            "model": model_source(self._model),
+            "weights": self._weights,
+            "layers": self._ffns.sizes,
+            "pipeline": (*with_skips, *settings.pipelines)[0],
+            "scorer": settings.scorers[0],
+            "calibration": sequences.provenance(),
+        }
+        with atomic_directory(directory) as partial:
+            Ranking(statistics, sequences, held_out, about).save(partial)
+
+    def _collect(
+        self, sequences: TokenSequences, progress: Progress | None, *, skips: bool
+    ) -> tuple[FFNStatistics, ...]:
+        size = self._settings.calibration.batch_size
+        return collect_statistics(self._model, self._ffns, sequences, size, progress, skips=skips)
+
+    def _pipeline(self, spec: str, row: RowSettings | None = None) -> BasePipeline:
+        """Make a pipeline of the topology, with the components of a row."""
+        kind, options = PIPELINES.options(spec)
+        if row is not None:
+            options |= {
+                "scorer": make_scorer(row.scorer),
+                "pruner": make_pruner(row.pruner, amount=row.amount, amount_of=self._settings.amount_of),
+                "repair": make_repair(row.repair),
+                "targets": self._settings.targets,
+                "calibration": self._text,
+            }
+        return kind(self._model, self._tokenizer, **options)
+
+    def _prune(self, row: RowSettings) -> _Pruned:
+        """Choose and repair as :meth:`llmrank.pipeline.BasePipeline.select` does; nothing is written to the model."""
+        pipeline = self._pipeline(row.pipeline, row)
+        pipeline.check(self._ffns)
+        if row.pipeline not in self._graphs:
+            self._graphs[row.pipeline] = pipeline.build_graphs(self._ffns, self._statistics)
+        graphs = self._graphs[row.pipeline]
+        if (row.pipeline, row.scorer) not in self._ranks:
+            self._ranks[row.pipeline, row.scorer] = pipeline.rank_graphs(graphs)
+        ranks = self._ranks[row.pipeline, row.scorer]
+        pipeline.model_graphs, pipeline.ranks = graphs, ranks
+        sequences, held_out = self._sequences
+        without_repair = RowSettings(row.pipeline, row.scorer, row.pruner, row.amount, "none")
+        if without_repair not in self._sensitivities:
+            self._sensitivities[without_repair] = pipeline.measure_sensitivities(self._ffns, sequences)
+        pipeline.sensitivities = self._sensitivities[without_repair]
+        masks = pipeline.choose_masks(graphs, ranks)
+        if pipeline.repair is None:
+            return _Pruned(masks, {}, None, [])
+        masks, repaired = pipeline.repair_output_maps(
+            self._ffns, masks, sequences, self._record, graphs, held_out=held_out
+        )
+        fitted = sequences if held_out is not None else sequences.parts[0]
+        too_few = pipeline.token_warning(self._ffns, fitted.n_tokens)
+        validation = pipeline.validation
+        notes = repair_notes(pipeline.repair, validation, too_few)
+        return _Pruned(masks, repaired, None if validation is None else asdict(validation), notes)
+
+    @contextmanager
+    def _applied(self, pruned: _Pruned, *, check: bool) -> Iterator[None]:
+        """Let the model be the compact one within the context."""
+        sequences, _ = self._sequences
+        expected = masked_outputs(self._model, self._ffns, pruned.masks, sequences, pruned.repaired) if check else None
+        application = apply_masks(self._model, self._ffns, pruned.masks, repaired=pruned.repaired)
+        try:
+            if expected is not None:
+                check_equivalence(self._model, expected, sequences)
+            yield
+        finally:
+            application.undo()
+
+    def _results(self) -> dict[str, Any]:
+        """Measure the model as it is now."""
+        size = self._text.batch_size
+        losses, counts = sequence_losses(self._model, self._texts, size)
+        if not sum(counts):
+            raise OptionError("the evaluation text predicts no token; give a longer text")
+        parameters = model_size(self._model)
+        found = {
+            "perplexity": Perplexity.of(losses, counts).value,
+            "losses": losses,
+            "counts": counts,
+            "parameters": parameters.parameters,
+            "bytes": parameters.bytes,
+        }
+        if self._tasks is not None:
+            with redirect_stdout(sys.stderr):  # lm-eval prints what it does
+                tasks = self._tasks.run(self._model, self._tokenizer, self._settings.documents, size)
+            found["tasks"] = {
+                task: {name: vars(each) for name, each in metrics.items()} for task, metrics in tasks.items()
+            }
+        return found

@@ -1,0 +1,179 @@
+"""The settings of a sweep: the grid of its rows, and what all rows have in common."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from llmrank.calibration.text import check_text, read_text
+from llmrank.calibration.text.sequences import Role
+from llmrank.calibration.text.sources import find_source
+from llmrank.errors import OptionError
+from llmrank.evaluation.lm_eval import LMEvalTasks, find_tasks
+from llmrank.pipeline.options import CalibrationText, EvaluationText
+from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
+from llmrank.prune.records.units import parse_targets
+
+__all__ = ["RowSettings", "SweepSettings", "split_specs"]
+
+
+def split_specs(values: Iterable[str]) -> tuple[str, ...]:
+    """Split lists of specs at their commas, but not at those between the options of one spec.
+
+    Raises
+    ------
+    OptionError
+        A list begins with an option.
+
+    Examples
+    --------
+    >>> split_specs(["wpr:gamma=0.9,edges=energy,mpr", "norm"])
+    ('wpr:gamma=0.9,edges=energy', 'mpr', 'norm')
+    """
+    specs: list[str] = []
+    for value in values:
+        found: list[str] = []
+        for part in filter(None, map(str.strip, value.split(","))):
+            name, equals, _ = part.partition("=")
+            if not equals or ":" in name:
+                found.append(part)
+            elif not found or ":" not in found[-1]:
+                raise OptionError(f"expected NAME or NAME:OPTION=VALUE,OPTION=VALUE, got {part!r} in {value!r}")
+            else:
+                found[-1] += f",{part}"
+        specs += found
+    return tuple(dict.fromkeys(specs))
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """How the model of one row is pruned.
+
+    Attributes
+    ----------
+    pipeline, scorer, pruner, repair : str
+        Specs, see :mod:`llmrank.pipeline.registry`.
+    amount : float or int
+        Share or number to remove.
+    """
+
+    pipeline: str
+    scorer: str
+    pruner: str
+    amount: float | int
+    repair: str
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """The grid of a sweep, and what all its rows have in common.
+
+    Parameters
+    ----------
+    scorers, pruners, pipelines, repairs : sequence of str
+        Specs; there is a row for every combination of them with every amount. The repair "none" repairs nothing.
+    amounts : sequence of float or int
+    amount_of, targets : str
+        See :func:`llmrank.prune_model`.
+    calibration : CalibrationText
+    evaluation : EvaluationText
+    tasks : sequence of str
+        Tasks of lm-eval.
+    task_dir : path-like, optional
+        Directory of further tasks.
+    documents : int, optional
+        Largest number of documents of each task.
+    speed : bool
+        Whether to measure the speed of every model.
+    """
+
+    scorers: Sequence[str] = (DEFAULTS["scorer"],)
+    pruners: Sequence[str] = (DEFAULTS["pruner"],)
+    pipelines: Sequence[str] = (DEFAULTS["pipeline"],)
+    amounts: Sequence[float | int] = (0.3,)
+    repairs: Sequence[str] = (DEFAULTS["repair"],)
+    amount_of: str = "neurons"
+    targets: str = "neurons"
+    calibration: CalibrationText = field(default_factory=lambda: CalibrationText(DEFAULTS["calibration"]))
+    evaluation: EvaluationText = field(default_factory=EvaluationText)
+    tasks: Sequence[str] = ()
+    task_dir: Any = None
+    documents: int | None = None
+    speed: bool = False
+
+    def rows(self) -> list[RowSettings]:
+        """Return the rows of the grid, without that of the dense model."""
+        axes = (self.pipelines, self.scorers, self.pruners, self.amounts, self.repairs)
+        return [RowSettings(*row) for row in dict.fromkeys(product(*axes))]
+
+    def check(self) -> LMEvalTasks | None:
+        """Check the settings as far as that is possible without a model; return the tasks, or None if there are none.
+
+        Raises
+        ------
+        LLMRankError
+            A list of the grid is empty; a component, text or task is unknown; or an amount is out of range for every model.
+        """
+        for name in ("scorers", "pruners", "pipelines", "amounts", "repairs"):
+            values = getattr(self, name)
+            if isinstance(values, str) or not values:
+                raise OptionError(f"{name} must be a list of one or more values, got {values!r}")
+            if name != "amounts" and not all(isinstance(value, str) for value in values):
+                raise OptionError(
+                    f"{name} must be specs such as 'wpr:gamma=0.9', which rows can state, got {values!r}; a component of your "
+                    "own gets a name from llmrank.pipeline.registry"
+                )
+        for scorer in self.scorers:
+            make_scorer(scorer)
+        for pruner, amount in product(self.pruners, self.amounts):
+            make_pruner(pruner, amount=amount, amount_of=self.amount_of)
+        for repair in self.repairs:
+            make_repair(repair)
+        for pipeline in self.pipelines:
+            if PIPELINES.options(pipeline)[1].get("attention"):
+                raise OptionError(
+                    "statistics of attentions cannot be kept in a file, from which an interrupted sweep goes on; leave "
+                    f"attention=true out of {pipeline!r}"
+                )
+        parse_targets(self.targets)
+        check_text(self.calibration.source)
+        check_text(self.evaluation.source, "evaluation")
+        if not self.tasks:
+            return None
+        text = self.evaluation.source
+        is_place = isinstance(text, Path) or (isinstance(text, str) and "\n" not in text)
+        return find_tasks(self.tasks, text if is_place else None, None, self.task_dir)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings in values that JSON can hold; a text is described by its digest."""
+        calibration, evaluation = vars(self.calibration), vars(self.evaluation)
+        return {
+            **{name: list(getattr(self, name)) for name in ("scorers", "pruners", "pipelines", "amounts", "repairs")},
+            **{name: getattr(self, name) for name in ("amount_of", "targets", "documents", "speed")},
+            "tasks": list(self.tasks),
+            "task_dir": None if self.task_dir is None else str(self.task_dir),
+            "calibration": _describe_text(self.calibration.source, "calibration"),
+            **{name: value for name, value in calibration.items() if name != "source"},
+            "evaluation": _describe_text(self.evaluation.source, "evaluation"),
+            "evaluation_samples": evaluation["samples"],
+        }
+
+    def describe_row(self, row: RowSettings | None) -> dict[str, Any]:
+        """Return the settings of a row in values that JSON can hold; those of the dense model (None) are all None."""
+        own = dict.fromkeys(RowSettings.__dataclass_fields__) if row is None else asdict(row)
+        others = {"targets": self.targets, "amount_of": self.amount_of}
+        return {**own, **(dict.fromkeys(others) if row is None else others), "seed": self.calibration.seed}
+
+
+def _describe_text(source: Any, role: Role) -> str:
+    """Return the name of a source, or the description and a digest of a text."""
+    named = find_source(source, role)
+    if named is not None:
+        return str(named)
+    text, description = read_text(source, role)
+    content = "\0".join([text] if isinstance(text, str) else text)
+    return f"{description}, sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]}"

@@ -1,0 +1,265 @@
+"""Sweeps: many ways to prune models, measured by one protocol."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graphs import GraphError
+from llmrank.calibration.forward import Progress, progress_step
+from llmrank.errors import LLMRankError, OptionError, is_out_of_memory
+from llmrank.evaluation.lm_eval import LMEvalTasks
+from llmrank.experiments.model_study import ModelStudy
+from llmrank.experiments.settings import RowSettings, SweepSettings
+from llmrank.experiments.sweep_folder import SweepFolder
+from llmrank.experiments.sweep_result import SweepResult
+from llmrank.experiments.tracking import Tracker, make_tracker, numbers_of
+from llmrank.models.loading import LoadedModel
+from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText, EvaluationText
+from llmrank.pipeline.registry import DEFAULTS
+from llmrank.surgery import checkpoint
+
+__all__ = ["SweepModel", "run_sweep", "sweep"]
+
+
+@dataclass(frozen=True)
+class SweepModel:
+    """A model of a sweep.
+
+    Attributes
+    ----------
+    name : str
+        Its name in rows and tables, different from those of the other models.
+    load : callable
+        Returns the :class:`llmrank.models.loading.LoadedModel`; it is called once, and only if a row is missing.
+    """
+
+    name: str
+    load: Callable[[], LoadedModel]
+
+    @classmethod
+    def several(
+        cls, sources: Sequence[Any], load: Callable[[Any], LoadedModel] = checkpoint.load
+    ) -> tuple[SweepModel, ...]:
+        """Make models from sources; one that is a directory or file is called by the last part of its path."""
+        found: dict[str, SweepModel] = {}
+        for source in sources:
+            text = source.source if isinstance(source, LoadedModel) else os.fspath(source)
+            name = base = Path(text).resolve().name if Path(text).exists() else str(text)
+            number = 1
+            while name in found:
+                number += 1
+                name = f"{base} ({number})"
+            found[name] = cls(
+                name, partial(_given, source) if isinstance(source, LoadedModel) else partial(load, source)
+            )
+        return tuple(found.values())
+
+
+def sweep(
+    models: Any,
+    *,
+    output: str | os.PathLike[str],
+    scorers: Sequence[str] = (DEFAULTS["scorer"],),
+    pruners: Sequence[str] = (DEFAULTS["pruner"],),
+    pipelines: Sequence[str] = (DEFAULTS["pipeline"],),
+    amounts: Sequence[float | int] = (0.3,),
+    repairs: Sequence[str] = (DEFAULTS["repair"],),
+    amount_of: str = "neurons",
+    targets: str = "neurons",
+    calibration: Any = DEFAULTS["calibration"],
+    samples: int = DEFAULT_SAMPLES,
+    sequence_length: int = DEFAULT_LENGTH,
+    batch_size: int = 1,
+    evaluation: Any = None,
+    tasks: Sequence[str] = (),
+    speed: bool = False,
+    track: str | Tracker | None = None,
+    progress: Progress | None = None,
+) -> SweepResult:
+    """Prune models by every combination of scorers, pruners, pipelines, amounts and repairs, and measure each.
+
+    Parameters
+    ----------
+    models : str, path-like, LoadedModel, or sequence of them
+        What :func:`llmrank.load` takes or returns. Every model is loaded once, and is as before at the end.
+    output : path-like
+        Directory for the results: a line of ``rows.jsonl`` for every row, as soon as it is measured, and the calibration of every
+        model. If it holds a part of the same sweep, only the missing rows are measured.
+    scorers, pruners, pipelines, repairs : sequence of str
+        Specs such as ``"wpr:gamma=0.9"`` (``llmrank components`` lists the names).
+    amounts : sequence of float or int
+        Shares in [0, 1), or numbers, to remove.
+    amount_of, targets
+        See :func:`llmrank.prune_model`.
+    calibration, samples, sequence_length, batch_size
+        See :func:`llmrank.prune_model`. The text passes through every model once, for all rows. It is a path, a text, a list of
+        texts or the name of a source.
+    evaluation : EvaluationText, or a source of one; optional
+        The text that perplexity is measured on; by default the part of the built-in text that is not used for calibration.
+    tasks : sequence of str
+        Tasks of lm-eval, which every model is measured on.
+    speed : bool
+        Whether to measure how fast every pruned model reads text, in alternation with the dense model.
+    track : {"wandb", "trackio", "tensorboard"} or Tracker, optional
+        Where every row that is measured is logged too.
+    progress : callable, optional
+        A function such as ``rich.progress.track``; by default no progress is shown.
+
+    Returns
+    -------
+    SweepResult
+        All rows, also those that an earlier sweep has measured. A row that fails is a row with its error.
+
+    Raises
+    ------
+    LLMRankError
+        Bad settings, a text that cannot be read, or a directory with another sweep; before a model is loaded.
+    MemoryError, OSError
+        The rows so far are in `output`, and the same call goes on.
+
+    Notes
+    -----
+    Cost: for every model one pass of the calibration text; for every row a pass of the evaluation text and, if it repairs, the
+    repair, which takes several passes of the calibration text. Ranks are shared by rows of the same scorer and pipeline.
+
+    Examples
+    --------
+    >>> result = sweep("path/to/model", output="runs", amounts=[0.1, 0.2], repairs=["none"])  # doctest: +SKIP
+    >>> [row["perplexity"] for row in result.rows]  # doctest: +SKIP
+    """
+    if not isinstance(calibration, CalibrationText):
+        calibration = CalibrationText(calibration, samples, sequence_length, batch_size)
+    settings = SweepSettings(
+        scorers,
+        pruners,
+        pipelines,
+        amounts,
+        repairs,
+        amount_of,
+        targets,
+        calibration,
+        EvaluationText.of(evaluation) or EvaluationText(),
+        tasks,
+        speed=speed,
+    )
+    single = isinstance(models, (str, os.PathLike, LoadedModel))
+    chosen = SweepModel.several([models] if single else models)
+    return run_sweep(chosen, settings, output, track=track, progress=progress)
+
+
+def run_sweep(
+    models: Sequence[SweepModel],
+    settings: SweepSettings,
+    output: str | os.PathLike[str],
+    *,
+    loading: Mapping[str, Any] | None = None,
+    track: str | Tracker | None = None,
+    progress: Progress | None = None,
+) -> SweepResult:
+    """Measure the rows of a sweep that are missing in its directory.
+
+    Parameters
+    ----------
+    models : sequence of SweepModel
+    settings : SweepSettings
+    output, track, progress
+        See :func:`sweep`, also for the exceptions.
+    loading : mapping, optional
+        How models are loaded, in values that JSON can hold, if that decides the results.
+
+    Returns
+    -------
+    SweepResult
+    """
+    if not models:
+        raise OptionError("a sweep needs one or more models; name some")
+    tasks = settings.check()
+    loaded_with = {name: value for name, value in (loading or {}).items() if value is not None}
+    described = {"models": [model.name for model in models], **settings.describe(), "loading": loaded_with}
+    tracker = make_tracker(track, Path(output))
+    run = _Run(settings, tasks, SweepFolder(output, described), tracker, progress)
+    failed = [run.measure(model, number) for number, model in enumerate(models)]
+    # Failed models are not on the disk, so that the same sweep tries them again.
+    return SweepResult([*run.folder.rows, *(row for row in failed if row is not None)], run.folder.path)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A sweep at work."""
+
+    settings: SweepSettings
+    tasks: LMEvalTasks | None
+    folder: SweepFolder
+    tracker: Tracker | None
+    progress: Progress | None
+
+    def measure(self, model: SweepModel, number: int) -> dict[str, Any] | None:
+        """Measure the missing rows of one model; return a row with the error if not even the dense model can be measured."""
+        rows = self.settings.rows()
+        missing = [row for row in rows if self._found(model, row) is None]
+        dense = self._found(model, None)
+        if dense is not None and not missing:
+            return None
+        try:
+            with progress_step(self.progress, f"Loading {model.name}"):
+                loaded = model.load()
+            torch.manual_seed(self.settings.calibration.seed)
+            study = ModelStudy(loaded, self.settings, self.tasks, self.folder.calibration(number), self.progress)
+            if dense is None:
+                with progress_step(self.progress, f"Measuring {model.name}"):
+                    measured = study.measure(None)
+        except Exception as error:
+            return {"model": model.name, **self.settings.describe_row(None), **_described(error)}
+        about = study.describe()
+        if dense is None:
+            dense = self._add(model, None, measured, about)
+        for row in self.progress(missing, f"{model.name}, rows of the sweep") if self.progress else missing:
+            self._add(model, row, _measured(study, row, dense), about)
+        return None
+
+    def _found(self, model: SweepModel, row: RowSettings | None) -> dict[str, Any] | None:
+        """Return a row that was measured, or None."""
+        wanted = {"model": model.name, **self.settings.describe_row(row)}
+        return next((each for each in self.folder.rows if wanted.items() <= each.items()), None)
+
+    def _add(
+        self, model: SweepModel, row: RowSettings | None, results: dict[str, Any], about: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Write a row to the folder and the tracker, and return it."""
+        own = {"model": model.name, **self.settings.describe_row(row)}
+        added = {"row": len(self.folder.rows), **own, **results, **about}
+        self.folder.append(added)
+        if self.tracker is not None:
+            names = ("model", "scorer", "pruner", "pipeline", "amount", "repair")
+            title = "_".join(str(own[name]) for name in names if own[name] is not None)
+            self.tracker.start(title, {**own, **about})
+            self.tracker.log(numbers_of(results))
+            self.tracker.finish()
+        return added
+
+
+def _measured(study: ModelStudy, row: RowSettings, dense: dict[str, Any]) -> dict[str, Any]:
+    """Return the results of a row, or its error."""
+    try:
+        return study.measure(row, dense)
+    except Exception as error:
+        return _described(error)
+
+
+def _described(error: Exception) -> dict[str, Any]:
+    """Return an error as the result of a row; raise one of the machine, so that the row is measured later."""
+    if is_out_of_memory(error) or isinstance(error, OSError):
+        raise error
+    expected = isinstance(error, (LLMRankError, GraphError))
+    return {"error": str(error) if expected else f"{type(error).__name__}: {error}", "unexpected": not expected}
+
+
+def _given(loaded: LoadedModel) -> LoadedModel:
+    return loaded

@@ -1,0 +1,110 @@
+"""The folder of a sweep: its settings, one line for every measured row, and the calibration of every model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmrank.calibration.blocks.work_directory import RUN_FILE, WorkDirectory
+from llmrank.errors import OptionError
+
+__all__ = ["ROWS", "SweepFolder", "read_rows"]
+
+ROWS = "rows.jsonl"
+# Longest value of a setting in a message.
+LONGEST = 80
+
+
+class SweepFolder:
+    """A folder that a sweep writes to, and that a later sweep with the same settings goes on with.
+
+    A row is one line of JSON, and is on the disk when :meth:`append` returns. A process that is killed while it writes a line
+    leaves a line without its end, which the next process removes.
+
+    Parameters
+    ----------
+    path : path-like
+        Absent, empty, or the folder of an earlier sweep with the same settings.
+    settings : mapping
+        What decides the result, in values that JSON can hold.
+
+    Attributes
+    ----------
+    rows : list of dict
+        The rows that were measured, also by earlier processes.
+
+    Raises
+    ------
+    OptionError
+        The folder is that of a sweep with other settings, it holds something else, or another process is at work in it.
+    OSError
+        The folder cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        stated = self.path / RUN_FILE
+        if stated.is_file():
+            _check_same(self.path, json.loads(stated.read_text(encoding="utf-8")), json.loads(json.dumps(settings)))
+        # Its lock is held as long as this object lives.
+        self._directory = WorkDirectory(self.path, settings, resume=stated.is_file())
+        self.rows: list[dict[str, Any]] = []
+        file = self.path / ROWS
+        if file.is_file():
+            content = file.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            if len(whole) < len(content):
+                os.truncate(file, len(whole))
+            self.rows = read_rows(self.path)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row."""
+        line = json.dumps(row, allow_nan=False) + "\n"
+        with (self.path / ROWS).open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows.append(row)
+
+    def calibration(self, number: int) -> Path:
+        """Return the directory for the calibration of the model with this number."""
+        return self.path / f"calibration-{number}"
+
+
+def read_rows(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read the rows that a sweep has measured so far.
+
+    Raises
+    ------
+    OptionError
+        There are none, or a line is damaged.
+    """
+    file = Path(directory) / ROWS
+    if not file.is_file():
+        raise OptionError(f"there is no {ROWS} in {directory}; expected the folder of a sweep (llmrank sweep --output)")
+    lines = file.read_text(encoding="utf-8").split("\n")
+    try:
+        return [json.loads(line) for line in lines[:-1]]  # what follows the last line end is not complete
+    except ValueError as error:
+        raise OptionError(
+            f"{file} is damaged ({error}); remove the damaged line, or choose another --output"
+        ) from error
+
+
+def _check_same(path: Path, earlier: dict[str, Any], wanted: dict[str, Any]) -> None:
+    differing = sorted(name for name in {*wanted, *earlier} if wanted.get(name) != earlier.get(name))
+    if differing:
+        described = "; ".join(
+            f"{name}: {_short(earlier.get(name))} there, {_short(wanted.get(name))} here" for name in differing
+        )
+        raise OptionError(
+            f"{path} holds a sweep with other settings ({described}); give the settings of that sweep, or choose another --output"
+        )
+
+
+def _short(value: Any) -> str:
+    text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

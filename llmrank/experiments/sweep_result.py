@@ -1,0 +1,169 @@
+"""The result of a sweep: its rows, and how they are shown."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from llmrank.experiments.sweep_folder import read_rows
+
+__all__ = ["SweepResult", "method_of"]
+
+METHOD = ("scorer", "pruner", "pipeline", "repair")
+# Largest difference between the removed share and the amount that rounding to whole neurons explains.
+LARGEST_ROUNDING = 0.005
+
+
+def method_of(row: Mapping[str, Any], names: Sequence[str] = METHOD) -> str:
+    """Return the method of a row in words, from those of its parts that are named; "dense" for the dense model.
+
+    Examples
+    --------
+    >>> method_of({"scorer": "wpr", "pruner": "local", "pipeline": "isolated", "repair": "none"}, ["scorer", "repair"])
+    'wpr, as cut'
+    """
+    if row["scorer"] is None:
+        return "dense"
+    return ", ".join("as cut" if name == "repair" and row[name] == "none" else str(row[name]) for name in names)
+
+
+@dataclass(frozen=True, eq=False)
+class SweepResult:
+    """The rows of a sweep.
+
+    Attributes
+    ----------
+    rows : list of dict
+        As in the file ``rows.jsonl``, in the order in which they were measured. The first row of a model is the dense model.
+        A row that failed has an "error" and no results.
+    directory : Path
+        The directory of the sweep.
+    """
+
+    rows: list[dict[str, Any]] = field(repr=False)
+    directory: Path
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> SweepResult:
+        """Read the rows that a sweep has measured so far.
+
+        Raises
+        ------
+        OptionError
+            The directory is not that of a sweep, or a line is damaged.
+        """
+        return cls(read_rows(directory), Path(directory))
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """The rows that failed."""
+        return [row for row in self.rows if "error" in row]
+
+    def table(self) -> Table:
+        """Return the rows as a table for a terminal, printed by rich.
+
+        For every model the dense one comes first, then smaller amounts before larger ones, each with the lowest perplexity first.
+        Columns in which all pruned rows agree are left out.
+        """
+        rows = sorted(self.rows, key=self._order)
+        pruned = [row for row in rows if row["scorer"] is not None]
+        names = [name for name in METHOD if len({row[name] for row in pruned}) > 1] or ["scorer"]
+        named = len({row["model"] for row in rows}) > 1
+        tasks = sorted({task for row in rows for task in row.get("tasks", {})})
+        # Otherwise the amount says it.
+        removed = any(abs(row["removed"] - row["amount"]) > LARGEST_ROUNDING for row in pruned if "error" not in row)
+        speed = any("speed" in row for row in rows)
+        caption = CAPTION + SPEED_CAPTION * speed
+        table = Table(box=box.SIMPLE, caption_justify="left", caption=caption, pad_edge=False, collapse_padding=True)
+        for heading in [*["model"] * named, ", ".join(names)]:
+            table.add_column(heading, overflow="fold", min_width=12)
+        headings = ["amount", *["removed"] * removed, "perplexity", "change, nats", "parameters", *tasks]
+        for heading in headings + ["speed"] * speed:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for number, row in enumerate(rows):
+            cells = [
+                *[row["model"]] * named,
+                method_of(row, names),
+                "" if row["amount"] is None else str(row["amount"]),
+            ]
+            if "error" in row:
+                cells += [*[""] * removed, "failed"]
+            else:
+                cells += [f"{row['removed']:.1%}"] * removed + _numbers(row, tasks)
+            following = rows[number + 1] if number + 1 < len(rows) else row
+            changes = any(row[name] != following[name] for name in ("model", "amount"))
+            table.add_row(*map(Text, cells), end_section=changes)
+        return table
+
+    def errors(self) -> list[str]:
+        """Return one sentence for every row that failed."""
+        return [
+            f"{row['model']}, {method_of(row)}{'' if row['amount'] is None else ', ' + str(row['amount'])}: {row['error']}"
+            for row in self.failed
+        ]
+
+    def warnings(self) -> list[str]:
+        """Return sentences that a reader of the perplexities must not miss."""
+        overlaps = {row["model"]: row.get("calibration_overlap", 0.0) for row in self.rows}
+        return [
+            f"{model}: {share:.1%} of the evaluation passages occur in the calibration text, so perplexities are too "
+            "low; evaluate on other text"
+            for model, share in overlaps.items()
+            if share > 0
+        ]
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook."""
+        console = Console(file=io.StringIO(), record=True, width=140, force_jupyter=False)
+        console.print(self.table())
+        for sentence in [*self.warnings(), *self.errors()]:
+            console.print(sentence, markup=False)
+        return console.export_html(inline_styles=True, code_format='<pre style="line-height: 1.2">{code}</pre>')
+
+    def _order(self, row: dict[str, Any]) -> tuple[Any, ...]:
+        models = list(dict.fromkeys(each["model"] for each in self.rows))
+        return (
+            models.index(row["model"]),
+            row["scorer"] is not None,
+            row["amount"] or 0,
+            "error" in row,
+            float(row.get("perplexity", "inf")),
+        )
+
+
+CAPTION = (
+    "Perplexity: lower is better. Change: mean difference from the dense model in nats per token ± its standard error over "
+    "sequences."
+)
+SPEED_CAPTION = " Speed: that of the dense model is 1; both are measured in alternation."
+
+
+def _numbers(row: dict[str, Any], tasks: Sequence[str]) -> list[str]:
+    """Return the cells of the results of a row."""
+    change = row.get("difference")
+    error = "" if change is None or change["error"] is None else f" ± {float(change['error']):.3f}"
+    cells = [
+        f"{float(row['perplexity']):,.2f}",
+        "" if change is None else f"{float(change['value']):+.3f}{error}",
+        f"{row['parameters'] / 1e6:,.1f} M",
+    ]
+    for task in tasks:
+        metrics = row.get("tasks", {}).get(task, {})
+        metric = next((name for name in MAIN_METRICS if name in metrics), next(iter(metrics), None))
+        cells.append("" if metric is None else f"{float(metrics[metric]['value']):.3f} {metric}")
+    if "speed" in row:
+        cells.append(f"{row['speed']['ratio']:.2f}")
+    return cells
+
+
+# Of the metrics of a task, the one that papers report.
+MAIN_METRICS = ("acc_norm", "acc", "word_perplexity")

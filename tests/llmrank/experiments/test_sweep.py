@@ -1,0 +1,309 @@
+"""Sweeps: rows are those of single runs, one calibration serves all, and an interrupted sweep goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import llmrank
+from llmrank.calibration import collect
+from llmrank.errors import OptionError
+from llmrank.experiments import model_study
+from llmrank.experiments.model_study import ModelStudy
+from llmrank.experiments.sweep_folder import read_rows
+from llmrank.models.loading import LoadedModel
+from llmrank.pipeline import EvaluationText
+from llmrank.score import NormScorer
+from tests.llmrank.tiny_mixtures import tiny_mixture
+from tests.llmrank.tiny_models import Snapshot, text, tiny_llama, tokenizer
+
+TEXTS = {"samples": 3, "sequence_length": 16}
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> EvaluationText:
+    path = tmp_path / "evaluation.txt"
+    path.write_text(text(200, seed=1), encoding="utf-8")
+    return EvaluationText(path, 4)
+
+
+@pytest.fixture
+def settings(corpus: Path, evaluation: EvaluationText, tmp_path: Path) -> dict[str, Any]:
+    return {"output": tmp_path / "runs", "calibration": corpus, "evaluation": evaluation, **TEXTS}
+
+
+def tiny(seed: int = 0) -> LoadedModel:
+    return LoadedModel(tiny_llama(seed), tokenizer(), f"tiny-{seed}")
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts the forward passes of calibration, and the rows that are measured."""
+    counted: Counter[str] = Counter()
+    run, measure = collect._run, ModelStudy.measure
+
+    def counted_run(*arguments: Any) -> None:
+        counted["calibration"] += 1
+        run(*arguments)
+
+    def counted_measure(study: ModelStudy, *arguments: Any) -> dict[str, Any]:
+        counted["rows"] += 1
+        return measure(study, *arguments)
+
+    monkeypatch.setattr(collect, "_run", counted_run)
+    monkeypatch.setattr(ModelStudy, "measure", counted_measure)
+    return counted
+
+
+def test_rows_are_those_of_single_runs(settings: dict[str, Any], passes: Counter[str]) -> None:
+    grid = {
+        "scorers": ["wpr:gamma=0.9", "flap"],
+        "pruners": ["local", "global", "sensitivity"],
+        "pipelines": ["isolated", "chained", "residual"],
+        "repairs": ["none", "lstsq", "lstsq:target=output"],
+    }
+    result = llmrank.sweep(tiny(), amounts=[0.3], **grid, **settings)
+    assert len(result.rows) == 1 + 2 * 3 * 3 * 3
+    assert passes["calibration"] == TEXTS["samples"]  # one batch for each sequence
+    assert not result.failed
+    del settings["output"]
+    for row in result.rows[1::5]:
+        loaded = tiny()
+        names = ("scorer", "pruner", "pipeline", "amount", "repair")
+        pruned = llmrank.prune_model(loaded.model, loaded.tokenizer, **{name: row[name] for name in names}, **settings)
+        measured = pruned.report.evaluation
+        assert measured is not None
+        assert row["perplexity"] == measured.after.value, row
+        assert result.rows[0]["perplexity"] == measured.before.value
+        assert (row["parameters"], row["bytes"]) == (pruned.report.after.parameters, pruned.report.after.bytes)
+        reached = pruned.report.reached["flops"]
+        assert row["flops"] == reached["before"] - reached["removed"]
+        assert row.get("notes", []) == pruned.report.notes
+        assert row["calibration"]["sha256_of_tokens"] == pruned.report.calibration["sha256_of_tokens"]
+
+
+def test_experts_are_removed_as_in_single_runs(settings: dict[str, Any]) -> None:
+    loaded = LoadedModel(tiny_mixture("mixtral"), tokenizer(), "mixture")
+    grid: dict[str, Any] = {"scorers": ["reap", "wpr"], "repairs": ["none", "lstsq"], "amounts": [0.25]}
+    result = llmrank.sweep(loaded, targets="experts", **grid, **settings)
+    assert not result.failed
+    del settings["output"]
+    for row in result.rows[1:3]:
+        names = ("scorer", "repair", "amount", "targets")
+        pruned = llmrank.prune_model(
+            tiny_mixture("mixtral"), tokenizer(), **{name: row[name] for name in names}, **settings
+        )
+        assert row["perplexity"] == pruned.report.evaluation.after.value
+        assert row["parameters"] == pruned.report.after.parameters
+
+
+def test_changes_are_paired_over_sequences(settings: dict[str, Any]) -> None:
+    dense, pruned = llmrank.sweep(tiny(), repairs=["none"], **settings).rows
+    total, count, n = 0.0, 0, len(pruned["losses"])
+    for own, other, tokens in zip(pruned["losses"], dense["losses"], pruned["counts"], strict=True):
+        total += own - other
+        count += tokens
+    mean, squares = total / count, 0.0
+    for own, other, tokens in zip(pruned["losses"], dense["losses"], pruned["counts"], strict=True):
+        squares += (own - other - mean * tokens) ** 2
+    assert pruned["difference"]["value"] == pytest.approx(mean, rel=1e-12)
+    assert pruned["difference"]["error"] == pytest.approx(math.sqrt(n / (n - 1) * squares) / count, rel=1e-12)
+    assert math.exp(sum(pruned["losses"]) / count) == pytest.approx(pruned["perplexity"], rel=1e-12)
+
+
+def test_the_model_is_restored_bit_for_bit(settings: dict[str, Any]) -> None:
+    loaded = tiny()
+    before = Snapshot(loaded.model)
+    result = llmrank.sweep(
+        loaded, amounts=[0.3, 50], repairs=["none", "lstsq"], pruners=["local", "sensitivity"], speed=True, **settings
+    )
+    before.assert_restored()
+    assert len(result.failed) == 4
+    speeds = [row["speed"] for row in result.rows if "speed" in row]
+    assert len(speeds) == 5
+    assert all(speed["tokens_per_second"] > 0 for speed in speeds)
+
+
+def test_rows_that_fail_are_rows(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    result = llmrank.sweep(tiny(), scorers=["norm", "wpr"], amounts=[40, 5], repairs=["none"], **settings)
+    errors = [
+        (row["scorer"], row["amount"], row.get("error", "")[:55], row.get("unexpected")) for row in result.rows[1:]
+    ]
+    reason = "model.layers.0.mlp would keep 0 of 40 neurons, fewer th"
+    assert errors == [
+        ("norm", 40, reason, False),
+        ("norm", 5, "", None),
+        ("wpr", 40, reason, False),
+        ("wpr", 5, "", None),
+    ]
+    assert "tiny-0, norm, local, isolated, as cut, 40: model.layers.0.mlp would keep 0" in result.errors()[0]
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("by accident")
+
+    monkeypatch.setattr(NormScorer, "rank", fail)
+    settings["output"] = settings["output"].with_name("others")
+    result = llmrank.sweep(tiny(), scorers=["norm", "wpr"], repairs=["none"], **settings)
+    assert [row.get("error") for row in result.rows] == [None, "ZeroDivisionError: by accident", None]
+    assert result.rows[1]["unexpected"]
+
+
+@pytest.mark.parametrize("error", [MemoryError("full"), OSError("no space left")])
+def test_a_failing_machine_ends_the_sweep(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with monkeypatch.context() as failing:
+
+        def fail(*_: Any) -> None:
+            raise error
+
+        failing.setattr(NormScorer, "rank", fail)
+        with pytest.raises(type(error)):
+            llmrank.sweep(tiny(), scorers=["wpr", "norm"], repairs=["none"], **settings)
+    assert len(read_rows(settings["output"])) == 2
+    result = llmrank.sweep(tiny(), scorers=["wpr", "norm"], repairs=["none"], **settings)
+    assert [row["scorer"] for row in result.rows] == [None, "wpr", "norm"]
+
+
+def test_a_killed_sweep_goes_on(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, passes: Counter[str]
+) -> None:
+    grid: dict[str, Any] = {"scorers": ["wpr", "norm"], "amounts": [0.2, 0.4], "repairs": ["none", "lstsq"]}
+    whole = llmrank.sweep(tiny(), **grid, **{**settings, "output": settings["output"].with_name("whole")}).rows
+    passes.clear()
+    with monkeypatch.context() as killing:
+        counted = ModelStudy.measure
+
+        def measure(study: ModelStudy, *arguments: Any) -> dict[str, Any]:
+            if passes["rows"] == 4:
+                raise KeyboardInterrupt
+            return counted(study, *arguments)
+
+        killing.setattr(ModelStudy, "measure", measure)
+        with pytest.raises(KeyboardInterrupt):
+            llmrank.sweep(tiny(), **grid, **settings)
+    file = settings["output"] / "rows.jsonl"
+    first = file.read_bytes()
+    assert first.count(b"\n") == 4
+    file.write_bytes(first + b'{"row": 4, "model": "ti')  # as a process leaves it that is killed while it writes
+    assert len(read_rows(settings["output"])) == 4
+    assert passes == {"rows": 4, "calibration": TEXTS["samples"]}
+    passes.clear()
+    resumed = llmrank.sweep(tiny(), **grid, **settings).rows
+    assert passes == {"rows": 5}
+    assert file.read_bytes().startswith(first)
+    for one, other in zip(whole, resumed, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    passes.clear()
+    assert llmrank.sweep(tiny(), **grid, **settings).rows == resumed
+    assert not passes
+
+
+def test_a_directory_of_other_settings_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    llmrank.sweep(tiny(), repairs=["none"], **settings)
+    before = {path: path.read_bytes() for path in settings["output"].iterdir() if path.is_file()}
+    with pytest.raises(
+        OptionError,
+        match=r"other settings \(amounts: \[0.3\] there, \[0.4\] here; repairs: \[none\] there, \[bias\] here\)",
+    ):
+        llmrank.sweep(tiny(), repairs=["bias"], amounts=[0.4], **settings)
+    settings["evaluation"].source.write_text(text(200, seed=2), encoding="utf-8")
+    with pytest.raises(OptionError, match=r"evaluation: file evaluation\.txt, sha256"):
+        llmrank.sweep(tiny(), repairs=["none"], **settings)
+    assert {path: path.read_bytes() for path in before} == before
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(OptionError, match="in the way"):
+        llmrank.sweep(tiny(), repairs=["none"], **{**settings, "output": tmp_path / "full"})
+
+
+def test_the_calibration_of_another_model_is_not_used(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as failing:
+        failing.setattr(NormScorer, "rank", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(MemoryError):
+            llmrank.sweep(tiny(), scorers=["norm"], **settings)
+    other = LoadedModel(tiny_llama(seed=5), tokenizer(), "tiny-0")
+    result = llmrank.sweep(other, scorers=["norm"], **settings)
+    assert "has other weights" in result.failed[0]["error"]
+    assert len(read_rows(settings["output"])) == 1
+
+
+def test_several_models_each_have_their_rows(
+    settings: dict[str, Any], checkpoint: Path, tmp_path: Path, passes: Counter[str]
+) -> None:
+    absent = tmp_path / "absent"
+    result = llmrank.sweep([checkpoint, absent, tiny(1), checkpoint], repairs=["none"], **settings)
+    names = [row["model"] for row in result.rows]
+    assert names == ["tiny", "tiny", "tiny-1", "tiny-1", "tiny (2)", "tiny (2)", str(absent)]
+    assert result.failed == result.rows[-1:]
+    assert passes["calibration"] == 3 * TEXTS["samples"]
+    assert result.rows[0]["weights"] == result.rows[4]["weights"] != result.rows[2]["weights"]
+    assert len(read_rows(settings["output"])) == 6
+
+
+def test_a_model_without_predictions_is_a_failed_row(settings: dict[str, Any]) -> None:
+    loaded = LoadedModel(
+        torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)), None, "mlp"
+    )
+    assert len(llmrank.sweep(loaded, **settings).failed) == 1
+    with pytest.raises(OptionError, match="one or more models"):
+        llmrank.sweep([], **settings)
+
+
+def test_without_a_residual_stream_only_rows_that_need_it_fail(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = model_study.collect_statistics
+
+    def without_skips(*arguments: Any, skips: bool) -> Any:
+        if skips:
+            raise llmrank.errors.StructureError("no residual stream")
+        return whole(*arguments)
+
+    monkeypatch.setattr(model_study, "collect_statistics", without_skips)
+    result = llmrank.sweep(
+        tiny(), pipelines=["isolated", "residual", "residual:beta=0.5"], repairs=["none"], **settings
+    )
+    assert [row["pipeline"] for row in result.failed] == ["residual"]
+    assert "needs a beta" in result.failed[0]["error"]
+
+
+def test_the_table_shows_every_row(settings: dict[str, Any]) -> None:
+    result = llmrank.sweep(tiny(), scorers=["wpr", "norm"], amounts=[0.5, 0.2, 40], repairs=["none"], **settings)
+    assert not result.warnings()
+    html = result._repr_html_()
+    for row in result.rows:
+        assert f"{row['perplexity']:,.2f}" in html if "error" not in row else "failed" in html
+    table = result.table()
+    assert table.row_count == 7
+    amounts = list(table.columns[1].cells)
+    assert [str(cell) for cell in amounts] == ["", "0.2", "0.2", "0.5", "0.5", "40", "40"]
+    perplexities = [str(cell) for cell in next(c for c in table.columns if c.header == "perplexity").cells]
+    assert perplexities[5:] == ["failed", "failed"]
+    assert float(perplexities[1]) <= float(perplexities[2])
+    lines = (settings["output"] / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == result.rows == llmrank.SweepResult.load(settings["output"]).rows
+
+
+def test_calibration_on_the_evaluation_text_is_said(settings: dict[str, Any]) -> None:
+    settings["evaluation"] = settings["calibration"]
+    (warning,) = llmrank.sweep(tiny(), repairs=["none"], **settings).warnings()
+    assert "of the evaluation passages occur in the calibration text" in warning
+
+
+def test_a_damaged_line_is_said(settings: dict[str, Any]) -> None:
+    llmrank.sweep(tiny(), repairs=["none"], **settings)
+    file = settings["output"] / "rows.jsonl"
+    file.write_bytes(b"damaged\n" + file.read_bytes())
+    with pytest.raises(OptionError, match="is damaged"):
+        llmrank.SweepResult.load(settings["output"])
+    with pytest.raises(OptionError, match=r"there is no rows\.jsonl"):
+        llmrank.SweepResult.load(settings["output"].parent)
