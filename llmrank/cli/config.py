@@ -19,8 +19,22 @@ else:
 
 __all__ = ["CommandParser"]
 
-# What says where a result goes or what is printed, and so is no setting of it.
-NOT_SETTINGS = {"config", "debug", "help", "json", "output", "private", "push_to_hub", "quiet", "resume", "verbose"}
+# What says where a result goes or what is printed, and so is no setting of it; and which code of others may run. Reports
+# hold none of them, and none is read from a report, which may come with the checkpoint of a stranger.
+NOT_SETTINGS = {
+    "config",
+    "debug",
+    "help",
+    "json",
+    "output",
+    "private",
+    "push_to_hub",
+    "quiet",
+    "resume",
+    "task_dir",
+    "trust_remote_code",
+    "verbose",
+}
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -63,8 +77,11 @@ class CommandParser(argparse.ArgumentParser):
 
     def _take(self, settings: Mapping[str, Any], path: str) -> None:
         """Make the settings the defaults. Text is converted and checked when the arguments are parsed."""
+        is_report = Path(path).suffix == ".json"
         actions = {option_name(action): action for action in self._actions if action.dest not in ("config", "help")}
         for name, value in settings.items():
+            if is_report and name.replace("-", "_") in NOT_SETTINGS:
+                raise OptionError(f"{path}: {name!r} cannot be set in a report; give it on the command line")
             if name not in actions:
                 raise OptionError(
                     f"{path}: unknown key {name!r}{did_you_mean(name, actions)}; the keys are the names of the options of "
@@ -115,8 +132,10 @@ def _plain(value: Any) -> Any:
         return ",".join(f"{device}={size}" for device, size in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(entry) for entry in value]
-    if isinstance(value, str):  # several texts, with commas between them, or one
-        return ",".join(_plain(Path(part)) if Path(part).is_absolute() else part for part in value.split(","))
+    if isinstance(
+        value, str
+    ):  # several texts, with commas between them, or one; ./NAME is not the model NAME of the hub
+        return ",".join(f"./{Path(part).name}" if Path(part).is_absolute() else part for part in value.split(","))
     if isinstance(value, Path):
         return value.name if value.is_absolute() else str(value)
     return value

@@ -117,6 +117,21 @@ def test_a_report_repeats_its_run(checkpoint: Path, corpus: Path, monkeypatch: p
     assert "holds settings of llmrank apply" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("key", ["trust-remote-code", "push-to-hub", "output", "private"])
+def test_the_report_of_a_stranger_runs_no_code_and_says_not_where_results_go(
+    settings: Path, key: str, capsys: Any
+) -> None:
+    value = "theirs" if key in ("push-to-hub", "output") else True
+    Path("report.json").write_text(json.dumps({"config": {key: value}}), encoding="utf-8")
+    with pytest.raises(SystemExit, match="2"):
+        parsed("prune", "m", "--output", "o", "--config", "report.json")
+    assert f"{key!r} cannot be set in a report" in " ".join(capsys.readouterr().err.split())
+    settings.write_text("trust-remote-code = true", encoding="utf-8")
+    options = parsed("prune", "m", "--output", "o", "--config", settings)
+    assert options.trust_remote_code
+    assert "trust-remote-code" not in options.settings
+
+
 def test_a_command_may_read_such_a_file_by_itself(settings: Path) -> None:
     command = CommandParser(prog="llmrank sweep")
     command.add_argument("--config")
@@ -127,9 +142,9 @@ def test_a_command_may_read_such_a_file_by_itself(settings: Path) -> None:
 def test_a_report_names_no_local_folders() -> None:
     given = ("--calibration", "/home/me/my.txt", "--max-memory", "0=1GiB,cpu=2GiB", "--output", "/out")
     options = parsed("prune", "/home/me/model", *given)
-    assert (options.settings["model"], options.settings["calibration"]) == ("model", "my.txt")
+    assert (options.settings["model"], options.settings["calibration"]) == ("./model", "my.txt")
     assert "output" not in options.settings
     mixture = parsed("prune", "m", "--output", "o", "--calibration", "/me/a.txt:0.5,built-in:0.25,/me/b.txt:0.25")
-    assert mixture.settings["calibration"] == "a.txt:0.5,built-in:0.25,b.txt:0.25"
+    assert mixture.settings["calibration"] == "./a.txt:0.5,built-in:0.25,./b.txt:0.25"
     again = parsed("prune", "m", "--output", "o", "--max-memory", options.settings["max-memory"])
     assert again.max_memory == options.max_memory
