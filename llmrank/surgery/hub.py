@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -74,11 +75,12 @@ def push(directory: Path, name: str, private: bool | None = None) -> str:
     except Exception as error:  # of the network library or of the hub
         raise CheckpointError(
             f"{directory} is complete, but it could not be uploaded to {name}: {error}; try again with "
-            f"{upload_command(directory, name)}"
+            f"{upload_command(directory, name, private)}"
         ) from error
     return str(repository)
 
 
-def upload_command(directory: Path, name: str) -> str:
-    """Return the command that uploads a directory to a repository."""
-    return f"hf upload {name} {directory}"
+def upload_command(directory: Path, name: str, private: bool | None = None) -> str:
+    """Return the command that uploads a directory to a repository, which is as private as by :func:`push` if it is new."""
+    flag = "" if private is None else " --private" if private else " --no-private"
+    return f"hf upload {shlex.quote(name)} {shlex.quote(str(directory))}{flag}"

@@ -185,7 +185,7 @@ def _save(
             )
     except KeyboardInterrupt:
         if repository is not None and (options.output / "config.json").exists():
-            command = upload_command(options.output, repository)
+            command = upload_command(options.output, repository, options.private or None)
             console.print(f"{options.output} is complete; {command} uploads it.", markup=False, highlight=False)
         raise
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,6 +122,17 @@ def test_a_failed_upload_leaves_the_checkpoint_and_says_how_to_go_on(stub: Hub, 
     assert torch.equal(llmrank.load(out).model.lm_head.weight, pruned().model.lm_head.weight)
 
 
+def test_the_command_for_another_try_keeps_the_repository_private(stub: Hub, tmp_path: Path) -> None:
+    stub.fails = ConnectionError("the line is dead")
+    out = tmp_path / "my model"
+    with pytest.raises(CheckpointError) as caught:
+        pruned().save(out, push_to_hub="x", private=True)
+    command = str(caught.value).partition("try again with ")[2]
+    assert shlex.split(command) == ["hf", "upload", "me/x", str(out), "--private"]
+    assert hub.upload_command(Path("out"), "me/x") == "hf upload me/x out"
+    assert hub.upload_command(Path("out"), "me/x", private=False) == "hf upload me/x out --no-private"
+
+
 def test_the_command_uploads_what_it_saved(
     stub: Hub, checkpoint: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -141,8 +153,10 @@ def test_the_command_uploads_what_it_saved(
 
     stub.fails = KeyboardInterrupt()
     out = tmp_path / "interrupted"
-    assert run("prune", checkpoint, "--output", out, *given, "--push-to-hub", "small") == 130
-    assert f"{out} is complete; hf upload me/small {out} uploads it." in " ".join(capsys.readouterr().out.split())
+    assert run("prune", checkpoint, "--output", out, *given, "--push-to-hub", "small", "--private") == 130
+    assert f"{out} is complete; hf upload me/small {out} --private uploads it." in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert (out / "report.json").is_file()
 
 
