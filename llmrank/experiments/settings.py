@@ -118,10 +118,11 @@ class SweepSettings:
         LLMRankError
             A list of the grid is empty; a component, text or task is unknown; or an amount is out of range for every model.
         """
-        for name in ("scorers", "pruners", "pipelines", "amounts", "repairs"):
+        for name in ("scorers", "pruners", "pipelines", "amounts", "repairs", "tasks"):
             values = getattr(self, name)
-            if isinstance(values, str) or not values:
-                raise OptionError(f"{name} must be a list of one or more values, got {values!r}")
+            if isinstance(values, str) or not isinstance(values, Sequence) or not (values or name == "tasks"):
+                number = "values" if name == "tasks" else "one or more values"
+                raise OptionError(f"{name} must be a list of {number}, got {values!r}")
             if name != "amounts" and not all(isinstance(value, str) for value in values):
                 raise OptionError(
                     f"{name} must be specs such as 'wpr:gamma=0.9', which rows can state, got {values!r}; a component of your "
@@ -143,9 +144,17 @@ class SweepSettings:
         check_text(self.calibration.source)
         check_text(self.evaluation.source, "evaluation")
         if not self.tasks:
+            if self.task_dir is not None or self.documents is not None:
+                raise OptionError(
+                    "a directory or number of documents is for lm-eval's tasks; name some tasks, or leave it out"
+                )
             return None
         text = self.evaluation.source
         is_place = isinstance(text, Path) or (isinstance(text, str) and "\n" not in text)
+        if text is not None and not is_place and any(task.startswith("llmrank_") for task in self.tasks):
+            raise OptionError(
+                "the tasks of llmrank read the evaluation text from a file; pass its path instead of the text"
+            )
         return find_tasks(self.tasks, text if is_place else None, None, self.task_dir)
 
     def describe(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from graphs import GraphError
+from llmrank.calibration.blocks.work_directory import weights_digest
 from llmrank.calibration.forward import Progress, progress_step
 from llmrank.errors import LLMRankError, OptionError, is_out_of_memory
 from llmrank.evaluation.lm_eval import LMEvalTasks
@@ -27,6 +29,10 @@ from llmrank.surgery import checkpoint
 
 __all__ = ["SweepModel", "run_sweep", "sweep"]
 
+# Files of weights, and how many bytes at their beginning and their end tell them from those of another model.
+WEIGHTS = (".safetensors", ".bin", ".gguf")
+DIGESTED = 1 << 20
+
 
 @dataclass(frozen=True)
 class SweepModel:
@@ -38,10 +44,13 @@ class SweepModel:
         Its name in rows and tables, different from those of the other models.
     load : callable
         Returns the :class:`llmrank.models.loading.LoadedModel`; it is called once, and only if a row is missing.
+    identity : str
+        What tells it from another model of that name, which must not get its rows; empty if that is not known.
     """
 
     name: str
     load: Callable[[], LoadedModel]
+    identity: str = ""
 
     @classmethod
     def several(
@@ -56,9 +65,9 @@ class SweepModel:
             while name in found:
                 number += 1
                 name = f"{base} ({number})"
-            found[name] = cls(
-                name, partial(_given, source) if isinstance(source, LoadedModel) else partial(load, source)
-            )
+            given = isinstance(source, LoadedModel)
+            identity = f"weights {weights_digest(source.model)[:16]}" if given else _files_digest(Path(text))
+            found[name] = cls(name, partial(_given if given else load, source), identity)
         return tuple(found.values())
 
 
@@ -115,7 +124,8 @@ def sweep(
     Returns
     -------
     SweepResult
-        All rows, also those that an earlier sweep has measured. A row that fails is a row with its error.
+        All rows, also those that an earlier sweep has measured. A row that fails is a row with its error; one that fails by
+        a bug is not in the file, and is tried again.
 
     Raises
     ------
@@ -182,12 +192,13 @@ def run_sweep(
         raise OptionError("a sweep needs one or more models; name some")
     tasks = settings.check()
     loaded_with = {name: value for name, value in (loading or {}).items() if value is not None}
-    described = {"models": [model.name for model in models], **settings.describe(), "loading": loaded_with}
+    names = [f"{model.name} ({model.identity})" if model.identity else model.name for model in models]
+    described = {"models": names, **settings.describe(), "loading": loaded_with}
     tracker = make_tracker(track, Path(output))
     run = _Run(settings, tasks, SweepFolder(output, described), tracker, progress)
-    failed = [run.measure(model, number) for number, model in enumerate(models)]
-    # Failed models are not on the disk, so that the same sweep tries them again.
-    return SweepResult([*run.folder.rows, *(row for row in failed if row is not None)], run.folder.path)
+    # These are not on the disk, so that the same sweep tries them again.
+    failed = [row for number, model in enumerate(models) for row in run.measure(model, number)]
+    return SweepResult([*run.folder.rows, *failed], run.folder.path)
 
 
 @dataclass(frozen=True)
@@ -200,13 +211,16 @@ class _Run:
     tracker: Tracker | None
     progress: Progress | None
 
-    def measure(self, model: SweepModel, number: int) -> dict[str, Any] | None:
-        """Measure the missing rows of one model; return a row with the error if not even the dense model can be measured."""
+    def measure(self, model: SweepModel, number: int) -> list[dict[str, Any]]:
+        """Measure the missing rows of one model; return those that another try may measure, with their errors.
+
+        These are the dense row, if not even the dense model can be measured, and rows that fail by a bug.
+        """
         rows = self.settings.rows()
         missing = [row for row in rows if self._found(model, row) is None]
         dense = self._found(model, None)
         if dense is not None and not missing:
-            return None
+            return []
         try:
             with progress_step(self.progress, f"Loading {model.name}"):
                 loaded = model.load()
@@ -216,13 +230,18 @@ class _Run:
                 with progress_step(self.progress, f"Measuring {model.name}"):
                     measured = study.measure(None)
         except Exception as error:
-            return {"model": model.name, **self.settings.describe_row(None), **_described(error)}
+            return [{"model": model.name, **self.settings.describe_row(None), **_described(error)}]
         about = study.describe()
         if dense is None:
             dense = self._add(model, None, measured, about)
+        failed = []
         for row in self.progress(missing, f"{model.name}, rows of the sweep") if self.progress else missing:
-            self._add(model, row, _measured(study, row, dense), about)
-        return None
+            results = _measured(study, row, dense)
+            if results.get("unexpected"):
+                failed.append({"model": model.name, **self.settings.describe_row(row), **results, **about})
+            else:
+                self._add(model, row, results, about)
+        return failed
 
     def _found(self, model: SweepModel, row: RowSettings | None) -> dict[str, Any] | None:
         """Return a row that was measured, or None."""
@@ -259,6 +278,20 @@ def _described(error: Exception) -> dict[str, Any]:
         raise error
     expected = isinstance(error, (LLMRankError, GraphError))
     return {"error": str(error) if expected else f"{type(error).__name__}: {error}", "unexpected": not expected}
+
+
+def _files_digest(path: Path) -> str:
+    """Return a digest of the configuration, and of the beginning and the end of each file of weights; empty on the hub."""
+    files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
+    digest = hashlib.sha256()
+    for file in files:
+        if file.name == "config.json" or file.suffix in WEIGHTS:
+            with file.open("rb") as opened:
+                digest.update(opened.read(DIGESTED))
+                size = opened.seek(0, os.SEEK_END)
+                opened.seek(max(0, size - DIGESTED))
+                digest.update(opened.read() + f"{file.name} {size}".encode())
+    return f"files {digest.hexdigest()[:16]}" if files else ""
 
 
 def _given(loaded: LoadedModel) -> LoadedModel:

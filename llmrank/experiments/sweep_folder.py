@@ -48,7 +48,11 @@ class SweepFolder:
         self.path = Path(path)
         stated = self.path / RUN_FILE
         if stated.is_file():
-            _check_same(self.path, json.loads(stated.read_text(encoding="utf-8")), json.loads(json.dumps(settings)))
+            try:
+                earlier = json.loads(stated.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise OptionError(f"{stated} is damaged ({error}); choose another --output") from error
+            _check_same(self.path, earlier, json.loads(json.dumps(settings)))
         # Its lock is held as long as this object lives.
         self._directory = WorkDirectory(self.path, settings, resume=stated.is_file())
         self.rows: list[dict[str, Any]] = []

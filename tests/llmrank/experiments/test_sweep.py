@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from llmrank.calibration import collect
 from llmrank.errors import OptionError
 from llmrank.experiments import model_study
 from llmrank.experiments.model_study import ModelStudy
+from llmrank.experiments.settings import SweepSettings
+from llmrank.experiments.sweep import SweepModel, run_sweep
 from llmrank.experiments.sweep_folder import read_rows
 from llmrank.models.loading import LoadedModel
-from llmrank.pipeline import EvaluationText
+from llmrank.pipeline import CalibrationText, EvaluationText
 from llmrank.score import NormScorer
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import Snapshot, text, tiny_llama, tokenizer
@@ -150,8 +153,11 @@ def test_rows_that_fail_are_rows(settings: dict[str, Any], monkeypatch: pytest.M
     monkeypatch.setattr(NormScorer, "rank", fail)
     settings["output"] = settings["output"].with_name("others")
     result = llmrank.sweep(tiny(), scorers=["norm", "wpr"], repairs=["none"], **settings)
-    assert [row.get("error") for row in result.rows] == [None, "ZeroDivisionError: by accident", None]
-    assert result.rows[1]["unexpected"]
+    assert [row.get("error") for row in result.rows] == [None, None, "ZeroDivisionError: by accident"]
+    assert result.rows[2]["unexpected"]
+    monkeypatch.undo()  # the bug is mended
+    result = llmrank.sweep(tiny(), scorers=["norm", "wpr"], repairs=["none"], **settings)
+    assert [(row["scorer"], row.get("error")) for row in result.rows] == [(None, None), ("wpr", None), ("norm", None)]
 
 
 @pytest.mark.parametrize("error", [MemoryError("full"), OSError("no space left")])
@@ -217,6 +223,9 @@ def test_a_directory_of_other_settings_is_refused(settings: dict[str, Any], tmp_
     with pytest.raises(OptionError, match=r"evaluation: file evaluation\.txt, sha256"):
         llmrank.sweep(tiny(), repairs=["none"], **settings)
     assert {path: path.read_bytes() for path in before} == before
+    (settings["output"] / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(OptionError, match=r"run\.json is damaged"):
+        llmrank.sweep(tiny(), repairs=["none"], **settings)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(OptionError, match="in the way"):
@@ -224,16 +233,33 @@ def test_a_directory_of_other_settings_is_refused(settings: dict[str, Any], tmp_
 
 
 def test_the_calibration_of_another_model_is_not_used(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    corpus: Path, evaluation: EvaluationText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    of_norm = SweepSettings(["norm"], calibration=CalibrationText(corpus, **TEXTS), evaluation=evaluation)
     with monkeypatch.context() as failing:
         failing.setattr(NormScorer, "rank", lambda *_: (_ for _ in ()).throw(MemoryError()))
         with pytest.raises(MemoryError):
-            llmrank.sweep(tiny(), scorers=["norm"], **settings)
-    other = LoadedModel(tiny_llama(seed=5), tokenizer(), "tiny-0")
-    result = llmrank.sweep(other, scorers=["norm"], **settings)
+            run_sweep([SweepModel("org/tiny", tiny)], of_norm, tmp_path / "runs")
+    # The repository on the hub has changed since.
+    result = run_sweep([SweepModel("org/tiny", lambda: tiny(5))], of_norm, tmp_path / "runs")
     assert "has other weights" in result.failed[0]["error"]
-    assert len(read_rows(settings["output"])) == 1
+    assert len(read_rows(tmp_path / "runs")) == 1
+
+
+def test_another_model_of_the_same_name_does_not_get_its_rows(
+    settings: dict[str, Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    settings |= {"repairs": ["none"], "amounts": [0.2]}
+    other = llmrank.save(tmp_path / checkpoint.name, tiny_llama(seed=5), tokenizer())
+    llmrank.sweep(checkpoint, **settings)
+    copied = shutil.copytree(checkpoint, tmp_path / "copied" / checkpoint.name)
+    assert len(llmrank.sweep(copied, **settings).rows) == 2
+    with pytest.raises(OptionError, match=r"other settings \(models: \[tiny \(files "):
+        llmrank.sweep(other, **settings)
+    settings["output"] = tmp_path / "loaded"
+    llmrank.sweep(tiny(), **settings)
+    with pytest.raises(OptionError, match=r"other settings \(models: \[tiny-0 \(weights "):
+        llmrank.sweep(LoadedModel(tiny_llama(seed=5), tokenizer(), "tiny-0"), **settings)
 
 
 def test_several_models_each_have_their_rows(
