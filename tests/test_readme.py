@@ -17,7 +17,7 @@ import torch
 import llmrank
 from llmrank.cli import parser
 from llmrank.cli.commands.rank import OF_RANKING
-from llmrank.cli.commands.sweep import sweep_options, sweep_settings
+from llmrank.cli.commands.sweep import sweep_settings
 from llmrank.cli.options import make_scorer_and_pruner
 from llmrank.experiments.settings import split_specs
 from llmrank.pipeline.registry import (
@@ -124,7 +124,8 @@ def commands(page: Path) -> list[str]:
 def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for settings in blocks(page, "toml"):
-        Path("run.toml").write_text(settings, encoding="utf-8")
+        for name in ("run.toml", "sweep.toml"):
+            Path(name).write_text(settings, encoding="utf-8")
     Path("pruned").mkdir()
     report = {"config": parser().parse_args(["prune", "MODEL", "--output", "out"]).settings}
     Path("pruned/report.json").write_text(json.dumps(report), encoding="utf-8")
@@ -138,20 +139,19 @@ def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             PIPELINES.options(options.pipeline)
             make_repair(options.repair)
         if options.command == "sweep":
-            settings = sweep_options(argparse.Namespace(**{k: v for k, v in vars(options).items() if k != "config"}))
             for name, make in (
                 ("scorers", make_scorer),
                 ("pruners", make_pruner),
                 ("pipelines", PIPELINES.options),
                 ("repairs", make_repair),
             ):
-                assert [make(spec) for spec in split_specs(getattr(settings, name))], command
+                assert [make(spec) for spec in split_specs(getattr(options, name))], command
 
 
 def test_a_file_of_settings_is_one_of_a_sweep(place: Path) -> None:
     (block,) = blocks(ROOT / "docs" / "guide" / "sweep.md", "toml")
     Path("sweep.toml").write_text(block, encoding="utf-8")
-    options = sweep_options(parser().parse_args(["sweep", "--config", "sweep.toml"]))
+    options = parser().parse_args(["sweep", "--config", "sweep.toml"])
     settings = sweep_settings(options)
     assert settings.check() is None
     assert len(settings.rows()) == 36

@@ -186,7 +186,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"llmrank {environment()['llmrank']}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
 
-    def add(name: str, run: Callable[..., int], summary: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Callable[..., int], summary: str) -> CommandParser:
         command = commands.add_parser(name, help=summary, parents=[common])
         command.set_defaults(run=run)
         return command

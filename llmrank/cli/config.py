@@ -38,30 +38,44 @@ NOT_SETTINGS = {
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of a command. The defaults of its options may come from a file (``--config``).
+    """The parser of a command. The defaults of its options may come from a preset and from a file (``--config``).
 
     What it parses has an attribute ``settings``: the options of this run, which ``--config`` reads again.
     """
 
     reads_config = False
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("action", "append", _AppendAction)
+        self._presets: Mapping[str, Mapping[str, Any]] = {}
+
     def add_config_option(self) -> None:
-        """Add ``--config``, unless the command has an option of that name, which it reads by itself."""
-        if "--config" not in self._option_string_actions:
-            self.reads_config = True
-            help_text = "read options from a TOML file, or from the report.json of another run"
-            self.add_argument("--config", type=Path, metavar="FILE", help=help_text)
+        """Add ``--config``."""
+        self.reads_config = True
+        help_text = "read options from a TOML file, or from the report.json of another run"
+        self.add_argument("--config", type=Path, metavar="FILE", help=help_text)
+
+    def add_presets(self, presets: Mapping[str, Mapping[str, Any]], help_text: str) -> None:
+        """Add ``--preset``, which sets options by their names; those of the file and the command line win over it."""
+        self._presets = presets
+        self.add_argument("--preset", choices=presets, help=help_text)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse arguments; those of the command line win over those of the file."""
         finder = argparse.ArgumentParser(add_help=False)
         finder.add_argument("--config")
-        path = finder.parse_known_args(args)[0].config if self.reads_config else None
-        if path is not None:
-            try:
-                self._take(_read(Path(path), self._command), path)
-            except OptionError as error:
-                self.error(str(error))
+        if self._presets:
+            finder.add_argument("--preset")
+        found = finder.parse_known_args(args)[0]
+        path = found.config if self.reads_config else None
+        try:
+            settings = {} if path is None else _read(Path(path), self._command)
+            preset = str(getattr(found, "preset", None) or settings.get("preset"))
+            self._take(self._presets.get(preset, {}), f"preset {preset}")
+            self._take(settings, str(path))
+        except OptionError as error:
+            self.error(str(error))
         options, rest = super().parse_known_args(args, namespace)
         given = {option_name(action): getattr(options, action.dest, None) for action in self._settings()}
         written = {name: _plain(value) for name, value in given.items() if value is not None and value != []}
@@ -88,18 +102,29 @@ class CommandParser(argparse.ArgumentParser):
                     f"{self.prog}, without dashes before them"
                 )
             action = actions[name]
-            many = isinstance(action, argparse._AppendAction)
+            many = isinstance(action, argparse._AppendAction) or action.nargs == "*"
             # An option without a value, or with one that may be left out, can be true or false.
             if isinstance(value, bool) and (action.nargs == 0 or action.const is True):
                 action.default = value
             elif action.nargs == 0 or isinstance(value, (bool, dict)) or isinstance(value, list) is not many:
                 expected = "true or false" if action.nargs == 0 else "a list" if many else "a text or a number"
                 raise OptionError(f"{path}: {name} must be {expected}, got {value!r}")
+            elif action.choices is not None and value not in action.choices:  # argparse does not check defaults
+                raise OptionError(f"{path}: {name} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
             else:
                 action.default = [str(entry) for entry in value] if many else str(value)
             action.required = False
-            if not action.option_strings:
+            if not action.option_strings and not many:
                 action.nargs = "?"
+
+
+class _AppendAction(argparse._AppendAction):
+    """An option that may be repeated; if it is on the command line, its values replace those of a file."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if getattr(namespace, self.dest, None) is self.default:
+            setattr(namespace, self.dest, None)
+        super().__call__(parser, namespace, values, option_string)
 
 
 def option_name(action: argparse.Action) -> str:

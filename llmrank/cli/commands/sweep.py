@@ -1,19 +1,19 @@
-"""``llmrank sweep``: its options, from the command line or a file, and what it runs and prints."""
+"""``llmrank sweep``: its options and presets, and what it runs and prints."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from llmrank.cli.config import CommandParser
 from llmrank.cli.options import (
     add_model_options,
     amount_value,
     check_device_and_dtype,
-    check_numbers,
     directory,
     load,
     text_source,
@@ -22,7 +22,6 @@ from llmrank.errors import OptionError
 from llmrank.experiments.settings import SweepSettings, split_specs
 from llmrank.experiments.sweep import SweepModel, run_sweep
 from llmrank.experiments.sweep_figures import write_sweep_figures
-from llmrank.experiments.sweep_file import PRESETS, arguments_of, read_sweep_file
 from llmrank.experiments.sweep_folder import ROWS
 from llmrank.experiments.sweep_result import SweepResult
 from llmrank.experiments.tracking import TRACKERS
@@ -30,162 +29,119 @@ from llmrank.models.costs import UNITS
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText, EvaluationText
 from llmrank.pipeline.registry import DEFAULTS
 
-__all__ = ["add_sweep_options", "run_sweep_command", "sweep_options", "sweep_settings"]
+__all__ = ["add_sweep_options", "run_sweep_command", "sweep_settings"]
 
-# What an option is if neither the command line nor a file or preset sets it.
-UNSET: dict[str, Any] = {
-    "model": [],
-    "scorers": [DEFAULTS["scorer"]],
-    "pruners": [DEFAULTS["pruner"]],
-    "pipelines": [DEFAULTS["pipeline"]],
-    "amounts": ["0.3"],
-    "repairs": [DEFAULTS["repair"]],
-    "targets": "neurons",
-    "amount_of": "neurons",
-    "calibration": DEFAULTS["calibration"],
-    "samples": DEFAULT_SAMPLES,
-    "sequence_length": DEFAULT_LENGTH,
-    "batch_size": 1,
-    "seed": 0,
-    "evaluate": None,
-    "tasks": [],
-    "task_dir": None,
-    "documents": None,
-    "speed": False,
-    "output": Path("runs"),
-    "track": None,
-    **dict.fromkeys(("device", "dtype", "revision", "device_map", "max_memory", "offload_folder")),
-    "trust_remote_code": False,
-}
 # How models are loaded decides the results too.
-LOADING = ("dtype", "revision", "device")
-# Options with values that belong together, on the command line and in a file: their name, and that of their values.
-LISTS = {"scorer": "scorers", "pruner": "pruners", "pipeline": "pipelines", "amount": "amounts", "repair": "repairs"}
+LOADING = ("dtype", "revision", "device", "device_map")
+# Options whose values make the grid: the names of their values, and the default.
+GRID = {
+    "scorer": ("scorers", DEFAULTS["scorer"]),
+    "pruner": ("pruners", DEFAULTS["pruner"]),
+    "pipeline": ("pipelines", DEFAULTS["pipeline"]),
+    "amount": ("amounts", "0.3"),
+    "repair": ("repairs", DEFAULTS["repair"]),
+}
+# The grid of the experiments that the authors of LLM-Rank published with the paper (arXiv 2410.13299, experiments/config.py of
+# amazon-science/llm-rank-pruning): its scorers, pruners, tasks, and the share and the calibration text that it takes by default.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "scorer": ["norm", "random", "activation", "wpr", "mpr", "wanda"],
+        "pruner": ["local", "global"],
+        "pipeline": ["isolated"],
+        "amount": [0.3],
+        "repair": ["none"],
+        "calibration": "dataset:allenai/c4,en,train",
+        "samples": 64,
+        "sequence-length": 2048,
+        "evaluate": "dataset:Salesforce/wikitext,wikitext-2-raw-v1,test",
+        "tasks": ["hellaswag", "piqa", "winogrande", "arc_easy", "arc_challenge", "openbookqa", "wikitext"],
+    }
+}
 # Failed rows that the program did not expect to fail are bugs.
 FAILED, BUG = 2, 1
 
 
-def add_sweep_options(command: argparse.ArgumentParser) -> None:
+def add_sweep_options(command: CommandParser) -> None:
     """Add the options of ``llmrank sweep``."""
-    _add_settings(command)
-    group = command.add_argument_group("files")
-    group.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="read options from a TOML or YAML file, by their names; those on the command line replace them",
-    )
-    group.add_argument(
-        "--preset", choices=PRESETS, help="paper: the grid and the tasks of LLM-Rank's published experiments"
-    )
-    group.add_argument(
-        "--plot", type=Path, metavar="DIR", help="draw the rows in the directory of a sweep, and measure nothing"
-    )
-
-
-def _add_settings(command: argparse.ArgumentParser) -> None:
-    """Add the options that may also stand in a file. None has a default here, so that those that are given are known."""
-    command.argument_default = argparse.SUPPRESS
-    command.add_argument(
-        "model",
-        metavar="MODEL",
-        nargs="*",
-        default=argparse.SUPPRESS,
-        help="directories, hub names or .gguf files, first",
-    )
+    command.add_argument("model", metavar="MODEL", nargs="*", help="directories, hub names or .gguf files, first")
     grid = command.add_argument_group(
         "grid",
         "Every combination is a row. Values are separated by commas, and an option can be repeated. A component is NAME or "
         "NAME:OPTION=VALUE,OPTION=VALUE; `llmrank components` lists names.",
     )
-    for name, values in LISTS.items():
-        default = UNSET[values][0]
+    for name, (values, default) in GRID.items():
         metavar = "AMOUNT,..." if name == "amount" else "COMPONENT,..."
         meaning = "shares (0.3) or numbers (500) to remove" if name == "amount" else f"{name}s"
         extra = "; none repairs nothing" if name == "repair" else ""
         grid.add_argument(
-            f"--{name}", dest=values, action="append", metavar=metavar, help=f"{meaning}{extra} ({default})"
+            f"--{name}",
+            dest=values,
+            action="append",
+            default=[default],
+            metavar=metavar,
+            help=f"{meaning}{extra} ({default})",
         )
-    grid.add_argument("--targets", help="what is removed: neurons, experts, or neurons,experts (neurons)")
-    grid.add_argument("--amount-of", metavar="UNIT", help=f"unit of the amounts: {', '.join(UNITS)} (neurons)")
-    data = command.add_argument_group("calibration and evaluation")
+    grid.add_argument(
+        "--targets", default="neurons", help="what is removed: neurons, experts, or neurons,experts (%(default)s)"
+    )
+    grid.add_argument(
+        "--amount-of", default="neurons", metavar="UNIT", help=f"unit of the amounts: {', '.join(UNITS)} (%(default)s)"
+    )
+    _add_text_options(command.add_argument_group("calibration and evaluation"))
+    output = command.add_argument_group("model and output")
+    output.add_argument(
+        "--output",
+        type=directory,
+        default=Path("runs"),
+        help="directory for the rows; a sweep that was interrupted goes on (%(default)s)",
+    )
+    output.add_argument("--track", choices=TRACKERS, help="also log every row there; each is an extra of llmrank")
+    output.add_argument(
+        "--plot", type=Path, metavar="DIR", help="draw the rows in the directory of a sweep, and measure nothing"
+    )
+    add_model_options(output)
+    command.add_presets(PRESETS, "paper: the grid and the tasks of LLM-Rank's published experiments")
+
+
+def _add_text_options(data: Any) -> None:
     data.add_argument(
         "--calibration",
         type=lambda value: text_source(value, "calibration"),
+        default=DEFAULTS["calibration"],
         metavar="TEXT",
-        help=f"text file or source, which passes through every model once ({DEFAULTS['calibration']})",
+        help="text file or source, which passes through every model once (%(default)s)",
     )
-    data.add_argument("--samples", type=int, help=f"calibration sequences ({DEFAULT_SAMPLES})")
-    data.add_argument("--sequence-length", type=int, help=f"tokens in a sequence ({DEFAULT_LENGTH})")
-    data.add_argument("--batch-size", type=int, help="sequences in a forward pass (1)")
-    data.add_argument("--seed", type=int, help="seed of torch, and of the text that the model writes (0)")
+    data.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="calibration sequences (%(default)s)")
+    data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
+    data.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
+    drawn = "of torch, of the text that the model writes, and of what is drawn from datasets"
+    data.add_argument("--seed", type=int, default=0, help=f"seed {drawn} (%(default)s)")
     data.add_argument(
         "--evaluate",
         type=text_source,
         metavar="TEXT",
         help="text file or dataset:NAME that perplexity is measured on (the built-in text)",
     )
-    data.add_argument("--tasks", action="append", metavar="NAME,...", help="tasks of lm-eval (llmrank[eval])")
+    data.add_argument(
+        "--tasks", action="append", default=[], metavar="NAME,...", help="tasks of lm-eval (llmrank[eval])"
+    )
     data.add_argument("--task-dir", type=Path, metavar="DIR", help="directory of further tasks, in lm-eval's format")
     data.add_argument("--documents", type=int, help="use only the first so many documents of each task (all)")
     data.add_argument(
         "--speed",
         action="store_true",
-        default=argparse.SUPPRESS,
         help="measure how fast every pruned model reads text, in alternation with the dense one",
     )
-    output = command.add_argument_group("model and output")
-    output.add_argument(
-        "--output",
-        type=directory,
-        help=f"directory for the rows; a sweep that was interrupted goes on ({UNSET['output']})",
-    )
-    output.add_argument("--track", choices=TRACKERS, help="also log every row there; each is an extra of llmrank")
-    add_model_options(output)
-
-
-def sweep_options(options: argparse.Namespace) -> argparse.Namespace:
-    """Return the options with those of the preset and the file, and the defaults of what is not set.
-
-    Raises
-    ------
-    OptionError
-        The file cannot be read, or holds an unknown name or a value that the command line would refuse.
-    """
-    given = vars(options)
-    merged = {**UNSET, **given}
-    for place, settings in (
-        (f"preset {given.get('preset')}", PRESETS.get(given.get("preset", ""), {})),
-        (str(given.get("config")), read_sweep_file(given["config"]) if "config" in given else {}),
-    ):
-        parser = _SettingsParser(place)
-        known = [name for name in ("model", *LISTS, *UNSET) if name not in LISTS.values()]
-        merged |= vars(parser.parse_args(arguments_of(settings, dict.fromkeys(known), place)))
-    return argparse.Namespace(**{**merged, **given})
-
-
-class _SettingsParser(argparse.ArgumentParser):
-    """A parser of the options that may stand in a file, whose errors name the file."""
-
-    def __init__(self, place: str) -> None:
-        super().__init__(add_help=False, allow_abbrev=False)
-        self._place = place
-        _add_settings(self)
-
-    def error(self, message: str) -> NoReturn:
-        raise OptionError(f"{self._place}: {message}")
 
 
 def run_sweep_command(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank sweep``; return the exit status."""
-    if "plot" in options:
+    if options.plot is not None:
         figures = write_sweep_figures(SweepResult.load(options.plot))
         options.result |= {"output": str(options.plot), "figures": [str(path) for path in figures]}
         for path in figures:
             console.print(f"Wrote {path}.", markup=False, highlight=False)
         return 0
-    options = sweep_options(options)
-    check_numbers(options)
     check_device_and_dtype(options)
     settings = sweep_settings(options)
     # The sweep shows the progress of loading.
@@ -228,7 +184,7 @@ def run_sweep_command(options: argparse.Namespace, console: Console) -> int:
 
 
 def sweep_settings(options: argparse.Namespace) -> SweepSettings:
-    """Make the settings of a sweep from options that are all set.
+    """Make the settings of a sweep from its options.
 
     Raises
     ------

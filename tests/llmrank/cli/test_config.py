@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from llmrank import Masks, cli
-from llmrank.cli.config import CommandParser
 from tests.llmrank.commands import SHORT, run
 
 
@@ -54,7 +53,8 @@ def test_numbers_and_shares_keep_their_kind(settings: Path) -> None:
 
 def test_lists_are_for_options_that_repeat(settings: Path) -> None:
     settings.write_text('neuron = ["a.b:1", "a.b:2"]', encoding="utf-8")
-    assert parsed("inspect", "--config", settings, "--neuron", "c.d:3").neuron == ["a.b:1", "a.b:2", "c.d:3"]
+    assert parsed("inspect", "m", "--config", settings, "--neuron", "c.d:3").neuron == ["c.d:3"]
+    assert parsed("inspect", "m", "--config", settings).neuron == ["a.b:1", "a.b:2"]
 
 
 @pytest.mark.parametrize(
@@ -130,13 +130,6 @@ def test_the_report_of_a_stranger_runs_no_code_and_says_not_where_results_go(
     options = parsed("prune", "m", "--output", "o", "--config", settings)
     assert options.trust_remote_code
     assert "trust-remote-code" not in options.settings
-
-
-def test_a_command_may_read_such_a_file_by_itself(settings: Path) -> None:
-    command = CommandParser(prog="llmrank sweep")
-    command.add_argument("--config")
-    command.add_config_option()
-    assert command.parse_args(["--config", str(settings)]).config == str(settings)
 
 
 def test_a_report_names_no_local_folders() -> None:

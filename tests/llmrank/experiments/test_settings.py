@@ -1,4 +1,4 @@
-"""Settings of sweeps: how lists of specs are split, the grid, what is refused, and files."""
+"""Settings of sweeps: how lists of specs are split, the grid, and what is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 
 from llmrank.errors import CalibrationError, LLMRankError, OptionError
 from llmrank.experiments.settings import SweepSettings, split_specs
-from llmrank.experiments.sweep_file import arguments_of, read_sweep_file
 from llmrank.pipeline.options import CalibrationText, EvaluationText
 from llmrank.score import NormScorer
 
@@ -92,54 +91,3 @@ def test_a_text_is_described_by_what_it_holds(tmp_path: Path) -> None:
     assert described("auto") == "auto"
     with pytest.raises(CalibrationError):
         described(3)
-
-
-TOML = """
-model = ["one", "two"]
-scorer = ["wpr:gamma=0.9", "mpr"]
-amount = [0.1, 500]
-sequence-length = 64
-speed = true
-"""
-YAML = """
-model: [one, two]
-scorer: ["wpr:gamma=0.9", mpr]
-amount: [0.1, 500]
-sequence_length: 64
-speed: true
-"""
-
-
-@pytest.mark.parametrize(("name", "text"), [("sweep.toml", TOML), ("sweep.yaml", YAML), ("sweep.yml", YAML)])
-def test_files_hold_the_options_of_the_command(tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / name).write_text(text, encoding="utf-8")
-    settings = read_sweep_file(tmp_path / name)
-    known = ["model", "scorer", "amount", "sequence_length", "speed"]
-    scorers = ["--scorer=wpr:gamma=0.9", "--scorer=mpr"]
-    expected = ["one", "two", *scorers, "--amount=0.1", "--amount=500", "--sequence-length=64", "--speed"]
-    assert arguments_of(settings, known, name) == expected
-    assert arguments_of({"speed": False}, known, name) == []
-    with pytest.raises(OptionError, match=r"unknown setting 'scorer' in the file.*expected some of model, speed"):
-        arguments_of(settings, ["model", "speed"], "the file")
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("sweep.json", "{}", "must be a .toml, .yaml or .yml file"),
-        ("sweep.toml", "scorer = [", "cannot read"),
-        ("sweep.yaml", "scorer: [", "cannot read"),
-        ("sweep.yaml", "- wpr", "holds no settings"),
-        ("absent.toml", None, "cannot read"),
-    ],
-)
-def test_files_that_cannot_be_read_are_refused(tmp_path: Path, name: str, text: str | None, message: str) -> None:
-    if text is not None:
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    with pytest.raises(OptionError, match=message):
-        read_sweep_file(tmp_path / name)
-
-
-def test_a_table_in_a_file_is_refused() -> None:
-    with pytest.raises(OptionError, match="scorer in the file must be a value or a list of values"):
-        arguments_of({"scorer": {"wpr": 0.9}}, ["scorer"], "the file")

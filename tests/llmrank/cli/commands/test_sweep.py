@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from llmrank.cli import parser
-from llmrank.cli.commands.sweep import sweep_options
 from llmrank.experiments.model_study import ModelStudy
 from llmrank.experiments.sweep_folder import read_rows
 from llmrank.score import NormScorer
@@ -71,25 +70,23 @@ def test_a_row_is_what_prune_measures(checkpoint: Path, texts: tuple[Any, ...], 
     assert report["evaluation"]["after"]["value"] == row["perplexity"]
 
 
-@pytest.mark.parametrize("kind", ["toml", "yaml"])
 def test_a_file_gives_the_rows_of_the_command_line(
-    checkpoint: Path, corpus: Path, evaluation: Path, texts: tuple[Any, ...], tmp_path: Path, kind: str
+    checkpoint: Path, corpus: Path, evaluation: Path, texts: tuple[Any, ...], tmp_path: Path
 ) -> None:
     values = {
         "model": [str(checkpoint)],
         "scorer": ["wpr:gamma=0.9", "norm"],
-        "pruner": "local,global",
+        "pruner": ["local,global"],
         "amount": [0.2, 0.4],
-        "repair": "none",
+        "repair": ["none"],
         "calibration": str(corpus),
         "evaluate": str(evaluation),
         "samples": 2,
         "sequence-length": 16,
         "output": str(tmp_path / "from-file"),
     }
-    equals = " = " if kind == "toml" else ": "
-    file = tmp_path / f"sweep.{kind}"
-    file.write_text("".join(f"{name}{equals}{json.dumps(value)}\n" for name, value in values.items()), encoding="utf-8")
+    file = tmp_path / "sweep.toml"
+    file.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()), encoding="utf-8")
     assert run("sweep", "--config", file) == 0
     assert run("sweep", checkpoint, *GRID, *texts, "--output", tmp_path / "from-options") == 0
     assert results(tmp_path / "from-file") == results(tmp_path / "from-options")
@@ -101,11 +98,22 @@ def test_a_file_gives_the_rows_of_the_command_line(
 def test_files_with_mistakes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "sweep.toml"
     for content, message in (
-        ("scorers = ['wpr']", "unknown setting 'scorers' in"),
-        ("samples = 'many'", "sweep.toml: argument --samples: invalid int value: 'many'"),
+        ("scorers = ['wpr']", "sweep.toml: unknown key 'scorers' (did you mean scorer?)"),
+        ("scorer = 'wpr'", "sweep.toml: scorer must be a list, got 'wpr'"),
+        ("scorer = false", "sweep.toml: scorer must be a list, got False"),
+        ("track = 'mlflow'", "sweep.toml: track must be one of wandb, trackio, tensorboard, got 'mlflow'"),
+        ("preset = 'papers'", "sweep.toml: preset must be one of paper, got 'papers'"),
+        ("samples = 'many'", "argument --samples: invalid int value: 'many'"),
+    ):
+        file.write_text(content, encoding="utf-8")
+        with pytest.raises(SystemExit, match="2"):
+            run("sweep", "--config", file, "--output", tmp_path / "runs")
+        assert message in " ".join(capsys.readouterr().err.split())
+    for content, message in (
         ("samples = 0", "--samples must be at least 1, got 0"),
         ("amount = ['much']", "--amount: expected a share such as 0.3 or a number such as 500, got 'much'"),
         ("scorer = ['wpr']", "a sweep needs one or more models"),
+        ("model = ['m']\ndocuments = 3", "name some tasks, or leave it out"),
     ):
         file.write_text(content, encoding="utf-8")
         assert message in refused(capsys, "sweep", "--config", file, "--output", tmp_path / "runs")
@@ -114,15 +122,20 @@ def test_files_with_mistakes_are_refused(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_preset_is_a_start_for_other_options() -> None:
+def test_a_preset_is_a_start_for_other_options(tmp_path: Path) -> None:
     arguments = ["sweep", "model", "--preset", "paper", "--amount", "0.1,0.2", "--tasks", "piqa"]
-    options = sweep_options(parser().parse_args(arguments))
+    options = parser().parse_args(arguments)
     assert options.scorers == ["norm", "random", "activation", "wpr", "mpr", "wanda"]
     assert (options.pruners, options.pipelines, options.repairs) == (["local", "global"], ["isolated"], ["none"])
     assert (options.amounts, options.tasks, options.samples) == (["0.1,0.2"], ["piqa"], 64)
-    assert options.batch_size == 1
-    seven = sweep_options(parser().parse_args(arguments[:4])).tasks
-    assert len(seven) == 7
+    assert (options.batch_size, options.sequence_length) == (1, 2048)
+    assert len(parser().parse_args(arguments[:4]).tasks) == 7
+    # In a file the preset comes before the other options too, and the command line after both.
+    file = tmp_path / "sweep.toml"
+    file.write_text("amount = [0.5]\nsamples = 8\nscorer = ['wpr', 'mpr']\npreset = 'paper'", encoding="utf-8")
+    options = parser().parse_args(["sweep", "model", "--config", str(file), "--scorer", "norm", "--scorer", "flap"])
+    assert (options.amounts, options.samples, options.scorers) == (["0.5"], 8, ["norm", "flap"])
+    assert (options.pruners, options.sequence_length) == (["local", "global"], 2048)
 
 
 def test_the_exit_status_says_that_rows_failed(
