@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -256,12 +257,22 @@ class _Run:
         added = {"row": len(self.folder.rows), **own, **results, **about}
         self.folder.append(added)
         if self.tracker is not None:
-            names = ("model", "scorer", "pruner", "pipeline", "amount", "repair")
-            title = "_".join(str(own[name]) for name in names if own[name] is not None)
-            self.tracker.start(title, {**own, **about})
-            self.tracker.log(numbers_of(results))
-            self.tracker.finish()
+            try:
+                _track(self.tracker, own, results, about)
+            except Exception as error:  # of the library of the tracker, or of its network
+                warnings.warn(
+                    f"row {added['row']} is in {self.folder.path}, but could not be tracked ({type(error).__name__}: {error})",
+                    stacklevel=2,
+                )
         return added
+
+
+def _track(tracker: Tracker, own: dict[str, Any], results: dict[str, Any], about: dict[str, Any]) -> None:
+    """Log a row with its settings."""
+    names = ("model", "scorer", "pruner", "pipeline", "amount", "repair")
+    tracker.start("_".join(str(own[name]) for name in names if own[name] is not None), {**own, **about})
+    tracker.log(numbers_of(results))
+    tracker.finish()
 
 
 def _measured(study: ModelStudy, row: RowSettings, dense: dict[str, Any]) -> dict[str, Any]:

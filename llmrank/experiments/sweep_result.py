@@ -114,11 +114,21 @@ class SweepResult:
     def warnings(self) -> list[str]:
         """Return sentences that a reader of the perplexities must not miss."""
         overlaps = {row["model"]: row.get("calibration_overlap", 0.0) for row in self.rows}
-        return [
+        sentences = [
             f"{model}: {share:.1%} of the evaluation passages occur in the calibration text, so perplexities are too "
             "low; evaluate on other text"
             for model, share in overlaps.items()
             if share > 0
+        ]
+        versions: dict[str, dict[str, None]] = {}  # a sweep may have gone on after an update, or on another machine
+        for row in self.rows:
+            for name, version in row.get("versions", {}).items():
+                versions.setdefault(name, {})[version] = None
+        return sentences + [
+            f"rows were measured with different {name} ({', '.join(found)}), which can change results a little; measure "
+            "anew to compare small differences"
+            for name, found in versions.items()
+            if len(found) > 1
         ]
 
     def _repr_html_(self) -> str:

@@ -325,6 +325,15 @@ def test_calibration_on_the_evaluation_text_is_said(settings: dict[str, Any]) ->
     assert "of the evaluation passages occur in the calibration text" in warning
 
 
+def test_rows_of_different_versions_are_said(settings: dict[str, Any]) -> None:
+    result = llmrank.sweep(tiny(), repairs=["none"], **settings)
+    earlier = {**result.rows[0]["versions"], "torch": "1.0"}
+    mixed = llmrank.SweepResult([{**result.rows[0], "versions": earlier}, result.rows[1]], result.directory)
+    assert not result.warnings()
+    (warning,) = mixed.warnings()
+    assert warning.startswith(f"rows were measured with different torch (1.0, {result.rows[1]['versions']['torch']})")
+
+
 def test_a_damaged_line_is_said(settings: dict[str, Any]) -> None:
     llmrank.sweep(tiny(), repairs=["none"], **settings)
     file = settings["output"] / "rows.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,7 @@ class Stub(ModuleType):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)  # accelerate looks for it
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -99,6 +101,15 @@ def test_a_tracker_of_ones_own_is_used(corpus: Path, tmp_path: Path) -> None:
     swept(corpus, tmp_path, own)
     assert own.calls[:3] == ["org/tiny", "log", "finish"]
     assert len(own.calls) == 9
+
+
+def test_a_sweep_goes_on_if_the_tracker_fails(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = Stub("wandb")
+    stub.__dict__["log"] = lambda _: 1 / 0
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    with pytest.warns(UserWarning, match=r"row \d is in .* could not be tracked \(ZeroDivisionError") as warned:
+        result = swept(corpus, tmp_path, "wandb")
+    assert (len(result.rows), len(warned)) == (3, 3)
 
 
 def test_a_tracker_that_is_missing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
