@@ -158,8 +158,8 @@ def _status_and_sentence(error: BaseException) -> tuple[int, str]:
     """Return the exit status for an error, and the sentence to print."""
     if isinstance(error, KeyboardInterrupt):
         return 128 + (error.args[0] if error.args else signal.SIGINT), (
-            "interrupted; a checkpoint directory exists only if it is complete. A run with --low-memory can be resumed "
-            "(--resume), others begin anew"
+            "interrupted; a checkpoint directory exists only if it is complete. A sweep goes on by the same command, a run "
+            "with --low-memory by --resume; others begin anew"
         )
     if is_out_of_memory(error):
         reason = f" ({error})" if str(error) else ""

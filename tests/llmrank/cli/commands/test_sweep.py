@@ -177,7 +177,9 @@ def test_an_interrupted_sweep_says_how_to_go_on(
 
         killing.setattr(ModelStudy, "measure", interrupted)
         assert run(*arguments) == 130
-    assert f"3 of 9 rows are in {tmp_path / 'runs'}. The same command goes on." in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert f"3 of 9 rows are in {tmp_path / 'runs'}. The same command goes on." in captured.out
+    assert "A sweep goes on by the same command" in captured.err
     assert "other settings (amounts: [0.2, 0.4] there, [0.2, 0.4, 0.3] here)" in refused(
         capsys, *arguments, "--amount", "0.3"
     )
