@@ -157,10 +157,8 @@ def _plain(value: Any) -> Any:
         return ",".join(f"{device}={size}" for device, size in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(entry) for entry in value]
-    if isinstance(
-        value, str
-    ):  # several texts, with commas between them, or one; ./NAME is not the model NAME of the hub
-        return ",".join(f"./{Path(part).name}" if Path(part).is_absolute() else part for part in value.split(","))
-    if isinstance(value, Path):
-        return value.name if value.is_absolute() else str(value)
+    if isinstance(value, (Path, str)):  # one place or name, or several texts with commas between them
+        parts = [str(value)] if Path(value).exists() else str(value).split(",")
+        # ./NAME is neither a model of the hub nor a named source.
+        return ",".join(f"./{Path(part).name}" if Path(part).is_absolute() else part for part in parts)
     return value

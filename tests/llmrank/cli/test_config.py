@@ -132,10 +132,13 @@ def test_the_report_of_a_stranger_runs_no_code_and_says_not_where_results_go(
     assert "trust-remote-code" not in options.settings
 
 
-def test_a_report_names_no_local_folders() -> None:
+def test_a_report_names_no_local_folders(tmp_path: Path) -> None:
+    (tmp_path / "a,b" / "model").mkdir(parents=True)
+    options = parsed("prune", tmp_path / "a,b" / "model", "--output", "o")
+    assert options.settings["model"] == "./model"
     given = ("--calibration", "/home/me/my.txt", "--max-memory", "0=1GiB,cpu=2GiB", "--output", "/out")
     options = parsed("prune", "/home/me/model", *given)
-    assert (options.settings["model"], options.settings["calibration"]) == ("./model", "my.txt")
+    assert (options.settings["model"], options.settings["calibration"]) == ("./model", "./my.txt")
     assert "output" not in options.settings
     mixture = parsed("prune", "m", "--output", "o", "--calibration", "/me/a.txt:0.5,built-in:0.25,/me/b.txt:0.25")
     assert mixture.settings["calibration"] == "./a.txt:0.5,built-in:0.25,./b.txt:0.25"
