@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -158,7 +159,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(entry) for entry in value]
     if isinstance(value, (Path, str)):  # one place or name, or several texts with commas between them
-        parts = [str(value)] if Path(value).exists() else str(value).split(",")
+        is_place = os.path.exists(value)  # noqa: PTH110 (that of a Path raises for long texts)
+        parts = [str(value)] if is_place else str(value).split(",")
         # ./NAME is neither a model of the hub nor a named source.
         return ",".join(f"./{Path(part).name}" if Path(part).is_absolute() else part for part in parts)
     return value

@@ -136,6 +136,8 @@ def test_a_report_names_no_local_folders(tmp_path: Path) -> None:
     (tmp_path / "a,b" / "model").mkdir(parents=True)
     options = parsed("prune", tmp_path / "a,b" / "model", "--output", "o")
     assert options.settings["model"] == "./model"
+    specs = "wpr:" + "gamma=0.9," * 50
+    assert parsed("prune", "m", "--output", "o", "--scorer", specs).settings["scorer"] == specs
     given = ("--calibration", "/home/me/my.txt", "--max-memory", "0=1GiB,cpu=2GiB", "--output", "/out")
     options = parsed("prune", "/home/me/model", *given)
     assert (options.settings["model"], options.settings["calibration"]) == ("./model", "./my.txt")
