@@ -35,8 +35,10 @@ from llmrank.score import BaseScorer
 from llmrank.surgery import checkpoint
 
 __all__ = [
+    "add_batch_and_seed",
     "add_method_options",
     "add_model_options",
+    "add_text_options",
     "amount_value",
     "check_device_and_dtype",
     "check_method",
@@ -131,10 +133,8 @@ def add_method_options(
         command.set_defaults(repair="none", amount_of=None, steps=1, form="compact")
     data = command.add_argument_group("calibration and evaluation")
     if calibrates:
-        _add_text_options(data)
-    data.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
-    drawn = "of torch, of the text that the model writes, and of what is drawn from datasets"
-    data.add_argument("--seed", type=int, default=0, help=f"seed {drawn} (%(default)s)")
+        add_text_options(data)
+    add_batch_and_seed(data)
     return data
 
 
@@ -165,7 +165,8 @@ def _add_pruning_options(method: Any) -> None:
     )
 
 
-def _add_text_options(data: Any) -> None:
+def add_text_options(data: Any) -> None:
+    """Add the options of the calibration text."""
     data.add_argument(
         "--calibration",
         type=lambda value: text_source(value, "calibration"),
@@ -176,6 +177,13 @@ def _add_text_options(data: Any) -> None:
     )
     data.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="calibration sequences (%(default)s)")
     data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
+
+
+def add_batch_and_seed(data: Any) -> None:
+    """Add the options that all work on a calibration text has."""
+    data.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
+    drawn = "of torch, of the text that the model writes, and of what is drawn from datasets"
+    data.add_argument("--seed", type=int, default=0, help=f"seed {drawn} (%(default)s)")
 
 
 def _max_memory(text: str) -> dict[int | str, int]:

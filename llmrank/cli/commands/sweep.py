@@ -11,7 +11,9 @@ from rich.text import Text
 
 from llmrank.cli.config import CommandParser
 from llmrank.cli.options import (
+    add_batch_and_seed,
     add_model_options,
+    add_text_options,
     amount_value,
     check_device_and_dtype,
     directory,
@@ -26,7 +28,7 @@ from llmrank.experiments.sweep_folder import ROWS
 from llmrank.experiments.sweep_result import SweepResult
 from llmrank.experiments.tracking import TRACKERS
 from llmrank.models.costs import UNITS
-from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText, EvaluationText
+from llmrank.pipeline import CalibrationText, EvaluationText
 from llmrank.pipeline.registry import DEFAULTS
 
 __all__ = ["add_sweep_options", "run_sweep_command", "sweep_settings"]
@@ -87,7 +89,10 @@ def add_sweep_options(command: CommandParser) -> None:
     grid.add_argument(
         "--amount-of", default="neurons", metavar="UNIT", help=f"unit of the amounts: {', '.join(UNITS)} (%(default)s)"
     )
-    _add_text_options(command.add_argument_group("calibration and evaluation"))
+    data = command.add_argument_group("calibration and evaluation")
+    add_text_options(data)
+    add_batch_and_seed(data)
+    _add_measures(data)
     output = command.add_argument_group("model and output")
     output.add_argument(
         "--output",
@@ -103,19 +108,8 @@ def add_sweep_options(command: CommandParser) -> None:
     command.add_presets(PRESETS, "paper: the grid and the tasks of LLM-Rank's published experiments")
 
 
-def _add_text_options(data: Any) -> None:
-    data.add_argument(
-        "--calibration",
-        type=lambda value: text_source(value, "calibration"),
-        default=DEFAULTS["calibration"],
-        metavar="TEXT",
-        help="text file or source, which passes through every model once (%(default)s)",
-    )
-    data.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="calibration sequences (%(default)s)")
-    data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
-    data.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
-    drawn = "of torch, of the text that the model writes, and of what is drawn from datasets"
-    data.add_argument("--seed", type=int, default=0, help=f"seed {drawn} (%(default)s)")
+def _add_measures(data: Any) -> None:
+    """Add the options that say what is measured of a row."""
     data.add_argument(
         "--evaluate",
         type=text_source,
