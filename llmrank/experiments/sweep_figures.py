@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,17 +39,28 @@ PANELS: dict[str, tuple[Callable[[Mapping[str, Any]], float], str, bool]] = {
 def write_sweep_figures(result: SweepResult, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
     """Draw one figure for each model into the directory of the sweep, and return the paths.
 
+    A model that cannot be drawn is left out with a warning.
+
     Raises
     ------
     OptionError
-        No row of a model has results.
+        No model has a row with results.
     OSError
         The directory cannot be written.
     """
-    paths = []
+    paths: list[Path] = []
+    errors = []
     for model in dict.fromkeys(row["model"] for row in result.rows):
-        stem = "sweep-" + re.sub(r"[^\w.-]+", "_", model)
-        paths += save_figure(draw_sweep(result, model), result.directory, stem, formats)
+        try:
+            figure = draw_sweep(result, model)
+        except OptionError as error:
+            errors.append(str(error))
+            continue
+        paths += save_figure(figure, result.directory, "sweep-" + re.sub(r"[^\w.-]+", "_", model), formats)
+    if not paths:
+        raise OptionError("; ".join(errors) or f"the sweep in {result.directory} has no rows yet to draw")
+    for sentence in errors:
+        warnings.warn(sentence, stacklevel=2)
     return paths
 
 

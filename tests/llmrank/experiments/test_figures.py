@@ -111,3 +111,13 @@ def test_there_is_a_figure_for_each_model(tmp_path: Path) -> None:
     failed = {**row("wpr", 0.3, 1.0), "error": "no"}
     with pytest.raises(OptionError, match="no row of org/tiny has results"):
         draw_sweep(SweepResult([failed], tmp_path), "org/tiny")
+
+
+def test_a_model_that_cannot_be_drawn_does_not_stop_the_others(tmp_path: Path) -> None:
+    worthless = {**row(None, 0.0, "inf"), "model": "a"}
+    with pytest.warns(UserWarning, match="no row of a has results"):
+        paths = write_sweep_figures(SweepResult([worthless, *result(2, tmp_path).rows], tmp_path))
+    assert [path.name for path in paths] == ["sweep-org_tiny.png", "sweep-org_tiny.svg"]
+    for rows, message in (([worthless], "no row of a has results"), ([], "has no rows yet to draw")):
+        with pytest.raises(OptionError, match=message):
+            write_sweep_figures(SweepResult(rows, tmp_path))
