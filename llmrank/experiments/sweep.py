@@ -60,6 +60,11 @@ class SweepModel:
         """Make models from sources; one that is a directory or file is called by the last part of its path."""
         found: dict[str, SweepModel] = {}
         for source in sources:
+            if not isinstance(source, (str, os.PathLike, LoadedModel)):
+                raise OptionError(
+                    "a model of a sweep is a path, a name on the hub, or what llmrank.load returns (model and tokenizer), got a "
+                    f"{type(source).__name__}"
+                )
             text = source.source if isinstance(source, LoadedModel) else os.fspath(source)
             name = base = Path(text).resolve().name if Path(text).exists() else str(text)
             number = 1
@@ -160,8 +165,7 @@ def sweep(
         tasks,
         speed=speed,
     )
-    single = isinstance(models, (str, os.PathLike, LoadedModel))
-    chosen = SweepModel.several([models] if single else models)
+    chosen = SweepModel.several([models] if isinstance(models, str) or not isinstance(models, Sequence) else models)
     return run_sweep(chosen, settings, output, track=track, progress=progress)
 
 

@@ -282,6 +282,9 @@ def test_a_model_without_predictions_is_a_failed_row(settings: dict[str, Any]) -
     assert len(llmrank.sweep(loaded, **settings).failed) == 1
     with pytest.raises(OptionError, match="one or more models"):
         llmrank.sweep([], **settings)
+    for models in (loaded.model, [loaded.model]):
+        with pytest.raises(OptionError, match=r"what llmrank.load returns \(model and tokenizer\), got a Sequential"):
+            llmrank.sweep(models, **settings)
 
 
 def test_without_a_residual_stream_only_rows_that_need_it_fail(
