@@ -8,7 +8,7 @@ from typing import Any
 from llmrank.calibration.text.sequences import TokenSequences
 from llmrank.errors import OptionError
 
-__all__ = ["Context", "TokenTexts"]
+__all__ = ["Context", "TokenTexts", "special_ids"]
 
 # Tokenizers of whole words: a token begins with a space unless it continues a word.
 OF_WORDS = ("WordLevel", "WordPiece")
@@ -45,21 +45,22 @@ class TokenTexts:
     ------
     OptionError
         There is no tokenizer.
+
+    Attributes
+    ----------
+    special : frozenset of int
+        The special tokens, such as the end of a text.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         if tokenizer is None:
             raise OptionError("the texts of tokens need a tokenizer, and this model came without one")
         self._tokenizer = tokenizer
+        self.special = frozenset(special_ids(tokenizer))
         self._of_words = (
             type(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)).__name__ in OF_WORDS
         )
         self._texts: dict[int, str] = {}
-
-    @property
-    def special(self) -> frozenset[int]:
-        """The special tokens, such as the end of a text."""
-        return frozenset(self._tokenizer.all_special_ids)
 
     def __len__(self) -> int:
         """Return the number of tokens that the tokenizer can write."""
@@ -100,3 +101,9 @@ class TokenTexts:
             return self.join(ids[start:end][mask[start:end]].tolist())
 
         return Context(text(max(at - before, 0), at), self[int(ids[at])], text(at + 1, at + 1 + after))
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the special tokens of a tokenizer: those with a name, and those that were added as special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {*getattr(tokenizer, "all_special_ids", ()), *(id_ for id_, token in added.items() if token.special)}
