@@ -50,7 +50,9 @@ def sequences_of_text(
         return _from_list(text, tokenizer, room, prefix, suffix, description), None
     wanted = request.samples + request.held_out
     if isinstance(text, Documents):
-        ids = joined_ids(text, tokenizer, wanted * room)
+        ids = joined_ids(text, tokenizer, wanted * room + len(prefix))
+        if ids[: len(prefix)] == prefix:  # a chat template has written it
+            ids = ids[len(prefix) :]
     else:
         single = text if isinstance(text, str) else text[0]
         ids = plain_ids(tokenizer, single[: (wanted + 1) * length * CHARACTERS_PER_TOKEN])
