@@ -66,6 +66,11 @@ def test_chosen_neurons_have_the_same_meaning(model: Any, meanings: Meanings) ->
     assert len(list(meanings)) == 80
     with pytest.raises(OptionError, match="no prunable layer nowhere"):
         find_meanings(model, tokenizer(), find_ffns(model), padded_sequences(), neurons={"nowhere": [0]})
+    for neuron in (-1, 40):
+        with pytest.raises(
+            OptionError, match=rf"neurons of {LAYER} must be integers from 0 to 39, got \[0, {neuron}\]"
+        ):
+            find_meanings(model, tokenizer(), find_ffns(model), padded_sequences(), neurons={LAYER: [0, neuron]})
 
 
 def test_a_model_without_a_head_has_contexts_alone() -> None:
