@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from llmrank.calibration.text.token_texts import Context
+from llmrank.evaluation.token_texts import Context
 
 __all__ = ["compact_table", "marked", "print_full_width", "short_names", "shown"]
 

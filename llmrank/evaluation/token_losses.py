@@ -13,9 +13,9 @@ import torch
 from llmrank.calibration.forward import Progress, at_least_float32, evaluation_mode
 from llmrank.calibration.logits import Predictor, check_predicts
 from llmrank.calibration.text import TokenSequences
-from llmrank.calibration.text.token_texts import Context, TokenTexts
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.estimate import Estimate
+from llmrank.evaluation.token_texts import Context, TokenTexts
 
 __all__ = ["GROUPINGS", "ChangedToken", "KindLoss", "LossChanges", "TokenLosses", "loss_changes", "token_losses"]
 

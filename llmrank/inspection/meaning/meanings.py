@@ -11,8 +11,8 @@ import torch
 from llmrank.calibration.forward import Progress
 from llmrank.calibration.statistics.top_activations import TopActivations, collect_top_activations
 from llmrank.calibration.text import TokenSequences
-from llmrank.calibration.text.token_texts import Context, TokenTexts
 from llmrank.errors import OptionError, UnsupportedModelError
+from llmrank.evaluation.token_texts import Context, TokenTexts
 from llmrank.inspection.meaning.logit_lens import LensTokens, logit_lens
 from llmrank.models import FFNs
 

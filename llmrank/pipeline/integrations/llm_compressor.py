@@ -58,13 +58,6 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
         The widths of the pruned layers are rounded to the nearest multiple of this, unless the spec of the pruner has a
         `multiple_of` of its own. The default, 128, is the group size of the scheme W4A16, which must divide the width.
 
-    Attributes
-    ----------
-    masks : Masks or None
-        After pruning: keep masks over the neurons of the dense model.
-    report : Report or None
-        After pruning: the protocol and the outcome.
-
     Raises
     ------
     pydantic.ValidationError
@@ -86,12 +79,12 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
 
     @property
     def masks(self) -> Masks | None:
-        """See the class."""
+        """Keep masks over the neurons of the dense model; None before pruning."""
         return self._masks
 
     @property
     def report(self) -> Report | None:
-        """See the class."""
+        """The protocol and the outcome; None before pruning."""
         return self._report
 
     def model_post_init(self, context: Any) -> None:  # noqa: ARG002 -- pydantic passes it

@@ -9,8 +9,8 @@ import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from llmrank.calibration.text.token_texts import Context, TokenTexts
 from llmrank.errors import OptionError
+from llmrank.evaluation.token_texts import Context, TokenTexts
 from tests.llmrank.tiny_models import TALE, spelling_tokenizer, tokenizer, whole_sequences
 
 
