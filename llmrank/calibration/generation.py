@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from llmrank.calibration.forward import Progress, evaluation_mode, fitting_length, input_device
 from llmrank.calibration.logits import predicts_next_token
 from llmrank.calibration.text import TokenSequences
-from llmrank.calibration.text.token_texts import special_ids
+from llmrank.calibration.text.tokenisation import special_ids
 from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError, is_out_of_memory
 
 __all__ = [

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmrank.calibration.text.sequences import TokenSequences
+from llmrank.calibration.text.tokenisation import special_ids
 from llmrank.errors import OptionError
 
-__all__ = ["Context", "TokenTexts", "special_ids"]
+__all__ = ["Context", "TokenTexts"]
 
 # Tokenizers of whole words: a token begins with a space unless it continues a word.
 OF_WORDS = ("WordLevel", "WordPiece")
@@ -101,9 +102,3 @@ class TokenTexts:
             return self.join(ids[start:end][mask[start:end]].tolist())
 
         return Context(text(max(at - before, 0), at), self[int(ids[at])], text(at + 1, at + 1 + after))
-
-
-def special_ids(tokenizer: Any) -> set[int]:
-    """Return the special tokens of a tokenizer: those with a name, and those that were added as special."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    return {*getattr(tokenizer, "all_special_ids", ()), *(id_ for id_, token in added.items() if token.special)}

@@ -27,7 +27,7 @@ from llmrank.calibration.generation import (
 from llmrank.calibration.text.base_source import BaseSource
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.sequences import Request, Role, TokenSequences
-from llmrank.calibration.text.token_texts import special_ids
+from llmrank.calibration.text.tokenisation import special_ids
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.models.demo_models import cache_directory
 
