@@ -186,8 +186,8 @@ class _NormalEquations:
         solved = _solve(self.gram if has_factor else self.gram.clone(), self.right, damping)
         if solved is None and has_factor:
             raise CalibrationError(
-                "the second moments of a map have no Cholesky factor in float64, but had one in float32; give more text, or set a "
-                "larger damping (--repair lstsq:damping=1)"
+                "the second moments of a map have no Cholesky factor in float64, but had one in float32; set a larger "
+                "damping (--repair lstsq:damping=1)"
             )
         if solved is None:
             values, vectors = torch.linalg.eigh(self.gram)
