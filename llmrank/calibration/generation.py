@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from llmrank.calibration.forward import Progress, evaluation_mode, fitting_length, input_device
 from llmrank.calibration.logits import predicts_next_token
 from llmrank.calibration.text import TokenSequences
+from llmrank.calibration.text.tokenisation import special_ids
 from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError, is_out_of_memory
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "first_token",
     "generate_text",
     "generation_settings",
-    "special_ids",
 ]
 
 # Longest text in tokens, which limits the memory for keys and values.
@@ -274,9 +274,3 @@ class _LayerWithRoom(DynamicLayer):  # type: ignore[no-untyped-call]
             room[..., start:end, :] = states
         self.keys, self.values = (room[..., :end, :] for room in self._room)
         return self.keys, self.values
-
-
-def special_ids(tokenizer: Any) -> set[int]:
-    """Return the special tokens of a tokenizer: those with a name, and those that were added as special."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    return {*getattr(tokenizer, "all_special_ids", ()), *(id_ for id_, token in added.items() if token.special)}

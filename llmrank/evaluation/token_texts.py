@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmrank.calibration.text.sequences import TokenSequences
+from llmrank.calibration.text.tokenisation import special_ids
 from llmrank.errors import OptionError
 
 __all__ = ["Context", "TokenTexts"]
@@ -45,21 +46,22 @@ class TokenTexts:
     ------
     OptionError
         There is no tokenizer.
+
+    Attributes
+    ----------
+    special : frozenset of int
+        The special tokens, such as the end of a text.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         if tokenizer is None:
             raise OptionError("the texts of tokens need a tokenizer, and this model came without one")
         self._tokenizer = tokenizer
+        self.special = frozenset(special_ids(tokenizer))
         self._of_words = (
             type(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)).__name__ in OF_WORDS
         )
         self._texts: dict[int, str] = {}
-
-    @property
-    def special(self) -> frozenset[int]:
-        """The special tokens, such as the end of a text."""
-        return frozenset(self._tokenizer.all_special_ids)
 
     def __len__(self) -> int:
         """Return the number of tokens that the tokenizer can write."""

@@ -146,7 +146,7 @@ def test_what_the_pruned_model_predicts_worse(visit: Open, path: Path, seen: See
     changes = seen[2]
     page = visit(path).page
     caption = page.inner_text("#changes-caption")
-    assert f"grows from {changes.all.before:.3f} to {changes.all.after:.3f} nats" in caption
+    assert f"goes from {changes.all.before:.3f} to {changes.all.after:.3f} nats" in caption
     rows = page.eval_on_selector_all(
         "#changes tbody tr", "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
     )
@@ -219,3 +219,19 @@ def test_hostile_tokens_are_shown_and_do_nothing(visit: Open, tmp_path: Path) ->
     assert page.locator("script").count() == 3
     assert "alert(1)" in page.inner_text("#token-result")
     assert found(page, 1) | found(page, 2) | found(page, 3)
+
+
+def test_a_token_of_a_backslash_and_an_n_is_no_line_break(visit: Open, tmp_path: Path) -> None:
+    words = {"\\n" if k == 40 else f"w{k}": k for k in range(VOCABULARY)}
+    code = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")))
+    inspection, meanings, changes = inspected(tiny_llama(), code)
+    page = visit(write_page(inspection, tmp_path / "index.html", meanings, changes)).page
+    name, neuron = next(place for place in meanings if " \\n" in [each.token for each in meanings.of(*place).promoted])
+    label = f"{name.split('.')[2]}:{neuron}"
+    page.fill("#query", label)
+    page.press("#query", "Enter")
+    page.locator("#neuron .tokens").first.get_by_text("\\n", exact=True).click()
+    assert label in found(page, 2)
+    # Typed, they are a line break.
+    search(page, "\\n")
+    assert page.inner_text("#token-result").startswith("“↵” is no token")

@@ -62,7 +62,8 @@ class Dataset(BaseSource):
                 stream = rows(streaming=True)
                 # A dataset that cannot be streamed may say so at its first row.
                 first = [*islice(stream, 1)]
-            except Exception:  # the next error, if there is one, says more
+            except NotImplementedError:
+                # Only then: after a failed connection, all of a large dataset would be downloaded, in another order.
                 first, stream = [], rows()
             yield from first
             yield from stream

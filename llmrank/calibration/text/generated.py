@@ -23,11 +23,11 @@ from llmrank.calibration.generation import (
     end_tokens,
     first_token,
     generate_text,
-    special_ids,
 )
 from llmrank.calibration.text.base_source import BaseSource
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.sequences import Request, Role, TokenSequences
+from llmrank.calibration.text.tokenisation import special_ids
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.models.demo_models import cache_directory
 
@@ -59,13 +59,12 @@ class Generated(BaseSource):
         sequences = _kept(path, request)
         if sequences is None:
             sequences = _written(request)
-            # Without space or permission the text is used all the same.
-            with suppress(OSError, GraphError):
+            try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_tensors(path, {"ids": sequences.ids.numpy()}, {"source": sequences.source}, KIND, VERSION)
-        if path.is_file():
-            sequences = replace(sequences, details={"kept_in": f"{DIRECTORY}/{path.name}"})
-        return sequences.split(request.samples)
+            except (OSError, GraphError):  # without space or permission the text is used all the same
+                return sequences.split(request.samples)
+        return replace(sequences, details={"kept_in": f"{DIRECTORY}/{path.name}"}).split(request.samples)
 
 
 def _written(request: Request) -> TokenSequences:

@@ -11,7 +11,7 @@ from llmrank.calibration.text.documents import CHARACTERS_PER_TOKEN, Documents, 
 from llmrank.calibration.text.sequences import Request, TokenSequences
 from llmrank.errors import CalibrationError
 
-__all__ = ["sequences_of_rows", "sequences_of_tensor", "sequences_of_text", "special_tokens"]
+__all__ = ["sequences_of_rows", "sequences_of_tensor", "sequences_of_text", "special_ids", "special_tokens"]
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -50,7 +50,9 @@ def sequences_of_text(
         return _from_list(text, tokenizer, room, prefix, suffix, description), None
     wanted = request.samples + request.held_out
     if isinstance(text, Documents):
-        ids = joined_ids(text, tokenizer, wanted * room)
+        ids = joined_ids(text, tokenizer, wanted * room + len(prefix))
+        if ids[: len(prefix)] == prefix:  # a chat template has written it
+            ids = ids[len(prefix) :]
     else:
         single = text if isinstance(text, str) else text[0]
         ids = plain_ids(tokenizer, single[: (wanted + 1) * length * CHARACTERS_PER_TOKEN])
@@ -105,3 +107,9 @@ def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
         if full[start : start + len(plain)] == plain:
             return full[:start], full[start + len(plain) :]
     return [], []
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the special tokens of a tokenizer: those with a name, and those that were added as special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {*getattr(tokenizer, "all_special_ids", ()), *(id_ for id_, token in added.items() if token.special)}

@@ -152,8 +152,12 @@ def find_meanings(
     and entries of the head that are no tokens of the tokenizer, are not listed: they are seldom trained.
     """
     texts = TokenTexts(tokenizer)
-    if neurons is not None and not set(neurons) <= set(ffns.layers):
-        raise OptionError(f"there is no prunable layer {', '.join(set(neurons) - set(ffns.layers))}")
+    for name, chosen in (neurons or {}).items():
+        if name not in ffns.layers:
+            raise OptionError(f"there is no prunable layer {name}; expected one of {', '.join(ffns.layers)}")
+        size = ffns.layers[name].size
+        if not all(0 <= neuron < size for neuron in chosen):
+            raise OptionError(f"neurons of {name} must be integers from 0 to {size - 1}, got {list(chosen)}")
     top = collect_top_activations(model, ffns, sequences, k, batch_size, progress, layers=neurons)
     tokens = torch.ones(len(texts), dtype=torch.bool)
     tokens[[token for token in texts.special if token < len(tokens)]] = False

@@ -98,11 +98,19 @@ def _tokens(lens: LensTokens | None, side: str, shape: tuple[int, int]) -> torch
     return torch.full(shape, NO_TOKEN) if lens is None else getattr(lens, side)
 
 
-def changes_data(changes: LossChanges) -> dict[str, Any]:
-    """Return the changes of the losses, ready for JSON: shares of a total of 0 are None."""
+def changes_data(changes: LossChanges) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the changes of the losses, ready for JSON, or None with a note that says why they are left out.
+
+    Shares of a total of 0 are None.
+    """
+    if not isfinite(changes.all.change.value):
+        return (
+            None,
+            "The losses of the masked model are not finite, so the page does not show which tokens lose the most.",
+        )
     content = asdict(changes)
     for kinds in ({"": content["all"]}, *content["kinds"].values()):
         for kind in kinds.values():
             if not isfinite(kind["share_of_change"]):
                 kind["share_of_change"] = None
-    return content
+    return content, None

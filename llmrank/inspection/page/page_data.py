@@ -128,7 +128,8 @@ def payload(
         notes.append(OTHER_MASKS.format(amount_label(inspection.amount, inspection.targets)))
     dtype = index_dtype(max(choices.sizes))
     meaning, note = (None, None) if meanings is None else meanings_data(inspection, meanings)
-    notes += [] if note is None else [note]
+    change, further_note = (None, None) if changes is None else changes_data(changes)
+    notes += [each for each in (note, further_note) if each is not None]
     return {
         **_protocol(inspection, choices),
         "removed": encode_array(by_local, dtype),
@@ -146,7 +147,7 @@ def payload(
         "facts": _facts(inspection),
         "edges": _edges(inspection, edges_per_layer, top_edges),
         "meanings": meaning,
-        "changes": None if changes is None else changes_data(changes),
+        "changes": change,
     }
 
 

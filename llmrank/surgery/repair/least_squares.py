@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from llmrank.errors import OptionError
+from llmrank.errors import CalibrationError, OptionError
 from llmrank.surgery.repair.base_repair import BaseRepair, RepairedMap, repaired_map
 from llmrank.surgery.repair.moments import N_COMBINATIONS, Centre, Moments, project_outputs
 
@@ -184,6 +184,11 @@ class _NormalEquations:
         if math.isinf(damping):
             return torch.zeros_like(self.right.T)
         solved = _solve(self.gram if has_factor else self.gram.clone(), self.right, damping)
+        if solved is None and has_factor:
+            raise CalibrationError(
+                "the second moments of a map have no Cholesky factor in float64, but had one in float32; set a larger "
+                "damping (--repair lstsq:damping=1)"
+            )
         if solved is None:
             values, vectors = torch.linalg.eigh(self.gram)
             solved = vectors @ (_inverse(values, damping)[:, None] * (vectors.T @ self.right))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from llmrank.errors import OptionError
 from llmrank.evaluation.token_texts import Context, TokenTexts
@@ -58,3 +58,11 @@ def test_special_tokens_are_known_and_a_tokenizer_is_needed() -> None:
     assert (texts[1], len(texts)) == ("[BOS]", 64)
     with pytest.raises(OptionError, match="need a tokenizer"):
         TokenTexts(None)
+
+
+def test_tokens_that_were_added_as_special_are_special_without_a_name() -> None:
+    """Tokenizers reserve such tokens for later use, and they are seldom trained."""
+    words = tokenizer()
+    words.add_tokens([AddedToken("[reserved]", special=True), AddedToken("[plain]", special=False)])
+    assert 64 not in words.all_special_ids
+    assert TokenTexts(words).special == {0, 1, 2, 3, 64}

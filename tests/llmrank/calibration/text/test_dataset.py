@@ -137,6 +137,21 @@ def test_a_dataset_that_cannot_be_streamed_is_loaded(fake_package: types.ModuleT
     assert rows.shuffled == {"seed": 0}
 
 
+def test_a_lost_connection_does_not_download_the_whole_dataset(fake_package: types.ModuleType) -> None:
+    asked: list[bool] = []
+
+    def load(*_: Any, streaming: bool = False, **__: Any) -> Rows:
+        asked.append(streaming)
+        if streaming:
+            raise ConnectionError("the hub does not answer")
+        return Rows([{"text": "w4"}])
+
+    fake_package.load_dataset = load  # type: ignore[attr-defined]
+    with pytest.raises(CalibrationError, match="cannot load dataset 'x', split 'train': the hub does not answer;"):
+        read_text("dataset:x")
+    assert asked == [True]
+
+
 # --- with the package itself
 
 

@@ -51,6 +51,19 @@ def test_an_end_of_the_template_itself_is_not_repeated(tmp_path: Path) -> None:
         assert words(data.ids).startswith(f"w8 w4 w5 w9 w6 {end} w8 w4 w5")
 
 
+@pytest.mark.parametrize("length", [7, 5])
+def test_a_beginning_of_the_template_itself_is_not_repeated(tmp_path: Path, length: int) -> None:
+    """The templates of Llama 3 and Gemma write the BOS token, which the tokenizer adds too."""
+    path = lines(tmp_path / "chat.jsonl", *({"messages": TURNS} for _ in range(3)))
+    spelled = tokenizer()
+    spelled.chat_template = "[BOS] " + TEMPLATE
+    data = tokenise(path, spelled, 2, length)
+    written = ["w8", "w4", "w5", "w9", "w6", "[EOS]", "[BOS]", "w8", "w4", "w5", "w9", "w6"]
+    room = length - 2
+    expected = [["[BOS]", *written[start : start + room], "[EOS]"] for start in (0, room)]
+    assert words(data.ids).split() == [*expected[0], *expected[1]]
+
+
 def test_conversations_need_a_chat_template_that_takes_them(tmp_path: Path) -> None:
     path = lines(tmp_path / "chat.jsonl", {"messages": TURNS})
     with pytest.raises(

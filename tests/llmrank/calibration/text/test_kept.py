@@ -109,6 +109,20 @@ def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path, cache: Path
     assert written == [0, 0]
 
 
+def test_a_damaged_file_that_cannot_be_replaced_is_not_said_to_keep_the_text(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Generated().sequences(request())
+    (path,) = cache.iterdir()
+    path.write_bytes(b"")
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(generated, "write_tensors", full)
+    assert "kept_in" not in Generated().sequences(request())[0].provenance()
+
+
 def test_a_command_says_where_the_text_is_kept(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,11 +15,14 @@ import torch
 from llmrank import ChainedFFNPipeline
 from llmrank.calibration.statistics.top_activations import collect_top_activations
 from llmrank.errors import OptionError
+from llmrank.evaluation.token_losses import loss_changes, token_losses
 from llmrank.inspection.inspection import Inspection, inspect_model
 from llmrank.inspection.meaning.logit_lens import logit_lens
 from llmrank.inspection.meaning.meaning_files import write_meanings_csv, write_meanings_json
 from llmrank.inspection.meaning.meanings import Meanings, find_meanings
 from llmrank.inspection.page.meaning_data import meanings_data
+from llmrank.inspection.page.page import render
+from llmrank.inspection.page.page_data import payload
 from llmrank.models import find_ffns
 from llmrank.score import WeightedPageRankScorer
 from tests.llmrank.tiny_mixtures import tiny_mixture
@@ -63,6 +66,11 @@ def test_chosen_neurons_have_the_same_meaning(model: Any, meanings: Meanings) ->
     assert len(list(meanings)) == 80
     with pytest.raises(OptionError, match="no prunable layer nowhere"):
         find_meanings(model, tokenizer(), find_ffns(model), padded_sequences(), neurons={"nowhere": [0]})
+    for neuron in (-1, 40):
+        with pytest.raises(
+            OptionError, match=rf"neurons of {LAYER} must be integers from 0 to 39, got \[0, {neuron}\]"
+        ):
+            find_meanings(model, tokenizer(), find_ffns(model), padded_sequences(), neurons={LAYER: [0, neuron]})
 
 
 def test_a_model_without_a_head_has_contexts_alone() -> None:
@@ -148,3 +156,16 @@ def test_a_small_page_holds_the_highest_neurons() -> None:
         == f"To keep the page small, it has only the contexts of the {data['held'][0]} highest neurons of each layer."
     )
     check_data(inspection, meanings, data, data["held"][0])
+
+
+def test_losses_that_are_not_finite_are_left_out_of_the_page() -> None:
+    """JSON has no NaN, and the rest of the page has taken minutes."""
+    model, broken = tiny_llama(), tiny_llama()
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(float("nan"))
+    inspection, _ = inspected(model)
+    losses = [token_losses(each, inspection.sequences) for each in (model, broken)]
+    content = payload(inspection, None, loss_changes(losses[0], losses[1], inspection.sequences, tokenizer()))
+    assert content["changes"] is None
+    assert "losses of the masked model are not finite" in content["notes"][-1]
+    assert "are not finite" in render(content)

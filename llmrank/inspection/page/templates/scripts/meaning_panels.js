@@ -95,8 +95,7 @@ function foundList(title, neurons, words) {
 }
 
 function searchToken(text) {
-  // A reader types a line break as \n.
-  state.token = text.replaceAll("\\n", "\n").replaceAll("\\t", "\t");
+  state.token = text;
   byId("token-query").value = text.replaceAll("\n", "\\n").replaceAll("\t", "\\t");
   showFound();
 }
@@ -105,7 +104,8 @@ function listenToMeanings() {
   byId("token-form").addEventListener("submit", (event) => {
     event.preventDefault();
     const text = byId("token-query").value;
-    if (text) searchToken(text);
+    // A reader types a line break as \n. A token may itself be a backslash and an n, so only what is typed is read in this way.
+    if (text) searchToken(text.replaceAll("\\n", "\n").replaceAll("\\t", "\t"));
   });
   byId("token-lists").addEventListener("click", (event) => {
     const { layer, neuron } = event.target.dataset;
@@ -130,7 +130,7 @@ function showChanges() {
   const { all, kinds, worst } = data.changes;
   byId("changes-caption").textContent =
     `The masked model with ${data.amounts[data.inspected.amount]} removed by ${data.scorer}, ${data.budget}, without repair, on the ` +
-    `calibration text. The mean loss of the ${count(all.change.count)} predicted tokens grows from ${all.before.toFixed(3)} to ` +
+    `calibration text. The mean loss of the ${count(all.change.count)} predicted tokens goes from ${all.before.toFixed(3)} to ` +
     `${all.after.toFixed(3)} nats. The slider does not change this.`;
   const head = ["predicted token", "tokens", "before", "after", "change", "of total"];
   const rows = Object.entries(kinds).flatMap(([, named], group) =>
