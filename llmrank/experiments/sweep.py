@@ -71,9 +71,10 @@ class SweepModel:
             while name in found:
                 number += 1
                 name = f"{base} ({number})"
-            given = isinstance(source, LoadedModel)
-            identity = f"weights {weights_digest(source.model)[:16]}" if given else _files_digest(Path(text))
-            found[name] = cls(name, partial(_given if given else load, source), identity)
+            if isinstance(source, LoadedModel):
+                found[name] = cls(name, partial(_given, source), f"weights {weights_digest(source.model)[:16]}")
+            else:
+                found[name] = cls(name, partial(load, source), _files_digest(Path(text)))
         return tuple(found.values())
 
 
