@@ -141,7 +141,13 @@ def _signals_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         signals = []
 
+    process = os.getpid()
+
     def interrupt(number: int, _frame: Any) -> None:
+        if os.getpid() != process:  # a forked worker, which its pool ends by a single SIGTERM and then waits for
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         signal.signal(number, signal.SIG_IGN)  # the same signal again must not stop the removal
         raise KeyboardInterrupt(number)
 

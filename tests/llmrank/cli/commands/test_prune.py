@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import json
@@ -552,6 +553,26 @@ def test_interruption_is_quiet(monkeypatch: Any, checkpoint: Path, tmp_path: Pat
         .err.splitlines()[-1]
         .startswith("llmrank: interrupted; a checkpoint directory exists only if")
     )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_worker_dies_of_the_signal_that_interrupts_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools of lm-eval end their workers by one SIGTERM. A worker that swallowed the interrupt would be waited for for ever."""
+
+    def forks(*_: Any) -> int:
+        worker = os.fork()
+        if not worker:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+            os._exit(3)
+        ended = os.waitpid(worker, 0)[1]
+        assert os.WIFSIGNALED(ended)
+        assert os.WTERMSIG(ended) == signal.SIGTERM
+        return 0
+
+    monkeypatch.setattr("llmrank.cli.run_families", forks)
+    assert run("families") == 0
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
