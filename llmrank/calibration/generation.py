@@ -145,7 +145,10 @@ def generate_text(
             "calibrate on a text file"
         )
     size = model.config.get_text_config().vocab_size
-    forbidden = sorted(token for token in {first, *end_tokens(model), *special_ids(tokenizer)} if token < size)
+    forbidden = torch.tensor(
+        sorted(token for token in {first, *end_tokens(model), *special_ids(tokenizer)} if token < size),
+        dtype=torch.int64,
+    )
     n_texts = -(-length // LONGEST_TEXT)
     text_length = -(-length // n_texts)
     draws = torch.rand(samples * n_texts, text_length - 1, generator=torch.Generator().manual_seed(seed))
@@ -161,7 +164,7 @@ def generate_text(
     return TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool), description)
 
 
-def _write(model: Any, first: int, forbidden: list[int], draws: torch.Tensor, bar: Iterator[Any]) -> torch.Tensor:
+def _write(model: Any, first: int, forbidden: torch.Tensor, draws: torch.Tensor, bar: Iterator[Any]) -> torch.Tensor:
     """Write one text for each row of random numbers; errors of the model's code become UnsupportedModelError.
 
     If the memory does not suffice, the texts are written in two halves.
@@ -172,7 +175,7 @@ def _write(model: Any, first: int, forbidden: list[int], draws: torch.Tensor, ba
 
     def choose(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         next(bar, None)
-        scores[:, forbidden] = -torch.inf
+        scores.index_fill_(1, forbidden.to(scores.device), -torch.inf)
         tokens = draw_tokens(scores, draws[:, ids.shape[1] - 1])
         # Without sampling, the model takes the token with the largest score.
         return scores.fill_(-torch.inf).scatter_(1, tokens, 0.0)
