@@ -15,10 +15,11 @@ from pathlib import Path
 import transformers
 from rich.console import Console
 
+from graphs.io.files import replace_file
 from llmrank.cli.progress import ProgressLog, make_progress
 from llmrank.pipeline.report import json_safe
 
-__all__ = ["QuietConsole", "add_output_options", "command_output", "print_result"]
+__all__ = ["QuietConsole", "add_output_options", "command_output", "print_result", "write_result"]
 
 
 class QuietConsole(Console):
@@ -86,3 +87,11 @@ def print_result(options: argparse.Namespace) -> None:
     if getattr(options, "json", False):
         document = json_safe({"command": options.command, **options.result})
         QuietConsole(soft_wrap=True).out(json.dumps(document, indent=2, allow_nan=False), highlight=False)
+
+
+def write_result(options: argparse.Namespace) -> None:
+    """Write the result of a command as JSON to the file of ``--output``, completely or not at all, if there is one."""
+    if options.output is not None:
+        with replace_file(options.output) as partial:
+            text = json.dumps(json_safe(options.result), indent=2, allow_nan=False)
+            partial.write_text(text + "\n", encoding="utf-8")

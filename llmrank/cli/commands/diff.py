@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Iterable
 from math import isfinite
@@ -13,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from graphs.io.files import replace_file
+from llmrank.cli.console import write_result
 from llmrank.cli.options import check_output_file
 from llmrank.cli.printing import compact_table, print_full_width
 from llmrank.inspection.difference import LayerDifference, RunDifference, compare_runs, read_run
@@ -53,10 +52,7 @@ def run_diff(options: argparse.Namespace, console: Console) -> int:
     for note in difference.notes:
         console.print(f"Note: {note}.", markup=False, highlight=False)
     options.result = difference.to_dict()
-    if options.output is not None:
-        with replace_file(options.output) as partial:
-            text = json.dumps(options.result, indent=2, allow_nan=False)
-            partial.write_text(text + "\n", encoding="utf-8")
+    write_result(options)
     return 0
 
 

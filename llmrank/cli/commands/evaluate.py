@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -14,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from graphs.io.files import replace_file
 from llmrank.calibration.forward import fitting_length
 from llmrank.calibration.text import TokenSequences, check_text, read_text, tokenise
 from llmrank.cli.commands.loss_changes import print_loss_changes
+from llmrank.cli.console import write_result
 from llmrank.cli.options import add_model_options, check_device_and_dtype, check_output_file, load, text_source
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.estimate import Estimate
@@ -28,7 +27,7 @@ from llmrank.evaluation.perplexity import model_size, perplexity
 from llmrank.evaluation.token_losses import loss_changes, token_losses
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
-from llmrank.pipeline.report import dtype_name, environment, json_safe
+from llmrank.pipeline.report import dtype_name, environment
 
 __all__ = ["add_evaluate_options", "run_evaluate"]
 
@@ -163,10 +162,7 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
         content["contexts"] = asdict(changes)
     content["protocol"] = {**texts.provenance(), "dtype": dtype_name(model), **environment()}
     options.result = _estimates_to_dicts(content)
-    if options.output is not None:
-        with replace_file(options.output) as partial:
-            text = json.dumps(json_safe(options.result), indent=2, allow_nan=False)
-            partial.write_text(text + "\n", encoding="utf-8")
+    write_result(options)
     return 0
 
 
