@@ -16,7 +16,7 @@ from llmrank.calibration.blocks.free_memory import free_memory
 from llmrank.calibration.blocks.recording import record_without_running
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
-from llmrank.calibration.text.mixture import Mixture
+from llmrank.calibration.text.mixed_sources import MixedSources
 from llmrank.calibration.text.sources import find_source
 from llmrank.cli.options import load
 from llmrank.errors import LLMRankError, OptionError
@@ -71,7 +71,7 @@ def check_low_memory(options: argparse.Namespace) -> None:
 def _is_written(calibration: Any) -> bool:
     """Whether the model writes the calibration text or a part of it; ``auto`` alone can be another text."""
     source = find_source(calibration)
-    parts = source.sources if isinstance(source, Mixture) else ()
+    parts = source.sources if isinstance(source, MixedSources) else ()
     return isinstance(source, Generated) or any(isinstance(part, (Generated, Automatic)) for part in parts)
 
 

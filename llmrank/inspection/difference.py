@@ -19,10 +19,10 @@ from graphs.linalg.blocks import FloatArray
 from llmrank.errors import CheckpointError, OptionError
 from llmrank.prune.masks import Masks
 from llmrank.score.ranking import SCORES, SETTINGS
+from llmrank.surgery.checkpoint import MASKS_FILE, REPORT_FILE
 
 __all__ = ["LayerDifference", "Run", "RunDifference", "compare_runs", "read_run"]
 
-REPORT, MASKS = "report.json", "masks.safetensors"
 # The parts of a report that say what was pruned, how, and by what text: their names here, and the keys that lead to them.
 COMPARED: Mapping[str, tuple[str, ...]] = {
     "model": ("model",),
@@ -170,11 +170,11 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     place = Path(path)
     if (place / SETTINGS).is_file():
         return _read_ranking(place)
-    report_path = place / REPORT if place.is_dir() else place
+    report_path = place / REPORT_FILE if place.is_dir() else place
     report = _read_json(report_path, place)
     if not all(isinstance(report.get(key), dict) for key in ("model", "method", "neurons")):
         raise CheckpointError(f"{report_path} is no report of llmrank prune: it states no model, method and neurons")
-    masks = report_path.parent / MASKS
+    masks = report_path.parent / MASKS_FILE
     return Run(place, report, Masks.load(masks) if masks.is_file() else None, {})
 
 
@@ -201,7 +201,7 @@ def _read_json(path: Path, place: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(
             f"{place} has no report ({error.strerror}); expected a directory that llmrank prune or llmrank rank has written, or "
-            f"a {REPORT}"
+            f"a {REPORT_FILE}"
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{path} is no JSON ({error}); expected a file that llmrank has written") from error
@@ -227,7 +227,7 @@ def compare_runs(a: Run, b: Run) -> RunDifference:
         layers = {name: _compare_masks(a.masks[name], b.masks[name]) for name in ordered}
     elif a.masks is not None or b.masks is not None or not (a.scores and b.scores):
         without = " and ".join(str(run.path) for run in (a, b) if run.masks is None)
-        notes.append(f"no {MASKS} with {without}, so single neurons are not compared")
+        notes.append(f"no {MASKS_FILE} with {without}, so single neurons are not compared")
     both_scores = set(a.scores) & set(b.scores)
     widths = [run.report["neurons"].get("widths", {}) for run in (a, b)]
     settings = [_flat({name: _value(run.report, keys) for name, keys in COMPARED.items()}) for run in (a, b)]

@@ -29,7 +29,7 @@ from llmrank.surgery.hub import check_hub, push
 from llmrank.surgery.model_card import write_model_card
 from llmrank.surgery.widths import WIDTHS_KEY, module_widths
 
-__all__ = ["load", "save"]
+__all__ = ["MASKS_FILE", "REPORT_FILE", "load", "save"]
 
 logger = logging.getLogger(__name__)
 

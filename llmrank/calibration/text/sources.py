@@ -22,7 +22,7 @@ from llmrank.calibration.text.base_source import BaseSource
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.documents import Documents
 from llmrank.calibration.text.files import ENDINGS, TextFiles
-from llmrank.calibration.text.mixture import Mixture, split_shares
+from llmrank.calibration.text.mixed_sources import MixedSources, split_shares
 from llmrank.calibration.text.sequences import Request, Role, TokenSequences
 from llmrank.calibration.text.tokenisation import sequences_of_tensor, sequences_of_text
 from llmrank.errors import CalibrationError
@@ -71,7 +71,7 @@ def find_source(text: Any, role: Role = "calibration") -> BaseSource | None:
         return BuiltInText()
     entries = _entries(text)
     if entries is not None:
-        source: BaseSource | None = Mixture([(_source_or_file(one), share) for one, share in entries])
+        source: BaseSource | None = MixedSources([(_source_or_file(one), share) for one, share in entries])
     else:
         source = _named(text)
     if source is None:

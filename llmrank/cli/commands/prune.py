@@ -122,7 +122,7 @@ def run_demo(options: argparse.Namespace, console: Console) -> int:
     pipeline = _checked_pipeline(options, console, undoable=True)
     report = demo.run(pipeline, options.output, console, options.settings)
     options.result = {"output": str(options.output), "report": report}
-    _say_written(options.output, ["report.json", "masks.safetensors", demo.FIGURE_FILE], console)
+    _say_written(options.output, [checkpoint.REPORT_FILE, checkpoint.MASKS_FILE, demo.FIGURE_FILE], console)
     _say_how_to_load(options.output, pipeline.model, console)
     return 0
 
@@ -153,7 +153,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     pushed = {} if repository is None else {"pushed": repository}
     options.result = {"output": str(written), "report": report.to_dict(), **pushed}
     console.print(report.table())
-    _say_written(written, ["report.json", "masks.safetensors"], console)
+    _say_written(written, [checkpoint.REPORT_FILE, checkpoint.MASKS_FILE], console)
     if repository is not None:
         console.print(f"Uploaded it to {repository}.", markup=False, highlight=False)
     elif options.push_to_hub is not None:

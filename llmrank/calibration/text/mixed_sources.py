@@ -13,7 +13,7 @@ from llmrank.calibration.text.base_source import BaseSource
 from llmrank.calibration.text.sequences import Request, Role, TokenSequences
 from llmrank.errors import CalibrationError
 
-__all__ = ["Mixture", "split_shares", "whole_numbers"]
+__all__ = ["MixedSources", "split_shares", "whole_numbers"]
 
 # A colon and a number with a decimal point or a percent sign, at the end of an entry. Other numbers belong to the source's name.
 SHARE = re.compile(r":(\d*\.\d+|\d+(?:\.\d+)?%)(?=,|$)")
@@ -22,7 +22,7 @@ SYNTAX = "SOURCE:SHARE,SOURCE:SHARE with shares such as 0.5 or 50%"
 ROUNDING = 0.011
 
 
-class Mixture(BaseSource):
+class MixedSources(BaseSource):
     """Several sources, each with a share of the sequences, in an order that the seed decides.
 
     Parameters

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import llmrank
 from llmrank import IsolatedFFNPipeline
 from llmrank.calibration.text import TokenSequences, check_text
-from llmrank.calibration.text.mixture import Mixture, split_shares, whole_numbers
+from llmrank.calibration.text.mixed_sources import MixedSources, split_shares, whole_numbers
 from llmrank.calibration.text.sequences import Request
 from llmrank.calibration.text.sources import find_source, make_sequences
 from llmrank.errors import CalibrationError
@@ -148,7 +148,7 @@ def test_too_few_sequences_and_too_little_text_raise(files: tuple[Path, Path]) -
 
 def test_thirds_may_be_rounded() -> None:
     mixture = find_source("a.txt:0.33,b.txt:0.33,c.txt:0.33")
-    assert isinstance(mixture, Mixture)
+    assert isinstance(mixture, MixedSources)
     assert sum(mixture.shares) == pytest.approx(1.0)
     assert str(mixture) == "a.txt:0.3333,b.txt:0.3333,c.txt:0.3333"
 
