@@ -28,6 +28,8 @@ from llmrank.evaluation.last_word import cut_passages
 __all__ = ["TASKS", "LMEvalTasks", "find_tasks", "last_word_documents", "page_documents"]
 
 TASKS = Path(__file__).parent / "tasks"
+# Resamples for the errors that lm-eval bootstraps: such an error is known to 1 / sqrt(2 x 10,000) of itself, 0.7 %.
+RESAMPLES = 10_000
 # Smallest number of characters of a page but the last: about a thousand tokens, so that few of them have little context.
 PAGE_LENGTH = 4000
 
@@ -65,7 +67,8 @@ class LMEvalTasks:
         -------
         dict from str to dict from str to Estimate
             The metrics of every task, by their names in lm-eval: the metric, and after a comma the filter unless it is ``none``.
-            Errors are those of lm-eval. The count is the number of documents, 0 for a group of tasks.
+            Errors are those of lm-eval; bootstrapped ones are of 10,000 resamples. The count is the number of documents, 0 for a
+            group of tasks.
 
         Raises
         ------
@@ -83,12 +86,13 @@ class LMEvalTasks:
         from lm_eval.models.huggingface import HFLM
 
         try:
-            with evaluation_mode(model), _restored_random_state(input_device(model)):
+            with evaluation_mode(model), _restored_random_state(input_device(model)), _without_processes():
                 outcome = simple_evaluate(
                     model=HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size),
                     tasks=list(self.names),
                     task_manager=self.manager,
                     limit=limit,
+                    bootstrap_iters=RESAMPLES,
                     log_samples=False,
                 )
         except LLMRankError:
@@ -171,6 +175,24 @@ def _restored_random_state(device: torch.device) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextmanager
+def _without_processes() -> Iterator[None]:
+    """Make lm-eval resample in this process.
+
+    The pool that it would fork is ended by a signal, which a worker that has not begun yet loses if this process handles the
+    signal; the pool would then wait for that worker for ever.
+    """
+    before = os.environ.get("DISABLE_MULTIPROC")
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["DISABLE_MULTIPROC"]
+        else:
+            os.environ["DISABLE_MULTIPROC"] = before
 
 
 def _own_tasks() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import re
 import sys
@@ -210,6 +211,22 @@ class TestWithLMEval:
         assert model.training
         assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002
         snapshot.assert_restored()
+
+    @pytest.mark.parametrize("given", [None, ""])
+    def test_errors_are_bootstrapped_in_this_process(
+        self, tale: Path, monkeypatch: pytest.MonkeyPatch, given: str | None
+    ) -> None:
+        """A pool of processes can wait for ever where signals are handled."""
+        monkeypatch.setattr("multiprocessing.Pool", pytest.fail)
+        monkeypatch.delenv("DISABLE_MULTIPROC", raising=False)
+        if given is not None:
+            monkeypatch.setenv("DISABLE_MULTIPROC", given)
+        model, tokenizer = tiny_llama(max_position_embeddings=1024), spelling_tokenizer()
+        found = find_tasks(["llmrank_last_word"], tale).run(model, tokenizer)["llmrank_last_word"]["perplexity"]
+        logs = [log_likelihood(model, tokenizer, p.context, p.word) for p in cut_passages(tale.read_text())]
+        resamples = np.random.default_rng(0).choice(logs, size=(10_000, len(logs)))
+        assert found.error == pytest.approx(np.exp(-resamples.mean(1)).std(), rel=0.05)
+        assert os.environ.get("DISABLE_MULTIPROC") == given
 
     @pytest.mark.parametrize("names", [[], ["llmrank_lastword"]])
     def test_unknown_tasks_are_refused(self, names: list[str]) -> None:
