@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -28,7 +29,7 @@ from llmrank.models.costs import ModelCosts
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import BasePipeline, IsolatedFFNPipeline
 from llmrank.pipeline.options import RankedText
-from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair, make_scorer
+from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.pipeline.report import environment, json_safe, model_source, repair_notes
 from llmrank.prune.masks import Masks
 from llmrank.score.model_graph import ModelGraph
@@ -39,6 +40,9 @@ from llmrank.surgery.files import atomic_directory
 from llmrank.surgery.repair import RepairedMap
 
 __all__ = ["ModelStudy"]
+
+# What is collected for repairs and for residual graphs only.
+HELD_OUT, SKIPS = "held out", "skips"
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,9 @@ class ModelStudy:
         self._settings, self._tasks = settings, tasks
         self._ffns = IsolatedFFNPipeline(self._model, self._tokenizer).find()
         self._weights = weights_digest(self._model)
-        size = settings.calibration.batch_size
-        if not (directory / SETTINGS).is_file():
-            self._calibrate(directory, progress)
-        self._text = RankedText.of_ranking(Ranking.load(directory), size)
-        self._statistics = self._text.statistics(self._model, self._ffns)  # refuses those of another model
+        ranking = self._calibration(directory, progress)
+        self._text = RankedText.of_ranking(ranking, settings.calibration.batch_size)
+        self._statistics = self._text.statistics(self._model, self._ffns)
         self._texts: TokenSequences = settings.evaluation.sequences(
             self._model, self._tokenizer, settings.calibration.sequence_length
         )
@@ -170,26 +172,47 @@ class ModelStudy:
         batches = [batch for text in texts if text is not None for batch in text.batches(size)]
         return record_without_running(self._model, self._ffns, batches)
 
-    def _calibrate(self, directory: Path, progress: Progress | None) -> None:
-        """Collect what all pipelines of the grid need, in one pass, and keep it in the directory."""
-        settings = self._settings
-        calibration = settings.calibration.for_model(self._model)
-        repairs = any(make_repair(repair) is not None for repair in settings.repairs)
-        sequences, held_out = calibration.sequences(self._model, self._tokenizer, hold_out=repairs, progress=progress)
+    def _calibration(self, directory: Path, progress: Progress | None) -> Ranking:
+        """Return the calibration in the directory, which is made first if it is absent or lacks what the grid needs."""
         with_skips = [
-            name for name in settings.pipelines if self._pipeline(name).statistics_options(self._ffns).get("skips")
+            name
+            for name in self._settings.pipelines
+            if self._pipeline(name).statistics_options(self._ffns).get("skips")
         ]
+        needs = {SKIPS} if with_skips else set()
+        if any(make_repair(repair) is not None for repair in self._settings.repairs):
+            needs.add(HELD_OUT)
+        pipeline = (*with_skips, *self._settings.pipelines)[0]
+        if (directory / SETTINGS).is_file():
+            kept = Ranking.load(directory)
+            RankedText.of_ranking(kept).statistics(self._model, self._ffns)  # refuses those of another model
+            has = set(kept.settings["collected"])
+            if needs <= has:
+                return kept
+            needs |= has
+            pipeline = pipeline if with_skips else kept.settings["pipeline"]
+            shutil.rmtree(directory)
+        self._calibrate(directory, needs, pipeline, progress)
+        return Ranking.load(directory)
+
+    def _calibrate(self, directory: Path, needs: set[str], pipeline: str, progress: Progress | None) -> None:
+        """Collect the statistics of all FFNs in one pass, and keep them in the directory."""
+        calibration = self._settings.calibration.for_model(self._model)
+        sequences, held_out = calibration.sequences(
+            self._model, self._tokenizer, hold_out=HELD_OUT in needs, progress=progress
+        )
         try:
-            statistics = self._collect(sequences, progress, skips=bool(with_skips))
+            statistics = self._collect(sequences, progress, skips=SKIPS in needs)
         except StructureError:  # rows of residual graphs will say what the model lacks
-            statistics, with_skips = self._collect(sequences, progress, skips=False), []
+            statistics, pipeline = self._collect(sequences, progress, skips=False), DEFAULTS["pipeline"]
         about = {
             "model": model_source(self._model),
             "weights": self._weights,
             "layers": self._ffns.sizes,
-            "pipeline": (*with_skips, *settings.pipelines)[0],
-            "scorer": settings.scorers[0],
+            "pipeline": pipeline,
+            "scorer": self._settings.scorers[0],
             "calibration": sequences.provenance(),
+            "collected": sorted(needs),
         }
         with atomic_directory(directory) as partial:
             Ranking(statistics, sequences, held_out, about).save(partial)

@@ -158,10 +158,9 @@ class SweepSettings:
         return find_tasks(self.tasks, text if is_place else None, None, self.task_dir)
 
     def describe(self) -> dict[str, Any]:
-        """Return the settings in values that JSON can hold; a text is described by its digest."""
+        """Return what all rows have in common, in values that JSON can hold; a text is described by its digest."""
         calibration, evaluation = vars(self.calibration), vars(self.evaluation)
         return {
-            **{name: list(getattr(self, name)) for name in ("scorers", "pruners", "pipelines", "amounts", "repairs")},
             **{name: getattr(self, name) for name in ("amount_of", "targets", "documents", "speed")},
             "tasks": list(self.tasks),
             "task_dir": None if self.task_dir is None else str(self.task_dir),

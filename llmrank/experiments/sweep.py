@@ -107,7 +107,7 @@ def sweep(
         What :func:`llmrank.load` takes or returns. Every model is loaded once, and is as before at the end.
     output : path-like
         Directory for the results: a line of ``rows.jsonl`` for every row, as soon as it is measured, and the calibration of every
-        model. If it holds a part of the same sweep, only the missing rows are measured.
+        model. If it holds rows already, only the missing ones are measured; the grid (the five lists) may have changed.
     scorers, pruners, pipelines, repairs : sequence of str
         Specs such as ``"wpr:gamma=0.9"`` (``llmrank components`` lists the names).
     amounts : sequence of float or int
@@ -131,13 +131,14 @@ def sweep(
     Returns
     -------
     SweepResult
-        All rows, also those that an earlier sweep has measured. A row that fails is a row with its error; one that fails by
-        a bug is not in the file, and is tried again.
+        All rows in `output`, also those that an earlier sweep has measured. A row that fails is a row with its error; one that
+        fails by a bug is not in the file, and is tried again.
 
     Raises
     ------
     LLMRankError
-        Bad settings, a text that cannot be read, or a directory with another sweep; before a model is loaded.
+        Bad settings, a text that cannot be read, or a directory whose rows had other models, texts or measures; before a model
+        is loaded.
     MemoryError, OSError
         The rows so far are in `output`, and the same call goes on.
 

@@ -19,7 +19,7 @@ LONGEST = 80
 
 
 class SweepFolder:
-    """A folder that a sweep writes to, and that a later sweep with the same settings goes on with.
+    """A folder that a sweep writes to, and that a later sweep goes on with or adds rows to.
 
     A row is one line of JSON, and is on the disk when :meth:`append` returns. A process that is killed while it writes a line
     leaves a line without its end, which the next process removes.
@@ -29,7 +29,7 @@ class SweepFolder:
     path : path-like
         Absent, empty, or the folder of an earlier sweep with the same settings.
     settings : mapping
-        What decides the result, in values that JSON can hold.
+        What all rows have in common, in values that JSON can hold.
 
     Attributes
     ----------

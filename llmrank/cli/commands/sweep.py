@@ -98,7 +98,7 @@ def add_sweep_options(command: CommandParser) -> None:
         "--output",
         type=directory,
         default=Path("runs"),
-        help="directory for the rows; a sweep that was interrupted goes on (%(default)s)",
+        help="directory for the rows; those in it already are not measured again (%(default)s)",
     )
     output.add_argument("--track", choices=TRACKERS, help="also log every row there; each is an extra of llmrank")
     output.add_argument(
@@ -141,7 +141,6 @@ def run_sweep_command(options: argparse.Namespace, console: Console) -> int:
     # The sweep shows the progress of loading.
     loading = {**vars(options), "progress": None}
     models = SweepModel.several(options.model, lambda source: load(argparse.Namespace(**{**loading, "model": source})))
-    n_rows = len(models) * (1 + len(settings.rows()))
     try:
         result = run_sweep(
             models,
@@ -155,7 +154,7 @@ def run_sweep_command(options: argparse.Namespace, console: Console) -> int:
         if (options.output / ROWS).is_file():
             n_done = len(SweepResult.load(options.output).rows)
             console.print(
-                f"{n_done} of {n_rows} rows are in {options.output}. The same command goes on.",
+                f"{n_done} rows are in {options.output}. The same command goes on.",
                 markup=False,
                 highlight=False,
             )

@@ -211,14 +211,47 @@ def test_a_killed_sweep_goes_on(
     assert not passes
 
 
-def test_a_directory_of_other_settings_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_grid_grows(settings: dict[str, Any], passes: Counter[str]) -> None:
+    """The calibration is repeated only for what it lacks, and rows are those of one whole sweep."""
+    first: dict[str, Any] = {"repairs": ["none"], "amounts": [0.2]}
+    grown: dict[str, Any] = {
+        "repairs": ["none", "lstsq"],
+        "amounts": [0.2, 0.4],
+        "scorers": ["wpr", "flap"],
+        "pruners": ["local", "global"],
+        "pipelines": ["isolated", "chained", "residual"],
+    }
+    whole = llmrank.sweep(tiny(), **grown, **{**settings, "output": settings["output"].with_name("whole")}).rows
+    before = llmrank.sweep(tiny(), **first, **settings).rows
+    passes.clear()
+    more = llmrank.sweep(tiny(), **{**first, "scorers": ["flap"], "amounts": [0.4]}, **settings).rows
+    assert passes == {"rows": 1}
+    assert more[:2] == before
+    assert len(more) == 3
+    passes.clear()
+    rows = llmrank.sweep(tiny(), **grown, **settings).rows
+    assert passes == {"rows": 46, "calibration": TEXTS["samples"]}
+    assert rows[:3] == more
+    assert [row["row"] for row in rows] == list(range(49))
+    changing = {"row": 0, "seconds": 0, "held_out": None}
+    names = ("scorer", "pruner", "pipeline", "amount", "repair")
+    expected = {tuple(row[name] for name in names): {**row, **changing} for row in whole}
+    assert {tuple(row[name] for name in names): {**row, **changing} for row in rows} == expected
+    passes.clear()
+    assert llmrank.sweep(tiny(), **first, **settings).rows == rows
+    assert not passes
+
+
+def test_a_directory_of_other_settings_is_refused(settings: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
     llmrank.sweep(tiny(), repairs=["none"], **settings)
     before = {path: path.read_bytes() for path in settings["output"].iterdir() if path.is_file()}
-    with pytest.raises(
-        OptionError,
-        match=r"other settings \(amounts: \[0.3\] there, \[0.4\] here; repairs: \[none\] there, \[bias\] here\)",
-    ):
-        llmrank.sweep(tiny(), repairs=["bias"], amounts=[0.4], **settings)
+    with pytest.raises(OptionError, match=r"other settings \(seed: 0 there, 1 here; speed: False there, True here\)"):
+        llmrank.sweep(
+            tiny(),
+            repairs=["none"],
+            speed=True,
+            **{**settings, "calibration": CalibrationText(corpus, **TEXTS, seed=1)},
+        )
     settings["evaluation"].source.write_text(text(200, seed=2), encoding="utf-8")
     with pytest.raises(OptionError, match=r"evaluation: file evaluation\.txt, sha256"):
         llmrank.sweep(tiny(), repairs=["none"], **settings)

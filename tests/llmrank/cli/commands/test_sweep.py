@@ -178,10 +178,10 @@ def test_an_interrupted_sweep_says_how_to_go_on(
         killing.setattr(ModelStudy, "measure", interrupted)
         assert run(*arguments) == 130
     captured = capsys.readouterr()
-    assert f"3 of 9 rows are in {tmp_path / 'runs'}. The same command goes on." in captured.out
+    assert f"3 rows are in {tmp_path / 'runs'}. The same command goes on." in captured.out
     assert "A sweep goes on by the same command" in captured.err
-    assert "other settings (amounts: [0.2, 0.4] there, [0.2, 0.4, 0.3] here)" in refused(
-        capsys, *arguments, "--amount", "0.3"
+    assert "other settings (documents: None there, 3 here; tasks: [] there, [llmrank_perplexity] here)" in refused(
+        capsys, *arguments, "--tasks", "llmrank_perplexity", "--documents", 3
     )
     assert run(*arguments) == 0
     assert len(read_rows(tmp_path / "runs")) == 9
