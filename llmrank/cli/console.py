@@ -8,11 +8,11 @@ import json
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import transformers
+import transformers.modeling_gguf_pytorch_utils
 from rich.console import Console
 
 from graphs.io.files import replace_file
@@ -62,15 +62,16 @@ def command_output(options: argparse.Namespace) -> Iterator[Console]:
     options.progress = None if quiet else ProgressLog() if verbose else make_progress()
     # Progress bars of libraries would mix with the output of the command, and their errors are raised as exceptions.
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.modeling_gguf_pytorch_utils.tqdm = transformers.utils.logging.tqdm  # this module does not ask for that
     for library in ("transformers", "lm_eval"):
         logging.getLogger(library).setLevel(logging.ERROR)
     logger, handler = logging.getLogger("llmrank"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     level = logger.level
     with contextlib.ExitStack() as stack:
-        if quiet:
-            stack.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
+        if quiet:  # an error is printed after this context; warnings, and what libraries say, are not
+            nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
         if verbose and not quiet:
             logger.addHandler(handler)
             logger.setLevel(logging.DEBUG)

@@ -10,6 +10,8 @@ from typing import Any
 
 import jsonschema
 import pytest
+from tqdm import tqdm
+from transformers import modeling_gguf_pytorch_utils
 
 from llmrank import cli
 from tests.llmrank.commands import SHORT, run
@@ -92,6 +94,24 @@ def test_quiet_prints_nothing_but_errors(given: dict[str, tuple[Any, ...]], tmp_
     said = capsys.readouterr()
     assert json.loads(said.out)["command"] == "components"
     assert said.err == ""
+
+
+def test_quiet_hides_what_libraries_say(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def talk(*_: Any) -> int:
+        return len(list(tqdm([])))
+
+    monkeypatch.setattr("llmrank.cli.run_families", talk)
+    assert run("families", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+    assert run("families") == 0
+    assert "0it" in capsys.readouterr().err
+
+
+def test_the_bar_of_gguf_files_is_hidden(capsys: Any) -> None:
+    assert run("components") == 0
+    capsys.readouterr()
+    assert list(modeling_gguf_pytorch_utils.tqdm([1, 2], desc="Converting")) == [1, 2]
+    assert capsys.readouterr() == ("", "")
 
 
 def test_verbose_prints_the_log(given: dict[str, tuple[Any, ...]], capsys: Any) -> None:
