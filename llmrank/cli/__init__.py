@@ -168,8 +168,8 @@ def _status_and_sentence(error: BaseException) -> tuple[int, str]:
     """Return the exit status for an error, and the sentence to print."""
     if isinstance(error, KeyboardInterrupt):
         return 128 + (error.args[0] if error.args else signal.SIGINT), (
-            "interrupted; a checkpoint directory exists only if it is complete. The same command goes on with a sweep, and "
-            "--resume with a run with --low-memory; other commands begin anew"
+            "interrupted; a checkpoint directory exists only if it is complete. To go on with a sweep, repeat the command; to "
+            "go on with a run with --low-memory, repeat it with --resume. Other commands begin anew"
         )
     if is_out_of_memory(error):
         reason = f" ({error})" if str(error) else ""
@@ -216,7 +216,7 @@ def parser() -> argparse.ArgumentParser:
     )
     components.add_argument("name", metavar="NAME", nargs="?", help="the component to describe")
     add_families_options(
-        add("families", run_families, "list the model types of transformers that llmrank can prune, or why not")
+        add("families", run_families, "list the model types of transformers, and which of them llmrank can prune")
     )
     for command in commands.choices.values():
         command.add_config_option()

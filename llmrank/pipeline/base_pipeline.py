@@ -357,7 +357,7 @@ class BasePipeline(PipelineStages):
         reached = reached_amounts(masks, costs)
         processes = {"processes": self.processes.count} if self.processes.count > 1 else {}
         device = {} if self.block_device is None else {"device": str(self.block_device)}
-        fit, not_fit = (sequences, held_out) if held_out is not None else sequences.parts
+        fit, held_out_part = (sequences, held_out) if held_out is not None else sequences.parts
         notes = [
             *(f"no token reaches {stack}: its FFNs were left as they are" for stack in sorted(self._not_reached)),
             *budget_notes(self.pruner, reached),
@@ -368,7 +368,7 @@ class BasePipeline(PipelineStages):
             model=describe_model(self.model, ffns) | device,
             method=self._method_settings(),
             calibration=sequences.provenance() | processes,
-            held_out=None if not_fit is None else not_fit.provenance(),
+            held_out=None if held_out_part is None else held_out_part.provenance(),
             graph=describe_graphs(self.model_graphs, self.ranks),
             neurons=describe_neurons(masks, self.pruner, ffns),
             before=size,

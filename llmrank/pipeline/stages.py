@@ -307,8 +307,8 @@ class PipelineStages:
             return masks, {}
         choose = Reselection(self.scorer, graphs, present)
         size = self.calibration.batch_size
-        fit, not_fit = (sequences, held_out) if held_out is not None else sequences.parts
-        held_out_share = None if not_fit is None else self.processes.share(not_fit, size)
+        fit, held_out_part = (sequences, held_out) if held_out is not None else sequences.parts
+        held_out_share = None if held_out_part is None else self.processes.share(held_out_part, size)
         overwrites_weights = not (self.undoable or (self.repair.reselects and choose.reads_earlier_layers))
         kept, repaired, self.validation = repair_where_it_helps(
             self.model,

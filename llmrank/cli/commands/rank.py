@@ -86,9 +86,8 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
             "statistics of attentions cannot be kept in a file; leave attention=true out, or use llmrank prune"
         )
     with progress_step(options.progress, "Reading the weights"):
-        weights = weights_digest(
-            loaded.model
-        )  # before the calibration, because it raises an error if weights are missing
+        # Before the calibration, because this raises an error if weights are missing.
+        weights = weights_digest(loaded.model)
     with resumable(pipeline, console):
         pipeline.open_work_directory(sequences, held_out)
         statistics = pipeline.calibrate(ffns, sequences)

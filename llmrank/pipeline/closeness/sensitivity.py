@@ -74,7 +74,7 @@ def layer_sensitivities(
         Number of sequences in a forward pass.
     samples : int, optional
         Number of sequences that are used, from the first on; 256 rows of features count as one sequence. By default as many
-        sequences as hold 2,048 tokens, but at least two; of features always two.
+        sequences as hold 2,048 tokens, but at least two; of rows of features, two.
     progress : callable, optional
         See :func:`llmrank.calibration.collect.collect_statistics`.
     groups : mapping from str to sequence of PrunableLayer, optional
