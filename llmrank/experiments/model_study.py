@@ -183,6 +183,7 @@ class ModelStudy:
 
     def _find_calibration(self, directory: Path, progress: Progress | None) -> Ranking:
         """Return the calibration from the directory. It is made first if there is none, or if it lacks what the grid needs."""
+        # The pipelines whose graphs need the shares of the residual stream that skip the blocks.
         with_skips = [
             name
             for name in self._settings.pipelines
@@ -210,9 +211,10 @@ class ModelStudy:
         sequences, held_out = calibration.sequences(
             self._model, self._tokenizer, hold_out=HELD_OUT in needs, progress=progress
         )
+        # If the shares cannot be measured, other rows can be; those of residual graphs will raise this error again.
         try:
             statistics = self._collect(sequences, progress, skips=SKIPS in needs)
-        except StructureError:  # other rows can be measured, and those of residual graphs will raise this error again
+        except StructureError:
             statistics, pipeline = self._collect(sequences, progress, skips=False), DEFAULTS["pipeline"]
         about = {
             "model": model_source(self._model),

@@ -38,8 +38,8 @@ class Choices:
     Attributes
     ----------
     unit_sets : tuple of Units
-        One for each prunable layer, or for each mixture of experts. If neurons and experts are removed together, one for each
-        layer of the inspection, whose units are its neurons.
+        A set of units for each prunable layer, or for each mixture of experts. If neurons and experts are removed together, a set
+        for each layer of the inspection, whose units are the neurons of the layer.
     min_keep : int
         Smallest number of units that a layer keeps.
     amounts : tuple of float or int
@@ -61,7 +61,7 @@ class Choices:
     refusals: Mapping[str, tuple[str, ...]]
 
     @property
-    def is_fixed(self) -> bool:
+    def has_one_amount(self) -> bool:
         """Whether the page offers only one amount, because neurons and experts are removed together."""
         return len(self.amounts) == 1
 
@@ -132,7 +132,7 @@ def removal_order(inspection: Inspection, choices: Choices, result: ScorerResult
         for name, layer in inspection.layers.items()
         for part in layer.parts
     }
-    if choices.is_fixed:
+    if choices.has_one_amount:
         ones = {name: np.ones(layer.size, dtype=bool) for name, layer in inspection.layers.items()}
         by_budget = {budget: result.keep.get(budget, ones) for budget in ("local", "global")}
         fixed = {budget: tuple(mask.astype(np.int64) for mask in keep.values()) for budget, keep in by_budget.items()}
@@ -142,17 +142,19 @@ def removal_order(inspection: Inspection, choices: Choices, result: ScorerResult
         LayerRecord(each.name, each.importance(scores, scores), explicit=not each.layers[0].output_maps, units=each)
         for each in choices.unit_sets
     ]
-    in_layer = inspection.budgets.local.removal_positions(records)
-    in_model = inspection.budgets.global_.removal_positions(records)
+    positions_in_layer = inspection.budgets.local.removal_positions(records)
+    positions_in_model = inspection.budgets.global_.removal_positions(records)
     unit_sizes = torch.cat([torch.full((each.n_units,), each.n_neurons) for each in choices.unit_sets])
-    sizes_in_order = unit_sizes[torch.argsort(torch.cat(in_model))]
+    # The numbers of neurons in the units, and how many neurons are removed before each, both in the order of removal.
+    sizes_in_order = unit_sizes[torch.argsort(torch.cat(positions_in_model))]
     removed_before = sizes_in_order.cumsum(0) - sizes_in_order
     by_part = {name: torch.zeros(len(values), dtype=torch.int64) for name, values in scores.items()}
-    for each, positions in zip(choices.unit_sets, in_layer, strict=True):
+    for each, positions in zip(choices.unit_sets, positions_in_layer, strict=True):
         by_part.update({name: positions[unit] for name, unit in each.assign(scores).items()})
     joined = tuple(layer.join(by_part) for layer in inspection.layers.values())
     return Order(
-        {"local": joined, "global": joined}, tuple(removed_before[positions].numpy() for positions in in_model)
+        {"local": joined, "global": joined},
+        tuple(removed_before[positions].numpy() for positions in positions_in_model),
     )
 
 
@@ -164,8 +166,8 @@ def local_removals(choices: Choices) -> IntArray:
     (multiples, amounts, sets of units) int64 array
         Zero where the pruner refuses the amount.
     """
-    if choices.is_fixed:
-        return _fixed(choices, "local")
+    if choices.has_one_amount:
+        return _removals_at_one_amount(choices, "local")
     counts = [[local_count(amount, size) for size in choices.sizes] for amount in choices.amounts]
     return _rounded(choices, np.array(counts), choices.refusals["local"])
 
@@ -184,14 +186,14 @@ def global_removals(choices: Choices, removed_before: Sequence[IntArray]) -> Int
     (multiples, amounts, sets of units) int64 array
         Zero where the pruner refuses the amount.
     """
-    if choices.is_fixed:
-        return _fixed(choices, "global")
+    if choices.has_one_amount:
+        return _removals_at_one_amount(choices, "global")
     limits = [global_count(amount, choices.n_neurons) for amount in choices.amounts]
     counts = np.stack([np.searchsorted(np.sort(before), limits) for before in removed_before], axis=1)
     return _rounded(choices, counts, choices.refusals["global"])
 
 
-def _fixed(choices: Choices, budget: str) -> IntArray:
+def _removals_at_one_amount(choices: Choices, budget: str) -> IntArray:
     """Return 1 for each set of units, which removes the neurons at position 0, see :class:`Order`; 0 if the budget refuses."""
     return np.full((1, 1, len(choices.unit_sets)), 0 if choices.refusals[budget][0] else 1, dtype=np.int64)
 

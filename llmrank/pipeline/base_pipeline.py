@@ -146,7 +146,7 @@ class BasePipeline(PipelineStages):
         logger.info("found %d FFNs (%s) with %d neurons", len(ffns), kinds, sum(ffns.sizes.values()))
         self._prepared = None
         with self._timed("evaluate before"):
-            evaluation, texts = self.evaluate()
+            evaluation, evaluation_text = self.evaluate()
         with self._timed("calibrate"):
             sequences, held_out = self.calibration_texts()
             self.open_work_directory(sequences, held_out)
@@ -180,9 +180,9 @@ class BasePipeline(PipelineStages):
                 with self._timed("check"), checking, self.onloaded():
                     check_equivalence(self.model, expected, sequences)
             with self._timed("evaluate after"):
-                if evaluation is not None and texts is not None:
-                    evaluation.after = self._perplexity(texts, "Evaluating the pruned model")
-                    evaluation.calibration_overlap = shared_passages(sequences.joined(held_out), texts)
+                if evaluation is not None and evaluation_text is not None:
+                    evaluation.after = self._perplexity(evaluation_text, "Evaluating the pruned model")
+                    evaluation.calibration_overlap = shared_passages(sequences.joined(held_out), evaluation_text)
             report.after = model_size(self.model, ffns)
         except BaseException:
             if self.undoable:

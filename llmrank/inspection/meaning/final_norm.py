@@ -86,7 +86,7 @@ def read_norm(module: nn.Module, like: torch.Tensor) -> Norm | None:
     >>> read_norm(nn.Linear(4, 4), torch.zeros(4)) is None
     True
     """
-    # Both vectors have mean 0 and mean square 1. The probe has no small entries, so that the gain can be divided by them.
+    # Both vectors have mean 0 and mean square 1. The probe has no small entries, because outputs are divided by them.
     n = like.shape[-1]
     probe = torch.ones(n)
     probe[1::2] = -1.0

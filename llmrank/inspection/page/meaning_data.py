@@ -57,7 +57,7 @@ def meanings_data(
     per_layer = largest if fits else max(1, int(limit / (per_neuron + 6) / n_layers))
     held, parts = [], []
     for name, layer in inspection.layers.items():
-        rows = np.sort(np.argsort(-inspection.main.importance[name], kind="stable")[:per_layer])
+        neurons = np.sort(np.argsort(-inspection.main.importance[name], kind="stable")[:per_layer])
         lens = {part.name: meanings.lens.get(part.name) for part in layer.layers}
         joined = (
             layer.join(meanings.top.activations),
@@ -65,8 +65,8 @@ def meanings_data(
             layer.join({part.name: _tokens(lens[part.name], "promoted", (part.size, k)) for part in layer.layers}),
             layer.join({part.name: _tokens(lens[part.name], "demoted", (part.size, k)) for part in layer.layers}),
         )
-        held.append(rows)
-        parts.append([each[rows] for each in joined])
+        held.append(neurons)
+        parts.append([each[neurons] for each in joined])
     activations, positions, promoted, demoted = (np.concatenate(part) for part in zip(*parts, strict=True))
     text = torch.where(sequences.mask, sequences.ids, NO_TOKEN).flatten().numpy()
     used = np.unique(np.concatenate([text, promoted.ravel(), demoted.ravel(), [NO_TOKEN]]))
@@ -82,7 +82,7 @@ def meanings_data(
         "without_lens": meanings.without_lens,
         "tokens": ["", *(meanings.texts[int(token)] for token in used[1:])],
         "text": indices(text),
-        "held": [len(rows) for rows in held],
+        "held": [len(neurons) for neurons in held],
         "neurons": None if per_layer >= largest else encode_array(np.concatenate(held), np.uint32),
         "activations": encode_array(activations, np.float32),
         "positions": encode_array(positions.clip(min=0), index_dtype(len(text))),

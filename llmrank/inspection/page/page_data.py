@@ -45,8 +45,8 @@ DATA_LIMIT = 30_000_000
 # The edges of this many neurons of each layer are never left out.
 MIN_NEURONS_WITH_EDGES = 64
 MASKS_DIFFER_NOTE = (
-    "At {} the pipeline does not keep the neurons that this page shows as kept: the pipeline prunes each graph separately, and "
-    "the page compares the neurons of all layers."
+    "At {} the pipeline keeps other neurons than this page shows as kept: the pipeline prunes each graph separately, and the "
+    "page compares the neurons of all layers."
 )
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -326,7 +326,7 @@ def _edges(inspection: Inspection, per_layer: int, top: int) -> dict[str, Any]:
         strongest = strongest_edges(graph, rank, node_layer, top=top)
         for key, values in strongest._asdict().items():
             # A node with fewer than `top` edges has the node -1 with the share 0 in the place of each missing edge. The page
-            # ignores edges of share 0, so any index will do there.
+            # ignores edges of share 0, so -1 becomes 0, because the indices have no sign.
             parts[key].append(values[chosen[-1]].clip(min=0))
     node_dtype = _node_dtype(inspection)
     return {
@@ -350,7 +350,7 @@ def _choose_what_fits(
     """Return the scorers that fit, and the number of neurons per layer whose edges fit (`edge_bytes` for each neuron)."""
     n_neurons = sum(sizes)
     index_bytes = np.dtype(index_dtype(max(choices.sizes))).itemsize
-    # Base64 takes four bytes for three.
+    # All sizes are in bytes of base64, which takes four bytes for three.
     per_table = index_bytes * len(choices.multiples) * len(choices.amounts) * len(choices.sizes) * 4 / 3
     per_scorer = (4 + index_bytes) * n_neurons * 4 / 3 + per_table
     per_neuron = edge_bytes * 4 / 3
