@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, "debug", False):
             traceback.print_exc()
         status, sentence = _status_and_sentence(error)
-        # Process 0 prints the error. If process 0 has died without saying why, the others do.
+        # Process 0 prints the error. If process 0 has died without saying why, the others print it.
         if rank == 0 or (isinstance(error, ProcessError) and error.rank == 0 and not error.said_why):
             with contextlib.suppress(OSError):  # standard error is closed
                 QuietConsole(stderr=True, soft_wrap=True).print(f"llmrank: {sentence}", markup=False, highlight=False)

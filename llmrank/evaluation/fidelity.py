@@ -1,6 +1,6 @@
 """How close a pruned model is to the dense model: in its next-token distributions, and in its greedy continuations.
 
-Perplexity does not show this: two models with different predictions can have the same perplexity.
+Perplexity does not show how close two models are: models with different predictions can have the same perplexity.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def draw_sweep(result: SweepResult, model: str) -> Figure:
 
 
 def pareto_front(rows: Sequence[Mapping[str, Any]], panel: str) -> list[Mapping[str, Any]]:
-    """Return the rows on the Pareto front of a plot: no other row is better than they are. They are ordered along its x axis.
+    """Return the rows on the Pareto front of a plot: no other row is better. The rows are ordered along the x axis.
 
     A row is better than another if its perplexity is lower and its value on the x axis no worse, or the other way round. Values
     on the x axis that differ by less than half a percent of their range count as equal, because shares are rounded to neurons.

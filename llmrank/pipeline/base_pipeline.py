@@ -96,8 +96,8 @@ class BasePipeline(PipelineStages):
         Go on with an earlier run in the work directory, at the block where it ended.
     processes : Processes, optional
         The processes that divide the run among themselves. By default :meth:`run` joins those that a launcher has started
-        (torchrun, accelerate) or that torch.distributed has connected; each calls it with the same model and options, and gets
-        the same result.
+        (torchrun, accelerate) or that torch.distributed has connected. Each process calls :meth:`run` with the same model and
+        options, and gets the same result.
 
     Attributes
     ----------
@@ -283,7 +283,7 @@ class BasePipeline(PipelineStages):
             return perplexity(self.model, texts, self.calibration.batch_size, shown, self.processes)
 
     def undo(self) -> nn.Module:
-        """Restore the model as it was before :meth:`run`, bit for bit (it stays on `device`); refused unless :attr:`undoable`."""
+        """Restore the model as it was before :meth:`run`, bit for bit, but on `device`; refused unless :attr:`undoable`."""
         if self.application is None:
             raise OptionError("there is nothing to undo: run() has not pruned this model, or undo() has restored it")
         self.application.undo()

@@ -268,7 +268,7 @@ def _checked_pipeline(
 def _say_if_no_quantiser_fits(
     options: argparse.Namespace, pipeline: BasePipeline, report: Report, console: Console
 ) -> None:
-    """Say how to round the widths if GGUF cannot quantise output maps of these widths, but those of the dense model."""
+    """Say how to round the widths, if GGUF could quantise the output maps of the dense model, but not those of the pruned one."""
     widths = [width for width in report.neurons["widths_with_padding"].values() if width % QUANTISED_BLOCK]
     if widths and all(len(mask) % QUANTISED_BLOCK == 0 for mask in (pipeline.masks or {}).values()):
         rounded = f"{options.pruner}{',' if ':' in options.pruner else ':'}multiple_of={QUANTISED_BLOCK}"

@@ -92,7 +92,7 @@ def layer_sensitivities(
     OptionError
         The FFNs come from a `structure_dict`; `samples` is below 1; or see :func:`llmrank.calibration.forward.model_inputs`.
     MaskError
-        The masks are those of another model, or one keeps no neuron.
+        The masks are those of another model, or a mask keeps no neuron.
     CalibrationError
         An output is not finite, or the dense output is zero for every token (the message names the layer); or see
         :func:`llmrank.calibration.forward.model_inputs`.

@@ -146,8 +146,8 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
         if [k for k, modifier in enumerate(modifiers) if isinstance(modifier, LLMRankModifier)] != [0]:
             names = ", ".join(type(modifier).__name__ for modifier in modifiers)
             raise OptionError(
-                f"LLMRankModifier must be the first modifier of a recipe, and there once, got {names}: the others attach "
-                "themselves to the modules of the model as they are; reorder the recipe, and load the model again"
+                f"LLMRankModifier must occur once in a recipe, as its first modifier, got {names}: other modifiers attach "
+                "themselves to the modules of the model before they are pruned; reorder the recipe, and load the model again"
             )
         if any(map(is_module_quantized, state.model.modules())):
             raise OptionError(
