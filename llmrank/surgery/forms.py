@@ -182,7 +182,7 @@ def tensor_masks(ffns: FFNs, masks: Masks, *, routers: bool = True) -> list[Tens
             for axis in mask.axes[1:] if mask.owner is mixture.experts.owner and mask.by_expert else ():
                 axis[len(experts) :] = axis[first]
         if routers and not bool(kept.all()):
-            for part in mixture.by_expert:
+            for part in mixture.tensors_by_expert:
                 collected.of(part.owner, part.name).axes[part.axis].logical_and_(kept)
     return list(collected.found.values())
 

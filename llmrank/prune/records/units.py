@@ -176,12 +176,12 @@ def units_of(
         expert_widths = {layer.size for layer in layers if layer.mixture is not None}
     groups: dict[str, list[PrunableLayer]] = {}
     for layer in layers:
-        joined = layer.tied if targets == ("neurons",) else layer.mixture
+        joined = layer.pruned_with if targets == ("neurons",) else layer.mixture
         if joined is not None or targets == ("neurons",):
             groups.setdefault(layer.name if joined is None else joined.name, []).append(layer)
     found = []
     for name, group in groups.items():
-        if group[0].tied is not None:
+        if group[0].pruned_with is not None:
             found.append(_of_mixture(name, group, targets[0]))
         else:
             # One field of the configuration may state the width of an FFN and of experts elsewhere: they are rounded alike.
@@ -191,7 +191,7 @@ def units_of(
 
 
 def _of_mixture(name: str, layers: Sequence[PrunableLayer], target: Target) -> Units:
-    mixture: Mixture = layers[0].tied  # type: ignore[assignment]
+    mixture: Mixture = layers[0].pruned_with  # type: ignore[assignment]
     if target == "experts":
         n_units = len(layers) // mixture.n_groups
         return Units(name, tuple(layers), n_units, "experts", mixture.n_groups, mixture.min_kept)

@@ -165,12 +165,14 @@ class _Choice:
             adjusted.amount = remaining(list(experts))
             return None if adjusted.amount < 0.0 else self.masks(adjusted, "neurons", experts)
         # The same share of every layer, in which a mixture counts with its experts, is removed.
-        tied = [p.layer.name for entry, _ in self._ranked for p in entry.prunable if p.layer.tied is not None]
-        adjusted.amount = remaining(tied)
+        in_mixtures = [
+            p.layer.name for entry, _ in self._ranked for p in entry.prunable if p.layer.pruned_with is not None
+        ]
+        adjusted.amount = remaining(in_mixtures)
         if adjusted.amount < 0.0:
             return None
-        inside = self.masks(adjusted, "neurons", experts, lambda units: units.layers[0].tied is not None)
-        return self.masks(pruner, "neurons", inside, lambda units: units.layers[0].tied is None)
+        inside = self.masks(adjusted, "neurons", experts, lambda units: units.layers[0].pruned_with is not None)
+        return self.masks(pruner, "neurons", inside, lambda units: units.layers[0].pruned_with is None)
 
     def _lost(self, masks: Masks) -> float:
         scores = {name: s for entry, rank in self._ranked for name, s in entry.importance(rank).items()}
