@@ -48,7 +48,7 @@ class Cost:
         Number of parameters, and their size in memory in bytes.
     flops : int
         FLOPs for one token: a multiplication and an addition for each weight of a matrix. Biases, activation functions, norms
-        and convolutions are not counted; nor are the products of attention with the context, which grow with its length.
+        and convolutions are not counted. The products of attention with the context, which grow with its length, are not either.
 
     Examples
     --------
@@ -183,7 +183,7 @@ class ModelCosts:
             for p in mixture.experts.owner.parameters(recurse=False)
             if p.ndim == 3
         ]
-        # Experts that are modules were all counted among the matrices. Those that a token does not pass are subtracted here.
+        # Experts that are modules were all counted among the matrices. Experts that a token does not pass are subtracted here.
         expert_flops += [
             2 * p.numel() * (mixture.top_k - mixture.n_experts) // mixture.n_experts
             for mixture in ffns.mixtures

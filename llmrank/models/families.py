@@ -120,7 +120,7 @@ def text_config(model: nn.Module) -> Any:
 def bias_attribute(model: nn.Module) -> str:
     """Return the configuration attribute that must become True if the maps of the FFNs are given biases.
 
-    It is the first of BIAS_ATTRIBUTES that is False now, and with which set to True the configuration is valid. The result is ""
+    It is the first of BIAS_ATTRIBUTES that is False and can become True; some configurations do not allow that. The result is ""
     if there is none.
     """
     config = text_config(model)

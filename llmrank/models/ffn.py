@@ -74,8 +74,8 @@ class PrunableLayer:
         The mixture that routes tokens to these neurons; None for an FFN that gets every token. All neurons of such a layer can be
         removed, and with them the expert.
     pruned_with : Mixture or None
-        The mixture with whose experts this layer is pruned: all of them keep the same share of their neurons. It is set for
-        experts, and for a shared expert if one field of the configuration states its width and that of the experts.
+        The mixture with whose experts this layer is pruned: all of them keep the same share of their neurons. Set for experts,
+        and for a shared expert if one field of the configuration states both its width and the width of the experts.
     """
 
     name: str
@@ -132,7 +132,7 @@ class FFN:
     def prunable(self) -> dict[int, PrunableLayer]:
         """The prunable layers, by their index among the layers of nodes.
 
-        They are the hidden layers; in an explicit FFN all layers but layer 0; in an attention none.
+        The hidden layers are prunable; in an explicit FFN all layers but layer 0; in an attention none.
         """
         if self.kind == "attention":
             return {}

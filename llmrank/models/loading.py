@@ -112,7 +112,7 @@ def load_pretrained(
     source : str or path-like
         A directory with a transformers checkpoint, a ``.gguf`` file (dequantised on loading), or a name on the hub.
     dtype : str or torch.dtype, optional
-        By default that of the checkpoint (float32 for GGUF).
+        By default the dtype of the checkpoint, and float32 for GGUF files.
     device : str or torch.device, optional
         The CPU by default.
     choose_class : callable, optional

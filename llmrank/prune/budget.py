@@ -49,7 +49,7 @@ def check_budget(
 
 
 def _records(ffns: FFNs, targets: Sequence[Target]) -> list[LayerRecord]:
-    # With both targets the records are those of neurons, because it may be possible to remove neurons alone.
+    # With both targets the amount is checked for neurons alone, because removing no expert is one of the choices.
     units = units_of(ffns.layers.values(), tuple(targets) if len(targets) == 1 else ("neurons",))
     return [record_of_size(each.name, each.n_units, each) for each in units]
 
@@ -60,7 +60,7 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: 
     Parameters
     ----------
     pruner : BasePruner
-        It prunes all layers in one call, and :func:`check_budget` has accepted it.
+        A pruner of all layers in one call, which :func:`check_budget` has accepted.
     ffns : FFNs
     costs : ModelCosts
     targets : sequence of {"neurons", "experts"}

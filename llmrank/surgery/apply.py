@@ -235,7 +235,7 @@ def _check(ffns: FFNs, masks: Masks, form: str, align: str) -> None:
 
 
 def _mixtures_that_lose_experts(ffns: FFNs, masks: Masks) -> Iterator[tuple[Mixture, torch.Tensor]]:
-    """Yield each mixture of which experts are removed, with the keep mask of its experts."""
+    """Yield each mixture that loses experts, with the keep mask of its experts."""
     for mixture, experts in zip(ffns.mixtures, ffns.experts.values(), strict=True):
         keep = torch.stack([masks[name].any() for name in experts])
         if not bool(keep.all()):

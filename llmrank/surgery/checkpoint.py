@@ -183,7 +183,7 @@ def _fits_in_memory(model: nn.Module) -> bool:
 
 
 def _changed_tensors(model: nn.Module, loaded: nn.Module) -> str:
-    """Return in words which tensors of the loaded model have other values than those of the model that was saved."""
+    """Return in words which tensors have other values in the loaded model than in the model that was saved."""
     state = _plain_state(model) or model.state_dict()
     changed = [
         name

@@ -39,7 +39,7 @@ def check_output(directory: str | os.PathLike[str]) -> Path:
     Raises
     ------
     CheckpointError
-        The directory is not empty or cannot be written, or the path is not UTF-8, or is that of a file or a broken link.
+        The directory is not empty or cannot be written; or the path is not UTF-8, or leads to a file or a broken link.
 
     Examples
     --------
@@ -129,8 +129,8 @@ def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise CheckpointError(
-                    f"another process wrote to {directory} meanwhile; its files are left as they are; choose another --output "
-                    "and run again"
+                    f"another process also wrote to {directory}; its files are left as they are; choose another --output and run "
+                    "again"
                 ) from error
             raise
 

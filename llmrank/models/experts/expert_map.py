@@ -30,7 +30,7 @@ class TensorPart:
     expert : int
         Position of the expert.
     rows : slice
-        The rows of the map among those of the expert, such as every second one where gate and up are interleaved.
+        The rows of the map in the matrix of the expert, such as every second row where gate and up are interleaved.
     transposed : bool
         Whether the tensor is stored as (experts, columns, rows).
     """
@@ -168,7 +168,7 @@ class Expert(nn.Module):
 
 
 def set_forward(module: nn.Module, forward: Any) -> None:
-    """Give a module a forward function of its own, or with None that of its class."""
+    """Give a module a forward function of its own; with None, it uses the forward function of its class again."""
     if forward is None:
         vars(module).pop("forward", None)
     else:

@@ -160,7 +160,7 @@ class Mixture:
     router_name : str
         Path of the router.
     tensors_by_expert : tuple of ExpertTensor
-        The tensors that have one entry for each expert, such as the router's weight. Those of the experts are not among them.
+        The tensors that have one entry for each expert, such as the router's weight; not the experts' own tensors.
     counts : tuple of (nn.Module, str)
         Attributes of modules that hold the number of experts.
     top_k : int

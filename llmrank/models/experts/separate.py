@@ -26,7 +26,7 @@ class _Probe:
     """A known output of one expert: a number in one column, and zeros in the others.
 
     Without a bit, all rows hold the number, which shows the tokens that the expert gets and their weights. With a bit, only rows
-    in whose index this bit is set hold it, which shows the rows in which the expert gets its tokens.
+    hold it that have this bit set in their index; all bits together show which token is in which row.
     """
 
     expert: int
@@ -43,7 +43,7 @@ class SeparateExperts:
     Parameters
     ----------
     owner : nn.ModuleList or nn.ModuleDict
-        It holds the experts.
+        The module that holds the experts.
     site : nn.Module
         The module whose output is the sum of what the experts return: `owner` if it has a forward function, else the module
         around `owner`.

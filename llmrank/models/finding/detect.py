@@ -1,6 +1,6 @@
 """Find the FFNs of a model by the shapes of its linear maps, not by the model's name.
 
-The linear maps inside a module, without those of attention, are an FFN if they are exactly d -> f and f -> d (plain), two
+The linear maps inside a module, without maps of attention, are an FFN if they are exactly d -> f and f -> d (plain), two
 d -> f and one f -> d (gated), or d -> 2f and f -> d (fused). A module that holds the three maps of a gated FFN may hold more
 linear maps, such as a router, if none of them has f inputs or f outputs. An ``nn.Sequential`` of Linears and pointwise functions
 is a sequential FFN. If no module has such maps, a trial run shows which modules are chains of linear maps (multilayer
@@ -203,8 +203,8 @@ def _attention_prefixes(modules: Mapping[str, nn.Module], linears: Mapping[str, 
         known, prefix = tuple(found), _prefix(name)
         if not prefix.startswith(known) and any(path.startswith(prefix) for path in known):
             inside = [path for path in linears if path.startswith(prefix)]
-            # Outside the attention that it holds, a module that belongs to this attention has at most one linear map: in BERT
-            # the output map of the attention, in T5 none.
+            # A module around an attention belongs to it if it holds at most one more linear map: in BERT the output map of the
+            # attention, in T5 none.
             if name and sum(not _prefix(path).startswith(known) for path in inside) < 2:
                 found.append(prefix)
     return tuple(found)
@@ -236,14 +236,14 @@ def _without_bottlenecks(ffns: list[FFN]) -> list[FFN]:
 
 
 def _block_path(name: str) -> str:
-    """Return the path of the block that a module lies in: its path up to the first index; without an index, the whole path."""
+    """Return the path of the block that a module lies in: its path up to the first number in it; without a number, all of it."""
     stack = _stack_path(name)
     index = name.removeprefix(_prefix(stack)).split(".")[0]
     return name if stack == name else f"{_prefix(stack)}{index}"
 
 
 def _stack_path(name: str) -> str:
-    """Return the path of the stack that a module lies in: its path before the first index; without an index, the whole path."""
+    """Return the path of the stack that a module lies in: its path before the first number in it; without a number, all of it."""
     parts = name.split(".")
     for position, part in enumerate(parts):
         if part.isdigit():

@@ -25,13 +25,13 @@ def linear_chain(
 ) -> tuple[str, ...] | None:
     """Return the names of a module's linear maps in the order of the data, if the module is a plain chain of them.
 
-    In a plain chain each map is called once, and each hidden layer is read by the next map alone, through functions that act on
-    every neuron by itself.
+    In a plain chain each map is called once. Only the next map reads a hidden layer, through functions that act on each neuron
+    separately, such as ReLU.
 
     Parameters
     ----------
     module : nn.Module
-        It runs on random features, and is left unchanged.
+        A module that runs on random features. It is left unchanged.
     linears : mapping from str to nn.Module
         All linear maps of the module, by name.
     check_neurons : bool
@@ -114,8 +114,8 @@ def _reads_alone(
             hooks.callback(second.register_forward_pre_hook(read_input).remove)
             return module(probe)
 
-    # In the third run each value of the hidden layer is that of the first or of the second run. Functions of single neurons
-    # give the second map the same mixture of what it read in these runs.
+    # The third run takes each value of the hidden layer from the first or the second run. If functions of single neurons lead to
+    # the second map, what it reads is the same mixture of what it read in these two runs.
     outputs = [run(one), run(other), run(torch.where(from_one, one, other))]
     # The fourth run gives the second map its input of the first run. If the output differs from that of the first run,
     # something else reads the hidden layer.
@@ -132,7 +132,8 @@ def reads_unchanged(module: nn.Module, first: nn.Module, second: nn.Module) -> b
     Parameters
     ----------
     module : nn.Module
-        It runs on random features, and is left unchanged. Tensors on the meta device are replaced by random ones for the run.
+        A module that runs on random features. It is left unchanged. In the run, tensors on the meta device are replaced by random
+        ones.
     first, second : nn.Linear or Conv1D
         Maps inside the module.
 

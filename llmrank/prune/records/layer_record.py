@@ -26,7 +26,7 @@ class LayerRecord:
     in_features, out_features : int
         Number of inputs that the layer reads (0 if unknown), and number of its neurons.
     in_activation, out_activation : (in,) and (out,) tensors, or None
-        Norms of the activations that the layer reads, and of those of its own neurons.
+        Norms of the activations that the layer reads, and of the activations of its own neurons.
     importance : (out,) float64 tensor
         What the scorer gives the neurons: non-negative, with sum 1.
     pruning_mask : tensor or None

@@ -184,7 +184,7 @@ class _Choice:
 
 
 class _Records:
-    """The records of one graph, and the masks of its layers that follow from those of the records."""
+    """The records of one graph; it translates their masks into masks of the graph's layers."""
 
     def __init__(
         self,

@@ -48,13 +48,13 @@ class LeastSquaresRepair(BaseRepair):
         "auto" takes 1.
     target : {"stream", "output"}
         "output" fits the map to its old outputs, for the inputs that it gets now (C = 0). "stream" fits the map to outputs that
-        bring the residual stream behind it back to that of the dense model. So it makes up for losses in earlier layers too, at
-        the cost of one more forward pass. "output" is used instead in encoder-decoder models, and if a block does not add the
+        bring the residual stream behind it back to that of the dense model. So "stream" makes up for losses in earlier layers
+        too, at the cost of one more forward pass. "output" is used instead in encoder-decoder models, and if a block does not add the
         output of its FFN to the stream unchanged, because of a norm behind the FFN, say.
     reselect : bool
-        Whether to choose anew which neurons are kept, as many in each layer as the pruner kept. They are ranked by the same
-        scorer, but the norm of a neuron's activations is replaced by the part of them that the other neurons do not explain,
-        :meth:`Moments.unexplained`: it costs little to remove a neuron that the repaired others replace.
+        Whether to choose again which neurons are kept, as many in each layer as the pruner kept. The neurons are ranked by the
+        same scorer, but in place of the norm of a neuron's activations it uses the part of this norm that the other neurons do
+        not explain, :meth:`Moments.unexplained`. It costs little to remove a neuron that the repaired others replace.
 
     Notes
     -----
@@ -210,7 +210,7 @@ class _NormalEquations:
         """
         exact = (self.gram, project_outputs(self.right.T).T)
         single = (self.gram.float(), exact[1].float())
-        # Errors minus the error as cut, which is that of an infinite damping.
+        # The error of each damping, minus the error as cut (without a repair), which an infinite damping has.
         errors = {math.inf: 0.0}
 
         def try_damping(damping: float) -> None:

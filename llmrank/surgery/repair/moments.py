@@ -280,7 +280,7 @@ class _Sums:
 
 
 class MomentSums:
-    """Sums up the moments of the batches that a repair is fitted to, and separately those of the held-out batches.
+    """Sums up the moments of the batches that a repair is fitted to, and separately the moments of the held-out batches.
 
     It is a :class:`llmrank.calibration.blocks.stream.Reader`.
 
@@ -365,7 +365,7 @@ class MomentSums:
     def parts(self, extents: Sequence[tuple[int, bool, int]]) -> list[object]:
         """Return the sums for ``Processes.add_up``, which must have the same shapes in all processes.
 
-        `extents` are those of all processes: sums that only other processes have are made here too, as zeros.
+        `extents` holds the :attr:`extent` of every process. Sums that only other processes have are made here too, as zeros.
         """
         fitted, held_out, held_out_outputs = (max(values) for values in zip(*extents, strict=True))
         self._fit.expect_missing(fitted)

@@ -86,8 +86,8 @@ def repair_ffns(
 
     Notes
     -----
-    Memory, besides that of the stream: several (n, n) float64 matrices for one map at a time, and the repaired maps, unless they
-    are written into the model.
+    Memory, in addition to that of the stream: several (n, n) float64 matrices for one map at a time, and the repaired maps, if
+    they are not written into the model.
     """
     if ffns.explicit:
         raise OptionError(
