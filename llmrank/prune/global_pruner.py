@@ -85,8 +85,9 @@ class GlobalPruner(BasePruner):
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
         """Return for every neuron how many neurons of all layers are removed before it.
 
-        An amount of neurons removes the positions below :func:`global_count` of it. An amount of a cost sets another limit. Then
-        `multiple_of` rounds the widths. Within a layer the order is that of :class:`LocalPruner`.
+        An amount of neurons removes the neurons at positions below ``global_count(amount, N)``, see :func:`global_count`. An
+        amount of a cost sets another limit. Then `multiple_of` rounds the widths. Within a layer the order is the same as for
+        :class:`LocalPruner`.
 
         Parameters
         ----------

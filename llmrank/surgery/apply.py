@@ -172,7 +172,7 @@ def apply_masks(
             set_widths(model, ffns, sizes, application.widths, fields)
         else:
             for mixture, kept_experts in _mixtures_that_lose_experts(ffns, masks):
-                route_around(mixture, kept_experts, ExitStack())  # the restores above undo it, not the stack
+                route_around(mixture, kept_experts, ExitStack())  # the restores above undo it; nobody closes this stack
         application._unchanged_checks += [_unchanged_check(module) for module in (*ffns.modules, *ffns.router_modules)]
         return application
     except BaseException:

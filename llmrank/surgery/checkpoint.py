@@ -168,7 +168,7 @@ def _differences_when_loaded(model: nn.Module, model_class: Any, directory: Path
         loaded, differences = read_model(model_class, os.fspath(directory), config, dtype="auto")
         return differences or _changed_tensors(model, loaded)
     except Exception as error:
-        if is_out_of_memory(error):  # other processes may have taken memory after it was measured
+        if is_out_of_memory(error):  # other processes may have taken memory after free memory was measured
             return ""
         raise
 

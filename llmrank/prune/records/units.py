@@ -198,6 +198,6 @@ def _of_mixture(name: str, layers: Sequence[PrunableLayer], target: Target) -> U
     if target == "experts":
         n_units = len(layers) // mixture.n_groups
         return Units(name, tuple(layers), n_units, "experts", mixture.n_groups, mixture.min_kept)
-    # A shared expert may be several times as wide as the others. Then each unit holds several of its neurons.
+    # A shared expert may be several times as wide as the experts. Then each unit holds several of its neurons.
     width = min(layer.size for layer in layers)
     return Units(name, tuple(layers), width, multiple_of=EXPERT_WIDTH_MULTIPLE)

@@ -57,7 +57,7 @@ def choose_masks(
         The neurons that earlier steps have kept.
     targets : tuple of {"neurons", "experts"}
         What is removed. With both, every mixture loses the same number of experts, and neurons are removed for the rest of the
-        amount. That number of experts is taken for which all removed neurons together have the least importance.
+        amount. Every number of experts is tried, and the one is taken with which the removed neurons have the least importance.
 
     Returns
     -------

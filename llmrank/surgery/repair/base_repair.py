@@ -28,7 +28,7 @@ class RepairedMap:
     before, after : float or None
         Mean square error of the map on held-out tokens without and with the repair, as a share of the mean square of ``W x``,
         the map's output with all neurons. None if no token was held out. The error is the output with all neurons minus the
-        output with the kept ones. With target "stream", what the residual stream lacks because of earlier FFNs is added to it.
+        output with the kept ones. With target "stream", what the residual stream lacks because of earlier FFNs is added.
         If the map has more than 128 outputs, random combinations of them are measured, see
         :func:`llmrank.surgery.repair.moments.project_outputs`.
     target : {"output", "stream"}

@@ -42,7 +42,8 @@ def repair_seconds(
         of_layer = method.operations(layer.size, kept[name], outputs) if name in kept else 0.0
         if of_layer:
             share = 1.0 if layer.mixture is None else layer.mixture.top_k / layer.mixture.n_experts
-            # Sums of products over the tokens: half of a symmetric matrix and all of another one, in float32, which counts half.
+            # The sums over the tokens are those of products of two neurons, of which symmetry saves half, and of products of a
+            # neuron and an output. They are in float32, which counts half.
             of_layer += tokens * share * (layer.size**2 + 2.0 * layer.size * outputs) / 2.0
             place = device or layer.output_maps[0].weight.device
             operations[place] = operations.get(place, 0.0) + of_layer

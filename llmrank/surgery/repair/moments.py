@@ -307,7 +307,7 @@ class MomentSums:
         sum_held_out: bool = True,
         routing: Routing | None = None,
     ) -> None:
-        # MPS has no float64, so sums of its values are on the CPU.
+        # MPS (Apple's GPUs) has no float64, so sums of its values are on the CPU.
         self._device = torch.device("cpu") if device.type == "mps" else device
         self._size = size
         self._n_fitted, self._holds_out = n_fitted, sum_held_out
