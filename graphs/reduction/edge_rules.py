@@ -1,4 +1,4 @@
-"""Rules for the number of heaviest out-edges that a source keeps."""
+"""Rules for how many of its out-edges a source keeps; the kept edges are the heaviest ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def edge_rule(
     weight_share: float | None = None,
     significance: float | None = None,
 ) -> EdgeRule:
-    """Make the rule for the one parameter that is given.
+    """Make the function that computes how many out-edges each source keeps, from the one parameter that is given.
 
     Parameters
     ----------
