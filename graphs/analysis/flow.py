@@ -33,8 +33,8 @@ def flow(
 
     ``F[t, s] = sum of P_ij r_j over the targets i of bucket t and the sources j of bucket s``, where r_j is the score of j and P
     is the transition of :mod:`graphs.analysis.incident_edges`. For a modified PageRank, ``a_i W_ij r_j`` takes the place of
-    ``P_ij r_j``, where a_i is the activation of i and W_ij the weight of the edge. Its F is divided by the sum over all edges of
-    the block. The lowest r_j count as zero if the rank was computed with `zero_lowest`.
+    ``P_ij r_j``, where a_i is the activation of i and W_ij the weight of the edge. The sums are then divided by the sum over all
+    edges of the block. The lowest r_j count as zero if the rank was computed with `zero_lowest`.
 
     Cost: at most two reads of the block; for theta < 1, two reads and one more for each bucket. Memory: O(nodes * buckets), and
     a copy of the block if the backend converts it.
@@ -184,8 +184,8 @@ def choose_theta(rank: RankResult, theta: float | None) -> float:
 def passed_scores(rank: RankResult, scores: FloatArray) -> FloatArray:
     """Return the scores that the nodes of a layer pass on to the next layer.
 
-    They are the scores themselves, except in a modified PageRank with `zero_lowest`: there this share of the nodes, those with
-    the lowest scores, passes zero.
+    A node passes its own score on. The exception is a modified PageRank with the parameter `zero_lowest`, a share of the nodes:
+    that share with the lowest scores passes zero on.
 
     Parameters
     ----------

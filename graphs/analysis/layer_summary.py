@@ -68,10 +68,10 @@ class LayerSummary:
     density : float, optional
         Number of in-edges divided by the number of pairs of a source and a target; None for layer 0.
     in_strength, out_strength : Spread, optional
-        Of the sums of the weights of each node's in-edges, and of its out-edges. `in_strength` is None for layer 0, and
-        `out_strength` for the last layer.
+        Spread of the strengths of the nodes: the sum of the weights of a node's in-edges, or of its out-edges. `in_strength` is
+        None for layer 0, and `out_strength` for the last layer.
     activation : Spread
-        Of the non-negative activations that the graph holds for the nodes.
+        Spread of the non-negative activations that the graph holds for the nodes.
     n_dead : int
         Number of nodes with activation 0.
     n_unreached : int, optional

@@ -40,7 +40,7 @@ class RankedEdge:
     node : int
         Index of the node at the other end.
     weight : float
-        W_ij; the weights of several edges between the same two nodes are added.
+        W_ij of the edge from node j to node i; the weights of several edges between the same two nodes are added.
     probability : float
         P_ij of :mod:`graphs.analysis.incident_edges`: the share of its source's score that the edge passes on.
     share : float
@@ -183,7 +183,8 @@ def summarise_node(
         in_edges = _ranked_edges(carried, top, in_weights, probabilities, carried / (carried.sum() or 1.0))
         gamma = gamma_of(rank)
         if gamma is not None:
-            # The teleport is divided in proportion to the activations. They are scaled, because sums of huge ones would overflow.
+            # The teleport is divided in proportion to the activations. Scaled activations are used, because the sum of huge ones
+            # would overflow.
             teleports = scale_scores(activations)
             arrived = float(carried.sum() / (scores[layer - 1].sum() or 1.0))
             through = share_through_graph(gamma, arrived, float(teleports[node] / teleports.sum()))

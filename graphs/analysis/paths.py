@@ -146,7 +146,7 @@ def _out_edges(
 ) -> Iterator[IncidentEdges]:
     """Yield the edges out of `source_layer` that a path through `node` of `layer` can take, with P_ij as weights.
 
-    They are all edges, except next to `layer`: only the edges of `node` lead into this layer and out of it.
+    Into `layer` and out of it, a path can take only the edges of `node`. Between other layers it can take all edges.
     """
     block = graph.blocks[source_layer]
     if source_layer == layer:

@@ -81,7 +81,7 @@ def layer_flow(
     Returns
     -------
     matplotlib Axes
-        For more than `MAX_LAYERS` layers, the axes hold a heat map instead, with a cell for every block and bucket. Its value is
+        For more than `MAX_LAYERS` layers, the axes hold a heat map instead, with a cell for every block and bucket. A cell shows
         the share of the flow out of the bucket that goes to the same bucket of the next layer, divided by the share of the whole
         flow that goes to that bucket. Chance would give 1.
 

@@ -34,8 +34,8 @@ OTHERS_Y = -0.17
 BELOW, TITLES = 0.5, 0.35
 # Smallest and largest area of a dot, in square points.
 SMALLEST, LARGEST = 8.0, 260.0
-# Smallest distance in points between dots that get an index. It is less than the height of a line, because digits do not reach
-# below the line.
+# Smallest distance in points between dots that get an index: less than the height of a line, because digits do not reach below
+# the line.
 INDEX_PITCH = 7.6
 
 

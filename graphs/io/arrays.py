@@ -1,8 +1,8 @@
 """Conversion of layered graphs to and from named arrays, for safetensors and npz files.
 
-The block into layer l holds the edges from layer l-1 to layer l. It is written in CSR form, as ``block.l.data``,
-``block.l.indices`` and ``block.l.indptr``. The activations of layer l are ``activation.l``. The metadata hold the names of the
-layers and the shapes of the blocks.
+The block into layer l, which holds the edges from layer l-1, is written in CSR form: as ``block.l.data``, ``block.l.indices`` and
+``block.l.indptr``. The activations of layer l are ``activation.l``. The metadata hold the names of the layers and the shapes of
+the blocks.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def hidden_directory(directory: Path, name: str) -> Iterator[Path]:
 
     A killed process leaves its hidden directory behind, and :func:`remove_leftovers` removes it later. The hidden directory holds
     a file ``lock``, which is locked as long as the context is open, so that other processes see that this process is alive. Where
-    the file system has no locks, the file is not locked. Its permissions are those that any new file gets.
+    the file system has no locks, the file is not locked. The file has the permissions that any new file gets.
 
     Parameters
     ----------

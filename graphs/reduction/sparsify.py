@@ -271,7 +271,7 @@ def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, na
     significant: npt.NDArray[np.bool_] | None = None
     if significance is not None:
         by_row = significant_in_edges(csr, significance)
-        # These booleans are in the order of csr.data. The conversion of a CSR matrix of them gives them in the order of csc.data.
+        # `by_row` is in the order of csr.data. As a CSR matrix that is converted to CSC, it comes into the order of csc.data.
         significant = sparse.csr_array((by_row, csr.indices, csr.indptr), shape=csr.shape).tocsc().data
     csc = csr.tocsc()
     del csr  # large for a dense block
