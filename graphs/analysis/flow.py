@@ -94,6 +94,7 @@ def flow(
             arrived /= total or 1.0
         elif theta == 1.0:
             strength = finite_strength(backend, operator.out_strength, layer)[:, None]
+            # What a source passes along each unit of edge weight; nothing if it has no out-edges.
             per_weight = np.divide(passed_by_bucket, strength, out=np.zeros_like(passed_by_bucket), where=strength > 0)
             arrived = to_numpy(operator.matvec(vector(per_weight)))
         else:

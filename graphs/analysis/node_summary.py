@@ -308,20 +308,20 @@ class _TopEdges:
         # Only nodes with such an edge are sorted anew: after some parts of the block, they are few.
         rows = np.flatnonzero(keys.max(axis=1) > self.keys[edges.nodes, -1])
         nodes = edges.nodes[rows]
-        picks, best = highest_in_rows(keys[rows], self.keys.shape[1])
-        known = np.concatenate((self.keys[nodes], best), axis=1)
-        neighbours = np.concatenate((self.neighbours[nodes], edges.neighbours_at(rows, picks)), axis=1)
+        picks, highest = highest_in_rows(keys[rows], self.keys.shape[1])
+        both_keys = np.concatenate((self.keys[nodes], highest), axis=1)
+        both_neighbours = np.concatenate((self.neighbours[nodes], edges.neighbours_at(rows, picks)), axis=1)
         # The parts of a block come in the order of neighbours, so known neighbours are lower than new ones. A stable sort
         # therefore keeps the lower of two neighbours with equal keys in front.
-        order = np.argsort(-known, axis=1, kind="stable")[:, : self.keys.shape[1]]
-        self.keys[nodes] = np.take_along_axis(known, order, axis=1)
-        self.neighbours[nodes] = np.take_along_axis(neighbours, order, axis=1)
+        order = np.argsort(-both_keys, axis=1, kind="stable")[:, : self.keys.shape[1]]
+        self.keys[nodes] = np.take_along_axis(both_keys, order, axis=1)
+        self.neighbours[nodes] = np.take_along_axis(both_neighbours, order, axis=1)
 
 
 def _ranked_edges(
     keys: FloatArray, top: int, weights: FloatArray, probabilities: FloatArray, shares: FloatArray
 ) -> tuple[RankedEdge, ...]:
-    """List the `top` edges with the highest positive keys."""
+    """List the `top` edges of a node with the highest positive keys; every array has one entry for each possible neighbour."""
     order = np.argsort(-keys, kind="stable")[:top]
     return tuple(
         RankedEdge(int(end), float(weights[end]), float(probabilities[end]), float(shares[end]))

@@ -148,11 +148,11 @@ def _machine_hashes() -> tuple[str, str]:
     """
     host = platform.node()
     try:
-        kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     except OSError:
-        kernel = host
-    host, kernel = (hashlib.blake2s(text.encode(), digest_size=4).hexdigest() for text in (host, kernel))
-    return host, kernel
+        boot = host
+    host_hash, boot_hash = (hashlib.blake2s(text.encode(), digest_size=4).hexdigest() for text in (host, boot))
+    return host_hash, boot_hash
 
 
 def take_lock(place: Path, *, require_lock: bool = False, by_process: bool = False) -> int | None:

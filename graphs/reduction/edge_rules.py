@@ -35,8 +35,9 @@ def edge_rule(
     Returns
     -------
     callable
-        Takes the weights (c, d) of the out-edges of c sources, in decreasing order and padded with zeros, and their out-degrees
-        (c,), at least 1. Returns the number of edges to keep for each source, (c,), from 1 to its out-degree.
+        Its arguments are the weights (c, d) of the out-edges of c sources, in decreasing order and padded with zeros, and the
+        out-degrees (c,) of these sources, at least 1. It returns the number of edges to keep for each source, (c,), from 1 to the
+        out-degree.
 
     Raises
     ------

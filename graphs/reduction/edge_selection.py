@@ -108,6 +108,7 @@ def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = No
     rows = nodes
     if not incoming:
         if isinstance(block, SparseBlock):
+            # The rows of this block are the columns of `nodes`, so row k belongs to ``nodes[k]``.
             block = SparseBlock(sparse.csr_array(block.csr[:, nodes].T))
             rows = np.arange(len(nodes))
         else:
@@ -119,6 +120,7 @@ def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = No
             # Edges are sorted by node, then by decreasing weight, then by index. The first `top` edges of each node are kept.
             order = np.lexsort((csr.indices, -csr.data, owners))
             picks = np.sort(order[picks - csr.indptr[owners] < top])
+        # The near end of an edge is one of `nodes`, the far end is its neighbour.
         near = (chunk if rows is nodes else nodes[chunk])[owners[picks]].astype(np.int64)
         far = csr.indices[picks].astype(np.int64)
         yield EdgeList(near, far, csr.data[picks]) if incoming else EdgeList(far, near, csr.data[picks])
