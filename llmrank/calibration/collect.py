@@ -203,6 +203,7 @@ def collect_statistics(
         processes.add_up([*(part for entry in sums for part in entry.parts), *of_mixtures, *skip_sums.values()])
     layers = [entry.finish() for entry in sums]
     mixtures = {name: entry.finish() for name, entry in mixture_sums.items()}
+    # `sums` and `layers` hold first the FFNs, and then the attentions.
     attention_layers = dict(zip(attentions, layers[len(ffns) :], strict=True))
     return tuple(
         FFNStatistics(
@@ -212,9 +213,7 @@ def collect_statistics(
             entry.finish_routing(ffn_layers[-1]),
             None if ffn.mixture is None else mixtures[ffn.mixture.name],
         )
-        for ffn, entry, ffn_layers in zip(
-            ffns, sums, layers, strict=False
-        )  # behind those of FFNs are those of attentions
+        for ffn, entry, ffn_layers in zip(ffns, sums, layers, strict=False)
     )
 
 
