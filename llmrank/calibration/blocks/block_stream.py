@@ -90,8 +90,10 @@ class BlockStream:
         self._passes = BlockPasses(model, ffns, record, masks, device)
         self._positions = self._passes.positions
         self._work, self._processes = work, processes or Processes()
+        # What an earlier process noted: how many blocks the states have passed, and in which file (side) they are.
         done = None if work is None else work.progress(STAGE)
         self._states, self._dense_states = self._first_states(record, follow=follow, done=done)
+        # The numbers of the blocks that the pruned model's states, and the dense model's states, have reached.
         self._position = self._dense_position = 0 if done is None else done["blocks"]
         # The input of the last block that the dense model's states have passed: the dense model's states for the first batch.
         self._dense_input: torch.Tensor | None = None
@@ -104,7 +106,7 @@ class BlockStream:
         self._pending_inputs: list[torch.Tensor] = []
 
     def _first_states(self, record: Recording, *, follow: bool, done: Any) -> tuple[States, States | None]:
-        """Copy the states in front of the first block, for the model that is pruned and, with `follow`, for the dense model."""
+        """Return the states of the pruned model and, with `follow`, of the dense model: the first, or those in files already."""
         first = record.take_first_states()
         if self._work is None:
             return States.of(first), States.of(first) if follow else None
@@ -129,7 +131,7 @@ class BlockStream:
         if position < self._position or (self._pending_ffn is not None and position == self._position):
             raise RuntimeError(f"{ffn.name} or a later FFN was fed already, and the stream has left its block")
         while self._position < position:
-            # No FFN of this block was fed, so the block is that of the dense model.
+            # If no FFN of this block was fed, the block is not pruned, and the dense model's states pass it as it is.
             if self._dense_states is not None and self._dense_position == self._position:
                 self._passes.advance(self._position, self._dense_states)
                 self._dense_position += 1
@@ -158,7 +160,7 @@ class BlockStream:
         self, position: int, ffn: FFN, readers: Readers, dense_states: States | None, *, ffn_suffices: bool
     ) -> None:
         """Run a block on all batches, and tell the readers what its output lacks if the dense model's states are given."""
-        # If only one FFN of the block is repaired, the states become the block's output minus the output of the FFN, which is
+        # If this FFN is the only one in the block, the states become the block's output minus the output of the FFN, which is
         # added when the FFN is repaired. Then the rest of the block need not run again.
         only_ffn = ffn_suffices and len(ffn.prunable) == 1 and list(self._positions.values()).count(position) == 1
         calls: list[tuple[Call, Any]] = []
