@@ -67,9 +67,9 @@ class Recording:
         For every block, one call for each batch. They are complete only if the recording is unbroken.
     unbroken : bool
         Whether the blocks can be called one by one as recorded. For this, the blocks must be called in order, each on the same
-        tensor object that the block before returned. No block may write to that tensor, or to a list or mapping among its
-        arguments. Its first parameter must be the hidden states; in models with a second stream it is not (Reformer). Whether
-        the last batch has passed all blocks is known only after :func:`recording` has closed. False if there are no blocks.
+        tensor object that the block before returned. A block may not write to that tensor, nor to a list or mapping among its
+        arguments. The first parameter of a block must be the hidden states, which is not so if there is a second stream
+        (Reformer). That the last batch has passed all blocks is checked when :func:`recording` closes. False without blocks.
     keeps_first_states : bool
         Whether :attr:`first_states` are kept after :meth:`take_first_states`.
     """
@@ -97,7 +97,7 @@ class Recording:
         """Record the arguments of a block, before it runs."""
         hidden = args[0] if args else kwargs.get("hidden_states")
         follows = position == self._next_position and (position == 0 or hidden is self._last_output)
-        if position and isinstance(hidden, torch.Tensor):  # the model may write to it between two blocks
+        if position and isinstance(hidden, torch.Tensor):  # the model may have written to the tensor between two blocks
             follows = follows and write_count(hidden) == self._last_count
         if not args:
             follows = follows and next(iter(signature(self.blocks[position].forward).parameters)) == "hidden_states"
@@ -187,7 +187,7 @@ def record_without_running(
     if the blocks do not follow one another directly, or if their other arguments depend on what blocks compute. Two trials show
     the latter. In the first, the blocks return unrelated values for the first batch, and their other arguments must stay the
     same. In the second, a forward pass of a few tokens is compared with the blocks called one by one as recorded. The second
-    trial reads all weights twice; set `repeat` to False if the model has passed it already.
+    trial reads all weights twice; `repeat` is False if the model has passed this trial before.
     """
     record = Recording([])
     # A block returns the hidden states alone (length 0), or in a tuple of this length.

@@ -43,8 +43,8 @@ class Heartbeat:
     Attributes
     ----------
     failure : ProcessError or None
-        Names the first other process that has failed. If the main thread does not notice a failure soon by :meth:`check`, the
-        thread of this object raises KeyboardInterrupt in it.
+        Names the first other process that has failed. If the main thread does not soon call :meth:`check` after a failure, the
+        thread of this object raises KeyboardInterrupt in the main thread.
     """
 
     def __init__(self, store: Any, rank: int, count: int) -> None:

@@ -115,6 +115,7 @@ def _mixture_entries(text: Any) -> Sequence[tuple[Any, float]] | None:
     if not isinstance(text, str) or "\n" in text or (" " in text and not re.search(r"[\d%]$", text)) or _exists(text):
         return None
     entries = split_shares(text)
+    # A single entry may be no mixture but a source whose argument ends like a share.
     return None if entries is not None and len(entries) == 1 and _named_source(text) else entries
 
 
