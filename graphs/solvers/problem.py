@@ -59,7 +59,7 @@ class Problem(Protocol):
         """float64 or float32; limits the tolerance that can be reached."""
 
     @property
-    def depth(self) -> int | None:
+    def steps_to_exact(self) -> int | None:
         """Number of applications of F that turn any first iterate into the fixed point; None if no such number is known."""
 
     @property

@@ -40,7 +40,7 @@ class PowerIteration:
             problem.error_bounds(changes, steps),
             problem.n_blocks,
             (following, steps),
-            exact=problem.depth is not None and steps >= problem.depth,
+            exact=problem.steps_to_exact is not None and steps >= problem.steps_to_exact,
         )
 
 
