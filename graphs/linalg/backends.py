@@ -223,7 +223,7 @@ class TorchArithmetic:
 
     def csr(self, matrix: sparse.csr_array) -> torch.Tensor:
         """Build a torch CSR tensor from a scipy matrix, with the same index dtype."""
-        # torch on the CPU would convert int64 indices at every product.
+        # scipy's int32 indices stay int32: torch on the CPU would convert int64 indices at every product.
         from_numpy = self._torch.from_numpy
         crow, columns = (from_numpy(indices).to(self.device) for indices in (matrix.indptr, matrix.indices))
         values = from_numpy(matrix.data).to(self.torch_dtype).to(self.device)
@@ -293,6 +293,7 @@ class Backend:
     form : {"csr", "dense", "auto"}
         The form of every block; "auto" chooses the cheaper one for the expected number of products.
     costs : Costs
+        The costs by which "auto" chooses.
     """
 
     name: str
@@ -303,7 +304,8 @@ class Backend:
     def operator(self, block: Block, products: int, n_entries: int | None = None) -> BlockOperator:
         """Build the operator of a block that is to be multiplied about `products` times.
 
-        `n_entries` is the number of entries of the stacked block that the block is a part of, if any.
+        `n_entries` is the number of entries of the stacked block that the block is a part of, if any. It decides whether to load
+        the compiled kernels.
         """
         n_entries = n_entries or math.prod(block.shape)
         if isinstance(block, StackedBlock):

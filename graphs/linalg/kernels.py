@@ -39,7 +39,7 @@ CSR_ENTRIES_PER_THREAD = 100_000
 
 
 def _magnitude(value: Any) -> Any:
-    """Return |value| in float64; a uint16 holds the bits of a bfloat16."""
+    """Return |value| in float64; a uint16 holds the bits of a bfloat16. In kernels, numba calls :func:`_magnitude_of` instead."""
     raise NotImplementedError
 
 
@@ -181,6 +181,7 @@ def _count_removable(indptr: Array, indices: Array, out_degree: Array, queue: Ar
 
 
 def _n_parts(n_rows: int, n_weights: int, per_thread: int) -> int:
+    """Return the number of ranges into which rows are cut, one for each thread that has enough weights to multiply."""
     return max(1, min(POOL.size, n_rows, n_weights // per_thread))
 
 

@@ -99,7 +99,7 @@ class DeferredChecks:
             self._waiting.append((number, check, subject))
 
     def read(self, vectors: Sequence[Vector] = ()) -> list[npt.NDArray[Any]]:
-        """Copy numbers or vectors as :func:`read` does; the numbers that wait for their checks come in the same copy.
+        """Copy numbers or vectors as :func:`read` does; the numbers that wait come in the same copy, and are checked.
 
         Raises
         ------

@@ -127,7 +127,8 @@ class Transition:
     operator : BlockOperator
         W, (n_targets, n_sources). The transition does not keep it, so each method takes it again.
     theta : float
-        Share of the edge weights against the bare edges, 0..1.
+        Share of the first term, in which scores follow edge weights, 0..1. In the second term they follow bare edges: the edges
+        of a source count the same.
     arithmetic : Arithmetic
     checks : DeferredChecks, optional
         Takes the checks of W, and makes them when the caller reads numbers from the device. By default W is checked at once.
@@ -182,7 +183,7 @@ class Transition:
             return operator.matvec(weighted)
         bare = scores * self._inverse_degree * (1.0 - self.theta)
         if self._has_all_edges:
-            # All targets receive the same from bare edges.
+            # Every source has an edge to every target, so all targets receive the same from bare edges.
             return operator.matvec(weighted) + bare.sum()
         return operator.mixed_matvec(weighted, bare)
 

@@ -90,8 +90,8 @@ def pagerank(
     Returns
     -------
     RankResult
-        Scores by layer, of sum 1 over all layers; ``as_dict()`` gives them by node. Error bounds hold up to round-off. Their
-        reason: F, the right side of the equation, multiplies L1 distances by at most gamma. So the error of r is at most
+        Scores by layer, of sum 1 over all layers; ``as_dict()`` gives them by node. Error bounds hold up to round-off, because F,
+        the right side of the equation, multiplies L1 distances by at most gamma. So the error of r is at most
         ``||F(r) - r|| / (1 - gamma)``, and the error of F(r) is at most gamma times this bound.
 
     Raises

@@ -270,6 +270,7 @@ class DigraphProblem:
         # Sweeps in node order need the edges within a layer as CSR.
         within_layer = {id(edges.block) for edges in self.digraph.edge_blocks if edges.within_layer}
         for edges in self.digraph.edge_blocks:
+            # A block that is used twice, such as for edges in both directions, has one operator.
             key = id(edges.block)
             if key not in operators:
                 as_csr = key in within_layer and self.backend.form == "auto"

@@ -50,7 +50,8 @@ def weighted_pagerank(
     gamma : float
         Damping, 0..1: the share of a score that comes along edges.
     theta : float
-        Share of the edge weights against the bare edges in the transition, 0..1.
+        Share of the first term of P_l, in which scores follow edge weights, 0..1. In the second term they follow bare edges: all
+        edges of a source count the same.
     solver : str or Solver
         "sweep", "auto" and "gauss-seidel" take one pass in layer order, which is exact. "power" is exact after L steps. The other
         solvers are for comparison.
@@ -89,7 +90,7 @@ def weighted_pagerank(
     dense weights in CSR form stores a CSR copy: of one block at a time in a sweep, of all blocks in an iteration.
 
     The error of r_l is at most gamma times the error that r_{l-1} had when r_l was computed. There is an exception: a dangling
-    source of block l (a node without edges) loses its score, so N rescales layer l. Then no bound is known until it is exact.
+    source of block l (a node without edges) loses its score, so N rescales layer l. Then no bound is known until r_l is exact.
 
     Source: LLM-Rank (arXiv 2410.13299), equation for weighted PageRank.
 

@@ -47,7 +47,10 @@ class Extrapolation:
         return "aitken" if self.degree == 1 else "quadratic"
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """Return the memory of the first step: last iterates, number of steps, last residual, no Gram matrix to extrapolate."""
+        """Return the memory of the first step: the last iterates, the number of steps, the last residual, and no Gram matrix.
+
+        A step that finds a Gram matrix in its memory extrapolates.
+        """
         return (start,), 0, np.inf, None
 
     def step(self, problem: Problem, memory: Any) -> SolverStep:

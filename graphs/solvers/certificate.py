@@ -77,7 +77,7 @@ class KeepHighest:
     weights: Sequence[float] | None = None
 
     def check(self, layer_sizes: Sequence[int]) -> KeepHighest:
-        """Return self, or raise a GraphError if it names no layer, or does not fit a graph with layers of these sizes."""
+        """Return self; raise a GraphError if self names no layer, or does not fit a graph with layers of these sizes."""
         n_layers = len(layer_sizes)
         counts = self.counts or {}
         for layer, count in (*counts.items(), *((layer, self.count) for layer in self.pooled)):

@@ -21,6 +21,8 @@ __all__ = ["NAMES", "SparseLU"]
 class SparseLU:
     """A solver that factorises I - gamma P, and solves for all teleport vectors v at once; for checks, not for speed.
 
+    P is the transition matrix, and gamma the damping.
+
     Parameters
     ----------
     max_edges : int

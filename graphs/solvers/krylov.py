@@ -25,6 +25,8 @@ __all__ = ["NAMES", "Krylov"]
 class Krylov:
     """GMRES or BiCGSTAB on (I - gamma P) x = v; the rank is the solution divided by its sum.
 
+    P is the transition matrix, v the teleport distribution, and gamma the damping.
+
     A step is a cycle of at most `inner` iterations for each column of v, and then one application of F, the right side of the
     equation r = F(r) of the rank, which gives the residual and the bound. The vectors of a cycle are float64, whatever the dtype
     of the operators.
