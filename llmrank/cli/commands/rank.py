@@ -157,7 +157,7 @@ def _apply_masks(options: argparse.Namespace, console: Console) -> int:
     keep, shard_bytes = (None, None) if files is None else (files.keep, SHARD_BYTES)
     try:
         with progress_step(options.progress, "Applying the masks"):
-            apply_masks(loaded.model, find_ffns(loaded.model), masks, "compact", undoable=False, keep=keep)
+            apply_masks(loaded.model, find_ffns(loaded.model), masks, "compact", undoable=False, store=keep)
         with progress_step(options.progress, f"Saving {options.output}"):
             checkpoint.save(
                 options.output,
