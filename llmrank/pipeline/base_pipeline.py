@@ -170,7 +170,7 @@ class BasePipeline(PipelineStages):
                 self.align,
                 self.repaired,
                 undoable=self.undoable,
-                store=None if self.work is None else self.work.keep,
+                store=None if self.work is None else self.work.copy_to_file,
             )
         if not self.undoable:
             self.repaired = {}
@@ -319,7 +319,7 @@ class BasePipeline(PipelineStages):
         if self.work_directory is not None:
             raise OptionError(
                 f"a run with little memory keeps its files in one place, and {count} processes were started; start one process, "
-                "or leave the low memory (--low-memory, --resume, work_directory) out"
+                "or run without --low-memory and --resume (work_directory=)"
             )
         if len(set((getattr(self.model, "hf_device_map", None) or {}).values())) > 1:
             raise OptionError(

@@ -72,7 +72,7 @@ class RepairsInFiles:
         parameter: Any = output_map.owner._parameters[name]
         if id(parameter) not in self._old:
             self._old[id(parameter)] = parameter, parameter.data
-            parameter.data = self._work.keep(parameter.data)
+            parameter.data = self._work.copy_to_file(parameter.data)
         output_map.weight.copy_(repaired.weight)
         return replace(repaired, weight=None)
 
