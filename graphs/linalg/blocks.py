@@ -269,7 +269,7 @@ class DenseBlock(Block):
 
     @property
     def column_major(self) -> bool:
-        """Whether the first matrix has a smaller stride between rows than between columns; bands are then columns, not rows."""
+        """Whether the first matrix is stored column by column; then its bands consist of whole columns instead of whole rows."""
         matrix = self.matrices[0]
         strides = matrix.stride() if is_torch(matrix) else matrix.strides
         return bool(strides[0] < strides[1])
@@ -353,7 +353,7 @@ class DenseBlock(Block):
 
 
 def _strips(length: int, width: int, n_entries: int) -> list[slice]:
-    """Split `length` rows into strips of at most `n_entries` entries, but at least one row; the first strip is the highest."""
+    """Split `length` rows into strips of at most `n_entries` entries, but at least one row; the first strip is as long as any."""
     height = max(1, n_entries // max(width, 1))
     return [slice(start, min(start + height, length)) for start in range(0, max(length, 1), height)]
 

@@ -24,7 +24,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # The compiler may reorder sums, so that it can vectorise them. NaN and Inf keep their meaning.
 FAST_MATH = {"reassoc", "contract", "nsz"}
 
-# numba's default cache lies in the package's directory. This directory would remain after an uninstall, and could be imported.
+# numba's default cache lies in the package's directory. There its files would remain after an uninstall, and
+# Python would still import what is left of the package.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "graphs-kernels"
 
 _CONFIG: Any = numba.config  # its attributes are set at run time

@@ -22,7 +22,8 @@ __all__ = ["NAMES", "GaussSeidel", "LayerSweep", "PowerIteration"]
 class PowerIteration:
     """Power iteration: r <- F(r), all layers at once.
 
-    A layered rank of L blocks is exact after L steps. On a digraph every step multiplies the L1 error by at most gamma.
+    On a layered graph with L blocks the rank is exact after L steps. On a digraph every step multiplies the L1 error by at most
+    gamma.
     """
 
     name: str = "power"

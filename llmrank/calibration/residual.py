@@ -1,4 +1,4 @@
-"""Measure the share of a residual stream that skips a block of the model, over calibration tokens."""
+"""Measure how much of a residual stream goes around a block of the model, unchanged, over calibration tokens."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class QuietConsole(Console):
 
 
 def add_output_options(command: argparse.ArgumentParser) -> None:
-    """Add the options that say how much is printed. They have no default, so users can write them before or after the command."""
+    """Add the options that say how much is printed. Users can write them before or after the command."""
     much = command.add_mutually_exclusive_group()
     much.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help="print nothing but errors")
     much.add_argument(

@@ -45,7 +45,7 @@ def add_low_memory_options(group: Any) -> None:
     )
 
 
-def unfinished(output: Path) -> Path:
+def unfinished_directory(output: Path) -> Path:
     """Return the directory with the files of a run that writes to `output`."""
     return output.absolute().with_name(f"{output.absolute().name}.unfinished")
 
@@ -55,7 +55,7 @@ def check_low_memory(options: argparse.Namespace) -> None:
 
     This needs no model. Options that do not go together with ``--low-memory`` are refused too.
     """
-    work = unfinished(options.output)
+    work = unfinished_directory(options.output)
     if options.resume and not work.is_dir():
         raise OptionError(
             f"there is no unfinished run in {work}; give the --output of the run to resume, or leave --resume out"
@@ -118,12 +118,12 @@ def work_directory(options: argparse.Namespace, model: Any, console: Console) ->
     if options.calibration == Automatic.name:
         options.calibration = BuiltInText.name
         console.print(
-            f"It is calibrated on the {BuiltInText.name} text, because a model on disk writes slowly; --calibration FILE is "
-            "better.",
+            f"It is calibrated on the {BuiltInText.name} text, because a model whose weights stay on disk generates text slowly; "
+            "--calibration FILE is better.",
             markup=False,
             highlight=False,
         )
-    return unfinished(options.output)
+    return unfinished_directory(options.output)
 
 
 def _runs_by_block(model: Any) -> bool:

@@ -69,9 +69,9 @@ def cut_passages(
     Blank lines separate paragraphs. A sentence ends with ``.``, ``!`` or ``?``, and any closing quotes or brackets, before white
     space or the end of a paragraph, unless a lower-case letter comes next (after any opening quotes or brackets).
 
-    A passage begins with a paragraph or after another passage. It ends with the first sentence whose last word can be
-    asked: the word follows at least `context_words` words of the passage, consists of at least 3 letters, and is not ``unk``.
-    The rest of a paragraph is dropped. White space becomes single spaces.
+    A passage begins at the beginning of a paragraph, or where another passage ends. It ends with the first sentence whose last
+    word can be asked: the word follows at least `context_words` words of the passage, consists of at least 3 letters, and is not
+    ``unk``. The rest of a paragraph is dropped. White space becomes single spaces.
 
     Parameters
     ----------

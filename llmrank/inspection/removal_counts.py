@@ -2,7 +2,8 @@
 
 Users choose an amount and a multiple on the HTML page of ``llmrank inspect``. A unit is a neuron; in a mixture of experts it is
 one neuron of every expert, or a whole expert. The units of a layer, or of a mixture, are one set of units
-(:class:`llmrank.prune.records.units.Units`). A multiple is a number to whose multiples the widths of pruned layers are rounded.
+(:class:`llmrank.prune.records.units.Units`). The widths of pruned layers are rounded to multiples of the chosen multiple, such
+as 64.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class Order:
         are removed together, it is 0 if the budget removes the neuron, else 1.
     removed_before : tuple of (units,) arrays
         An array for each of :attr:`Choices.unit_sets`: how many neurons of all layers global pruning removes before each unit.
+        If neurons and experts are removed together, 0 for a unit that it removes, else 1.
     """
 
     positions: Mapping[str, tuple[IntArray, ...]]

@@ -118,13 +118,13 @@ class _MixtureShape:
     experts: tuple[str, ...]  # names of the experts' layers
     per_neuron: Cost
     per_expert: Cost  # the bias of an expert's output map, and the expert's entries in the tensors of the router
-    top_k: int  # number of experts that a token passes
+    top_k: int  # number of experts that compute for each token
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
         kept = [widths[name] for name in self.experts if widths[name]]
         n_neurons, active = sum(kept), min(self.top_k, len(kept))
         neuron, expert = self.per_neuron, self.per_expert
-        # A token passes only the active experts, but the router computes a score for every kept expert.
+        # Only the active experts compute for a token, but the router computes a score for every kept expert.
         flops = neuron.flops * n_neurons * active // max(len(kept), 1) + expert.flops * len(kept)
         return Cost(
             neuron.parameters * n_neurons + expert.parameters * len(kept),

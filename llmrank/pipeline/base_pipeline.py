@@ -319,7 +319,7 @@ class BasePipeline(PipelineStages):
         if self.work_directory is not None:
             raise OptionError(
                 f"a run with little memory keeps its files in one place, and {count} processes were started; start one process, "
-                "or run without --low-memory and --resume (work_directory=)"
+                "or run without --low-memory and --resume (in Python: work_directory)"
             )
         if len(set((getattr(self.model, "hf_device_map", None) or {}).values())) > 1:
             raise OptionError(

@@ -28,9 +28,9 @@ class GlobalPruner(BasePruner):
     normalize : {"auto", "zscore", "robust", "mean", "none"}
         How the scores of different layers are made comparable. "zscore" standardises the scores of each layer by their mean and
         population standard deviation. "robust" standardises them by their median and their median absolute deviation from it (if
-        that is 0, their mean absolute deviation). "mean" scales them to mean 1. "none" leaves them unchanged, as in the paper.
-        "auto" is "robust", but "none" for layers named by a `structure_dict`. A few very high scores make the
-        standard deviation of a layer large, and "zscore" then treats its other neurons as average; "robust" does not.
+        that is 0, their mean absolute deviation). "mean" scales them to mean 1. "none" leaves them unchanged, as LLM-Rank does
+        (arXiv 2410.13299). "auto" is "robust", but "none" for layers named by a `structure_dict`. A few very high scores make
+        the standard deviation of a layer large, and "zscore" then treats its other neurons as average; "robust" does not.
 
     Raises
     ------

@@ -287,7 +287,7 @@ def check_writable(ffns: FFNs) -> None:
                 if linear_map.weight.is_meta:
                     raise OptionError(
                         f"{linear_map.name} has no data here (offloaded or on the meta device); load the model completely, on "
-                        "one or several devices, or prune it on the CPU with --low-memory (work_directory=)"
+                        "one or several devices, or prune it on the CPU with --low-memory (in Python: work_directory)"
                     )
 
 

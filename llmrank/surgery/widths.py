@@ -96,8 +96,9 @@ def _padded(masks: Masks, names: Iterable[str], width: int | None = None, *, for
 def _config_fields(model: nn.Module, ffns: FFNs, masks: Masks) -> dict[str, Any]:
     """Find configuration fields that describe the compact model of these masks; empty if nothing is removed or none do.
 
-    Each field is tried alone: a model is built with its new value on the meta device. The field is taken if all shapes of that
-    model that differ from the dense model are as in the compact model. All fields together must give the compact shapes.
+    Each field is tried alone: a model is built with its new value on the meta device. The field is taken if the model differs
+    from the dense model, and every size that differs is that of the compact model. All fields together must give the compact
+    shapes.
     """
     config = getattr(model, "config", None)
     changed = [mask for mask in tensor_masks(ffns, masks) if not mask.keeps_all]
@@ -125,14 +126,14 @@ def _candidates(config: Any, ffns: FFNs, masks: Masks) -> Iterator[tuple[str, An
     for stored, old in sorted(vars(config).items(), key=lambda item: item[0] not in names):
         name = names.get(stored, stored)
         for before, after in changes:
-            # In Gemma 3n the field is a list with one width for each layer. The fields with known names are tried whatever they
-            # hold: GPT-2's n_inner is None if the width is four times the hidden size, and in a model that was loaded with listed
-            # widths the field holds another width.
+            # In Gemma 3n the field is a list with one width for each layer. A field with a known name may hold another value
+            # than the width, and is tried all the same: GPT-2's n_inner is None if the width is four times the hidden size, and
+            # a model that was loaded with listed widths has another width in this field.
             if isinstance(old, list) and before in old and all(type(value) is int for value in old):
                 yield name, [after if value == before else value for value in old]
             elif (name in known and not isinstance(old, list)) or (type(old) is int and old == before):
                 yield name, after
-                # Moshi and RecurrentGemma state the width of gate and up together.
+                # In Moshi and RecurrentGemma the field holds the sum of the widths of gate and up, a multiple of the width.
                 if type(old) is int and old != before and (old * after) % before == 0:
                     yield name, old * after // before
 

@@ -65,7 +65,8 @@ def collect_by_block(
     """
     if attentions:
         raise OptionError(
-            "attentions are not measured block by block; leave attention out, or run without --low-memory (work_directory=)"
+            "attentions are not measured block by block; leave attention out, or run without --low-memory (in Python: "
+            "work_directory)"
         )
     passes, first_states = block_passes(model, ffns, list(sequences.batches(batch_size)), device)
     done = work.progress(STAGE)

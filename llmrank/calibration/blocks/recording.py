@@ -149,7 +149,7 @@ def broken_error(model: nn.Module) -> OptionError:
     """Return the error for a model whose recording is broken, or whose FFNs do not all lie in one stack."""
     return OptionError(
         f"{type(model).__name__} cannot run block by block: its FFNs are not in one stack of blocks that follow one another "
-        "directly; run without --low-memory (work_directory=)"
+        "directly; run without --low-memory (in Python: work_directory)"
     )
 
 

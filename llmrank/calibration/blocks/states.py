@@ -49,8 +49,8 @@ class States:
         first : sequence of tensors
             The first states, of one dtype, on the CPU.
         side : int, optional
-            Index of the file that holds the states of an earlier process, which are used instead of `first`. By default there
-            are none, and `first` is written to the first file.
+            Index of the file with the states of a run that was interrupted and is resumed; they are used instead of the values
+            of `first`. By default `first` is written to the first file.
         """
         files = [path.with_name(f"{path.name}.{number}") for number in range(2)]
         memory = [_allocate_in_file(file, first) for file in files]
@@ -90,7 +90,7 @@ class States:
         if (state.shape, state.dtype) != (held.shape, held.dtype):
             raise OptionError(
                 f"cannot run block by block: a block turns states of {held.dtype} and shape {tuple(held.shape)} into "
-                f"{state.dtype} and {tuple(state.shape)}; run without --low-memory (work_directory=)"
+                f"{state.dtype} and {tuple(state.shape)}; run without --low-memory (in Python: work_directory)"
             )
         held.copy_(state)  # from the device that the block has computed on
 

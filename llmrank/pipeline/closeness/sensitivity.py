@@ -36,7 +36,7 @@ from llmrank.surgery.equivalence import silence_layers
 __all__ = ["layer_sensitivities"]
 
 # A module that is not a language model reads rows of features. This many rows count as one sequence, because
-# TokenSequences.batches puts that many into a batch.
+# TokenSequences.batches puts this many rows into a batch.
 FEATURE_ROWS = 256
 # By default, sequences are used until they hold this many tokens.
 DEFAULT_TOKENS = 2048
@@ -59,7 +59,7 @@ def layer_sensitivities(
     For a model with a prediction head (its output has `logits` of several classes) the sensitivity is the mean over tokens of
     KL(p || q) in nats, where p is the prediction of the dense model, and q the prediction when the output map of the layer reads
     zeros for the removed neurons. For other models (encoders, plain modules) it is the mean over tokens of
-    ``||y' - y||^2 / ||y||^2``, where y is the first output of the dense model (the last hidden state) and y' that of the pruned
+    ``||y' - y||^2 / ||y||^2``, where y is the output of the dense model (of several outputs the first) and y' that of the pruned
     one; tokens with y = 0 are left out. Padding does not count. If a model has one output for each sequence, as a classifier has,
     the mean is taken over sequences.
 
@@ -138,7 +138,7 @@ def layer_sensitivities(
             if name is pruned[0]:
                 dense = _DenseBatch(model, ffns, *batch)
                 count += dense.count
-            totals[name] += dense.change(groups[name], masks)
+            totals[name] += dense.total_change(groups[name], masks)
             if name is pruned[-1]:
                 del dense  # frees its memory before the next batch needs as much
     for name in pruned:
@@ -168,7 +168,7 @@ def _first_sequences(sequences: TokenSequences, samples: int | None) -> TokenSeq
 class _DenseBatch:
     """The outputs of the dense model and of its blocks for one batch.
 
-    `count` is the number of tokens that :meth:`change` sums over.
+    `count` is the number of tokens that :meth:`total_change` sums over.
     """
 
     def __init__(self, model: nn.Module, ffns: FFNs, ids: torch.Tensor, mask: torch.Tensor) -> None:
@@ -185,7 +185,7 @@ class _DenseBatch:
             self._output = output
             self.count = int((output.square().sum(-1) != 0).sum())
 
-    def change(self, layers: Sequence[PrunableLayer], masks: Masks) -> float:
+    def total_change(self, layers: Sequence[PrunableLayer], masks: Masks) -> float:
         """Return the change of the output, summed over tokens, when only these layers, all of one block, are pruned."""
         with ExitStack() as hooks:
             silence_layers(hooks, layers, masks)
