@@ -106,7 +106,7 @@ class CommandParser(argparse.ArgumentParser):
             many = isinstance(action, argparse._AppendAction) or action.nargs == "*"
             # An option without a value, or with one that may be left out, can be true or false.
             if isinstance(value, bool) and (action.nargs == 0 or action.const is True):
-                action.default = value
+                action.default = value if action.nargs == 0 else value or None
             elif action.nargs == 0 or isinstance(value, (bool, dict)) or isinstance(value, list) is not many:
                 expected = "true or false" if action.nargs == 0 else "a list" if many else "a text or a number"
                 raise OptionError(f"{path}: {name} must be {expected}, got {value!r}")

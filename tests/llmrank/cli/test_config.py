@@ -44,6 +44,11 @@ def test_keys_are_options_and_the_command_line_wins(settings: Path) -> None:
     assert (options.model, options.amount, options.evaluate) == ("other", 30, Path("my.txt"))
 
 
+def test_an_evaluation_can_be_left_out(settings: Path) -> None:
+    settings.write_text("evaluate = false", encoding="utf-8")
+    assert parsed("prune", "m", "--output", "o", "--config", settings).evaluate is None
+
+
 def test_numbers_and_shares_keep_their_kind(settings: Path) -> None:
     settings.write_text("amount = 30", encoding="utf-8")
     assert repr(parsed("prune", "m", "--output", "o", "--config", settings).amount) == "30"
