@@ -70,6 +70,19 @@ def test_a_ranking_prunes_as_prune_does(
         assert_same(tmp_path / "by-masks", tmp_path / "pruned")
 
 
+def test_a_ranking_knows_the_sources_of_a_mixture(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    common = ("--calibration", f"{corpus}:0.75,generated:0.25", "--samples", 8, "--sequence-length", 16)
+    assert run("prune", checkpoint, "--output", tmp_path / "pruned", *common) == 0
+    assert run("rank", checkpoint, "--output", tmp_path / "scores", *common) == 0
+    assert run("apply", tmp_path / "scores", checkpoint, "--output", tmp_path / "applied", "--repair", "lstsq") == 0
+    pruned, applied = (
+        json.loads((tmp_path / name / "report.json").read_text(encoding="utf-8")) for name in ("pruned", "applied")
+    )
+    assert [source["share"] for source in pruned["calibration"]["sources"]] == [0.75, 0.25]
+    assert applied["calibration"] == pruned["calibration"]
+    assert applied["held_out"] == pruned["held_out"]
+
+
 def test_with_little_memory_the_commands_write_the_same(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
     common = ("--calibration", corpus, *SHORT)
     assert run("prune", checkpoint, "--output", tmp_path / "plain", *common) == 0
