@@ -149,5 +149,9 @@ def test_a_report_names_no_local_folders(tmp_path: Path) -> None:
     assert "output" not in options.settings
     mixture = parsed("prune", "m", "--output", "o", "--calibration", "/me/a.txt:0.5,built-in:0.25,/me/b.txt:0.25")
     assert mixture.settings["calibration"] == "./a.txt:0.5,built-in:0.25,./b.txt:0.25"
+    for place, said in (("/me/rows", "./rows"), ("/me/rows,,test:0.5,built-in:0.5", "./rows,,test:0.5,built-in:0.5")):
+        dataset = parsed("prune", "m", "--output", "o", "--calibration", f"dataset:{place}")
+        assert dataset.settings["calibration"] == f"dataset:{said}"
+    assert parsed("prune", "m", "--output", "o", "--calibration", "dataset:a/b").settings["calibration"] == "dataset:a/b"
     again = parsed("prune", "m", "--output", "o", "--max-memory", options.settings["max-memory"])
     assert again.max_memory == options.max_memory
