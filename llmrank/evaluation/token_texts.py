@@ -36,7 +36,8 @@ class Context:
 class TokenTexts:
     """The text of each token of a tokenizer, with the space that it begins with. Each token is decoded once.
 
-    A token that holds only a part of a character is shown as U+FFFD, as tokenizers decode it.
+    A token that holds only a part of a character is shown as U+FFFD, as tokenizers decode it. The text of a number that is no
+    token is empty.
 
     Parameters
     ----------
@@ -73,7 +74,9 @@ class TokenTexts:
         return self._texts[token]
 
     def _decode(self, token: int) -> str:
-        stored = str(self._tokenizer.convert_ids_to_tokens(token))
+        stored = self._tokenizer.convert_ids_to_tokens(token)
+        if stored is None:  # heads are often padded to more rows than there are tokens
+            return ""
         if self._of_words and token not in self.special:
             return stored.removeprefix(CONTINUES) if stored.startswith(CONTINUES) else f" {stored}"
         text = str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))

@@ -93,6 +93,11 @@ def test_bad_lines_are_named(tmp_path: Path, row: Any, message: str) -> None:
         tokenise(path, tokenizer(), 1, 4)
 
 
+def test_half_of_a_surrogate_pair_is_a_question_mark(tmp_path: Path) -> None:
+    path = lines(tmp_path / "bad.jsonl", {"text": "w4 \ud800 w5"}, {"text": "w6"})
+    assert words(tokenise(path, tokenizer(special=False), 1, 5).ids) == "w4 [UNK] w5 [EOS] w6"
+
+
 def test_a_bad_first_line_is_found_before_a_model_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="line 1 of"):
         check_text(lines(tmp_path / "bad.jsonl", "no"))
