@@ -65,7 +65,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse arguments; those of the command line win over those of the file."""
-        finder = argparse.ArgumentParser(add_help=False)
+        finder = argparse.ArgumentParser(add_help=False, prog=self.prog)
         finder.add_argument("--config")
         if self._presets:
             finder.add_argument("--preset")
