@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import write
+from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity
 
 ROOT = Path(__file__).parents[1]
@@ -53,13 +54,13 @@ AS_CUT = {
 # What the README compares at CHOSEN_AT: label, our row, the best row of another method, and the name of that method.
 GAINS = (
     (
-        "as cut",
+        "SmolLM2-135M-Instruct, dense {dense:.2f}, as cut",
         "ffn | weighted pagerank | isolated | sensitivity | none",
         "peer | optipfair, MAW with data |  | local | none",
         "optipfair",
     ),
     (
-        "repaired",
+        "the same, repaired",
         "ffn | weighted pagerank | isolated | local | lstsq",
         "ffn | wanda-sp (L1) | isolated | global | lstsq",
         "Wanda-sp's score, same repair",
@@ -105,10 +106,9 @@ def gains(
     for label, ours, other, name in GAINS:
         own, peer = (_row(rows, key, CHOSEN_AT) for key in (ours, other))
         if own and peer:
-            lines.append(f"| perplexity, {label} | {_cell(own, 'test')} | {_cell(peer, 'test')} ({name}) |")
-            lines.append(
-                f"| KL divergence from the dense model, {label} | {_divergence(own)} | {_divergence(peer)} ({name}) |"
-            )
+            label = label.format(dense=quality_results["dense"]["test"])
+            lines.append(f"| {label} | {_with_divergence(own)} | {_with_divergence(peer)}, {name} |")
+    lines += other_models(across, mixture)
     ffn = next(row for row in compact["cases"][0]["rows"] if FASTER.items() <= row.items())
     low, high = ffn["quartiles"]
     lines.append(
@@ -125,50 +125,47 @@ def gains(
         f"| time to build and rank the graph of 4 FFNs, {chain['edges'] / 1e6:.0f} M edges | {_total_seconds(own) * 1e3:.1f} ms "
         f"| {_total_seconds(peer) * 1e3:.0f} ms ({peer['name']}) |"
     )
-    lines[2:2] = other_models(across, mixture)
-    head = f"| SmolLM2-135M-Instruct, {CHOSEN_AT:.0%} removed; dense perplexity {quality_results['dense']['test']:.2f} | llmrank "
-    return {"gains": "\n".join([f"{head}| best other |", "| --- | ---: | ---: |", *lines])}
+    head = f"| perplexity, {CHOSEN_AT:.0%} of the hidden neurons removed | llmrank | best other |"
+    return {"gains": "\n".join([head, "| --- | ---: | ---: |", *lines])}
 
 
 def other_models(across: dict[str, Any], mixture: dict[str, Any]) -> list[str]:
-    """Return the rows of models that nothing was tuned on: the default as cut, and the best score of another method."""
+    """Return the rows of models that nothing was tuned on: the default, and the best score of another method."""
     gemma = across["models"]["gemma-3-270m"]
-    rows = [row for row in gemma["rows"] if row["amount"] == CHOSEN_AT and row["repair"] == "none"]
-    found = {(row["scorer"], row["budget"]): _perplexity(row) for row in rows}
-    name, best = min(((key, value) for key, value in found.items() if key[0] != "wpr"), key=lambda pair: pair[1])
+    repaired = [row for row in gemma["rows"] if (row["amount"], row["repair"]) == (CHOSEN_AT, "lstsq")]
+    own = next(row for row in repaired if (row["scorer"], row["budget"]) == ("wpr", "local"))
+    other = min((row for row in repaired if row["scorer"] != "wpr"), key=_perplexity)
+    dense = _perplexity(gemma["dense"])
+    cells = f"{_perplexity(own):.2f} | {_behind(own, other)}, {other['scorer']}"
+    lines = [f"| Gemma 3 270M, dense {dense:.2f}, repaired | {cells} |"]
     experts = {
-        row["score"]: row["test"]["perplexity"]
+        row["score"]: {"losses": row["test"]["losses"], "counts": row["test"]["tokens"]}
         for row in mixture["rows"].values()
         if (row["target"], row["amount"], row["repair"]) == ("experts", 0.25, "none")
     }
-    other = min(("mone", "ean", "reap", "frequency", "wanda-sp", "activation"), key=lambda score: experts[score])
-    whole = mixture["variants"]["mixture"]["test"]["perplexity"]
-    cells = (
-        (
-            f"Gemma 3 270M, dense {_perplexity(gemma['dense']):.2f}: perplexity, as cut",
-            found["wpr", "local"],
-            best,
-            name[0],
-        ),
-        (
-            f"a mixture made of SmolLM2, {whole:.2f}: perplexity without 25% of its experts",
-            experts["wpr"],
-            experts[other],
-            SPELLED.get(other, other),
-        ),
+    name = min(
+        ("mone", "ean", "reap", "frequency", "wanda-sp", "activation"), key=lambda each: _perplexity(experts[each])
     )
-    return [f"| {label} | {own:.2f} | {value:.2f} ({named}) |" for label, own, value, named in cells]
+    dense = mixture["variants"]["mixture"]["test"]["perplexity"]
+    cells = f"{_perplexity(experts['wpr']):.2f} | {_behind(experts['wpr'], experts[name])}, {SPELLED.get(name, name)}"
+    return [*lines, f"| SmolLM2 as a mixture, dense {dense:.2f}, without 25% of its experts, as cut | {cells} |"]
 
 
 def _perplexity(row: dict[str, Any]) -> float:
     return Perplexity.of(row["losses"], row["counts"]).value
 
 
-def _divergence(row: dict[str, Any]) -> str:
-    """Return a KL divergence and its standard error."""
-    if "kl" not in row:
-        return "not measured"
-    return f"{row['kl']['value']:.3f} ± {row['kl']['error']:.3f}"
+def _behind(own: dict[str, Any], other: dict[str, Any]) -> str:
+    """Return the perplexity of the other row, and in nats its difference from ours with the standard error, paired."""
+    pairs = zip(other["losses"], own["losses"], strict=True)
+    change = Estimate.of([one - two for one, two in pairs], own["counts"])
+    return f"{_perplexity(other):.2f} ({change.value:+.3f} ± {change.error:.3f} nats)"
+
+
+def _with_divergence(row: dict[str, Any]) -> str:
+    """Return the perplexity of a row, and its KL divergence from the dense model with the standard error if it was measured."""
+    divergence = f" (KL {row['kl']['value']:.3f} ± {row['kl']['error']:.3f})" if "kl" in row else ""
+    return f"{_cell(row, 'test')}{divergence}"
 
 
 def _total_seconds(row: dict[str, Any]) -> float:

@@ -90,7 +90,7 @@ def check_count(name: str, value: Any, lowest: int = 1, highest: int | None = No
 
 
 def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], first: int = 0) -> None:
-    """Check by the shapes of scores that a rank has one score for each node, in layers of the given sizes.
+    """Check that a rank has one score for each node, in layers of the given sizes; this needs only the shapes of its scores.
 
     Parameters
     ----------
@@ -99,12 +99,12 @@ def check_score_shapes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], 
     sizes : sequence of int
         Expected numbers of nodes, by layer.
     first : int
-        Index of the first of these layers in the graph, for the error message.
+        The layer of the graph that ``shapes[0]`` belongs to, for the error message.
 
     Raises
     ------
     GraphError
-        Layers or scores differ in number, or scores have columns (even a single one).
+        The number of layers is wrong, a layer has a wrong number of scores, or its scores are a matrix (even of a single column).
 
     Examples
     --------

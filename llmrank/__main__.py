@@ -1,4 +1,4 @@
-"""``python -m llmrank``."""
+"""Run the command line as ``python -m llmrank``."""
 
 import sys
 

@@ -33,7 +33,7 @@ class UnsupportedModelError(LLMRankError):
 
 
 class StructureError(LLMRankError):
-    """A `structure_dict` does not fit the model or the topology; or the residual topology finds no residual stream."""
+    """A `structure_dict`, which names Linears, does not fit the model or the topology; or a model has no residual stream."""
 
 
 class CalibrationError(LLMRankError):

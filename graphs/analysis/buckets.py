@@ -28,12 +28,13 @@ def score_buckets(scores: Any, buckets: int | Sequence[float] = 10) -> IntArray:
         Finite.
     buckets : int or sequence of float
         The number of buckets of (nearly) equal size; or the share of the nodes in each bucket, with sum 1, such as
-        ``(0.01, 0.09, 0.9)``. The ends of buckets are rounded up; in a small layer, buckets can be empty.
+        ``(0.01, 0.09, 0.9)``. A bucket that would end inside a node includes this node, so a small layer can have empty buckets.
 
     Returns
     -------
     (n,) int64 array
-        Bucket 0 holds the highest scores. Equal scores are ordered as in :func:`graphs.analysis.measures.positions`.
+        Bucket 0 holds the highest scores. Equal scores are ordered as in :func:`graphs.analysis.measures.positions`: the higher
+        index comes first.
 
     Raises
     ------
@@ -61,12 +62,12 @@ def bucket_ends(buckets: int | Sequence[float]) -> list[Fraction]:
     Returns
     -------
     list of Fraction
-        Ascending; the last is 1.
+        In ascending order; the last end is 1.
 
     Raises
     ------
     GraphError
-        Neither an integer from 1 on, nor positive shares of sum 1.
+        `buckets` is neither an integer from 1 on, nor positive shares of sum 1.
 
     Examples
     --------
@@ -77,11 +78,11 @@ def bucket_ends(buckets: int | Sequence[float]) -> list[Fraction]:
     if isinstance(given, (int, np.integer)) and not isinstance(given, bool) and given >= 1:
         return [Fraction(k, int(given)) for k in range(1, int(given) + 1)]
     try:
-        # Exact decimal numbers: 0.07 of 100 nodes is 7, though 0.07 * 100 > 7 in floats.
+        # Fractions hold decimal numbers exactly: 0.07 of 100 nodes is 7, though 0.07 * 100 > 7 in floats.
         shares = [Fraction(repr(float(share))) for share in given]
     except (TypeError, ValueError):
         shares = []
     if not shares or min(shares) <= 0 or not math.isclose(sum(shares), 1.0, rel_tol=1e-9):
         raise GraphError(f"buckets: expected an integer >= 1, or positive shares of sum 1, got {buckets!r}")
-    # Shares that are floats can sum to a little more than 1.
+    # The given shares can sum to a little more than 1, so each end is cut to 1.
     return [*(min(end, Fraction(1)) for end in itertools.accumulate(shares[:-1])), Fraction(1)]

@@ -29,11 +29,15 @@ def flow(
 ) -> FloatArray:
     """Compute how much score flows across a block, from buckets of source nodes to buckets of target nodes.
 
-    ``F[t, s] = sum of P_ij r_j over the targets i of bucket t and the sources j of bucket s``, where r_j is a score of
-    layer - 1 and P is the transition of :mod:`graphs.analysis.incident_edges`. For a modified PageRank, F[t, s] is the sum of
-    ``a_i W_ij r_j`` instead, divided by the sum over all edges of the block, and `zero_lowest` sets the lowest r_j to zero.
-    Cost: at most two reads of the block; for theta < 1, two and one for each bucket. Memory: O(nodes * buckets), and the block
-    where the backend converts it.
+    A block holds the edges from one layer to the next. A bucket is a group of nodes of a layer with similar scores.
+
+    ``F[t, s] = sum of P_ij r_j over the targets i of bucket t and the sources j of bucket s``, where r_j is the score of j and P
+    is the transition of :mod:`graphs.analysis.incident_edges`. For a modified PageRank, ``a_i W_ij r_j`` takes the place of
+    ``P_ij r_j``, where a_i is the activation of i and W_ij the weight of the edge. The sums are then divided by the sum over all
+    edges of the block. The lowest r_j count as zero if the rank was computed with `zero_lowest`.
+
+    Cost: at most two reads of the block; for theta < 1, two reads and one more for each bucket. Memory: O(nodes * buckets), and
+    a copy of the block if the backend converts it.
 
     Parameters
     ----------
@@ -45,13 +49,15 @@ def flow(
     buckets : int or sequence of float
         As for :func:`graphs.analysis.buckets.score_buckets`.
     theta : float, optional
-        Share of the edge weights against the bare edges in P; by default that of the rank, or 1.
+        Share of the edge weights in P; the rest, 1 - theta, is divided equally among the edges of a source. By default the theta
+        of the rank, or 1 if the rank has none.
 
     Returns
     -------
     (buckets, buckets) float64 array
-        Row = target bucket, column = source bucket; bucket 0 holds the highest scores. A column sums to the score of its
-        non-dangling sources. For a modified PageRank a row sums to the score of its targets, or all flows are zero.
+        Row = target bucket, column = source bucket; bucket 0 holds the highest scores. A column sums to the score of those
+        sources in its bucket that have out-edges. For a modified PageRank, a row sums to the score of the targets in its bucket;
+        if no score arrives at any target, all flows are zero.
 
     Raises
     ------
@@ -72,27 +78,30 @@ def flow(
     n_buckets, theta, backend = len(bucket_ends(buckets)), choose_theta(rank, theta), default_backend(graph)
     source_buckets, target_buckets = (score_buckets(scores[k], buckets) for k in (layer - 1, layer))
     passed = passed_scores(rank, scores[layer - 1])
-    columns = np.zeros((len(passed), n_buckets))
-    columns[np.arange(len(passed)), source_buckets] = passed
-    operator = backend.operator(graph.blocks[layer - 1], 1 if theta == 1.0 else n_buckets)
+    passed_by_bucket = np.zeros((len(passed), n_buckets))
+    passed_by_bucket[np.arange(len(passed)), source_buckets] = passed
+    operator = backend.operator(graph.blocks[layer - 1], products=1 if theta == 1.0 else n_buckets)
     to_numpy, vector = backend.arithmetic.to_numpy, backend.arithmetic.vector
     with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite raise an error below
         if is_modified(rank):
             activation = graph.activations[layer]
             highest = activation.max()
             relative = activation / highest if highest > 0 else np.ones_like(activation)
-            arrived = to_numpy(operator.matvec(vector(columns))) * relative[:, None]
+            arrived = to_numpy(operator.matvec(vector(passed_by_bucket))) * relative[:, None]
             total = float(arrived.sum())
             if not np.isfinite(total):  # a division by infinity would give zeros
                 raise not_finite_error(layer)
             arrived /= total or 1.0
         elif theta == 1.0:
             strength = finite_strength(backend, operator.out_strength, layer)[:, None]
-            shares = np.divide(columns, strength, out=np.zeros_like(columns), where=strength > 0)
-            arrived = to_numpy(operator.matvec(vector(shares)))
+            # What a source passes along each unit of edge weight; nothing if it has no out-edges.
+            per_weight = np.divide(passed_by_bucket, strength, out=np.zeros_like(passed_by_bucket), where=strength > 0)
+            arrived = to_numpy(operator.matvec(vector(per_weight)))
         else:
             transition = Transition(operator, theta, backend.arithmetic)
-            arrived = np.stack([to_numpy(transition.apply(operator, vector(column))) for column in columns.T], axis=1)
+            arrived = np.stack(
+                [to_numpy(transition.apply(operator, vector(of_bucket))) for of_bucket in passed_by_bucket.T], axis=1
+            )
     flows = np.zeros((n_buckets, n_buckets))
     np.add.at(flows, target_buckets, arrived)
     if not np.isfinite(flows).all():
@@ -145,13 +154,13 @@ def gamma_of(rank: RankResult) -> float | None:
 
 
 def choose_theta(rank: RankResult, theta: float | None) -> float:
-    """Return the given theta, or else that of the rank, or else 1.
+    """Return the given theta; without it, the theta of the rank, or 1 if the rank has none.
 
     Parameters
     ----------
     rank : RankResult
     theta : float, optional
-        Share of the edge weights against the bare edges in P, 0..1.
+        Share of the edge weights in the transition P, 0..1.
 
     Returns
     -------
@@ -174,7 +183,10 @@ def choose_theta(rank: RankResult, theta: float | None) -> float:
 
 
 def passed_scores(rank: RankResult, scores: FloatArray) -> FloatArray:
-    """Return the scores that sources pass on: the lowest are zero in a modified PageRank with `zero_lowest`.
+    """Return the scores that the nodes of a layer pass on to the next layer.
+
+    A node passes its own score on. The exception is a modified PageRank with the parameter `zero_lowest`, a share of the nodes:
+    that share with the lowest scores passes zero on.
 
     Parameters
     ----------
@@ -210,7 +222,8 @@ def share_through_graph(gamma: float, arrived: float, teleport: float) -> float:
     gamma : float
         Damping, 0..1.
     arrived, teleport : float
-        The score that arrives at a node or a layer along edges, and its share of the teleport; non-negative.
+        The score that arrives at a node or a layer along edges, and the share of the teleport that it gets. The teleport is the
+        score that nodes get without edges. Both are non-negative.
 
     Returns
     -------

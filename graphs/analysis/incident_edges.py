@@ -1,7 +1,11 @@
 """The in-edges or out-edges of the nodes of a block, and their probabilities in the transition P of a weighted PageRank.
 
-``P_ij = theta W_ij / s_j + (1 - theta) / k_j`` for an edge from source j to target i, where s_j is the out-strength and k_j the
-out-degree of j. The column of a dangling source is zero.
+A block is the matrix W of the edges from one layer to the next: row = target, column = source, entry = edge weight. It is dense
+or CSR. A dense block is read in bands, which are parts of 4 MB.
+
+``P_ij = theta W_ij / s_j + (1 - theta) / k_j`` for an edge from source j to target i. Here s_j is the out-strength of j (the sum
+of the weights of its out-edges), k_j is its out-degree (their number), and theta is the share of the edge weights in P. A source
+without out-edges is called dangling, and its column of P is zero.
 """
 
 from __future__ import annotations
@@ -34,15 +38,17 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class SourceTotals:
-    """Out-strengths and out-degrees of the sources of a block, with 1 in place of 0 for dangling sources.
+    """Out-strengths and out-degrees of the sources of a block, by which edge weights are divided to get probabilities.
+
+    Dangling sources have 1 in place of 0, so that no division is by zero.
 
     Attributes
     ----------
     strength : (n_sources,) float64 array
     degree : (n_sources,) float64 array, or None
-        None where theta is 1.
+        None if theta is 1, because P does not need degrees then.
     theta : float
-        Share of the edge weights against the bare edges, 0..1.
+        Share of the edge weights in P, 0..1.
     """
 
     strength: FloatArray
@@ -65,7 +71,7 @@ class SourceTotals:
         >>> SourceTotals.of_block(graph, 1, 0.5, default_backend(graph)).probabilities(np.array([3.0, 0.0]))
         array([0.625, 0.   ])
         """
-        operator = backend.operator(graph.blocks[layer - 1], 1 if theta == 1.0 else 2)
+        operator = backend.operator(graph.blocks[layer - 1], products=1 if theta == 1.0 else 2)
         strength = finite_strength(backend, operator.out_strength, layer)
         degree = None if theta == 1.0 else backend.arithmetic.to_numpy(operator.out_degree())
         return cls(np.where(strength > 0, strength, 1.0), None if degree is None else np.maximum(degree, 1.0), theta)
@@ -84,7 +90,8 @@ class SourceTotals:
         weights : float64 array
             W_ij; 0 where there is no edge.
         at : index, optional
-            The source of every edge: ``strength[at]`` broadcasts against `weights`. By default all sources in order.
+            Index that selects the source of every edge: ``strength[at]`` must broadcast against `weights`. By default, the last
+            axis of `weights` has one entry for each source, in order.
 
         Returns
         -------
@@ -106,15 +113,15 @@ class SourceTotals:
 
 @dataclass(frozen=True, eq=False)
 class IncidentEdges:
-    """In-edges or out-edges of some nodes of a block: one row a node, ordered by neighbour.
+    """In-edges or out-edges of m nodes of a block, up to w of each: one row for each node, ordered by neighbour.
 
     Attributes
     ----------
     nodes : (m,) int array
     neighbours : (w,) or (m, w) int array
-        The nodes at the other end of the edges, ascending; (w,) if they are the same in all rows.
+        The nodes at the other end of the edges, ascending; (w,) if all rows have the same neighbours.
     weights : (m, w) float64 array
-        0 where there is no edge; the neighbour may then be any valid index.
+        0 where there is no edge; the neighbour at this place may then be any valid index.
     """
 
     nodes: IntArray
@@ -122,7 +129,7 @@ class IncidentEdges:
     weights: FloatArray
 
     def neighbours_at(self, rows: IntArray, picks: IntArray) -> IntArray:
-        """Return the neighbours in the columns `picks` (r, c) of the rows `rows` (r,).
+        """Return chosen neighbours, (r, c): in row ``rows[k]``, those in the columns ``picks[k]``.
 
         Examples
         --------
@@ -145,8 +152,9 @@ def incident_edges(block: Block, side: Literal["source", "target"]) -> Iterator[
     Yields
     ------
     IncidentEdges
-        Parts with edges of the same node come in the order of the neighbours. Nodes without edges may be missing. The next
-        part may overwrite the weights of this one. Cost: one read. Memory: a few bands, or a few times the edges of a CSR block.
+        If the edges of a node are divided among several parts, these parts come in the order of the neighbours. Nodes without
+        edges may be missing. The weights of a part may be overwritten when the next part is asked for. Cost: one read of the
+        block. Memory: a few bands of a dense block, or a few times the edges of a CSR block.
 
     Examples
     --------
@@ -171,7 +179,7 @@ def incident_edges(block: Block, side: Literal["source", "target"]) -> Iterator[
 
 
 def padded_lines(matrix: sparse.csr_array | sparse.csc_array) -> Iterator[tuple[IntArray, IntArray, FloatArray]]:
-    """Yield the lines (rows of a CSR matrix, columns of a CSC matrix) in groups, padded to equal length.
+    """Yield the lines (rows of a CSR matrix, columns of a CSC matrix) in groups; the lines of a group are padded to equal length.
 
     Parameters
     ----------
@@ -181,7 +189,7 @@ def padded_lines(matrix: sparse.csr_array | sparse.csc_array) -> Iterator[tuple[
     ------
     (int64 array (m,), int64 array (m, w), float64 array (m, w))
         Indices of m lines that have entries, the places of their entries in ``matrix.data``, and the values. Padding comes last
-        in a line, with value 0 and any valid place. A group has at most `BAND_ELEMENTS` values, or one line.
+        in a line, with value 0 and any valid place. A group has at most `BAND_ELEMENTS` values, or is a single longer line.
 
     Examples
     --------
@@ -190,7 +198,7 @@ def padded_lines(matrix: sparse.csr_array | sparse.csc_array) -> Iterator[tuple[
     [([1, 0], [[3.0, 4.0], [5.0, 0.0]])]
     """
     lengths = np.diff(matrix.indptr).astype(np.int64)
-    # In the order of decreasing length, all padding together is at most a few bands.
+    # In this order, the lines of a group are about equally long, and all padding together is at most a few bands.
     order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
     start = 0
     while start < len(order):
@@ -204,14 +212,14 @@ def padded_lines(matrix: sparse.csr_array | sparse.csc_array) -> Iterator[tuple[
 
 
 def highest_in_rows(keys: FloatArray, count: int) -> tuple[IntArray, FloatArray]:
-    """Find the highest keys of every row, in decreasing order; among equal keys the first column comes first.
+    """Find the `count` highest keys of every row, in decreasing order; among equal keys the first column comes first.
 
     Cost: `count` scans, which are faster than a partition for a few keys.
 
     Parameters
     ----------
     keys : (m, w) float64 array
-        Non-negative; overwritten.
+        The numbers to compare, non-negative. They are overwritten.
     count : int
         At least 1.
 
@@ -237,7 +245,7 @@ def highest_in_rows(keys: FloatArray, count: int) -> tuple[IntArray, FloatArray]
 
 
 def target_weights(block: Block, target: int) -> FloatArray:
-    """Compute the weights of the in-edges of one target; weights of parallel edges are added.
+    """Compute the weights of the in-edges of one target; the weights of several edges from the same source are added.
 
     Parameters
     ----------
@@ -260,7 +268,7 @@ def target_weights(block: Block, target: int) -> FloatArray:
 
 
 def source_weights(block: Block, source: int, layer: int) -> FloatArray:
-    """Compute the weights of the out-edges of one source; weights of parallel edges are added.
+    """Compute the weights of the out-edges of one source; the weights of several edges to the same target are added.
 
     Parameters
     ----------

@@ -55,21 +55,23 @@ class Spread:
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """Summary of one layer of a ranked graph.
+    """Summary of one layer of a ranked graph: its edges, its activations, and how concentrated its scores are.
 
     Attributes
     ----------
     layer : int
-        0..L.
+        From 0 (the inputs) to L (the last layer).
     name : str
     n_nodes : int
     n_in_edges : int
         Number of edges from the layer before; 0 for layer 0.
     density : float, optional
-        Number of in-edges over that of pairs of a source and a target; None for layer 0.
+        Number of in-edges divided by the number of pairs of a source and a target; None for layer 0.
     in_strength, out_strength : Spread, optional
-        None for layer 0 (in) and for the last layer (out).
+        Spread of the strengths of the nodes: the sum of the weights of a node's in-edges, or of its out-edges. `in_strength` is
+        None for layer 0, and `out_strength` for the last layer.
     activation : Spread
+        Spread of the non-negative activations that the graph holds for the nodes.
     n_dead : int
         Number of nodes with activation 0.
     n_unreached : int, optional
@@ -77,15 +79,16 @@ class LayerSummary:
     n_dangling : int, optional
         Number of nodes without an out-edge; None for the last layer.
     gini, effective_number, top_share : float
-        Concentration of the scores, by the functions of these names in :mod:`graphs.analysis.measures`; the share is 1 %.
+        Concentration of the scores, by the functions of these names in :mod:`graphs.analysis.measures`. `top_share` is the share
+        of the score that the highest-scored 1 % of the nodes hold.
     highest_node : int
         Index of the node with the highest score; among equal scores the highest index.
     highest_share : float
-        Share of the layer's score that this node holds.
+        Share of the layer's score that `highest_node` holds.
     through_graph : float, optional
-        Share of the layer's score that came along edges and not from the teleport: ``gamma m / (gamma m + 1 - gamma)``, where
-        non-dangling nodes hold the share m of the previous layer's score. None for layer 0, and where
-        :func:`graphs.analysis.flow.gamma_of` is None.
+        Share of the layer's score that came along edges and not from the teleport (the score that nodes get without edges):
+        ``gamma m / (gamma m + 1 - gamma)``. Here gamma is the damping, and m is the share of the previous layer's score that
+        nodes with out-edges hold. None for layer 0, and if :func:`graphs.analysis.flow.gamma_of` returns None for the rank.
     """
 
     layer: int
@@ -123,7 +126,7 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
     """Summarise every layer of a ranked graph.
 
     Cost: two reads of every block for the strengths; the first call also reads dense blocks to count their edges.
-    Memory: O(nodes), and one block where the backend converts it.
+    Memory: O(nodes), and a copy of one block if the backend converts it.
 
     Parameters
     ----------
@@ -155,12 +158,12 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
     in_strengths: list[FloatArray | None] = [None]
     out_strengths: list[FloatArray | None] = []
     through_graph: list[float | None] = [None]
-    for layer, (block, before) in enumerate(zip(graph.blocks, scores, strict=False), start=1):
-        operator = backend.operator(block, 2)
-        leaving = finite_strength(backend, operator.out_strength, layer)
-        out_strengths.append(leaving)
+    for layer, (block, source_scores) in enumerate(zip(graph.blocks, scores, strict=False), start=1):
+        operator = backend.operator(block, products=2)
+        out_strength = finite_strength(backend, operator.out_strength, layer)
+        out_strengths.append(out_strength)
         in_strengths.append(finite_strength(backend, operator.in_strength, layer))
-        arrived = float(before[leaving > 0].sum() / before.sum())
+        arrived = float(source_scores[out_strength > 0].sum() / source_scores.sum())
         through_graph.append(None if gamma is None else share_through_graph(gamma, arrived, 1.0))
     out_strengths.append(None)
     summaries = []

@@ -1,6 +1,6 @@
 """Measures of the scores of one layer: how concentrated they are, how they order nodes, and how two scores agree.
 
-Measures of concentration count scores that are all zero as equal.
+Measures of concentration treat scores that are all zero as equal scores.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def share_also_kept(a: Any, b: Any) -> float:
     Parameters
     ----------
     a, b : (n,) bool array-like
-        Keep masks of the same nodes.
+        Keep masks of the same nodes: True for a node that is kept.
 
     Returns
     -------
@@ -294,7 +294,7 @@ def count_of_share(share: float, total: int) -> int:
     Parameters
     ----------
     share : float
-        0..1, as the decimal number that Python prints: 0.07 of 100 nodes is 7, though ``0.07 * 100 > 7`` in floats.
+        0..1, read as the decimal number that Python prints for it: 0.07 of 100 nodes is 7, though ``0.07 * 100 > 7`` in floats.
     total : int
 
     Returns

@@ -40,9 +40,9 @@ class RankedEdge:
     node : int
         Index of the node at the other end.
     weight : float
-        W_ij; weights of parallel edges are added.
+        W_ij of the edge from node j to node i; the weights of several edges between the same two nodes are added.
     probability : float
-        P_ij of :mod:`graphs.analysis.incident_edges`.
+        P_ij of :mod:`graphs.analysis.incident_edges`: the share of its source's score that the edge passes on.
     share : float
         For an in-edge, its share of the score that arrives at the node along edges. For an out-edge, `probability`.
     """
@@ -60,6 +60,7 @@ class NodeSummary:
     Attributes
     ----------
     layer, node : int
+        Index of the layer, and index of the node in its layer.
     name : str
         Name of the layer.
     score : float
@@ -69,16 +70,16 @@ class NodeSummary:
         0 for the highest score; see :func:`graphs.analysis.measures.positions`.
     activation : float
     in_strength, out_strength : float
-        0 on a side without a block.
+        Sum of the weights of the node's in-edges, and of its out-edges; 0 if it has none.
     in_degree, out_degree : int
-        Parallel edges count as one.
+        Number of in-edges, and of out-edges. Several edges between the same two nodes count as one.
     through_graph : float, optional
-        Share of the node's score that came along edges and not from the teleport. None for layer 0, and where
-        :func:`graphs.analysis.flow.gamma_of` is None.
+        Share of the node's score that came along edges and not from the teleport (the score that nodes get without edges). None
+        for layer 0, and if :func:`graphs.analysis.flow.gamma_of` returns None for the rank.
     in_edges : tuple of RankedEdge
-        The in-edges that carry most score, in decreasing order, without edges that carry nothing.
+        The in-edges that carry most score, in decreasing order of the score. Edges that carry nothing are left out.
     out_edges : tuple of RankedEdge
-        The heaviest out-edges, in decreasing order.
+        The heaviest out-edges, in decreasing order of weight.
     """
 
     layer: int
@@ -98,7 +99,7 @@ class NodeSummary:
 
 
 class StrongestEdges(NamedTuple):
-    """The strongest edges of every node of a layer, in decreasing order; see :func:`strongest_edges`.
+    """The strongest edges of each of the n nodes of a layer, in decreasing order; see :func:`strongest_edges`.
 
     Attributes
     ----------
@@ -123,9 +124,12 @@ def summarise_node(
 ) -> NodeSummary:
     """Summarise one node: its score, its position, and the edges that carry its score.
 
-    An in-edge carries ``P_ij r_j``, where r_j is the score of its source. For a modified PageRank it carries ``W_ij r_j``, where
-    the lowest r_j count as 0 if the rank was computed so. In a tie the lower index comes first. Cost: one read of the block into
-    the layer (two for theta < 1), and one row and one column of weights.
+    An in-edge carries ``P_ij r_j``, where r_j is the score of its source and P the transition of
+    :mod:`graphs.analysis.incident_edges`. For a modified PageRank it carries ``W_ij r_j``, where the lowest r_j count as 0 if the
+    rank was computed with `zero_lowest`. Of two edges that carry the same, the edge whose other node has the lower index comes
+    first.
+
+    Cost: one read of the edges into the layer (two for theta < 1), and one row and one column of edge weights.
 
     Parameters
     ----------
@@ -133,11 +137,12 @@ def summarise_node(
     rank : RankResult
         The rank of this graph, with one score a node.
     layer, node : int
-        0..L, and 0..n_l - 1.
+        Index of the layer, 0..L, and index of the node in its layer.
     top : int
-        Maximum number of edges to list on each side, at least 0.
+        Maximum number of in-edges to list, and of out-edges, at least 0.
     theta : float, optional
-        Share of the edge weights against the bare edges in P; by default that of the rank, or 1.
+        Share of the edge weights in P; the rest, 1 - theta, is divided equally among the edges of a source. By default the theta
+        of the rank, or 1 if the rank has none.
 
     Returns
     -------
@@ -178,7 +183,9 @@ def summarise_node(
         in_edges = _ranked_edges(carried, top, in_weights, probabilities, carried / (carried.sum() or 1.0))
         gamma = gamma_of(rank)
         if gamma is not None:
-            teleports = scale_scores(activations)  # sums of huge activations would overflow
+            # The teleport is divided in proportion to the activations. Scaled activations are used, because the sum of huge ones
+            # would overflow.
+            teleports = scale_scores(activations)
             arrived = float(carried.sum() / (scores[layer - 1].sum() or 1.0))
             through = share_through_graph(gamma, arrived, float(teleports[node] / teleports.sum()))
     if layer < len(graph.blocks):
@@ -208,8 +215,8 @@ def strongest_edges(
 ) -> StrongestEdges:
     """Find the strongest edges of every node of a layer: those that :func:`summarise_node` lists for one node.
 
-    Cost: two reads of the block on each side (three for theta < 1). Memory: the result and a few bands of a dense block, or a
-    few times the edges of a CSR block.
+    Cost: two reads of the edges into the layer and of the edges out of it (three for theta < 1). Memory: the result, and a few
+    parts of 4 MB of a dense block of edges, or a few times the edges of a CSR block.
 
     Parameters
     ----------
@@ -217,16 +224,16 @@ def strongest_edges(
     rank : RankResult
         The rank of this graph, with one score a node.
     layer : int
-        0..L.
+        Index of the layer, 0..L.
     top : int
-        Maximum number of edges to list on each side, at least 1.
+        Maximum number of in-edges to list for a node, and of out-edges, at least 1.
     theta : float, optional
         As for :func:`summarise_node`.
 
     Returns
     -------
     StrongestEdges
-        On a side without a block, all nodes are -1.
+        Layer 0 has no in-edges, and layer L no out-edges: their nodes there are all -1.
 
     Raises
     ------
@@ -265,6 +272,7 @@ def strongest_edges(
         sources = SourceTotals.of_block(graph, layer + 1, theta, backend)
         for edges in incident_edges(graph.blocks[layer], "source"):
             out.update(edges, edges.weights)
+        # The heaviest out-edges are found; now their weights are replaced by probabilities.
         out.keys[:] = sources.probabilities(out.keys, np.index_exp[:, np.newaxis])
     return StrongestEdges(
         into.neighbours, into.keys / np.where(arrived > 0, arrived, 1.0)[:, None], out.neighbours, out.keys
@@ -273,7 +281,17 @@ def strongest_edges(
 
 @dataclass(frozen=True)
 class _TopEdges:
-    """The edges with the highest keys of every node: neighbours (n, top), -1 for none, and keys (n, top)."""
+    """The edges with the highest keys of every node that were found so far, in decreasing order of their keys.
+
+    A key is the number by which edges are compared: what an in-edge carries, or the weight of an out-edge.
+
+    Attributes
+    ----------
+    neighbours : (n, top) int64 array
+        The node at the other end of every edge; -1 for no edge.
+    keys : (n, top) float64 array
+        0 for no edge.
+    """
 
     neighbours: IntArray
     keys: FloatArray
@@ -283,23 +301,27 @@ class _TopEdges:
         return cls(np.full((size, top), -1, dtype=np.int64), np.zeros((size, top)))
 
     def update(self, edges: IncidentEdges, keys: FloatArray) -> None:
-        """Replace known edges by those of `edges` that have higher keys (m, w); edges with key 0 are left out."""
-        # After some bands, few nodes have an edge with a higher key than their last known one.
+        """Take in those of `edges` that have higher keys than the edges known so far; edges with key 0 are left out.
+
+        `keys` (m, w) belong to ``edges.weights`` (m, w).
+        """
+        # Only nodes with such an edge are sorted anew: after some parts of the block, they are few.
         rows = np.flatnonzero(keys.max(axis=1) > self.keys[edges.nodes, -1])
         nodes = edges.nodes[rows]
-        picks, best = highest_in_rows(keys[rows], self.keys.shape[1])
-        known = np.concatenate((self.keys[nodes], best), axis=1)
-        neighbours = np.concatenate((self.neighbours[nodes], edges.neighbours_at(rows, picks)), axis=1)
-        # Parts come in the order of neighbours, so a stable sort keeps the lower of two neighbours with equal keys in front.
-        order = np.argsort(-known, axis=1, kind="stable")[:, : self.keys.shape[1]]
-        self.keys[nodes] = np.take_along_axis(known, order, axis=1)
-        self.neighbours[nodes] = np.take_along_axis(neighbours, order, axis=1)
+        picks, highest = highest_in_rows(keys[rows], self.keys.shape[1])
+        both_keys = np.concatenate((self.keys[nodes], highest), axis=1)
+        both_neighbours = np.concatenate((self.neighbours[nodes], edges.neighbours_at(rows, picks)), axis=1)
+        # The parts of a block come in the order of neighbours, so known neighbours are lower than new ones. A stable sort
+        # therefore keeps the lower of two neighbours with equal keys in front.
+        order = np.argsort(-both_keys, axis=1, kind="stable")[:, : self.keys.shape[1]]
+        self.keys[nodes] = np.take_along_axis(both_keys, order, axis=1)
+        self.neighbours[nodes] = np.take_along_axis(both_neighbours, order, axis=1)
 
 
 def _ranked_edges(
     keys: FloatArray, top: int, weights: FloatArray, probabilities: FloatArray, shares: FloatArray
 ) -> tuple[RankedEdge, ...]:
-    """List the `top` edges with the highest positive keys."""
+    """List the `top` edges of a node with the highest positive keys; every array has one entry for each possible neighbour."""
     order = np.argsort(-keys, kind="stable")[:top]
     return tuple(
         RankedEdge(int(end), float(weights[end]), float(probabilities[end]), float(shares[end]))

@@ -36,14 +36,14 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Path:
-    """A path that takes one edge from each layer to the next.
+    """A path through consecutive layers, with one edge from each layer to the next.
 
     Attributes
     ----------
     nodes : tuple of (layer, node)
         In the direction of the edges.
     probability : float
-        Product of the P_ij (of :mod:`graphs.analysis.incident_edges`) along the path.
+        Product of the transition probabilities P_ij of the edges of the path; see :mod:`graphs.analysis.incident_edges`.
     """
 
     nodes: tuple[tuple[int, int], ...]
@@ -69,18 +69,20 @@ def strongest_paths(
     rank : RankResult
         The rank of this graph, with one score a node; only its theta is used.
     layer, node : int
-        0..L, and 0..n_l - 1.
+        Index of the layer, 0..L, and index of the node in its layer.
     k : int
         Maximum number of paths, at least 1.
     before, after : int
         Number of edges of a path before the node, and after it.
     theta : float, optional
-        Share of the edge weights against the bare edges in P; by default that of the rank, or 1.
+        Share of the edge weights in P; the rest, 1 - theta, is divided equally among the edges of a source. By default the theta
+        of the rank, or 1 if the rank has none.
 
     Returns
     -------
     tuple of Path
-        Distinct paths in decreasing order, each from layer - before to layer + after. Equal products are ordered by nodes.
+        Distinct paths in decreasing order of probability, each from ``layer - before`` to ``layer + after``. Paths of equal
+        probability are ordered by their nodes.
 
     Raises
     ------
@@ -94,8 +96,9 @@ def strongest_paths(
     paths from the next node. So k paths from every node suffice, layer by layer from the end (Bellman's principle; for k paths
     Hoffman and Pavley, 1959).
 
-    Cost: at most two reads of every block on the paths (three for theta < 1). Memory: O(k) numbers for every node of these
-    layers, and a few bands of a dense block, or a few times the edges of a CSR block.
+    Cost: every block (the edges between two layers) on the paths is read at most twice, or three times for theta < 1. Memory:
+    O(k) numbers for every node of these layers, and a few parts of 4 MB of a dense block, or a few times the edges of a CSR
+    block.
 
     Examples
     --------
@@ -119,6 +122,7 @@ def strongest_paths(
         )
     backend = default_backend(graph)
     ahead = _BestPaths.empty(graph.layer_sizes[last], k)
+    # From the last layer on, the rest of a path is empty, with product 1. If `node` is in this layer, paths end only there.
     ahead.values[slice(None) if after else node, 0] = 1.0
     by_layer = [ahead]
     exponent = 0
@@ -140,7 +144,10 @@ def strongest_paths(
 def _out_edges(
     graph: LayeredGraph, source_layer: int, layer: int, node: int, theta: float, backend: Backend
 ) -> Iterator[IncidentEdges]:
-    """Yield the edges out of a layer, with P_ij as weights; out of or into `layer`, only the edges of `node`."""
+    """Yield the edges out of `source_layer` that a path through `node` of `layer` can take, with P_ij as weights.
+
+    Into `layer` and out of it, a path can take only the edges of `node`. Between other layers it can take all edges.
+    """
     block = graph.blocks[source_layer]
     if source_layer == layer:
         column = source_weights(block, node, source_layer + 1)
@@ -164,7 +171,7 @@ class _BestPaths:
     Attributes
     ----------
     values : (n, k) float64 array
-        Products in decreasing order, up to a power of two for the layer; 0 where there is no path.
+        Products of the P_ij in decreasing order, divided by one power of two for the whole layer; 0 where there is no path.
     next_nodes, next_paths : (n, k) int64 arrays
         The next node of the path, and which of that node's paths, 0..k-1, is the rest of the path.
     """
@@ -178,12 +185,17 @@ class _BestPaths:
         return cls(np.zeros((size, k)), np.zeros((size, k), dtype=np.int64), np.zeros((size, k), dtype=np.int64))
 
     def update(self, edges: IncidentEdges, ahead: _BestPaths) -> None:
-        """Add the paths that begin with an edge (whose weight is P_ij) and continue as in `ahead`; keep the k best."""
+        """Add the paths that begin with one of the edges and continue with a path of `ahead`; keep the k best of each node.
+
+        The weights of the edges are P_ij.
+        """
+        # The best path through each edge. Nodes whose k-th path is as good already are skipped.
         keys = edges.weights * ahead.values[edges.neighbours, 0]
         better = np.flatnonzero(keys.max(axis=1) > self.values[edges.nodes, -1])
         k = self.values.shape[1]
         width = min(k, keys.shape[1])
-        # A step makes k candidate paths for each of the best edges: at most a band of them, or those of one node.
+        # Each of the `width` best edges of a node gives k candidate paths. A step takes as many nodes as have at most
+        # BAND_ELEMENTS candidates together, but at least one node.
         step = max(1, BAND_ELEMENTS // (width * k))
         for rows in (better[start : start + step] for start in range(0, len(better), step)):
             nodes = edges.nodes[rows]
@@ -205,10 +217,10 @@ class _BestPaths:
 
 
 def _trace(by_layer: list[_BestPaths], first: int, start: int) -> tuple[tuple[int, int], ...]:
-    """List (layer, node) along the path at the place `start` of the flattened arrays of layer `first`."""
-    node, number = divmod(start, by_layer[0].values.shape[1])
+    """List (layer, node) along one path from layer `first`; `start` is its place in the flattened arrays of this layer."""
+    node, path = divmod(start, by_layer[0].values.shape[1])
     nodes = [(first, node)]
     for layer, paths in enumerate(by_layer[:-1], start=first + 1):
-        node, number = int(paths.next_nodes[node, number]), int(paths.next_paths[node, number])
+        node, path = int(paths.next_nodes[node, path]), int(paths.next_paths[node, path])
         nodes.append((layer, node))
     return tuple(nodes)

@@ -17,18 +17,20 @@ __all__ = ["default_backend", "finite_strength", "not_finite_error", "strengths"
 
 
 def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
-    """Compute the in-strength and the out-strength of every node of a layer. Cost: one read of the block on each side.
+    """Compute the in-strength and the out-strength of every node of a layer.
+
+    Cost: one read of the edges into the layer, and one of the edges out of it.
 
     Parameters
     ----------
     graph : LayeredGraph
     layer : int
-        0..L.
+        From 0 (the inputs) to L (the last layer).
 
     Returns
     -------
     in_strength, out_strength : (n_l,) float64 arrays
-        In-strengths of layer 0 and out-strengths of layer L are zeros.
+        The in-strengths of layer 0 and the out-strengths of layer L are zeros.
 
     Raises
     ------
@@ -46,14 +48,16 @@ def strengths(graph: LayeredGraph, layer: int) -> tuple[FloatArray, FloatArray]:
     into: FloatArray = np.zeros(graph.layer_sizes[layer])
     out: FloatArray = np.zeros(graph.layer_sizes[layer])
     if layer > 0:
-        into = finite_strength(backend, backend.operator(graph.blocks[layer - 1], 1).in_strength, layer)
+        operator = backend.operator(graph.blocks[layer - 1], products=1)
+        into = finite_strength(backend, operator.in_strength, layer)
     if layer < len(graph.blocks):
-        out = finite_strength(backend, backend.operator(graph.blocks[layer], 1).out_strength, layer + 1)
+        operator = backend.operator(graph.blocks[layer], products=1)
+        out = finite_strength(backend, operator.out_strength, layer + 1)
     return into, out
 
 
 def default_backend(graph: LayeredGraph) -> Backend:
-    """Make the backend that computes with a graph's blocks in float64.
+    """Make the backend (numpy, compiled kernels or torch on a device) that computes with a graph's blocks in float64.
 
     Parameters
     ----------
@@ -78,9 +82,9 @@ def finite_strength(backend: Backend, compute: Callable[[], Vector], layer: int)
     Parameters
     ----------
     backend : Backend
-        The backend of the operator, in float64.
+        A backend in float64.
     compute : callable
-        Method `in_strength` or `out_strength` of the block's operator.
+        Method `in_strength` or `out_strength` of the block's operator, which ``backend.operator`` returned.
     layer : int
         The layer that the block leads into, for the error message.
 

@@ -1,7 +1,8 @@
 """Figures of layered graphs and their ranks, drawn with matplotlib on given axes or new ones.
 
 Every figure function returns its axes and uses no global state. Where there are too many nodes, layers or steps to draw them
-all, it draws averages, densities or a selection, or raises an error that says what to draw instead.
+all, the function draws averages, densities or a selection, or raises an error that says what to draw instead. A bucket is a
+group of nodes with similar scores.
 
 ========================== ========================================================= ==============================
 figure                     shows                                                     up to

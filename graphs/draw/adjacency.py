@@ -1,4 +1,7 @@
-"""Heat map of the edges of one block: mean weights between buckets of nodes, by score."""
+"""Heat map of the edges of one block: mean weights between buckets of nodes, by score.
+
+A block holds the edges from one layer to the next. A bucket is a group of nodes of a layer with similar scores.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BUCKETS", "adjacency_heatmap"]
 
-# A page shows no more buckets a side.
+# With more buckets on a side, the cells would be too small to see on a page.
 MAX_BUCKETS = 400
 
 
@@ -34,7 +37,8 @@ def adjacency_heatmap(
     """Draw the mean weight between buckets of the nodes of two neighbouring layers, ordered by score.
 
     Rows are targets and columns are sources, with the highest scores first. A missing edge counts as a weight of zero; a cell
-    without edges is hatched. The colour scale is logarithmic. Cost: one read of the block. Memory: a few bands.
+    without edges is hatched. The colour scale is logarithmic. Cost: one read of the block. Memory: a few bands, which are parts
+    of the block of 4 MB each.
 
     Parameters
     ----------
@@ -44,13 +48,14 @@ def adjacency_heatmap(
     rank : RankResult
         The rank of this graph, with one score a node.
     buckets : int
-        Number of buckets of (nearly) equal size in both layers, 1 to `MAX_BUCKETS`, but at most one for each node.
+        Number of buckets of (nearly) equal size in each of the two layers, 1 to `MAX_BUCKETS`. A layer of fewer nodes gets one
+        bucket for each node.
     ax : matplotlib Axes, optional
 
     Returns
     -------
     matplotlib Axes
-        The array of the mesh on them holds the means, (target buckets, source buckets), masked where there is no edge.
+        ``ax.collections[0].get_array()`` holds the means, (target buckets, source buckets), masked where there is no edge.
 
     Raises
     ------
@@ -113,13 +118,14 @@ def _bucket_sums(block: Block, target_buckets: IntArray, source_buckets: IntArra
     total = np.zeros((int(target_buckets.max()) + 1, int(source_buckets.max()) + 1))
     if not isinstance(block, SparseBlock):
         for band in block.bands(NumpyBufferMaker(np.float64)):
-            # Reads along the contiguous axis are faster.
+            # The faster way to read a band is along its contiguous axis.
             rows, columns = target_buckets[band.rows], source_buckets[band.columns]
             if band.matrix.flags.c_contiguous:
                 _add_sums(total, band.matrix, rows, columns)
             else:
                 _add_sums(total.T, band.matrix.T, columns, rows)
         return total
+    # The rows of a CSR block are taken in groups of at most BAND_ELEMENTS edges, or one by one.
     csr = block.csr
     start = 0
     while start < csr.shape[0]:

@@ -31,7 +31,7 @@ __all__ = [
 
 # Font size in points; no text of a figure is smaller.
 SMALL_FONT = 8.0
-# Average width of a letter and height of a line of this font, in inches.
+# Average width of a letter and height of a line at this font size, in inches.
 LETTER_WIDTH, LINE_HEIGHT = 0.065, 0.15
 
 
@@ -81,7 +81,7 @@ def size_in_inches(ax: Axes) -> tuple[float, float]:
 
 
 def wrap_to_axes(ax: Axes, text: str, font_size: float = 10.0, reserved: float = 0.0, *, upright: bool = False) -> str:
-    """Break a text into lines that are about as long as the axes are wide, or high.
+    """Break a text into lines that are about as long as the axes are wide, or as they are high if the text is upright.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def wrap_to_axes(ax: Axes, text: str, font_size: float = 10.0, reserved: float =
     Returns
     -------
     str
-        A number and its "%" stay on one line. On narrow axes, a line has up to 20 letters.
+        A number and its "%" stay on one line. A line has up to 20 letters even if the axes are narrower.
 
     Examples
     --------
@@ -121,7 +121,7 @@ def label_layers(ax: Axes, names: Sequence[str], positions: FloatArray | None = 
         The x limits must be final.
     names : sequence of n str
     positions : (n,) array, optional
-        Ascending positions on the axis; 0, 1, ... by default.
+        Positions of the names on the axis, ascending; 0, 1, ... by default.
     reserved : float
         Inches of the width of the axes that a legend will take.
 
@@ -143,6 +143,7 @@ def label_layers(ax: Axes, names: Sequence[str], positions: FloatArray | None = 
     places = np.arange(len(names), dtype=float) if positions is None else positions
     labels = short_names(names)
     low, high = ax.get_xlim()
+    # The distance from one name to the next, in inches.
     pitch = max(size_in_inches(ax)[0] - reserved, LINE_HEIGHT) / max(abs(high - low), 1e-9)
     if len(places) > 1:
         pitch *= float(np.diff(places).min())
@@ -189,8 +190,8 @@ def log_ticks(low: float, high: float) -> list[float]:
     Returns
     -------
     list of 3 to 9 float
-        1, 2 and 5 times powers of ten; in a wide range, powers of ten; in a narrow one, evenly spaced round numbers or a
-        geometric progression.
+        1, 2 and 5 times powers of ten. In a range too wide for these, only powers of ten; in a range too narrow, evenly spaced
+        round numbers or a geometric progression.
 
     Examples
     --------

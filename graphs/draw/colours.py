@@ -26,14 +26,14 @@ __all__ = [
     "log_norm",
 ]
 
-# Blue, vermilion and black of Okabe and Ito, which colour-blind readers can tell apart, and a grey.
+# Blue, vermilion and black from the palette of Okabe and Ito, which colour-blind readers can tell apart, and a grey.
 KEPT, REMOVED, SCORE_REMOVED, FAINT = "#0072B2", "#D55E00", "#000000", "#767676"
 # Similar hues for thin lines; the contrast with white is at least 3 to 1.
 LINE_COLOURS = ("#000000", "#BA5100", "#005F96", "#00835F", "#915476", "#4696C3", "#C58800", "#494949")
-# These also tell lines apart in grey print.
+# Dashes and markers also tell lines apart in grey print.
 DASHES = ("-", "--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (3, 1)), (0, (1, 2.5)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-# Its lightness rises from end to end, also for colour-blind readers.
+# The lightness of this colour map rises from end to end, also for colour-blind readers.
 COLOUR_MAP = "cividis"
 
 
@@ -90,7 +90,8 @@ def log_norm(values: Any) -> Any:
     Returns
     -------
     matplotlib.colors.LogNorm
-        From the lowest to the highest positive value. If these are equal, a range around them; if there are none, around 1.
+        From the lowest to the highest positive value. If all positive values are equal, a range around them; if there is no
+        positive value, a range around 1.
 
     Examples
     --------

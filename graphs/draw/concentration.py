@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_LINES", "MAX_POINTS", "lorenz_curves", "score_distribution"]
 
-# More layers are drawn as bands.
+# Up to this number of layers, each layer gets a line. More layers are drawn as bands.
 MAX_LINES = 8
-# A page shows no more points of a line, and vector files stay small.
+# Maximum number of points of a line: more could not be seen on a page, and vector files would be larger.
 MAX_POINTS = 1000
 
 
 def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
     """Draw for every layer the share of nodes that score at least x times the layer's mean (CCDF, logarithmic axes).
 
-    A power law gives a straight line, and nearly equal scores give a steep one. The marker of a line is the node with the
-    highest score. The axis cannot show scores of zero; for up to `MAX_LINES` layers the legend gives their share.
+    A power law gives a straight line, and nearly equal scores give a steep one. The marker on a line shows the node with the
+    highest score. The axis cannot show scores of zero, so the legend gives the share of nodes that have them, for up to
+    `MAX_LINES` layers.
     Cost: a few sorts of every layer.
 
     Parameters
@@ -95,7 +96,8 @@ def score_distribution(scores: Sequence[Any], names: Sequence[str] | None = None
         label_log_axis(axis, *axis.get_view_interval())
     ax.set_xlabel("score / layer mean")
     ax.set_ylabel(wrap_to_axes(ax, "share of nodes that score at least x", upright=True))
-    _legend(ax, _emptier_corner(ax, ax.get_lines()[:-1]))
+    layer_lines = ax.get_lines()[:-1]  # the last line is the vertical one at the mean
+    _legend(ax, _emptier_corner(ax, layer_lines))
     return ax
 
 
@@ -153,12 +155,12 @@ def lorenz_curves(scores: Sequence[Any], names: Sequence[str] | None = None, ax:
 
 
 def _exceedance(values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Compute a layer's line: positive scores over the mean, ascending, and the share of nodes that reach each."""
+    """Compute a layer's line: its positive scores divided by their mean, ascending, and the share of nodes that reach each."""
     mean = values.mean()
     if not mean > 0.0:
         return np.zeros(0), np.zeros(0)
     relative = np.sort(values)[::-1] / mean
-    # The place of the last of equal scores counts all of them.
+    # Of several equal scores only the last is taken: all of them reach this score, and its place counts them all.
     last = np.append(relative[1:] != relative[:-1], True) & (relative > 0.0)
     places = np.flatnonzero(last)
     if len(places) > MAX_POINTS:
@@ -174,9 +176,9 @@ def _exceedance_line(ax: Axes, x: FloatArray, y: FloatArray, label: str, style: 
 
 
 def _at_shares(values: FloatArray, shares: FloatArray) -> FloatArray:
-    """Compute for each share the highest score, over the mean, that at least this share of the nodes reach."""
+    """Compute for each share the highest score, divided by the mean, that at least this share of the nodes reach."""
     relative = np.sort(values)[::-1] / values.mean()
-    # Without the small difference, round-off could raise a whole product to the next number.
+    # Round-off can leave a product a little above a whole number. Without the subtraction, it would then be rounded up.
     places = np.ceil(shares * len(values) - 1e-9).astype(int) - 1
     return np.asarray(relative[np.clip(places, 0, len(values) - 1)])
 
@@ -199,7 +201,10 @@ def _lorenz_line(ax: Axes, values: FloatArray, label: str, style: dict[str, Any]
 
 
 def _bands(n_layers: int, n_scored: int) -> list[tuple[float, float, dict[str, Any]]]:
-    """Return (lower quantile, upper quantile, style) of each band over the `n_scored` layers, the wide band first."""
+    """Return (lower quantile, upper quantile, style) of each band over the `n_scored` layers with scores above 0.
+
+    The wide band comes first, so that the narrow one is drawn over it.
+    """
     without = n_layers - n_scored
     label = f"{n_scored} layers ({without} more without score)" if without else f"all {n_layers} layers"
     return [
@@ -220,7 +225,7 @@ def _extremes(layers: Sequence[FloatArray]) -> list[tuple[int, str, dict[str, An
 
 
 def _emptier_corner(ax: Axes, lines: Sequence[Any]) -> Literal["upper right", "lower left"]:
-    """Choose the corner above or below decreasing lines that holds fewer of their points."""
+    """Choose the corner for a legend: above or below the decreasing lines, where fewer of their points are."""
     points = np.concatenate([np.zeros((0, 2)), *(line.get_xydata() for line in lines)])
     in_axes = ax.transAxes.inverted().transform(ax.transData.transform(points[np.isfinite(points).all(axis=1)]))
     above, below = (in_axes > 0.5).all(axis=1), (in_axes < 0.5).all(axis=1)

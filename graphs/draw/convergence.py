@@ -1,4 +1,8 @@
-"""Convergence of ranks: the residual and the proven error bound of every step."""
+"""Convergence of ranks: the residual and the error bound of every step of a solver.
+
+The residual is the L1 norm of the change that one more application of the equation would make. The error bound is a proven bound
+on the L1 distance to the exact rank.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_STEPS", "convergence"]
 
-# A page shows no more steps of a result, and vector files stay small.
+# Maximum number of steps to draw of a result: more could not be seen on a page, and vector files would be larger.
 MAX_STEPS = 1000
 
 
@@ -37,9 +41,10 @@ def convergence(
     ----------
     results : sequence of RankResult
     against : {"steps", "products", "seconds"}
-        Quantity on the x axis; block products make solvers comparable.
+        Quantity on the x axis. ``products`` are the multiplications by a block of the graph; their number makes solvers
+        comparable.
     labels : sequence of str, optional
-        By default the solvers' names.
+        The names of the results in the legend; by default the names of their solvers.
     ax : matplotlib Axes, optional
 
     Returns

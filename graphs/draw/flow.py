@@ -1,4 +1,4 @@
-"""Flow of score from layer to layer, between buckets of nodes of high and low score."""
+"""Flow of score from layer to layer, between buckets: groups of the nodes of a layer with similar scores."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BUCKETS", "MAX_LAYERS", "layer_flow"]
 
-# A reader can follow the ribbons of so many layers; more become a heat map.
+# Up to this number of layers, a reader can follow the ribbons. More layers become a heat map.
 MAX_LAYERS = 12
-# The colours of more buckets would be hard to tell apart.
+# With more buckets, their colours would be hard to tell apart.
 MAX_BUCKETS = 8
 # Half the width of a bar, half the width of its level middle, and the gap between two bars of a stack, in data coordinates.
 HALF_WIDTH, HALF_FLAT, GAP = 0.09, 0.03, 0.025
@@ -37,7 +37,13 @@ LEGEND_WIDTH = 1.8
 
 @dataclass(frozen=True, eq=False)
 class _Stack:
-    """Heights of the bars of a layer, (buckets,): on the left, in the middle and on the right."""
+    """Heights of the bars of a layer, (buckets,).
+
+    Attributes
+    ----------
+    arriving, held, leaving : (buckets,) float64 arrays
+        Heights on the left, in the middle and on the right of the bars.
+    """
 
     arriving: FloatArray
     held: FloatArray
@@ -53,10 +59,12 @@ def layer_flow(
 ) -> Axes:
     """Draw how score flows between buckets of nodes, layer by layer, as stacked bars joined by ribbons.
 
-    A layer is a stack of bars, one for each bucket, with the highest scores on top. In its middle, a bar is as high as the score
-    of its nodes. On a side with a block, it is as high as the score that reaches them along edges (left) or that they pass on
-    (right). The width of a ribbon is the flow of score, and its colour is that of the source. Cost and memory: those of
-    :func:`graphs.analysis.flow.flow` for every block.
+    A layer is a stack of bars, one for each bucket, with the highest scores on top. The height of a bar in the middle is the
+    score of the nodes in the bucket. On the left, it is the score that reaches these nodes along edges; on the right, it is the
+    score that they pass on. Where a layer has no edges on one side, the height there is that of the middle. The width of a ribbon
+    is the flow of score, and its colour is that of the source.
+
+    Cost and memory: those of :func:`graphs.analysis.flow.flow` for every block (the edges between two layers).
 
     Parameters
     ----------
@@ -73,9 +81,9 @@ def layer_flow(
     Returns
     -------
     matplotlib Axes
-        For more than `MAX_LAYERS` layers, the axes hold a heat map instead: for every block and bucket, the share of the flow
-        out of the bucket that goes to the same bucket of the next layer, divided by the share of the whole flow that goes to
-        that bucket. Chance would give 1.
+        For more than `MAX_LAYERS` layers, the axes hold a heat map instead, with a cell for every block and bucket. A cell shows
+        the share of the flow out of the bucket that goes to the same bucket of the next layer, divided by the share of the whole
+        flow that goes to that bucket. Chance would give 1.
 
     Raises
     ------
@@ -103,7 +111,7 @@ def layer_flow(
         np.bincount(score_buckets(scores[layer], shares), weights=scores[layer], minlength=len(shares)) / total
         for layer, total in zip(chosen, totals, strict=True)
     ]
-    # The flow of a modified PageRank has sum 1 or 0 already; that of another rank sums to the score of non-dangling sources.
+    # The flow of a modified PageRank has sum 1 or 0 already. That of another rank sums to the score of sources with out-edges.
     flows = [
         flow(graph, rank, layer, shares) / (1.0 if is_modified(rank) else total)
         for layer, total in zip(chosen[1:], totals, strict=False)
@@ -161,6 +169,7 @@ def _bucket_names(shares: Sequence[float]) -> list[str]:
 
 
 def _stack_top(count: int) -> float:
+    """Compute the upper edge of a stack of `count` bars, whose lower edge is at 0 if their heights sum to 1."""
     return 1.0 + GAP * (count - 1)
 
 
@@ -220,7 +229,7 @@ def _colours(count: int) -> list[Any]:
 
 
 def _draw_persistence(ax: Axes, flows: Sequence[FloatArray], shares: Sequence[float], names: Sequence[str]) -> Axes:
-    """Draw a heat map of the flow that stays in its bucket, relative to chance."""
+    """Draw a heat map of the flow that stays in its bucket from one layer to the next, relative to chance."""
     ratios = np.full((len(shares), len(flows)), np.nan)
     for block, block_flow in enumerate(flows):
         chance = block_flow.sum(axis=1) * block_flow.sum(axis=0) / (block_flow.sum() or 1.0)

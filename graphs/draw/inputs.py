@@ -20,7 +20,7 @@ IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
 
 def check_layer_names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """Check the names of layers; without names, make "layer 0" and so on.
+    """Check the names of `count` layers; if there are none, make the names "layer 0" and so on.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_EDGES", "MAX_NODES", "node_link"]
 
-# A reader can hardly tell more nodes apart on a page.
+# More nodes could hardly be told apart on a page.
 MAX_NODES = 300
 # More edges would only blur the figure.
 MAX_EDGES = 4000
@@ -30,19 +30,27 @@ MAX_EDGES = 4000
 TOP, BOTTOM, WIDEST_PITCH = 1.0, 0.0, 0.25
 # The y of the boxes for the nodes that are not shown.
 OTHERS_Y = -0.17
-# Height in inches of the words below the boxes, and of further lines of title and x label.
+# Height in inches of the words below the boxes, and of the lines that the title and the x label take beyond their first.
 BELOW, TITLES = 0.5, 0.35
 # Smallest and largest area of a dot, in square points.
 SMALLEST, LARGEST = 8.0, 260.0
-# Smallest distance in points between dots with indices: less than a line, because digits have no descenders.
+# Smallest distance in points between dots that get an index: less than the height of a line, because digits do not reach below
+# the line.
 INDEX_PITCH = 7.6
 
 
 @dataclass(frozen=True, eq=False)
 class _EdgeLines:
-    """Lines in ascending order of weight: both ends (k, 2, 2), and weights (k,) divided by the highest of the block.
+    """The edges to draw as lines, in ascending order of weight.
 
-    `n_edges` counts the edges of the subgraph, drawn or not.
+    Attributes
+    ----------
+    segments : (k, 2, 2) float64 array
+        (x, y) of both ends of every line.
+    weights : (k,) float64 array
+        Weight of every edge, divided by the highest weight between its two layers.
+    n_edges : int
+        Number of all edges of the subgraph, whether they are drawn or not.
     """
 
     segments: FloatArray
@@ -55,9 +63,9 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
 
     Layers are columns from left to right, with the highest score on top, or in the order of indices if there are no scores. The
     area of a dot is proportional to its score, but not below a minimum. The width of a line grows with the weight of its edge,
-    divided by that of the heaviest edge of its block in the subgraph. Of more than `MAX_EDGES` edges, those with the widest lines
-    are drawn. The title gives the shares of the weights and scores that the subgraph holds. Nodes are labelled by their index
-    where there is space. Cost: a sort of the subgraph's edges.
+    divided by that of the heaviest edge between the same two layers of the subgraph. Of more than `MAX_EDGES` edges, only those
+    with the widest lines are drawn. The title gives the shares of the graph's weights and scores that the subgraph holds. Nodes
+    are labelled by their index where there is space. Cost: a sort of the subgraph's edges.
 
     Parameters
     ----------
@@ -101,7 +109,7 @@ def node_link(subgraph: Subgraph, ax: Axes | None = None, max_nodes: int = MAX_N
     ax = new_axes(ax)
     ax.set_xlim(-0.5, len(counts) - 0.5)
     labels_height = label_layers(ax, subgraph.graph.names)
-    # Words need the same height in inches on axes of any height.
+    # The share of the axes that the words below the boxes take: their height in inches does not depend on that of the axes.
     below = BELOW / max(size_in_inches(ax)[1] - labels_height - TITLES, 2 * BELOW)
     ax.set_ylim(OTHERS_Y - max(0.22, (TOP + 0.06 - OTHERS_Y) * below / (1.0 - below)), TOP + 0.06)
     scores = _scores(subgraph)
@@ -172,18 +180,18 @@ def _draw_nodes(
     pitches = [
         72.0 * height / (high - low) * float(np.diff(np.sort(values)).min(initial=WIDEST_PITCH)) for values in ys
     ]
-    column = size_in_inches(ax)[0] / len(ys)
+    column_width = size_in_inches(ax)[0] / len(ys)
     # Dots of this area do not overlap, except the smallest in a layer of many nodes.
-    largest = min(LARGEST, max(SMALLEST, (0.95 * min(*pitches, 72.0 * column)) ** 2))
+    largest = min(LARGEST, max(SMALLEST, (0.95 * min(*pitches, 72.0 * column_width)) ** 2))
     highest = max((float(values.max()) for values in scores if len(values)), default=0.0)
     equal_areas = subgraph.scores is None or highest <= 0.0
     # An index beside its node must end before the next column.
     digits = max((len(str(int(nodes.max()))) for nodes in subgraph.nodes if len(nodes)), default=1)
-    fits = column >= 0.35 + LETTER_WIDTH * digits
+    indices_fit = column_width >= 0.35 + LETTER_WIDTH * digits
     for layer, (y, values, nodes) in enumerate(zip(ys, scores, subgraph.nodes, strict=True)):
         areas = np.full(len(y), largest / 4) if equal_areas else np.maximum(SMALLEST, largest * values / highest)
         ax.scatter(np.full(len(y), float(layer)), y, s=areas, color=KEPT, edgecolors="white", linewidths=0.5, zorder=3)
-        if fits and pitches[layer] >= INDEX_PITCH:
+        if indices_fit and pitches[layer] >= INDEX_PITCH:
             _write_indices(ax, layer, y, nodes, np.sqrt(areas) / 2)
 
 
@@ -192,7 +200,8 @@ def _write_indices(ax: Axes, layer: int, ys: FloatArray, nodes: IntArray, radii:
 
     halo = [withStroke(linewidth=3.0, foreground="white")]
     for y, node, radius in zip(ys, nodes.tolist(), radii, strict=True):
-        # An edge that showed between a dot and its index would look like a minus sign.
+        # A piece of an edge between a dot and its index would look like a minus sign, so the index is written close to the dot,
+        # and in layer 0 to the left, where there are no edges.
         side = -1 if layer == 0 else 1
         offset = (side * (radius + 1.5), 0)
         ax.annotate(
@@ -207,15 +216,15 @@ def _draw_others(ax: Axes, subgraph: Subgraph) -> None:
     places = [layer for layer, count in enumerate(hidden) if count]
     if not places:
         return
-    column = size_in_inches(ax)[0] / len(hidden)
-    area = min(110.0, max(SMALLEST, (72.0 * column * 0.6) ** 2))
+    column_width = size_in_inches(ax)[0] / len(hidden)
+    area = min(110.0, max(SMALLEST, (72.0 * column_width * 0.6) ** 2))
     style: dict[str, Any] = {"marker": "s", "facecolor": "white", "edgecolor": "#666666", "hatch": "//////"}
     ax.scatter(places, [OTHERS_Y] * len(places), s=area, zorder=3, **style)
-    show_count = column > LETTER_WIDTH * len(f"{max(hidden):,} others") + 0.05
-    horizontal = column > LETTER_WIDTH * 5
+    show_count = column_width > LETTER_WIDTH * len(f"{max(hidden):,} others") + 0.05
+    horizontal = column_width > LETTER_WIDTH * 5
     for layer in places:
         lines = [f"{hidden[layer]:,} others"] if show_count else []
-        if subgraph.score_shares is not None and column > LINE_HEIGHT:
+        if subgraph.score_shares is not None and column_width > LINE_HEIGHT:
             lines.append(percent(1.0 - subgraph.score_shares[layer]))
         ax.annotate(
             "\n".join(lines), (layer, OTHERS_Y), (0, -2 - area**0.5 / 2), textcoords="offset points", ha="center", va="top",

@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_COLUMNS", "MAX_DOTS", "compare_scores", "group_heatmap", "kept_by_layer", "score_heatmap"]
 
-# A page shows no more columns of a heat map.
+# Maximum number of columns of a heat map: more could not be seen on a page.
 MAX_COLUMNS = 400
-# More nodes are drawn as densities.
+# Up to this number of nodes, each node gets a dot. More nodes are drawn as a density.
 MAX_DOTS = 1000
 
 
 def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: Axes | None = None) -> Axes:
     """Draw a heat map with a row for each layer: nodes from the highest score on, coloured by score / mean of the layer.
 
-    A row has at most `MAX_COLUMNS` columns, each the mean of one node or several. Cost: a sort of every layer.
+    A row has at most `MAX_COLUMNS` cells; each shows the mean of one or several nodes. Cost: a sort of every layer.
 
     Parameters
     ----------
     scores : sequence of (n_l,) arrays
         Non-negative.
     keep : sequence of (n_l,) bool arrays, optional
-        Keep masks. A white line marks how many nodes every layer keeps.
+        Keep masks: True for a node that is kept. A white line marks how many nodes every layer keeps.
     ax : matplotlib Axes, optional
 
     Returns
@@ -71,7 +71,7 @@ def score_heatmap(scores: Sequence[Any], keep: Sequence[Any] | None = None, ax: 
     positive = image[np.isfinite(image) & (image > 0)]
     floor = float(positive.min()) if len(positive) else 1.0
     shown = np.log10(np.maximum(image, floor))
-    # If the scale reached the highest scores, the others could not be told apart.
+    # If the colour scale reached up to the few highest scores, the others could not be told apart.
     low, high = np.nanpercentile(shown, [1, 99])
     if not low < high:
         low, high = low - 0.5, high + 0.5
@@ -111,7 +111,7 @@ def kept_by_layer(scores: Sequence[Any], keep: Sequence[Any], ax: Axes | None = 
     scores : sequence of (n_l,) arrays
         Non-negative.
     keep : sequence of (n_l,) bool arrays
-        Keep masks.
+        Keep masks: True for a node that is kept.
     ax : matplotlib Axes, optional
 
     Returns
@@ -178,7 +178,7 @@ def group_heatmap(
         Non-negative, such as the score of each group.
     removed : sequence of (g_l,) bool arrays, optional
     labels : sequence of str, optional
-        One a row; by default its number.
+        The name of each row; by default its number.
     title : str
     ax : matplotlib Axes, optional
 
@@ -206,7 +206,7 @@ def group_heatmap(
         image[row, : len(cells)] = cells
     ax = new_axes(ax)
     highest = float(np.nanmax(image)) or 1.0
-    # If the scale reached a few values far above the others, these could not be told apart.
+    # If the colour scale reached up to a few values far above the others, the others could not be told apart.
     common = float(np.nanpercentile(image, 99))
     top = common if 0.0 < 1.3 * common < highest else highest
     picture = ax.imshow(image, aspect="auto", cmap=COLOUR_MAP, interpolation="nearest", vmin=0.0, vmax=top)

@@ -64,8 +64,8 @@ def short_names(names: Sequence[str]) -> tuple[str, ...]:
     """Shorten the names of layers so that they fit an axis and stay distinct.
 
     Names are cut to their parts from the first number on (from the part before it, if the number comes last), or to their last
-    two parts if there is no number. Names of more than `MAX_CHARACTERS` characters then lose their middle. Neither is done if
-    it would make two names equal.
+    two parts if there is no number. Names of more than `MAX_CHARACTERS` characters then lose their middle. If one of these two
+    steps would make two names equal, it is left out.
 
     Parameters
     ----------
@@ -96,6 +96,6 @@ def _tail(name: str) -> str:
     number = next((place for place, part in enumerate(parts) if part.isdigit()), None)
     if number is None:
         return " ".join(parts[-2:]) or name
-    # A number alone says too little.
+    # A number alone would say too little about the layer.
     first = number - 1 if number == len(parts) - 1 else number
     return " ".join(parts[max(first, 0) :])

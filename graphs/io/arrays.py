@@ -1,7 +1,8 @@
 """Conversion of layered graphs to and from named arrays, for safetensors and npz files.
 
-The block into layer l is ``block.l.data``, ``block.l.indices`` and ``block.l.indptr`` (CSR), and the activations of layer l are
-``activation.l``. The names of the layers and the shapes of the blocks are the metadata.
+The block into layer l, which holds the edges from layer l-1, is written in CSR form: as ``block.l.data``, ``block.l.indices`` and
+``block.l.indptr``. The activations of layer l are ``activation.l``. The metadata hold the names of the layers and the shapes of
+the blocks.
 """
 
 from __future__ import annotations
@@ -81,14 +82,14 @@ def graph_metadata(graph: LayeredGraph) -> dict[str, Any]:
 def graph_from_arrays(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> LayeredGraph:
     """Build a graph from its arrays and metadata, with the same numbers bit for bit.
 
-    No memory is allocated for a size that `metadata` states but the arrays do not have.
+    A wrong size in `metadata` costs no memory: the arrays are compared with the sizes before anything is allocated.
 
     Parameters
     ----------
     arrays : mapping from str to (k,) array
-        Those of :func:`graph_arrays`; other names are ignored.
+        The arrays of :func:`graph_arrays` by name; other names are ignored.
     metadata : mapping
-        That of :func:`graph_metadata`.
+        The metadata of :func:`graph_metadata`.
 
     Returns
     -------

@@ -34,7 +34,8 @@ def to_networkx(
     max_edges : int
         Maximum number of edges; more raise an error, because networkx needs much memory for an edge.
     rank : RankResult, optional
-        A rank of the graph, or of the subgraph's original graph, with one score a node; by default the subgraph's scores.
+        A rank of the graph, or of the subgraph's original graph, with one score a node. By default the scores that a subgraph
+        holds are written, and none for a graph.
 
     Returns
     -------
@@ -96,7 +97,7 @@ def scores_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None) -> 
     Returns
     -------
     tuple of arrays, one a layer, or None
-        The scores of `rank`, else those of the subgraph, else None.
+        The scores of `rank`. Without a rank, the scores that a subgraph holds, or None.
 
     Raises
     ------
@@ -129,20 +130,23 @@ def from_networkx(
     digraph : networkx.DiGraph or networkx.MultiDiGraph
         The weights of a multigraph's parallel edges are added.
     weight : str, optional
-        Edge attribute, finite and non-negative. With None, or for an edge without it, the weight is 1. Weights of 0 are dropped.
+        Edge attribute, finite and non-negative. With None, or for an edge without the attribute, the weight is 1. Edges of weight
+        0 are dropped.
     layer : str, optional
-        Node attribute with consecutive integers; the lowest becomes layer 0. If no node has it, or with None, layers are found
-        from the edges, and the lowest layer of every weakly connected component is 0.
+        Node attribute with consecutive integers; the lowest becomes layer 0. With None, or if no node has the attribute, layers
+        are found from the edges, and the lowest layer of every weakly connected component is 0.
     activation : str, optional
-        Node attribute, finite and non-negative. With None, or for a node without it, the activation is 1.
+        Node attribute, finite and non-negative. With None, or for a node without the attribute, the activation is 1.
     index : str, optional
-        Node attribute with integers that sort the nodes of a layer. If any node lacks it, or with None, nodes keep their order.
+        Node attribute with integers that sort the nodes of a layer. With None, or if any node lacks the attribute, nodes keep the
+        order that they have in `digraph`.
 
     Returns
     -------
     graph : LayeredGraph
-        Its blocks are float64 CSR. Weights and activations that :func:`to_networkx` wrote are the same bit for bit. A layer gets
-        the name that its nodes share as attribute ``name``, else ``layer l``; if two names are equal, all are ``layer l``.
+        Its blocks are float64 CSR. Weights and activations that :func:`to_networkx` wrote are the same bit for bit. If all nodes
+        of a layer have the same attribute ``name``, this is the name of the layer; otherwise layer l is called ``layer l``. If
+        two layers would get the same name, all are called ``layer l``.
     labels : tuple of tuples
         ``labels[l][k]`` is the networkx node that became node k of layer l.
 

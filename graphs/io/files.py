@@ -40,8 +40,9 @@ SUFFIX = ".partial"
 def hidden_directory(directory: Path, name: str) -> Iterator[Path]:
     """Make a hidden directory in which to prepare a file or directory; it is removed when the context ends.
 
-    A killed process leaves its hidden directory behind, and :func:`remove_leftovers` removes it later. The file ``lock`` in it
-    is locked if the file system has locks, and has the permissions of any new file.
+    A killed process leaves its hidden directory behind, and :func:`remove_leftovers` removes it later. The hidden directory holds
+    a file ``lock``, which is locked as long as the context is open, so that other processes see that this process is alive. Where
+    the file system has no locks, the file is not locked. The file has the permissions that any new file gets.
 
     Parameters
     ----------
@@ -69,9 +70,10 @@ def hidden_directory(directory: Path, name: str) -> Iterator[Path]:
     ['lock']
     []
     """
-    prefix = ".".join([_start(name), *_machine(), ""])
+    prefix = ".".join([_name_start(name), *_machine_hashes(), ""])
     with contextlib.ExitStack() as stack:
         lock = None
+        # Another process may remove a new directory before it is locked; then the next one is made.
         while lock is None:
             place = Path(tempfile.mkdtemp(prefix=prefix, suffix=SUFFIX, dir=directory))
             stack.callback(_remove, place)
@@ -83,7 +85,8 @@ def hidden_directory(directory: Path, name: str) -> Iterator[Path]:
 def remove_leftovers(directory: Path, name: str, undo: Callable[[Path], None] | None = None) -> None:
     """Remove the hidden directories that :func:`hidden_directory` made for a name, if their processes have died.
 
-    Hidden directories of machines with another host name and another boot id are kept: their locks may not be visible here.
+    Hidden directories of other machines (with another host name and another boot id) are kept: whether they are locked may not be
+    visible here.
 
     Parameters
     ----------
@@ -109,7 +112,7 @@ def remove_leftovers(directory: Path, name: str, undo: Callable[[Path], None] | 
     for place in places:
         # Four words follow the start: the two hashes of the machine, a random word and the suffix.
         start, *hashes = place.name.rsplit(".", 4)[:3]
-        if start != _start(name) or not place.name.endswith(SUFFIX) or not {*hashes} & {*_machine()}:
+        if start != _name_start(name) or not place.name.endswith(SUFFIX) or not {*hashes} & {*_machine_hashes()}:
             continue
         with contextlib.suppress(OSError):
             lock = take_lock(place, require_lock=True)
@@ -132,37 +135,43 @@ def _remove(place: Path) -> None:
         raise
 
 
-def _start(name: str) -> str:
+def _name_start(name: str) -> str:
     """Return the start of a hidden directory's name; it is short, because systems refuse long file names."""
     return f".{name[:40]}"
 
 
-def _machine() -> tuple[str, str]:
-    """Return hashes of the host name, which restarts keep, and of the boot id (else the host name), which containers share."""
+def _machine_hashes() -> tuple[str, str]:
+    """Return two hashes that identify this machine: one of its host name, and one of its boot id.
+
+    The host name stays the same when the machine restarts, and all containers on the machine have the same boot id. A system
+    without a boot id gives the hash of the host name twice.
+    """
     host = platform.node()
     try:
-        kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     except OSError:
-        kernel = host
-    host, kernel = (hashlib.blake2s(text.encode(), digest_size=4).hexdigest() for text in (host, kernel))
-    return host, kernel
+        boot = host
+    host_hash, boot_hash = (hashlib.blake2s(text.encode(), digest_size=4).hexdigest() for text in (host, boot))
+    return host_hash, boot_hash
 
 
 def take_lock(place: Path, *, require_lock: bool = False, by_process: bool = False) -> int | None:
-    """Open and lock the file ``lock`` of a directory; whoever closes it, or dies, gives the lock back.
+    """Open and lock the file ``lock`` of a directory; a process gives the lock back when it closes the file, or dies.
 
     Parameters
     ----------
     place : Path
     require_lock : bool
-        Whether a file system without locks counts as one where another process holds the lock.
+        Whether to return None on a file system without locks, as if another process held the lock. Otherwise the file is opened
+        there without a lock.
     by_process : bool
-        Whether this process may take a lock that it holds already. Then the first descriptor that it closes gives the lock back.
+        Whether the lock belongs to the whole process and not to one descriptor. Then a process may take a lock that it holds
+        already, and gives it back as soon as it closes any of its descriptors of the file.
 
     Returns
     -------
     int or None
-        The descriptor of the file; None if the lock is held elsewhere, or the directory is gone.
+        The descriptor of the file; None if the lock is held elsewhere, or if the directory does not exist any more.
 
     Examples
     --------
@@ -197,7 +206,7 @@ def take_lock(place: Path, *, require_lock: bool = False, by_process: bool = Fal
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary file that replaces `path` on success and is removed on failure.
 
-    A killed process leaves files behind; the next call for the same path calls :func:`remove_leftovers`.
+    A killed process leaves its temporary file behind. The next call for the same path removes this file.
 
     Parameters
     ----------
@@ -257,7 +266,7 @@ def write_tensors(
     meta : mapping
         Plain values that JSON can hold.
     kind, version : str, int
-        The contents of the file in one word, and the version of its format.
+        One word for what the file holds, and the version of its format.
 
     Raises
     ------
@@ -279,7 +288,7 @@ def write_tensors(
         try:
             save_file(contiguous, partial, {"meta": text, "crc32": _checksum(text, contiguous)})
         except SafetensorError as error:
-            # safetensors wraps errors of the system; callers expect an OSError.
+            # safetensors turns errors of the system, such as a full disk, into its own; callers expect an OSError.
             raise OSError(f"cannot write {path}: {error}") from error
         _sort_header(Path(partial))
 
@@ -343,7 +352,7 @@ def read_tensors(
             header = file.metadata() or {}
             text = header.get("meta", "null")
             meta = json.loads(text)
-            # The arrays are read later, because they may be large.
+            # Kind and version are checked before the arrays are read, because the arrays may be large.
             if not isinstance(meta, dict) or meta.get("kind") != kind:
                 raise GraphError(f"{path} is not a {kind} file; {advice}")
             if meta.get("version") != version:
@@ -356,7 +365,7 @@ def read_tensors(
         raise
     except (
         *(SafetensorError, OSError, RecursionError, ValueError),
-        # Raised for dtypes that numpy does not know.
+        # safetensors raises these for dtypes that numpy does not know.
         *(AttributeError, LookupError, TypeError),
     ) as error:
         raise GraphError(f"{path} cannot be read ({error}); {advice}") from error

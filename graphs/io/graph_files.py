@@ -1,7 +1,8 @@
 """Save and load graphs and ranks.
 
-A graph file holds the arrays of :mod:`graphs.io.arrays`. A rank file holds the scores ``score.l`` of every layer l, the record
-of the steps, and the gaps, required gaps and keep masks ``keep.l`` of a certificate.
+A graph file holds the arrays of :mod:`graphs.io.arrays`. A rank file holds the scores ``score.l`` of every layer l, and the
+residuals, bounds, products and seconds of the solver's steps. If the rank has a certificate (a proof that the exact rank keeps
+the same nodes), the file also holds its gaps, its required gaps and its keep masks ``keep.l``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = ["load_graph", "load_rank", "save_graph", "save_rank"]
 
 RANK_VERSION = 4
 
-# The fields of a RankResult that are written without conversion: first those in JSON, with their types; then the arrays.
+# The fields of a RankResult that are written without conversion: those in the JSON metadata, each with its types, and the arrays.
 PLAIN_FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("stop_reason", "solver", "backend", "method", "solver_reason"), (str,)),
     **dict.fromkeys(("tolerance", "setup_seconds"), (int, float)),
@@ -33,13 +34,13 @@ ARRAY_FIELDS = ("residuals", "layer_residuals", "error_bounds", "step_products",
 
 
 def save_graph(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
-    """Write a graph as safetensors; dense blocks are written in CSR form, and parallel edges of a block as one edge.
+    """Write a graph as safetensors: all edges in CSR form, and several edges between the same two nodes as one edge.
 
     Parameters
     ----------
     graph : LayeredGraph
     path : path-like
-        Replaced completely on success, not changed on failure. Memory: all dense blocks in CSR form.
+        Replaced completely on success, not changed on failure. Memory: the CSR form of all dense blocks.
 
     Raises
     ------
@@ -195,8 +196,9 @@ def _certificate(tensors: dict[str, Any], certified: bool | None, layers: list[i
 def _check_consistent(result: RankResult) -> None:
     """Raise a ValueError if a field has a wrong type or does not fit the others."""
     n_steps, n_layers = len(result.residuals), len(result.scores)
-    node_shapes = {scores.shape[1:] for scores in result.scores}
-    if len(node_shapes) != 1 or len(node_shapes.pop()) > 1 or any(scores.dtype.kind != "f" for scores in result.scores):
+    column_shapes = {scores.shape[1:] for scores in result.scores}
+    not_float = any(scores.dtype.kind != "f" for scores in result.scores)
+    if len(column_shapes) != 1 or len(column_shapes.pop()) > 1 or not_float:
         shapes = ", ".join(f"{scores.shape} of {scores.dtype}" for scores in result.scores[:8])
         raise ValueError(f"expected float scores of shape (n,) or (n, k) for every layer, got {shapes}")
     for name in ARRAY_FIELDS:

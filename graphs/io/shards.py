@@ -1,6 +1,6 @@
 """Weights that stay on disk: tensors of safetensors files, mapped into memory and read when they are multiplied.
 
-While its blocks stay dense, a graph of such weights may be larger than memory.
+A graph of such weights may be larger than memory, as long as its blocks stay dense: their CSR form would be kept in memory.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def open_tensors(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str
 
     Notes
     -----
-    Build graphs from these tensors with ``check_finite=False``, because the check would read all files once more. Files must
-    not be changed while a graph refers to them.
+    Build graphs from these tensors with ``check_finite=False``, because this check would read all files once more. The files must
+    not change while a graph refers to them.
 
     Examples
     --------

@@ -1,8 +1,8 @@
 """The disparity filter, which finds the edges of a node that are heavier than chance would make them.
 
-The null model divides a node's strength among its k edges at random, as k - 1 uniform points divide an interval. An edge then
-gets at least the share p of the strength with probability ``alpha = (1 - p)**(k - 1)``. An edge is significant at this node if
-its alpha is small.
+Chance is this null model: a node's strength (the sum of the weights of its k edges) is divided among these edges at random, as
+k - 1 uniform points divide an interval. One edge then gets at least the share p of the strength with probability
+``alpha = (1 - p)**(k - 1)``. An edge of the graph that has the share p is significant at this node if its alpha is small.
 
 Source: Serrano, Boguna and Vespignani, Extracting the multiscale backbone of complex weighted networks, PNAS 106 (2009)
 6483-6488, doi 10.1073/pnas.0808904106, equation 2. In digraphs, out-edges and in-edges are tested separately.
@@ -29,9 +29,9 @@ def disparity(weights: FloatArray, strengths: FloatArray, degrees: IntArray) -> 
     Parameters
     ----------
     weights, strengths : float64 arrays that broadcast
-        Weight of every edge, and strength of this node, above 0.
+        Weight of every edge, and strength of the node at which it is tested, above 0.
     degrees : int array that broadcasts
-        Number of edges of this node, at least 1.
+        Number of edges of this node on the tested side (in-edges or out-edges), at least 1.
 
     Returns
     -------
@@ -74,6 +74,7 @@ def significant_in_edges(csr: sparse.csr_array, significance: float) -> npt.NDAr
     all_degrees = np.diff(csr.indptr)
     rows = np.flatnonzero(all_degrees)
     stops = csr.indptr[rows + 1].astype(np.int64)
+    # The rows are taken in groups of about BAND_ELEMENTS edges, so that little memory is needed.
     for group in np.split(rows, np.flatnonzero(np.diff(stops // BAND_ELEMENTS)) + 1) if len(rows) else ():
         start, stop = int(csr.indptr[group[0]]), int(csr.indptr[group[-1] + 1])
         degrees = all_degrees[group]

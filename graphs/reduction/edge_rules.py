@@ -1,4 +1,4 @@
-"""Rules for the number of heaviest out-edges that a source keeps."""
+"""Rules for how many of its out-edges a source keeps; the kept edges are the heaviest ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def edge_rule(
     weight_share: float | None = None,
     significance: float | None = None,
 ) -> EdgeRule:
-    """Make the rule for the one parameter that is given.
+    """Make the function that computes how many out-edges each source keeps, from the one parameter that is given.
 
     Parameters
     ----------
@@ -35,8 +35,9 @@ def edge_rule(
     Returns
     -------
     callable
-        Takes the weights (c, d) of the out-edges of c sources, in decreasing order and padded with zeros, and their out-degrees
-        (c,), at least 1. Returns the number of edges to keep for each source, (c,), from 1 to its out-degree.
+        Its arguments are the weights (c, d) of the out-edges of c sources, in decreasing order and padded with zeros, and the
+        out-degrees (c,) of these sources, at least 1. It returns the number of edges to keep for each source, (c,), from 1 to the
+        out-degree.
 
     Raises
     ------

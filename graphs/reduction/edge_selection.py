@@ -1,4 +1,7 @@
-"""Selection of edges of a block; only the chosen rows and columns of a dense block are read, band by band."""
+"""Selection of edges of a block, which is the matrix of the edges from one layer to the next: row = target, column = source.
+
+Only the chosen rows and columns of a dense block are read, in bands: parts of a few rows.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +52,8 @@ def row_bands(
     Yields
     ------
     (int array (k,), csr_array (k, len(columns)))
-        Some of `rows`, and their weights in `columns`: bit for bit those of ``block.to_csr()``, sorted, without zeros. A band
-        has at most `BAND_ELEMENTS` entries plus those of one row.
+        Some of `rows`, and their weights in `columns`. The weights are bit for bit those of ``block.to_csr()``, sorted and
+        without zeros. A band has at most `BAND_ELEMENTS` entries plus those of one row.
 
     Examples
     --------
@@ -70,14 +73,14 @@ def row_bands(
             yield chunk, part
         return
     height = max(1, BAND_ELEMENTS // max(1, n_sources if columns is None else len(columns)))
-    among: Nodes = slice(None) if columns is None else columns
+    chosen_columns: Nodes = slice(None) if columns is None else columns
     for start in range(0, len(rows), height):
         chunk = rows[start : start + height]
-        yield chunk, sparse.csr_array(block.submatrix(chunk, among))
+        yield chunk, sparse.csr_array(block.submatrix(chunk, chosen_columns))
 
 
 def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = None) -> Iterator[EdgeList]:
-    """Yield the in-edges or the out-edges of some nodes, all or only the heaviest of every node.
+    """Yield the in-edges or the out-edges of some nodes: all of them, or only the heaviest of every node.
 
     Parameters
     ----------
@@ -86,12 +89,14 @@ def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = No
     incoming : bool
         True for edges into the nodes, False for edges out of them.
     top : int, optional
-        Maximum number of edges of a node: the heaviest, and of equal ones those to or from lower indices. All by default.
+        Maximum number of edges to yield for a node: the heaviest ones. Among edges of equal weight, the edge whose other node has
+        the lower index comes first. By default all edges.
 
     Yields
     ------
     EdgeList
-        The edges of some of `nodes`. Cost: one read of their rows (or columns); for out-edges of CSR weights, one pass over them.
+        The edges of some of `nodes`. Cost: one read of the rows (or columns) of `nodes`; for out-edges in a CSR block, one pass
+        over the block.
 
     Examples
     --------
@@ -103,6 +108,7 @@ def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = No
     rows = nodes
     if not incoming:
         if isinstance(block, SparseBlock):
+            # The rows of this block are the columns of `nodes`, so row k belongs to ``nodes[k]``.
             block = SparseBlock(sparse.csr_array(block.csr[:, nodes].T))
             rows = np.arange(len(nodes))
         else:
@@ -111,9 +117,10 @@ def edges_at(block: Block, nodes: IntArray, incoming: bool, top: int | None = No
         owners = np.repeat(np.arange(len(chunk)), np.diff(csr.indptr))
         picks: IntArray = np.arange(csr.nnz)
         if top is not None:
-            # Sorted by node, then decreasing weight, then index: the first `top` edges of each node are kept.
+            # Edges are sorted by node, then by decreasing weight, then by index. The first `top` edges of each node are kept.
             order = np.lexsort((csr.indices, -csr.data, owners))
             picks = np.sort(order[picks - csr.indptr[owners] < top])
+        # The near end of an edge is one of `nodes`, the far end is its neighbour.
         near = (chunk if rows is nodes else nodes[chunk])[owners[picks]].astype(np.int64)
         far = csr.indices[picks].astype(np.int64)
         yield EdgeList(near, far, csr.data[picks]) if incoming else EdgeList(far, near, csr.data[picks])
@@ -129,15 +136,15 @@ def edges_by_flow(
     block : Block, (n_targets, n_sources)
     targets, sources : int arrays, ascending
     scores, strengths : (len(sources),) float arrays
-        Score r of the sources, and their out-strength s in the whole block.
+        Score r of the sources, and their out-strength s: the sum of the weights of all their out-edges in the block.
     count : int
         Maximum number of edges, at least 1.
 
     Returns
     -------
     csr_array, (len(targets), len(sources))
-        The weights of these edges. Ties go to the lower target, then to the lower source. Cost: one read of the weights between
-        the sources and the targets.
+        The weights of these edges. Among edges that carry the same, those to the lower target come first, then those from the
+        lower source. Cost: one read of the weights between the sources and the targets.
 
     Examples
     --------
@@ -150,15 +157,15 @@ def edges_by_flow(
     rows: IntArray = np.zeros(0, dtype=np.int64)
     columns: IntArray = np.zeros(0, dtype=np.int64)
     carried: FloatArray = np.zeros(0)
-    weights: FloatArray = np.zeros(0, dtype=np.float32)  # takes the dtype of the block
-    floor = -1.0
-    done = 0
+    weights: FloatArray = np.zeros(0, dtype=np.float32)  # weights that are joined to these keep their own dtype
+    floor = -1.0  # once `count` edges are found: the least that one of them carries
+    n_rows_done = 0
     for chunk, csr in row_bands(block, targets, sources):
-        chunk_rows = done + np.repeat(np.arange(len(chunk)), np.diff(csr.indptr))
-        done += len(chunk)
+        chunk_rows = n_rows_done + np.repeat(np.arange(len(chunk)), np.diff(csr.indptr))
+        n_rows_done += len(chunk)
         # W / s comes first, because r / s would overflow where the strength s is tiny.
         flow = csr.data / strengths[csr.indices] * scores[csr.indices]
-        # An edge that carries exactly `floor` is not chosen, because its target is higher than those of the edges held.
+        # An edge that carries exactly `floor` is not chosen: its target is higher than the targets of the edges found before.
         better = flow > floor
         rows = np.concatenate((rows, chunk_rows[better]))
         columns = np.concatenate((columns, csr.indices[better]))
@@ -197,7 +204,7 @@ def check_finite_weights(weights: FloatArray, name: str) -> None:
 
 
 def csr_of(rows: IntArray, columns: IntArray, weights: FloatArray, shape: tuple[int, int]) -> sparse.csr_array:
-    """Make a sorted CSR matrix from entries at distinct places, with int32 indices where they fit.
+    """Make a sorted CSR matrix from entries at distinct places; its indices are int32 if they fit, else int64.
 
     Parameters
     ----------

@@ -55,7 +55,7 @@ def check_consecutive_layers(graph: LayeredGraph, layers: Sequence[int] | None, 
 
 
 def highest_scored(scores: FloatArray, count: int) -> IntArray:
-    """Find the nodes with the highest scores; among equal scores the lower index is taken first.
+    """Find the `count` nodes with the highest scores; among equal scores the lower index is taken first.
 
     Parameters
     ----------

@@ -1,6 +1,7 @@
 """Sparsification: dropping edges of a layered graph, with a proven bound on the change of its ranks.
 
-The transition P divides every column by its sum, so P distributes the share of dropped edges over the kept edges of their source.
+PageRank passes score along edges by the transition matrix P, whose column j holds the shares of the out-edges of source j. The
+column of a source with edges has sum 1. If some of these edges are dropped, their share therefore goes to the kept ones.
 """
 
 from __future__ import annotations
@@ -31,20 +32,21 @@ class Sparsification:
     """A sparsified graph, how much was dropped, and bounds on how far its ranks can differ.
 
     The bounds hold for any activations and teleport vector, up to round-off. There is no bound for the modified PageRank,
-    which does not normalise columns.
+    which does not divide columns by their sums.
 
     Attributes
     ----------
     graph : LayeredGraph
-        The sparsified graph, with stored CSR blocks and the activations and names of the original.
+        The sparsified graph. Its blocks (the edges from one layer to the next) are stored in CSR form; its activations and names
+        are those of the original.
     edges_before, edges_after : int
         Number of edges of the original and of the sparsified graph.
     dropped_weight_shares : tuple of L floats
-        For every block, eps: the largest share that a source lost of its out-strength, in [0, 1).
+        For every block, eps: the largest share of its out-strength (the weight of its out-edges) that a source lost, in [0, 1).
     dropped_edge_shares : tuple of L floats
-        For every block, eps_k: the largest share that a source lost of its out-edges, in [0, 1).
+        For every block, eps_k: the largest share of the number of its out-edges that a source lost, in [0, 1).
     dangling_blocks : tuple of L bools
-        Whether each block has a source without edges; sparsification adds no such source.
+        For every block, whether it has a dangling source (one without out-edges); sparsification adds no such source.
     """
 
     graph: LayeredGraph
@@ -56,16 +58,19 @@ class Sparsification:
 
     @property
     def dangling(self) -> bool:
-        """Whether any block has a source without edges."""
+        """Whether any block has a source without out-edges."""
         return any(self.dangling_blocks)
 
     @property
     def kept_share(self) -> float:
-        """Share of the edges that is kept, 0..1; 1 for a graph without edges."""
+        """Share of the edges of the original that are kept, 0..1; 1 for a graph without edges."""
         return self.edges_after / self.edges_before if self.edges_before else 1.0
 
     def layer_bounds(self, gamma: float, theta: float = 1.0) -> tuple[float, ...]:
         """Bound the L1 error of every layer of :func:`graphs.weighted_pagerank`.
+
+        The error of a layer is the L1 distance between its scores in the rank of the original and in that of the sparsified
+        graph.
 
         With ``s_l = theta * eps + (1 - theta) * eps_k`` for block l, the bounds are ``e_0 = 0`` and
         ``e_l = gamma * (e_{l-1} + (1 - e_{l-1} / 2) * 2 s_l)``.
@@ -78,7 +83,8 @@ class Sparsification:
         Returns
         -------
         tuple of L+1 floats
-            In [0, 2], layer 0 first; inf from the first layer on whose scores can differ and whose block has a dangling source.
+            In [0, 2], layer 0 first. From the first layer on whose scores can differ and whose in-edges come from a layer with a
+            dangling source, the bounds are inf.
 
         Raises
         ------
@@ -87,10 +93,13 @@ class Sparsification:
 
         Notes
         -----
-        Proof. In column j of P the dropped edges lose the share ``s_j = theta eps_j + (1 - theta) eps_kj`` and the kept ones
-        gain it: the column's L1 change is exactly ``2 s_j``, at most ``2 s``. Let ``m = min(r, r')``, with sum ``1 - e/2``.
-        ``P r - P' r' = (P - P') m + P (r - m) - P' (r' - m)`` has an L1 norm of at most ``2 s (1 - e/2) + e/2 + e/2``. The
-        teleport cancels, and N changes nothing while no source dangles.
+        Proof. Let P and r be the transition and the scores of the sources in the original graph, P' and r' those in the
+        sparsified graph, and e the L1 distance of r and r'. In column j of P, the dropped edges have the share
+        ``s_j = theta eps_j + (1 - theta) eps_kj``, where source j lost the shares eps_j and eps_kj. In P', the kept edges gain
+        this share. So the L1 change of the column is exactly ``2 s_j``, which is at most ``2 s``. Let ``m = min(r, r')``, with
+        sum ``1 - e/2``. Then ``P r - P' r' = (P - P') m + P (r - m) - P' (r' - m)`` has an L1 norm of at most
+        ``2 s (1 - e/2) + e/2 + e/2``. The teleport is the same in both ranks and cancels. Scores of a layer are divided by their
+        sum, which changes nothing while no source dangles.
 
         Examples
         --------
@@ -100,7 +109,7 @@ class Sparsification:
         """
         gamma, theta = check_share("gamma", gamma), check_share("theta", theta)
         half_distance = 0.0
-        differ = False  # can be True although a tiny gamma rounds `half_distance` to 0
+        differ = False  # whether scores can differ, even if a tiny gamma rounds `half_distance` to 0
         bounds = [0.0]
         for weight, edges, dangling in zip(
             self.dropped_weight_shares, self.dropped_edge_shares, self.dangling_blocks, strict=True
@@ -109,7 +118,8 @@ class Sparsification:
                 share = theta * weight + (1.0 - theta) * edges
                 half_distance = gamma * (half_distance + share - half_distance * share)
                 differ = differ or (gamma > 0.0 and share > 0.0)
-                # Equal vectors stay equal under N, even where a source dangles.
+                # Where a source dangles, the scores of a layer are divided by a sum below 1, for which there is no bound here.
+                # Scores that cannot differ stay equal.
                 if differ and dangling:
                     half_distance = math.inf
             bounds.append(min(2.0, 2.0 * half_distance) if math.isfinite(half_distance) else math.inf)
@@ -118,7 +128,7 @@ class Sparsification:
     def error_bound(self, gamma: float, theta: float = 1.0) -> float:
         """Bound the largest L1 error of a layer of :func:`graphs.weighted_pagerank`.
 
-        It is the maximum of :meth:`layer_bounds`.
+        The bound is the maximum of :meth:`layer_bounds`.
 
         Parameters
         ----------
@@ -146,8 +156,8 @@ class Sparsification:
     def pagerank_bound(self, gamma: float) -> float:
         """Bound the L1 error of :func:`graphs.pagerank` of the whole graph (one vector with sum 1).
 
-        It is ``2 gamma eps / (1 - gamma + gamma eps)``, where eps is the maximum of :attr:`dropped_weight_shares`: by the proof
-        of :meth:`layer_bounds`, ``e <= gamma (e + (1 - e/2) * 2 eps)`` for the two fixed points.
+        The bound is ``2 gamma eps / (1 - gamma + gamma eps)``, where eps is the maximum of :attr:`dropped_weight_shares`. By the
+        proof of :meth:`layer_bounds`, the distance e of the two ranks satisfies ``e <= gamma (e + (1 - e/2) * 2 eps)``.
 
         Parameters
         ----------
@@ -157,7 +167,7 @@ class Sparsification:
         Returns
         -------
         float
-            In [0, 2]. Dangling nodes do not matter, because they teleport in both graphs.
+            In [0, 2]. Dangling nodes do not matter, because both graphs distribute their scores by the teleport.
 
         Raises
         ------
@@ -186,8 +196,8 @@ def sparsify(
     """Drop light edges of a layered graph.
 
     Give exactly one of `top_k`, `threshold`, `weight_share` and `significance`. A source that has edges keeps at least the
-    heaviest; among equal weights the edge to the lower target is kept first. The weights of kept edges do not change;
-    parallel edges of a block become one edge.
+    heaviest; among equal weights the edge to the lower target is kept first. The weights of kept edges do not change; several
+    edges between the same two nodes become one edge.
 
     Cost: a sort of every column; for `significance` also one pass over the rows. Memory: the result, and about three times the
     CSR form of one block.
@@ -201,11 +211,13 @@ def sparsify(
     threshold : float, optional
         Drop edges whose share of their source's out-strength is below the threshold, 0..1.
     weight_share : float, optional
-        Keep the heaviest out-edges of every source: as few as hold this share of its out-strength, 0..1. 1 keeps all edges.
+        Of the out-edges of every source, keep the fewest that together hold this share of its out-strength, 0..1. A share of 1
+        keeps all edges.
     significance : float, optional
-        Keep the backbone of the disparity filter: edges whose ``alpha = (1 - p)**(k - 1)`` is below this level, 0..1 (0.05
-        is usual), at their source or at their target; see :mod:`graphs.reduction.backbone`. At the source, p is the edge's
-        share of the out-strength and k the out-degree; at the target, its share of the in-strength and the in-degree.
+        Keep the backbone that the disparity filter finds: edges whose ``alpha = (1 - p)**(k - 1)`` is below this level, 0..1
+        (0.05 is usual), at their source or at their target; see :mod:`graphs.reduction.backbone`. At the source, p is the edge's
+        share of the out-strength, and k is the out-degree. At the target, p is its share of the in-strength, and k is the
+        in-degree.
 
     Returns
     -------
@@ -253,13 +265,13 @@ class _SparsifiedBlock:
 
 
 def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, name: str) -> _SparsifiedBlock:
-    """Drop edges that the rule does not keep; with `significance`, edges that are significant at their target are kept too."""
+    """Drop the edges that the rule does not keep; `significance` also keeps edges that are significant at their target."""
     csr = block.to_csr()
     check_finite_weights(csr.data, name)
     significant: npt.NDArray[np.bool_] | None = None
     if significance is not None:
         by_row = significant_in_edges(csr, significance)
-        # As the values of a CSR matrix that is converted to CSC, they come into the order of csc.data below.
+        # `by_row` is in the order of csr.data. As a CSR matrix that is converted to CSC, it comes into the order of csc.data.
         significant = sparse.csr_array((by_row, csr.indices, csr.indptr), shape=csr.shape).tocsc().data
     csc = csr.tocsc()
     del csr  # large for a dense block
@@ -268,13 +280,13 @@ def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, na
     dangling = bool((degrees == 0).any())
     kept = np.zeros(before, dtype=np.bool_)
     counts = np.zeros_like(degrees)
-    dropped = 0.0
+    dropped_weight_share = 0.0
     for columns, places, weights in padded_lines(csc):
         # Padding is lighter than any edge, so it stays last. Among equal weights a stable sort leaves lower targets first.
         order = np.argsort(-weights, axis=1, kind="stable")
         places = np.take_along_axis(places, order, axis=1)
         weights = np.take_along_axis(weights, order, axis=1)
-        # Scaled by a power of two, so that no sum overflows or is subnormal.
+        # Weights are scaled by a power of two, so that no sum overflows or is subnormal.
         weights = np.ldexp(weights, -np.frexp(weights[:, :1])[1])
         offsets = np.arange(weights.shape[1])
         keep = offsets < rule(weights, degrees[columns])[:, np.newaxis]
@@ -284,7 +296,7 @@ def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, na
         kept[places[keep]] = True
         # If no edge is dropped, the sum of the dropped weights is exactly zero; 1 minus the kept share may not be.
         shares = np.where(keep, 0.0, weights).sum(axis=1) / weights.sum(axis=1)
-        dropped = max(dropped, float(shares.max()))
+        dropped_weight_share = max(dropped_weight_share, float(shares.max()))
     after = int(counts.sum())
     if after == before:
         unchanged = block if isinstance(block, SparseBlock) and not block.parallel else SparseBlock(csc.tocsr())
@@ -295,4 +307,5 @@ def _sparsify_block(block: Block, rule: EdgeRule, significance: float | None, na
     sparsified = sparse.csc_array((csc.data[kept], indices, indptr), shape=csc.shape)
     dropped_edge_share = float(((degrees - counts) / np.maximum(degrees, 1)).max())
     # The conversion from CSC sorts the indices.
-    return _SparsifiedBlock(SparseBlock(sparsified.tocsr()), before, dropped, dropped_edge_share, dangling)
+    result = SparseBlock(sparsified.tocsr())
+    return _SparsifiedBlock(result, before, dropped_weight_share, dropped_edge_share, dangling)

@@ -1,6 +1,6 @@
-"""Subgraphs of a layered graph that are small enough to look at, with the share of the graph that they hold.
+"""Subgraphs of a layered graph that are small enough to look at, with the shares of its scores and weights that they hold.
 
-Nodes are chosen by score, by distance from one node, or by layer.
+Nodes are chosen by score, by distance from one node, or by layer. A block holds the edges from one layer to the next.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ __all__ = ["Subgraph", "between", "ego", "top_subgraph"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
-# networkx needs a third of a gigabyte for so many edges.
+# For this number of edges, networkx needs a third of a gigabyte.
 MAX_EDGES = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Subgraph:
-    """Some nodes of consecutive layers, chosen edges among them, and the share of the original graph that they hold.
+    """Some nodes of consecutive layers and chosen edges among them, with the shares of the original's scores and weights.
 
     Attributes
     ----------
     graph : LayeredGraph
-        The nodes and edges, in stored CSR blocks, with the activations and names of the original.
+        The nodes and edges. The blocks are stored in CSR form; activations and names are those of the original.
     layers : tuple of int
         Numbers of the layers in the original, consecutive and ascending.
     nodes : tuple of int64 arrays, one a layer
@@ -64,7 +64,7 @@ class Subgraph:
 
     @property
     def labels(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """Layer and index of every node in the original, by layer."""
+        """For each layer, the (layer, index) that every node has in the original."""
         return tuple(
             tuple((layer, int(node)) for node in nodes) for layer, nodes in zip(self.layers, self.nodes, strict=True)
         )
@@ -84,7 +84,7 @@ class Subgraph:
         Raises
         ------
         GraphError
-            `rank` is no RankResult, or does not fit the sizes that the layers of this subgraph have in the original.
+            `rank` is no RankResult, or does not fit the sizes that the original has in the layers of this subgraph.
 
         Examples
         --------
@@ -120,12 +120,13 @@ def top_subgraph(
     rank : RankResult
         A rank of `graph`, with one score a node.
     nodes : int, optional
-        Number of nodes of every layer, at least 1; a smaller layer is taken as a whole. 20 by default, without `score_share`.
+        Number of nodes of every layer, at least 1; of a smaller layer, all nodes are taken. By default 20, if `score_share` is
+        not given.
     score_share : float, optional
         Instead of `nodes`: take the fewest nodes of every layer (at least one) that hold this share of its score, 0..1.
     edges : int, optional
-        Maximum number of edges of a block, at least 1: those that carry most score ``P_ij r_j = W_ij r_j / s_j``, where s_j is
-        the out-strength of source j in `graph`. All by default.
+        Maximum number of edges of a block, at least 1. The edges that carry most score are taken: ``P_ij r_j = W_ij r_j / s_j``,
+        where r_j is the score of source j and s_j its out-strength in `graph`. By default all edges are taken.
     layers : sequence of int, optional
         Two or more consecutive layers; all by default.
     max_edges : int
@@ -134,8 +135,9 @@ def top_subgraph(
     Returns
     -------
     Subgraph
-        Among equal scores the lower index is taken first; among edges, the lower target, then the lower source.
-        Cost: one pass over each block for its strengths, and one read of the chosen rows and columns.
+        Among equal scores the lower index is taken first. Among edges that carry the same, those to the lower target are taken
+        first, then those from the lower source. Cost: one pass over each block for its strengths, and one read of the chosen
+        rows and columns.
 
     Raises
     ------
@@ -188,7 +190,7 @@ def between(
     Returns
     -------
     Subgraph
-        Cost: two reads of each of its blocks.
+        Cost: two reads of each block between these layers.
 
     Raises
     ------
@@ -232,8 +234,8 @@ def ego(
     hops : int
         Number of edges to follow backwards and forwards, at least 1.
     top : int, optional
-        Follow only the `top` heaviest edges of every node (in-edges backwards, out-edges forwards); among equal weights, those
-        to or from lower indices. All by default.
+        Follow only the `top` heaviest edges of every node: in-edges backwards, out-edges forwards. Among equal weights, the edge
+        whose other node has the lower index is followed first. By default all edges are followed.
     rank : RankResult, optional
         A rank of `graph`, with one score a node; its scores are part of the result.
     max_edges : int
@@ -243,7 +245,7 @@ def ego(
     -------
     Subgraph
         The node, the nodes that are reached, and the edges that are followed. Cost: one pass over every block that is reached,
-        and one read of the rows (backwards) or columns (forwards) of the nodes.
+        and one read of the rows (backwards) or columns (forwards) of the nodes from which edges are followed.
 
     Raises
     ------
@@ -290,9 +292,9 @@ def ego(
 def _follow_edges(
     graph: LayeredGraph, layer: int, node: int, hops: int, top: int | None, max_edges: int
 ) -> dict[int, EdgeList]:
-    """Follow edges backwards and forwards from a node, and return them by the layer that they lead into."""
+    """Follow edges backwards and forwards from a node, and return the followed edges by the layer that they lead into."""
     followed: dict[int, EdgeList] = {}
-    held = 0
+    n_edges = 0
     for incoming in (True, False):
         reached: IntArray = np.array([node], dtype=np.int64)
         for hop in range(hops):
@@ -301,8 +303,8 @@ def _follow_edges(
                 break
             parts = []
             for part in edges_at(graph.blocks[into - 1], reached, incoming, top):
-                held += len(part.weights)
-                _check_edge_count(held, max_edges, "follow fewer edges of a node with top=, or take fewer hops")
+                n_edges += len(part.weights)
+                _check_edge_count(n_edges, max_edges, "follow fewer edges of a node with top=, or take fewer hops")
                 parts.append((part.targets, part.sources, part.weights))
             edges = EdgeList(*map(np.concatenate, zip(*parts, strict=True)))
             if not len(edges.weights):
@@ -323,19 +325,19 @@ def _induced(
     """Make the subgraph of some nodes and all edges among them, or the `edges` of each block that carry most score."""
     csrs: list[sparse.csr_array] = []
     strengths: list[FloatArray] = []
-    held = 0
+    n_edges = 0
     for into, sources, targets in zip(layers[1:], nodes[:-1], nodes[1:], strict=True):
         block, strength = graph.blocks[into - 1], _out_strength(graph, into)
         strengths.append(strength)
         if edges is not None and scores is not None:
             csrs.append(edges_by_flow(block, targets, sources, scores[into - 1][sources], strength[sources], edges))
-            held += csrs[-1].nnz
-            _check_edge_count(held, max_edges, "choose fewer edges, nodes or layers")
+            n_edges += csrs[-1].nnz
+            _check_edge_count(n_edges, max_edges, "choose fewer edges, nodes or layers")
             continue
         parts = []
         for _, part in row_bands(block, targets, sources):
-            held += part.nnz
-            _check_edge_count(held, max_edges, "choose fewer nodes or layers")
+            n_edges += part.nnz
+            _check_edge_count(n_edges, max_edges, "choose fewer nodes or layers")
             parts.append(part)
         csrs.append(sparse.csr_array(sparse.vstack(parts, format="csr")))
     return _subgraph(graph, layers, nodes, csrs, strengths, scores)
@@ -381,6 +383,6 @@ def _share(part: FloatArray, whole: FloatArray) -> float:
     return min(1.0, float(part.sum(dtype=np.float64)) / total) if total > 0.0 else 1.0
 
 
-def _check_edge_count(held: int, limit: int, advice: str) -> None:
-    if held > limit:
+def _check_edge_count(n_edges: int, limit: int, advice: str) -> None:
+    if n_edges > limit:
         raise GraphError(f"the subgraph has more than max_edges={limit:,} edges; {advice}, or raise max_edges")

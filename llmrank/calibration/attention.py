@@ -2,8 +2,8 @@
 
 In a sequence of one token, the token attends to itself with weight 1. So every input of an attention's output map is an output
 of its value map. Hooks record the inputs and outputs of all linear maps of a block on such sequences. The map whose outputs
-appear as the inputs of another map is the value map. The match also tells which rows of a fused map are the values, and which
-heads share values.
+appear as the inputs of another map is the value map. The match also tells which rows of a fused map (of queries, keys and values)
+are the values, and which heads share values.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from llmrank.models.finding.detect import is_linear
 
 __all__ = ["SelectedRows", "find_attentions"]
 
-# Number of tokens to read: so many that no two columns agree by chance, even with eight significant bits.
-PROBES = 16
-# Allowed difference, as a share of the largest value.
+# Number of tokens to run. With 16 tokens, no two columns of activations agree by chance, even in bfloat16 (8 significant bits).
+N_PROBE_TOKENS = 16
+# Columns are equal up to this difference, as a share of the largest value.
 TOLERANCE = 1e-4
 
 
@@ -130,15 +130,15 @@ def _single_token_activations(
             f"{type(model).__name__} is not a transformers model that reads token ids, which are needed to find attentions; "
             "leave attention out"
         )
-    ids = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:PROBES, None]
+    ids = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:N_PROBE_TOKENS, None]
     activations: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def keep(name: str, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    def record(name: str, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         activations[name] = unpadded_rows(inputs[0], None).float(), unpadded_rows(output, None).float()
 
     with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model):
         for name, module in maps.items():
-            hook = module.register_forward_hook(lambda _module, inputs, output, n=name: keep(n, inputs, output))
+            hook = module.register_forward_hook(lambda _module, inputs, output, n=name: record(n, inputs, output))
             hooks.callback(hook.remove)
         inputs, *_ = model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool))
         run_body(body_of(model, ffns), inputs)
@@ -187,12 +187,15 @@ def _attention(
 
 
 def _matching_columns(read: torch.Tensor, returned: torch.Tensor) -> torch.Tensor | None:
-    """Return for every column of `read` the equal column of `returned`, up to rounding; None if a column has no equal."""
+    """Return for every column of `read` the number of the equal column of `returned`; None if a column has no equal one.
+
+    `read` is the input (tokens, n) of one linear map, and `returned` the output of another.
+    """
     if len(read) != len(returned):
         return None
     returned = returned.to(read.device)
     scale = returned.abs().max()
-    # The first column alone rules out most pairs early.
+    # The first column is compared first, because it alone rules out most pairs of maps.
     for columns in (slice(0, 1), slice(None)):
         distance = torch.cdist(read.T[columns].contiguous(), returned.T.contiguous(), p=float("inf"))
         nearest = distance.min(dim=1)

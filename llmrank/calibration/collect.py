@@ -1,6 +1,7 @@
 """Collect statistics of the activations at every layer of the FFNs, with forward hooks.
 
-The hooks add the activations and their squares to sums over all tokens that are not padding, in float64 (float32 on MPS).
+The hooks add the activations and their squares to sums over all tokens that are not padding. The sums are float64, or float32 on
+MPS (the GPUs of Apple), which has no float64.
 """
 
 from __future__ import annotations
@@ -46,7 +47,6 @@ class _LayerSums:
     """Sums of a layer's activations and of their squares over tokens."""
 
     def __init__(self, size: int, device: torch.device) -> None:
-        # MPS has no float64.
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.total = torch.zeros(size, dtype=dtype, device=device)
         self.squares = torch.zeros(size, dtype=dtype, device=device)
@@ -78,7 +78,7 @@ class _LayerSums:
 
 
 class _RoutedSums:
-    """Sums over the tokens of one expert, read at the output map that gets its hidden neurons."""
+    """Sums over the tokens that a router sends to one expert; hooks on the expert's output map add to them."""
 
     def __init__(self, size: int, device: torch.device, routing: Routing) -> None:
         dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -87,20 +87,20 @@ class _RoutedSums:
         self._routing = routing
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """Add hidden neurons (tokens, n)."""
-        weights = self._weights(mask).to(self.weighted_squares)
+        """Add the activations of the expert's hidden neurons (tokens, n), which are the input of its output map."""
+        weights = self._routing_weights(mask).to(self.weighted_squares)
         rows = unpadded_rows(values, mask).to(self.weighted_squares)
         self.weighted_squares += (rows * weights[:, None]).square().sum(0)
         self.count += len(weights)
         self.weight += float(weights.sum())
 
     def add_outputs(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """Add outputs (tokens, out)."""
+        """Add the outputs of the expert (tokens, out)."""
         norms = unpadded_rows(values, mask).float().norm(dim=-1).to(self.weighted_squares)
         self.output_norm += float(norms.sum())
-        self.weighted_output_norm += float((norms * self._weights(mask).to(norms)).sum())
+        self.weighted_output_norm += float((norms * self._routing_weights(mask).to(norms)).sum())
 
-    def _weights(self, mask: torch.Tensor | None) -> torch.Tensor:
+    def _routing_weights(self, mask: torch.Tensor | None) -> torch.Tensor:
         weights = self._routing.weights
         return weights if mask is None else weights[mask.to(weights.device)]
 
@@ -115,8 +115,8 @@ class _RoutedSums:
         )
 
 
-class _Outputs:
-    """Passes outputs on to sums that also take inputs."""
+class _RoutedOutputs:
+    """The accumulator for the outputs of an expert: it adds them to the sums whose own `add` takes hidden neurons."""
 
     def __init__(self, sums: _RoutedSums) -> None:
         self._sums = sums
@@ -152,12 +152,12 @@ def collect_statistics(
     skips : bool
         Whether to measure, for every block, the share of the residual stream that skips it.
     attentions : mapping from str to FFN, optional
-        Attentions whose statistics are collected too, by the name of the FFN behind each.
+        Attentions whose statistics are collected too, each under the name of the FFN that follows it.
     run : callable, optional
-        Runs the FFNs on all sequences in another way than by forward passes of the model, and before each batch sets the masks
-        that it is given.
+        Runs the FFNs on all sequences, in place of the forward passes of the model. It gets an object for the masks of padding,
+        and replaces these masks before it runs each batch.
     processes : Processes, optional
-        Processes that each run the model on other sequences; all return the statistics of all sequences.
+        Processes that each run the model on other sequences. The sums are added up, so all processes return the same statistics.
 
     Returns
     -------
@@ -203,6 +203,7 @@ def collect_statistics(
         processes.add_up([*(part for entry in sums for part in entry.parts), *of_mixtures, *skip_sums.values()])
     layers = [entry.finish() for entry in sums]
     mixtures = {name: entry.finish() for name, entry in mixture_sums.items()}
+    # `sums` and `layers` hold first the FFNs, and then the attentions.
     attention_layers = dict(zip(attentions, layers[len(ffns) :], strict=True))
     return tuple(
         FFNStatistics(
@@ -258,10 +259,12 @@ class _FFNSums:
         if routing is not None:
             self._routed = _RoutedSums(ffn.sizes[-2], output_map.weight.device, routing)
             add_hook(hooks, model, ffn, output_map.module, self._routed, masks)
-            add_hook(hooks, model, ffn, output_map.module, _Outputs(self._routed), masks, output=True)
+            add_hook(hooks, model, ffn, output_map.module, _RoutedOutputs(self._routed), masks, output=True)
         for layer, stage in enumerate(ffn.stages):
             self._input_sums.append(_LayerSums(stage[0].in_features, stage[0].weight.device))
             add_hook(hooks, model, ffn, stage[0].module, self._input_sums[-1], masks)
+            # Between the Linears of an explicit FFN, which the user has named, there may be other modules. So the output of one
+            # Linear is not the input of the next, and both are measured.
             if ffn.kind == "explicit" or layer == len(ffn.stages) - 1:
                 self._output_sums[layer + 1] = _LayerSums(stage[0].size, stage[0].weight.device)
                 add_hook(hooks, model, ffn, stage[0].module, self._output_sums[layer + 1], masks, output=True)

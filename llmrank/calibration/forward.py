@@ -96,8 +96,8 @@ def model_inputs(
     An encoder-decoder model runs as a prefix language model: the encoder reads the first half of a sequence, and the decoder
     predicts the second half, which it reads shifted by its start token (teacher forcing).
 
-    Without an image, Mllama skips the blocks that attend to the image. Unless `text_only` is set, the image is one vector of
-    zeros: attention to it adds nothing, and the FFNs of these blocks process the text.
+    Mllama, a model of texts and images, skips the blocks that attend to an image if it gets none. Unless `text_only` is set, it
+    gets one vector of zeros as the image: attention to this vector adds nothing, and the FFNs of these blocks process the text.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def model_inputs(
             inputs["attention_mask"] = mask.long()
             if getattr(config, "use_cache", False):
                 inputs["use_cache"] = False
-            # Other models (BLT) have this parameter without layers that attend to an image, and fail if it is given.
+            # Some models without layers that attend to an image (BLT) have this parameter too, and fail if it is given.
             attends = getattr(text_config(model), "cross_attention_layers", None)
             if not text_only and attends and "cross_attention_states" in signature(model.forward).parameters:
                 like = next(model.parameters())
@@ -178,9 +178,9 @@ def input_device(model: nn.Module) -> torch.device:
 def longest_input(model: nn.Module) -> int | None:
     """Return the largest number of tokens that a model takes, or None if its configuration states no limit."""
     config = getattr(model, "config", None)
-    stated = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
     # XLNet has -1 for no limit.
-    longest = next((value for value in stated if isinstance(value, int) and value > 0), None)
+    longest = next((value for value in limits if isinstance(value, int) and value > 0), None)
     if longest is None:
         return None
     embeddings = token_embeddings(model)
@@ -198,7 +198,7 @@ def fitting_length(model: nn.Module, length: int) -> int:
 
 
 def check_ids(model: nn.Module, ids: torch.Tensor) -> None:
-    """Check that a language model can read token ids (n, length): a bad id makes a GPU unusable for the process.
+    """Check that a language model can read token ids (n, length), because a bad id makes a GPU unusable for the process.
 
     Raises
     ------
@@ -255,8 +255,8 @@ def run_sequences(model: nn.Module, ffns: FFNs, batches: Iterable[tuple[torch.Te
 def reached_by_tokens(model: nn.Module, ffns: FFNs) -> FFNs:
     """Return the FFNs without those of stacks that no token reaches, such as the vision tower of a model that also reads images.
 
-    If the FFNs lie in several stacks, one short sequence of token ids is run. If that fails or reaches no FFN, all are returned;
-    calibration will say why the model does not run.
+    If the FFNs lie in several stacks, the model runs on one short sequence of token ids. If it fails or no FFN is called, all
+    FFNs are returned: calibration will then fail too, and say why.
     """
     if len({ffn.stack for ffn in ffns}) < 2 or getattr(model, "config", None) is None:
         return ffns
@@ -277,7 +277,7 @@ def reached_by_tokens(model: nn.Module, ffns: FFNs) -> FFNs:
 
 
 def body_of(model: nn.Module, ffns: FFNs) -> nn.Module:
-    """Return the model without its prediction head, to save the logits; the model itself if that part lacks an FFN."""
+    """Return the model without its head, so that no logits are computed; the model itself if an FFN lies outside that part."""
     body = getattr(model, "base_model", model)
     inside = {id(module) for module in body.modules()} if isinstance(body, nn.Module) else set()
     if all(id(module) in inside for module in ffns.modules):
@@ -289,7 +289,8 @@ def body_of(model: nn.Module, ffns: FFNs) -> nn.Module:
 def evaluation_mode(model: nn.Module, ffns: FFNs | None = None) -> Iterator[None]:
     """Set a model to evaluation mode (no dropout), and restore the mode of every module afterwards.
 
-    With `ffns`, hooks on the linear maps of experts are called in forward passes inside the context.
+    Some models compute all experts of a mixture at once. With `ffns`, they compute expert by expert within the context, so that
+    hooks on the linear maps of experts are called.
     """
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -323,7 +324,7 @@ def add_hook(
 
     def add(values: torch.Tensor) -> None:
         mask: torch.Tensor | None = getattr(masks, side)
-        if mask is not None and routing is not None:
+        if mask is not None and routing is not None:  # an expert gets only some of the tokens
             mask, values = mask.reshape(-1)[routing.tokens.to(mask.device)], values.reshape(-1, values.shape[-1])
         if mask is not None and values.shape[:-1] != mask.shape:
             if values.shape[:-1] != (mask.numel(),):

@@ -41,14 +41,14 @@ TEXTS_AT_ONCE = 72
 
 def end_tokens(model: Any) -> list[int]:
     """Return the tokens that end a text."""
-    end = _stated_token(model, "eos_token_id")
+    end = _special_token(model, "eos_token_id")
     return [] if end is None else [end] if isinstance(end, int) else list(end)
 
 
-def _stated_token(model: Any, name: str) -> Any:
+def _special_token(model: Any, name: str) -> Any:
     """Return a special token (or a list) from the generation settings, or else from the configuration; None if both lack it."""
-    stated = (getattr(source, name, None) for source in (model.generation_config, model.config))
-    return next((value for value in stated if value is not None), None)
+    values = (getattr(source, name, None) for source in (model.generation_config, model.config))
+    return next((value for value in values if value is not None), None)
 
 
 def can_write_text(model: Any) -> bool:
@@ -64,7 +64,7 @@ def _can_generate(model: Any) -> bool:
 
 def first_token(model: Any) -> int | None:
     """Return the token that begins a text: the beginning-of-text token, or else one that ends a text."""
-    candidates = [_stated_token(model, "bos_token_id"), *end_tokens(model)]
+    candidates = [_special_token(model, "bos_token_id"), *end_tokens(model)]
     # Defaults of a configuration's class may lie outside the vocabulary.
     size = getattr(model.config.get_text_config(), "vocab_size", 0)
     return next((token for token in candidates if token is not None and 0 <= token < size), None)
@@ -72,12 +72,13 @@ def first_token(model: Any) -> int | None:
 
 @contextmanager
 def generation_settings(model: Any, **settings: Any) -> Iterator[None]:
-    """Make a model generate with these settings alone, and not with its own, inside the context.
+    """Make a model generate with these settings inside the context; its own generation settings have no effect there.
 
-    See :class:`transformers.GenerationConfig`. Special tokens are those of the model unless they are given.
+    See :class:`transformers.GenerationConfig` for the settings. Only the special tokens are those of the model, unless they are
+    given.
     """
     names = ("bos_token_id", "pad_token_id", "decoder_start_token_id")
-    special = {**{name: _stated_token(model, name) for name in names}, "eos_token_id": end_tokens(model) or None}
+    special = {**{name: _special_token(model, name) for name in names}, "eos_token_id": end_tokens(model) or None}
     original = model.generation_config
     model.generation_config = GenerationConfig(**{**special, **settings})  # type: ignore[no-untyped-call]
     try:
@@ -96,21 +97,23 @@ def generate_text(
     batch_size: int = TEXTS_AT_ONCE,
     progress: Progress | None = None,
 ) -> TokenSequences:
-    """Let a model write sequences by itself; each token is sampled by its probability, without special tokens inside a text.
+    """Let a model write sequences without a prompt.
+
+    Each token is drawn with the probability that the model gives it. Inside a text there are no special tokens.
 
     Parameters
     ----------
     model : transformers causal language model
     tokenizer : transformers tokenizer or None
-        Tells which tokens are special; without a tokenizer, only the tokens that begin and end a text are.
+        Tells which tokens are special; without a tokenizer, only the tokens that begin and end a text are special.
     samples, sequence_length : int
         Number of sequences, and of tokens in each (fewer if the model takes fewer). A sequence of more than 256 tokens consists
         of several texts of one length; the last one may be cut off.
     seed : int
         Seed of the sampling. The random state of torch is neither read nor changed.
     batch_size : int
-        Largest number of texts written at once; halved where the memory does not suffice. It changes a text only where rounding
-        errors of the predictions do.
+        Largest number of texts written at once; it is halved if the memory does not suffice. Another number leads to other
+        rounding errors, and only these can change a text.
     progress : callable, optional
         See :func:`llmrank.calibration.collect.collect_statistics`.
 
@@ -124,8 +127,8 @@ def generate_text(
     Notes
     -----
     Cost: a forward pass for every token of a text, for each batch of texts. Memory: the keys and values of `batch_size` texts.
-    Every token is found in the cumulated probabilities by one random number, because ``torch.multinomial`` draws one for every
-    word of the vocabulary.
+    A token takes one random number, which is looked up in the cumulated probabilities; ``torch.multinomial`` would draw a random
+    number for every word of the vocabulary.
     """
     if not _can_generate(model):
         raise UnsupportedModelError(
@@ -156,7 +159,7 @@ def generate_text(
     bar = iter(progress(steps, "Writing calibration text") if progress else steps)
     with evaluation_mode(model), generation_settings(model, eos_token_id=None, max_new_tokens=text_length - 1):
         texts = [_write(model, first, forbidden, batch, bar) for batch in torch.split(draws, batch_size)]
-    deque(bar, maxlen=0)  # to its end
+    deque(bar, maxlen=0)  # takes the progress to its end
     ids = torch.cat(texts).reshape(samples, -1)[:, :length]
     description = f"written by the model itself, seed {seed}" + (
         f", texts of {text_length} tokens" if n_texts > 1 else ""
@@ -199,7 +202,7 @@ def _write(model: Any, first: int, forbidden: torch.Tensor, draws: torch.Tensor,
             ) from error
         if len(draws) == 1:
             raise
-    # Here the error, which refers to the keys and values, is gone.
+    # The halves are written outside the except clause: inside it, the error would still keep the keys and values in memory.
     halves = torch.split(draws, -(-len(draws) // 2))
     return torch.cat([_write(model, first, forbidden, half, bar) for half in halves])
 
@@ -210,7 +213,7 @@ def draw_tokens(scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     scores : (n, size) float32 tensor
-        Overwritten: another tensor of that size would take as long as the sums.
+        Overwritten, because to fill another tensor of this size would take as long as to cumulate the probabilities.
     draws : (n,) float32 tensor
         Uniform random numbers, at least 0 and below 1.
 
@@ -236,13 +239,13 @@ def draw_tokens(scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
             "the model's predictions are not finite: the weights hold NaN or Inf, or the dtype overflows; load the model in "
             "float32 or bfloat16"
         )
-    # Rounding must not bring a place to the total, behind the last token.
+    # A place that is rounded up to the total would be behind the last token, so all places are made a little smaller.
     places = draws.to(scores.device)[:, None] * totals * (1.0 - torch.finfo(scores.dtype).eps)
     return torch.searchsorted(cumulated, places, right=True)
 
 
 def _generate_in_place(model: Any, input_ids: torch.Tensor, *, generation_config: Any, **others: Any) -> torch.Tensor:
-    """Generate as the model does, but with keys and values that are not copied for every token."""
+    """Generate text as the model does, but write new keys and values into allocated memory, without a copy of the others."""
     for cache in others.values():
         if isinstance(cache, DynamicCache):
             cache.layers = [
@@ -256,8 +259,8 @@ def _generate_in_place(model: Any, input_ids: torch.Tensor, *, generation_config
 class _LayerWithRoom(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of one layer, with room for the longest text from the beginning.
 
-    Stock layers copy all keys and values for every token, which takes a third of a step after 200 tokens. A static cache does
-    not, but attention then reads all of its room for every token.
+    The layers of transformers' own dynamic cache copy all keys and values for every token, which takes a third of a step after
+    200 tokens. Its static cache copies none, but then attention reads all of the room for every token, also the part not filled.
     """
 
     def __init__(self, length: int) -> None:

@@ -1,7 +1,7 @@
 """Predictions of a language model for every token of a text, given the tokens before it, a few positions at a time.
 
 Logits are the largest tensor of a forward pass. So the body (the model without its head) runs first, and then the head runs on
-one band of positions after the other.
+one band (some consecutive positions) after the other.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ __all__ = ["Prediction", "Predictor", "check_predicts", "predicts_next_token"]
 Prediction: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 # Number of positions whose logits are computed at once, over all sequences of a batch (but at least one of each).
 POSITIONS_AT_ONCE = 128
-# Number of positions on which a body is tried: their logits are computed together, and in two halves.
+# Whether the head can run on a band alone is tried on this many positions: their logits are computed together and in two halves.
 N_TRIAL_POSITIONS = 4
-# Allowed difference between these logits, in rounding errors of the largest one; half precision rounds once, after the sum.
+# Allowed difference between the two results, in rounding errors of the largest logit: in float32, and in half precision, where a
+# sum of products is rounded only once.
 ROUNDINGS, COARSE_ROUNDINGS = 64, 4
 
 
@@ -64,7 +65,8 @@ class Predictor:
     Notes
     -----
     Cost: a forward pass for each batch. Memory: a forward pass without the head, and the logits of two bands. If a trial on the
-    first batch shows that the head cannot run by itself, the logits of the whole batch: batch * length * vocabulary numbers.
+    first batch shows that the head cannot run on a band alone, the logits of the whole batch are in memory: batch * length *
+    vocabulary numbers.
     """
 
     def __init__(self, model: Any) -> None:
@@ -98,14 +100,15 @@ class Predictor:
         return self._predictions(ids, mask, self._logits)()
 
     def hold(self, ids: torch.Tensor, mask: torch.Tensor) -> Callable[[], Iterator[Prediction]]:
-        """Run the model's body now and keep its output (without a body, all logits), so that the body may change afterwards.
+        """Run the model's body now and keep its output, so that the body may change before the logits are computed.
 
-        Each call of the returned function yields the bands of :meth:`bands`.
+        If the head cannot run on a band alone, all logits are computed now and kept. Each call of the returned function yields
+        the bands of :meth:`bands`.
         """
 
         def run_body_now(inputs: dict[str, Any]) -> Callable[[slice], torch.Tensor]:
             logits_of = self._logits(inputs)
-            logits_of(slice(0, 1))
+            logits_of(slice(0, 1))  # the body runs at the first call
             return logits_of
 
         return self._predictions(ids, mask, run_body_now)
@@ -165,7 +168,7 @@ class Predictor:
         return torch.allclose(halves, together, rtol=0.0, atol=roundings * eps * largest, equal_nan=True)
 
     def _band_logits(self, body: nn.Module, inputs: dict[str, Any]) -> Callable[[slice], torch.Tensor]:
-        """Return a function that runs the model on a band; the body runs at the first call only, and its output is kept."""
+        """Return a function that computes the logits of a band; the body runs at its first call only, and its output is kept."""
         forward = body.forward
         returned: list[Any] = []
 

@@ -39,7 +39,7 @@ def block_path(ffn: FFN) -> str:
 class SkipSums:
     """Sums that give the share of a block's output that is its input: ``sum_t |h(t)| / (sum_t |h(t)| + sum_t |o(t) - h(t)|)``.
 
-    The block `name` takes the hidden state h and returns o. Norms are not squared, so that the few tokens with
+    For token t, the block `name` takes the hidden state h(t) and returns o(t). Norms are not squared, so that the few tokens with
     huge hidden states do not dominate.
 
     Examples

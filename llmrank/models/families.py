@@ -1,4 +1,4 @@
-"""Configuration attributes of FFNs, and tables of model families, which finding FFNs does not need."""
+"""Configuration attributes that describe FFNs; and tables of model families, which inform users (FFNs are found without them)."""
 
 from __future__ import annotations
 
@@ -91,22 +91,24 @@ class MeasuredFamilies:
     ----------
     transformers : str
         The version of transformers.
-    neurons, experts : float
-        The shares that were removed.
+    neuron_share, expert_share : float
+        The shares of the neurons and of the experts that were removed.
     rows : dict from str to dict
-        By model type: its ``outcome``, that of its ``experts`` ("" without any), and the ``reason`` if one of them is not stock.
+        For each model type: the ``outcome`` when neurons were removed; the outcome when ``experts`` were removed, "" if the type
+        has no experts; and the ``reason`` if one of them is not "stock". "stock" says that transformers without llmrank loads
+        the pruned checkpoint.
     """
 
     transformers: str
-    neurons: float
-    experts: float
+    neuron_share: float
+    expert_share: float
     rows: dict[str, dict[str, str]]
 
 
 def measured_families() -> MeasuredFamilies:
     """Return what was measured of every model type."""
-    text = Path(__file__).with_name("families.json").read_text(encoding="utf-8")
-    return MeasuredFamilies(**json.loads(text))
+    found = json.loads(Path(__file__).with_name("families.json").read_text(encoding="utf-8"))
+    return MeasuredFamilies(found["transformers"], found["neurons"], found["experts"], found["rows"])
 
 
 def text_config(model: nn.Module) -> Any:
@@ -116,19 +118,24 @@ def text_config(model: nn.Module) -> Any:
 
 
 def bias_attribute(model: nn.Module) -> str:
-    """Return the first of BIAS_ATTRIBUTES that is False in the model's configuration and may be True; "" if none is."""
+    """Return the configuration attribute that must become True if the maps of the FFNs are given biases.
+
+    It is the first of BIAS_ATTRIBUTES that is False and can become True; some configurations do not allow that. The result is ""
+    if there is none.
+    """
     config = text_config(model)
     return next(
-        (name for name in BIAS_ATTRIBUTES if getattr(config, name, None) is False and _may_be_true(config, name)), ""
+        (name for name in BIAS_ATTRIBUTES if getattr(config, name, None) is False and _can_become_true(config, name)),
+        "",
     )
 
 
-def _may_be_true(config: Any, name: str) -> bool:
-    """Whether a configuration is valid with an attribute set to True (InternLM3 has biases everywhere or nowhere)."""
+def _can_become_true(config: Any, name: str) -> bool:
+    """Whether a configuration is valid if an attribute is set to True; in InternLM3 all maps must have biases, or none."""
     changed = copy.deepcopy(config)
     setattr(changed, name, True)
     try:
         getattr(changed, "validate", lambda: None)()
-    except Exception:  # whatever a configuration raises, it could not be saved
+    except Exception:  # a configuration that raises anything here could not be saved
         return False
     return True

@@ -69,13 +69,13 @@ class PrunableLayer:
     input_maps : tuple of LinearMap
         Row j (and bias j) of each computes neuron j.
     output_maps : tuple of LinearMap
-        Column j of each reads neuron j. Empty for explicit FFNs, of which only rows are removed.
+        Column j of each reads neuron j. Empty for explicit FFNs (Linears that the user names), of which only rows are removed.
     mixture : Mixture or None
         The mixture that routes tokens to these neurons; None for an FFN that gets every token. All neurons of such a layer can be
         removed, and with them the expert.
-    tied : Mixture or None
-        The mixture whose experts have to keep as large a share of their neurons as this layer: that of an expert, and of a shared
-        expert whose width the same field of the configuration states.
+    pruned_with : Mixture or None
+        The mixture with whose experts this layer is pruned: all of them keep the same share of their neurons. Set for experts,
+        and for a shared expert if one field of the configuration states both its width and the width of the experts.
     """
 
     name: str
@@ -83,7 +83,7 @@ class PrunableLayer:
     input_maps: tuple[LinearMap, ...]
     output_maps: tuple[LinearMap, ...]
     mixture: Mixture | None = None
-    tied: Mixture | None = None
+    pruned_with: Mixture | None = None
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ class FFN:
     module : nn.Module
         The module that holds the FFN; for an attention, its output map.
     mixture : Mixture or None
-        The mixture that the FFN is an expert of, or beside whose experts it gets every token (a shared expert).
-    tied : bool
-        Whether the experts of the mixture have to keep as large a share of their neurons as this FFN.
+        The mixture that the FFN belongs to, as an expert or as a shared expert, which gets every token.
+    pruned_with_experts : bool
+        Whether the FFN has to keep the same share of its neurons as the experts of the mixture.
     """
 
     name: str
@@ -116,7 +116,7 @@ class FFN:
     stack: str
     module: nn.Module
     mixture: Mixture | None = None
-    tied: bool = False
+    pruned_with_experts: bool = False
 
     @property
     def is_routed(self) -> bool:
@@ -130,7 +130,10 @@ class FFN:
 
     @property
     def prunable(self) -> dict[int, PrunableLayer]:
-        """The prunable layers by index: the hidden layers of nodes, all but layer 0 if explicit, none of an attention."""
+        """The prunable layers, by their index among the layers of nodes.
+
+        The hidden layers are prunable; in an explicit FFN all layers but layer 0; in an attention none.
+        """
         if self.kind == "attention":
             return {}
         if self.kind == "explicit":
@@ -143,8 +146,8 @@ class FFN:
             input_maps, output_maps = self.stages[layer - 1], self.stages[layer]
             name = input_maps[0].name if self.kind == "sequential" else self.name
             mixture = self.mixture if self.is_routed else None
-            tied = self.mixture if self.tied else None
-            layers[layer] = PrunableLayer(name, input_maps[0].size, input_maps, output_maps, mixture, tied)
+            pruned_with = self.mixture if self.pruned_with_experts else None
+            layers[layer] = PrunableLayer(name, input_maps[0].size, input_maps, output_maps, mixture, pruned_with)
         return layers
 
 
@@ -188,8 +191,10 @@ class FFNs(tuple[FFN, ...]):
 
     @property
     def router_modules(self) -> list[nn.Module]:
-        """The modules that hold tensors with one entry for each expert, beside those of the experts themselves, each once."""
-        return list({id(part.owner): part.owner for mixture in self.mixtures for part in mixture.by_expert}.values())
+        """The modules of routers, and others, that hold tensors with one entry for each expert; not the experts' own modules."""
+        return list(
+            {id(part.owner): part.owner for mixture in self.mixtures for part in mixture.tensors_by_expert}.values()
+        )
 
     @property
     def experts(self) -> dict[str, list[str]]:

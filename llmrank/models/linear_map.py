@@ -55,7 +55,7 @@ def bias_of(module: nn.Module) -> torch.Tensor | None:
 
 
 def size_attributes(module: nn.Module, n_out: int, n_in: int) -> dict[str, int]:
-    """Return the attributes in which a linear map states its sizes, with their values for new sizes."""
+    """Return the attributes in which a linear map states its sizes, such as ``out_features``, with the values for new sizes."""
     if isinstance(module, Conv1D):
         return {name: size for name, size in (("nf", n_out), ("nx", n_in)) if hasattr(module, name)}
     return {"out_features": n_out, "in_features": n_in}

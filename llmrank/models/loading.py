@@ -27,13 +27,13 @@ __all__ = [
     "read_model",
 ]
 
-# Classes of transformers that choose a model class by a configuration; the first that knows it is used.
+# Classes of transformers that choose a model class by a configuration; the first that knows the configuration is used.
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModel")
 # Attention masks that earlier versions of transformers saved among the weights.
 OLD_BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$")
 # An option that builds an encoder without its pooler, which only classifiers read.
 NO_POOLER = {"add_pooling_layer": False}
-# If a directory holds one of these files and no tokenizer can be loaded, a warning says so.
+# If a directory holds one of these files, but no tokenizer can be loaded, there is a warning.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -42,6 +42,7 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "spiece.model",
 )
+# Advice that ends messages about code in a checkpoint.
 TRUST = "Read that code, and if you trust it pass --trust-remote-code (trust_remote_code=True in Python)"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -111,11 +112,12 @@ def load_pretrained(
     source : str or path-like
         A directory with a transformers checkpoint, a ``.gguf`` file (dequantised on loading), or a name on the hub.
     dtype : str or torch.dtype, optional
-        By default that of the checkpoint (float32 for GGUF).
+        By default the dtype of the checkpoint, and float32 for GGUF files.
     device : str or torch.device, optional
         The CPU by default.
     choose_class : callable, optional
-        Returns the class to instantiate for (model class, configuration); needed for FFN widths that differ by layer.
+        ``choose_class(model_class, configuration)`` returns the class to instantiate. Checkpoints whose FFNs differ in width need
+        it.
     trust_remote_code : bool
         Whether to run the Python code in the checkpoint (``auto_map`` in its configuration) and use its classes.
     revision : str, optional
@@ -167,9 +169,9 @@ def load_pretrained(
         model_class = model_class_of(config, name, trust_remote_code=trust_remote_code, revision=revision)
         if choose_class is not None:
             model_class = choose_class(model_class, config)
-        dequantised = _dequantised(config)
-        more = {**options, **dequantised, **(placement or {})}
-        model, differences = read_model(model_class, name, config, dtype=torch_dtype, **more)
+        dequantising = _dequantising_option(config)
+        all_options = {**options, **dequantising, **(placement or {})}
+        model, differences = read_model(model_class, name, config, dtype=torch_dtype, **all_options)
     except LLMRankError:
         raise
     except Exception as error:  # readers of damaged files raise nearly anything
@@ -182,7 +184,7 @@ def load_pretrained(
     if is_gguf:
         _forget_quantiser(model)
         model.name_or_path = source  # transformers sets it to the directory of the file
-    for method in dequantised.values():
+    for method in dequantising.values():
         warnings.warn(
             f"the weights of {source} are quantised ({method.quant_method.value}) and were dequantised to "
             f"{str(model.dtype).removeprefix('torch.')} on loading, so each takes more memory in what is written; quantise the "
@@ -195,19 +197,20 @@ def load_pretrained(
     return LoadedModel((model if placement else model.to(target)).eval(), tokenizer, source)
 
 
-def _dequantised(config: Any) -> dict[str, Any]:
-    """Return the option that lets transformers dequantise a checkpoint on loading; empty if it is not quantised, or cannot be.
+def _dequantising_option(config: Any) -> dict[str, Any]:
+    """Return the option with which transformers dequantises a checkpoint on loading.
 
-    Weights that transformers cannot dequantise are refused later, see :func:`llmrank.models.checks.check_not_quantised`.
+    It is empty if the checkpoint is not quantised, or if transformers cannot dequantise it. Weights that stay quantised are
+    refused later, see :func:`llmrank.models.checks.check_not_quantised`.
     """
     # Imported here, because this import takes half a second.
     from transformers.quantizers.auto import AutoQuantizationConfig
 
-    stated = getattr(config, "quantization_config", None)
-    if not isinstance(stated, dict):
+    settings = getattr(config, "quantization_config", None)
+    if not isinstance(settings, dict):
         return {}
     try:
-        method: Any = AutoQuantizationConfig.from_dict(stated)
+        method: Any = AutoQuantizationConfig.from_dict(settings)
     except (ValueError, TypeError, ImportError):  # a method that this version of transformers does not know
         return {}
     if not hasattr(method, "dequantize"):
@@ -241,7 +244,10 @@ def _check_source(source: str) -> None:
 
 
 def _load_tokenizer(source: str, name: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """Return the tokenizer or None, and a warning. Without reason for a warning this is "": if nothing hints at a tokenizer."""
+    """Return the tokenizer or None, and a warning.
+
+    The warning is "" if the tokenizer could be loaded, or if nothing hints that the source has one.
+    """
     try:
         return transformers.AutoTokenizer.from_pretrained(name, **options), ""
     except Exception as error:  # readers of damaged files raise nearly anything
@@ -261,8 +267,9 @@ def _load_tokenizer(source: str, name: str, options: Mapping[str, Any]) -> tuple
 def model_class_of(config: Any, name: str = "", *, trust_remote_code: bool = False, revision: str | None = None) -> Any:
     """Return the model class for a configuration.
 
-    It is the class in the checkpoint's code (in `name`, a directory or hub name, at `revision`) if that is trusted; else the
-    class of transformers that the configuration names; else the class that an auto class chooses; else ``AutoModel`` itself.
+    If the code in the checkpoint (in `name`, a directory or hub name, at `revision`) is trusted, it is the class in that code.
+    Otherwise it is the class of transformers that the configuration names; else the class that one of AUTO_CLASSES chooses; else
+    ``AutoModel`` itself.
 
     Raises
     ------
@@ -328,9 +335,9 @@ def read_model(model_class: Any, name: str | None, config: Any, **options: Any) 
     model : transformers.PreTrainedModel
         Tensors that are missing or have another shape are newly initialised.
     differences : str
-        The tensors that are missing, unexpected or of another shape; empty if all fit. Attention masks that earlier versions
-        saved, and heads and poolers that only other classes of the same configuration have, do not count. An encoder whose
-        pooler alone is missing is read without a pooler.
+        The tensors that are missing, unexpected or of another shape; empty if all fit. Two kinds of unexpected tensors do not
+        count: attention masks that earlier versions of transformers saved, and heads and poolers that only other classes of the
+        same configuration have. An encoder that lacks only the tensors of its pooler is read without a pooler.
 
     Raises
     ------
@@ -342,7 +349,7 @@ def read_model(model_class: Any, name: str | None, config: Any, **options: Any) 
     )
     missing = info["missing_keys"]
     if missing and all(key.startswith("pooler.") for key in missing) and _accepts(model_class, NO_POOLER):
-        # No pooler is better than one with random weights.
+        # It is better to have no pooler than one with random weights.
         return read_model(model_class, name, config, **options, **NO_POOLER)
     unexpected = {key for key in info["unexpected_keys"] if not OLD_BUFFERS.search(key)}
     if unexpected:
@@ -378,7 +385,7 @@ def _listed(names: Iterable[str], most: int = 4) -> str:
 
 
 def _forget_quantiser(model: Any) -> None:
-    """Remove the quantizer of a dequantised model from GGUF, with which save_pretrained would fail."""
+    """Remove the quantiser that transformers leaves on a model from a GGUF file; save_pretrained would fail with it."""
     model.hf_quantizer = None
     for attribute in ("is_quantized", "quantization_method"):
         if hasattr(model, attribute):

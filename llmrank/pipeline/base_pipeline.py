@@ -170,7 +170,7 @@ class BasePipeline(PipelineStages):
                 self.align,
                 self.repaired,
                 undoable=self.undoable,
-                keep=None if self.work is None else self.work.keep,
+                store=None if self.work is None else self.work.copy_to_file,
             )
         if not self.undoable:
             self.repaired = {}

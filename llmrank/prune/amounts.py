@@ -21,6 +21,7 @@ __all__ = [
     "round_width",
 ]
 
+# Names and patterns of layers, and positions among the layers, see protected_names.
 Protect: TypeAlias = Sequence[str | int] | str | int
 
 
@@ -34,7 +35,7 @@ def check_amount(amount: float | int) -> float | int:
         return amount
     if not 0.0 <= amount < 1.0:
         raise OptionError(f"amount must be a share in [0, 1) (0.3 removes 30 %), got {amount!r}")
-    return float(amount)  # not a numpy float: shares are read from their repr as decimal numbers
+    return float(amount)  # converts a numpy float, because the repr of a share is later read as a decimal number
 
 
 def local_count(amount: float | int, n: int) -> int:
@@ -72,9 +73,10 @@ def round_width(kept: int, total: int, multiple: int, min_keep: int) -> int:
 def check_removable(
     count: int, sizes: Sequence[int], min_keep: Sequence[int], protected: Sequence[bool], *, routed: bool = False
 ) -> None:
-    """Raise an OptionError if `count` neurons cannot be removed from layers of these sizes that keep at least so many each.
+    """Raise an OptionError if layers of these sizes cannot lose `count` neurons together.
 
-    With `routed`, routers demand that so many are kept.
+    Each layer keeps at least its `min_keep`, and a protected layer all of its neurons. `routed` says that routers are the reason
+    for `min_keep`, for the message.
     """
     layers = zip(sizes, min_keep, protected, strict=True)
     most = sum(max(n - fewest, 0) for n, fewest, keeps_all in layers if not keeps_all)

@@ -1,4 +1,4 @@
-"""The base class of pruners: subclasses set scores or masks on layer records, and the base class makes keep masks of them."""
+"""The base class of pruners: subclasses set scores or masks on the records of layers, from which it makes the keep masks."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class BasePruner:
     ----------
     amount : float or int
         Share (float, [0, 1)) or number (int) of neurons to remove: from each layer (local pruning), or from all
-        layers together (global pruning). If a pipeline removes experts, this and the next two count experts.
+        layers together (global pruning). If a pipeline removes experts, `amount`, `min_keep` and `multiple_of` count experts.
     min_keep : int
-        Smallest number of neurons that a layer keeps, or all of a smaller layer. Local pruning refuses an amount that would leave
-        fewer.
+        Smallest number of neurons that a layer keeps; a layer with fewer neurons keeps all. Local pruning refuses an amount that
+        would leave fewer.
     multiple_of : int
         The number of neurons that a layer keeps is rounded to the nearest multiple of this, see :func:`round_width`.
     protect : str, int, or sequence of them
@@ -37,9 +37,10 @@ class BasePruner:
         see :func:`protected_names`. A share of all layers together counts the neurons of protected layers too, so the other
         layers lose more.
     amount_of : str
-        The unit of `amount`: ``"neurons"``, or a cost: ``"ffn-parameters"``, ``"ffn-bytes"`` and ``"ffn-flops"`` (for one token)
-        of the FFNs' linear maps, ``"parameters"``, ``"bytes"`` and ``"flops"`` of the model. An amount of a cost is a total over
-        all layers. The fewest neurons that save at least that much are removed; `multiple_of` rounds the widths afterwards.
+        The unit of `amount`: ``"neurons"`` or a cost. The costs of the FFNs' linear maps are ``"ffn-parameters"``,
+        ``"ffn-bytes"`` and ``"ffn-flops"`` (for one token), those of the model ``"parameters"``, ``"bytes"`` and ``"flops"``. An
+        amount of a cost is a total over all layers. The fewest neurons that save at least this amount are removed, and then
+        `multiple_of` rounds the widths.
 
     Attributes
     ----------
@@ -153,15 +154,18 @@ class BasePruner:
         pruner.prune([record_of_size(layer.name, layer.out_features, layer.units) for layer in layer_list], costs)
 
     def fewest(self, layer: LayerRecord) -> int:
-        """Return how many neurons a layer keeps at least."""
+        """Return the smallest number of neurons that a layer keeps."""
         return max(self.min_keep, layer.min_keep)
 
     def routers_limit(self, layer_list: Sequence[LayerRecord]) -> bool:
-        """Whether the routers of mixtures, and not `min_keep`, decide how much some layers keep at least."""
+        """Whether the routers of some mixtures need more experts than `min_keep`."""
         return any(layer.min_keep > self.min_keep for layer in layer_list)
 
     def amount_in_neurons(self, layer_list: Sequence[LayerRecord]) -> float | int:
-        """Return the amount. A number counts units if they are equally large, and is converted; otherwise it counts neurons."""
+        """Return the amount in neurons.
+
+        If it is an integer and all units are equally large, it counts units, and is converted. Otherwise it is returned as it is.
+        """
         sizes = {layer.neurons_per_unit for layer in layer_list}
         return self.amount * sizes.pop() if isinstance(self.amount, int) and len(sizes) == 1 else self.amount
 
@@ -188,16 +192,16 @@ class BasePruner:
         n_neurons = max(sum(layer.out_features for layer in layer_list), 1)
         trial = self.with_amount(0.0)
         trial.amount_of = "neurons"
-        # With amount 0 this call raises the errors that the amount does not cause, so the loop can blame the amount.
+        # With amount 0, this call raises all errors that have another cause than the amount. In the loop the amount is the cause.
         most = costs.removed_cost(_widths(layer_list, trial._choose_masks(layer_list)), self.amount_of)
-        # A bisection: `low` neurons are too few, and `high` neurons are enough or more than can be removed.
+        # A bisection: removing `low` neurons is too little; removing `high` neurons is enough, or impossible.
         low, high, reached = -1 if most >= target else 0, n_neurons, False
         while high - low > 1:
             middle = (low + high) // 2
             trial.amount = _share_of_count(middle, n_neurons)
             try:
                 widths = _widths(layer_list, trial._choose_masks(layer_list))
-            except OptionError:  # more neurons than can be removed
+            except OptionError:  # `middle` is more than can be removed
                 high = middle
                 continue
             removed = costs.removed_cost(widths, self.amount_of)
@@ -280,14 +284,14 @@ class BasePruner:
             )
         multiple = math.lcm(self.multiple_of, layer.multiple_of)
         if multiple > 1:
-            # Removed neurons come before kept ones, and scores order both groups.
+            # The removed neurons come first in this order, then the kept ones, each group by its scores.
             order = ascending_positions(scores) + n * keep.long()
             keep = keep_highest(order, _rounded_width(kept, n, n - n_removed, multiple, fewest))
         return keep
 
 
 def _rounded_width(kept: int, n: int, n_present: int, multiple: int, fewest: int) -> int:
-    """Round the number of neurons that a layer of `n` keeps, at most to the `n_present` that earlier steps have kept."""
+    """Round the number of neurons that a layer of `n` keeps to a multiple, but not to more than the `n_present` that are left."""
     width = round_width(kept, n, multiple, fewest)
     if width <= n_present:
         return width

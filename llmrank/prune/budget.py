@@ -49,7 +49,7 @@ def check_budget(
 
 
 def _records(ffns: FFNs, targets: Sequence[Target]) -> list[LayerRecord]:
-    # Of both targets, neurons are always possible.
+    # With both targets the amount is checked for neurons alone, because removing no expert is one of the choices.
     units = units_of(ffns.layers.values(), tuple(targets) if len(targets) == 1 else ("neurons",))
     return [record_of_size(each.name, each.n_units, each) for each in units]
 
@@ -60,16 +60,19 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: 
     Parameters
     ----------
     pruner : BasePruner
-        It prunes all layers in one call, and :func:`check_budget` has accepted it.
+        A pruner of all layers in one call, which :func:`check_budget` has accepted.
     ffns : FFNs
     costs : ModelCosts
+    targets : sequence of {"neurons", "experts"}
+        What is removed.
 
     Returns
     -------
     str
-        The number of neurons that each layer loses, if the scores do not change it and it is the same for all layers; otherwise
+        The number of neurons that each layer loses, if it is the same for all layers and does not depend on the scores; otherwise
         the number that all layers lose together. "About" marks numbers that depend on the scores. If the scores decide how much a
-        layer loses, widths are not rounded yet. For a pruner of another package, a sentence that the pruner decides.
+        layer loses, the numbers are those before widths are rounded. For a pruner of another package, the text says only that
+        the pruner decides.
 
     Examples
     --------

@@ -26,11 +26,11 @@ class GlobalPruner(BasePruner):
     amount, min_keep, multiple_of, protect, amount_of
         See :class:`BasePruner`. When a layer has only `min_keep` neurons left, other layers lose more.
     normalize : {"auto", "zscore", "robust", "mean", "none"}
-        How the scores of different layers are made comparable: "zscore" standardises those of each layer by their mean and
-        population standard deviation, "robust" by their median and their median absolute deviation from it (their mean
-        absolute deviation if that is 0), "mean" scales them to mean 1, "none" leaves them unchanged (as in the paper). "auto"
-        is robust, or none for layers named by a `structure_dict`. A few very high scores in a layer widen its standard deviation,
-        so that zscore keeps more or fewer of its other neurons; they do not affect robust.
+        How the scores of different layers are made comparable. "zscore" standardises the scores of each layer by their mean and
+        population standard deviation. "robust" standardises them by their median and their median absolute deviation from it (if
+        that is 0, their mean absolute deviation). "mean" scales them to mean 1. "none" leaves them unchanged, as in the paper.
+        "auto" is "robust", but "none" for layers named by a `structure_dict`. If a few scores of a layer are very high, its
+        standard deviation is large, so "zscore" keeps more or fewer of the other neurons; "robust" is not affected.
 
     Raises
     ------
@@ -70,10 +70,10 @@ class GlobalPruner(BasePruner):
             fewest = [self.fewest(layer) * layer.neurons_per_unit for layer in layer_list]
             check_removable(count, n_neurons, fewest, protected, routed=self.routers_limit(layer_list))
         positions = self.removal_positions(layer_list)
-        # How many neurons are removed before each unit.
-        sizes = torch.cat([torch.full((layer.out_features,), layer.neurons_per_unit) for layer in layer_list])
-        in_order = sizes[torch.argsort(torch.cat(positions))]
-        removed_before = in_order.cumsum(0) - in_order
+        # How many neurons are removed before each unit, a unit being one neuron or several that are removed together.
+        unit_sizes = torch.cat([torch.full((layer.out_features,), layer.neurons_per_unit) for layer in layer_list])
+        sizes_in_order = unit_sizes[torch.argsort(torch.cat(positions))]
+        removed_before = sizes_in_order.cumsum(0) - sizes_in_order
         for layer, layer_positions in zip(layer_list, positions, strict=True):
             # If all layers are protected, the amount has not been checked, and may be too large for an int64 tensor.
             layer.pruning_mask = removed_before[layer_positions] >= min(count, sum(n_neurons))
@@ -85,8 +85,9 @@ class GlobalPruner(BasePruner):
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
         """Return for every neuron how many neurons of all layers are removed before it.
 
-        The neurons at positions below :func:`global_count` of the amount are removed, before `multiple_of` rounds the widths; an
-        amount of a cost sets another limit. Within a layer the order is that of :class:`LocalPruner`.
+        An amount of neurons removes the neurons at positions below ``global_count(amount, N)``, see :func:`global_count`. An
+        amount of a cost sets another limit. Then `multiple_of` rounds the widths. Within a layer the order is the same as for
+        :class:`LocalPruner`.
 
         Parameters
         ----------
@@ -95,8 +96,9 @@ class GlobalPruner(BasePruner):
         Returns
         -------
         list of (n,) int64 tensors
-            One for each layer, together a permutation of 0..N-1; the amount does not change them. All neurons of protected
-            layers and the `min_keep` highest of every other layer come last. Neurons that earlier steps removed come first.
+            One tensor for each layer. Together they are a permutation of 0..N-1, which does not depend on the amount. All neurons
+            of protected layers and the `min_keep` highest of every other layer come last. Neurons that earlier steps removed come
+            first.
 
         Raises
         ------
@@ -110,7 +112,8 @@ class GlobalPruner(BasePruner):
         [[0, 4, 1], [3, 2]]
         """
         in_layer = [ascending_positions(importance_of(layer)) for layer in layer_list]
-        # Sorted within each layer first: the stable sort below keeps the order of scores whose normalised values are equal.
+        # The values are sorted within each layer first, because different scores may have equal normalised values. The stable
+        # sort below keeps the order of such scores.
         values = torch.cat(
             [self._normalised(layer)[torch.argsort(p)] for layer, p in zip(layer_list, in_layer, strict=True)]
         )
@@ -139,7 +142,7 @@ def _normalise(values: torch.Tensor, normalize: Normalize) -> torch.Tensor:
         return values / mean if mean > 0 else values
     if normalize == "none":
         return values
-    # In a layer of equal scores all neurons are average: round-off must not make a difference.
+    # If the scores of a layer are equal up to round-off, all of its neurons are average.
     if float(values.max() - values.min()) <= 1e-9 * float(values.abs().max()):
         return torch.zeros_like(values)
     if normalize == "zscore":

@@ -44,9 +44,9 @@ class LocalPruner(BasePruner):
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
         """Return for every neuron how many neurons of its layer are removed before it.
 
-        The neurons at positions below :func:`llmrank.prune.local_count` of the amount are removed, except in protected layers,
-        before `multiple_of` rounds the widths; an amount of a cost sets another limit. Neurons that earlier steps removed come
-        first, and stay removed.
+        An amount of neurons removes the neurons at positions below ``local_count(amount, n)``, except in protected layers; see
+        :func:`llmrank.prune.local_count`. An amount of a cost sets another limit. Then `multiple_of` rounds the widths. Neurons
+        that earlier steps removed come first, and stay removed.
 
         Parameters
         ----------

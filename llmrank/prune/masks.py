@@ -110,12 +110,12 @@ class Masks(Mapping[str, torch.Tensor]):
         return f"Masks({len(self)} layers, {self.kept:,} of {self.size:,} neurons kept)"
 
     def check(self, layers: Mapping[str, PrunableLayer]) -> None:
-        """Check that the masks fit these prunable layers, and that each mask keeps a neuron, if the layer is not an expert's.
+        """Check that the masks fit these prunable layers, and that every layer that is not an expert keeps a neuron.
 
         Raises
         ------
         MaskError
-            Names or sizes differ (masks of another model), or a mask keeps no neuron.
+            Names or sizes differ (the masks are of another model), or a layer that is not an expert keeps no neuron.
         """
         missing, unknown = sorted(set(layers) - set(self)), sorted(set(self) - set(layers))
         if missing or unknown:

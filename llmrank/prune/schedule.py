@@ -1,4 +1,4 @@
-"""Pruning in steps: the model as pruned so far is calibrated and ranked again before each step.
+"""Pruning in steps: before each step, the model without the neurons removed so far is calibrated and ranked again.
 
 Each step removes the lowest of the remaining neurons; removed neurons stay removed. A repair follows the last step, and starts
 from the weights of the dense model.

@@ -27,13 +27,14 @@ class SensitivityPruner(BasePruner):
     Parameters
     ----------
     amount : float or int
-        Share (float, [0, 1)) of all neurons to remove, or number (int) to remove from each layer on average. A number of a cost,
-        such as parameters, is the total of all layers.
+        Share (float, [0, 1)) of all neurons to remove, or number (int) to remove from each layer on average. If `amount_of` is a
+        cost, such as parameters, a number is the total of all layers.
     min_keep, multiple_of, protect, amount_of
         See :class:`BasePruner`. If a layer loses less because it is protected, or has only `min_keep` neurons left, the other
         layers lose more. Protected layers do not count for the median.
     limit : float
-        A layer is spared if its sensitivity is more than this many times the median, which is not 0; finite, > 0.
+        A finite number > 0. A layer is spared if its sensitivity is more than this many times the median; if the median is 0, no
+        layer is spared.
 
     Raises
     ------
@@ -122,9 +123,9 @@ def sensitivity_counts(
 ) -> list[int]:
     """Compute how many neurons each layer loses when the most sensitive layers are spared.
 
-    With m the median sensitivity, a layer of sensitivity c > limit * m > 0 is spared: it loses only ``limit * m / c`` times
-    `amount`. The rest is removed from the layers that are not spared, the same additional share of each. If some of these have
-    only `min_keep` neurons left, the others lose more; if all have, the spared layers lose more.
+    Let m be the median sensitivity. A layer of sensitivity c > limit * m > 0 is spared: it loses only ``limit * m / c`` times
+    `amount`. The rest is removed from the layers that are not spared, the same additional share of each. If some of these layers
+    have only `min_keep` neurons left, the others lose more. If all of them have, the spared layers lose more.
 
     Parameters
     ----------
@@ -143,7 +144,7 @@ def sensitivity_counts(
     removed : sequence of int, optional
         Number of neurons that earlier steps have removed from each layer. The result includes them.
     routed : bool
-        Whether `min_keep` is what routers need, for the message of an error.
+        Whether routers are the reason for `min_keep`; an error message says so.
 
     Returns
     -------
@@ -174,13 +175,14 @@ def sensitivity_counts(
     max_removed = [0 if kept else max(n - least, 0) for n, least, kept in zip(sizes, fewest, keeps_all, strict=True)]
     exact = [Fraction(value) for value in sensitivities]
     threshold = Fraction(limit) * median(c for c, kept in zip(exact, keeps_all, strict=True) if not kept)
-    even = [Fraction(amount) if isinstance(amount, int) else Fraction(repr(amount)) * n for n in sizes]
+    # The neurons that each layer would lose if none were spared.
+    even_parts = [Fraction(amount) if isinstance(amount, int) else Fraction(repr(amount)) * n for n in sizes]
     spared = [0 < threshold < c for c in exact]
     parts = [
         min(part * threshold / c if is_spared else part, Fraction(most))
-        for part, c, is_spared, most in zip(even, exact, spared, max_removed, strict=True)
+        for part, c, is_spared, most in zip(even_parts, exact, spared, max_removed, strict=True)
     ]
-    rest = sum(even, Fraction(0)) - sum(parts, Fraction(0))
+    rest = sum(even_parts, Fraction(0)) - sum(parts, Fraction(0))
     for is_spared in (False, True):
         rest = _distribute(rest, parts, sizes, max_removed, [k for k in range(n_layers) if spared[k] is is_spared])
     removed_before = list(removed) or [0] * n_layers
@@ -188,7 +190,7 @@ def sensitivity_counts(
     by_remainder = sorted(range(n_layers), key=lambda k: (counts[k] - parts[k], k))
     for k in by_remainder[: max(total - sum(counts), 0)]:
         counts[k] += 1
-    # If earlier steps removed more of a layer than its part, the other layers lose less than theirs.
+    # If earlier steps removed more of a layer than its part, the other layers lose less than their parts.
     while sum(counts) > total and (reducible := [k for k in range(n_layers) if counts[k] > removed_before[k]]):
         counts[max(reducible, key=lambda k: (counts[k] - parts[k], k))] -= 1
     return counts

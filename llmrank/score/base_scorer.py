@@ -31,11 +31,11 @@ class BaseScorer:
     array([0.75, 0.25])
     """
 
-    # The name in the registries and on the command line, which leave out classes of this package without a name of their own.
+    # The name in the registries and on the command line. A class of this package that sets no name itself is not listed there.
     name: ClassVar[str]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # If a subclass overrides only score, its rank must call that score, which an inherited rank may not do.
+        # A subclass that overrides only score() gets the rank() of BaseScorer, which calls score(); an inherited rank() may not.
         super().__init_subclass__(**kwargs)
         nearest = next(base for base in cls.__mro__ if "rank" in vars(base) or "score" in vars(base))
         if "rank" not in vars(nearest):
@@ -75,7 +75,7 @@ class BaseScorer:
         ----------
         graph : LayeredGraph
         statistics : sequence of LayerStatistics
-            One for each layer, with the input norms. If there are none, the graph's activations are used as input norms.
+            One entry for each layer, from which the input norms are taken. If it is empty, the graph's activations are used.
 
         Returns
         -------
@@ -134,7 +134,7 @@ class BaseScorer:
         *,
         reads_blocks: bool = True,
     ) -> RankResult:
-        """Make the result of one exact pass over the layers."""
+        """Make the result of a rank whose scores are exact after one pass over the layers."""
         return RankResult(
             scores=tuple(scores),
             names=graph.names,
@@ -170,12 +170,12 @@ class OutgoingScorer(BaseScorer):
         raise NotImplementedError
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Score every layer by its statistics and outgoing edges; the last layer has none, and is scored by its activations.
+        """Score every layer by its statistics and outgoing edges. The last layer has no such edges; its activations score it.
 
         Raises
         ------
         OptionError
-            There is not one entry of `statistics` for each layer.
+            The number of entries in `statistics` is not the number of layers.
         LLMRankError
             The factors gave a wrong shape, or negative or non-finite numbers.
         """
@@ -198,7 +198,10 @@ class OutgoingScorer(BaseScorer):
 
 
 def normalised(vector: torch.Tensor, layer: int, degenerate: list[DegenerateLayer]) -> torch.Tensor:
-    """Divide a layer's non-negative scores by their sum; if it is zero, return uniform scores and add to `degenerate`."""
+    """Divide a layer's non-negative scores by their sum.
+
+    If the sum is zero, return uniform scores and note the layer in `degenerate`.
+    """
     total = vector.sum()
     if total > 0:
         return vector / total

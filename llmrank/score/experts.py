@@ -1,6 +1,6 @@
 """Scores of whole experts of a mixture, by what the router sends them and what they return.
 
-The score of an expert is divided equally among its neurons, so that it is their sum.
+The score of an expert is divided equally among its neurons, so that the scores of the neurons add up to it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["EANScorer", "ExpertScorer", "FrequencyScorer", "MoNEScorer", "REAPSc
 class ExpertScorer(BaseScorer):
     """Base class of scores of whole experts. Override :meth:`expert_score`.
 
-    Neurons of other layers, and of shared experts, are scored by their activations.
+    Neurons of shared experts score 0 here. Layers without experts are scored by their activations.
     """
 
     def expert_score(self, routing: RoutingStatistics) -> float:
@@ -79,7 +79,7 @@ class EANScorer(ExpertScorer):
 
 @dataclass
 class REAPScorer(ExpertScorer):
-    """REAP: the mean over an expert's tokens of its routing weight times the norm of its output, ``p_t ||f(t)||``.
+    """REAP: the mean of ``p_t ||f(t)||``, routing weight times norm of the output, over the tokens that an expert gets.
 
     Source: Lasby et al. 2025 (arXiv 2510.13999).
     """
@@ -93,7 +93,7 @@ class REAPScorer(ExpertScorer):
 
 @dataclass
 class MoNEScorer(ExpertScorer):
-    """MoNE: the number of an expert's tokens times the root of the (unbiased) variance of its outputs over them.
+    """MoNE: the number of tokens that an expert gets, times the root of the (unbiased) variance of its outputs for them.
 
     Source: Zhang et al. 2025 (arXiv 2507.00390), who replace an expert by its mean output; here it is removed.
     """

@@ -18,7 +18,7 @@ class FLAPScorer(OutgoingScorer):
     """FLAP's weighted input feature variance (WIFV): ``Var(x_j) * ||down_:j||_2^2`` for hidden neuron j.
 
     In an FFN with one hidden layer, this is the mean squared error of the output if neuron j alone is removed and a bias makes up
-    for its mean.
+    for the neuron's mean.
     Source: An et al. 2023 (arXiv 2312.11983).
     """
 

@@ -36,15 +36,15 @@ class ForwardBackwardScorer(BaseScorer):
         r_0 = a_0 / sum(a_0),  r_l = N(gamma P_l r_{l-1} + (1 - gamma) a_l / sum(a_l)),  P_l = W_l / out-strength of l-1
         b_L = a_L / sum(a_L),  b_l = N(gamma Q_l b_{l+1} + (1 - gamma) a_l / sum(a_l)),  Q_l = W_{l+1}^T / in-strength of l+1
 
-    N divides by the sum; theta below 1 mixes bare edges into P and Q. A neuron scores high if strong inputs reach it and the
-    outputs depend on it.
+    N divides by the sum. If theta is below 1, bare edges, whose weights are all 1, are mixed into P and Q. A neuron scores high
+    if strong inputs reach it and the outputs depend on it.
 
     Parameters
     ----------
     gamma : float
-        Damping of both ranks, 0..1. At 0 the score is the activation alone.
+        Damping of both ranks, 0..1: the share of a score that comes along edges. At 0 the score is the activation alone.
     theta : float
-        Share of the edge weights against the bare edges, 0..1.
+        Share of the edge weights against the bare edges, 0..1. At 1 only the edge weights count, at 0 only the bare edges.
     balance : float
         Exponent of the forward rank, 0..1: 1 is the forward rank alone, 0 the backward rank alone.
     backend, device, dtype, edges

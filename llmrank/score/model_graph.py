@@ -32,9 +32,10 @@ class LayerNodes:
     ----------
     layer : PrunableLayer
     position : int
-        Layer of the graph.
+        Number of the layer of the graph that holds the neurons.
     start : int
-        The first node. In a mixture, one layer of the graph holds the neurons of all experts.
+        Number of the first neuron among the nodes of that layer. It can be above 0 in a mixture, where one layer of the graph
+        holds the neurons of all experts.
     """
 
     layer: PrunableLayer
@@ -43,21 +44,22 @@ class LayerNodes:
 
     @property
     def nodes(self) -> slice:
-        """The nodes of the neurons."""
+        """The nodes of the layer that are the neurons."""
         return slice(self.start, self.start + self.layer.size)
 
 
 @dataclass(frozen=True, eq=False)
 class ModelGraph:
-    """A layered graph of one FFN, mixture or attention, or of a chain of FFNs, with its nodes that are prunable neurons.
+    """A layered graph of one FFN, mixture or attention, or of a chain of FFNs; it knows which nodes are prunable neurons.
 
     Attributes
     ----------
     graph : LayeredGraph
         Its dense blocks are views of the model's weights; value maps of attentions may be copies.
     statistics : tuple of LayerStatistics
-        One for each layer of the graph.
+        One entry for each layer of the graph.
     prunable : tuple of LayerNodes
+        For each prunable layer in the graph, the nodes that are its neurons.
     follows : bool
         Whether the first layer is also the last layer of the graph before: both hold the nodes of one residual stream.
     skip : float
@@ -79,7 +81,7 @@ class ModelGraph:
         }
 
     def with_norms(self, place: LayerNodes, norms: torch.Tensor) -> ModelGraph:
-        """Return this graph with other activations (norms) of the neurons of a layer; their means and variances stay."""
+        """Return this graph with other activations (norms) for the neurons of a layer, and the same means and variances."""
         layers, position = list(self.statistics), place.position
         changed = layers[position].norm.clone()
         changed[place.nodes] = norms
@@ -97,26 +99,27 @@ def build_graphs(
 
     There is one graph for each FFN or mixture of experts (isolated), one for each chain of consecutive FFNs of a stack (chained),
     or one for each FFN with skip edges past it (residual). In a chain, the output layer of an FFN is the input layer of the next
-    one; its activations are the norms of the next FFN's input (for explicit FFNs, of the previous FFN's output). FFNs whose sizes
-    differ there are not chained.
+    one; its activations are the norms of the next FFN's input (for explicit FFNs, of the previous FFN's output). Where the sizes
+    of these two layers differ, the chain ends and a new one begins. (An explicit FFN is one whose Linears the user has named.)
 
-    In the residual topology the layer between two FFNs ends one graph and starts the next. If the statistics include attentions,
-    each attention has a graph in front of that of its FFN, without prunable layers: edges of weights ``|V|`` lead from the
-    residual stream to the heads, and edges of weights ``|O|`` lead back to the stream.
+    In the residual topology, the layer between two FFNs is the last of one graph and the first of the next. If the statistics
+    include attentions, each attention has a graph too, in front of the graph of its FFN. It has no prunable layers: edges of
+    weights ``|V|`` (the value map) lead from the residual stream to the heads, and edges of weights ``|O|`` (the output map) lead
+    back to the stream.
 
-    In a mixture the hidden neurons of all experts are one layer. The edges into those of expert e have the weights
-    ``pi_e (|gate_e| + |up_e|)``, where pi_e is the mean of the routing weights p_te over all tokens t, 1 for a shared expert. The
-    activation of a neuron x is ``sqrt(sum_t (p_te x_t)^2)``.
+    In a mixture, the hidden neurons of all experts are one layer. The edges into the neurons of expert e have the weights
+    ``pi_e (|gate_e| + |up_e|)``. Here pi_e is the mean of the routing weights p_te over all tokens t; for a shared expert, it is
+    1. The activation of a neuron x is ``sqrt(sum_t (p_te x_t)^2)``.
 
     Parameters
     ----------
     ffns : FFNs
     statistics : sequence of FFNStatistics
-        One for each of the FFNs.
+        One entry for each of the FFNs.
     topology : {"isolated", "chained", "residual"}
     beta : float, optional
-        For the residual topology: the share that skips a graph, 0..1. By default all graphs of a transformer block have the
-        same share, and their product is the share that was measured for the block.
+        For the residual topology: the share of the residual stream that skips a graph, 0..1. By default all graphs of a
+        transformer block have the same share, and the product of these shares is the share that was measured for the block.
 
     Raises
     ------
@@ -166,12 +169,16 @@ def check_beta(beta: object) -> float:
 
 @dataclass(frozen=True)
 class _Sublayer:
-    """What becomes one graph: an FFN, an attention, or the experts of a mixture, with its statistics."""
+    """A part of a transformer block with its statistics: an FFN, an attention, or the experts of a mixture.
+
+    It becomes one graph, or in the chained topology a part of one.
+    """
 
     ffns: tuple[FFN, ...]
     layers: tuple[LayerStatistics, ...]
-    entry: FFNStatistics
-    use: tuple[float, ...] = (1.0,)  # pi of each expert
+    statistics: FFNStatistics
+    # The factor of the edge weights into each expert: pi in :func:`build_graphs`.
+    expert_scales: tuple[float, ...] = (1.0,)
 
     @property
     def name(self) -> str:
@@ -193,22 +200,22 @@ class _Sublayer:
     def blocks(self, stage: int) -> Any:
         """Return the weights of the edges of a stage, as :meth:`graphs.LayeredGraph.from_weights` takes them."""
         weights = [tuple(linear_map.weight for linear_map in ffn.stages[stage]) for ffn in self.ffns]
-        if len(weights) == 1 and self.use == (1.0,):
+        if len(weights) == 1 and self.expert_scales == (1.0,):
             return weights[0]
-        scales = self.use if stage == 0 else (1.0,) * len(weights)
+        scales = self.expert_scales if stage == 0 else (1.0,) * len(weights)
         return StackedBlock.from_weights(weights, scales, 0 if stage == 0 else 1, check_finite=False)
 
-    def prunable(self, layers_before: int) -> list[LayerNodes]:
-        """Return the nodes of the prunable layers, in a graph where so many layers come before."""
+    def prunable(self, input_position: int) -> list[LayerNodes]:
+        """Return the nodes of the prunable layers in a graph whose layer `input_position` holds the inputs of this part."""
         found, start = [], 0
         for ffn in self.ffns:
-            found += [LayerNodes(layer, layers_before + k, start) for k, layer in ffn.prunable.items()]
+            found += [LayerNodes(layer, input_position + k, start) for k, layer in ffn.prunable.items()]
             start += ffn.sizes[1]
         return found
 
 
 def _sublayers(ffns: FFNs, statistics: Sequence[FFNStatistics]) -> list[_Sublayer]:
-    """Join the experts of each mixture, which follow one another in the model."""
+    """Return each FFN as a sublayer of its own, but the experts of a mixture, which follow one another, as one sublayer."""
     found: list[_Sublayer] = []
     for key, group in groupby(zip(ffns, statistics, strict=True), lambda pair: _mixture_name(pair[0])):
         pairs = list(group)
@@ -219,13 +226,13 @@ def _sublayers(ffns: FFNs, statistics: Sequence[FFNStatistics]) -> list[_Sublaye
         if mixture is None:
             raise StructureError(f"the statistics of {key} are not those of a mixture; collect them for these FFNs")
         hidden = replace(
-            _joined([_hidden(entry) for entry in entries]),
+            _concatenated([_hidden_statistics(entry) for entry in entries]),
             experts=tuple((ffn.sizes[1], entry.routing) for ffn, entry in pairs),
         )
         layers = (mixture.inputs, hidden, mixture.outputs)
         n_tokens = max(mixture.inputs.count, 1)
-        use = tuple(1.0 if entry.routing is None else entry.routing.weight / n_tokens for entry in entries)
-        found.append(_Sublayer(tuple(ffn for ffn, _ in pairs), layers, entries[0], use))
+        scales = tuple(1.0 if entry.routing is None else entry.routing.weight / n_tokens for entry in entries)
+        found.append(_Sublayer(tuple(ffn for ffn, _ in pairs), layers, entries[0], scales))
     return found
 
 
@@ -233,22 +240,22 @@ def _mixture_name(ffn: FFN) -> str:
     return "" if ffn.mixture is None else ffn.mixture.name
 
 
-def _hidden(entry: FFNStatistics) -> LayerStatistics:
-    """Return the statistics of the hidden neurons of an expert, with their activations in the graph of the mixture."""
+def _hidden_statistics(entry: FFNStatistics) -> LayerStatistics:
+    """Return the statistics of an expert's hidden neurons; the norms are weighted by the router, as the mixture's graph needs."""
     layer, routing = entry.layers[1], entry.routing
     return layer if routing is None else replace(layer, norm=routing.weighted_norm)
 
 
-def _joined(layers: Sequence[LayerStatistics]) -> LayerStatistics:
-    def joined(name: str) -> torch.Tensor:
+def _concatenated(layers: Sequence[LayerStatistics]) -> LayerStatistics:
+    def concatenated(name: str) -> torch.Tensor:
         return torch.cat([getattr(layer, name) for layer in layers])
 
     return LayerStatistics(
-        norm=joined("norm"),
-        mean=joined("mean"),
-        variance=joined("variance"),
+        norm=concatenated("norm"),
+        mean=concatenated("mean"),
+        variance=concatenated("variance"),
         count=max(layer.count for layer in layers),
-        read_norm=joined("read_norm"),
+        read_norm=concatenated("read_norm"),
     )
 
 
@@ -261,9 +268,9 @@ def _build_residual(sublayers: Sequence[_Sublayer], beta: float | None) -> tuple
     blocks = [block_path(sublayer.ffns[0]) for sublayer in sublayers]
     placed: list[tuple[_Sublayer, float]] = []
     for sublayer, block in zip(sublayers, blocks, strict=True):
-        entry = sublayer.entry
+        entry = sublayer.statistics
         n_graphs = sum(
-            1 + (s.entry.attention is not None) for s, b in zip(sublayers, blocks, strict=True) if b == block
+            1 + (s.statistics.attention is not None) for s, b in zip(sublayers, blocks, strict=True) if b == block
         )
         if beta is not None:
             skip = check_beta(beta)
@@ -281,7 +288,7 @@ def _build_residual(sublayers: Sequence[_Sublayer], beta: float | None) -> tuple
     for position, (sublayer, skip) in enumerate(placed):
         following = placed[position + 1][0] if position + 1 < len(placed) else None
         if following is not None and _shares_stream(sublayer, following):
-            # The nodes of the last layer are those of the stream, with the activations that the next graph reads.
+            # The last layer holds the nodes of the residual stream. Its activations are those that the next graph reads.
             sublayer = replace(sublayer, layers=(*sublayer.layers[:-1], following.layers[0]))
         graph = _build_chain([sublayer])
         follows = position > 0 and _shares_stream(placed[position - 1][0], sublayer)
@@ -290,11 +297,12 @@ def _build_residual(sublayers: Sequence[_Sublayer], beta: float | None) -> tuple
 
 
 def _shares_stream(before: _Sublayer, after: _Sublayer) -> bool:
+    """Whether one residual stream leads past `before` and into `after`."""
     return before.stack == after.stack and before.n_outputs == after.n_inputs == before.n_inputs
 
 
 def _build_chain(chain: Sequence[_Sublayer]) -> ModelGraph:
-    """Build one graph of sublayers that follow each other; an attention is a chain by itself."""
+    """Build one graph of sublayers that follow each other. The graph of an attention holds no other sublayer."""
     weights: list[Any] = []
     names: list[str] = []
     layers: list[LayerStatistics] = []
@@ -317,7 +325,7 @@ def _build_chain(chain: Sequence[_Sublayer]) -> ModelGraph:
             last = "output" if layer == len(first.stages) else "heads"
             names.append(hidden.get(len(weights), f"{sublayer.name}:{last}"))
     activations = [entry.norm for entry in layers]
-    # Scorers that read weights raise an error for NaN themselves, so no extra pass over the model is needed.
+    # Scorers that read weights raise an error for NaN themselves, so the weights are not checked here in an extra pass.
     graph = LayeredGraph.from_weights(weights, activations[0], activations[1:], names, check_finite=False)
     return ModelGraph(graph, tuple(layers), tuple(prunable))
 
@@ -325,8 +333,9 @@ def _build_chain(chain: Sequence[_Sublayer]) -> ModelGraph:
 def edge_weights(graph: LayeredGraph, layer: int) -> torch.Tensor:
     """Return the weights of the edges into a layer as a dense tensor (n_l, n_{l-1}), in float32 or wider.
 
-    Each call computes the tensor anew, on the device of the model's weights. The graph does not keep it, but a loop over layers
-    holds the tensor of one layer while it computes the next. Memory: the tensor and two bands.
+    Each call computes the tensor anew, on the device of the model's weights, and the graph does not keep it. The caller does: in
+    a loop over layers, the tensor of one layer is still in memory while the next is computed. Memory: the tensor and two bands
+    (parts of the tensor that are computed one after the other).
     """
     block = graph.blocks[layer - 1]
     dtype = torch.float64 if block.csr_dtype == np.float64 else torch.float32

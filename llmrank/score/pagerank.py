@@ -42,9 +42,10 @@ class WeightedPageRankScorer(BaseScorer):
     Parameters
     ----------
     gamma : float
-        Damping, 0..1. At 0 the score is the activation alone.
+        Damping, 0..1: the share of a score that comes along edges. At 0 the score is the activation alone.
     theta : float
-        Share of the edge weights against the bare edges, 0..1.
+        Share of the edge weights against the bare edges, whose weights are all 1; 0..1. At 1 only the edge weights count, at 0
+        only the bare edges.
     solver : {"sweep", "power"}
         One pass over the layers in order, or power iteration, which gives the same rank and shows how it converges.
     backend : {"auto", "scipy", "torch", "dense"}
@@ -52,10 +53,11 @@ class WeightedPageRankScorer(BaseScorer):
     device : str, optional
         Device to compute on; by default the one that holds the weights.
     dtype : {"float32", "float64"}
-        float32 reads float32 weights without converting them. Both keep the same neurons, except for near ties.
+        With float32, float32 weights are read without a conversion. With either, pruning keeps the same neurons, except for
+        neurons with almost equal scores.
     edges : {"magnitude", "energy"}
-        Weight of an edge: ``|W_ij|``, or ``W_ij^2`` together with squared activations, see
-        :meth:`graphs.LayeredGraph.squared`, which takes several times as long.
+        Weight of an edge: ``|W_ij|`` (magnitude), or ``W_ij^2`` together with squared activations (energy), see
+        :meth:`graphs.LayeredGraph.squared`. Energies take several times as long.
     """
 
     name: ClassVar[str] = "wpr"
@@ -80,7 +82,11 @@ class WeightedPageRankScorer(BaseScorer):
         out_activations: torch.Tensor,
         weight: torch.Tensor,
     ) -> torch.Tensor:
-        """Compute one step of the rank across one block; for energies, unlike in :meth:`rank`, parallel edges count as one."""
+        """Compute one step of the rank, along the edges into one layer.
+
+        For energies the result can differ from that of :meth:`rank`: there each of several parallel edges is squared, such as
+        those of the two input maps of a gated FFN, and here their sum is squared.
+        """
         weight, out_activations = _step_inputs(self.edges, weight, out_activations)
         arithmetic, operator = _dense_operator(weight)
         prev, own = prev_importance.to(weight), out_activations.to(weight)
@@ -109,7 +115,8 @@ class ModifiedPageRankScorer(BaseScorer):
     Parameters
     ----------
     zero_lowest : float
-        Share of the nodes of a layer, 0..1: the scores of the lowest nodes count as zero in the step to the next layer.
+        Share of the nodes of a layer, 0..1. The scores of this share of nodes, the lowest ones, count as zero in the step to the
+        next layer.
     solver, backend, device, dtype, edges
         As for :class:`WeightedPageRankScorer`.
     """
@@ -134,7 +141,11 @@ class ModifiedPageRankScorer(BaseScorer):
         out_activations: torch.Tensor,
         weight: torch.Tensor,
     ) -> torch.Tensor:
-        """Compute one step of the rank across one block; for energies, unlike in :meth:`rank`, parallel edges count as one."""
+        """Compute one step of the rank, along the edges into one layer.
+
+        For energies the result can differ from that of :meth:`rank`: there each of several parallel edges is squared, such as
+        those of the two input maps of a gated FFN, and here their sum is squared.
+        """
         weight, out_activations = _step_inputs(self.edges, weight, out_activations)
         arithmetic, operator = _dense_operator(weight)
         count = int(self.zero_lowest * len(prev_importance))
@@ -161,7 +172,7 @@ def with_edge_measure(graph: LayeredGraph, edges: EdgeMeasure) -> LayeredGraph:
 
 
 def mark_energies(result: RankResult, edges: EdgeMeasure) -> RankResult:
-    """Mark a rank of energies in its method name, so that it is not explained by weights that are not squared."""
+    """Add "of energies" to the method name of a rank of energies, so that nobody explains the rank by weights without squares."""
     return replace(result, method=f"{result.method} of energies") if edges == "energy" else result
 
 

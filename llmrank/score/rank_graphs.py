@@ -17,7 +17,7 @@ __all__ = ["rank_graphs"]
 def rank_graphs(scorer: BaseScorer, graphs: Iterable[ModelGraph]) -> tuple[RankResult, ...]:
     """Rank every graph of a model.
 
-    A graph that follows another starts from the residual stream behind the other. Let x_k be the importance of the stream's
+    A graph that follows another one starts from the residual stream behind that graph. Let x_k be the importance of the stream's
     nodes in front of graph k, and s_k the scores of these nodes in the last layer of graph k. Then
 
         x_{k+1} = beta_k x_k + (1 - beta_k) s_k
@@ -46,11 +46,11 @@ def rank_graphs(scorer: BaseScorer, graphs: Iterable[ModelGraph]) -> tuple[RankR
     ranks: list[RankResult] = []
     stream: FloatArray | None = None
     for entry in graphs:
-        before = stream if entry.follows else None
-        start = before if before is None or not squares else np.sqrt(before)
-        graph = entry.graph if start is None else entry.graph.with_activations(0, start)
+        in_front = stream if entry.follows else None
+        activations = in_front if in_front is None or not squares else np.sqrt(in_front)
+        graph = entry.graph if activations is None else entry.graph.with_activations(0, activations)
         rank = scorer.rank(graph, entry.statistics)
-        first: FloatArray = rank.scores[0] if before is None else before
+        first: FloatArray = rank.scores[0] if in_front is None else in_front
         last = rank.scores[-1]
         stream = entry.skip * first.astype(np.float64) + (1.0 - entry.skip) * last if len(first) == len(last) else None
         ranks.append(rank)

@@ -1,4 +1,4 @@
-"""A ranking in a directory: what it takes to prune a model again, by any amount, without calibration."""
+"""A ranking in a directory: all that is needed to prune a model again, by any amount, without a new calibration."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from llmrank.errors import OptionError
 
 __all__ = ["SCORES", "SETTINGS", "Ranking"]
 
+# The names of the files in the directory.
 SETTINGS, STATISTICS, TOKENS, SCORES = (
     "ranking.json",
     "statistics.safetensors",
@@ -37,14 +38,15 @@ class Ranking:
     statistics : tuple of FFNStatistics
         In the order of the model's FFNs.
     sequences : TokenSequences
-        The sequences that they were collected on.
+        The sequences that the statistics were collected on.
     held_out : TokenSequences or None
         The sequences held out from a repair.
     settings : mapping
         The model, a digest of its weights (:func:`llmrank.calibration.blocks.work_directory.weights_digest`), its layers, and
-        the pipeline and scorer of the scores, in values that JSON can hold.
+        the pipeline and the scorer that computed the scores, as values that JSON can hold.
     scores : mapping from str to (n,) float64 tensor
-        The importance of every neuron, by the name of its layer; for readers, pruning ranks again.
+        The importance of every neuron, by the name of its layer. They are for people who read the file: pruning computes them
+        again from the statistics.
     """
 
     statistics: tuple[FFNStatistics, ...]

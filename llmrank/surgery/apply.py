@@ -19,7 +19,7 @@ from llmrank.prune.masks import Masks
 from llmrank.surgery.forms import (
     FORMS,
     Form,
-    Keep,
+    Store,
     compact_tensor,
     mask_tensor,
     remove_experts,
@@ -45,7 +45,7 @@ class AppliedMasks:
     widths : dict from str to int
         Number of neurons that every layer holds now, padding included.
     undoable : bool
-        Whether the original tensors are kept.
+        Whether the original tensors are kept, which :meth:`undo` needs.
     """
 
     form: Form
@@ -64,7 +64,7 @@ class AppliedMasks:
         Raises
         ------
         MaskError
-            Parameters were replaced since, for example by a later application or a move to another device; nothing is restored.
+            Parameters were replaced in between, by a later application or a move to another device, say; nothing is restored.
         OptionError
             The original tensors were not kept.
         """
@@ -81,7 +81,7 @@ class AppliedMasks:
         try:
             self._restore()
         finally:
-            # Again, in case the first attempt was interrupted; otherwise nothing is left to restore.
+            # A second attempt, in case the first was interrupted. If it was not, nothing is left to restore.
             self._restore()
 
     def _restore(self) -> None:
@@ -105,7 +105,7 @@ def apply_masks(
     repaired: Mapping[str, RepairedMap] | None = None,
     *,
     undoable: bool = True,
-    keep: Keep | None = None,
+    store: Store | None = None,
 ) -> AppliedMasks:
     """Remove neurons from a model.
 
@@ -123,22 +123,23 @@ def apply_masks(
     form : {"compact", "zero", "mask"}
         Smaller matrices (and configuration), zeros in matrices of the same size, or ``torch.nn.utils.prune`` masks.
     align : {"none", "pad"}
-        With "pad" all compact layers are filled up with zeros to the width of the widest of them, so that stock loaders read
-        them; if no field of the configuration can state that width, to the width of the dense model.
+        With "pad" all compact layers are filled up with zeros to the width of the widest of them, so that transformers without
+        llmrank can load them. If no field of the configuration can state that width, they are filled up to the width of the dense
+        model.
     repaired : mapping from str to RepairedMap, optional
         Repaired output maps for the same masks; see :func:`llmrank.surgery.repair.repair_ffns`.
     undoable : bool
         Whether to keep the original tensors. If not, each is freed as soon as it is replaced, and a failure half-way leaves the
         model pruned in part.
-    keep : callable, optional
-        ``keep(tensor)`` returns the tensor that the compact model holds in place of `tensor`, with the same values, for example
-        in a file.
+    store : callable, optional
+        ``store(tensor)`` returns a tensor with the same values, for example in a file. The compact model holds it in place of
+        `tensor`.
 
     Raises
     ------
     MaskError
-        The masks or repairs do not fit the model, it was compacted since `ffns` was found, a mask keeps no neuron, or layers of
-        different widths are to be padded. Nothing has been changed then.
+        The masks or repairs do not fit the model, the model was compacted since `ffns` was found, a mask keeps no neuron, or
+        layers of different widths are to be padded. Nothing has been changed then.
     OptionError
         The form or the alignment is unknown; the form does not fit the alignment or explicit FFNs; or neurons cannot be removed,
         see :func:`check_writable`. Nothing has been changed then.
@@ -154,25 +155,25 @@ def apply_masks(
         if any(r.bias is not None and bias_of(output_maps[name].module) is None for name, r in repaired.items()):
             _add_biases(model, ffns)
         write_repaired({output_maps[name]: repair for name, repair in repaired.items()})
-        # Compact layers hold the kept neurons, and with padding some removed ones.
+        # The masks `held` say which neurons a layer holds in the end: the kept neurons, and with padding some removed ones.
         held, fields = (masks, {}) if form != "compact" else compact_widths(model, ffns, masks, align)
         sizes = {name: len(mask) for name, mask in masks.items()}
         application.widths = held.widths if form == "compact" else sizes
         if form == "mask":
-            for kept in tensor_masks(ffns, masks, routers=False):
-                mask_tensor(kept)
+            for tensor_mask in tensor_masks(ffns, masks, routers=False):
+                mask_tensor(tensor_mask)
         elif form == "zero" or held != masks:
-            for kept in tensor_masks(ffns, masks, routers=False):
-                zero_tensor(kept)
+            for tensor_mask in tensor_masks(ffns, masks, routers=False):
+                zero_tensor(tensor_mask)
         if form == "compact":
-            for stored in tensor_masks(ffns, held):
-                compact_tensor(stored, keep)
+            for tensor_mask in tensor_masks(ffns, held):
+                compact_tensor(tensor_mask, store)
             remove_experts(ffns, held)
             set_widths(model, ffns, sizes, application.widths, fields)
         else:
             for mixture, kept_experts in _mixtures_that_lose_experts(ffns, masks):
-                route_around(mixture, kept_experts, ExitStack())  # undone with everything else
-        application._unchanged_checks += [_unchanged(module) for module in (*ffns.modules, *ffns.router_modules)]
+                route_around(mixture, kept_experts, ExitStack())  # the restores above undo it; nobody closes this stack
+        application._unchanged_checks += [_unchanged_check(module) for module in (*ffns.modules, *ffns.router_modules)]
         return application
     except BaseException:
         application._roll_back()
@@ -197,7 +198,7 @@ def _roll_back_all(applied: Sequence[AppliedMasks]) -> None:
         application._roll_back()
 
 
-def _unchanged(module: nn.Module) -> Callable[[], bool]:
+def _unchanged_check(module: nn.Module) -> Callable[[], bool]:
     """Return a function that tells whether the module still holds the tensors that it holds now."""
 
     def tensors() -> list[tuple[str, int, int]]:
@@ -234,7 +235,7 @@ def _check(ffns: FFNs, masks: Masks, form: str, align: str) -> None:
 
 
 def _mixtures_that_lose_experts(ffns: FFNs, masks: Masks) -> Iterator[tuple[Mixture, torch.Tensor]]:
-    """Yield each mixture of which experts are removed, with the keep mask of its experts."""
+    """Yield each mixture that loses experts, with the keep mask of its experts."""
     for mixture, experts in zip(ffns.mixtures, ffns.experts.values(), strict=True):
         keep = torch.stack([masks[name].any() for name in experts])
         if not bool(keep.all()):
@@ -282,7 +283,7 @@ def check_writable(ffns: FFNs) -> None:
             for linear_map in stage:
                 rows = linear_map.start + linear_map.size
                 if rows > out_features(linear_map.module) or n_inputs != in_features(linear_map.module):
-                    raise _changed_since(linear_map)
+                    raise _shape_error(linear_map)
                 if linear_map.weight.is_meta:
                     raise OptionError(
                         f"{linear_map.name} has no data here (offloaded or on the meta device); load the model completely, on "
@@ -291,7 +292,7 @@ def check_writable(ffns: FFNs) -> None:
 
 
 def _check_stored(linear_map: LinearMap) -> None:
-    """Raise unless the module that holds a linear map still has its weight, and the expert that it belongs to."""
+    """Raise unless the module that holds a linear map still has the weight of the map, and the expert that the map belongs to."""
     part = linear_map.module.weight_part if isinstance(linear_map.module, ExpertMap) else None
     weight = linear_map.owner._parameters.get(part.name if part else "weight")
     if weight is None:
@@ -301,10 +302,10 @@ def _check_stored(linear_map: LinearMap) -> None:
             "remove_parametrizations on it first"
         )
     if part is not None and part.expert >= len(weight):
-        raise _changed_since(linear_map)
+        raise _shape_error(linear_map)
 
 
-def _changed_since(linear_map: LinearMap) -> MaskError:
+def _shape_error(linear_map: LinearMap) -> MaskError:
     return MaskError(
         f"{linear_map.name} has other shapes than when it was found: the model has been compacted since; undo that, or find its "
         "FFNs and their masks again"

@@ -53,32 +53,33 @@ def save(
     """Write a checkpoint: model, tokenizer, masks and report; and upload it if `push_to_hub` names a repository.
 
     The directory appears completely or not at all, see :func:`llmrank.surgery.files.atomic_directory`. Before it appears, the
-    names and shapes of the written tensors are compared with the parameters of the model that a loader would build; and if there
-    is memory for a second model, it is loaded, and every tensor is compared with the model's.
+    names and shapes of the written tensors are compared with the parameters of the model that a loader would build. If there is
+    memory for a second model, the checkpoint is also loaded, and every tensor is compared with that of `model`.
 
     Parameters
     ----------
     directory : path-like
-        Absent or empty.
+        A directory that does not exist yet, or an empty one.
     model : transformers.PreTrainedModel
     tokenizer : transformers tokenizer, optional
     masks : Masks, optional
         Written to ``masks.safetensors``.
     report : mapping, optional
-        Written to ``report.json``; strict JSON must be able to hold it. If it is what
-        :meth:`llmrank.pipeline.report.Report.to_dict` returns, a model card, ``README.md``, is made of it.
+        Written to ``report.json``, as strict JSON (without NaN or Inf). If it is what
+        :meth:`llmrank.pipeline.report.Report.to_dict` returns, a model card, ``README.md``, is written from it.
     shard_bytes : int, optional
-        Largest size of a file of weights, which is in memory while it is written; by default as transformers chooses.
+        Largest size of a file of weights. The weights of one file are in memory while it is written. By default transformers
+        chooses the size.
     push_to_hub : str, optional
         Repository on the Hugging Face hub, ``NAME`` or ``OWNER/NAME``, see :func:`llmrank.surgery.hub.push`. The checkpoint is
         uploaded when it is complete and has been checked.
     private : bool, optional
-        Whether a new repository is private; by default as the hub chooses.
+        Whether a new repository is private; by default the hub decides, see :func:`llmrank.surgery.hub.push`.
 
     Raises
     ------
     OptionError
-        `push_to_hub` is no name of a repository, or the hub does not know the user; nothing was written.
+        `push_to_hub` is not valid for a repository, or the hub does not know the user; nothing was written.
     CheckpointError
         The directory cannot be written, see :func:`llmrank.surgery.files.check_output`; the disk is full; the model is not a
         transformers model or has no data; experts were removed in another form than compact; the written tensors do not fit the
@@ -106,8 +107,8 @@ def save(
         )
     try:
         with atomic_directory(directory) as partial:
-            shards: dict[str, Any] = {} if shard_bytes is None else {"max_shard_size": shard_bytes}
-            model.save_pretrained(partial, state_dict=_plain_state(model), **shards)
+            shard_option: dict[str, Any] = {} if shard_bytes is None else {"max_shard_size": shard_bytes}
+            model.save_pretrained(partial, state_dict=_plain_state(model), **shard_option)
             if tokenizer is not None:
                 tokenizer.save_pretrained(partial)
             if masks is not None:
@@ -167,7 +168,7 @@ def _differences_when_loaded(model: nn.Module, model_class: Any, directory: Path
         loaded, differences = read_model(model_class, os.fspath(directory), config, dtype="auto")
         return differences or _changed_tensors(model, loaded)
     except Exception as error:
-        if is_out_of_memory(error):  # other processes may have taken memory meanwhile
+        if is_out_of_memory(error):  # other processes may have taken memory after free memory was measured
             return ""
         raise
 
@@ -182,7 +183,7 @@ def _fits_in_memory(model: nn.Module) -> bool:
 
 
 def _changed_tensors(model: nn.Module, loaded: nn.Module) -> str:
-    """Return in words which tensors of the loaded model have other values than those of the model that was saved."""
+    """Return in words which tensors have other values in the loaded model than in the model that was saved."""
     state = _plain_state(model) or model.state_dict()
     changed = [
         name
@@ -275,7 +276,7 @@ def _resize(model: nn.Module, widths: Mapping[str, int]) -> None:
     stacks = {ffn.stack for ffn in found if any(layer.name in widths for layer in ffn.prunable.values())}
     ffns = FFNs(ffn for ffn in found if ffn.stack in stacks)
     sizes = ffns.sizes
-    # Experts that are removed are not listed.
+    # Widths of removed experts are not listed, so experts may be missing.
     experts = {name for names in ffns.experts.values() for name in names}
     misfits = [name for name, width in widths.items() if width > sizes.get(name, 0)]
     missing = set(sizes) - set(widths) - experts
@@ -298,7 +299,10 @@ def _resize(model: nn.Module, widths: Mapping[str, int]) -> None:
 
 
 def _state_numbers_of_experts(model: nn.Module, ffns: FFNs, widths: Mapping[str, int]) -> None:
-    """Write how many experts are left into configurations: some models initialise as many modules as these state."""
+    """Write into configurations how many experts are left, because some models initialise as many modules as are stated there.
+
+    A configuration that several mixtures share is changed only if all of them keep the same number of experts.
+    """
     changes: dict[int, tuple[Any, set[tuple[int, int]]]] = {}
     for mixture, names in zip(ffns.mixtures, ffns.experts.values(), strict=True):
         if isinstance(mixture.experts, SeparateExperts):

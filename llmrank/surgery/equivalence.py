@@ -23,10 +23,11 @@ from llmrank.surgery.repair import RepairedMap, substitute
 
 __all__ = ["as_masked", "check_equivalence", "masked_outputs", "silence_layers"]
 
-# So few tokens are enough, because every neuron takes part in each.
+# A few tokens are enough, because every neuron takes part in the output for each token.
 N_SEQUENCES, N_TOKENS = 2, 32
-# Allowed difference, as a share of the largest output, because the order of summation differs.
+# Allowed difference of the outputs, as a share of the largest one: sums are computed in another order, so they round differently.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+# For all other dtypes.
 COARSE_TOLERANCE = 5e-2
 
 
@@ -47,7 +48,8 @@ def masked_outputs(
         FFNs that were found (not explicit ones).
     masks : Masks
     sequences : TokenSequences
-        Only the first 32 tokens (all features) of the first 2 sequences are used.
+        Only the first 2 sequences are used, and of sequences of token ids only the first 32 ids. Sequences of features are not
+        cut.
     repaired : mapping from str to RepairedMap, optional
         Repaired output maps.
 
@@ -93,11 +95,12 @@ def check_equivalence(model: nn.Module, expected: torch.Tensor, sequences: Token
     )
     try:
         mixtures = find_mixtures(model).values()
-        # Another way to compute experts rounds differently, and where two experts are nearly level another one is chosen.
+        # The expected outputs were computed expert by expert, so these are too. Otherwise they would round differently, and a
+        # router could choose another expert for a token where the scores of two experts are nearly equal.
         with by_expert(mixtures):
             outputs = _outputs(model, sequences)
         if mixtures:
-            _outputs(model, sequences)  # as the model computes it by itself
+            _outputs(model, sequences)  # raises if the model fails with its own code for experts
     except Exception as error:  # whatever a module raises for shapes it did not expect
         if is_out_of_memory(error):
             raise
@@ -118,7 +121,7 @@ def silence_layers(hooks: ExitStack, layers: Iterable[PrunableLayer], masks: Mas
         keep = masks[layer.name]
         for output_map in layer.output_maps:
             hook = _zeroing_hook(keep)
-            # Its removal is registered before the hook, and twice, in case an interrupt comes during the first removal.
+            # The removal is registered before the hook is, and twice, in case an interrupt comes during the first removal.
             for _ in range(2):
                 hooks.callback(_remove_hook, output_map.module, hook)
             output_map.module.register_forward_pre_hook(hook)

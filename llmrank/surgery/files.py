@@ -16,16 +16,16 @@ from llmrank.errors import CheckpointError
 
 __all__ = ["atomic_directory", "check_output"]
 
-# Names within the hidden directory: the future content, and the list of its entries while they are moved.
+# Names within the hidden directory: the directory that results are written to, and the list of its entries while they are moved.
 CONTENT, JOURNAL = "content", "journal"
-# Name for the hidden directories inside a target that cannot be replaced.
-FILLED = "filled"
+# If the target cannot be replaced, the hidden directory is made inside the target, under this name.
+NAME_INSIDE = "filled"
 
 
 def check_output(directory: str | os.PathLike[str]) -> Path:
     """Raise unless results can be written to a directory, which must be absent or empty, and in a writable place.
 
-    What a process left behind that was killed while it wrote to the directory is removed.
+    If an earlier process was killed while it wrote to the directory, its remains are removed.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def check_output(directory: str | os.PathLike[str]) -> Path:
     Raises
     ------
     CheckpointError
-        The directory is not empty or cannot be written, or the path is not UTF-8, or is that of a file or a broken link.
+        The directory is not empty or cannot be written; or the path is not UTF-8, or leads to a file or a broken link.
 
     Examples
     --------
@@ -59,7 +59,7 @@ def check_output(directory: str | os.PathLike[str]) -> Path:
     except UnicodeEncodeError as error:  # the writers of weights take only UTF-8
         raise CheckpointError(f"the path {str(path)!a} is not valid UTF-8; choose another --output") from error
     remove_leftovers(target.parent, target.name)
-    remove_leftovers(target, FILLED, undo=_take_back)
+    remove_leftovers(target, NAME_INSIDE, undo=_delete_if_incomplete)
     if path.is_dir() and any(path.iterdir()):
         raise CheckpointError(f"{path} exists and is not empty; choose another --output, or remove it first")
     ancestor = path.absolute()
@@ -76,15 +76,15 @@ def check_output(directory: str | os.PathLike[str]) -> Path:
 def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary directory that becomes `directory` on success and is removed on failure.
 
-    The temporary directory replaces `directory` in one rename: if the process is killed, `directory` is as before or complete.
-    Into a directory that cannot be replaced, such as a mount point or the current directory, the entries are moved one by one,
-    config.json last, because no loader takes a directory without it for a checkpoint. What a killed process leaves behind, the
-    next call for the same `directory` removes (not on Windows).
+    The temporary directory replaces `directory` in one rename: if the process is killed, `directory` is unchanged or complete.
+    Some directories cannot be replaced, such as a mount point or the current directory. The entries are moved into them one by
+    one; config.json is the last, because no loader takes a directory without it for a checkpoint. If a process is killed, the
+    next call for the same `directory` removes what it left behind (not on Windows).
 
     Parameters
     ----------
     directory : path-like
-        Absent or empty.
+        A directory that does not exist yet, or an empty one.
 
     Yields
     ------
@@ -94,7 +94,7 @@ def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     Raises
     ------
     CheckpointError
-        See :func:`check_output`; or another process has written to `directory` meanwhile.
+        See :func:`check_output`; or another process has written to `directory` within the context.
     OSError
         The disk is full, or another error of the system.
 
@@ -109,8 +109,9 @@ def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = check_output(directory).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    is_filled = target.is_dir() and not _is_replaceable(target)
-    with hidden_directory(target if is_filled else target.parent, FILLED if is_filled else target.name) as hidden:
+    moves_entries = target.is_dir() and not _is_replaceable(target)
+    place, name = (target, NAME_INSIDE) if moves_entries else (target.parent, target.name)
+    with hidden_directory(place, name) as hidden:
         partial = hidden / CONTENT
         partial.mkdir()
         yield partial
@@ -119,7 +120,7 @@ def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
             if path.is_file():
                 path.chmod(mode)
         try:
-            if is_filled:
+            if moves_entries:
                 _move_up(partial)
             else:
                 if target.is_dir():
@@ -128,8 +129,8 @@ def atomic_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise CheckpointError(
-                    f"another process wrote to {directory} meanwhile; its files are left as they are; choose another --output "
-                    "and run again"
+                    f"another process also wrote to {directory}; its files are left as they are; choose another --output and run "
+                    "again"
                 ) from error
             raise
 
@@ -146,7 +147,7 @@ def _is_replaceable(target: Path) -> bool:
 
 
 def _is_mount(path: Path) -> bool:
-    """Whether a path is a mount point; os.path.ismount does not see one that shows a part of the same file system."""
+    """Whether a path is a mount point, also one that shows a part of the same file system, which os.path.ismount overlooks."""
     if os.path.ismount(path):
         return True
     try:
@@ -167,11 +168,11 @@ def _move_up(partial: Path) -> None:
         for name in names:
             (partial / name).rename(target / name)
     finally:
-        _take_back(hidden)
+        _delete_if_incomplete(hidden)
 
 
-def _take_back(hidden: Path) -> None:
-    """Remove the entries that :func:`_move_up` has moved, unless it has moved all."""
+def _delete_if_incomplete(hidden: Path) -> None:
+    """Delete the entries that :func:`_move_up` has moved, unless it has moved all; in both cases delete the list of entries."""
     try:
         names = json.loads((hidden / JOURNAL).read_text(encoding="utf-8"))
         left = {entry.name for entry in (hidden / CONTENT).iterdir()}
@@ -182,5 +183,5 @@ def _take_back(hidden: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    # Without the list, no later process can remove entries of these names that others have written since.
+    # If the list stayed, a later process could delete entries of the same names that others have written since.
     (hidden / JOURNAL).unlink()

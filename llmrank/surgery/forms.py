@@ -20,7 +20,7 @@ from llmrank.surgery.repair import RepairedMap
 __all__ = [
     "FORMS",
     "Form",
-    "Keep",
+    "Store",
     "TensorMask",
     "compact_tensor",
     "mask_tensor",
@@ -33,7 +33,8 @@ __all__ = [
 ]
 
 Form: TypeAlias = Literal["compact", "zero", "mask"]
-Keep: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+# Returns a tensor with the same values that is held elsewhere, for example in a file.
+Store: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 FORMS: tuple[Form, ...] = ("compact", "zero", "mask")
 
 
@@ -47,8 +48,8 @@ class TensorMask:
         The module that holds the tensor.
     name : str
     axes : tuple of bool tensors
-        For each axis of the tensor the positions that are kept: (n,). In a tensor of experts, whose first axis are the experts,
-        those of the other axes are (experts, n), because every expert keeps its own.
+        For each axis of the tensor, a mask of the positions that are kept, (n,). In a tensor whose first axis is that of experts,
+        the masks of the other axes are (experts, n), because every expert keeps positions of its own.
     """
 
     owner: nn.Module
@@ -69,7 +70,7 @@ class TensorMask:
     def shape(self) -> tuple[int, ...]:
         """Shape of the compact tensor."""
         first, *others = self.axes
-        if self.by_expert:
+        if self.by_expert:  # all kept experts keep the same number of positions, so any of them shows it
             others = [axis[first][0] for axis in others]
         return tuple(int(axis.sum()) for axis in (first, *others))
 
@@ -106,13 +107,14 @@ def _selected(tensor: torch.Tensor, axes: Sequence[torch.Tensor]) -> torch.Tenso
     return tensor
 
 
-class _Masks:
-    """Collects the masks of tensors, one for each tensor, even if it holds several linear maps."""
+class _MaskCollector:
+    """Collects one mask for each tensor, even if the tensor holds several linear maps."""
 
     def __init__(self) -> None:
         self.found: dict[tuple[int, str], TensorMask] = {}
 
-    def of(self, owner: nn.Module, name: str, *, by_expert: bool = False) -> TensorMask:
+    def mask_of(self, owner: nn.Module, name: str, *, by_expert: bool = False) -> TensorMask:
+        """Return the mask of a tensor, which keeps all entries at first."""
         if (id(owner), name) not in self.found:
             tensor = TensorMask(owner, name, ()).read()
             first, *others = tensor.shape
@@ -122,33 +124,36 @@ class _Masks:
         return self.found[id(owner), name]
 
     def remove_outputs(self, linear_map: LinearMap, keep: torch.Tensor) -> None:
+        """Keep only the rows (and biases) of a linear map that a keep mask of its outputs keeps."""
         module = linear_map.module
         if isinstance(module, ExpertMap):
             for part in filter(None, (module.weight_part, module.bias_part)):
-                axis = self.of(part.owner, part.name, by_expert=True).axes[2 if part.transposed else 1]
+                axis = self.mask_of(part.owner, part.name, by_expert=True).axes[2 if part.transposed else 1]
                 axis[part.expert, part.rows].logical_and_(keep)
             return
         rows = slice(linear_map.start, linear_map.start + linear_map.size)
-        self.of(module, "weight").axes[int(isinstance(module, Conv1D))][rows].logical_and_(keep)
+        self.mask_of(module, "weight").axes[int(isinstance(module, Conv1D))][rows].logical_and_(keep)
         if module._parameters.get("bias") is not None:
-            self.of(module, "bias").axes[0][rows].logical_and_(keep)
+            self.mask_of(module, "bias").axes[0][rows].logical_and_(keep)
 
     def remove_inputs(self, linear_map: LinearMap, keep: torch.Tensor) -> None:
+        """Keep only the columns of a linear map that a keep mask of its inputs keeps."""
         module = linear_map.module
         if isinstance(module, ExpertMap):
             part = module.weight_part
-            mask = self.of(part.owner, part.name, by_expert=True)
+            mask = self.mask_of(part.owner, part.name, by_expert=True)
             mask.axes[1 if part.transposed else 2][part.expert].logical_and_(keep)
         else:
-            self.of(module, "weight").axes[1 - int(isinstance(module, Conv1D))].logical_and_(keep)
+            self.mask_of(module, "weight").axes[1 - int(isinstance(module, Conv1D))].logical_and_(keep)
 
     def remove_expert(self, linear_map: LinearMap) -> None:
+        """Keep nothing of a linear map of an expert."""
         module: Any = linear_map.module
         if not isinstance(module, ExpertMap):
             self.remove_outputs(linear_map, torch.zeros(linear_map.size, dtype=torch.bool))
             return
         for part in filter(None, (module.weight_part, module.bias_part)):
-            self.of(part.owner, part.name, by_expert=True).axes[0][part.expert] = False
+            self.mask_of(part.owner, part.name, by_expert=True).axes[0][part.expert] = False
 
 
 def tensor_masks(ffns: FFNs, masks: Masks, *, routers: bool = True) -> list[TensorMask]:
@@ -160,14 +165,14 @@ def tensor_masks(ffns: FFNs, masks: Masks, *, routers: bool = True) -> list[Tens
     masks : Masks
         An expert that keeps no neuron is removed, and with it its rows in the tensors of the router.
     routers : bool
-        Whether to include the tensors of routers, which only the compact form changes. If so, those of experts that are modules
-        and are removed are left out, see :func:`remove_experts`.
+        Whether to include the tensors of routers, which only the compact form changes. If so, the tensors of a removed expert
+        that is a module are left out, because :func:`remove_experts` removes that module.
     """
-    collected = _Masks()
+    collected = _MaskCollector()
     for name, layer in ffns.layers.items():
         removed = layer.mixture is not None and not bool(masks[name].any())
         if removed and routers and layer.mixture is not None and isinstance(layer.mixture.experts, SeparateExperts):
-            continue  # the module is removed as a whole
+            continue  # remove_experts removes the module
         for linear_map in (*layer.input_maps, *layer.output_maps) if removed else ():
             collected.remove_expert(linear_map)
         for input_map in () if removed else layer.input_maps:
@@ -178,17 +183,17 @@ def tensor_masks(ffns: FFNs, masks: Masks, *, routers: bool = True) -> list[Tens
         kept = torch.stack([masks[name].any() for name in experts])
         first = int(kept.long().argmax())
         for mask in collected.found.values():
-            # Matrices of experts that compute nothing get the same shape.
+            # Behind the experts there may be matrices of experts that only return their input. They get the same shape.
             for axis in mask.axes[1:] if mask.owner is mixture.experts.owner and mask.by_expert else ():
                 axis[len(experts) :] = axis[first]
         if routers and not bool(kept.all()):
-            for part in mixture.by_expert:
-                collected.of(part.owner, part.name).axes[part.axis].logical_and_(kept)
+            for part in mixture.tensors_by_expert:
+                collected.mask_of(part.owner, part.name).axes[part.axis].logical_and_(kept)
     return list(collected.found.values())
 
 
 def remove_experts(ffns: FFNs, masks: Masks) -> None:
-    """Remove the experts that are modules and keep no neuron from their mixtures, in place."""
+    """Remove experts from their mixtures, in place, if they are modules and keep no neuron."""
     for mixture, names in zip(ffns.mixtures, ffns.experts.values(), strict=True):
         kept = [bool(masks[name].any()) for name in names]
         if isinstance(mixture.experts, SeparateExperts) and not all(kept):
@@ -224,7 +229,7 @@ def zero_tensor(mask: TensorMask) -> None:
     if not mask.keeps_all:
         parameter = mask.read()
         old = parameter.data
-        # Not in place, so that views of the old weights in graphs keep their values.
+        # The zeros are not written in place, so that views of the old weights, such as those in graphs, keep their values.
         parameter.data = torch.where(mask.entries().to(old.device), old, torch.zeros_like(old))
 
 
@@ -235,15 +240,15 @@ def mask_tensor(mask: TensorMask) -> None:
         torch_prune.custom_from_mask(mask.owner, mask.name, entries)  # type: ignore[no-untyped-call]
 
 
-def compact_tensor(mask: TensorMask, keep: Keep | None = None) -> None:
-    """Replace a tensor by the kept entries, and update the sizes that its module states, if it is a linear map.
+def compact_tensor(mask: TensorMask, store: Store | None = None) -> None:
+    """Replace a tensor by the kept entries, and update the sizes that its module states, if the module is a linear map.
 
-    `keep` returns a tensor with the same values that is held instead, for example in a file.
+    The module then holds what `store` returns for the kept entries: a tensor with the same values, for example in a file.
     """
     if mask.keeps_all:
         return
     kept = mask.select(mask.read().data).contiguous()
-    replace_tensor(mask, kept if keep is None else keep(kept))
+    replace_tensor(mask, kept if store is None else store(kept))
     set_sizes(mask)
 
 

@@ -32,7 +32,7 @@ def check_hub(name: str) -> str:
     Raises
     ------
     OptionError
-        The name is none of a repository, the hub cannot be reached, or the user is not logged in.
+        The name is not valid for a repository, the hub cannot be reached, or the user is not logged in.
     """
     try:
         validate_repo_id(name)
@@ -42,7 +42,7 @@ def check_hub(name: str) -> str:
         ) from error
     try:
         user = HfApi().whoami()["name"]
-    except Exception as error:  # of the network library, of the hub, or that there is no token
+    except Exception as error:  # an error of the network library or of the hub, or a missing token
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise OptionError(
             f"nothing can be uploaded to {name}: {reason}; log in (hf auth login, or set HF_TOKEN), or save without the hub"
@@ -59,20 +59,19 @@ def push(directory: Path, name: str, private: bool | None = None) -> str:
     name : str
         ``NAME`` or ``OWNER/NAME``; the repository is made if it does not exist.
     private : bool, optional
-        Whether a new repository is private. By default it is public, unless the organisation makes them private; so does
-        transformers.
+        Whether a new repository is private. By default it is public, unless its organisation makes new repositories private.
 
     Raises
     ------
     CheckpointError
-        The hub refuses, or cannot be reached. The directory is as before.
+        The hub refuses, or cannot be reached. The directory is not changed.
     """
     try:
         repository = HfApi().create_repo(name, private=private, exist_ok=True)
         HfApi().upload_folder(
             repo_id=repository.repo_id, folder_path=directory, commit_message="Upload a model pruned by llmrank"
         )
-    except Exception as error:  # of the network library or of the hub
+    except Exception as error:  # an error of the network library or of the hub
         raise CheckpointError(
             f"{directory} is complete, but it could not be uploaded to {name}: {error}; try again with "
             f"{upload_command(directory, name, private)}"
@@ -81,6 +80,6 @@ def push(directory: Path, name: str, private: bool | None = None) -> str:
 
 
 def upload_command(directory: Path, name: str, private: bool | None = None) -> str:
-    """Return the command that uploads a directory to a repository, which is as private as by :func:`push` if it is new."""
+    """Return the shell command that uploads a directory to a repository, as :func:`push` does."""
     flag = "" if private is None else " --private" if private else " --no-private"
     return f"hf upload {shlex.quote(name)} {shlex.quote(str(directory))}{flag}"

@@ -14,13 +14,13 @@ from llmrank.surgery.widths import WIDTHS_KEY
 __all__ = ["loading_code", "needs_own_loader", "write_model_card"]
 
 CARD_FILE = "README.md"
-# Files beside a model that say under which terms it may be used.
-TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+# Names of files beside a model that say under which terms it may be used.
+LICENSE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
 def needs_own_loader(model: Any) -> bool:
-    """Whether only :func:`llmrank.load` can load a model: its configuration lists widths, or its class is other code."""
+    """Whether only :func:`llmrank.load` can load a model: its configuration lists widths, or its class is not in transformers."""
     lists_widths = getattr(model.config.get_text_config(), WIDTHS_KEY, None) is not None
     return lists_widths or not type(model).__module__.startswith("transformers.")
 
@@ -37,7 +37,7 @@ def loading_code(model: Any, directory: str) -> str:
 
 
 def write_model_card(directory: Path, model: Any, report: Mapping[str, Any], place: str = "PATH") -> None:
-    """Write the card of a pruned model, and copy the files with the terms of its base model if that is a directory.
+    """Write the card of a pruned model; if its base model is in a directory, copy the license files from there.
 
     Parameters
     ----------
@@ -51,18 +51,18 @@ def write_model_card(directory: Path, model: Any, report: Mapping[str, Any], pla
         Where the model can be loaded from, a directory or a name on the hub.
     """
     source = str(getattr(model, "name_or_path", "") or "")
-    terms = _terms_of(source)
+    license_fields = _license_fields_of(source)
     is_hub_name = _is_hub_name(source)
     data = ModelCardData(
         base_model=source if is_hub_name else None,
         library_name="transformers",
         tags=["pruned", "llmrank"],
-        **{name: value for name, value in terms.items() if value},
+        **{name: value for name, value in license_fields.items() if value},
     )
     content = f"---\n{data.to_yaml()}\n---\n\n{_text(model, report, place)}"
     (directory / CARD_FILE).write_text(content, encoding="utf-8")
     if source and Path(source).is_dir():
-        for pattern in TERMS:
+        for pattern in LICENSE_FILES:
             for path in Path(source).glob(pattern):
                 if path.is_file():
                     shutil.copy(path, directory / path.name)
@@ -72,8 +72,8 @@ def _is_hub_name(source: str) -> bool:
     return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).exists()
 
 
-def _terms_of(source: str) -> dict[str, Any]:
-    """Return the license fields of the base model's card, if it lies beside the model or in the cache of the hub."""
+def _license_fields_of(source: str) -> dict[str, Any]:
+    """Return the license fields of the base model's card, if the card lies beside the model or in the cache of the hub."""
     if not source:
         return {}
     card: Any = Path(source) / CARD_FILE if Path(source).is_dir() else None

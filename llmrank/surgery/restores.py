@@ -16,8 +16,9 @@ from llmrank.surgery.widths import EXPERT_WIDTHS
 
 __all__ = ["Restore", "restores_of"]
 
-# Restores one module, or the configuration. It may be called again after an interrupt.
+# A function that restores one module, or the configuration. It may be called again after an interrupt.
 Restore: TypeAlias = Callable[[], None]
+# Stands for the value of an attribute that an object does not have.
 ABSENT = object()
 # Attributes in which linear maps state their sizes.
 SIZES = ("out_features", "in_features", "nf", "nx")
@@ -31,18 +32,18 @@ def restores_of(model: nn.Module, ffns: FFNs) -> list[Restore]:
     for mixture in ffns.mixtures:
         attributes.append((mixture.experts.owner, EXPERT_WIDTHS))
         attributes += [(module, (name,)) for module, name in mixture.counts]
-    restores = [_restore_module(module) for module in (*ffns.modules, *ffns.router_modules)]
-    restores += [_restore_attributes(module, names) for module, names in attributes]
+    restores = [_module_restore(module) for module in (*ffns.modules, *ffns.router_modules)]
+    restores += [_attributes_restore(module, names) for module, names in attributes]
     routers = [mixture.router for mixture in ffns.mixtures]
     restores += [partial(set_forward, router, vars(router).get("forward")) for router in routers]
-    restores += [_restore_children(mixture.experts.owner) for mixture in ffns.mixtures]
+    restores += [_children_restore(mixture.experts.owner) for mixture in ffns.mixtures]
     config = text_config(model)
     if config is not None:
-        restores.append(_restore_config(config))
+        restores.append(_config_restore(config))
     return restores
 
 
-def _restore_config(config: Any) -> Restore:
+def _config_restore(config: Any) -> Restore:
     before = dict(vars(config))
 
     def restore() -> None:
@@ -55,7 +56,7 @@ def _restore_config(config: Any) -> Restore:
     return restore
 
 
-def _restore_children(module: nn.Module) -> Restore:
+def _children_restore(module: nn.Module) -> Restore:
     before = dict(module._modules)
 
     def restore() -> None:
@@ -66,11 +67,11 @@ def _restore_children(module: nn.Module) -> Restore:
     return restore
 
 
-def _restore_module(module: nn.Module) -> Restore:
+def _module_restore(module: nn.Module) -> Restore:
     parameters, buffers, hooks = dict(module._parameters), dict(module._buffers), dict(module._forward_pre_hooks)
     # The tensors are kept too, because an assignment to `data` gives the same Parameter another tensor.
     tensors = {name: parameter.data for name, parameter in parameters.items() if parameter is not None}
-    restore_sizes = _restore_attributes(module, SIZES)
+    restore_sizes = _attributes_restore(module, SIZES)
 
     def restore() -> None:
         target: Any = module
@@ -100,7 +101,7 @@ def _restore_module(module: nn.Module) -> Restore:
     return restore
 
 
-def _restore_attributes(target: Any, names: Iterable[str]) -> Restore:
+def _attributes_restore(target: Any, names: Iterable[str]) -> Restore:
     before = {name: getattr(target, name, ABSENT) for name in names}
 
     def restore() -> None:

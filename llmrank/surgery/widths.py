@@ -1,8 +1,8 @@
 """The widths of a compact model's layers, as its modules and its configuration state them.
 
 If fields of the configuration, such as ``intermediate_size`` and ``num_experts``, can describe the compact model, they are
-written, and stock loaders read them. Otherwise, if a width has changed, all are listed under ``llmrank_widths``, which
-:func:`llmrank.surgery.checkpoint.load` reads.
+written, and transformers reads them. Otherwise, if a width has changed, all widths are listed under ``llmrank_widths``, which
+only :func:`llmrank.surgery.checkpoint.load` reads.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ ALIGNMENTS: tuple[Align, ...] = ("none", "pad")
 WIDTHS_KEY = "llmrank_widths"
 # Attributes of a module of experts that hold the number of hidden neurons of each.
 EXPERT_WIDTHS = (*WIDTH_ATTRIBUTES, "intermediate_dim", "expert_dim", "moe_intermediate_size")
+# The shapes of the tensors of a model, by the names in its state dict.
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 
 
@@ -53,8 +54,8 @@ def compact_widths(model: nn.Module, ffns: FFNs, masks: Masks, align: Align) -> 
     ffns : FFNs
     masks : Masks
     align : {"none", "pad"}
-        With "pad" every layer also holds removed neurons, up to the width of the widest layer; if no field can state that
-        width, up to the width of the dense model.
+        With "pad" every layer also holds removed neurons, up to the width of the widest layer. If no field can state that
+        width, layers hold removed neurons up to the width of the dense model.
 
     Returns
     -------
@@ -66,25 +67,26 @@ def compact_widths(model: nn.Module, ffns: FFNs, masks: Masks, align: Align) -> 
     held = masks
     for mixture, experts in zip(ffns.mixtures, ffns.experts.values(), strict=True):
         if mixture.shares_tensors:
-            held = _padded(held, experts, is_expert=True)
+            held = _padded(held, experts, for_experts=True)
     if align == "none":
         return held, _config_fields(model, ffns, held)
-    padded = _padded(held, list(held), is_expert=bool(ffns.mixtures))
+    padded = _padded(held, list(held), for_experts=bool(ffns.mixtures))
     fields = _config_fields(model, ffns, padded)
     return (padded, fields) if fields else (_padded(masks, list(masks), max(map(len, masks.values()))), {})
 
 
-def _padded(masks: Masks, names: Iterable[str], width: int | None = None, *, is_expert: bool = False) -> Masks:
-    """Return masks in which the named layers that keep neurons keep `width` of them, by default those of the widest.
+def _padded(masks: Masks, names: Iterable[str], width: int | None = None, *, for_experts: bool = False) -> Masks:
+    """Return masks in which the named layers keep `width` neurons; layers that keep none, which are removed experts, stay so.
 
-    They are those that are kept, and the first of the removed ones.
+    To the kept neurons of a layer, the first of its removed neurons are added. By default `width` is that of the widest of these
+    layers. With `for_experts` it is rounded up to a width with which transformers can compute experts.
     """
     kept = {name: count for name, count in masks.widths.items() if count}
     names = [name for name in names if name in kept]
     padded = dict(masks)
     for name in names:
         target = max(kept[other] for other in names) if width is None else width
-        if is_expert:  # transformers computes experts of other widths not at all
+        if for_experts:
             target = min(-(-target // EXPERT_WIDTH_MULTIPLE) * EXPERT_WIDTH_MULTIPLE, len(padded[name]))
         removed = (~padded[name]).nonzero().flatten()
         padded[name][removed[: target - kept[name]]] = True
@@ -94,8 +96,8 @@ def _padded(masks: Masks, names: Iterable[str], width: int | None = None, *, is_
 def _config_fields(model: nn.Module, ffns: FFNs, masks: Masks) -> dict[str, Any]:
     """Find configuration fields that describe the compact model of these masks; empty if nothing is removed or none do.
 
-    A field is taken if a model that is built with its new value on the meta device differs from the dense model only where the
-    compact model does, and in the same way. All fields together must give the shapes of the compact model.
+    Each field is tried alone: a model is built with its new value on the meta device. The field is taken if all shapes of that
+    model that differ from the dense model are as in the compact model. All fields together must give the compact shapes.
     """
     config = getattr(model, "config", None)
     changed = [mask for mask in tensor_masks(ffns, masks) if not mask.keeps_all]
@@ -123,8 +125,9 @@ def _candidates(config: Any, ffns: FFNs, masks: Masks) -> Iterator[tuple[str, An
     for stored, old in sorted(vars(config).items(), key=lambda item: item[0] not in names):
         name = names.get(stored, stored)
         for before, after in changes:
-            # Gemma 3n has a list, one width a layer; GPT-2's n_inner is None while the width is four times the hidden size; and
-            # the known fields do not hold the widths of a model that was loaded with other widths.
+            # In Gemma 3n the field is a list with one width for each layer. The fields with known names are tried whatever they
+            # hold: GPT-2's n_inner is None if the width is four times the hidden size, and in a model that was loaded with listed
+            # widths the field holds another width.
             if isinstance(old, list) and before in old and all(type(value) is int for value in old):
                 yield name, [after if value == before else value for value in old]
             elif (name in known and not isinstance(old, list)) or (type(old) is int and old == before):
@@ -135,9 +138,9 @@ def _candidates(config: Any, ffns: FFNs, masks: Masks) -> Iterator[tuple[str, An
 
 
 def _explains(shapes: Shapes | None, dense: Shapes, compact: Shapes) -> bool:
-    """Whether shapes differ from those of the dense model, and only in sizes that they share with the compact model.
+    """Whether shapes differ from those of the dense model, and every size that differs is that of the compact model.
 
-    The same holds for tensors that are missing.
+    A tensor may be missing only if the compact model lacks it too.
     """
     if shapes is None or shapes == dense or not dense.keys() >= shapes.keys() >= compact.keys():
         return False
@@ -149,6 +152,7 @@ def _explains(shapes: Shapes | None, dense: Shapes, compact: Shapes) -> bool:
 
 
 def _compact_shapes(model: nn.Module, masks: Sequence[TensorMask], new_paths: Mapping[str, str | None]) -> Shapes:
+    """Return the shapes that the tensors of a dense model will have in the compact model, by the names that they will have."""
     changed = {id(mask.read()): mask.shape for mask in masks}
     found: Shapes = {}
     for name, tensor in _named_tensors(model):
@@ -183,7 +187,8 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _configured_shapes(model: nn.Module, fields: Mapping[str, Any]) -> Shapes | None:
     """Return the tensor shapes of a model built from the configuration with these fields; None if it cannot be built."""
-    # Loaders do not find the subclass that llmrank.surgery.checkpoint makes for listed widths, so its base class is built.
+    # The model may be of a subclass that llmrank.surgery.checkpoint makes for listed widths. Loaders do not find that class, so
+    # the first base class that its module holds by name is built.
     places = ((cls, sys.modules.get(cls.__module__)) for cls in type(model).__mro__)
     exported: Any = next(cls for cls, module in places if getattr(module, cls.__name__, None) is cls)
     config: Any = copy.deepcopy(model.config)
@@ -239,7 +244,7 @@ def _numbered_anew(ffns: FFNs, widths: Mapping[str, int]) -> dict[str, int]:
 
 
 def module_widths(ffns: FFNs, widths: Mapping[str, int]) -> list[tuple[nn.Module, str, int]]:
-    """Return (module, attribute, new value) for every attribute that repeats a width or a number of experts."""
+    """Return (module, attribute, new value) for every attribute that states a width or a number of experts."""
     found = [
         (ffn.module, name, widths[layer.name])
         for ffn in ffns

@@ -43,8 +43,8 @@ def test_the_readme_compares_with_errors() -> None:
     chain = {"name": "chain", "edges": 7_000_000, "agreement": [{"name": "wrong", "verdict": "wrong"}], "rows": rows}
 
     def losses(scorer: str, budget: str, value: float) -> dict[str, Any]:
-        about = {"scorer": scorer, "budget": budget, "amount": 0.3, "repair": "none"}
-        return {**about, "losses": [math.log(value) * 10], "counts": [10]}
+        about = {"scorer": scorer, "budget": budget, "amount": 0.3, "repair": "lstsq"}
+        return {**about, "losses": [math.log(value) * 10 - 1, math.log(value) * 10 + 1], "counts": [10, 10]}
 
     rows = [losses("wpr", "local", 13.0), losses("wpr", "sensitivity", 12.0), losses("flap", "local", 14.0)]
     across = {"models": {"gemma-3-270m": {"dense": losses("", "", 9.0), "rows": rows}}}
@@ -60,16 +60,18 @@ def test_the_readme_compares_with_errors() -> None:
     known = {"target": "experts", "amount": 0.25, "repair": "none"}
     mixture = {
         "variants": {"mixture": {"test": {"perplexity": 20.0}}},
-        "rows": {name: {**known, "score": name, "test": {"perplexity": value}} for name, value in scores.items()},
+        "rows": {
+            name: {**known, "score": name, "test": {"losses": [math.log(value), math.log(value) * 3], "tokens": [1, 3]}}
+            for name, value in scores.items()
+        },
     }
     lines = readme.gains(quality, compact, {"cases": [chain]}, across, mixture)["gains"].splitlines()
     assert lines == [
-        "| SmolLM2-135M-Instruct, 30% removed; dense perplexity 10.00 | llmrank | best other |",
+        "| perplexity, 30% of the hidden neurons removed | llmrank | best other |",
         "| --- | ---: | ---: |",
-        f"| perplexity, {label} | 12.00 | 13.00 ({name}) |",
-        f"| KL divergence from the dense model, {label} | 0.250 ± 0.013 | not measured ({name}) |",
-        "| Gemma 3 270M, dense 9.00: perplexity, as cut | 13.00 | 14.00 (flap) |",
-        "| a mixture made of SmolLM2, 20.00: perplexity without 25% of its experts | 30.00 | 31.00 (EAN) |",
+        f"| {label.format(dense=10.0)} | 12.00 (KL 0.250 ± 0.013) | 13.00, {name} |",
+        "| Gemma 3 270M, dense 9.00, repaired | 13.00 | 14.00 (+0.074 ± 0.000 nats), flap |",
+        "| SmolLM2 as a mixture, dense 20.00, without 25% of its experts, as cut | 30.00 | 31.00 (+0.033 ± 0.000 nats), EAN |",
         "| speed of the FFNs, width 1088 instead of 1536, 1024 tokens | 1.44 times the dense FFNs (1.30 to 1.50) | |",
         "| time to build and rank the graph of 4 FFNs, 7 M edges | 4.0 ms | 500 ms (fast) |",
     ]

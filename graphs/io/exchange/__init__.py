@@ -1,7 +1,7 @@
 """Files for other programs: GraphML and GEXF for small graphs, tables and npz for graphs of any size.
 
-Other packages read most of them: networkx reads GraphML and GEXF, and :func:`graphs.io.convert.from_networkx` makes a
-layered graph of the result; pandas and pyarrow read tables. Only npz has a reader here.
+Only npz files can be read here, by :func:`read_npz`. Other packages read the rest: networkx reads GraphML and GEXF, and
+:func:`graphs.io.convert.from_networkx` makes a layered graph of the result; pandas and pyarrow read tables.
 :mod:`graphs.io.graph_files` saves and loads graphs and ranks in the format of this package.
 """
 

@@ -32,9 +32,10 @@ ADVICE = "expected a readable npz file written by write_npz; if it is damaged or
 
 
 def write_npz(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
-    """Write a graph as an uncompressed npz file; dense blocks are written in CSR form, and parallel edges of a block as one edge.
+    """Write a graph as an uncompressed npz file: all edges in CSR form, and several edges between the same nodes as one edge.
 
-    Memory: about three times the CSR form of a dense block. Every array has a CRC-32 in the zip file.
+    Memory: about three times the CSR form of a block (the edges between two layers), if the block is dense. The zip file holds a
+    CRC-32 checksum of every array.
 
     Parameters
     ----------
@@ -67,7 +68,7 @@ def write_npz(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
 
 
 def _add(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:
-    # The current date would make the bytes differ from day to day.
+    # A fixed date: the current one would make the bytes differ from day to day.
     entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
     entry.external_attr = 0o644 << 16
     with archive.open(entry, "w", force_zip64=True) as file:
@@ -156,7 +157,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray[Any]
         raise ValueError(f"{entry.filename} has npy version {major}")
     try:
         with warnings.catch_warnings():
-            # numpy only warns of a header that it reads at a second attempt; here that is an error.
+            # numpy tries twice to read a header, and only warns if the first attempt failed. Here the warning is an error.
             warnings.simplefilter("error")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     except Exception as error:

@@ -1,4 +1,7 @@
-"""The exchange formats by name. A module of this folder lists its formats in ``FORMATS``: a new format is one new file."""
+"""The formats of files for other programs, by name.
+
+A module of this folder lists its formats in ``FORMATS``, so a new format needs only a new file.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,13 @@ class Format:
     name : str
         The name on the command line.
     write : callable
-        Called with a graph (a subgraph if the format is not `any_size`), the path without a suffix, and a rank of the original
-        graph.
+        Called with a graph (a subgraph if `any_size` is False), the path without a suffix, and a rank. For a subgraph, it is a
+        rank of the original graph.
     any_size : bool
-        Whether the format is for graphs of any size; else it is for subgraphs that a viewer can show.
+        Whether the format is for graphs of any size; if not, it is for subgraphs that are small enough for a viewer.
     package, extra : str
-        The optional package that writes the format, and the extra that installs it; both are empty if none is needed.
+        The package that writes the format, and the extra of ``pip install 'llmrank[EXTRA]'`` that installs it. Both are empty if
+        the format needs no other package.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """GraphML and GEXF: files that Gephi, yEd, Cytoscape and igraph open, for graphs small enough to draw.
 
-Node ids are ``layer:index``; attributes are those of :func:`graphs.io.convert.to_networkx`, and floats have all digits.
+Node ids are ``layer:index``. Nodes and edges have the attributes of :func:`graphs.io.convert.to_networkx`, and floats are written
+with all digits.
 Formats: graphml.graphdrawing.org/specification.html, gexf.net (1.2draft).
 """
 
@@ -45,7 +46,8 @@ def write_graphml(
     path : path-like
         Replaced completely on success, not changed on failure. The same graph gives the same bytes.
     rank : RankResult, optional
-        A rank of the graph, or of the subgraph's original graph, with one score a node; by default the subgraph's scores.
+        A rank of the graph, or of the subgraph's original graph, with one score a node. By default the scores that a subgraph
+        holds are written, and none for a graph.
     max_edges : int
         Maximum number of edges; more raise an error, because viewers cannot draw so many.
 
@@ -70,7 +72,7 @@ def write_graphml(
     import networkx
 
     written = io.BytesIO()
-    # networkx.write_graphml would write other bytes if lxml is installed.
+    # networkx.write_graphml would use lxml if it is installed, and so write other bytes.
     networkx.write_graphml_xml(digraph, written)
     with replace_file(path) as partial:
         partial.write_bytes(written.getvalue())
@@ -108,7 +110,8 @@ def write_gexf(
 
     written = io.BytesIO()
     networkx.write_gexf(digraph, written)
-    # The date would make the bytes differ from day to day, and an empty name of the graph is not valid GEXF.
+    # The date is removed because it would make the bytes differ from day to day, and the name because an empty one is not valid
+    # GEXF.
     content = re.sub(rb' lastmodifieddate="[^"]*"| name=""', b"", written.getvalue(), count=2)
     with replace_file(path) as partial:
         partial.write_bytes(content)

@@ -1,7 +1,8 @@
 """Tables of nodes and edges, as CSV or Parquet, for pandas, spreadsheets and databases.
 
-The columns of ``nodes`` are layer, index, name (of the layer), activation and, if there are scores, score; those of ``edges``
-are source_layer, source, target_layer, target and weight. CSV is UTF-8 with commas, a header, and names in quotes.
+The table ``nodes`` has the columns layer, index, name (of the layer), activation and, if there are scores, score. The table
+``edges`` has the columns source_layer, source, target_layer, target and weight. CSV files are UTF-8 with commas, a header, and
+names in quotes.
 """
 
 from __future__ import annotations
@@ -53,10 +54,11 @@ def write_tables(
     graph : LayeredGraph or Subgraph
         The nodes of a subgraph keep their layers and indices in the original graph.
     directory_or_stem : path-like
-        An existing directory for ``nodes.csv`` and ``edges.csv`` (or ``.parquet``); else the stem of ``STEM.nodes.csv`` and
-        ``STEM.edges.csv``. Each file is replaced completely or not at all.
+        An existing directory, in which ``nodes.csv`` and ``edges.csv`` (or ``.parquet``) are written. Any other path is taken as
+        the stem of ``STEM.nodes.csv`` and ``STEM.edges.csv``. Each file is replaced completely or not at all.
     rank : RankResult, optional
-        A rank of the graph, or of the subgraph's original graph, with one score a node; by default the subgraph's scores.
+        A rank of the graph, or of the subgraph's original graph, with one score a node. By default the scores that a subgraph
+        holds are written, and none for a graph.
     format : {"csv", "parquet"}
         Parquet needs pyarrow (the extra ``tables``).
 
@@ -76,7 +78,7 @@ def write_tables(
     Notes
     -----
     CSV holds all digits of floats; Parquet holds weights as float32 if all blocks are float32. The same graph gives the same
-    bytes (Parquet: with the same pyarrow). Memory: the table of nodes, and a band of edges.
+    bytes (for Parquet, with the same version of pyarrow). Memory: the table of nodes, and a part of the table of edges.
 
     Examples
     --------
@@ -147,6 +149,7 @@ def _edge_rows(graph: LayeredGraph, layers: tuple[int, ...], nodes: tuple[IntArr
 
 def _weight_dtype(graph: LayeredGraph) -> Any:
     """Return the narrowest dtype that holds the weights of all blocks."""
+    # The first entry of a block tells the dtype of all, so no block is read.
     first = np.zeros(1, dtype=np.int64)
     return np.result_type(*(next(row_bands(block, first, first))[1].dtype for block in graph.blocks))
 
@@ -176,7 +179,7 @@ def _write_parquet(path: Path, columns: Columns, chunks: Iterable[Rows]) -> None
             "Parquet needs pyarrow, which is not installed; pip install 'llmrank[tables]', or use format='csv'"
         ) from error
     schema = pyarrow.schema([(name, pyarrow.type_for_alias(column_type)) for name, column_type in columns.items()])
-    # Weights repeat too seldom for a dictionary to save space.
+    # Parquet can store a column as a dictionary of its values. Weights repeat too seldom for that to save space.
     encoded = [name for name in columns if name != "weight"]
     with parquet.ParquetWriter(path, schema, use_dictionary=encoded, write_page_checksum=True) as writer:
         for rows in chunks:

@@ -1,7 +1,7 @@
 """Pass the calibration tokens through a model, block by block, while earlier FFNs change.
 
-If the blocks of a stack follow one another directly, the hidden states in front of a block are kept, and the block runs by
-itself.
+If the blocks of a model follow one another directly, the hidden states in front of a block are kept, and the block runs without
+the rest of the model.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ STAGE = "repaired"
 
 
 class BlockStream:
-    """A stream that keeps the hidden states between blocks and runs each block by itself.
+    """A stream that keeps the hidden states between blocks, and runs one block at a time.
 
     Parameters
     ----------
     record : Recording
-        An unbroken recording.
+        The recorded calls of the blocks. The recording must be unbroken: each block got exactly what the block before returned.
     masks : sequence of TokenMasks
-        One for each batch.
+        The masks of padding, one entry for each batch.
     follow : bool
-        Whether to keep the hidden states of the dense model too, and to pass `missing` to
-        :meth:`llmrank.calibration.blocks.stream.Reader.end_batch`. It is known if the block adds the map's
-        output to the stream unchanged, and no other map of the block was pruned.
+        Whether to follow the dense model: to keep its hidden states too, and to compute from them the tensor `missing` for
+        :meth:`llmrank.calibration.blocks.stream.Reader.end_batch`. That tensor is known only if the block adds the map's output
+        to the residual stream unchanged, and if no other map of the block was pruned.
     work : WorkDirectory, optional
-        Keep the hidden states in its files, and go on at the block where an earlier process ended.
+        Directory for files with the hidden states. The stream goes on at the block where an earlier process ended.
     processes : Processes, optional
         Processes that each pass other tokens through the model.
     device : torch.device, optional
@@ -66,10 +66,10 @@ class BlockStream:
 
     Notes
     -----
-    Cost, if every FFN has one map to feed: two forward passes for all FFNs together, three to follow the dense model. A block is
-    transferred to a device once when it is fed (twice if experts are removed), and it or its FFN once more after that. Memory:
-    the hidden states of all tokens, twice to follow, and the inputs of one FFN for all tokens; of a device, one block with what
-    it needs for one batch.
+    Cost, if one map of every FFN is read: two forward passes for all FFNs together, or three if the stream follows the dense
+    model. A block is transferred to a device once when its inputs are read (twice if experts are removed), and the block or its
+    FFN once more after that. Memory: the hidden states of all tokens (those of the dense model too if the stream follows it), and
+    the inputs of one FFN for all tokens. Memory of a device: one block, and what it needs for one batch.
     """
 
     def __init__(
@@ -90,20 +90,23 @@ class BlockStream:
         self._passes = BlockPasses(model, ffns, record, masks, device)
         self._positions = self._passes.positions
         self._work, self._processes = work, processes or Processes()
+        # What an earlier process noted: how many blocks the states have passed, and in which file (side) they are.
         done = None if work is None else work.progress(STAGE)
         self._states, self._dense_states = self._first_states(record, follow=follow, done=done)
+        # The numbers of the blocks that the pruned model's states, and the dense model's states, have reached.
         self._position = self._dense_position = 0 if done is None else done["blocks"]
-        # The dense model's states of the first batch, in front of the last block that its states have passed.
+        # The input of the last block that the dense model's states have passed: the dense model's states for the first batch.
         self._dense_input: torch.Tensor | None = None
-        # What :meth:`_try_addition` found, by the name of the FFN or mixture.
+        # What :meth:`_try_addition` returned, by the name of the FFN or mixture.
         self._additions: dict[str, tuple[bool, bool]] = {}
-        # If only an FFN must run again to advance past its block: its module, its calls (one a batch), and memory for inputs.
+        # If the states already hold all of a block's output but the output of its FFN, only the FFN must run again after it is
+        # repaired: its module, its calls (one for each batch), and the memory that holds the inputs of these calls.
         self._pending_ffn: nn.Module | None = None
         self._pending_calls: list[Call] = []
         self._pending_inputs: list[torch.Tensor] = []
 
     def _first_states(self, record: Recording, *, follow: bool, done: Any) -> tuple[States, States | None]:
-        """Copy the states in front of the first block, for the model that is pruned and, with `follow`, for the dense model."""
+        """Return the states of the pruned model and, with `follow`, of the dense model: the first, or those in files already."""
         first = record.take_first_states()
         if self._work is None:
             return States.of(first), States.of(first) if follow else None
@@ -128,35 +131,37 @@ class BlockStream:
         if position < self._position or (self._pending_ffn is not None and position == self._position):
             raise RuntimeError(f"{ffn.name} or a later FFN was fed already, and the stream has left its block")
         while self._position < position:
-            # Blocks that were not fed are those of the dense model.
+            # If no FFN of this block was fed, the block is not pruned, and the dense model's states pass it as it is.
             if self._dense_states is not None and self._dense_position == self._position:
                 self._passes.advance(self._position, self._dense_states)
                 self._dense_position += 1
             self._advance()
-        with ExitStack() as stay:
-            stay.enter_context(self._passes.ready(position))
+        with ExitStack() as onloaded_block:
+            onloaded_block.enter_context(self._passes.onloaded_block(position))
             if self._dense_states is not None and self._dense_position == position:
                 self._advance_dense(self._dense_states, ffn, dense_readers or {})
             is_added, ffn_suffices = False, False
             if ffn.stages[-1][0].module in readers:
-                # Of one mixture several groups of experts may be fed; the first finds it out, before the mixture is changed.
+                # Several groups of experts of one mixture may be fed one after the other. The trial runs for the first group,
+                # before the mixture is changed, and the other groups use its result.
                 name = ffn.mixture.name if ffn.is_routed and ffn.mixture is not None else ffn.name
                 if name not in self._additions:
                     is_added, ffn_suffices = self._try_addition(position, ffn)
-                    # Rounding may decide it, and all processes must know the missing outputs, or none.
+                    # Rounding errors may decide `is_added`, and either all processes or none must compute what outputs lack.
                     self._additions[name] = self._processes.first(is_added), ffn_suffices
                 is_added, ffn_suffices = self._additions[name]
             if change is not None:
-                stay.close()  # the model's own tensors are changed, not copies on a device
+                onloaded_block.close()  # so that the model's own tensors are changed, and not copies on a device
                 change()
-                stay.enter_context(self._passes.ready(position))
+                onloaded_block.enter_context(self._passes.onloaded_block(position))
             self._feed(position, ffn, readers, self._dense_states if is_added else None, ffn_suffices=ffn_suffices)
 
     def _feed(
         self, position: int, ffn: FFN, readers: Readers, dense_states: States | None, *, ffn_suffices: bool
     ) -> None:
-        """Run a block, with what its output lacks if the dense model's states behind it are given."""
-        # If only this map of the block is fed, the states become the block's output minus the FFN's output, which is added later.
+        """Run a block on all batches, and tell the readers what its output lacks if the dense model's states are given."""
+        # If this FFN is the only one in the block, the states become the block's output minus the output of the FFN, which is
+        # added when the FFN is repaired. Then the rest of the block need not run again.
         only_ffn = ffn_suffices and len(ffn.prunable) == 1 and list(self._positions.values()).count(position) == 1
         calls: list[tuple[Call, Any]] = []
         with ExitStack() as hooks:
@@ -171,7 +176,7 @@ class BlockStream:
                 if only_ffn:
                     call, returned = calls.pop()
                     if self.device is not None:
-                        call = call.to(self._states[k].device)  # where it waits for its FFN to be repaired
+                        call = call.to(self._states[k].device)  # where the call is kept until the FFN is repaired
                     self._pending_inputs = self._pending_inputs or allocate_like(list(self._states))
                     self._pending_calls.append(copied_call(call, self._pending_inputs[k], self._states[k]))
                     self._states.store(k, output - returned)
@@ -191,10 +196,16 @@ class BlockStream:
         self._dense_position += 1
 
     def _try_addition(self, position: int, ffn: FFN) -> tuple[bool, bool]:
-        """Find out, on the first batch, what a tensor changes that is added to the output of the FFN's last map.
+        """Try, on the first batch, what happens if a tensor is added to the output of the FFN's last map.
 
-        For an expert it is added to the output of all experts. Returns whether the block's output changes by that tensor alone,
-        and whether the FFN's module, called by itself, returns what it returned in the block minus that tensor.
+        For an expert, the tensor is added to the sum of the outputs of all experts.
+
+        Returns
+        -------
+        is_added : bool
+            Whether the block's output changes by exactly that tensor.
+        ffn_suffices : bool
+            Whether the FFN's module, called outside the block, returns what it returned in the block minus that tensor.
         """
         if self._dense_input is not None and self._dense_states is not None:
             block_input, output = self._dense_input, self._dense_states[0]
@@ -203,15 +214,15 @@ class BlockStream:
             block_input = self._states[0]
             _, output = next(self._passes.outputs(position, [block_input]))
         module = ffn.mixture.summed if ffn.is_routed and ffn.mixture is not None else ffn.stages[-1][0].module
-        # As large as the stream itself, and different from token to token.
+        # The tensor to add: its values are as large as those of the residual stream, and differ from token to token.
         added = output.roll(1, dims=-1)
-        fits: list[bool] = []
+        has_fitting_size: list[bool] = []  # one entry for each call of the map
         calls: list[tuple[Call, Any]] = []
 
         def add(_module: nn.Module, _inputs: Any, returned: Any) -> Any:
             values = first_output(returned)
-            fits.append(values.numel() == added.numel())
-            if not fits[-1]:
+            has_fitting_size.append(values.numel() == added.numel())
+            if not has_fitting_size[-1]:
                 return returned
             changed = values + added.reshape(values.shape)
             return changed if isinstance(returned, torch.Tensor) else (changed, *returned[1:])
@@ -221,9 +232,9 @@ class BlockStream:
             record_calls(hooks, ffn.module, calls)
             _, changed = next(self._passes.outputs(position, [block_input]))
         rounding = 16 * torch.finfo(output.dtype).eps * float(output.detach().abs().max())
-        if fits != [True] or float((changed - output - added).abs().max()) > rounding:
+        if has_fitting_size != [True] or float((changed - output - added).abs().max()) > rounding:
             return False, False
-        # A tensor that is subtracted and added again is rounded twice, which matters in half precision.
+        # The FFN's output is subtracted from the states and later added again. These two roundings matter in half precision.
         if (
             ffn.is_routed
             or len(calls) != 1
@@ -273,14 +284,14 @@ def open_stream(
     processes: Processes | None = None,
     device: torch.device | None = None,
 ) -> Stream:
-    """Open a :class:`BlockStream` if the recording is unbroken and has all batches, else a :class:`PassStream`.
+    """Open a :class:`BlockStream` if the recording is unbroken and holds all batches, else a :class:`PassStream`.
 
     Parameters
     ----------
     record : Recording
         A recording of the forward passes of `sequences`, followed by those of `held_out`.
     follow : bool
-        Whether a :class:`BlockStream` follows the dense model; a :class:`PassStream` does not.
+        Whether a :class:`BlockStream` follows the dense model. A :class:`PassStream` never does.
     work : WorkDirectory, optional
     processes : Processes, optional
     device : torch.device, optional

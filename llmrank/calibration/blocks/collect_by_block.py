@@ -1,4 +1,4 @@
-"""Statistics that are collected block by block, for models larger than memory."""
+"""Collect statistics block by block, for models larger than memory."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ def collect_by_block(
 ) -> tuple[FFNStatistics, ...]:
     """Collect the statistics of :func:`llmrank.calibration.collect.collect_statistics`, one block after the other.
 
-    Every block passes all sequences before the next one begins, so its weights are read once. The hidden states between two
-    blocks, and the statistics so far, are in files: another process goes on at the block where this one was.
+    All sequences pass a block before the next block begins, so the weights of each block are read once. The hidden states between
+    two blocks, and the statistics so far, are in files of the work directory. If this process ends, another process can go on at
+    the same block.
 
     Parameters
     ----------
@@ -58,11 +59,14 @@ def collect_by_block(
 
     Notes
     -----
-    Cost: one forward pass of all sequences, and two of a few tokens. Memory: what one block needs for one batch, and the states
-    in front of the first block. Of a device: one block with what it needs for one batch; each block is transferred once.
+    Cost: one forward pass of all sequences, and two of a few tokens. Memory: what one block needs for one batch, and the hidden
+    states in front of the first block. Memory of a device: one block, and what it needs for one batch. Each block is transferred
+    to the device once.
     """
     if attentions:
-        raise OptionError("attentions are not measured block by block; leave attention or the low memory out")
+        raise OptionError(
+            "attentions are not measured block by block; leave attention out, or run without --low-memory (work_directory=)"
+        )
     passes, first_states = block_passes(model, ffns, list(sequences.batches(batch_size)), device)
     done = work.progress(STAGE)
     states = States.in_files(work.file("states"), first_states, None if done is None else done["side"])
@@ -76,7 +80,7 @@ def collect_by_block(
         else:
             run = partial(_advance, passes, position, states)
             if inside:
-                with passes.ready(position):  # sums are made where the weights are
+                with passes.onloaded_block(position):  # the sums are made where the weights of the block are
                     statistics = collect_statistics(model, inside, sequences, run=run, skips=skips)
                 write_statistics(file, statistics)
             else:
@@ -90,7 +94,7 @@ def collect_by_block(
 def block_passes(
     model: nn.Module, ffns: FFNs, batches: list[tuple[Any, Any]], device: torch.device | None = None
 ) -> tuple[BlockPasses, list[Any]]:
-    """Return the passes of batches (ids, mask) through the blocks of a model, and the states in front of the first block.
+    """Return an object that runs the blocks of a model on batches (ids, mask), and the states in front of the first block.
 
     Raises
     ------

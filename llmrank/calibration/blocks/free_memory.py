@@ -10,8 +10,10 @@ import torch
 
 __all__ = ["free_memory", "left_by_limits"]
 
+# Linux limits the memory of containers by control groups: where they are mounted, and the file that names those of this process.
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-# Files of a control group: its limit, what it takes, and in memory.stat its pages of files, which the system may drop.
+# For each version of control groups: the file with the memory limit of a group, the file with the memory that the group uses,
+# and the entries of its file memory.stat that count cached pages of files, which the system may drop.
 VERSION_2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
 VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
 
@@ -19,8 +21,8 @@ VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_
 def free_memory(device: torch.device | None = None) -> int:
     """Return the number of bytes that are free on a device, by default on the CPU.
 
-    On the CPU it is what the machine has available or, if that is less, what the limits of containers leave. A device that does
-    not tell is taken to use the memory of the CPU.
+    On the CPU, this is the memory that the machine has available or, if that is less, the memory that the limits of containers
+    leave. A device that does not report its free memory is taken to use the memory of the CPU.
     """
     if device is not None and device.type != "cpu":
         measure = getattr(getattr(torch, device.type, None), "mem_get_info", None)
@@ -30,22 +32,24 @@ def free_memory(device: torch.device | None = None) -> int:
 
 
 def left_by_limits(groups: Path = GROUPS, own: Path = OWN_GROUPS) -> Iterator[int]:
-    """Yield what each memory limit on the control groups of this process leaves, in bytes.
+    """Yield for each memory limit on this process how many bytes the limit leaves.
 
-    A process is limited by its own group and by those around it. psutil does not read such limits.
+    A process is limited by its own control group and by all groups that contain this group. psutil does not read such limits.
 
     Parameters
     ----------
     groups : Path
-        Where the control groups are mounted: version 2 itself, or the folder ``memory`` of version 1.
+        Directory where the control groups are mounted. Groups of version 2 are directly in it, and groups of version 1 are in
+        its folder ``memory``.
     own : Path
-        File that names the groups of this process. In a container the path may be that of the machine outside.
+        File that names the groups of this process. In a container, the groups may be named by their paths on the machine
+        outside; groups that do not exist here are skipped.
     """
     try:
         lines = own.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         return
-    for line in lines:
+    for line in lines:  # NUMBER:CONTROLLERS:PATH, where version 2 leaves the controllers empty
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
@@ -57,11 +61,11 @@ def left_by_limits(groups: Path = GROUPS, own: Path = OWN_GROUPS) -> Iterator[in
                 break
 
 
-def _left_in(group: Path, limit: str, taken: str, droppable: tuple[str, str]) -> Iterator[int]:
-    """Yield what the limit of a group leaves, if there is one."""
+def _left_in(group: Path, limit_file: str, usage_file: str, droppable: tuple[str, str]) -> Iterator[int]:
+    """Yield how many bytes the memory limit of a group leaves; yield nothing if the group has no limit."""
     try:
-        most, now = (int((group / name).read_text(encoding="ascii")) for name in (limit, taken))
+        limit, used = (int((group / name).read_text(encoding="ascii")) for name in (limit_file, usage_file))
         counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
     except (OSError, ValueError):  # no such group or file, or the limit is "max"
         return
-    yield max(0, most - now + sum(int(counts.get(name, 0)) for name in droppable))
+    yield max(0, limit - used + sum(int(counts.get(name, 0)) for name in droppable))

@@ -1,7 +1,7 @@
-"""Let modules compute on a device for a while, although their weights stay in the memory or the files of the CPU.
+"""Let modules compute on a device for a while, although their weights stay in the memory of the CPU or in files.
 
-accelerate's ``align_module_device`` copies weights back from the device, so that weights in files would end in memory; here the
-device gets copies, and the module's own tensors are kept aside.
+The device gets copies of the weights, and afterwards the module gets its own tensors back. accelerate's ``align_module_device``
+copies the weights back from the device instead, so weights that were in files would then be in memory.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["onloaded", "onloaded_by_block"]
 def onloaded(module: nn.Module, device: torch.device | None, without: Sequence[nn.Module] = ()) -> Iterator[None]:
     """Let copies on a device take the place of a module's parameters and buffers within the context.
 
-    Afterwards the module holds its own tensors again, the very objects, whatever is raised. A buffer that a module has replaced
-    meanwhile, as some rotary embeddings do, is brought to where the own one was.
+    Afterwards the module holds its own tensors again, the same objects as before, also if an exception was raised. Some modules,
+    such as rotary embeddings, replace a buffer within the context. Then the new buffer stays, on the device of the old buffer.
 
     Parameters
     ----------
@@ -38,12 +38,12 @@ def onloaded(module: nn.Module, device: torch.device | None, without: Sequence[n
     -----
     Cost: one transfer of every tensor; tied tensors are copied once, and stay tied. Memory of the device: that of the copies.
     """
-    left = {id(inner) for other in without for inner in other.modules()}
+    left_out = {id(inner) for other in without for inner in other.modules()}
     copies: dict[int, torch.Tensor] = {}
     with ExitStack() as restore:
         for inner in () if device is None else module.modules():
             held: tuple[dict[str, Any], ...] = (inner._parameters, inner._buffers)
-            for tensors in () if id(inner) in left else held:
+            for tensors in () if id(inner) in left_out else held:
                 for name, own in tensors.items():
                     if own is None:
                         continue
@@ -57,11 +57,12 @@ def onloaded(module: nn.Module, device: torch.device | None, without: Sequence[n
 
 
 def _restore(tensors: dict[str, Any], name: str, own: torch.Tensor, copy: torch.Tensor) -> None:
-    now = tensors.get(name)
-    if now is None or now is copy or isinstance(own, nn.Parameter):
+    """Give a module its own tensor back in place of the copy, unless the module has replaced a buffer by a new one."""
+    current = tensors.get(name)
+    if current is None or current is copy or isinstance(own, nn.Parameter):
         tensors[name] = own
     else:
-        tensors[name] = now.to(own.device)
+        tensors[name] = current.to(own.device)
 
 
 @contextmanager
@@ -72,14 +73,14 @@ def onloaded_by_block(model: nn.Module, blocks: Sequence[nn.Module], device: tor
     ----------
     model : nn.Module
     blocks : sequence of nn.Module
-        The blocks of its stack.
+        The transformer blocks of the model.
     device : torch.device or None
         None changes nothing.
 
     Notes
     -----
-    Cost: each block is transferred once in every forward pass that runs it, and what is outside of the blocks (embeddings, norm,
-    head) once. Memory of the device: one block, and what is outside of the blocks.
+    Cost: each block is transferred once in every forward pass that runs it. The other modules (embeddings, norm, head) are
+    transferred once in all. Memory of the device: one block and the other modules.
     """
     with ExitStack() as hooks:
         if device is not None:
@@ -90,7 +91,7 @@ def onloaded_by_block(model: nn.Module, blocks: Sequence[nn.Module], device: tor
 
 
 def _onloading(block: nn.Module, device: torch.device) -> Callable[..., Any]:
-    """Return the forward function of a block, which brings the block to a device while it computes."""
+    """Return a forward function for a block that has copies of the block's weights on a device while the block computes."""
     forward = block.forward
 
     @wraps(forward)

@@ -1,4 +1,4 @@
-"""Pass all batches through one block of a stack after the other."""
+"""Pass all batches through the blocks of a model, one block after the other."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ __all__ = ["BlockPasses"]
 
 
 class BlockPasses:
-    """Runs blocks by themselves, as a recording tells how the model calls them.
+    """Runs single blocks of a model, each with the arguments that the model gives it, which were recorded before.
 
     Parameters
     ----------
     model : nn.Module
     ffns : FFNs
     record : Recording
-        Unbroken.
+        The recorded calls of the blocks. The recording must be unbroken: each block got exactly what the block before returned.
     batch_masks : sequence of TokenMasks
-        One for each batch.
+        The masks of padding, one entry for each batch.
     device : torch.device, optional
-        Where blocks compute, if that is not where their weights are. States and recorded arguments come there batch by batch.
+        Where blocks compute, if that is not where their weights are. The hidden states and the recorded arguments are copied to
+        the device batch by batch.
 
     Attributes
     ----------
     masks : TokenMasks
-        Those of the batch that a block runs on.
+        The masks of the batch that a block runs on now.
     positions : dict from str to int
-        Number of the block that each FFN is in, by the name of the FFN.
+        For each FFN, by its name, the number of the block that the FFN is in.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class BlockPasses:
         device: torch.device | None = None,
     ) -> None:
         self.device = device
-        self._ready: int | None = None
+        self._onloaded_position: int | None = None
         self.masks = TokenMasks()
         self.blocks = record.blocks
         self._model, self._ffns = model, ffns
@@ -62,24 +63,27 @@ class BlockPasses:
         }
 
     @contextmanager
-    def ready(self, position: int) -> Iterator[None]:
-        """Let a block be on the device within the context, which may be inside another one for the same block.
+    def onloaded_block(self, position: int) -> Iterator[None]:
+        """Have a block on the device within the context.
 
-        Weights are transferred once for each outermost context, and its end gives the memory back.
+        Contexts for the same block may be nested. Then only the outermost context transfers the weights, and its end frees the
+        memory of the device.
         """
-        if self._ready == position:
+        if self._onloaded_position == position:
             yield
             return
         block = self.blocks[position]
         with torch.no_grad(), evaluation_mode(self._model, self._ffns), onloaded(block, self.device):
-            self._ready = position
+            self._onloaded_position = position
             try:
                 yield
             finally:
-                self._ready = None
+                self._onloaded_position = None
 
     def outputs(self, position: int, states: Iterable[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
-        """Run a block that is :meth:`ready` on the states of each batch.
+        """Run a block on the hidden states of each batch, within the context of :meth:`onloaded_block`.
+
+        `states` may hold the first batches alone.
 
         Yields
         ------
@@ -91,12 +95,13 @@ class BlockPasses:
         block, calls = self.blocks[position], self._calls[position]
         for k, (state, call, masks) in enumerate(zip(states, calls, self._batch_masks, strict=False)):
             self.masks.replace(masks)
-            here, call = state if self.device is None else state.to(self.device), call.to(self.device)
-            yield k, first_output(block(here, *call.args, **call.kwargs))
+            block_input = state if self.device is None else state.to(self.device)
+            call = call.to(self.device)
+            yield k, first_output(block(block_input, *call.args, **call.kwargs))
 
     def advance(self, position: int, states: States) -> None:
-        """Replace the states in front of a block by those behind it."""
-        with self.ready(position):
+        """Replace the hidden states in front of a block by those behind it."""
+        with self.onloaded_block(position):
             for k, output in self.outputs(position, states):
                 states.store(k, output)
         states.advance()

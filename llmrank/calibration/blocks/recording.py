@@ -1,4 +1,4 @@
-"""Record how a model calls the blocks of its stack, so that each block can be called again by itself, and keep its states."""
+"""Record how a model calls its transformer blocks, so that each block can be called again without the rest of the model."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ __all__ = [
     "recording",
 ]
 
-# What a model may raise that takes the output of a block apart in another way.
-APART = (TypeError, ValueError, AttributeError, IndexError, RuntimeError)
+# What a model may raise if it unpacks the output of a block, and the output has another form than the model expects.
+UNPACKING_ERRORS = (TypeError, ValueError, AttributeError, IndexError, RuntimeError)
 # Number of tokens that show whether blocks can be called one by one.
 TRIAL_TOKENS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """The arguments of one call of a module; for a block, without the hidden states."""
+    """The arguments of one call of a module. The hidden states are left out if the module is a block."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -60,16 +60,16 @@ class Recording:
     Attributes
     ----------
     blocks : list of nn.Module
-        The blocks in the order of the stack; empty if the FFNs are not in one stack.
+        The blocks in the order of the stack that contains them; empty if the FFNs are not all in one stack.
     first_states : list of tensors
         The hidden states in front of the first block, one (batch, length, hidden) tensor for each batch.
     calls : list of lists of Call
-        For every block, one call for each batch, if the recording is unbroken.
+        For every block, one call for each batch. They are complete only if the recording is unbroken.
     unbroken : bool
-        Whether the blocks were called in order, each on the very tensor that the block before returned, and did not write to
-        that tensor or to a list or mapping among their arguments. Blocks whose first parameter is not the hidden states have a
-        second stream (Reformer), and break the recording. Calls that are missing at the end of the last batch count once
-        :func:`recording` has closed. False without blocks.
+        Whether the blocks can be called one by one as recorded. For this, the blocks must be called in order, each on the same
+        tensor object that the block before returned. A block may not write to that tensor, nor to a list or mapping among its
+        arguments. The first parameter of a block must be the hidden states, which is not so if there is a second stream
+        (Reformer). That the last batch has passed all blocks is checked when :func:`recording` closes. False without blocks.
     keeps_first_states : bool
         Whether :attr:`first_states` are kept after :meth:`take_first_states`.
     """
@@ -87,7 +87,7 @@ class Recording:
         self._contents: list[tuple[Any, list[int]]] = []
 
     def take_first_states(self) -> list[torch.Tensor]:
-        """Return the hidden states in front of the first block, and forget them unless they are kept."""
+        """Return the hidden states in front of the first block, and forget them unless :attr:`keeps_first_states` is set."""
         states = list(self.first_states)
         if not self.keeps_first_states:
             self.first_states.clear()
@@ -97,7 +97,7 @@ class Recording:
         """Record the arguments of a block, before it runs."""
         hidden = args[0] if args else kwargs.get("hidden_states")
         follows = position == self._next_position and (position == 0 or hidden is self._last_output)
-        if position and isinstance(hidden, torch.Tensor):  # the model may write to it between two blocks
+        if position and isinstance(hidden, torch.Tensor):  # the model may have written to the tensor between two blocks
             follows = follows and write_count(hidden) == self._last_count
         if not args:
             follows = follows and next(iter(signature(self.blocks[position].forward).parameters)) == "hidden_states"
@@ -119,7 +119,8 @@ class Recording:
             hidden, count_before = self._input
             # If the block wrote to its input, the recorded states are not those that it got.
             self.unbroken = self.unbroken and write_count(hidden) == count_before
-            # Such as the keys that a block leaves for later ones (Gemma 3n): later calls would find those of another batch.
+            # A block may leave something in a list or mapping for later blocks, such as keys (Gemma 3n). If the blocks are called
+            # one by one, a later block finds there what belongs to another batch.
             self.unbroken = self.unbroken and all(_contents(value) == before for value, before in self._contents)
             self._input = None
         self._last_output = first_output(output)
@@ -127,17 +128,17 @@ class Recording:
         self._next_position = (position + 1) % len(self.blocks)
 
     def end(self) -> None:
-        """Note whether the last batch has passed all blocks."""
+        """Count the recording as broken if the last batch has not passed all blocks."""
         self.unbroken = self.unbroken and self._next_position == 0
 
 
 def _contents(container: Any) -> list[int]:
-    """Identify the objects in a list or mapping."""
+    """Return the identities of the objects in a list or mapping."""
     return list(map(id, container.values() if isinstance(container, MutableMapping) else container))
 
 
 def blocks_of(model: nn.Module, ffns: FFNs) -> list[nn.Module]:
-    """Return the blocks of the stack that all FFNs lie in, in order; none if there is no single one."""
+    """Return, in order, the blocks of the stack that all FFNs lie in; an empty list if they lie in no stack or in several."""
     stacks = {ffn.stack for ffn in ffns}
     if len(stacks) != 1 or stacks & {ffn.name for ffn in ffns}:
         return []
@@ -145,10 +146,10 @@ def blocks_of(model: nn.Module, ffns: FFNs) -> list[nn.Module]:
 
 
 def broken_error(model: nn.Module) -> OptionError:
-    """Return the error for a model whose blocks do not follow one another directly, or whose FFNs lie in no single stack."""
+    """Return the error for a model whose recording is broken, or whose FFNs do not all lie in one stack."""
     return OptionError(
         f"{type(model).__name__} cannot run block by block: its FFNs are not in one stack of blocks that follow one another "
-        "directly; leave the low memory out"
+        "directly; run without --low-memory (work_directory=)"
     )
 
 
@@ -182,34 +183,35 @@ def record_without_running(
 ) -> Recording:
     """Record how a model calls its blocks on batches (ids, mask), without running the blocks.
 
-    Every block returns its input, so the weights of blocks are not read. The recording is broken if the blocks do not follow one
-    another directly, or if their other arguments depend on what blocks compute. That shows in a second run of the first batch, in
-    which the blocks return unrelated values; and with `repeat` in a forward pass of a few tokens, which the blocks, called one by
-    one as recorded, must repeat. This pass and its repetition read all weights, so it is left out where the model has passed it.
+    Every block is replaced by a function that returns its input, so the weights of blocks are not read. The recording is broken
+    if the blocks do not follow one another directly, or if their other arguments depend on what blocks compute. Two trials show
+    the latter. In the first, the blocks return unrelated values for the first batch, and their other arguments must stay the
+    same. In the second, a forward pass of a few tokens is compared with the blocks called one by one as recorded. The second
+    trial reads all weights twice; `repeat` is False if the model has passed this trial before.
     """
     record = Recording([])
-    # Blocks return hidden states alone or in a tuple.
+    # A block returns the hidden states alone (length 0), or in a tuple of this length.
     for length in range(3):
 
-        def returned(states: torch.Tensor, rest: Any = None, length: int = length) -> Any:
+        def input_as_output(states: torch.Tensor, rest: Any = None, length: int = length) -> Any:
             return (states, rest)[:length] if length else states
 
-        def unrelated(states: torch.Tensor, returned: Callable[..., Any] = returned) -> Any:
+        def noise_as_output(states: torch.Tensor, as_output: Callable[..., Any] = input_as_output) -> Any:
             noise = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
-            return returned(noise.to(states), object())
+            return as_output(noise.to(states), object())
 
         try:
-            record = _pass_over(model, ffns, batches, returned)
+            record = _record_in_place_of_blocks(model, ffns, batches, input_as_output)
             if record.unbroken:
-                other = _pass_over(model, ffns, batches[:1], unrelated)
+                other = _record_in_place_of_blocks(model, ffns, batches[:1], noise_as_output)
                 record.unbroken = (
                     other.unbroken
-                    and all(_alike(one[0], two[0]) for one, two in zip(record.calls, other.calls, strict=True))
+                    and all(_equal_calls(one[0], two[0]) for one, two in zip(record.calls, other.calls, strict=True))
                     and not any(_has_containers(calls[0]) for calls in record.calls)
-                    and (not repeat or _repeats(model, ffns, batches[0], returned))
+                    and (not repeat or _repeats_forward_pass(model, ffns, batches[0], input_as_output))
                 )
                 break
-        except APART as error:
+        except UNPACKING_ERRORS as error:
             if is_out_of_memory(error):
                 raise
             record = Recording([])
@@ -217,14 +219,14 @@ def record_without_running(
 
 
 @torch.no_grad()
-def _repeats(
-    model: nn.Module, ffns: FFNs, batch: tuple[torch.Tensor, torch.Tensor], returned: Callable[..., Any]
+def _repeats_forward_pass(
+    model: nn.Module, ffns: FFNs, batch: tuple[torch.Tensor, torch.Tensor], as_output: Callable[..., Any]
 ) -> bool:
-    """Whether the blocks, called one by one as they are recorded, compute what they compute in a forward pass of a few tokens."""
+    """Whether the blocks, called one by one as recorded, compute what they compute in a forward pass of a few tokens."""
     ids, mask = batch
     part = slice(TRIAL_TOKENS) if ids.is_floating_point() else (slice(1), slice(TRIAL_TOKENS))
     few = ids[part], mask[part]
-    record = _pass_over(model, ffns, [few], returned)
+    record = _record_in_place_of_blocks(model, ffns, [few], as_output)
     outputs: list[torch.Tensor] = []
     with ExitStack() as hooks:
         last = record.blocks[-1].register_forward_hook(lambda _m, _i, output: outputs.append(first_output(output)))
@@ -243,13 +245,13 @@ def _has_containers(call: Call) -> bool:
     return any(isinstance(value, (MutableMapping, list)) for value in (*call.args, *call.kwargs.values()))
 
 
-def _pass_over(
-    model: nn.Module, ffns: FFNs, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], returned: Callable[..., Any]
+def _record_in_place_of_blocks(
+    model: nn.Module, ffns: FFNs, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], as_output: Callable[..., Any]
 ) -> Recording:
-    """Record the calls of blocks that return what a function makes of their hidden states."""
+    """Record the calls of the blocks, while `as_output` makes the output of each block from its hidden states."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return returned(args[0] if args else kwargs["hidden_states"])
+        return as_output(args[0] if args else kwargs["hidden_states"])
 
     with recording(model, ffns) as record, ExitStack() as hooks:
         for block in record.blocks:
@@ -259,7 +261,7 @@ def _pass_over(
     return record
 
 
-def _alike(one: Call, other: Call) -> bool:
+def _equal_calls(one: Call, other: Call) -> bool:
     """Whether two calls have equal arguments."""
     values, others = tree_leaves((one.args, one.kwargs)), tree_leaves((other.args, other.kwargs))
     return len(values) == len(others) and all(
@@ -271,17 +273,17 @@ def _alike(one: Call, other: Call) -> bool:
 
 
 def record_calls(hooks: ExitStack, module: nn.Module, calls: list[tuple[Call, Any]]) -> None:
-    """Append each call of a module and its output to a list, until `hooks` closes."""
+    """Append each call of a module, with its output, to the list `calls`, until `hooks` closes."""
 
-    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
+    def append(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
         # Copied, because some blocks add to the very tensor that the FFN returned (Falcon).
         calls.append((Call(args, kwargs), returned.clone() if isinstance(returned, torch.Tensor) else returned))
 
-    hooks.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
+    hooks.callback(module.register_forward_hook(append, with_kwargs=True).remove)
 
 
 def can_copy(call: Call) -> bool:
-    """Whether all arguments of a call are dense tensors or plain values."""
+    """Whether :func:`copied_call` can copy a call: all its arguments are dense tensors or plain values."""
     plain = (bool, int, float, str, type(None))
     return all(
         value.layout is torch.strided if isinstance(value, torch.Tensor) else isinstance(value, plain)
@@ -290,7 +292,11 @@ def can_copy(call: Call) -> bool:
 
 
 def copied_call(call: Call, memory: torch.Tensor, states: torch.Tensor) -> Call:
-    """Return a call that stays valid when `states` are overwritten; the first tensor that fits `memory` is copied into it."""
+    """Return a copy of a call that stays valid when `states` are overwritten.
+
+    The first tensor that has the size, dtype and device of `memory` is copied into `memory`, so that no new memory is allocated.
+    Of the others, only those that share the memory of `states` are copied.
+    """
     unused = [memory]
 
     def copy(value: Any) -> Any:

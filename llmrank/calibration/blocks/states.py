@@ -15,16 +15,18 @@ __all__ = ["States", "allocate_like", "file_tensor", "store"]
 
 
 class States:
-    """The hidden states in front of a block, which those behind the block replace.
+    """The hidden states in front of a block; when the block has run, the states behind the block take their place.
 
     Parameters
     ----------
     memory : sequence of one or two lists of tensors
-        Where the states are. With two lists, the states in front of a block are kept until :meth:`advance`.
+        Lists with one tensor for each batch. With one list, the states behind a block overwrite those in front of it batch by
+        batch. With two lists, the states behind a block go to the other list, and those in front of it are kept until
+        :meth:`advance`.
     side : int
-        The list that holds the states now.
+        Index of the list that holds the states in front of the block now.
     files : sequence of Path
-        The files that the lists are in, if they are in files.
+        The files that hold the tensors, one file for each list; empty if the tensors are in memory.
     """
 
     def __init__(self, memory: Sequence[list[torch.Tensor]], side: int = 0, files: Sequence[Path] = ()) -> None:
@@ -34,11 +36,11 @@ class States:
     @classmethod
     def of(cls, first: Sequence[torch.Tensor]) -> States:
         """Copy the first states into memory."""
-        return cls([_copied(first, allocate_like(first))])
+        return cls([_copy_into(allocate_like(first), first)])
 
     @classmethod
     def in_files(cls, path: Path, first: Sequence[torch.Tensor], side: int | None = None) -> States:
-        """Keep states in two files, which the system reads and writes as memory allows.
+        """Keep states in two files that are mapped into memory: the system reads and writes them as its memory allows.
 
         Parameters
         ----------
@@ -47,74 +49,75 @@ class States:
         first : sequence of tensors
             The first states, of one dtype, on the CPU.
         side : int, optional
-            The file that holds the states of an earlier process; by default the first states are written.
+            Index of the file that holds the states of an earlier process, which are used instead of `first`. By default there
+            are none, and `first` is written to the first file.
         """
         files = [path.with_name(f"{path.name}.{number}") for number in range(2)]
         memory = [_allocate_in_file(file, first) for file in files]
         if side is None:
-            _copied(first, memory[0])
+            _copy_into(memory[0], first)
         return cls(memory, side or 0, files)
 
     @property
-    def _now(self) -> list[torch.Tensor]:
+    def _in_front(self) -> list[torch.Tensor]:
         return self._memory[self.side]
 
     @property
-    def _next(self) -> list[torch.Tensor]:
+    def _behind(self) -> list[torch.Tensor]:
         return self._memory[1 - self.side if len(self._memory) > 1 else 0]
 
     def __len__(self) -> int:
-        return len(self._now)
+        return len(self._in_front)
 
     def __getitem__(self, k: int) -> torch.Tensor:
-        return self._now[k]
+        return self._in_front[k]
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        return iter(self._now)
+        return iter(self._in_front)
 
     def store(self, k: int, state: torch.Tensor) -> None:
-        """Set the state of a batch behind the block.
+        """Set the state behind the block for one batch.
 
         Raises
         ------
         OptionError
             The states are in files, and this one has another shape or dtype than the first ones.
         """
-        held = self._next[k]
+        held = self._behind[k]
         if len(self._memory) == 1:
-            store(self._next, k, state)
+            store(self._behind, k, state)
             return
         if (state.shape, state.dtype) != (held.shape, held.dtype):
             raise OptionError(
                 f"cannot run block by block: a block turns states of {held.dtype} and shape {tuple(held.shape)} into "
-                f"{state.dtype} and {tuple(state.shape)}; leave the low memory out"
+                f"{state.dtype} and {tuple(state.shape)}; run without --low-memory (work_directory=)"
             )
         held.copy_(state)  # from the device that the block has computed on
 
     def behind(self, k: int) -> torch.Tensor:
-        """Return the state of a batch behind the block, which :meth:`store` has set."""
-        return self._next[k]
+        """Return the state behind the block for one batch, which :meth:`store` has set."""
+        return self._behind[k]
 
     def advance(self) -> None:
-        """Take the states behind the block as those in front of the next one."""
+        """Go on to the next block: the states behind this block are those in front of the next block."""
         self.side = 1 - self.side if len(self._memory) > 1 else 0
 
 
 def allocate_like(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Allocate memory for the states of all batches in one piece; a piece for each batch would fragment the heap."""
+    """Allocate memory for the states of all batches in one piece, because a piece for each batch would fragment the heap."""
     with torch.inference_mode(mode=False):
         return _split(states[0].new_empty(sum(state.numel() for state in states)), states)
 
 
 def file_tensor(path: Path, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Return a tensor whose values are in a file, which the system reads and writes as memory allows.
+    """Return a tensor whose values are in a file that the system reads and writes as its memory allows.
 
-    A file that is there keeps its values; otherwise they are zeros.
+    If the file exists already, the tensor has the values in it. A new file holds zeros.
 
     Raises
     ------
     OSError
-        The disk is full. Space is taken now, because a page that cannot be written later would end the process.
+        The disk is full. The space is reserved now: if the system found no space for a value later, it would kill the process.
     """
     size = math.prod(shape) * dtype.itemsize
     with path.open("ab") as file:
@@ -135,9 +138,9 @@ def _allocate_in_file(path: Path, states: Sequence[torch.Tensor]) -> list[torch.
     return _split(file_tensor(path, (size,), states[0].dtype), states)
 
 
-def _copied(values: Sequence[torch.Tensor], memory: list[torch.Tensor]) -> list[torch.Tensor]:
-    for own, value in zip(memory, values, strict=True):
-        own.copy_(value)
+def _copy_into(memory: list[torch.Tensor], values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    for target, value in zip(memory, values, strict=True):
+        target.copy_(value)
     return memory
 
 
@@ -147,7 +150,7 @@ def _split(memory: torch.Tensor, states: Sequence[torch.Tensor]) -> list[torch.T
 
 
 def store(states: list[torch.Tensor], k: int, state: torch.Tensor) -> None:
-    """Copy a state into the memory of its batch, or into new memory if its shape, dtype or device differ."""
+    """Replace the state of one batch by a copy, in the same memory if the shape, dtype and device are the same."""
     held = states[k]
     if state.shape != held.shape or (state.dtype, state.device) != (held.dtype, held.device):
         states[k] = allocate_like([state])[0]

@@ -1,8 +1,8 @@
 """Pass the calibration tokens through a model, FFN by FFN, while earlier FFNs change.
 
-Repair needs the input of an FFN after the FFNs before it were pruned, and what their pruning changed in the residual stream.
-Here the model runs from its start for every FFN; see :mod:`llmrank.calibration.blocks.block_stream` for models whose blocks can
-run one by one.
+To repair an FFN, one needs its input in the model whose earlier FFNs are pruned already, and the change that their pruning has
+made in the residual stream. In the stream of this module, the model runs from its start for every FFN. The stream in
+:mod:`llmrank.calibration.blocks.block_stream` is for models whose blocks can run one by one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Reader(Accumulator, Protocol):
         ----------
         missing : (batch, length, out) tensor or None
             The tensor to add to the map's output so that the residual stream behind the block becomes that of the dense model;
-            None if it is unknown.
+            None if that tensor is unknown.
         """
 
 
@@ -64,7 +64,7 @@ class Stream(Protocol):
     device: torch.device | None
 
     def has_passed(self, ffn: FFN) -> bool:
-        """Whether the stream is behind an FFN, which an earlier process has repaired."""
+        """Whether the stream goes on behind an FFN, because an earlier process has repaired this FFN."""
 
     def feed(
         self,
@@ -73,20 +73,22 @@ class Stream(Protocol):
         dense_readers: Readers | None = None,
         change: Callable[[], None] | None = None,
     ) -> None:
-        """Pass the inputs of maps for all tokens to readers. Maps before them compute with their current weights.
+        """Pass the inputs of linear maps, for all tokens, to the readers of these maps.
+
+        All maps that run before a read map compute with the weights that they have at the time of the call.
 
         Parameters
         ----------
         ffn : FFN
-            Successive calls follow the model's order.
+            The FFN whose maps are read. Calls follow the order of the FFNs in the model.
         readers : mapping from nn.Module to Reader
-            By the output map of the FFN that is read, still unchanged; or by those of several experts of its mixture. Each map is
-            fed at most once.
+            The output map of the FFN, which is not pruned yet, with its reader; or the output maps of several experts of the
+            FFN's mixture. Each map is fed to a reader at most once.
         dense_readers : mapping from nn.Module to Reader, optional
-            Receive the inputs of the maps in the dense model, if the stream follows the dense model and no map of the block was
-            fed before.
+            The same maps with readers of their inputs in the dense model. These readers get inputs only if the stream follows the
+            dense model (passes the tokens through it too), and if no map of the block was fed before.
         change : callable, optional
-            Changes the block before its inputs are read, after the dense model has passed it.
+            Changes the block. It is called after the dense model has passed the block, and before the inputs are read.
         """
 
 
@@ -99,7 +101,7 @@ class PassStream:
 
     Notes
     -----
-    Cost for each map: half a forward pass on average.
+    Cost for each FFN: half a forward pass on average.
     """
 
     def __init__(self, model: nn.Module, ffns: FFNs, batches: Sequence[Batch], n_fitted_batches: int) -> None:
@@ -109,7 +111,7 @@ class PassStream:
         self._body = body_of(model, ffns)
         self._batches = batches
 
-    def has_passed(self, ffn: FFN) -> bool:  # noqa: ARG002 -- it can begin at any FFN
+    def has_passed(self, ffn: FFN) -> bool:  # noqa: ARG002 -- this stream can begin at any FFN
         """See :meth:`Stream.has_passed`."""
         return False
 
@@ -120,7 +122,7 @@ class PassStream:
         dense_readers: Readers | None = None,  # noqa: ARG002 -- the dense model is not followed
         change: Callable[[], None] | None = None,
     ) -> None:
-        """See :meth:`Stream.feed`; if several blocks share the FFN, its last call ends the pass."""
+        """See :meth:`Stream.feed`. If several blocks share the FFN, a forward pass ends at the last call of the FFN."""
         if change is not None:
             change()
         n_calls: list[int] = []
@@ -134,8 +136,8 @@ class PassStream:
         with ExitStack() as hooks, torch.no_grad(), evaluation_mode(self._model, self._ffns):
             for module, reader in readers.items():
                 add_hook(hooks, self._model, ffn, module, reader, token_masks)
-            last = ffn.mixture.summed if ffn.is_routed and ffn.mixture is not None else ffn.stages[-1][-1].module
-            hooks.callback(last.register_forward_hook(count).remove)
+            last_module = ffn.mixture.summed if ffn.is_routed and ffn.mixture is not None else ffn.stages[-1][-1].module
+            hooks.callback(last_module.register_forward_hook(count).remove)
             for ids, mask in self._batches:
                 inputs, *masks = model_inputs(self._model, ids, mask)
                 token_masks.replace(TokenMasks(*masks))

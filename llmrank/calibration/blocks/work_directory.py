@@ -1,4 +1,4 @@
-"""A directory for a run that keeps little in memory, and that another process can go on with."""
+"""A directory for a run that keeps most of its tensors in files; if the run is interrupted, another process can go on with it."""
 
 from __future__ import annotations
 
@@ -21,40 +21,41 @@ from llmrank.errors import OptionError
 
 __all__ = ["SHARD_BYTES", "WorkDirectory", "weights_digest"]
 
-# A file of weights that is written with little memory is this large at most, because it may be in memory meanwhile.
+# A run that has a work directory splits the weights that it writes into files of at most this size, because all weights of a
+# file are in memory while the file is written.
 SHARD_BYTES = 10**9
-# Number of values of a tensor that its digest reads, and the parts of a configuration that do not belong to the model.
+# Number of values of a tensor that a digest reads, and entries of a configuration that may differ for the same model.
 N_SAMPLED = 256
 UNRELATED = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "architectures")
 RUN_FILE, PROGRESS_FILE = "run.json", "progress.json"
 
 
 class WorkDirectory:
-    """Files of a run: tensors that need not be in memory, and how far the run has come.
+    """The files of a run: tensors that need not be in memory, and a note of how far the run has come.
 
     Parameters
     ----------
     path : path-like
-        Absent; or with `resume`, of an earlier run.
+        A directory that does not exist yet, or is empty. With `resume`, the directory of an earlier run.
     run : mapping
-        What decides the result of the run, in values that JSON can hold.
+        The settings that decide the result of the run, as values that JSON can hold.
     resume : bool
         Whether to go on with the earlier run.
 
     Raises
     ------
     OptionError
-        There is an earlier run, and it is not to be resumed; or it had other settings; or there is none to resume; or another
-        process is at work in the directory.
+        The directory holds an earlier run, and `resume` is False or the settings differ; or `resume` is True, and the directory
+        holds no run; or another process is at work in the directory.
     OSError
         The directory cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], run: Mapping[str, Any], *, resume: bool = False) -> None:
         self.path = Path(path)
-        wanted = json.loads(json.dumps(run))
-        stated = self.path / RUN_FILE
-        if not stated.is_file():
+        settings = json.loads(json.dumps(run))
+        run_file = self.path / RUN_FILE
+        if not run_file.is_file():
             if resume:
                 raise OptionError(f"there is no unfinished run in {self.path} to go on with; leave resume out")
             remove_leftovers(self.path, RUN_FILE)
@@ -67,22 +68,23 @@ class WorkDirectory:
             raise OptionError(
                 f"{self.path} holds a run that has not finished; go on with it (--resume), or delete that directory"
             )
-        lock = take_lock(self.path, by_process=True)  # this process may go on with a run that it has ended itself
+        # by_process=True: this process may still hold the lock from a run of its own that has failed, and go on with that run.
+        lock = take_lock(self.path, by_process=True)
         if lock is None:
             raise OptionError(
                 f"another process is at work in {self.path}; wait until it has ended, or choose another --output"
             )
         self._unlock = weakref.finalize(self, os.close, lock)
-        if stated.is_file():
+        if run_file.is_file():
             earlier = self._read(RUN_FILE)
-            differing = sorted(name for name in {*wanted, *earlier} if wanted.get(name) != earlier.get(name))
+            differing = sorted(name for name in {*settings, *earlier} if settings.get(name) != earlier.get(name))
             if differing:
                 raise OptionError(
                     f"the run in {self.path} had another {', '.join(differing)}; give the options of that run, or delete that "
                     "directory"
                 )
         else:
-            _write_json(stated, wanted)
+            _write_json(run_file, settings)
         self._progress: dict[str, Any] = self._read(PROGRESS_FILE) if (self.path / PROGRESS_FILE).is_file() else {}
 
     def _read(self, name: str) -> dict[str, Any]:
@@ -94,7 +96,7 @@ class WorkDirectory:
 
     @property
     def has_progress(self) -> bool:
-        """Whether some stage has come so far that another process could go on there."""
+        """Whether progress of some stage is noted, so that another process can go on from there."""
         return bool(self._progress)
 
     def file(self, name: str) -> Path:
@@ -102,21 +104,25 @@ class WorkDirectory:
         return self.path / name
 
     def progress(self, stage: str) -> Any:
-        """Return what was noted for a stage, or None."""
+        """Return what :meth:`note` noted for a stage, or None."""
         return self._progress.get(stage)
 
     def note(self, stage: str, value: Any, files: Iterable[Path] = ()) -> None:
-        """Note how far a stage has come, once `files` are on the disk; a process that is killed leaves the last note."""
+        """Note how far a stage has come, after `files` have reached the disk.
+
+        If the process is killed during the call, the previous note stays.
+        """
         for file in files:
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())
         self._progress[stage] = value
         _write_json(self.path / PROGRESS_FILE, self._progress)
 
-    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Copy a tensor into a file without a name, and return the copy, which the system reads and writes as memory allows.
+    def copy_to_file(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Copy a tensor into a temporary file, and return the copy, so that the system need not hold its values in memory.
 
-        The file is deleted when the copy is not used any more. A tensor of another device than the CPU is returned itself.
+        The file has no name, and vanishes when the copy is not used any more. A tensor on another device than the CPU is
+        returned as it is.
         """
         if tensor.device.type != "cpu":
             return tensor
@@ -133,14 +139,14 @@ class WorkDirectory:
 
 
 def weights_digest(model: nn.Module, *, complete: bool = False) -> str:
-    """Return a digest of the configuration and of 256 values of every parameter and buffer, evenly spaced.
+    """Return a digest of a model, by which it is known again: of its configuration and of values of its parameters and buffers.
 
-    It tells models apart without reading them whole. With `complete` it is a digest of all values.
+    By default, 256 evenly spaced values of each are read, so that most of the weights are not; with `complete`, all values.
 
     Raises
     ------
     OptionError
-        A parameter holds no data here.
+        A parameter holds no data: it is offloaded or on the meta device.
     """
     config = getattr(model, "config", None)
     described = {} if config is None else config.to_dict()

@@ -1,7 +1,8 @@
 """Notice within a minute that another process of a run has failed or has been killed.
 
-Every process counts up a number in the store that the processes share, and reads the numbers of the others. A process that
-fails writes its reason there. Without this, the others would wait for it as long as a collective operation may take.
+The processes share a store of keys and values. Every process regularly raises a number of its own in the store, its beat, and
+reads the beats of the others. A process that fails writes the reason into the store. Without this, the others would wait for the
+failed process until the time limit of a collective operation.
 """
 
 from __future__ import annotations
@@ -20,27 +21,30 @@ __all__ = ["BEAT", "SILENCE", "Heartbeat"]
 
 # Seconds between two beats.
 BEAT = 0.5
-# After so many seconds without a beat, a process counts as dead.
+# A process that has not beaten for this many seconds counts as dead.
 SILENCE = 30.0
-# A launcher that has seen a process die ends the others. They look for so many seconds which process does not beat any more.
+# When one process dies, the launcher ends the others. Before such a process ends, it looks for this many seconds which of the
+# others does not beat any more, so that its message can name the dead one.
 LAST_LOOK = 3.0
+# The key of the failure in the store: number of the process, reason, and whether that process itself gave the reason.
 FAILED = "failed"
 
 
 class Heartbeat:
-    """The beats of one process, and what it knows about the others.
+    """A thread that beats for one process, and watches the beats of the others.
 
     Parameters
     ----------
     store : torch.distributed.Store
-        For this object alone: a thread of its own uses it.
+        A connection to the store that nothing else uses, because the thread of this object uses it.
     rank, count : int
+        Number of this process, and number of processes.
 
     Attributes
     ----------
     failure : ProcessError or None
-        Names the first other process that has failed. If that happens while the main thread does something else than
-        :meth:`check`, it gets a KeyboardInterrupt.
+        Names the first other process that has failed. If the main thread does not soon call :meth:`check` after a failure, the
+        thread of this object raises KeyboardInterrupt in the main thread.
     """
 
     def __init__(self, store: Any, rank: int, count: int) -> None:
@@ -50,7 +54,7 @@ class Heartbeat:
         self._stopped = threading.Event()
         self._noticed = threading.Event()
         self._has_interrupted = False
-        # The last beat of every other process, and when it was seen.
+        # The last beat of every other process, and the time at which it was first read.
         now = time.monotonic()
         self._seen = {other: (0, now) for other in range(count) if other != rank}
         self._is_main = threading.current_thread() is threading.main_thread()
@@ -64,12 +68,13 @@ class Heartbeat:
             raise self.failure
 
     def cause_of(self, error: BaseException) -> ProcessError | None:
-        """Return the failure of another process that an error of this one comes from, or None.
+        """Return the failure of another process that is the cause of an error of this process, or None if there is none.
 
-        A connection that breaks, or a launcher that ends this process, tells that another process failed, but not which one.
+        If a connection breaks, or the launcher ends this process, another process has failed, but it is not known which one.
+        Then this method waits a few seconds to find it.
         """
         self._noticed.set()
-        if isinstance(error, KeyboardInterrupt) and not error.args:  # Ctrl-C, or the thread
+        if isinstance(error, KeyboardInterrupt) and not error.args:  # from Ctrl-C, or from the thread of this object
             return self.failure if self._has_interrupted else None
         if not isinstance(error, (ProcessError, KeyboardInterrupt)):
             return None
@@ -77,21 +82,22 @@ class Heartbeat:
             start = time.monotonic()
             while self.failure is None and time.monotonic() - start < LAST_LOOK:
                 _pause(BEAT / 5)
-            # The last beat of a dead process may be read after its end; the others beat all the time.
+            # Living processes beat all the time, so their beats are newer than the middle of the wait. That of a dead process is
+            # older, even if it was read a moment after the end of that process.
             dead = [other for other, (_, moment) in self._seen.items() if moment < start + LAST_LOOK / 2]
             if self.failure is None and dead:
-                self._fail(dead[0], "it does not answer any more")
+                self._report_dead(dead[0], "it does not answer any more")
         return self.failure
 
     def report(self, error: BaseException) -> None:
-        """Tell the others why this process ends, and wait until they have read it."""
+        """Tell the others why this process ends, and wait until they have had time to read the reason."""
         text = "it was interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
         with contextlib.suppress(Exception):  # the store may be gone
             self._store.compare_set(FAILED, "", json.dumps([self._rank, text, True]))
         _pause(4 * BEAT)
 
     def stop(self) -> None:
-        """Beat no more."""
+        """Stop beating, and end the thread."""
         self._noticed.set()
         self._stopped.set()
         self._thread.join(SILENCE)
@@ -102,27 +108,28 @@ class Heartbeat:
             beat += 1
             try:
                 self._store.set(f"beat/{self._rank}", str(beat))
-                self._look()
+                self._look_for_failure()
             except Exception as error:  # torch raises several types when the store is gone
                 if not self._stopped.is_set():
                     reason = f"the store that the processes share is gone ({str(error).splitlines()[0]})"
-                    self._set(0, f"it, or the launcher, has ended: {reason}")
+                    self._set_failure(0, f"it, or the launcher, has ended: {reason}")
             if self.failure is not None:
                 break
-        # A main thread that waits for the others sees it by itself.
+        # A main thread that waits for the others notices the failure itself, by check(). Any other main thread is interrupted.
         if not self._stopped.is_set() and not self._noticed.wait(2 * BEAT) and self._is_main:
             self._has_interrupted = True
             _interrupt_main()
         with contextlib.suppress(Exception):
-            while not self._stopped.wait(BEAT):  # the others must not take this process for the one that died
+            while not self._stopped.wait(BEAT):  # beat on, so that the others do not take this process for the dead one
                 beat += 1
                 self._store.set(f"beat/{self._rank}", str(beat))
 
-    def _look(self) -> None:
+    def _look_for_failure(self) -> None:
+        """Set :attr:`failure` if another process has reported a failure, or has not beaten for too long."""
         if self._store.check([FAILED]):
             rank, text, said_why = json.loads(self._store.get(FAILED))
             if rank != self._rank:
-                self._set(rank, text, said_why=said_why)
+                self._set_failure(rank, text, said_why=said_why)
             return
         now = time.monotonic()
         for other, (last, moment) in self._seen.items():
@@ -131,16 +138,16 @@ class Heartbeat:
             if beat != last:
                 self._seen[other] = beat, now
             elif now - moment > SILENCE:
-                self._fail(other, f"it has not answered for {SILENCE:.0f} seconds")
+                self._report_dead(other, f"it has not answered for {SILENCE:.0f} seconds")
                 return
 
-    def _fail(self, rank: int, text: str) -> None:
-        """Note that another process is dead."""
+    def _report_dead(self, rank: int, text: str) -> None:
+        """Tell all processes that another process is dead."""
         with contextlib.suppress(Exception):
             self._store.compare_set(FAILED, "", json.dumps([rank, text, False]))
-        self._set(rank, text)
+        self._set_failure(rank, text)
 
-    def _set(self, rank: int, text: str, *, said_why: bool = False) -> None:
+    def _set_failure(self, rank: int, text: str, *, said_why: bool = False) -> None:
         self.failure = ProcessError(
             f"process {rank} of the processes 0 to {self._count - 1} has failed, so the others ended too, and nothing was "
             f"written: {text}",
@@ -150,12 +157,12 @@ class Heartbeat:
 
 
 def _interrupt_main() -> None:
-    """Raise KeyboardInterrupt in the main thread, also where SIGINT is ignored, as in a command that ``nohup`` has started."""
+    """Raise KeyboardInterrupt in the main thread, also if the process ignores SIGINT, as a command started by ``nohup`` does."""
     ident = ctypes.c_ulong(threading.main_thread().ident or 0)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(KeyboardInterrupt))
 
 
 def _pause(seconds: float) -> None:
-    """Sleep; a launcher that ends this process meanwhile must not hide why it ends."""
+    """Sleep, without an exception if the launcher interrupts this process, so that the process can still say why it ends."""
     with contextlib.suppress(KeyboardInterrupt):
         time.sleep(seconds)

@@ -18,14 +18,15 @@ from llmrank.calibration.processes.several import SeveralProcesses
 
 __all__ = ["join_processes", "launched_processes"]
 
-# Seconds that processes may start apart, and that an exchange may take once all have come to it.
+# Seconds that a process waits for the others at the start; and seconds that an exchange may take once all have come to it.
 START_TIMEOUT, EXCHANGE_TIMEOUT = 300, 60
 
 
 def launched_processes() -> tuple[int, int]:
-    """Return the rank of this process and the number of processes: those connected already, or by the launcher's variables.
+    """Return the rank of this process, and the number of processes.
 
-    The launchers torchrun and accelerate set RANK and WORLD_SIZE.
+    If the processes are not connected yet, both numbers come from the environment variables RANK and WORLD_SIZE, which the
+    launchers torchrun and accelerate set.
     """
     if not dist.is_available():
         return 0, 1
@@ -37,24 +38,25 @@ def launched_processes() -> tuple[int, int]:
 
 @contextmanager
 def join_processes() -> Iterator[Processes]:
-    """Join the other processes, and yield the one that this process is; at the end, wait for the others.
+    """Connect this process to the others of its run, and yield the object by which it exchanges values with them.
 
-    The context connects the processes by gloo, and for tensors on CUDA devices by NCCL. If it has to set up torch.distributed,
-    each process takes the CUDA device with its number on its machine as its own.
+    At the end, the context waits for the other processes. They are connected by gloo, and for tensors on CUDA devices by NCCL. If
+    torch.distributed is not set up yet, each process also chooses the CUDA device whose number is its own number among the
+    processes on its machine.
 
     Raises
     ------
     ProcessError
-        Another process has failed, within a minute. If this process fails, the others are told.
+        Another process has failed; it is raised within a minute. If this process fails, the others are told.
     """
     if launched_processes()[1] < 2:
         yield Processes()
         return
-    is_ours = not dist.is_initialized()
-    if is_ours:
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        if local < torch.cuda.device_count():
-            torch.cuda.set_device(local)
+    sets_up = not dist.is_initialized()
+    if sets_up:
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if local_rank < torch.cuda.device_count():
+            torch.cuda.set_device(local_rank)
         dist.init_process_group("gloo", timeout=timedelta(seconds=START_TIMEOUT))
     timeout = timedelta(seconds=EXCHANGE_TIMEOUT)
     groups = {"cpu": dist.new_group(backend="gloo", timeout=timeout)}
@@ -77,12 +79,12 @@ def join_processes() -> Iterator[Processes]:
         heartbeat.stop()
     for group in groups.values():
         dist.destroy_process_group(group)
-    if is_ours:
-        atexit.register(_leave)
+    if sets_up:
+        atexit.register(_disconnect)
 
 
-def _leave() -> None:
-    """Close the connection that :func:`join_processes` opened; later runs of this Python process have used it too."""
+def _disconnect() -> None:
+    """Close the connection that :func:`join_processes` opened, at the end of Python: later runs in this process use it too."""
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if dist.is_initialized():

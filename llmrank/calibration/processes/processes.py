@@ -1,4 +1,4 @@
-"""The process of a run in one process; :class:`SeveralProcesses` extends it."""
+"""What a run asks of the processes that divide it, answered for a run in one process; :class:`SeveralProcesses` extends it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Value = TypeVar("Value")
 
 
 class Processes:
-    """The processes of a run, as one of them sees them. This class is a run in a single process, in which nothing is exchanged.
+    """The processes of a run, as one of them sees them. This class is for a run in a single process: nothing is exchanged.
 
-    Methods that exchange values are called by all processes, in the same order.
+    All processes must call the methods that exchange values, in the same order.
 
     Attributes
     ----------
@@ -40,12 +40,12 @@ class Processes:
         return sequences if self.count == 1 else sequences.share(self.rank, self.count, batch_size)
 
     def check_batches(self, sequences: TokenSequences, batch_size: int) -> None:
-        """Raise unless there is a batch of sequences, besides the held-out ones, for every process.
+        """Check that there is at least one batch of sequences for every process; held-out sequences do not count.
 
         Raises
         ------
         OptionError
-            There are fewer.
+            There are fewer batches than processes.
         """
         n_batches = sum(1 for _ in sequences.parts[0].batches(batch_size)) if self.count > 1 else self.count
         if n_batches < self.count:
@@ -64,7 +64,7 @@ class Processes:
         return number % self.count
 
     def add_up(self, sums: Iterable[object], owner: int | None = None) -> None:
-        """Replace every attribute of some objects that is a tensor or a number by its sum over the processes.
+        """Replace tensors and numbers by their sums over the processes: those that are attributes of the given objects.
 
         Parameters
         ----------
@@ -72,8 +72,8 @@ class Processes:
             Objects whose attributes have the same names, shapes and dtypes in all processes. Sums of integers must be below
             2^53.
         owner : int, optional
-            The only process that needs the sums; the values of the others are undefined afterwards. By default, all processes
-            get the same bits.
+            The only process that needs the sums; in the other processes, the attributes are undefined afterwards. By default,
+            all processes get the same sums, bit by bit.
         """
 
     def from_one(self, make: Callable[[], Value], owner: int = 0) -> Value:  # noqa: ARG002 -- the only process
@@ -81,9 +81,9 @@ class Processes:
         return make()
 
     def gather(self, value: Value) -> list[Value]:
-        """Return the values of all processes, by rank."""
+        """Return the values that all processes give, in the order of their ranks."""
         return [value]
 
     def first(self, value: Any) -> Any:
-        """Return the value of process 0."""
+        """Return in all processes the value that process 0 gives."""
         return self.from_one(lambda: value)

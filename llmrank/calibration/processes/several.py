@@ -18,24 +18,26 @@ from llmrank.errors import LLMRankError, ProcessError, is_out_of_memory
 __all__ = ["SeveralProcesses"]
 
 Value = TypeVar("Value")
-# Most numbers that one operation adds up, so that it ends long before its time is up.
+# One operation adds up at most this many numbers, so that it ends long before its time limit.
 NUMBERS_AT_ONCE = 1 << 23
-# Seconds between two looks whether the others have come: the first, and the longest.
+# A process that waits for the others looks again after a pause whether they have come: seconds of the first and longest pause.
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
-# Most seconds that process 0 waits at the end until the others have left.
+# At the end, process 0 waits at most this many seconds until the others have left.
 LONGEST_FAREWELL = 10.0
 
 
 class SeveralProcesses(Processes):
-    """One of several processes.
+    """The processes of a run, as one of several processes sees them.
 
-    Before each exchange, a process waits until all others have come to it; :class:`Heartbeat` tells whether they still can.
+    Before each exchange, a process waits until all others have come to the same exchange. While it waits, :class:`Heartbeat`
+    tells whether the others are still alive.
 
     Parameters
     ----------
     groups : dict from str to torch.distributed.ProcessGroup
-        The group that exchanges tensors, by the type of their device; at least that of "cpu".
+        For each type of device, the group that exchanges tensors on it; at least a group for "cpu".
     store : torch.distributed.Store
+        The keys and values that all processes share.
     heartbeat : Heartbeat
     """
 
@@ -61,20 +63,20 @@ class SeveralProcesses(Processes):
     def _add_batch(self, batch: Sequence[torch.Tensor], owner: int | None) -> None:
         """Add up flat tensors of one dtype on one device, in place."""
         flat = batch[0] if len(batch) == 1 else torch.cat(list(batch))
-        there = flat if flat.device.type in self._groups else flat.cpu()
-        group = self._groups[there.device.type]
+        sums = flat if flat.device.type in self._groups else flat.cpu()
+        group = self._groups[sums.device.type]
         if owner is None:
-            dist.all_reduce(there, group=group)
+            dist.all_reduce(sums, group=group)
         else:
-            dist.reduce(there, owner, group=group)
-        if there is not batch[0]:
-            for tensor, total in zip(batch, torch.split(there, [len(tensor) for tensor in batch]), strict=True):
+            dist.reduce(sums, owner, group=group)
+        if sums is not batch[0]:
+            for tensor, total in zip(batch, torch.split(sums, [len(tensor) for tensor in batch]), strict=True):
                 tensor.copy_(total)
 
     def from_one(self, make: Callable[[], Value], owner: int = 0) -> Value:
         """See :meth:`Processes.from_one`."""
-        # An error is sent like a value, so that all processes raise it, and none has to ask for the reason.
-        made: list[Any] = [None, None]
+        # An error is sent like a value, so that all processes raise the same error, with the reason.
+        made: list[Any] = [None, None]  # the value, and the error
         if self.rank == owner:
             try:
                 made[0] = make()
@@ -94,7 +96,7 @@ class SeveralProcesses(Processes):
         return values
 
     def end(self) -> None:
-        """Wait until all processes have come to the end; process 0, which may hold the store, leaves last."""
+        """Wait until all processes have come to the end. Process 0 leaves last, because the store may be in its memory."""
         with self._meeting("the end"):
             pass
         if self.rank:
@@ -107,12 +109,14 @@ class SeveralProcesses(Processes):
 
     @contextlib.contextmanager
     def _meeting(self, purpose: str) -> Iterator[None]:
-        """Wait until all processes have come here, for the same purpose; turn errors of the connection into ProcessError.
+        """Wait until all processes have come to this exchange; inside, errors of the connection become ProcessError.
+
+        `purpose` says in words what is exchanged, and must be the same in all processes.
 
         Raises
         ------
         ProcessError
-            Another process has failed, or came for another purpose.
+            Another process has failed, or its purpose is another one.
         """
         try:
             self._meet(purpose)
@@ -125,6 +129,7 @@ class SeveralProcesses(Processes):
             raise ProcessError(f"the connection between the processes broke: {reason}", None) from error
 
     def _meet(self, purpose: str) -> None:
+        """Wait until all processes have come, and compare their purposes."""
         self._heartbeat.check()
         number, self._n_meetings = self._n_meetings, self._n_meetings + 1
         self._store.set(f"{number}/{self.rank}", json.dumps(purpose))
@@ -141,7 +146,7 @@ class SeveralProcesses(Processes):
                     "same model, the same options and the same versions of all packages",
                     other,
                 )
-        # All have left the meeting before.
+        # All processes have come here, so none still needs the key of the previous meeting.
         if number:
             self._store.delete_key(f"{number - 1}/{self.rank}")
 
@@ -151,7 +156,7 @@ def _is_number(value: object) -> bool:
 
 
 def _batches(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Yield flat views of contiguous tensors, together as many as one operation takes, of one dtype on one device."""
+    """Yield lists of flat views of contiguous tensors: each list is of one dtype on one device, and small enough for one sum."""
     batch: list[torch.Tensor] = []
     size = 0
     for piece in (piece for tensor in tensors for piece in torch.split(tensor.view(-1), NUMBERS_AT_ONCE)):

@@ -35,8 +35,8 @@ class LayerStatistics:
         Norm of the values that the next linear maps read. It equals `norm`, except in hidden layers of an explicit FFN (Linears
         named by a `structure_dict`): there `norm` is that of the output of the layer's Linear, before an activation function.
     experts : tuple of (int, RoutingStatistics)
-        In the hidden layer of a mixture of experts: for each expert in turn its number of neurons and its routing, None for a
-        shared expert.
+        In the hidden layer of a mixture of experts: for each expert in turn, its number of neurons and the statistics of what the
+        router sends it (None for a shared expert, which gets every token).
     """
 
     norm: torch.Tensor
@@ -60,9 +60,10 @@ class FFNStatistics:
     attention : AttentionStatistics, optional
         Statistics of the attention in front of the FFN, if requested.
     routing : RoutingStatistics, optional
-        If the FFN is an expert that a router sends tokens to. Its `layers` are those of these tokens; without any they are zero.
+        What the router sends to the FFN, if the FFN is an expert. Then `layers` are statistics over these tokens alone, and zero
+        if there are none.
     mixture : MixtureStatistics, optional
-        If the FFN is an expert, also a shared one: statistics of its mixture.
+        Statistics of the mixture, if the FFN is an expert or a shared expert.
     """
 
     layers: tuple[LayerStatistics, ...]
@@ -79,7 +80,7 @@ class AttentionStatistics:
     Attributes
     ----------
     attention : FFN
-        Its kind is "attention".
+        The value map and the output map of the attention, as an FFN of the kind "attention".
     layers : tuple of LayerStatistics
         Statistics of the value map's input, and of the output map's input and output.
     """
@@ -123,7 +124,7 @@ class MixtureStatistics:
     Attributes
     ----------
     inputs, outputs : LayerStatistics
-        Statistics of its input, and of its output, to which shared experts contribute.
+        Statistics of the input of the mixture, and of its output, which includes the outputs of shared experts.
     """
 
     inputs: LayerStatistics

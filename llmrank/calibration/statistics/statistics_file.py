@@ -1,4 +1,4 @@
-"""Statistics in files: sums over calibration tokens that need not be collected again."""
+"""Write statistics to files and read them, so that they need not be collected again."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from llmrank.errors import OptionError
 __all__ = ["read_statistics", "write_statistics"]
 
 KIND = "statistics"
+# The attributes of LayerStatistics that are tensors, and those of RoutingStatistics that are numbers.
 TENSORS = ("norm", "mean", "variance", "read_norm")
 NUMBERS = ("count", "weight", "output_norm", "weighted_output_norm", "output_variance")
 
@@ -33,12 +34,12 @@ def write_statistics(path: str | os.PathLike[str], statistics: Sequence[FFNStati
     path : path-like
         Replaced completely on success, not changed on failure.
     statistics : sequence of FFNStatistics
-        Without attentions, which belong to a model.
+        Statistics without those of attentions, which cannot be written because they refer to modules of a model.
 
     Raises
     ------
     OptionError
-        The statistics are also of attentions.
+        The statistics contain those of an attention.
     OSError
         The disk is full, or the system refuses.
     """
@@ -46,18 +47,18 @@ def write_statistics(path: str | os.PathLike[str], statistics: Sequence[FFNStati
         raise OptionError("statistics of attentions cannot be written to a file; leave attention out")
     tensors: dict[str, Any] = {}
     described, mixtures = [], dict.fromkeys(id(entry.mixture) for entry in statistics if entry.mixture is not None)
-    numbers = {mixture: number for number, mixture in enumerate(mixtures)}
+    mixture_numbers = {mixture: number for number, mixture in enumerate(mixtures)}
     for k, entry in enumerate(statistics):
         about: dict[str, Any] = {"skip": entry.skip}
-        about["layers"] = [_put(tensors, f"{k}.{n}", layer) for n, layer in enumerate(entry.layers)]
+        about["layers"] = [_add_layer(tensors, f"{k}.{n}", layer) for n, layer in enumerate(entry.layers)]
         if entry.routing is not None:
             about["routing"] = {name: getattr(entry.routing, name) for name in NUMBERS}
             tensors[f"{k}.weighted_norm"] = entry.routing.weighted_norm.numpy()
         if entry.mixture is not None:
-            about["mixture"] = numbers[id(entry.mixture)]
+            about["mixture"] = mixture_numbers[id(entry.mixture)]
             name = f"mixture.{about['mixture']}"
             sides = (("inputs", entry.mixture.inputs), ("outputs", entry.mixture.outputs))
-            about["mixture_counts"] = [_put(tensors, f"{name}.{side}", layer) for side, layer in sides]
+            about["mixture_counts"] = [_add_layer(tensors, f"{name}.{side}", layer) for side, layer in sides]
         described.append(about)
     write_tensors(path, tensors, {"ffns": described}, KIND)
 
@@ -83,20 +84,21 @@ def read_statistics(path: str | os.PathLike[str]) -> tuple[FFNStatistics, ...]:
             if number not in mixtures:
                 sides = zip(("inputs", "outputs"), about["mixture_counts"], strict=True)
                 mixtures[number] = MixtureStatistics(
-                    *(_take(tensors, f"mixture.{number}.{side}", count) for side, count in sides)
+                    *(_layer_of(tensors, f"mixture.{number}.{side}", count) for side, count in sides)
                 )
             mixture = mixtures[number]
-        layers = tuple(_take(tensors, f"{k}.{n}", count) for n, count in enumerate(about["layers"]))
+        layers = tuple(_layer_of(tensors, f"{k}.{n}", count) for n, count in enumerate(about["layers"]))
         found.append(FFNStatistics(layers, about["skip"], None, routing, mixture))
     return tuple(found)
 
 
-def _put(tensors: dict[str, Any], name: str, layer: LayerStatistics) -> int:
-    """Add the tensors of a layer, and return its number of tokens."""
+def _add_layer(tensors: dict[str, Any], name: str, layer: LayerStatistics) -> int:
+    """Add the tensors of a layer's statistics to `tensors`, and return their number of tokens."""
     tensors |= {f"{name}.{each}": getattr(layer, each).numpy() for each in TENSORS}
     return layer.count
 
 
-def _take(tensors: Mapping[str, np.ndarray[Any, Any]], name: str, count: int) -> LayerStatistics:
+def _layer_of(tensors: Mapping[str, np.ndarray[Any, Any]], name: str, count: int) -> LayerStatistics:
+    """Return the statistics of a layer that :func:`_add_layer` has added."""
     norm, mean, variance, read_norm = (torch.from_numpy(tensors[f"{name}.{each}"]) for each in TENSORS)
     return LayerStatistics(norm, mean, variance, count, read_norm)

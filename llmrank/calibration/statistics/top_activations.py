@@ -36,11 +36,11 @@ class TopActivations:
     sequences : TokenSequences
         The text.
     activations : mapping from str to (n, k) float32 tensor
-        By the name of the prunable layer: what the output map reads from each neuron, with its sign, the largest absolute value
-        first.
+        For each prunable layer, by its name, the k activations of each of its n neurons, with their signs. Those of the largest
+        absolute values come first.
     positions : mapping from str to (n, k) int64 tensor
-        Indices in ``sequences.ids.flatten()`` of the token that each activation belongs to; -1 where a neuron was active at
-        fewer than k tokens.
+        For each activation, the index in ``sequences.ids.flatten()`` of the token that it belongs to. If a neuron was active at
+        fewer than k tokens, the rest is -1.
     """
 
     sequences: TokenSequences
@@ -61,9 +61,9 @@ def collect_top_activations(
 ) -> TopActivations:
     """Run a model on the calibration sequences, and find for every neuron the tokens at which it is most active.
 
-    An activation is what the output map reads from a neuron (of Linears named by a `structure_dict`, what the next of them
-    reads). Absolute values are compared, because a neuron of a gated FFN writes as much with a negative activation as with a
-    positive one, in the opposite direction; an FFN without a gate and with a ReLU has no negative ones.
+    An activation is what the output map reads from a neuron. For Linears that a `structure_dict` names, it is what the next of
+    them reads. Absolute values are compared, because a negative activation of a neuron changes the output as much as a positive
+    one, in the opposite direction. Negative activations are common in gated FFNs; an FFN with a ReLU and no gate has none.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def collect_top_activations(
         A model that reads token ids.
     ffns : FFNs
     sequences : TokenSequences
-        Padding does not count. An expert counts the tokens that its router sends it.
+        Padding does not count. For the neurons of an expert, only the tokens count that the router sends to the expert.
     k : int
         Number of activations to keep for each neuron.
     batch_size : int
@@ -81,16 +81,16 @@ def collect_top_activations(
     layers : collection of str, optional
         Names of the prunable layers to watch; all by default.
     skip : int
-        Number of tokens at the beginning of every sequence that do not count. By default the first does not: it has no
-        context, and in many models its activations are far larger than all others (massive activations [1]_), so that it would
-        be the top token of most neurons.
+        Number of tokens at the beginning of every sequence that do not count. By default, the first token does not count: it has
+        no context, and in many models its activations are far larger than all others (massive activations [1]_), so that it
+        would be the top token of most neurons.
 
     Raises
     ------
     OptionError
         `k` is below 1, or the sequences are features and not tokens.
     CalibrationError
-        Activations are not finite, tokens cannot be told apart at an FFN, or the model cannot read the ids.
+        Activations are not finite, padding cannot be told from text at an FFN, or the model cannot read the ids.
 
     Notes
     -----
@@ -113,15 +113,16 @@ def collect_top_activations(
             for index, layer in ffn.prunable.items():
                 if layers is None or layer.name in layers:
                     found[layer.name] = _watch(hooks, model, ffn, index, k, masks, positions)
-        batches, row = list(sequences.batches(batch_size)), 0
+        batches, first_row = list(sequences.batches(batch_size)), 0
         for ids, mask in progress(batches, "Finding contexts") if progress else batches:
             inputs, *_ = model_inputs(model, ids, mask)
-            positions.replace(_positions(mask, row, skip, halves="decoder_input_ids" in inputs))
+            is_encoder_decoder = "decoder_input_ids" in inputs
+            positions.replace(_positions(mask, first_row, skip, is_encoder_decoder=is_encoder_decoder))
             masks.replace(
                 TokenMasks(*(None if each is None else each >= 0 for each in (positions.input, positions.decoder)))
             )
             run_body(body, inputs)
-            row += len(ids)
+            first_row += len(ids)
     finished = {name: top.finish(name) for name, top in found.items()}
     return TopActivations(
         sequences,
@@ -130,15 +131,16 @@ def collect_top_activations(
     )
 
 
-def _positions(mask: torch.Tensor, row: int, skip: int, *, halves: bool) -> TokenMasks:
-    """Return the index in the text of every token of a batch, -1 for those that do not count, as in the masks of TokenMasks.
+def _positions(mask: torch.Tensor, first_row: int, skip: int, *, is_encoder_decoder: bool) -> TokenMasks:
+    """Return the index in the text of every token of a batch, or -1 if the token does not count.
 
-    The decoder of an encoder-decoder model reads the second half of a sequence behind its start token, so one token later.
+    The indices are in a TokenMasks, in the places of the masks, and `first_row` is the number of the batch's first sequence. The
+    decoder of an encoder-decoder model reads a start token and then the second half of a sequence, each token one step later.
     """
     n, length = mask.shape
-    indices = torch.arange(row * length, (row + n) * length).view(n, length)
+    indices = torch.arange(first_row * length, (first_row + n) * length).view(n, length)
     indices = indices.where(mask.cpu() & (torch.arange(length) >= skip), torch.tensor(-1))
-    if not halves:
+    if not is_encoder_decoder:
         return TokenMasks(indices)
     half = length // 2
     start = torch.full((n, 1), -1)
@@ -149,7 +151,7 @@ def _watch(
     hooks: ExitStack, model: nn.Module, ffn: FFN, layer: int, k: int, masks: TokenMasks, positions: TokenMasks
 ) -> _TopTokens:
     """Register a hook that keeps the top activations of one layer of an FFN, until `hooks` closes."""
-    # The last layer of an explicit FFN is read by nothing that is known.
+    # No known map reads the last layer of an explicit FFN. So the output of the layer's own map is used for it.
     is_read = layer < len(ffn.stages)
     module = ffn.stages[layer if is_read else layer - 1][0].module
     routing = None if ffn.mixture is None else ffn.mixture.routing_of(module)
@@ -168,8 +170,8 @@ class _TopTokens:
         self._positions, self._side, self._routing = positions, side, routing
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """Add hidden neurons (..., n); the mask is that of the positions that are not -1."""
-        # The device of the weights is not known before, if they are loaded for each call.
+        """Add the activations of hidden neurons (..., n); the mask is False where the position of the token is -1."""
+        # The tensors are moved here, because the device is known only now if the weights are loaded for each call.
         device = values.device
         self._values, self._places = self._values.to(device), self._places.to(device)
         indices: torch.Tensor = getattr(self._positions, self._side).reshape(-1).to(device)
@@ -177,7 +179,8 @@ class _TopTokens:
             indices = indices[self._routing.tokens.to(device)]
         values = values.detach().reshape(-1, values.shape[-1]).to(self._values)
         if mask is not None:
-            # Zeros are no activations, so these rows have no place; to select rows, a GPU would have to be waited for.
+            # Rows that do not count become zeros, and :meth:`finish` gives zeros no place. To select the other rows instead, the
+            # program would have to wait for the GPU.
             values = values.where(mask.reshape(-1, 1).to(device), 0.0)
         k = len(self._values)
         best = values.abs().topk(min(k, len(values)), dim=0).indices
@@ -187,7 +190,7 @@ class _TopTokens:
         self._values, self._places = merged.gather(0, order), places.gather(0, order)
 
     def finish(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the activations and their places, (n, k) each."""
+        """Return the activations of the neurons, and their positions in the text, (n, k) each."""
         if not bool(torch.isfinite(self._values).all()):
             raise CalibrationError(
                 f"the activations of {name} are not finite: the weights hold NaN or Inf, or the dtype overflows; load the model "

@@ -14,7 +14,8 @@ __all__ = ["BaseSource"]
 class BaseSource:
     """Base class of sources of text. Override :meth:`read`, or :meth:`sequences` if the tokens do not come from a text.
 
-    Users write ``name``, or ``name:argument`` if :attr:`usage` is not empty. The first line of the docstring is shown as help.
+    Users choose a source by ``name``, or by ``name:argument`` if :attr:`usage` is not empty. The help of the command line shows
+    the first line of the class's docstring.
 
     Parameters
     ----------
@@ -49,12 +50,14 @@ class BaseSource:
         """Raise :class:`CalibrationError` for mistakes that can be found without a model and without a download."""
 
     def for_model(self, model: Any) -> BaseSource:  # noqa: ARG002 -- for sources that override this
-        """Return the source to use for a model: by default this one."""
+        """Return the source to use for a model, by default this source itself."""
         return self
 
     def read(self, role: Role) -> tuple[str | list[str] | Documents, str]:
         """Return the text (or a list of texts, or documents that are joined), and a description of it for reports."""
-        raise NotImplementedError(f"{type(self).__name__} has no read(); override it, or sequences() and use that")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no read(); override read(), or override sequences() and call that"
+        )
 
     def sequences(self, request: Request) -> tuple[TokenSequences, TokenSequences | None]:
         """Return the sequences that a request asks for, and the held-out ones or None."""

@@ -27,7 +27,7 @@ class BuiltInText(BaseSource):
 def builtin_texts() -> tuple[str, str]:
     """Return the built-in text in two parts (calibration, evaluation) that share no paragraph.
 
-    The text is ``pydoc_data.topics``, the topics of Python's ``help()``. A paragraph is used only where it appears first.
+    The text is ``pydoc_data.topics``, the topics of Python's ``help()``. A paragraph that appears several times is used once.
     """
     from pydoc_data.topics import topics
 

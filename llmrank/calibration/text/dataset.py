@@ -1,4 +1,4 @@
-"""Datasets, of the Hugging Face hub or of a directory."""
+"""Datasets as a source of text, from the Hugging Face hub or from a directory."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from llmrank.errors import CalibrationError
 
 __all__ = ["Dataset"]
 
-# Rows are drawn from this many, which are read from one file at a time. The files of large datasets have more rows, so that the
-# beginning of one file is enough.
-DRAWING = {"buffer_size": 1000, "max_buffer_input_shards": 1}
+# Options that shuffle a stream of rows: each row is drawn at random from a buffer of 1000 rows, which are read from one file at a
+# time. The files of large datasets have more rows, so only the beginning of one file is read.
+SHUFFLE_OPTIONS = {"buffer_size": 1000, "max_buffer_input_shards": 1}
 
 
 class Dataset(BaseSource):
     """Rows of a dataset of the Hugging Face hub or of a directory.
 
-    Each row is a document: a conversation if there is a column ``messages``, else the text of the first column of ``text``,
-    ``content`` and ``document``. Rows are read in an order that the seed decides, as many as are needed.
+    Each row is a document: a conversation if there is a column ``messages``, else the text in the column ``text``, ``content`` or
+    ``document`` (the first of these that there is). The seed decides the order of the rows, and only as many are read as needed.
     """
 
     name: ClassVar[str] = "dataset"
@@ -38,7 +38,7 @@ class Dataset(BaseSource):
             raise self._no_package()
 
     def read(self, role: Role, seed: int = 0) -> tuple[Documents, str]:
-        """See :meth:`BaseSource.read`; the rows are those of the split ``train`` by default."""
+        """See :meth:`BaseSource.read`; rows come from the split ``train``, unless the user has named another split."""
         name = self._parts(role)[0]
         origin = f"dataset {name!r}"
         # Reports name no local folders.
@@ -50,7 +50,7 @@ class Dataset(BaseSource):
         return sequences_of_text(*self.read(request.role, request.seed), request)
 
     def _rows(self, role: Role, seed: int) -> Iterator[Any]:
-        """Yield the rows in random order, from a stream if that is possible."""
+        """Yield the rows in random order. They are streamed if the dataset allows it, so that only a part is downloaded."""
         try:
             import datasets
         except ImportError as error:
@@ -59,7 +59,7 @@ class Dataset(BaseSource):
 
         def rows(**options: Any) -> Iterator[Any]:
             loaded: Any = datasets.load_dataset(name, config or None, split=split, **options)
-            return iter(loaded.shuffle(seed=seed, **(DRAWING if options else {})))
+            return iter(loaded.shuffle(seed=seed, **(SHUFFLE_OPTIONS if options else {})))
 
         try:
             try:
@@ -67,7 +67,8 @@ class Dataset(BaseSource):
                 # A dataset that cannot be streamed may say so at its first row.
                 first = [*islice(stream, 1)]
             except NotImplementedError:
-                # Only then: after a failed connection, all of a large dataset would be downloaded, in another order.
+                # Only this error leads to a complete download. After others, such as a failed connection, all of a large dataset
+                # would be downloaded, and its rows would come in another order.
                 first, stream = [], rows()
             yield from first
             yield from stream

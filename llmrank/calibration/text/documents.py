@@ -1,4 +1,4 @@
-"""Documents: texts and conversations that are joined to one row of tokens, with a token between them."""
+"""Documents: texts and conversations that are joined to one long sequence of tokens, with a token between them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ __all__ = ["Conversation", "Document", "Documents", "document_of", "joined_ids",
 # A list of messages, each with a role and a content.
 Conversation: TypeAlias = list[dict[str, Any]]
 Document: TypeAlias = str | Conversation
-# Names of what holds a document in a row of a dataset or in a line of JSON; the first one that there is counts.
+# Names of the columns of a dataset, or of the keys of a line of JSON, that may hold a document. The first that a row has is used.
 COLUMNS = ("messages", "text", "content", "document")
-# No token is longer than this many characters on average, so that only the beginning of a long text is tokenised.
+# Tokens are shorter than this many characters on average. So n tokens of a long text are found in its first n times this many
+# characters, and the rest is not tokenised.
 CHARACTERS_PER_TOKEN = 32
 
 
@@ -36,12 +37,12 @@ class Documents:
         return (entry for entry in self.read() if not isinstance(entry, str) or entry.strip())
 
     def texts(self) -> list[str]:
-        """Return all documents as texts, for what reads text without a model.
+        """Return all documents as texts, for code that reads text without a model.
 
         Raises
         ------
         CalibrationError
-            There are conversations, which only a model's chat template makes a text of.
+            A document is a conversation, which becomes text only by the chat template of a model.
         """
         texts = []
         for entry in self:
@@ -60,7 +61,7 @@ def document_of(row: Any, origin: str) -> Document:
     Raises
     ------
     CalibrationError
-        There is neither, or it is something else. `origin` says in the message where the row is from.
+        The row has neither of them, or they have another form. The message says with `origin` where the row is from.
     """
     if not isinstance(row, Mapping):
         raise CalibrationError(f"{origin} is no JSON object; expected one with messages or text")
@@ -87,21 +88,21 @@ def document_of(row: Any, origin: str) -> Document:
 def joined_ids(documents: Documents, tokenizer: Any, count: int) -> list[int]:
     """Return the tokens of documents, one after the other, until there are `count` of them or the documents end.
 
-    Between two documents stands the tokenizer's EOS token; without one its BOS or SEP token, and without any a blank line. It is
-    not repeated behind a conversation whose last or last but one token it is already.
+    Two documents are separated by the tokenizer's EOS token. If it has none, its BOS or SEP token is used, or else a blank line.
+    A conversation may itself end with this token (as its last or last but one token); then the token is not repeated.
     """
-    between = _separator(tokenizer)
+    separator = _separator(tokenizer)
     ids: list[int] = []
     is_separated = True
     for document in documents:
         if not is_separated:
-            ids += between
+            ids += separator
         text = document if isinstance(document, str) else _conversation_text(document, tokenizer)
         found = plain_ids(tokenizer, text[: (count - len(ids) + 1) * CHARACTERS_PER_TOKEN])
         ids += found
         if len(ids) >= count:
             break
-        is_separated = not isinstance(document, str) and not {*between}.isdisjoint(found[-2:])
+        is_separated = not isinstance(document, str) and not {*separator}.isdisjoint(found[-2:])
     return ids[:count]
 
 
@@ -121,7 +122,7 @@ def _conversation_text(conversation: Conversation, tokenizer: Any) -> str:
         )
     try:
         return str(tokenizer.apply_chat_template(conversation, tokenize=False))
-    except Exception as error:  # templates raise what they like
+    except Exception as error:  # a template may raise any error
         raise CalibrationError(
             f"the chat template of this model's tokenizer refuses a conversation ({type(error).__name__}: {error}); its first "
             f"message is {conversation[0]!r:.80}"

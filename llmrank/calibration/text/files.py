@@ -34,7 +34,7 @@ class TextFiles(BaseSource):
         return str(self.path)
 
     def check(self, role: Role) -> None:
-        """Read the text, or the first document."""
+        """Read the text, or the first document if there are documents, and check that it is not empty."""
         text = self.read(role)[0]
         if not (next(iter(text), None) if isinstance(text, Documents) else text.strip()):
             raise CalibrationError(
@@ -60,7 +60,7 @@ class TextFiles(BaseSource):
         return f"{'directory' if self.path.is_dir() else 'file'} {self.path.resolve().name}"
 
     def _files(self) -> list[Path]:
-        """Return the files of a directory and of those in it, in the order of their names; hidden ones are left out."""
+        """Return the files of a directory and of all directories in it, in the order of their names, without hidden files."""
         found = [path.relative_to(self.path) for path in self.path.rglob("*") if path.suffix.lower() in ENDINGS]
         shown = sorted(name.parts for name in found if not any(part.startswith(".") for part in name.parts))
         files = [path for parts in shown if (path := self.path.joinpath(*parts)).is_file()]

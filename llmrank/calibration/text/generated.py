@@ -33,7 +33,8 @@ from llmrank.models.demo_models import cache_directory
 
 __all__ = ["Automatic", "Generated"]
 
-# The directory of kept texts in the cache, what such a file is called in messages, and the version of how a text is written.
+# The directory in the cache for texts written before; what its files are called in messages; and the version of the way in which
+# texts are written, which changes whenever a model would write another text.
 DIRECTORY, KIND, VERSION = "generated", "generated text", 1
 
 
@@ -53,31 +54,33 @@ class Generated(BaseSource):
             raise CalibrationError(
                 f"the text {self.name!r} is written by a model, and none was given; pass a text or a file"
             )
-        path = _path(request)
+        path = _cache_file(request)
         if path is None:
-            return _written(request).split(request.samples)
-        sequences = _kept(path, request)
+            return _write(request).split(request.samples)
+        sequences = _read_cached(path, request)
         if sequences is None:
-            sequences = _written(request)
+            sequences = _write(request)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_tensors(path, {"ids": sequences.ids.numpy()}, {"source": sequences.source}, KIND, VERSION)
-            except (OSError, GraphError):  # without space or permission the text is used all the same
+            except (OSError, GraphError):  # without space or permission, the text is used but not kept
                 return sequences.split(request.samples)
         return replace(sequences, details={"kept_in": f"{DIRECTORY}/{path.name}"}).split(request.samples)
 
 
-def _written(request: Request) -> TokenSequences:
+def _write(request: Request) -> TokenSequences:
+    """Let the model write all sequences of a request, those to hold out last."""
     count = request.samples + request.held_out
     return generate_text(
         request.model, request.tokenizer, count, request.length, request.seed, progress=request.progress
     )
 
 
-def _path(request: Request) -> Path | None:
+def _cache_file(request: Request) -> Path | None:
     """Return the file that keeps the text of a request; its name is a digest of all that decides the text.
 
-    None if the model cannot write, or if some of its weights are elsewhere, so that it cannot be known again.
+    Return None if the model cannot write text, or if some of its weights are offloaded: then no digest of all weights can be
+    computed, by which the model would be known again.
     """
     if not can_write_text(request.model):
         return None
@@ -97,8 +100,8 @@ def _path(request: Request) -> Path | None:
     return cache_directory() / DIRECTORY / f"{digest[:32]}.safetensors"
 
 
-def _kept(path: Path, request: Request) -> TokenSequences | None:
-    """Return the text in a file, which is said; None if there is no such file, or if it is damaged."""
+def _read_cached(path: Path, request: Request) -> TokenSequences | None:
+    """Return the text in a file, and show by the progress that it is read; None if there is no file, or if it is damaged."""
     if not path.is_file():
         return None
     with suppress(GraphError), progress_step(request.progress, f"Reading the text that the model wrote before, {path}"):

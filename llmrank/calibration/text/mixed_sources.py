@@ -40,12 +40,12 @@ class MixedSources(BaseSource):
 
     def __init__(self, entries: Sequence[tuple[BaseSource, float]]) -> None:
         super().__init__()
-        said = ", ".join(f"{source} {share:g}" for source, share in entries) or "none"
+        listed = ", ".join(f"{source} {share:g}" for source, share in entries) or "none"
         if len(entries) < 2:
-            raise CalibrationError(f"expected two or more sources with shares ({SYNTAX}), got {said}")
+            raise CalibrationError(f"expected two or more sources with shares ({SYNTAX}), got {listed}")
         total = sum(share for _, share in entries)
         if min(share for _, share in entries) <= 0.0 or abs(total - 1.0) > ROUNDING:
-            raise CalibrationError(f"shares must be above 0 and add up to 1, got {total:g} in all: {said}")
+            raise CalibrationError(f"shares must be above 0 and add up to 1, got {total:g} in all: {listed}")
         self.sources = tuple(source for source, _ in entries)
         self.shares = tuple(share / total for _, share in entries)
 
@@ -58,7 +58,7 @@ class MixedSources(BaseSource):
             source.check(role)
 
     def sequences(self, request: Request) -> tuple[TokenSequences, TokenSequences | None]:
-        """See :meth:`BaseSource.sequences`; each source gives its share to the nearest whole sequence.
+        """See :meth:`BaseSource.sequences`; each source gives its share of the sequences, rounded to a whole number.
 
         Raises
         ------
@@ -66,15 +66,17 @@ class MixedSources(BaseSource):
             A source gets no sequence, has too little text for its share, or makes sequences of other lengths.
         """
         counts = whole_numbers(request.samples, self.shares)
-        further = whole_numbers(request.held_out, self.shares)
+        held_out_counts = whole_numbers(request.held_out, self.shares)
         if 0 in counts:
             raise CalibrationError(
                 f"{self.sources[counts.index(0)]} has a share of {self.shares[counts.index(0)]:.3g} and gets none of "
                 f"{request.samples} sequences; ask for more (--samples), or give it a larger share"
             )
-        fitted, held_out, said = [], [], []
-        for source, share, count, rest in zip(self.sources, self.shares, counts, further, strict=True):
-            found, others = source.sequences(replace(request, samples=count, held_out=rest))
+        fitted, held_out, provenances = [], [], []
+        for source, share, count, held_out_count in zip(
+            self.sources, self.shares, counts, held_out_counts, strict=True
+        ):
+            found, others = source.sequences(replace(request, samples=count, held_out=held_out_count))
             if found.ids.shape != (count, request.length):
                 raise CalibrationError(
                     f"{source} gives {len(found)} sequences of {found.length} tokens, and its share is {count} of "
@@ -82,22 +84,22 @@ class MixedSources(BaseSource):
                 )
             fitted.append(found)
             held_out += [] if others is None else [others]
-            said.append({**found.provenance(), "share": share})
-        mixed = _mixed(fitted, request.seed, said)
+            provenances.append({**found.provenance(), "share": share})
+        mixed = _mixed(fitted, request.seed, provenances)
         return mixed, _mixed(held_out, request.seed, []) if held_out else None
 
 
-def _mixed(parts: Sequence[TokenSequences], seed: int, said: list[dict[str, Any]]) -> TokenSequences:
-    """Return the sequences of all parts in one random order."""
+def _mixed(parts: Sequence[TokenSequences], seed: int, provenances: list[dict[str, Any]]) -> TokenSequences:
+    """Return the sequences of all parts in one random order, with the provenance of each part for reports."""
     ids, mask = (torch.cat([getattr(part, name) for part in parts]) for name in ("ids", "mask"))
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
     source = ", ".join(f"{len(part)} of {part.source}" for part in parts)
     mixed = TokenSequences.of(ids[order], mask[order], source)
-    return replace(mixed, details={"sources": said}) if said else mixed
+    return replace(mixed, details={"sources": provenances}) if provenances else mixed
 
 
 def whole_numbers(total: int, shares: Sequence[float]) -> list[int]:
-    """Share out a number: each gets its share rounded down, and those that lack most get one more.
+    """Split a whole number by shares: each part is rounded down, and the parts that lost most by the rounding get one more.
 
     Examples
     --------
@@ -105,8 +107,8 @@ def whole_numbers(total: int, shares: Sequence[float]) -> list[int]:
     [5, 5, 6]
     """
     counts = [int(total * share) for share in shares]
-    lacking = sorted(range(len(shares)), key=lambda k: counts[k] - total * shares[k])
-    for k in lacking[: total - sum(counts)]:
+    by_loss = sorted(range(len(shares)), key=lambda k: counts[k] - total * shares[k])
+    for k in by_loss[: total - sum(counts)]:
         counts[k] += 1
     return counts
 
@@ -114,7 +116,7 @@ def whole_numbers(total: int, shares: Sequence[float]) -> list[int]:
 def split_shares(text: str) -> list[tuple[str, float]] | None:
     r"""Split a text such as ``a.txt:0.5,dataset:NAME,CONFIG:0.5`` into names and shares; None if it has no share.
 
-    A share ends an entry, so other colons and commas belong to the name of a source.
+    Each entry ends with its share. All other colons and commas belong to the names of sources.
 
     Raises
     ------

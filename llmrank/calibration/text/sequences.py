@@ -39,7 +39,7 @@ class TokenSequences:
     held_out : int
         Number of sequences at the end that nothing is fitted to. No batch mixes them with the others.
     details : mapping
-        What a report says of them besides, in values for JSON, such as the sources of a mixture.
+        More facts for a report, as values that JSON can hold, such as the sources of a mixture.
     """
 
     ids: torch.Tensor
@@ -78,7 +78,7 @@ class TokenSequences:
                 yield self.ids[rows], self.mask[rows]
 
     def split(self, count: int) -> tuple[TokenSequences, TokenSequences | None]:
-        """Return the first `count` sequences, and the others or None if there are none; `held_out` is 0 in both."""
+        """Return the first `count` sequences, and the rest of the sequences or None; :attr:`held_out` is 0 in both results."""
         head, tail = (
             replace(TokenSequences.of(self.ids[rows], self.mask[rows], self.source), details=self.details)
             for rows in (slice(0, count), slice(count, None))
@@ -86,7 +86,7 @@ class TokenSequences:
         return head, tail if len(tail) else None
 
     def share(self, number: int, count: int, batch_size: int) -> TokenSequences:
-        """Return one of `count` shares of these sequences: consecutive batches, and consecutive held-out batches.
+        """Return share `number` of `count` shares: consecutive batches of these sequences, and consecutive held-out batches.
 
         All shares together have the same batches as these sequences. A share may be empty.
 
@@ -99,6 +99,7 @@ class TokenSequences:
         size, rows = self._rows_at_once(batch_size), []
         for first, end in self._bounds:
             n_batches = -(-(end - first) // size)
+            # Share k begins with batch ceil(k * n_batches / count).
             bounds = (first + size * -(-k * n_batches // count) for k in (number, number + 1))
             rows.append(range(*(min(bound, end) for bound in bounds)))
         chosen = [*rows[0], *rows[1]]
@@ -115,14 +116,14 @@ class TokenSequences:
         return max(batch_size, 256) if self.ids.is_floating_point() else batch_size
 
     def joined(self, other: TokenSequences | None) -> TokenSequences:
-        """Return these sequences, followed by others of the same length if there are any."""
+        """Return these sequences followed by the sequences of `other`, which have the same length; without `other`, these."""
         if other is None:
             return self
         return TokenSequences.of(torch.cat([self.ids, other.ids]), torch.cat([self.mask, other.mask]), self.source)
 
     @property
     def parts(self) -> tuple[TokenSequences, TokenSequences | None]:
-        """The sequences to fit to, and the held-out ones or None."""
+        """The sequences to fit to, and the held-out sequences (None if there are none)."""
         return self.split(len(self) - self.held_out)
 
     def provenance(self) -> dict[str, Any]:
@@ -147,15 +148,15 @@ class Request:
     samples : int
         Largest number of sequences; ignored for a list of several texts, which is used as a whole.
     length : int
-        Number of tokens in a sequence, special tokens included; for a list of several texts the largest number.
+        Number of tokens in a sequence, special tokens included. For a list of several texts, the largest such number.
     held_out : int
-        Largest number of held-out sequences, which follow the others in the text.
+        Largest number of sequences to hold out, which follow the other sequences in the text.
     role : {"calibration", "evaluation"}
         What the sequences are for; a source may have a different text for each.
     model : nn.Module, optional
         The model to calibrate, for sources that run it.
     seed : int
-        Seed for sources that sample, and for the order of what is read from datasets and mixtures.
+        Seed for sources that sample, and for the order in which rows of datasets and sequences of mixtures come.
     progress : callable, optional
         See :func:`llmrank.calibration.collect.collect_statistics`.
 
@@ -189,8 +190,9 @@ def n_held_out(samples: int) -> int:
 def shared_passages(first: TokenSequences, second: TokenSequences) -> float:
     """Compute the share of the distinct passages of `second` that occur in `first`, 0..1.
 
-    Passages are consecutive windows of 32 tokens without padding, or of the length of the longest sequence of `first` if that is
-    shorter; a sequence without such a window is one passage.
+    The sequences of `second` are cut into passages of 32 tokens, without padding. If all sequences of `first` are shorter, the
+    passages have the length of the longest one; a sequence that is shorter than a passage is one passage. A passage may begin
+    at any token of `first`.
     """
     rows, other_rows = _rows_without_padding(first), _rows_without_padding(second)
     if not rows or not other_rows:
@@ -208,7 +210,7 @@ def shared_passages(first: TokenSequences, second: TokenSequences) -> float:
 
 
 def _rows_without_padding(sequences: TokenSequences) -> list[npt.NDArray[np.int64]]:
-    """Return the tokens of every sequence without padding; sequences that are all padding are left out."""
+    """Return the tokens of every sequence without padding. Sequences that consist of padding are left out."""
     rows = [row[mask] for row, mask in zip(sequences.ids.numpy(), sequences.mask.numpy(), strict=True)]
     return [row for row in rows if len(row)]
 

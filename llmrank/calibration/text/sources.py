@@ -43,13 +43,15 @@ T = TypeVar("T")
 
 
 def named_classes(package: str, base: type[T]) -> dict[str, type[T]]:
-    """Return by name the subclasses of a base that the modules of a package define with a ``name`` of their own."""
+    """Return, by their names, the subclasses of `base` in the modules of a package that set a class attribute ``name``."""
     found: dict[str, type[T]] = {}
     for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
         module = importlib.import_module(f"{package}.{info.name}")
         for entry in vars(module).values():
-            own = isinstance(entry, type) and issubclass(entry, base) and entry.__module__ == module.__name__
-            if own and "name" in vars(entry):
+            is_defined_here = (
+                isinstance(entry, type) and issubclass(entry, base) and entry.__module__ == module.__name__
+            )
+            if is_defined_here and "name" in vars(entry):
                 found[entry.name] = entry
     return found
 
@@ -61,7 +63,9 @@ def named_sources() -> dict[str, type[BaseSource]]:
 
 
 def find_source(text: Any, role: Role = "calibration") -> BaseSource | None:
-    """Return the source or the mixture that a text is or names (the built-in text if `text` is None), or None if it names none.
+    """Return the source that a user's `text` stands for, or None if it is something else, such as a path or the text itself.
+
+    A source, the name of a source, a mixture of sources, and None (the built-in text) stand for a source.
 
     Raises
     ------
@@ -70,11 +74,11 @@ def find_source(text: Any, role: Role = "calibration") -> BaseSource | None:
     """
     if text is None:
         return BuiltInText()
-    entries = _entries(text)
+    entries = _mixture_entries(text)
     if entries is not None:
         source: BaseSource | None = MixedSources([(_source_or_file(one), share) for one, share in entries])
     else:
-        source = _named(text)
+        source = _named_source(text)
     if source is None:
         return None
     if role not in source.roles:
@@ -83,8 +87,8 @@ def find_source(text: Any, role: Role = "calibration") -> BaseSource | None:
     return source
 
 
-def _named(text: Any) -> BaseSource | None:
-    """Return a source, or the one that a string names; None for anything else."""
+def _named_source(text: Any) -> BaseSource | None:
+    """Return `text` itself if it is a source, or the source that it names; None for anything else."""
     if isinstance(text, BaseSource):
         return text
     name, colon, argument = text.partition(":") if isinstance(text, str) else ("", "", "")
@@ -93,7 +97,7 @@ def _named(text: Any) -> BaseSource | None:
 
 
 def _source_or_file(text: Any) -> BaseSource:
-    source = _named(text)
+    source = _named_source(text)
     if source is None and not isinstance(text, (str, os.PathLike)):
         raise CalibrationError(
             f"cannot mix text of type {type(text).__name__} with other sources; expected the name of a source, or a path"
@@ -101,21 +105,22 @@ def _source_or_file(text: Any) -> BaseSource:
     return source or TextFiles(text)
 
 
-def _entries(text: Any) -> Sequence[tuple[Any, float]] | None:
-    """Return the sources of a mixture and their shares; None if a text is none."""
+def _mixture_entries(text: Any) -> Sequence[tuple[Any, float]] | None:
+    """Return the sources of a mixture and their shares; None if `text` is no mixture."""
     if isinstance(text, Mapping):
-        return _checked([*text.items()])
+        return _with_checked_shares([*text.items()])
     if isinstance(text, (list, tuple)):
-        pairs = len(text) > 0 and all(isinstance(entry, tuple) and len(entry) == 2 for entry in text)
-        return _checked(text) if pairs else None
-    # A text may itself hold colons and numbers, so only what may be a list of names and paths is split.
+        are_pairs = len(text) > 0 and all(isinstance(entry, tuple) and len(entry) == 2 for entry in text)
+        return _with_checked_shares(text) if are_pairs else None
+    # An ordinary text may hold colons and numbers too. So a string is split only if it may be a list of names and paths.
     if not isinstance(text, str) or "\n" in text or (" " in text and not re.search(r"[\d%]$", text)) or _exists(text):
         return None
     entries = split_shares(text)
-    return None if entries is not None and len(entries) == 1 and _named(text) else entries
+    # A single entry may be no mixture but a source whose argument ends like a share.
+    return None if entries is not None and len(entries) == 1 and _named_source(text) else entries
 
 
-def _checked(entries: Sequence[Any]) -> Sequence[tuple[Any, float]]:
+def _with_checked_shares(entries: Sequence[Any]) -> Sequence[tuple[Any, float]]:
     for source, share in entries:
         if isinstance(share, bool) or not isinstance(share, (int, float)):
             raise CalibrationError(f"the share of {source} must be a number such as 0.5, got {share!r}")
@@ -149,7 +154,7 @@ def read_text(source: Any, role: Role = "calibration") -> tuple[Any, str]:
 
 
 def open_text(source: Any, role: Role) -> tuple[str | list[str] | Documents, str]:
-    """Read a text as :func:`read_text` does, but leave documents to be read as they are needed."""
+    """Read a text as :func:`read_text` does, but return documents unread, so that only those are read that are needed."""
     text: str | list[str] | Documents
     named = find_source(source, role)
     if named is None and (isinstance(source, os.PathLike) or (isinstance(source, str) and _looks_like_path(source))):
@@ -188,12 +193,12 @@ def _exists(source: str) -> bool:
 
 
 def check_text(source: Any, role: Role = "calibration") -> None:
-    """Check a text as far as possible without a model and without a download; a text file is read.
+    """Check a text as far as possible without a model and without a download. A text file is read for this.
 
     Raises
     ------
     CalibrationError
-        See :func:`read_text`, or for a source its :meth:`BaseSource.check`.
+        See :func:`read_text`; for a source, see its :meth:`BaseSource.check`.
     """
     named = find_source(source, role)
     if named is None and isinstance(source, os.PathLike):
@@ -205,7 +210,7 @@ def check_text(source: Any, role: Role = "calibration") -> None:
 
 
 def make_sequences(source: Any, request: Request) -> tuple[TokenSequences, TokenSequences | None]:
-    """Make token sequences from text in any form, and hold out sequences that follow them in the text.
+    """Make token sequences from text in any form, and hold out the sequences that follow them in the text.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ def sequences_of_text(
 ) -> tuple[TokenSequences, TokenSequences | None]:
     """Cut a text (or a list of one text, or documents) into consecutive sequences, or make one sequence of each of several texts.
 
-    Documents are joined, see :func:`llmrank.calibration.text.documents.joined_ids`; only as many are read as are needed.
+    Documents are joined by :func:`llmrank.calibration.text.documents.joined_ids`, which reads only as many as are needed.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def sequences_of_text(
             f"the {request.role} text needs a tokenizer, and this model came without one; pass a (n, length) tensor of token ids"
         )
     prefix, suffix = special_tokens(tokenizer)
-    room = length - len(prefix) - len(suffix)
+    room = length - len(prefix) - len(suffix)  # number of tokens of the text in a sequence
     if room < 1:
         raise CalibrationError(
             f"a sequence length of {length} leaves no room beside the special tokens; give a larger one"
@@ -51,7 +51,7 @@ def sequences_of_text(
     wanted = request.samples + request.held_out
     if isinstance(text, Documents):
         ids = joined_ids(text, tokenizer, wanted * room + len(prefix))
-        if ids[: len(prefix)] == prefix:  # a chat template has written it
+        if ids[: len(prefix)] == prefix:  # a chat template has written the first special tokens already
             ids = ids[len(prefix) :]
     else:
         single = text if isinstance(text, str) else text[0]
@@ -100,7 +100,10 @@ def sequences_of_rows(rows: list[torch.Tensor], pad: int, description: str) -> T
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return the special tokens that the tokenizer adds before and after a text; none if they cannot be told from the text."""
+    """Return the special tokens that a tokenizer adds before a text, and those that it adds after it.
+
+    Both lists are empty if the tokens of the text do not appear unchanged among all tokens.
+    """
     plain = plain_ids(tokenizer, "a")
     full = list(tokenizer("a")["input_ids"])
     for start in range(len(full) - len(plain) + 1):

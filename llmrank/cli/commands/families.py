@@ -42,7 +42,7 @@ def run_families(options: argparse.Namespace, console: Console) -> int:
     options.result = {"transformers": measured.transformers, "families": rows}
     console.print(
         f"Tiny models of the causal language models of transformers {measured.transformers}, saved after "
-        f"{measured.neurons:.0%} of their neurons, or {measured.experts:.0%} of their experts, were removed:",
+        f"{measured.neuron_share:.0%} of their neurons, or {measured.expert_share:.0%} of their experts, were removed:",
         highlight=False,
     )
     counts = (Counter(row["outcome"] for row in rows.values()), Counter(row["experts"] for row in rows.values()))

@@ -154,10 +154,10 @@ def _apply_masks(options: argparse.Namespace, console: Console) -> int:
     work = work_directory(options, loaded.model, console)
     digest = hashlib.sha256(options.ranking.read_bytes()).hexdigest()
     files = None if work is None else WorkDirectory(work, {"masks": digest}, resume=options.resume)
-    keep, shard_bytes = (None, None) if files is None else (files.keep, SHARD_BYTES)
+    store, shard_bytes = (None, None) if files is None else (files.copy_to_file, SHARD_BYTES)
     try:
         with progress_step(options.progress, "Applying the masks"):
-            apply_masks(loaded.model, find_ffns(loaded.model), masks, "compact", undoable=False, keep=keep)
+            apply_masks(loaded.model, find_ffns(loaded.model), masks, "compact", undoable=False, store=store)
         with progress_step(options.progress, f"Saving {options.output}"):
             checkpoint.save(
                 options.output,

@@ -1,4 +1,4 @@
-"""Mixtures of experts: each expert as an FFN of its own, found in the tensors that all experts of a mixture share."""
+"""Mixtures of experts: they are found by their tensors or modules, and each expert is described as an FFN of its own."""
 
 from llmrank.models.experts.expert_map import Expert, ExpertMap, Routing, TensorPart, set_forward
 from llmrank.models.experts.find_mixtures import counts_of_experts, find_mixtures, find_separate_mixtures

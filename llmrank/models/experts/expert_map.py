@@ -30,7 +30,7 @@ class TensorPart:
     expert : int
         Position of the expert.
     rows : slice
-        The rows of the map among those of the expert, such as every second one where gate and up are interleaved.
+        The rows of the map in the matrix of the expert, such as every second row where gate and up are interleaved.
     transposed : bool
         Whether the tensor is stored as (experts, columns, rows).
     """
@@ -61,9 +61,9 @@ class Routing:
     tokens : (n,) int64 tensor
         Their positions among all tokens of the call.
     weights : (n,) tensor
-        The weight that the router gives to the expert's output for each of them.
+        For each of these tokens, the weight that the router gives to the expert's output.
     totals : (n,) tensor
-        The sum of the weights of all experts that each of them is sent to.
+        For each of these tokens, the sum of the weights of all experts that get it.
     """
 
     tokens: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
@@ -79,7 +79,7 @@ class ExpertMap(nn.Module):
     weight : TensorPart
     bias : TensorPart or None
     routing : Routing
-        The one that all maps of the expert share.
+        The tokens that the expert gets; all maps of the expert share this object.
     """
 
     def __init__(self, weight: TensorPart, bias: TensorPart | None, routing: Routing) -> None:
@@ -114,6 +114,7 @@ class Expert(nn.Module):
     interleaved : bool
         Whether the rows of gate and up alternate in the model's tensor.
     routing : Routing
+        The tokens that the expert gets. Whoever runs the expert sets it.
     """
 
     def __init__(self, owner: nn.Module, maps: dict[str, ExpertMap], routing: Routing, *, interleaved: bool) -> None:
@@ -167,7 +168,7 @@ class Expert(nn.Module):
 
 
 def set_forward(module: nn.Module, forward: Any) -> None:
-    """Give a module a forward function of its own, or with None that of its class."""
+    """Give a module a forward function of its own; with None, it uses the forward function of its class again."""
     if forward is None:
         vars(module).pop("forward", None)
     else:

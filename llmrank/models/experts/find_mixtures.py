@@ -17,17 +17,21 @@ from llmrank.models.finding.tracing import trial_run
 
 __all__ = ["counts_of_experts", "find_mixtures", "find_separate_mixtures"]
 
-# Attributes that hold the number of experts of a token, of groups of experts, and of groups that a token may use.
+# Names of attributes that hold the number of experts of a token, the number of groups of experts, and the number of groups whose
+# experts a token may get.
 TOP_K = ("top_k", "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_k", "moe_topk")
 GROUPS = ("num_group", "n_group", "num_expert_group")
 CHOSEN_GROUPS = ("topk_group",)
-# A router adds up so many scores of each group to choose among groups.
+# To choose among groups of experts, a router adds up this number of scores of each group.
 SCORES_OF_GROUP = 2
-# Allowed difference between two ways to compute the same, as a share of the largest output; half precision rounds that much.
+# Allowed difference between two ways to compute the same experts, as a share of the largest output. In half precision,
+# rounding makes differences of this size.
 MOST_DIFFERENCE = 5e-2
 EXPERTS = re.compile(r"expert", re.IGNORECASE)
+# Names of modules that may be routers.
 ROUTER = re.compile(r"(^|_)(gate|router)$", re.IGNORECASE)
-PER_TOKEN = re.compile(r"per_tok|top_?k|shared|capacity|period|offset|interval", re.IGNORECASE)
+# Words in names of attributes that do not hold the number of experts of a mixture.
+NO_COUNT = re.compile(r"per_tok|top_?k|shared|capacity|period|offset|interval", re.IGNORECASE)
 
 
 def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
@@ -45,7 +49,7 @@ def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
     Raises
     ------
     UnsupportedModelError
-        The router of a mixture is not found, or its experts compute something else than their tensors tell.
+        The router of a mixture is not found, or its experts compute something else than gate, up and down of their tensors.
     """
     modules = dict(model.named_modules())
     found: dict[str, Mixture] = {}
@@ -97,12 +101,12 @@ def find_separate_mixtures(
     modules : mapping from str to nn.Module
         All modules of the model, by path.
     ffns : mapping from str to (tuple of int, sequence of nn.Module)
-        The sizes of the layers of each FFN, and its linear maps, the output map last; by the path of its module.
+        For each FFN, by the path of its module: the sizes of its layers of nodes, and its linear maps, the output map last.
 
     Returns
     -------
     dict from str to Mixture
-        By the path of the list.
+        By the path of the ``nn.ModuleList`` or ``nn.ModuleDict``.
 
     Raises
     ------
@@ -111,8 +115,9 @@ def find_separate_mixtures(
     """
     found = {}
     for path, module in modules.items():
-        # A list may hold a dropout too.
+        # Modules without parameters, such as a dropout, are no members.
         members = [ffns.get(f"{path}.{name}") for name, child in module.named_children() if _has_parameters(child)]
+        # Experts have one layer of hidden neurons, so three layers of nodes.
         experts = [member for member in members if member is not None and len(member[0]) == 3]
         is_list = isinstance(module, (nn.ModuleList, nn.ModuleDict)) and len(members) > 1 and path
         if not is_list or len(experts) < len(members) or len({sizes for sizes, _ in experts}) > 1:
@@ -137,24 +142,26 @@ def _mixture(
     """Describe the mixture whose experts are at a path."""
     block, module = path.rpartition(".")[0], modules[path]
     router, router_path = _router(path, modules[block], len(experts))
-    top_k = _stated(TOP_K, router, modules[block], module) or 1
-    n_groups = _stated(GROUPS, router, modules[block]) or 1
-    chosen_groups = _stated(CHOSEN_GROUPS, router, modules[block]) or n_groups
+    top_k = _first_number(TOP_K, router, modules[block], module) or 1
+    n_groups = _first_number(GROUPS, router, modules[block]) or 1
+    chosen_groups = _first_number(CHOSEN_GROUPS, router, modules[block]) or n_groups
+    # The chosen groups together must keep an expert for each of the top_k, and each group the scores that are added up.
     min_kept = top_k if n_groups == 1 else max(-(-top_k // chosen_groups), SCORES_OF_GROUP)
-    # Zaya's router may also skip all experts, and one expert needs no router: experts of such routers are not removed.
+    module_around = _module_around(path, modules, experts)
+    # No expert is removed, and so no tensor of the router is needed, if there is only one expert, or if the router's matrix does
+    # not have exactly one row for each expert (Zaya's router may also skip all experts).
     if len(experts) == 1 or len(_router_weights(router, len(experts))) != 1:
         return Mixture(
-            path, block, experts, _around(path, modules, experts), router, router_path, (), (), top_k, 1, len(experts)
+            path, block, experts, module_around, router, router_path, (), (), top_k, 1, min_kept=len(experts)
         )
     tensors = tuple(_tensors_by_expert(modules[block], router, len(experts), n_inputs))
-    outer = _around(path, modules, experts)
-    around = [modules[".".join(path.split(".")[:k])] for k in range(path.count(".") + 2)]
-    counts = tuple(counts_of_experts((*around, *router.modules()), len(experts)))
-    return Mixture(path, block, experts, outer, router, router_path, tensors, counts, top_k, n_groups, min_kept)
+    ancestors = [modules[".".join(path.split(".")[:k])] for k in range(path.count(".") + 2)]
+    counts = tuple(counts_of_experts((*ancestors, *router.modules()), len(experts)))
+    return Mixture(path, block, experts, module_around, router, router_path, tensors, counts, top_k, n_groups, min_kept)
 
 
-def _around(path: str, modules: Mapping[str, nn.Module], experts: RoutedExperts | SeparateExperts) -> nn.Module:
-    """Return the module whose input experts may read and whose output they add up to."""
+def _module_around(path: str, modules: Mapping[str, nn.Module], experts: RoutedExperts | SeparateExperts) -> nn.Module:
+    """Return the module whose input the experts may read, and whose output is the sum of what they return."""
     if isinstance(experts, SeparateExperts):
         return experts.site
     block = path.rpartition(".")[0]
@@ -163,7 +170,10 @@ def _around(path: str, modules: Mapping[str, nn.Module], experts: RoutedExperts 
 
 
 def _router(path: str, block: nn.Module, n_experts: int) -> tuple[nn.Module, str]:
-    """Return the router of the experts at `path`: the module beside them with one row for each expert, or with its name."""
+    """Return the router of the experts at `path`, and the path of the router.
+
+    It is the module beside the experts with one row for each expert; or if there is none, the module that is named as a router.
+    """
     beside = _routers(path, block, n_experts)
     named = {name: child for name, child in block.named_children() if ROUTER.search(name) and _has_parameters(child)}
     if not beside and len(named) == 1:
@@ -202,20 +212,20 @@ def _tensors_by_expert(block: nn.Module, router: nn.Module, n_experts: int, n_in
             if tensor is None or n_experts not in tensor.shape:
                 continue
             if tensor.ndim == 1 and n_experts == n_inputs and name in ("scale", "weight"):
-                continue  # as long as the residual stream is wide: a norm or a scale of it
+                continue  # a norm or a scale of the residual stream, which is as wide as there are experts
             yield ExpertTensor(owner, name, tensor.shape.index(n_experts))
 
 
 def counts_of_experts(holders: Iterable[Any], n_experts: int) -> Iterator[tuple[Any, str]]:
-    """Yield the attributes of modules or configurations that hold the number of experts, and no number of experts of a token."""
+    """Yield (holder, name) for every attribute of modules or configurations that holds the number of experts of a mixture."""
     for module in holders:
         for name, value in vars(module).items():
-            counts = EXPERTS.search(name) and not PER_TOKEN.search(name)
+            counts = EXPERTS.search(name) and not NO_COUNT.search(name)
             if type(value) is int and value == n_experts and (counts or name == "out_features"):
                 yield module, name
 
 
-def _stated(names: tuple[str, ...], *modules: nn.Module) -> int | None:
+def _first_number(names: tuple[str, ...], *modules: nn.Module) -> int | None:
     """Return the first positive integer among attributes of the modules, or of their configurations."""
     for module in modules:
         for holder in (module, getattr(module, "config", None)):

@@ -18,7 +18,8 @@ from llmrank.models.experts.separate import SeparateExperts
 
 __all__ = ["ExpertTensor", "Mixture", "RouteAround", "RoutedExperts", "by_expert", "route_around"]
 
-_names = count()
+# Each use of by_expert registers a function with transformers under a new number.
+_numbers = count()
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class ExpertTensor:
 
     @property
     def tensors(self) -> dict[str, Any]:
-        """The parameters or buffers of the owner, whichever the tensor is among."""
+        """The dictionary of the owner that holds the tensor: its parameters or its buffers."""
         owner = self.owner
         return owner._parameters if self.name in owner._parameters else owner._buffers
 
@@ -51,11 +52,11 @@ class RoutedExperts(nn.Module):
     Parameters
     ----------
     owner : nn.Module
-        The module of the model that it computes in place of.
+        The module of the model in whose place these experts compute.
     experts : list of Expert
     presorted : bool
-        Whether the model passes every token to every expert, one expert after the other and multiplied by its routing weight
-        (Llama 4). Otherwise it passes tokens, positions of experts, and weights.
+        Whether the model passes one copy of all tokens for each expert, in which every token is multiplied by its routing weight
+        (Llama 4). Otherwise the model passes the tokens, the positions of their experts, and the routing weights.
     """
 
     def __init__(self, owner: nn.Module, experts: list[Expert], *, presorted: bool) -> None:
@@ -95,7 +96,7 @@ class RoutedExperts(nn.Module):
         return self[0].n_hidden
 
     def forward(self, values: torch.Tensor, *routing: torch.Tensor) -> torch.Tensor:
-        """Compute what the model's module computes, from its own arguments."""
+        """Compute what `owner` computes, from the same arguments."""
         if self.presorted:
             return self._forward_presorted(values)
         chosen, weights = routing
@@ -109,7 +110,7 @@ class RoutedExperts(nn.Module):
             tokens, place = torch.where(chosen == position)
             weight = weights[tokens, place]
             output = self._run(expert, inputs, tokens, weight, totals[tokens])
-            # An expert has a token once, so no two threads of a GPU add to one row, and the sum has the order of the experts.
+            # An expert gets a token at most once, so no two threads of a GPU add to one row. Sums have the order of the experts.
             outputs.index_add_(0, tokens, (output * weight[:, None]).to(outputs.dtype))
         if hasattr(self.owner, "identity_expert"):
             unchanged = torch.where(chosen >= len(self), weights, torch.zeros_like(weights)).sum(-1)
@@ -117,15 +118,16 @@ class RoutedExperts(nn.Module):
         return outputs.to(values.dtype).view(values.shape)
 
     def _forward_presorted(self, values: torch.Tensor) -> torch.Tensor:
-        by_expert = values.view(len(self.experts), -1, values.shape[-1])
-        outputs = torch.zeros_like(by_expert)
-        routed = by_expert.any(-1)
+        copies = values.view(len(self.experts), -1, values.shape[-1])
+        outputs = torch.zeros_like(copies)
+        # In the copy for an expert, the tokens that the expert does not get are zero.
+        routed = copies.any(-1)
         n_experts = routed.sum(0)
         for position, expert in enumerate(self.experts):
             tokens = routed[position].nonzero().flatten()
-            # The tokens come multiplied by their routing weights already.
+            # The tokens are multiplied by their routing weights already.
             ones = values.new_ones(len(tokens))
-            outputs[position, tokens] = self._run(expert, by_expert[position], tokens, ones, n_experts[tokens].to(ones))
+            outputs[position, tokens] = self._run(expert, copies[position], tokens, ones, n_experts[tokens].to(ones))
         return outputs.view(values.shape)
 
     @staticmethod
@@ -149,22 +151,22 @@ class Mixture:
     block : str
         Path of the module that holds the experts and their router.
     experts : RoutedExperts or SeparateExperts
-        Experts that share tensors, or that are modules.
+        RoutedExperts if the experts share tensors, SeparateExperts if they are modules.
     module : nn.Module
-        The module whose input every expert may read, and whose output all of them add up to: that of `block`, or that of the
-        experts if the block is a transformer block.
+        The module whose input every expert may read, and whose output is the sum of what the experts return. It is the module at
+        `block`; or if that is a transformer block, the module of the experts.
     router : nn.Module
         The module that chooses the experts of each token.
     router_name : str
-        Its path.
-    by_expert : tuple of ExpertTensor
-        Tensors beside those of the experts that have one entry for each expert.
+        Path of the router.
+    tensors_by_expert : tuple of ExpertTensor
+        The tensors that have one entry for each expert, such as the router's weight; not the experts' own tensors.
     counts : tuple of (nn.Module, str)
         Attributes of modules that hold the number of experts.
     top_k : int
         Number of experts that each token gets.
     n_groups : int
-        Number of groups of consecutive experts, of which the router chooses some first; 1 without groups.
+        Number of groups of consecutive experts. The router first chooses groups, then experts in them. 1 without groups.
     min_kept : int
         Fewest experts of each group that the router needs.
     """
@@ -175,7 +177,7 @@ class Mixture:
     module: nn.Module
     router: nn.Module
     router_name: str
-    by_expert: tuple[ExpertTensor, ...]
+    tensors_by_expert: tuple[ExpertTensor, ...]
     counts: tuple[tuple[nn.Module, str], ...]
     top_k: int
     n_groups: int = 1
@@ -211,8 +213,8 @@ class Mixture:
 def by_expert(mixtures: Iterable[Mixture]) -> Iterator[None]:
     """Let a model compute its mixtures expert by expert within the context, so that hooks on the maps of experts are called.
 
-    Their routings then hold the tokens of the present call. Cost: mixtures take as long as with the eager implementation of
-    transformers.
+    While an expert computes, its :class:`Routing` holds the tokens that it gets. Cost: mixtures take as long as with the eager
+    implementation of transformers.
     """
     with ExitStack() as cleanup:
         routed = {}
@@ -228,11 +230,14 @@ def by_expert(mixtures: Iterable[Mixture]) -> Iterator[None]:
 
 @contextmanager
 def _one_by_one(routed: dict[int, RoutedExperts]) -> Iterator[None]:
-    """Run experts in place of the modules that hold their tensors, which are given by their ids."""
+    """Let experts compute, within the context, in place of the modules that hold their tensors.
+
+    `routed` holds the experts by the id of that module, and is extended if the model calls another module of experts.
+    """
     # Imported here, because this import takes a second.
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-    name = f"llmrank-{next(_names)}"
+    name = f"llmrank-{next(_numbers)}"
 
     def compute(owner: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # Experts that are not listed may share the configuration by which transformers finds this function.
@@ -259,7 +264,10 @@ def _one_by_one(routed: dict[int, RoutedExperts]) -> Iterator[None]:
 
 
 class _Silence(TorchFunctionMode):
-    """Makes the logits of experts minus infinity where a linear map has one output for each expert."""
+    """Sets the logits of removed experts to minus infinity while a router runs.
+
+    Every product with one output for each expert is taken to compute logits.
+    """
 
     def __init__(self, removed: torch.Tensor) -> None:
         super().__init__()
@@ -303,8 +311,8 @@ def route_around(mixture: Mixture, keep: torch.Tensor, hooks: ExitStack) -> None
     """
     router = mixture.router
     own_forward = vars(router).get("forward")
-    # The bias that corrects scores, if there is one, could make the router choose an expert with a score of 0.
-    corrections = [part for part in mixture.by_expert if "bias" in part.name and "correction" in part.name]
+    # Removed experts have a score of 0, which a bias that corrects scores could raise, so their bias becomes minus infinity.
+    corrections = [part for part in mixture.tensors_by_expert if "bias" in part.name and "correction" in part.name]
     before = [(part, part.tensors[part.name]) for part in corrections]
 
     def restore() -> None:
@@ -312,7 +320,7 @@ def route_around(mixture: Mixture, keep: torch.Tensor, hooks: ExitStack) -> None
         for part, tensor in before:
             part.tensors[part.name] = tensor
 
-    # Registered before the change, and twice, in case an interrupt comes during the first restoration.
+    # The restoration is registered before the change, and twice, in case an interrupt comes during the first restoration.
     for _ in range(2):
         hooks.callback(restore)
     for part, tensor in before:

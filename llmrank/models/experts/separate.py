@@ -1,7 +1,7 @@
 """Mixtures whose experts are modules of their own, beside a router, in an ``nn.ModuleList`` or ``nn.ModuleDict``.
 
-Any code may pass tokens to such experts, so which tokens an expert gets is measured: the code runs once more with experts that
-return known numbers, and the numbers in its output tell the tokens and their weights.
+Any code may pass tokens to such experts, so it is measured which tokens an expert gets. The code runs a few times more with
+experts that return known numbers, and the numbers in its output tell the tokens and their weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ __all__ = ["SeparateExperts"]
 
 @dataclass(frozen=True)
 class _Probe:
-    """What one expert returns: `scale` in a column of its output, in all rows or in those whose number has a bit set."""
+    """A known output of one expert: a number in one column, and zeros in the others.
+
+    Without a bit, all rows hold the number, which shows the tokens that the expert gets and their weights. With a bit, only rows
+    hold it that have this bit set in their index; all bits together show which token is in which row.
+    """
 
     expert: int
     bit: int | None = None
@@ -39,9 +43,10 @@ class SeparateExperts:
     Parameters
     ----------
     owner : nn.ModuleList or nn.ModuleDict
-        It holds the experts.
+        The module that holds the experts.
     site : nn.Module
-        The module whose output all experts add up to: `owner` if it has a forward function, else the module around it.
+        The module whose output is the sum of what the experts return: `owner` if it has a forward function, else the module
+        around `owner`.
     linear_maps : sequence of sequences of nn.Module
         The linear maps of every expert; the last one is its output map.
     n_hidden, n_outputs : int
@@ -61,27 +66,27 @@ class SeparateExperts:
         self._names = [name for name, child in owner.named_children() if any(True for _ in child.parameters())]
         self._experts = [owner.get_submodule(name) for name in self._names]
         self._routings = [Routing() for _ in linear_maps]
-        self._by_map = {
+        self._routing_of_map = {
             id(module): routing for maps, routing in zip(linear_maps, self._routings, strict=True) for module in maps
         }
-        self._ids = set(map(id, self._experts))
+        self._expert_ids = set(map(id, self._experts))
 
     def __len__(self) -> int:
         return len(self._experts)
 
     def __contains__(self, module: object) -> bool:
-        return id(module) in self._ids
+        return id(module) in self._expert_ids
 
     def routing_of(self, module: nn.Module) -> Routing | None:
         """Return the tokens that the expert with this linear map gets; None for a module that is no map of these experts."""
-        return self._by_map.get(id(module))
+        return self._routing_of_map.get(id(module))
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the experts in their owner."""
         return tuple(self._names)
 
     def keep(self, kept: Sequence[bool]) -> None:
-        """Remove experts from their owner, and give the others the names of the first ones."""
+        """Remove the experts that are not `kept` from their owner; the others get the names of the first experts."""
         remaining = iter([expert for expert, is_kept in zip(self._experts, kept, strict=True) if is_kept])
         children = dict(self.owner._modules)
         for name in self._names:
@@ -100,7 +105,7 @@ class SeparateExperts:
         Cost: the mixture's code runs a few times more, without its experts.
         """
         forward, attributes = self.site.forward, vars(self.site)
-        own = attributes.get("forward")
+        own_forward = attributes.get("forward")
 
         def observe(*args: Any, **kwargs: Any) -> Any:
             with torch.no_grad(), _without_hooks(self.site):
@@ -111,10 +116,11 @@ class SeparateExperts:
         try:
             yield
         finally:
-            set_forward(self.site, own)
+            set_forward(self.site, own_forward)
 
     def _measure(self, run: Callable[[], Any]) -> None:
-        """Set the routing of every expert."""
+        """Set the routing of every expert, from what `run`, the code of the mixture, returns for known outputs of the experts."""
+        # The number of rows that each expert gets, and the output of the mixture if all experts return zeros.
         n_rows: dict[int, int] = {}
         silent = self._outputs(run, {}, 0.0, n_rows)
         if not n_rows:
@@ -129,8 +135,8 @@ class SeparateExperts:
             )
         probes = [_Probe(expert) for expert in n_rows]
         probes += [_Probe(e, bit) for e, n in n_rows.items() for bit in range((n - 1).bit_length())]
-        # Larger than the rest of the output, such as a shared expert, so that its subtraction costs little precision; but at
-        # most 8192, because float16 ends at 65504.
+        # The known number is larger than the rest of the output (of a shared expert, say), so that subtracting the rest costs
+        # little precision. It is at most 8192, because float16 ends at 65504.
         scale = 2.0 ** min(13, 8 + int(silent.abs().max()).bit_length())
         answers: dict[_Probe, torch.Tensor] = {}
         for start in range(0, len(probes), self._n_outputs):
@@ -165,7 +171,10 @@ class SeparateExperts:
     def _outputs(
         self, run: Callable[[], Any], columns: Mapping[int, _Probe], scale: float, n_rows: dict[int, int]
     ) -> torch.Tensor:
-        """Run the mixture with experts that return zeros, and `scale` in columns; return its output (tokens, n)."""
+        """Run the mixture with experts that return zeros, and `scale` where the probe of a column says so.
+
+        Returns the output of the mixture, (tokens, n). The number of rows that each expert got is written to `n_rows`.
+        """
         with ExitStack() as undo:
             for position, expert in enumerate(self._experts):
 

@@ -1,9 +1,10 @@
 """Find the FFNs of a model by the shapes of its linear maps, not by the model's name.
 
-The linear maps inside a module, without those of attention, are an FFN if they are exactly d -> f and f -> d (plain), two
-d -> f and one f -> d (gated), or d -> 2f and f -> d (fused). Beside those of a gated FFN a module may hold others, of other
-sizes. An ``nn.Sequential`` of Linears and pointwise functions is a sequential FFN. If no module has such maps, a trial run shows
-which modules are chains of linear maps (multilayer perceptrons).
+The linear maps inside a module, without maps of attention, are an FFN if they are exactly d -> f and f -> d (plain), two
+d -> f and one f -> d (gated), or d -> 2f and f -> d (fused). A module that holds the three maps of a gated FFN may hold more
+linear maps, such as a router, if none of them has f inputs or f outputs. An ``nn.Sequential`` of Linears and pointwise functions
+is a sequential FFN. If no module has such maps, a trial run shows which modules are chains of linear maps (multilayer
+perceptrons).
 
 A module is an attention if one of its own linear maps is named after queries. If none is, the name of the module or of its class
 decides, unless its own maps have the shapes of an FFN.
@@ -103,11 +104,12 @@ def find_ffns(model: nn.Module) -> FFNs:
     stacked = [ffn for ffn in ffns if ffn.stack != ffn.name]
     # If FFNs lie in a repeating stack, modules outside it that have the shapes of an FFN (prediction heads) are not FFNs.
     ffns = stacked or ffns
-    scaled = [(ffn, _parameter_of_neurons(ffn, attention_prefixes)) for ffn in ffns]
-    ffns = _without_bottlenecks([ffn for ffn, parameter in scaled if not parameter])
+    # Each FFN with the path of a parameter that acts on its neurons, such as a norm; the path is "" if there is none.
+    neuron_parameters = [(ffn, _parameter_of_neurons(ffn, attention_prefixes)) for ffn in ffns]
+    ffns = _without_bottlenecks([ffn for ffn, parameter in neuron_parameters if not parameter])
     ffns = ffns or _chain_ffns(modules, linears, candidates, attention_prefixes)
     if not ffns:
-        _check_no_parameter_of_neurons(scaled)
+        _check_no_parameter_of_neurons(neuron_parameters)
         raise UnsupportedModelError(
             f"found no feed-forward network in {type(model).__name__}; expected linear maps d -> f and f -> d (plain), "
             f"two d -> f and f -> d (gated), d -> 2f and f -> d (fused) inside one module, an nn.Sequential of Linears, or "
@@ -117,12 +119,13 @@ def find_ffns(model: nn.Module) -> FFNs:
     check_not_tied(model, ffns)
     checked: set[tuple[object, ...]] = set()
     for ffn in ffns:
-        # FFNs of one class may differ by a setting: some of Gemma 3n's keep only the largest neurons of each token.
+        # One FFN is checked for each class and each combination of its settings, because a setting can change what a class
+        # computes: some FFNs of Gemma 3n keep only the largest neurons of each token.
         module = ffn.stages[0][0].owner if isinstance(ffn.module, Expert) else ffn.module
         settings = (item for item in vars(module).items() if isinstance(item[1], (bool, int, float, str)))
-        alike = (type(module), ffn.kind, *settings)
-        if alike not in checked:
-            checked.add(alike)
+        class_and_settings = (type(module), ffn.kind, *settings)
+        if class_and_settings not in checked:
+            checked.add(class_and_settings)
             check_neurons_separate(ffn, getattr(getattr(model, "config", None), "hidden_size", None))
     return FFNs(ffns)
 
@@ -137,24 +140,26 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def _ffns_at(name: str, found: Mapping[str, FFN], mixtures: Mapping[str, Mixture], config: Any) -> list[FFN]:
-    """Return the FFN of the module at a path, or the experts there; none if it holds neither."""
+    """Return the FFN of the module at the path `name`, or the experts that this module holds; none if it holds neither."""
     mixture = mixtures.get(name)
     if mixture is not None and isinstance(mixture.experts, RoutedExperts):
         return [_expert_ffn(mixture, k, expert) for k, expert in enumerate(mixture.experts)]
     ffn = found.get(name)
     if ffn is None:
         return []
-    own = mixtures.get(name.rpartition(".")[0])
-    if own is not None and own.is_expert(ffn.module):
-        return [replace(ffn, mixture=own, tied=True)]
+    mixture_around = mixtures.get(name.rpartition(".")[0])
+    if mixture_around is not None and mixture_around.is_expert(ffn.module):
+        return [replace(ffn, mixture=mixture_around, pruned_with_experts=True)]
+    # An FFN in the block of a mixture, but not among the experts, is a shared expert.
     beside = [m for m in mixtures.values() if name.startswith(_prefix(m.block)) and _block_path(m.block) != m.block]
     if not beside:
         return [ffn]
     mixture, width = beside[0], ffn.sizes[1]
     fields = {} if config is None else vars(config)
-    stated = [value for key, value in fields.items() if "shared" in key and isinstance(value, int)]
+    # Without a field for its own width, the width of a shared expert follows from the field for the width of the experts.
+    shared_widths = [value for key, value in fields.items() if "shared" in key and isinstance(value, int)]
     is_multiple = width % mixture.experts.n_hidden == 0
-    return [replace(ffn, mixture=mixture, tied=is_multiple and width not in stated)]
+    return [replace(ffn, mixture=mixture, pruned_with_experts=is_multiple and width not in shared_widths)]
 
 
 def _modules_of(ffn: FFN) -> list[nn.Module]:
@@ -166,7 +171,9 @@ def _expert_ffn(mixture: Mixture, position: int, expert: Expert) -> FFN:
     maps = {part: LinearMap.whole(f"{name}.{part}_proj", expert_map) for part, expert_map in expert.maps.items()}
     *inputs, output = maps.values()
     kind: FFNKind = "gated" if len(inputs) == 2 else "plain"
-    return FFN(name, kind, (tuple(inputs), (output,)), _stack_path(mixture.name), expert, mixture, tied=True)
+    return FFN(
+        name, kind, (tuple(inputs), (output,)), _stack_path(mixture.name), expert, mixture, pruned_with_experts=True
+    )
 
 
 def _prefix(path: str) -> str:
@@ -196,20 +203,24 @@ def _attention_prefixes(modules: Mapping[str, nn.Module], linears: Mapping[str, 
         known, prefix = tuple(found), _prefix(name)
         if not prefix.startswith(known) and any(path.startswith(prefix) for path in known):
             inside = [path for path in linears if path.startswith(prefix)]
-            # A single other map is the output map of the attention inside (BERT). In T5 there is no other map.
+            # A module around an attention belongs to it if it holds at most one more linear map: in BERT the output map of the
+            # attention, in T5 none.
             if name and sum(not _prefix(path).startswith(known) for path in inside) < 2:
                 found.append(prefix)
     return tuple(found)
 
 
 def _without_bottlenecks(ffns: list[FFN]) -> list[FFN]:
-    """Leave out FFNs that are narrower than the residual stream (adapters), or linear, if their block has one that is neither."""
+    """Leave out FFNs that are narrower than the residual stream (adapters), and FFNs without an activation function.
+
+    An FFN is left out only if its block holds another FFN that is neither narrow nor linear.
+    """
 
     def is_narrow(ffn: FFN) -> bool:
         return max(ffn.sizes[1:-1]) < ffn.sizes[0] and ffn.mixture is None
 
     def is_linear_term(ffn: FFN) -> bool:
-        # Gemma 3n adds such a term to its attention.
+        # Gemma 3n adds the output of two linear maps, without an activation function between them, to its attention.
         return (
             ffn.kind == "plain"
             and not ffn.is_routed
@@ -225,14 +236,14 @@ def _without_bottlenecks(ffns: list[FFN]) -> list[FFN]:
 
 
 def _block_path(name: str) -> str:
-    """Return the path of the block that a module lies in: its path up to the first index, or all of a path without index."""
+    """Return the path of the block that a module lies in: its path up to the first number in it; without a number, all of it."""
     stack = _stack_path(name)
     index = name.removeprefix(_prefix(stack)).split(".")[0]
     return name if stack == name else f"{_prefix(stack)}{index}"
 
 
 def _stack_path(name: str) -> str:
-    """Return the path of the stack that a module lies in: its path before the first index, or all of a path without index."""
+    """Return the path of the stack that a module lies in: its path before the first number in it; without a number, all of it."""
     parts = name.split(".")
     for position, part in enumerate(parts):
         if part.isdigit():
@@ -241,9 +252,10 @@ def _stack_path(name: str) -> str:
 
 
 def _output_map_last(module: nn.Module, linears: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
-    """Put the output map last: as the shapes show it, else as a trial run shows it, else as the maps are registered."""
+    """Put the output map last: the shapes tell which map it is, else a trial run, else the order in which maps are registered."""
     sizes = [(in_features(linear), out_features(linear)) for _, linear in linears]
-    # In a gated FFN two other maps have the shape of the output map reversed, in a fused one a single map of twice the width.
+    # The output map is (n_in -> n_out). In a gated FFN two other maps are (n_out -> n_in), in a fused FFN one is
+    # (n_out -> 2 n_in).
     found = [
         k
         for k, (n_in, n_out) in enumerate(sizes)
@@ -277,7 +289,10 @@ def _ffn_by_shapes(name: str, module: nn.Module, linears: list[tuple[str, nn.Mod
 
 
 def _gated_maps(name: str, linears: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
-    """Return the maps of a gated FFN among the maps that the module at `name` holds itself, such as a router; none if unclear."""
+    """Return the three maps of a gated FFN, if the module at `name` holds them directly, beside others such as a router.
+
+    The result is empty if it is unclear which maps they are.
+    """
     sizes = [(in_features(linear), out_features(linear)) for _, linear in linears]
     outputs = {(n_in, n_out) for n_in, n_out in sizes if sizes.count((n_out, n_in)) == 2 and n_in != n_out}
     if len(outputs) != 1 or any(path.rpartition(".")[0] != name for path, _ in linears):
@@ -326,11 +341,11 @@ def _chain_ffns(
 
 
 def _parameter_of_neurons(ffn: FFN, attention_prefixes: tuple[str, ...]) -> str:
-    """Return the path of a parameter that acts on the hidden neurons, such as a norm between the maps, judging by its size.
+    """Return the path of a parameter whose size suggests that it acts on the hidden neurons, such as a norm between the maps.
 
-    It is "" if there is none.
+    The path is "" if there is no such parameter.
     """
-    own = {id(p) for stage in ffn.stages for linear_map in stage for p in linear_map.module.parameters()}
+    of_maps = {id(p) for stage in ffn.stages for linear_map in stage for p in linear_map.module.parameters()}
     hidden = set(ffn.sizes[1:-1])
     for path, module in ffn.module.named_modules(prefix=ffn.name):
         if _prefix(path).startswith(attention_prefixes):
@@ -339,14 +354,17 @@ def _parameter_of_neurons(ffn: FFN, attention_prefixes: tuple[str, ...]) -> str:
             # A vector or linear map as wide as the residual stream may act on the stream, as a norm does.
             may_be_on_stream = parameter.ndim < 2 or is_linear(module)
             suspicious = hidden - {ffn.sizes[0], ffn.sizes[-1]} if may_be_on_stream else hidden
-            if id(parameter) not in own and suspicious & set(parameter.shape):
+            if id(parameter) not in of_maps and suspicious & set(parameter.shape):
                 return f"{_prefix(path)}{name}"
     return ""
 
 
-def _check_no_parameter_of_neurons(scaled: Iterable[tuple[FFN, str]]) -> None:
-    """Raise an error that names the first parameter that acts on the neurons of an FFN, given each FFN with its or ""."""
-    for ffn, parameter in scaled:
+def _check_no_parameter_of_neurons(neuron_parameters: Iterable[tuple[FFN, str]]) -> None:
+    """Raise an error that names the first parameter that acts on the neurons of an FFN.
+
+    `neuron_parameters` holds each FFN with the path of such a parameter, or with "" if it has none.
+    """
+    for ffn, parameter in neuron_parameters:
         if parameter:
             raise UnsupportedModelError(
                 f"{ffn.name} ({type(ffn.module).__name__}) has the shapes of a {ffn.kind} FFN, but its hidden neurons are not "

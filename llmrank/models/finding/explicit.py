@@ -1,4 +1,4 @@
-"""Explicit FFNs: a `structure_dict` names their Linears, as in the paper."""
+"""Explicit FFNs: the user names their Linears in a `structure_dict`, as in the paper."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def explicit_ffns(model: nn.Module, structure: Mapping[str, Any]) -> FFNs:
     if not isinstance(structure, Mapping) or not {"path_to_layers", "path_to_modules"} <= set(structure):
         raise StructureError(f"structure_dict must be a mapping like {EXAMPLE}, got {structure!r}")
     paths = structure["path_to_modules"]
-    # An iterator would be used up by the first block.
+    # An iterator is refused, because the first block would use it up.
     if isinstance(paths, str) or not isinstance(paths, Sequence):
         raise StructureError(f"structure_dict: path_to_modules is {paths!r}; expected a list of paths, as in {EXAMPLE}")
     if not paths:

@@ -15,9 +15,11 @@ __all__ = ["check_neurons_separate"]
 
 
 def check_neurons_separate(ffn: FFN, stream_size: int | None) -> None:
-    """Change one neuron after the input maps, and raise an error if another input of the next map changes too.
+    """Raise an error if the hidden neurons of an FFN cannot be removed one by one, because one changes another.
 
-    `stream_size` is the size of the residual stream, if the configuration states it.
+    The FFN runs twice on random features. In the second run the outputs of the input maps are changed at one neuron, and only
+    this neuron may change in what the next map reads. `stream_size` is the size of the residual stream, if the configuration
+    states it.
     """
     input_maps, next_map = ffn.stages[0], ffn.stages[1][0].module
     weight = input_maps[0].weight
@@ -41,7 +43,7 @@ def check_neurons_separate(ffn: FFN, stream_size: int | None) -> None:
             ffn.module(probe)
             handles += [each.module.register_forward_hook(shift(each.start + neuron)) for each in input_maps]
             ffn.module(probe)
-    # The FFN's module may be a transformer block, which needs other inputs; then the shapes must be enough.
+    # The FFN's module may be a transformer block, which needs more inputs than one. Then only the shapes can be judged.
     except Exception as error:
         if ffn.kind == "plain" and ffn.sizes[1] < ffn.sizes[0] != stream_size:
             raise UnsupportedModelError(

@@ -15,7 +15,8 @@ from llmrank.models.linear_map import in_features, out_features
 
 __all__ = ["linear_chain", "reads_unchanged", "trial_run"]
 
-# Number of rows of a trial run; a module that swaps two neurons is overlooked with probability 2 ** -ROWS.
+# Number of rows, each a random feature vector, in a trial run. A module that swaps two neurons is overlooked with
+# probability 2 ** -ROWS.
 ROWS = 16
 
 
@@ -24,13 +25,13 @@ def linear_chain(
 ) -> tuple[str, ...] | None:
     """Return the names of a module's linear maps in the order of the data, if the module is a plain chain of them.
 
-    In a plain chain each map is called once, and each hidden layer is read by the next map alone, through functions that act on
-    every neuron by itself.
+    In a plain chain each map is called once. Only the next map reads a hidden layer, through functions that act on each neuron
+    separately, such as ReLU.
 
     Parameters
     ----------
     module : nn.Module
-        It runs on random features, and is left unchanged.
+        A module that runs on random features. It is left unchanged.
     linears : mapping from str to nn.Module
         All linear maps of the module, by name.
     check_neurons : bool
@@ -113,8 +114,11 @@ def _reads_alone(
             hooks.callback(second.register_forward_pre_hook(read_input).remove)
             return module(probe)
 
+    # The third run takes each value of the hidden layer from the first or the second run. If functions of single neurons lead to
+    # the second map, what it reads is the same mixture of what it read in these two runs.
     outputs = [run(one), run(other), run(torch.where(from_one, one, other))]
-    # If the output differs although the second map gets its input of the first run, something else reads the hidden layer.
+    # The fourth run gives the second map its input of the first run. If the output differs from that of the first run,
+    # something else reads the hidden layer.
     outputs.append(run(other, read[0]))
     if any(not isinstance(output, torch.Tensor) for output in outputs) or any(r.shape != shape for r in read):
         return False
@@ -123,12 +127,13 @@ def _reads_alone(
 
 
 def reads_unchanged(module: nn.Module, first: nn.Module, second: nn.Module) -> bool:
-    """Whether one linear map reads what another computes, unchanged: both together are a linear map of low rank.
+    """Whether the second linear map reads the output of the first unchanged, so that both together are a map of low rank.
 
     Parameters
     ----------
     module : nn.Module
-        It runs on random features, and is left unchanged. Tensors on the meta device are replaced by random ones for the run.
+        A module that runs on random features. It is left unchanged. In the run, tensors on the meta device are replaced by random
+        ones.
     first, second : nn.Linear or Conv1D
         Maps inside the module.
 
@@ -169,7 +174,7 @@ def reads_unchanged(module: nn.Module, first: nn.Module, second: nn.Module) -> b
 def trial_run(module: nn.Module) -> Iterator[None]:
     """Enter a context in which a module runs in evaluation mode and without gradients.
 
-    Afterwards the modes of its modules and torch's random state on the CPU are as before.
+    At the end of the context the modes of its modules and torch's random state on the CPU are restored.
 
     Examples
     --------

@@ -1,6 +1,6 @@
 """Layer records: what pruners know of the prunable layers of a model.
 
-Where the neurons of a record are spoken of, each may be a unit of several neurons, see :mod:`llmrank.prune.records.units`.
+What is called a neuron of a record here may also be a unit of several neurons, see :mod:`llmrank.prune.records.units`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class LayerRecord:
     ----------
     name : str
     weight : (out, in) tensor
-        Non-negative edge weights into the layer. If they were passed in as a function, every read computes them anew.
+        Non-negative weights of the edges into the layer. If a function was passed in, it computes them at every read.
     in_features, out_features : int
         Number of inputs that the layer reads (0 if unknown), and number of its neurons.
     in_activation, out_activation : (in,) and (out,) tensors, or None
-        Norms of the activations that the layer reads, and of those of its own neurons.
+        Norms of the activations that the layer reads, and of the activations of its own neurons.
     importance : (out,) float64 tensor
         What the scorer gives the neurons: non-negative, with sum 1.
     pruning_mask : tensor or None
@@ -41,7 +41,8 @@ class LayerRecord:
         How much the model's output changes when this layer alone is pruned, >= 0, see
         :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`; None if the pruner does not need it.
     present : (out,) bool tensor or None
-        True for neurons that earlier steps have kept; None if all are kept. The others stay removed and count in the amount.
+        True for neurons that earlier steps have kept; None if all are kept. Neurons that they removed stay removed, and count in
+        the amount.
     units : Units or None
         The units that the record's neurons stand for; None if each is one neuron.
     protected : bool
@@ -104,7 +105,7 @@ class LayerRecord:
 
     @property
     def multiple_of(self) -> int:
-        """The number of kept neurons must be a multiple of this, or all."""
+        """The number of kept neurons must be a multiple of this, unless all are kept."""
         return 1 if self.units is None else self.units.multiple_of
 
     @property
@@ -113,7 +114,7 @@ class LayerRecord:
         return 1 if self.units is None else self.units.n_neurons
 
     def widths(self, n_kept: int) -> dict[str, int]:
-        """Return the widths of the model's layers, by name, if the record keeps so many of its neurons."""
+        """Return the widths of the model's layers, by name, if the record keeps `n_kept` of its neurons."""
         return {self.name: n_kept} if self.units is None else self.units.widths(n_kept)
 
     @property

@@ -1,8 +1,8 @@
 """Units: sets of neurons that are removed as a whole.
 
-In most layers a unit is one neuron. Experts that share tensors must stay equally wide, so there unit k is the k-th lowest neuron
-of every expert. If whole experts are removed, a unit is all neurons of an expert, or of one expert of each group that the router
-knows.
+In most layers a unit is one neuron. The experts of a mixture stay equally wide, so a unit holds a neuron of every expert: unit k
+holds, from each expert, the neuron with the k-th lowest score. If whole experts are removed, a unit is all neurons of one expert;
+if the router divides the experts into groups, it is all neurons of one expert of each group.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Units:
     target : {"neurons", "experts"}
         What a unit is made of.
     n_groups : int
-        If units are experts: number of groups of experts, each of which loses one expert with a unit.
+        Number of groups of experts, if units are experts. With each unit, every group loses one expert.
     min_keep : int
         Fewest units that can be kept.
     multiple_of : int
-        The number of kept units must be a multiple of this, or all.
+        The number of kept units must be a multiple of this, unless all are kept.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Units:
         """
         if self.target == "experts":
             totals = torch.stack([_total(scores[layer.name]) for layer in self.layers]).view(self.n_groups, -1)
-            # Without groups, unit k is expert k; with groups, the k-th lowest expert of each.
+            # Without groups, unit k is expert k. With groups, it is the k-th lowest expert of each group.
             order = torch.arange(self.n_units).expand_as(totals) if self.n_groups == 1 else _positions(totals)
             units = order.flatten().tolist()
             return {layer.name: torch.full((layer.size,), units[k]) for k, layer in enumerate(self.layers)}
@@ -89,7 +89,7 @@ class Units:
     def importance(self, order: Mapping[str, torch.Tensor], scores: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the importance of every unit, (units,) float64: the sum of the scores of its neurons.
 
-        `order` holds the scores that assign neurons to units, see :meth:`assign`; `scores` are added up.
+        `order` holds the scores by which neurons are assigned to units, see :meth:`assign`; `scores` holds those that are summed.
         """
         total = torch.zeros(self.n_units, dtype=torch.float64)
         for name, unit in self.assign(order).items():
@@ -97,7 +97,10 @@ class Units:
         return total
 
     def present(self, order: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return which units these masks have kept, (units,) bool: all of their neurons, of an expert any."""
+        """Return which units these masks keep, (units,) bool.
+
+        An expert is kept if any of its neurons is, and a unit of neurons if all of them are.
+        """
         kept_any = torch.zeros(self.n_units, dtype=torch.bool)
         kept_all = torch.ones(self.n_units, dtype=torch.bool)
         for name, unit in self.assign(order).items():
@@ -110,7 +113,7 @@ class Units:
         return {name: keep[unit] for name, unit in self.assign(scores).items()}
 
     def widths(self, n_kept: int) -> dict[str, int]:
-        """Return the widths of the layers if so many units are kept; of experts, the first are taken to be kept."""
+        """Return the widths of the layers if `n_kept` units are kept; of experts, the first ones are taken to be kept."""
         if self.target == "neurons":
             return {layer.name: n_kept * (layer.size // self.n_units) for layer in self.layers}
         by_group = len(self.layers) // self.n_groups
@@ -118,7 +121,7 @@ class Units:
 
 
 def _total(scores: torch.Tensor) -> torch.Tensor:
-    """Return the sum of the scores of neurons that are present; minus infinity if none is."""
+    """Return the sum of the scores, without the minus infinity of removed neurons; minus infinity if all are removed."""
     present = scores[~scores.isneginf()]
     return present.sum() if len(present) else scores.new_tensor(-torch.inf)
 
@@ -167,7 +170,7 @@ def units_of(
     ----------
     layers : iterable of PrunableLayer
     targets : sequence of {"neurons", "experts"}
-        One target.
+        What is removed; exactly one target.
     expert_widths : collection of int, optional
         Numbers of neurons of the model's experts; by default those of the experts among `layers`.
     """
@@ -176,24 +179,25 @@ def units_of(
         expert_widths = {layer.size for layer in layers if layer.mixture is not None}
     groups: dict[str, list[PrunableLayer]] = {}
     for layer in layers:
-        joined = layer.tied if targets == ("neurons",) else layer.mixture
-        if joined is not None or targets == ("neurons",):
-            groups.setdefault(layer.name if joined is None else joined.name, []).append(layer)
+        mixture = layer.pruned_with if targets == ("neurons",) else layer.mixture
+        if mixture is not None or targets == ("neurons",):
+            groups.setdefault(layer.name if mixture is None else mixture.name, []).append(layer)
     found = []
     for name, group in groups.items():
-        if group[0].tied is not None:
+        if group[0].pruned_with is not None:
             found.append(_of_mixture(name, group, targets[0]))
         else:
-            # One field of the configuration may state the width of an FFN and of experts elsewhere: they are rounded alike.
+            # If an FFN is as wide as experts elsewhere, one field of the configuration may state both widths: both are rounded.
             multiple = EXPERT_WIDTH_MULTIPLE if group[0].size in expert_widths else 1
             found.append(Units(name, tuple(group), group[0].size, multiple_of=multiple))
     return found
 
 
 def _of_mixture(name: str, layers: Sequence[PrunableLayer], target: Target) -> Units:
-    mixture: Mixture = layers[0].tied  # type: ignore[assignment]
+    mixture: Mixture = layers[0].pruned_with  # type: ignore[assignment]
     if target == "experts":
         n_units = len(layers) // mixture.n_groups
         return Units(name, tuple(layers), n_units, "experts", mixture.n_groups, mixture.min_kept)
+    # A shared expert may be several times as wide as the experts. Then each unit holds several of its neurons.
     width = min(layer.size for layer in layers)
     return Units(name, tuple(layers), width, multiple_of=EXPERT_WIDTH_MULTIPLE)

@@ -1,4 +1,4 @@
-"""Choose the keep masks of ranked graphs, of neurons and of experts, and choose one anew during a repair."""
+"""Choose which neurons and experts of ranked graphs are kept, and during a repair choose again which neurons of a layer are."""
 
 from llmrank.prune.selection.choose import check_both, choose_masks, prunes_jointly
 from llmrank.prune.selection.reselection import Reselection

@@ -56,8 +56,8 @@ def choose_masks(
     present : Masks, optional
         The neurons that earlier steps have kept.
     targets : tuple of {"neurons", "experts"}
-        What is removed. With both, as many experts of every mixture are removed as loses the least importance, all neurons that
-        are removed taken together, and neurons for the rest of the amount.
+        What is removed. With both, every mixture loses the same number of experts, and neurons are removed for the rest of the
+        amount. Every number of experts is tried, and the one is taken with which the removed neurons have the least importance.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def choose_masks(
     choice = _Choice(graphs, ranks, sensitivities or {}, costs, jointly=jointly)
     if len(targets) == 1:
         return choice.masks(pruner, targets[0], present)
-    return choice.of_both(pruner, present)
+    return choice.masks_of_both(pruner, present)
 
 
 def check_both(pruner: BasePruner, targets: Sequence[Target]) -> None:
@@ -93,7 +93,7 @@ class _Choice:
     ) -> None:
         self._ranked = list(zip(graphs, ranks, strict=True))
         self._sensitivities, self._costs, self._jointly = sensitivities, costs, jointly
-        # Set where several pruners are at work, which see only some of the layers that `protect` selects from.
+        # The layers that `protect` selects among all layers. It is needed if each of several pruners gets only some layers.
         self._protected: set[str] | None = None
         places = [place for entry in graphs for place in entry.prunable]
         self._expert_widths = {place.layer.size for place in places if place.layer.mixture is not None}
@@ -105,7 +105,10 @@ class _Choice:
         present: Masks | None,
         only: Callable[[Units], bool] | None = None,
     ) -> Masks:
-        """Choose masks of one kind of units; if `only` is given, the other layers keep what is present."""
+        """Choose masks for one target.
+
+        If `only` is given, neurons are removed only from layers for whose units it returns True.
+        """
         groups = [
             _Records(entry, rank, self._sensitivities, present, target, self._expert_widths, only)
             for entry, rank in self._ranked
@@ -122,8 +125,8 @@ class _Choice:
             keep.update(group_pruner.prune(group, self._costs))
         return Masks({name: mask for group in groups for name, mask in group.masks(keep).items()})
 
-    def of_both(self, pruner: BasePruner, present: Masks | None) -> Masks:
-        """Remove experts and neurons: the number of experts that loses the least importance is found by trying all."""
+    def masks_of_both(self, pruner: BasePruner, present: Masks | None) -> Masks:
+        """Choose masks for both targets: every number of experts is tried, and that with the least lost importance is taken."""
         check_both(pruner, ("neurons", "experts"))
         names = [units.name for units in units_of([p.layer for entry, _ in self._ranked for p in entry.prunable])]
         self._protected = protected_names(pruner.protect, names)
@@ -132,12 +135,12 @@ class _Choice:
         for count in range(max(len(entry.prunable) for entry, _ in self._ranked)):
             try:
                 experts = self.masks(LocalPruner(count), "experts", present)
-            except OptionError as error:  # the routers need more experts
+            except OptionError as error:  # fewer experts would be left than routers need
                 refusal = refusal or error
                 break
             try:
                 masks = self._with_neurons(pruner, experts)
-            except OptionError as error:  # too many neurons of too many experts
+            except OptionError as error:  # the other experts cannot lose so many neurons
                 refusal = refusal or error
                 continue
             if masks is None:
@@ -145,15 +148,15 @@ class _Choice:
             found.append(masks)
         if not found:
             raise refusal or OptionError("no number of experts leaves room for this amount; lower it")
-        # Widths are rounded, so that not every choice reaches the amount.
+        # Not every choice reaches the amount, because widths are rounded.
         enough = [masks for masks in found if masks.removed_share >= pruner.amount - 1e-9] or found
         return min(enough, key=self._lost)
 
     def _with_neurons(self, pruner: BasePruner, experts: Masks) -> Masks | None:
-        """Remove neurons too, so that the amount is reached; None if the removed experts have more neurons than that."""
+        """Remove neurons too, so that the amount is reached; None if the removed experts alone have more neurons than it."""
 
         def remaining(names: Collection[str]) -> float:
-            """Return the share to remove from what is left of these layers."""
+            """Return the share to remove from the kept experts and other layers among these, so that the amount is reached."""
             size, kept = (
                 sum(len(experts[name]) for name in names),
                 sum(int(experts[name].any()) * len(experts[name]) for name in names),
@@ -164,21 +167,24 @@ class _Choice:
         if not isinstance(pruner, LocalPruner):
             adjusted.amount = remaining(list(experts))
             return None if adjusted.amount < 0.0 else self.masks(adjusted, "neurons", experts)
-        # The same share of every layer, in which a mixture counts with its experts, is removed.
-        tied = [p.layer.name for entry, _ in self._ranked for p in entry.prunable if p.layer.tied is not None]
-        adjusted.amount = remaining(tied)
+        # Every layer loses the same share. All experts of a mixture count as one layer, of which a part is removed already.
+        in_mixtures = [
+            p.layer.name for entry, _ in self._ranked for p in entry.prunable if p.layer.pruned_with is not None
+        ]
+        adjusted.amount = remaining(in_mixtures)
         if adjusted.amount < 0.0:
             return None
-        inside = self.masks(adjusted, "neurons", experts, lambda units: units.layers[0].tied is not None)
-        return self.masks(pruner, "neurons", inside, lambda units: units.layers[0].tied is None)
+        inside = self.masks(adjusted, "neurons", experts, lambda units: units.layers[0].pruned_with is not None)
+        return self.masks(pruner, "neurons", inside, lambda units: units.layers[0].pruned_with is None)
 
     def _lost(self, masks: Masks) -> float:
+        """Return the importance of all neurons that these masks remove."""
         scores = {name: s for entry, rank in self._ranked for name, s in entry.importance(rank).items()}
         return float(sum(s[~masks[name]].sum() for name, s in scores.items()))
 
 
 class _Records:
-    """The records of one graph, and the masks of its layers that follow from those of the records."""
+    """The records of one graph; it translates their masks into masks of the graph's layers."""
 
     def __init__(
         self,
@@ -198,7 +204,7 @@ class _Records:
         self._importance = entry.importance(rank)
         self._scores = {name: s.where(self._present[name], -torch.inf) for name, s in self._importance.items()}
         places = {place.layer.name: place for place in entry.prunable}
-        if target == "neurons":  # of the experts that are left
+        if target == "neurons":  # removed experts have no neurons to remove
             layers = [layer for layer in layers if bool(self._present[layer.name].any())]
         self._units = [units for units in units_of(layers, (target,), expert_widths) if only is None or only(units)]
         self.records = [

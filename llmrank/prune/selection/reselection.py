@@ -1,4 +1,4 @@
-"""During a repair, choose the keep mask of one layer anew."""
+"""During a repair, choose again which neurons of a layer are kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Reselection"]
 
 
 class Reselection:
-    """Chooses the keep mask of a layer anew: ranks its graph with other activations, and keeps as many neurons as before.
+    """Chooses the keep mask of a layer again, with as many neurons: its graph is ranked with new activations.
 
     Parameters
     ----------
@@ -38,11 +38,11 @@ class Reselection:
 
     @property
     def reads_earlier_layers(self) -> bool:
-        """Whether the choice in a layer reads weights of earlier layers, so that these must be replaced after the choice."""
+        """Whether the choice in a layer reads weights of earlier layers, so that these weights may be replaced only after it."""
         return any(entry.follows or len(entry.prunable) > 1 for entry in self._graphs)
 
     def __call__(self, layer: str, keep: torch.Tensor, activations: torch.Tensor) -> torch.Tensor:
-        """Choose a mask of as many neurons as `keep`, from new activations, (n,) float64, which later calls use too."""
+        """Choose a keep mask of as many neurons as `keep`, by new activations, (n,) float64; later calls use these too."""
         index, place = next(
             (index, place)
             for index, entry in enumerate(self._graphs)
@@ -50,6 +50,7 @@ class Reselection:
             if place.layer.name == layer
         )
         entry = self._graphs[index] = self._graphs[index].with_norms(place, activations)
+        # The graph is ranked together with the graphs before it on the same residual stream.
         start = index
         while self._graphs[start].follows:
             start -= 1

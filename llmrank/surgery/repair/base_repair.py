@@ -27,10 +27,10 @@ class RepairedMap:
         the kept weights do not change. None for other repairs.
     before, after : float or None
         Mean square error of the map on held-out tokens without and with the repair, as a share of the mean square of ``W x``,
-        over the outputs or, of more than 128, random combinations of them (see
-        :func:`llmrank.surgery.repair.moments.project_outputs`).
-        The error is the output with all neurons minus that with the kept ones; with target "stream", plus what the residual
-        stream lacks because of earlier FFNs. None if no token was held out.
+        the map's output with all neurons. None if no token was held out. The error is the output with all neurons minus the
+        output with the kept ones. With target "stream", what the residual stream lacks because of earlier FFNs is added.
+        If the map has more than 128 outputs, random combinations of them are measured, see
+        :func:`llmrank.surgery.repair.moments.project_outputs`.
     target : {"output", "stream"}
         Whether the map was fitted to its own outputs, or to those that give the residual stream of the dense model.
     """
@@ -72,7 +72,7 @@ class BaseRepair:
 
     @property
     def reselects(self) -> bool:
-        """Whether the neurons to keep in a layer, as many as planned, are chosen anew from its moments."""
+        """Whether the repair chooses anew, from the moments of a layer, which neurons the layer keeps, as many as planned."""
         return False
 
     def solve(
@@ -108,7 +108,7 @@ class BaseRepair:
         return 0
 
     def operations(self, size: int, kept: int, outputs: int) -> float:  # noqa: ARG002 -- for subclasses
-        """Return about how many float64 operations :meth:`solve` takes; those in float32 count half. 0 if they take no time."""
+        """Return about how many float64 operations :meth:`solve` takes; one in float32 counts half. 0 stands for no time."""
         return 0.0
 
     def parameters(self) -> dict[str, Any]:
@@ -151,9 +151,10 @@ def repaired_map(
 def _error(
     weight: torch.Tensor, keep: torch.Tensor, change: torch.Tensor, moments: Moments, centre: Centre | None
 ) -> float:
-    """Compute the mean square of W_R x_R + e - change x_K for the missing output e; a centre is first subtracted from x and e.
+    """Compute the mean square of W_R x_R + e - change x_K, where e is the missing output.
 
-    The weight and the change are those of :func:`project_outputs`.
+    K are the kept and R the removed neurons. A centre is first subtracted from x and e. The weight and the change have been
+    reduced by :func:`project_outputs`.
     """
     error_weight = torch.empty_like(weight)
     error_weight[:, keep], error_weight[:, ~keep] = -change, weight[:, ~keep]

@@ -17,7 +17,7 @@ __all__ = ["BiasRepair"]
 
 
 class BiasRepair(BaseRepair):
-    """Add the mean output of the removed neurons to the bias: ``b + W_R mean_R``.
+    """Add the mean output of the removed neurons (R) to the bias: ``b + W_R mean_R``.
 
     Examples
     --------

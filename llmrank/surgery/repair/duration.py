@@ -12,7 +12,7 @@ from llmrank.surgery.repair.base_repair import BaseRepair
 
 __all__ = ["repair_seconds"]
 
-# Width of the matrices whose product is timed, and how often.
+# Width of the matrices whose product is timed, and how often it is timed.
 WIDTH, REPETITIONS = 1024, 3
 
 
@@ -28,7 +28,7 @@ def repair_seconds(
     kept : mapping from str to int
         Number of kept neurons, by the name of the layer; layers that are left out are not repaired.
     tokens : int
-        Number of calibration tokens. An expert gets the share that its router would send it if it used all experts alike.
+        Number of calibration tokens. For an expert, only a share of them counts, as if its router used all experts equally often.
     device : torch.device, optional
         Where the repair computes, if that is not where the weights are.
 
@@ -42,7 +42,8 @@ def repair_seconds(
         of_layer = method.operations(layer.size, kept[name], outputs) if name in kept else 0.0
         if of_layer:
             share = 1.0 if layer.mixture is None else layer.mixture.top_k / layer.mixture.n_experts
-            # Sums of products in float32; of a symmetric matrix, one half.
+            # The sums over the tokens are those of products of two neurons, of which symmetry saves half, and of products of a
+            # neuron and an output. They are in float32, which counts half.
             of_layer += tokens * share * (layer.size**2 + 2.0 * layer.size * outputs) / 2.0
             place = device or layer.output_maps[0].weight.device
             operations[place] = operations.get(place, 0.0) + of_layer
@@ -51,7 +52,7 @@ def repair_seconds(
 
 def _speed(device: torch.device) -> float:
     """Return the highest measured number of float64 operations a second."""
-    if device.type == "mps":  # it has no float64, see MomentSums
+    if device.type == "mps":  # MPS has no float64, so MomentSums uses the CPU
         device = torch.device("cpu")
     matrix = torch.eye(WIDTH, dtype=torch.float64, device=device)
     seconds = []

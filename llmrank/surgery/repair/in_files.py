@@ -1,4 +1,4 @@
-"""Repaired maps in files, for a run with little memory that another process can go on with."""
+"""Repaired maps in files, for a run with --low-memory: if the run ends early, another process can go on with it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ KIND = "repair"
 
 
 class RepairsInFiles:
-    """Writes repaired weights into copies of the model's weights that are in files, and keeps every repaired map in a file too.
+    """Writes repaired weights into the model, and keeps every repaired map in a file.
 
+    Before a weight is changed, the model gets a copy of it that is in a file too, so that little memory is needed.
     :meth:`restore` gives the model its old weights back.
 
     Parameters
@@ -36,16 +37,16 @@ class RepairsInFiles:
     def save(
         self, layer: str, keep: torch.Tensor, repaired: RepairedMap, unexplained: torch.Tensor | None = None
     ) -> None:
-        """Write the keep mask of a layer, its repaired map, and what the mask was chosen by to a file."""
+        """Write the keep mask of a layer, its repaired map, and the values by which the mask was chosen anew to a file."""
         tensors = {"keep": keep, "weight": repaired.weight, "bias": repaired.bias, "unexplained": unexplained}
-        # numpy has no bfloat16; the bytes are kept.
+        # numpy has no bfloat16, so every tensor is written as bytes, with its dtype and shape.
         arrays = {name: _bytes(tensor) for name, tensor in tensors.items() if tensor is not None}
         numbers = {name: getattr(repaired, name) for name in ("damping", "before", "after", "target")}
         shapes = {name: [str(t.dtype)[6:], *t.shape] for name, t in tensors.items() if t is not None}
         write_tensors(self._file(layer), arrays, {"shapes": shapes, **numbers}, KIND)
 
     def load(self, layer: str) -> tuple[torch.Tensor, RepairedMap, torch.Tensor | None] | None:
-        """Return what :meth:`save` has written for a layer, or None."""
+        """Return the mask, the map and the values that :meth:`save` has written for a layer; None if it has written nothing."""
         path = self._file(layer)
         if not path.is_file():
             return None
@@ -71,7 +72,7 @@ class RepairsInFiles:
         parameter: Any = output_map.owner._parameters[name]
         if id(parameter) not in self._old:
             self._old[id(parameter)] = parameter, parameter.data
-            parameter.data = self._work.keep(parameter.data)
+            parameter.data = self._work.copy_to_file(parameter.data)
         output_map.weight.copy_(repaired.weight)
         return replace(repaired, weight=None)
 

@@ -17,16 +17,16 @@ from llmrank.surgery.repair.moments import N_COMBINATIONS, Centre, Moments, proj
 
 __all__ = ["LeastSquaresRepair"]
 
-# Four dampings a decade, and the two ends: an undamped fit, and kept weights that do not change.
+# Four dampings in each decade from 1e-6 to 1e4, and the two ends: 0 does not damp the fit, infinity keeps the weights unchanged.
 FINITE_DAMPINGS = tuple(10.0 ** (quarter / 4) for quarter in range(-24, 17))
 DAMPINGS = (0.0, *FINITE_DAMPINGS, math.inf)
 # From this damping on, float32 is precise enough to compare errors.
 SINGLE_PRECISION = 1e-2
-# For "auto" without held-out tokens: the fit and the old weights count about the same.
+# The damping of "auto" without held-out tokens: the fit and the old weights count about the same.
 CAUTIOUS_DAMPING = 1.0
-# Most searches try about so many dampings, nearly all in float32.
+# Number of dampings that most searches try, nearly all in float32.
 N_TRIED = 10
-# With fewer tokens the measured gain was clearly smaller.
+# Calibration tokens for each kept neuron that a repair should have: with fewer, the measured gain was clearly smaller.
 TOKENS_PER_NEURON = 4
 TARGETS = ("stream", "output")
 
@@ -35,25 +35,26 @@ TARGETS = ("stream", "output")
 class LeastSquaresRepair(BaseRepair):
     """Fit new weights for the kept neurons by damped least squares, so that the output of the map comes near to its target.
 
-    The new weights are ``W_K + (W_R S_RK + C_K^T) (S_KK + damping * diag(S_KK))^-1``, where S are the second moments of x, and
-    C those of x with what the residual stream lacks. If the map has a bias, both are centred, and the bias makes up for the
-    difference of the means. The equations are solved in float64. If S_KK is singular and not damped, the solution of least norm
-    is taken, after each neuron is divided by its root mean square.
+    The new weights are ``W_K + (W_R S_RK + C_K^T) (S_KK + damping * diag(S_KK))^-1``. Here K are the kept and R the removed
+    neurons, S are the second moments of the neurons x, and C those of x with what the residual stream lacks. If the map has a
+    bias, S and C are centred, and the bias makes up for the difference of the means. The equations are solved in float64. If S_KK
+    is singular and not damped, each neuron is divided by its root mean square, and the solution of least norm is taken.
 
     Parameters
     ----------
     damping : float or "auto"
-        "auto" takes for each map the damping with the smallest error on the held-out tokens: 0, 1e-6 to 1e4, or infinite, which
-        leaves the kept weights unchanged (a bias still makes up for the means). Without held-out tokens it is 1.
+        "auto" takes for each map the damping with the smallest error on the held-out tokens: 0, one from 1e-6 to 1e4, or
+        infinity. With infinity the kept weights are unchanged, and only a bias makes up for the means. Without held-out tokens
+        "auto" takes 1.
     target : {"stream", "output"}
-        "output" fits the map to its old outputs, for the inputs that it gets now (C = 0). "stream" fits it to what brings the
-        residual stream behind it back to that of the dense model, and so makes up for losses in earlier layers too, at the cost
-        of one more forward pass. If the block does not add the output of its FFN to the stream unchanged, as with norms behind
-        the FFN, and in encoder-decoder models, "output" is used instead.
+        "output" fits the map to its old outputs, for the inputs that it gets now (C = 0). "stream" fits the map to outputs that
+        bring the residual stream behind it back to that of the dense model. So "stream" makes up for losses in earlier layers
+        too, at the cost of one more forward pass. "output" is used instead in encoder-decoder models, and if a block does not add
+        the output of its FFN to the stream unchanged, because of a norm behind the FFN, say.
     reselect : bool
-        Whether to choose anew which neurons are kept, as many in each layer as the pruner kept. They are ranked by the same
-        scorer, but the norm of a neuron's activations is replaced by the part of them that the other neurons do not explain,
-        :meth:`Moments.unexplained`: it costs little to remove a neuron that the repaired others replace.
+        Whether to choose again which neurons are kept, as many in each layer as the pruner kept. The neurons are ranked by the
+        same scorer, but in place of the norm of a neuron's activations it uses the part of this norm that the other neurons do
+        not explain, :meth:`Moments.unexplained`. It costs little to remove a neuron that the repaired others replace.
 
     Notes
     -----
@@ -100,11 +101,11 @@ class LeastSquaresRepair(BaseRepair):
     def operations(self, size: int, kept: int, outputs: int) -> float:
         """See :meth:`BaseRepair.operations`."""
         factor, removed = kept**3 / 3.0, size - kept
-        # The equations, the last factor, and new weights for all outputs.
+        # The right side of the equations, the factor for the chosen damping, and new weights for all outputs.
         once = 2.0 * kept * removed * outputs + factor + 2.0 * kept**2 * outputs
         combined = min(outputs, N_COMBINATIONS)
         searched = factor + 4.0 * kept**2 * combined if self.damping == "auto" else 0.0
-        errors = 6.0 * size**2 * combined  # before and after, and their scale
+        errors = 6.0 * size**2 * combined  # the errors before and after the repair, and their scale
         return once + N_TRIED * searched / 2.0 + errors
 
     def solve(
@@ -116,7 +117,7 @@ class LeastSquaresRepair(BaseRepair):
         held_out: Moments | None,
     ) -> RepairedMap:
         """See :meth:`BaseRepair.solve`."""
-        # A bias makes up for the means over the tokens to fit to.
+        # The means over the tokens to fit to are subtracted, because the bias makes up for them.
         centre = None if bias is None else fit.centre
         equations = _NormalEquations.of(weight, keep, fit, centre)
         if self.damping == "auto" and held_out is not None:
@@ -167,7 +168,7 @@ class _NormalEquations:
         scale: torch.Tensor | None = None,
         projected: bool = False,
     ) -> _NormalEquations:
-        """Make the equations of a weight (out, n), with `projected` for the combinations of :func:`project_outputs`."""
+        """Make the equations for a weight (out, n); with `projected`, for combinations of outputs (:func:`project_outputs`)."""
         removed, cross = weight[:, ~keep], moments.missing_cross(centre)
         if projected:
             removed, cross = project_outputs(removed), None if cross is None else project_outputs(cross.T).T
@@ -179,7 +180,7 @@ class _NormalEquations:
     def solve(self, damping: float, *, has_factor: bool = False) -> torch.Tensor:
         """Return the change of the kept columns, (out, kept), by Cholesky factorisation.
 
-        If the damped matrix is known to have a Cholesky factor, `has_factor`, the factor overwrites the equations.
+        `has_factor` says that the damped matrix is known to have a Cholesky factor, which then overwrites the equations.
         """
         if math.isinf(damping):
             return torch.zeros_like(self.right.T)
@@ -197,17 +198,19 @@ class _NormalEquations:
     def best_damping(self, held_out: _NormalEquations) -> float:
         """Return the damping with the smallest error on held-out tokens.
 
-        The error is taken to have one minimum: from 0.01, 1 and 100 on, the search goes by steps of two decades until a damping
-        is better than its neighbours, and then closer by half of the step each time, down to a quarter of a decade. Cost: about
-        10 Cholesky factorisations, at most 14.
+        The error is taken to have one minimum. The search begins with 0.01, 1 and 100, and moves by two decades until a damping
+        is better than both neighbours. Then it halves the distance of the neighbours again and again, down to a quarter of a
+        decade. Cost: about 10 Cholesky factorisations, at most 14.
 
         Parameters
         ----------
         held_out : _NormalEquations
-            Those of the held-out tokens in float32, with the same scale, for the combinations of :func:`project_outputs`.
+            The equations of the held-out tokens in float32, with the same scale, for combinations of the outputs
+            (:func:`project_outputs`).
         """
         exact = (self.gram, project_outputs(self.right.T).T)
         single = (self.gram.float(), exact[1].float())
+        # The error of each damping, minus the error as cut (without a repair), which an infinite damping has.
         errors = {math.inf: 0.0}
 
         def try_damping(damping: float) -> None:
@@ -217,7 +220,6 @@ class _NormalEquations:
             solved = _solve(gram.clone(), right, damping)
             if solved is not None:
                 solved = solved.float()
-                # Up to the error as cut.
                 errors[damping] = float((solved * (held_out.gram @ solved - 2.0 * held_out.right)).double().sum())
 
         last = len(FINITE_DAMPINGS) - 1
@@ -238,7 +240,8 @@ class _NormalEquations:
 def _solve(gram: torch.Tensor, right: torch.Tensor, damping: float) -> torch.Tensor | None:
     """Solve ``(gram + damping I) x = right``, (kept, n), and overwrite `gram`; None if there is no Cholesky factor."""
     gram.diagonal().add_(damping)
-    # LAPACK stores columns. Any other argument and function would copy the matrix, which takes a gigabyte of a wide layer.
+    # LAPACK wants matrices stored by columns, as the transpose is. For any other layout, or without `out`, torch would copy the
+    # matrix, which takes a gigabyte for a wide layer.
     columns = gram.T
     failed = torch.empty((), dtype=torch.int32, device=gram.device)
     torch.linalg.cholesky_ex(columns, out=(columns, failed))

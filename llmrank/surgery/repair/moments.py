@@ -19,11 +19,11 @@ __all__ = ["N_COMBINATIONS", "Centre", "MissingOutput", "MomentSums", "Moments",
 # The mean input of a map, (n,), and the mean of its missing output (see MissingOutput), (out,), or None if that is not known.
 # A bias makes up for what these means contribute, so they are subtracted before the weight is fitted.
 Centre: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
-# How many columns of the second moments are updated at once.
+# Number of columns of the second moments that are updated at once.
 BAND = 256
 # Damping of the linear prediction of a neuron from the others, as a share of the mean square activation over all neurons.
 PREDICTION_DAMPING = 1e-2
-# Squared errors are measured on so many random combinations of the outputs, if a map has more outputs.
+# If a map has more outputs than this, squared errors are measured on this number of random combinations of the outputs.
 N_COMBINATIONS = 128
 
 
@@ -216,11 +216,14 @@ def _full_precision() -> Iterator[None]:
 
 
 class _Sums:
+    """The sums of :class:`Moments` while they grow."""
+
     def __init__(self, size: int, device: torch.device) -> None:
         self.count = 0.0
         self._total = torch.zeros(size, dtype=torch.float64, device=device)
+        # Only the lower triangle is summed up; moments() fills in the upper one.
         self._lower = torch.zeros(size, size, dtype=torch.float64, device=device)
-        # Sums of the missing output; without an entry while none is known.
+        # Sums of the missing output; empty as long as it is not known.
         self._missing_total = self._missing_cross = torch.zeros(0, dtype=torch.float64, device=device)
         self._missing_square = 0.0
 
@@ -249,7 +252,7 @@ class _Sums:
             inputs = inputs * factor
             self.count += float(factor.double().square().sum())
             self._total += (inputs * factor).sum(0)
-        # The matrix is symmetric: only the lower triangle is computed, in bands of columns.
+        # The matrix is symmetric, so only its lower triangle is computed, in bands of columns.
         with _full_precision():
             for start in range(0, inputs.shape[1], BAND):
                 band = slice(start, start + BAND)
@@ -277,7 +280,7 @@ class _Sums:
 
 
 class MomentSums:
-    """Sums up the moments of the batches that a repair is fitted to, and separately those of the held-out batches.
+    """Sums up the moments of the batches that a repair is fitted to, and separately the moments of the held-out batches.
 
     It is a :class:`llmrank.calibration.blocks.stream.Reader`.
 
@@ -291,8 +294,8 @@ class MomentSums:
     sum_held_out : bool
         Whether to sum up the moments of the held-out batches.
     routing : Routing, optional
-        That of the expert whose map is read. Tokens then count by the squares of their routing weights, and what an output lacks
-        is divided among the experts of a token by these weights.
+        Routing of the expert whose map is read. Each token then counts by the square of its routing weight, and what the output
+        for a token lacks is divided among the experts of this token by their weights.
     """
 
     def __init__(
@@ -304,7 +307,7 @@ class MomentSums:
         sum_held_out: bool = True,
         routing: Routing | None = None,
     ) -> None:
-        # MPS has no float64.
+        # MPS (Apple's GPUs) has no float64, so sums of its values are on the CPU.
         self._device = torch.device("cpu") if device.type == "mps" else device
         self._size = size
         self._n_fitted, self._holds_out = n_fitted, sum_held_out
@@ -313,6 +316,7 @@ class MomentSums:
         self._held_out: _Sums | None = None
         self._n_ended = 0
         self._routing = routing
+        # The values of the present batch, with their mask and routing.
         self._added: list[tuple[torch.Tensor, torch.Tensor | None, Routing | None]] = []
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
@@ -354,12 +358,15 @@ class MomentSums:
 
     @property
     def extent(self) -> tuple[int, bool, int]:
-        """Number of outputs whose missing part is known, whether batches were held out, and the number of outputs there."""
+        """Number of outputs whose missing part is known, whether batches were held out, and that number for these batches."""
         held_out = self._held_out
         return self._fit.n_missing, held_out is not None, 0 if held_out is None else held_out.n_missing
 
     def parts(self, extents: Sequence[tuple[int, bool, int]]) -> list[object]:
-        """Return the sums for ``Processes.add_up``, with room for all that the sums of the other processes hold."""
+        """Return the sums for ``Processes.add_up``, which must have the same shapes in all processes.
+
+        `extents` holds the :attr:`extent` of every process. Sums that only other processes have are made here too, as zeros.
+        """
         fitted, held_out, held_out_outputs = (max(values) for values in zip(*extents, strict=True))
         self._fit.expect_missing(fitted)
         if not held_out:

@@ -29,6 +29,7 @@ __all__ = ["Reselect", "WriteMap", "repair_ffns", "repair_summary", "substitute"
 # Most memory that the second moments of the experts that are fitted together may take.
 MOMENT_BYTES = 1 << 30
 
+# See `choose` and `write` of repair_ffns.
 Reselect: TypeAlias = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
 WriteMap: TypeAlias = Callable[[LinearMap, RepairedMap], RepairedMap]
 
@@ -55,7 +56,7 @@ def repair_ffns(
     masks : Masks
     method : BaseRepair
     stream : Stream
-        The calibration tokens; no FFN has been fed yet.
+        Passes the calibration tokens through the model; no FFN has been fed yet.
     progress : callable, optional
         See :func:`llmrank.calibration.collect.collect_statistics`.
     choose : callable, optional
@@ -65,9 +66,9 @@ def repair_ffns(
         ``write(map, repaired)`` writes a map into the model as soon as it is solved, and returns what is still to be written; see
         :class:`llmrank.surgery.repair.in_place.RepairsInPlace`.
     files : RepairsInFiles, optional
-        Keeps every repaired map, and gives those back that the stream has passed in an earlier process.
+        Keeps every repaired map. If the stream passed an FFN in an earlier process, the maps of this FFN are read from its file.
     processes : Processes, optional
-        Processes whose streams pass other tokens. Each map is solved by one of them, and all get it.
+        The processes among which the calibration tokens are divided. Each map is solved by one process, and all get it.
 
     Returns
     -------
@@ -85,8 +86,8 @@ def repair_ffns(
 
     Notes
     -----
-    Memory, besides that of the stream: several (n, n) float64 matrices for one map at a time, and the repaired maps, unless they
-    are written into the model.
+    Memory, in addition to that of the stream: several (n, n) float64 matrices for one map at a time, and the repaired maps, if
+    they are not written into the model.
     """
     if ffns.explicit:
         raise OptionError(
@@ -95,12 +96,12 @@ def repair_ffns(
     can_add_bias = method.needs_bias and bool(bias_attribute(model))
     fitting = _Fitting(method, stream, choose, processes or Processes(), can_add_bias=can_add_bias)
     repaired: dict[str, RepairedMap] = {}
-    kept, removed_experts = dict(masks), _kept_experts(ffns, masks)
+    kept, kept_experts = dict(masks), _kept_experts(ffns, masks)
     with ExitStack() as substitutes:
         for group in progress(_groups(ffns), "Repairing") if progress else _groups(ffns):
             mixture = group[0][1].mixture
-            experts = None if mixture is None else removed_experts.pop(mixture.name, None)
-            # If experts are removed, the others can make up for them.
+            experts = None if mixture is None else kept_experts.pop(mixture.name, None)
+            # If a mixture loses experts, the others are repaired even if they lose no neuron, to make up for the lost experts.
             loses_experts = mixture is not None and not all(
                 bool(masks[name].any()) for name in ffns.experts[mixture.name]
             )
@@ -109,12 +110,12 @@ def repair_ffns(
                 for ffn, layer in group
                 if bool(masks[layer.name].any()) and (loses_experts or not bool(masks[layer.name].all()))
             ]
-            change = (
+            reroute = (
                 None if experts is None or mixture is None else partial(route_around, mixture, experts, substitutes)
             )
             has_passed = files is not None and stream.has_passed(group[0][0])
             for layer, keep, solved in (
-                _solved_earlier(chosen, masks, files, choose) if has_passed else fitting.repair(chosen, masks, change)
+                _solved_earlier(chosen, masks, files, choose) if has_passed else fitting.repair(chosen, masks, reroute)
             ):
                 (output_map,) = layer.output_maps
                 kept[layer.name] = keep
@@ -136,7 +137,7 @@ def _solved_earlier(
         if found is not None:
             keep, solved, unexplained = found
             if choose is not None and unexplained is not None:
-                choose(layer.name, masks[layer.name], unexplained)  # later choices build on it
+                choose(layer.name, masks[layer.name], unexplained)  # for later choices, which read its result
             yield layer, keep, solved
 
 
@@ -152,11 +153,11 @@ def _groups(ffns: FFNs) -> list[list[tuple[FFN, PrunableLayer]]]:
     for ffn in ffns:
         for layer in ffn.prunable.values():
             last = groups[-1] if groups else []
-            # Sums to fit to and held out: of products of neurons, and of neurons with what the output lacks.
-            each = 2 * layer.size * (layer.size + ffn.sizes[-1])
-            size = each * (len(last) + 1)
+            # There are sums to fit to and held-out sums: of products of neurons, and of neurons with what the output lacks.
+            numbers_of_layer = 2 * layer.size * (layer.size + ffn.sizes[-1])
+            numbers = numbers_of_layer * (len(last) + 1)
             together = last and layer.mixture is not None and last[-1][1].mixture is layer.mixture
-            if together and 8 * size <= MOMENT_BYTES:
+            if together and 8 * numbers <= MOMENT_BYTES:
                 last.append((ffn, layer))
             else:
                 groups.append([(ffn, layer)])
@@ -178,31 +179,31 @@ class _Fitting:
         self._method, self._stream, self._choose, self._processes = method, stream, choose, processes
         self._can_add_bias = can_add_bias
         self._n_solved = 0
-        # What the choice of a layer's neurons was made by, by the name of the layer, if they were chosen anew.
+        # For each layer whose neurons were chosen anew, the values by which they were chosen, see Moments.unexplained.
         self.unexplained: dict[str, torch.Tensor] = {}
 
     def repair(
-        self, group: Sequence[tuple[FFN, PrunableLayer]], masks: Masks, change: Callable[[], None] | None
+        self, group: Sequence[tuple[FFN, PrunableLayer]], masks: Masks, reroute: Callable[[], None] | None
     ) -> Iterator[tuple[PrunableLayer, torch.Tensor, RepairedMap]]:
         """Yield each layer of a group with its keep mask and its repaired map.
 
-        Experts that get no token to fit to are left out. `change` is called before the inputs of the layers are read, see
-        :meth:`llmrank.calibration.blocks.stream.Stream.feed`.
+        Experts that get no token to fit to are left out. `reroute` makes a router pass over removed experts, and is called before
+        the inputs of the layers are read, see :meth:`llmrank.calibration.blocks.stream.Stream.feed`.
         """
         sums = {layer.name: self._sums(layer) for _, layer in group}
         dense_sums = {}
         if self._choose is not None and self._method.reselects:
             dense_sums = {layer.name: self._sums(layer, sum_held_out=False) for _, layer in group}
         if not group:
-            if change is not None:
-                change()
+            if reroute is not None:
+                reroute()
             return
         modules = {layer.name: layer.output_maps[0].module for _, layer in group}
         self._stream.feed(
             group[0][0],
             {modules[name]: reader for name, reader in sums.items()},
             {modules[name]: reader for name, reader in dense_sums.items()},
-            change,
+            reroute,
         )
         yield from self._solved([layer for _, layer in group], masks, sums, dense_sums)
 
@@ -213,7 +214,7 @@ class _Fitting:
         sums: dict[str, MomentSums],
         dense_sums: dict[str, MomentSums],
     ) -> Iterator[tuple[PrunableLayer, torch.Tensor, RepairedMap]]:
-        """Solve the maps of layers, whose inputs were added up, and yield them in order."""
+        """Solve the maps of layers from the sums of their inputs, and yield each layer with its keep mask and repaired map."""
         if self._processes.count > 1:
             yield from self._solved_together(layers, masks, sums, dense_sums)
             return
@@ -247,7 +248,7 @@ class _Fitting:
         if dense_sums:
             unexplained = {name: self._unexplained(fit, dense_sums[name]) for name, (fit, _) in moments.items()}
             everywhere = {name: values for part in processes.gather(unexplained) for name, values in part.items()}
-            # Every choice counts for later ones, so all processes make all of them.
+            # A choice depends on earlier choices, so every process makes all choices.
             keeps |= {
                 layer.name: self._choose_anew(layer, keeps[layer.name], everywhere[layer.name])
                 for layer in layers
@@ -292,7 +293,7 @@ class _Fitting:
 
     @staticmethod
     def _unexplained(fit: Moments, dense_sums: MomentSums) -> torch.Tensor:
-        # The dense reader may have received nothing, see Stream.feed.
+        # The sums of the dense model may have received nothing, see Stream.feed.
         return (dense_sums.moments()[0] if dense_sums.count else fit).unexplained().cpu()
 
     def _choose_anew(self, layer: PrunableLayer, keep: torch.Tensor, unexplained: torch.Tensor) -> torch.Tensor:
@@ -303,11 +304,11 @@ class _Fitting:
 
     def _solve(self, layer: PrunableLayer, keep: torch.Tensor, fit: Moments, held_out: Moments | None) -> RepairedMap:
         (output_map,) = layer.output_maps
-        weight = output_map.weight.to(fit.second.device).to(fit.second)  # float64 only there
-        # The tensors of experts get no bias that the model does not have.
+        weight = output_map.weight.to(fit.second.device).to(fit.second)  # its own device may have no float64
+        # Maps of experts without a bias are not given one.
         can_add_bias = self._can_add_bias and layer.mixture is None
         bias = _bias(output_map.module, weight, can_add_bias=can_add_bias)
-        # Kept in float64, the maps of a half-precision model would take more memory than the model.
+        # In float64, the maps of a half-precision model would take more memory than the model, so they are converted.
         solved = self._method.solve(weight, bias, keep.to(weight.device), fit, held_out)
         return solved.to(output_map.weight)
 
@@ -323,7 +324,8 @@ def _bias(module: nn.Module, weight: torch.Tensor, *, can_add_bias: bool) -> tor
 def substitute(hooks: ExitStack, module: nn.Module, solved: RepairedMap) -> None:
     """Let a repaired map compute in place of a module, until `hooks` closes.
 
-    While a copy of the module's weight is on another device, the map computes there too, and its own copy goes with the other.
+    If the module holds a copy of its weight on another device for a while, the map computes there too, with a copy of its own
+    weight that is freed together with the module's.
     """
     copies = WeakTensorKeyDictionary()
 

@@ -148,13 +148,13 @@ def test_another_process_may_be_faster(tmp_path: Path, there: bool) -> None:
     target = tmp_path / "seen"
     if there:
         target.mkdir()
-    with pytest.raises(CheckpointError, match=r"another process wrote to .*seen meanwhile"):
+    with pytest.raises(CheckpointError, match=r"another process also wrote to .*seen;"):
         overtaken(target)
     assert listed(tmp_path) == ["seen", "seen/theirs"]
 
 
 def test_another_process_may_fill_a_directory_that_cannot_be_replaced(fixed: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"another process wrote to .*fixed meanwhile"):
+    with pytest.raises(CheckpointError, match=r"another process also wrote to .*fixed;"):
         overtaken(fixed)
     assert listed(fixed) == ["theirs"]
 

@@ -182,7 +182,7 @@ def test_an_interrupted_roll_back_goes_on(
     def failing(*_: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(apply, "_unchanged", failing)
+    monkeypatch.setattr(apply, "_unchanged_check", failing)
     restore = apply.AppliedMasks._roll_back
 
     def count_and_restore() -> int:

@@ -66,7 +66,10 @@ def test_a_router_passes_over_removed_experts_until_it_is_restored(name: str) ->
 def test_top_k_groups_and_tensors_of_the_router() -> None:
     (mixture,) = find_mixtures(tiny_mixture("deepseek_v3")).values()
     assert (mixture.n_experts, mixture.top_k, mixture.n_groups, mixture.min_kept) == (8, 2, 2, 2)
-    assert {(part.name, part.axis) for part in mixture.by_expert} == {("weight", 0), ("e_score_correction_bias", 0)}
+    assert {(part.name, part.axis) for part in mixture.tensors_by_expert} == {
+        ("weight", 0),
+        ("e_score_correction_bias", 0),
+    }
     assert mixture.router_name == "model.layers.1.mlp.gate"
 
 
