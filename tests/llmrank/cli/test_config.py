@@ -152,6 +152,8 @@ def test_a_report_names_no_local_folders(tmp_path: Path) -> None:
     for place, said in (("/me/rows", "./rows"), ("/me/rows,,test:0.5,built-in:0.5", "./rows,,test:0.5,built-in:0.5")):
         dataset = parsed("prune", "m", "--output", "o", "--calibration", f"dataset:{place}")
         assert dataset.settings["calibration"] == f"dataset:{said}"
-    assert parsed("prune", "m", "--output", "o", "--calibration", "dataset:a/b").settings["calibration"] == "dataset:a/b"
+    assert (
+        parsed("prune", "m", "--output", "o", "--calibration", "dataset:a/b").settings["calibration"] == "dataset:a/b"
+    )
     again = parsed("prune", "m", "--output", "o", "--max-memory", options.settings["max-memory"])
     assert again.max_memory == options.max_memory
