@@ -162,7 +162,7 @@ def test_a_killed_run_is_resumed_by_its_name(
 
 
 def test_rankings_that_do_not_fit_are_refused(
-    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores, pruned = tmp_path / "scores", tmp_path / "pruned"
     assert run("rank", checkpoint, "--output", scores, "--calibration", corpus, *SHORT) == 0
@@ -177,7 +177,9 @@ def test_rankings_that_do_not_fit_are_refused(
     assert "--amount has no effect" in refused(capsys, "apply", masks, checkpoint, *output, "--amount", 0.5)
     residual = ("--pipeline", "residual")
     assert "rank again with --pipeline residual" in refused(capsys, "apply", scores, checkpoint, *output, *residual)
-    attention = ("rank", checkpoint, *output, "--calibration", corpus, *SHORT, "--pipeline", "residual:attention=true")
+    monkeypatch.setattr("llmrank.calibration.text.generated.generate_text", None)  # refused before the model writes
+    attention = ("rank", checkpoint, *output, "--calibration", "generated", *SHORT)
+    attention += ("--pipeline", "residual:attention=true")
     assert run(*attention) == 2
     assert "leave attention=true out" in capsys.readouterr().err
     (scores / "statistics.safetensors").write_bytes(b"damaged")
