@@ -177,6 +177,10 @@ def test_rankings_that_do_not_fit_are_refused(
     assert "--amount has no effect" in refused(capsys, "apply", masks, checkpoint, *output, "--amount", 0.5)
     residual = ("--pipeline", "residual")
     assert "rank again with --pipeline residual" in refused(capsys, "apply", scores, checkpoint, *output, *residual)
+    stream = tmp_path / "stream"
+    assert run("rank", checkpoint, "--output", stream, "--calibration", corpus, *SHORT, *residual) == 0
+    assert run("apply", stream, checkpoint, *output, "--pipeline", "residual:attention=true") == 2
+    assert "a ranking holds no statistics of attentions" in " ".join(capsys.readouterr().err.split())
     monkeypatch.setattr("llmrank.calibration.text.generated.generate_text", None)  # refused before the model writes
     attention = ("rank", checkpoint, *output, "--calibration", "generated", *SHORT)
     attention += ("--pipeline", "residual:attention=true")
