@@ -1,6 +1,7 @@
 """Backends: numpy or torch arithmetic, and the rule that chooses the operator of every block.
 
-A vector is a numpy array or a torch tensor, of shape (n,), or (n, k) for k vectors at once.
+A block is a matrix of edge weights, and its operator multiplies vectors by it: in CSR form, or in dense form band by band. A
+vector is a numpy array or a torch tensor, of shape (n,), or (n, k) for k vectors at once.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 DTYPES = ("float64", "float32")
 
-# Blocks of fewer entries do not pay for loading the compiled kernels, which every process does anew.
+# Every process has to load the compiled kernels. On a block of fewer entries they save less time than loading takes.
 KERNEL_ENTRIES = 1 << 18
 
-# On a GPU the number of calls matters more than the cache.
+# Entries of a band, the part of a dense block that is read at once. On a GPU, few calls matter more than the use of a cache.
 GPU_BAND_ELEMENTS = 1 << 24
 
 
@@ -68,7 +69,7 @@ class Arithmetic(Protocol):
         """Copy numbers into a vector of the arithmetic's dtype and device."""
 
     def vectors(self, parts: Sequence[FloatArray]) -> list[Vector]:
-        """Copy several arrays, of shapes (n_l,) or (n_l, k) with one k, into vectors; to another device in one transfer."""
+        """Copy arrays, all (n_l,) or all (n_l, k) with the same k, into vectors; if they go to a device, in one transfer."""
 
     def zeros(self, shape: tuple[int, ...]) -> Vector:
         """Make a vector of zeros where the arithmetic computes."""
@@ -89,7 +90,7 @@ class Arithmetic(Protocol):
         """Build the CSR operator of a block."""
 
     def dense_operator(self, block: DenseBlock, n_entries: int | None = None) -> BlockOperator:
-        """Build the dense operator of a block, or of a part of a stacked block of `n_entries` entries."""
+        """Build the dense operator of a block; `n_entries` counts the entries of the stacked block that it belongs to, if any."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ class TorchArithmetic:
 
     def csr(self, matrix: sparse.csr_array) -> torch.Tensor:
         """Build a torch CSR tensor from a scipy matrix, with the same index dtype."""
-        # torch on the CPU would convert int64 indices at every product.
+        # scipy's int32 indices stay int32: torch on the CPU would convert int64 indices at every product.
         from_numpy = self._torch.from_numpy
         crow, columns = (from_numpy(indices).to(self.device) for indices in (matrix.indptr, matrix.indices))
         values = from_numpy(matrix.data).to(self.torch_dtype).to(self.device)
@@ -231,7 +232,7 @@ class TorchArithmetic:
 
 @dataclass(frozen=True)
 class TorchBufferMaker:
-    """A maker of torch buffers on one device; matrices may lie on another."""
+    """A maker of torch buffers on one device; the matrices that are copied into the buffers may lie on another device."""
 
     device: Any
     dtype: Any
@@ -292,6 +293,7 @@ class Backend:
     form : {"csr", "dense", "auto"}
         The form of every block; "auto" chooses the cheaper one for the expected number of products.
     costs : Costs
+        The costs by which "auto" chooses.
     """
 
     name: str
@@ -302,7 +304,8 @@ class Backend:
     def operator(self, block: Block, products: int, n_entries: int | None = None) -> BlockOperator:
         """Build the operator of a block that is to be multiplied about `products` times.
 
-        `n_entries` is the number of entries of the stacked block that the block is a part of, if any.
+        `n_entries` is the number of entries of the stacked block that the block is a part of, if any. It decides whether to load
+        the compiled kernels.
         """
         n_entries = n_entries or math.prod(block.shape)
         if isinstance(block, StackedBlock):
@@ -318,7 +321,7 @@ class Backend:
     def _dense_is_cheaper(self, block: Block, products: int) -> bool:
         costs, size = self.costs, math.prod(block.shape)
         if isinstance(block, DenseBlock):
-            # At any density, so few products do not pay for the conversion: the edges need not be counted.
+            # So few products never pay for the conversion to CSR, even if the block has no edges: the edges need not be counted.
             if products <= costs.dense_to_csr:
                 return True
             return products * (1.0 - costs.csr_product * block.n_edges / size) < costs.dense_to_csr
@@ -356,6 +359,7 @@ def make_backend(name: str, device: str | torch.device | None, dtype: str, block
     dtype : {"float64", "float32"}
         The dtype of the vectors.
     blocks : iterable of blocks
+        They only decide the default of `device`.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """Blocks: the edges from one layer to the next.
 
 A block is a non-negative matrix of shape (n_targets, n_sources): row = target, column = source, entry = edge weight, zero = no
-edge. A :class:`SparseBlock` stores it as CSR. A :class:`DenseBlock` refers to matrices and computes weights when they are read.
-A :class:`graphs.linalg.stacking.StackedBlock` consists of blocks below or beside each other.
+edge. A :class:`SparseBlock` stores it as CSR. A :class:`DenseBlock` refers to the matrices of a model, and computes edge weights
+from them at every read. A :class:`graphs.linalg.stacking.StackedBlock` consists of blocks below or beside each other.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Nodes: TypeAlias = slice | npt.NDArray[np.integer[Any]]
 
 INT32_MAX = np.iinfo(np.int32).max
 
-# Entries of a band: 4 MB in float64, which stay in a core's share of the cache.
+# Entries of a band (a part of a block that is read at once): 4 MB in float64, which fit in a core's share of the cache.
 BAND_ELEMENTS = 1 << 19
 
 
@@ -123,8 +123,8 @@ class Block(ABC):
     def bands(self, buffer_maker: BufferMaker, n_entries: int = BAND_ELEMENTS) -> Iterator[Band]:
         """Yield the block band by band, as non-negative weights in the dtype and on the device of the buffers.
 
-        No two bands overlap, and where no band is there are no edges. Among the bands of a node, those of lower neighbours come
-        first. The matrix of a band is a buffer that the next band overwrites.
+        Bands do not overlap, and every edge is in a band. If the edges of a node are in several bands, the bands with the lower
+        neighbours come first. The matrix of a band is a buffer, which the next band overwrites.
 
         Parameters
         ----------
@@ -135,9 +135,9 @@ class Block(ABC):
 
     @abstractmethod
     def submatrix(self, rows: Nodes, columns: Nodes, dtype: Any = None) -> FloatArray:
-        """Compute the weights from the sources `columns` to the targets `rows` as a dense array; no others are read.
+        """Compute the weights from the sources `columns` to the targets `rows` as a dense array; no other weights are read.
 
-        By default they are bit for bit those of :meth:`to_csr`; otherwise they are computed in `dtype`.
+        Without `dtype`, the weights equal those of :meth:`to_csr` bit for bit; with `dtype`, they are computed in that dtype.
         """
 
     @abstractmethod
@@ -146,7 +146,7 @@ class Block(ABC):
 
     @abstractmethod
     def squared(self) -> Block:
-        """Return the edges with squared weights; every parallel edge is squared by itself."""
+        """Return the edges with squared weights; parallel edges are squared before they are added up."""
 
 
 def index_dtype(*extents: int) -> type[np.int32] | type[np.int64]:
@@ -183,7 +183,7 @@ class SparseBlock(Block):
     csr : scipy.sparse.csr_array, shape (n_targets, n_sources)
         Non-negative, sorted, without duplicates or explicit zeros, as :func:`graphs.linalg.validation.as_block` makes it.
     parallel : tuple of scipy.sparse.csr_array
-        Matrices of parallel edges, whose sum is `csr`; empty if there are no parallel edges. Only squares need them.
+        Matrices of parallel edges, whose sum is `csr`; empty if there are no parallel edges. Only :meth:`squared` needs them.
     """
 
     csr: sparse.csr_array
@@ -227,7 +227,7 @@ class SparseBlock(Block):
         return SparseBlock(csr, tuple(parallel))
 
     def squared(self) -> SparseBlock:
-        """Return float64 squares, without those that round to zero; every parallel edge is squared by itself."""
+        """Return float64 squares; an edge whose square rounds to zero is dropped. Parallel edges are squared one by one."""
         if self.parallel:
             squares = tuple(SparseBlock(matrix).squared().csr for matrix in self.parallel)
             return SparseBlock(narrow_indices(functools.reduce(operator.add, squares)), squares)
@@ -250,7 +250,7 @@ class DenseBlock(Block):
     matrices : tuple of numpy arrays or torch tensors, each (n_targets, n_sources)
         Any floating dtype and memory order, views included.
     n_squarings : int
-        How often weights are squared when they are read, every parallel edge by itself.
+        How often weights are squared when they are read; parallel edges are squared before they are added up.
     """
 
     matrices: tuple[Any, ...]
@@ -269,7 +269,7 @@ class DenseBlock(Block):
 
     @property
     def column_major(self) -> bool:
-        """Whether the first matrix has a smaller stride between rows than between columns; then bands are columns, not rows."""
+        """Whether the first matrix has a smaller stride between rows than between columns; bands are then columns, not rows."""
         matrix = self.matrices[0]
         strides = matrix.stride() if is_torch(matrix) else matrix.strides
         return bool(strides[0] < strides[1])
@@ -353,7 +353,7 @@ class DenseBlock(Block):
 
 
 def _strips(length: int, width: int, n_entries: int) -> list[slice]:
-    """Split rows of `width` entries into strips of at most `n_entries`, or one row; no strip is higher than the first."""
+    """Split `length` rows into strips of at most `n_entries` entries, but at least one row; the first strip is the highest."""
     height = max(1, n_entries // max(width, 1))
     return [slice(start, min(start + height, length)) for start in range(0, max(length, 1), height)]
 

@@ -3,8 +3,8 @@
 A product reads the weights once, without the float64 copy that numpy and torch would make, and its sums are float64. Import
 this module only when it is needed: numba loads slowly.
 
-Dense weights w are the sums of the absolute values of one or two C-contiguous matrices of float32, float64, or uint16, which
-holds the bits of bfloat16.
+Dense weights come as one or two C-contiguous matrices; a weight w_ij is the sum of their absolute values there. The matrices hold
+float32, float64, or uint16; a uint16 stands for the bits of a bfloat16, which numpy does not have.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-# Fewer weights do not pay for waking a thread (benchmarks/threads.py).
+# A thread is used only if it gets at least this many weights; for fewer, waking it takes too long (benchmarks/threads.py).
 DENSE_WEIGHTS_PER_THREAD = 1_000_000
 CSR_ENTRIES_PER_THREAD = 100_000
 
 
 def _magnitude(value: Any) -> Any:
-    """Return |value| in float64; a uint16 holds the bits of a bfloat16."""
+    """Return |value| in float64; a uint16 holds the bits of a bfloat16. In kernels, numba calls :func:`_magnitude_of` instead."""
     raise NotImplementedError
 
 
@@ -156,14 +156,15 @@ def _gauss_seidel(
 
 
 @compiled
-def _count_removable(indptr: Array, indices: Array, degree: Array, queue: Array) -> int:
-    n_nodes, taken, queued = len(degree), 0, 0
+def _count_removable(indptr: Array, indices: Array, out_degree: Array, queue: Array) -> int:
+    """Remove nodes without outgoing edges again and again, and count the removed nodes; `out_degree` must hold zeros."""
+    n_nodes, taken, queued = len(out_degree), 0, 0
     for row in range(n_nodes):
         for place in range(indptr[row], indptr[row + 1]):
             if indices[place] != row:
-                degree[indices[place]] += 1
+                out_degree[indices[place]] += 1
     for node in range(n_nodes):
-        if degree[node] == 0:
+        if out_degree[node] == 0:
             queue[queued] = node
             queued += 1
     while taken < queued:
@@ -172,14 +173,15 @@ def _count_removable(indptr: Array, indices: Array, degree: Array, queue: Array)
         for place in range(indptr[row], indptr[row + 1]):
             column = indices[place]
             if column != row:
-                degree[column] -= 1
-                if degree[column] == 0:
+                out_degree[column] -= 1
+                if out_degree[column] == 0:
                     queue[queued] = column
                     queued += 1
     return queued
 
 
 def _n_parts(n_rows: int, n_weights: int, per_thread: int) -> int:
+    """Return the number of ranges into which rows are cut, one for each thread that has enough weights to multiply."""
     return max(1, min(POOL.size, n_rows, n_weights // per_thread))
 
 
@@ -190,7 +192,7 @@ def _even_cuts(n_rows: int, n_columns: int) -> list[int]:
 
 
 def _vector(x: Array) -> Array:
-    """Convert a vector to one dtype and layout, so that kernels are compiled for no other."""
+    """Convert a vector to float64 in C order, because numba compiles a kernel again for every other dtype or layout."""
     return np.ascontiguousarray(x, dtype=np.float64)
 
 
@@ -203,7 +205,7 @@ def _accumulate(kernel: Callable[[Array, int, int], None], cuts: list[int], n_co
 
 
 def row_products(matrices: tuple[Array, ...], x: Array) -> Array:
-    """Compute sum_j w_ij x_j, (n_rows,) float64. Cost: one read.
+    """Compute sum_j w_ij x_j, (n_rows,) float64. Cost: one read of the weights.
 
     Examples
     --------
@@ -217,7 +219,7 @@ def row_products(matrices: tuple[Array, ...], x: Array) -> Array:
 
 
 def column_products(matrices: tuple[Array, ...], y: Array) -> Array:
-    """Compute sum_i w_ij y_i, (n_columns,) float64. Cost: one read.
+    """Compute sum_i w_ij y_i, (n_columns,) float64. Cost: one read of the weights.
 
     Examples
     --------
@@ -230,7 +232,7 @@ def column_products(matrices: tuple[Array, ...], y: Array) -> Array:
 
 
 def row_products_mixed(matrices: tuple[Array, ...], x: Array, y: Array) -> Array:
-    """Compute sum_j (w_ij x_j + 1[w_ij != 0] y_j), (n_rows,) float64. Cost: one read.
+    """Compute sum_j (w_ij x_j + 1[w_ij != 0] y_j), (n_rows,) float64. Cost: one read of the weights.
 
     Examples
     --------
@@ -244,7 +246,7 @@ def row_products_mixed(matrices: tuple[Array, ...], x: Array, y: Array) -> Array
 
 
 def column_counts(matrices: tuple[Array, ...]) -> Array:
-    """Count the non-zero weights of every column, (n_columns,) float64. Cost: one read.
+    """Count the non-zero weights of every column, (n_columns,) float64. Cost: one read of the weights.
 
     Examples
     --------
@@ -259,7 +261,7 @@ def _entry_cuts(indptr: Array) -> list[int]:
     """Cut rows as :func:`_even_cuts` does, but into ranges with about equal numbers of entries."""
     n_rows = len(indptr) - 1
     n_parts = _n_parts(n_rows, int(indptr[-1]), CSR_ENTRIES_PER_THREAD)
-    # With another dtype than that of indptr, searchsorted would convert indptr.
+    # counts need the dtype of indptr: otherwise searchsorted would convert the whole of indptr.
     counts = np.array([int(indptr[-1]) * k // n_parts for k in range(n_parts + 1)], dtype=indptr.dtype)
     cuts = np.searchsorted(indptr, counts)
     cuts[0], cuts[-1] = 0, n_rows
@@ -324,7 +326,8 @@ def gauss_seidel(
 def is_acyclic(indptr: Array, indices: Array) -> bool:
     """Tell whether a digraph has no cycle of two or more nodes; self-loops are allowed.
 
-    Nodes without outgoing edges are removed until none is left (Kahn 1962). Cost: at most two reads of the edges.
+    Nodes without outgoing edges are removed again and again; if that removes all nodes, there is no cycle (Kahn 1962). Cost: at
+    most two reads of the edges.
 
     Parameters
     ----------

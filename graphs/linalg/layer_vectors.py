@@ -1,6 +1,7 @@
 """Arithmetic on states: lists with one vector for each layer.
 
-A vector is a numpy array or a torch tensor of shape (n,), or (n, k) for k ranks at once.
+A vector is a numpy array or a torch tensor of shape (n,), or (n, k) for k ranks at once. If vectors are on a GPU, numbers are
+copied to the CPU as rarely as possible, because the program waits for every copy.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def is_on_cpu(vector: Vector) -> bool:
 
 
 def read(vectors: Sequence[Vector]) -> list[npt.NDArray[Any]]:
-    """Copy numbers or vectors to numpy arrays; from another device in one copy, for which the program waits once.
+    """Copy numbers or vectors to numpy arrays; if they are not on the CPU, in one copy, so that the program waits only once.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ def read(vectors: Sequence[Vector]) -> list[npt.NDArray[Any]]:
     Returns
     -------
     list of arrays
-        In the shapes of the vectors; from another device, in the widest of their dtypes.
+        In the shapes of the vectors. If the vectors are not on the CPU, all arrays have the widest of their dtypes.
 
     Examples
     --------
@@ -73,9 +74,10 @@ def read(vectors: Sequence[Vector]) -> list[npt.NDArray[Any]]:
 
 
 class DeferredChecks:
-    """Checks of single numbers; those of another device wait until numbers are read, and come to the CPU with them.
+    """Checks of single numbers, of which none makes the program wait for a device.
 
-    A number on the CPU is checked at once.
+    A number on the CPU is checked at once. A number on another device is checked at the next :meth:`read`, which copies it to the
+    CPU together with what the caller reads.
 
     Examples
     --------
@@ -87,7 +89,7 @@ class DeferredChecks:
         self._waiting: list[tuple[Vector, Callable[[float], None], str]] = []
 
     def add(self, number: Vector, check: Callable[[float], None], subject: str = "") -> None:
-        """Call ``check(number)`` now, or if the number is on another device, in the next :meth:`read`.
+        """Call ``check(number)`` now, or in the next :meth:`read` if the number is not on the CPU.
 
         `subject` begins the message of a GraphError that the check raises.
         """
@@ -97,7 +99,7 @@ class DeferredChecks:
             self._waiting.append((number, check, subject))
 
     def read(self, vectors: Sequence[Vector] = ()) -> list[npt.NDArray[Any]]:
-        """Copy numbers or vectors as :func:`read` does, in one copy with the numbers that wait, and check these.
+        """Copy numbers or vectors as :func:`read` does; the numbers that wait come in the same copy, and are checked.
 
         Raises
         ------
@@ -159,7 +161,7 @@ def total_scores(state: State) -> Vector:
 
 
 def layer_norms(state: State) -> list[Vector]:
-    """Compute the L1 norm of every layer, as numbers where the state is; the largest of all columns counts.
+    """Compute the L1 norm of every layer, on the device of the state; if there are several columns, the largest of their norms.
 
     Examples
     --------
@@ -170,9 +172,9 @@ def layer_norms(state: State) -> list[Vector]:
 
 
 def distances(state: State, other: State) -> list[float]:
-    """Compute the L1 distance between two states in every layer; the largest of all columns counts.
+    """Compute the L1 distance between two states in every layer; if there are several columns, the largest of their distances.
 
-    From another device than the CPU, all distances come in one copy.
+    If the states are not on the CPU, all distances come in one copy.
 
     Examples
     --------
@@ -194,7 +196,7 @@ def subtract(state: State, other: State) -> State:
 
 
 def inner_products(states: Sequence[State]) -> Vector:
-    """Compute the inner products of all pairs of states in every layer, over all columns; nothing is read from a device.
+    """Compute the inner products of all pairs of states in every layer, summed over columns; the result stays on their device.
 
     Returns
     -------
@@ -215,7 +217,7 @@ def inner_products(states: Sequence[State]) -> Vector:
                 for column, second in enumerate(vectors[: row + 1]):
                     products[layer, row, column] = products[layer, column, row] = float((first * second).sum())
         return products
-    # A GPU takes about as long to start an operation on one pair as on all of them.
+    # On a GPU, starting an operation takes most of the time, so one operation multiplies all pairs of a layer.
     torch = sys.modules["torch"]
     rows = [torch.stack([vector.reshape(-1) for vector in vectors]).double() for vectors in layers]
     return torch.stack([matrix @ matrix.T for matrix in rows])

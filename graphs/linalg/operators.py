@@ -1,4 +1,4 @@
-"""Operators: blocks made ready to multiply one vector or several, in scipy, torch, numpy or compiled kernels."""
+"""Operators: blocks (matrices of edge weights) made ready to multiply vectors, with scipy, torch, numpy or compiled kernels."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class CSROperator:
         return np.asarray(self.csr.T @ y)
 
     def mixed_matvec(self, x: Vector, y: Vector) -> FloatArray:
-        """Compute W @ x + 1[W != 0] @ y. The first call builds and keeps the pattern 1[W != 0], with W's indices."""
+        """Compute W @ x + 1[W != 0] @ y. The first call builds and keeps the matrix 1[W != 0], which shares the indices of W."""
         if self._pattern is None:
             csr = self.csr
             self._pattern = sparse.csr_array((np.ones_like(csr.data), csr.indices, csr.indptr), shape=self.shape)
@@ -146,7 +146,7 @@ class CSRKernelOperator(CSROperator):
 
 
 class TorchCSROperator:
-    """A torch CSR block on a device. All but the products, which torch computes, is exact or has one order on a GPU.
+    """A torch CSR block on a device. On a GPU, only the products, which torch computes, may differ by rounding from run to run.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ class TorchCSROperator:
         if self._values.device.type == "cpu":
             # One thread adds the values of a column in the order of their rows.
             return self._values.new_zeros(self.shape[1]).index_add_(0, self._columns, self._values)
-        # On a GPU index_add_ would add them in any order.
+        # On a GPU, index_add_ would add the values in any order.
         order, starts = _sorted_by_column(self._matrix)
         return torch.segment_reduce(self._values[order], "sum", offsets=starts, initial=0.0, unsafe=True)
 
@@ -197,7 +197,7 @@ class TorchCSROperator:
         return result
 
     def mixed_matvec(self, x: Vector, y: Vector) -> torch.Tensor:
-        """Compute W @ x + 1[W != 0] @ y. The first call builds and keeps the pattern 1[W != 0], with W's indices."""
+        """Compute W @ x + 1[W != 0] @ y. The first call builds and keeps the matrix 1[W != 0], which shares the indices of W."""
         if self._pattern is None:
             ones = self._values.new_ones(self._values.shape)
             self._pattern = torch_csr(self._matrix.crow_indices(), self._columns, ones, self.shape)
@@ -230,12 +230,12 @@ def torch_csr(crow: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, s
 
 
 def _maxima(values: torch.Tensor, groups: torch.Tensor, n_groups: int) -> torch.Tensor:
-    """Return the maximum of every group of values, at least 0; unlike a sum, it is exact in any order."""
+    """Return the maximum of every group of values, at least 0; a maximum, unlike a sum, does not depend on the order."""
     return values.new_zeros(n_groups).scatter_reduce_(0, groups.long(), values, "amax")
 
 
 def _sorted_by_column(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the order of the entries by column, then by row, and where each column starts: (entries,), (columns + 1,) int64."""
+    """Return the entries' order by column, then row, (entries,), and where each column starts in it, (columns + 1,), as int64."""
     import torch
 
     columns, order = torch.sort(matrix.col_indices(), stable=True)
@@ -248,12 +248,12 @@ def _rows(matrix: torch.Tensor) -> torch.Tensor:
     import torch
 
     rows = torch.arange(matrix.shape[0], device=matrix.device, dtype=matrix.col_indices().dtype)
-    # With the size of the result, nothing is read from a device.
+    # Without output_size, torch would read the size of the result from the device.
     return torch.repeat_interleave(rows, matrix.crow_indices().diff(), output_size=len(matrix.col_indices()))
 
 
 class DenseOperator:
-    """A block that is read band by band.
+    """A block that is read band by band, some complete rows or columns at a time.
 
     Parameters
     ----------
@@ -344,7 +344,7 @@ class DenseOperator:
 
 
 class KernelOperator(DenseOperator):
-    """A dense block on the CPU that :mod:`graphs.linalg.kernels` multiplies by single vectors: no copy, sums in float64.
+    """A dense block on the CPU that :mod:`graphs.linalg.kernels` multiplies by single vectors, without a copy, in float64 sums.
 
     Parameters
     ----------

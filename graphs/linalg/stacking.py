@@ -1,6 +1,7 @@
 """Stacked blocks: blocks below or beside each other, each with a scale, and their operator.
 
-The edges into the hidden neurons of a mixture of experts are a stack along axis 0, and the edges out of them one along axis 1.
+For example, the edges into the hidden neurons of a mixture of experts are a stack along axis 0. The edges out of these neurons
+are a stack along axis 1.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["PlacedBlock", "StackedBlock", "StackedOperator"]
 
 @dataclass(frozen=True, eq=False)
 class PlacedBlock:
-    """A part of a stacked block: `scale` times `block` at `spans`, its targets and its sources in the stack."""
+    """A part of a stacked block: `scale` times `block`. `spans` are the ranges of its targets and of its sources in the stack."""
 
     spans: tuple[slice, slice]
     scale: float
@@ -39,7 +40,8 @@ class StackedBlock(Block):
     Parameters
     ----------
     parts : tuple of blocks
-        With the same sources, (n_p, n_sources), for axis 0; with the same targets, (n_targets, n_p), for axis 1.
+        For axis 0, all parts have the same sources: part p has shape (n_p, n_sources). For axis 1, all parts have the same
+        targets: part p has shape (n_targets, n_p).
     scales : tuple of float
         One non-negative number for each part. A part with scale 0 has no edges, and its weights are not read.
     axis : {0, 1}
@@ -86,16 +88,16 @@ class StackedBlock(Block):
         Parameters
         ----------
         parts : sequence of matrices
-            As the weights of :meth:`graphs.LayeredGraph.from_weights`.
+            Each in one of the forms of the weights of :meth:`graphs.LayeredGraph.from_weights`.
         scales : array-like, one number for each part, optional
             1 by default.
         axis, check_finite
-            As for the class, and for :meth:`graphs.LayeredGraph.from_weights`.
+            `axis` as for the class, `check_finite` as for :meth:`graphs.LayeredGraph.from_weights`.
 
         Raises
         ------
         GraphError
-            As for the class; or a part is refused as a weight matrix of a graph would be.
+            As for the class; or a part is no valid weight matrix, see :meth:`graphs.LayeredGraph.from_weights`.
 
         Examples
         --------
@@ -173,11 +175,12 @@ class StackedBlock(Block):
         chosen = [np.arange(size)[nodes] for size, nodes in zip(self.shape, (rows, columns), strict=True)]
         weights = np.zeros((len(chosen[0]), len(chosen[1])), dtype or self.csr_dtype)
         for part in self.placed:
+            # For rows and for columns: where the nodes of this part are in `chosen`, and their numbers within the part.
             places = [slice(*np.searchsorted(n, (s.start, s.stop))) for n, s in zip(chosen, part.spans, strict=True)]
-            inside = [n[p] - s.start for n, p, s in zip(chosen, places, part.spans, strict=True)]
-            found = weights[places[0], places[1]]
-            found[:] = part.block.submatrix(inside[0], inside[1], dtype)
-            found *= part.scale
+            within_part = [n[p] - s.start for n, p, s in zip(chosen, places, part.spans, strict=True)]
+            part_weights = weights[places[0], places[1]]  # a view
+            part_weights[:] = part.block.submatrix(within_part[0], within_part[1], dtype)
+            part_weights *= part.scale
         return weights
 
     def to_csr(self) -> sparse.csr_array:
@@ -203,7 +206,7 @@ class StackedOperator:
     ----------
     block : StackedBlock
     operators : sequence of BlockOperator
-        One for each of the placed parts, without its scale.
+        One operator for each part in ``block.placed``. It does not multiply by the scale of the part.
     zeros : callable
         Makes a vector of zeros for the operators, see :meth:`graphs.linalg.backends.Arithmetic.zeros`.
     """
@@ -222,7 +225,10 @@ class StackedOperator:
         like: Vector = None,
         combine: Callable[[Vector, Vector], Vector] = operator.add,
     ) -> Vector:
-        """Combine the vectors of the parts, over the targets (side 0) or the sources (1); (n,), or (n, k) as `like` has it."""
+        """Combine what `compute` gives for each part into one vector over the targets (side 0) or the sources (side 1).
+
+        The vector has shape (n,), or (n, k) if `like` has k columns.
+        """
         total = self._zeros((self.shape[side], *(() if like is None else like.shape[1:])))
         for part, part_operator in self._parts:
             span = part.spans[side]
@@ -263,5 +269,5 @@ class StackedOperator:
 
 
 def _maximum(first: Vector, second: Vector) -> Vector:
-    # numpy and torch share this one.
+    # numpy and torch both have the method clip; their functions for an elementwise maximum differ.
     return first.clip(min=second)

@@ -1,7 +1,7 @@
 """Threads that run compiled kernels, and the decorator that compiles a kernel so that it can run on them.
 
-numba's own threads do not serve: some of its threading layers set the number of threads of the whole process, torch's
-included, and others may not be entered by two threads at once.
+numba's own threads are not used, because each of its threading layers has one of two faults. Some set the number of threads of
+the whole process, torch's included. Others fail if two threads enter them at once.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["POOL", "ThreadPool", "compiled", "n_threads"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Sums may be reordered, so that they vectorise. NaN and Inf keep their meaning.
+# The compiler may reorder sums, so that it can vectorise them. NaN and Inf keep their meaning.
 FAST_MATH = {"reassoc", "contract", "nsz"}
 
-# numba's default cache lies in the package's directory, where it would remain after an uninstall and could be imported.
+# numba's default cache lies in the package's directory. This directory would remain after an uninstall, and could be imported.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "graphs-kernels"
 
 _CONFIG: Any = numba.config  # its attributes are set at run time
@@ -33,7 +33,8 @@ _CONFIG: Any = numba.config  # its attributes are set at run time
 def compiled(function: Function) -> Function:
     """Compile a function with numba; it runs without the GIL.
 
-    The result is cached on disk, in NUMBA_CACHE_DIR or else in the user's cache; if that is not writable, where numba can write.
+    The result is cached on disk, in NUMBA_CACHE_DIR or else in the user's cache. If that directory is not writable, numba takes
+    another one; if no directory is writable, nothing is cached.
 
     Examples
     --------
@@ -101,20 +102,20 @@ class ThreadPool:
 
         def work() -> None:
             for start, stop, part in ranges:  # the iterator of a list gives each range to one thread only
-                outcomes.put(_error_of(kernel, start, stop, part))
+                outcomes.put(_run_and_catch(kernel, start, stop, part))
 
         with contextlib.suppress(RuntimeError):  # no thread can start: there are too many, or Python is about to end
             for _ in pairs[1:]:
                 self._executor.submit(work)
         work()
-        # Ranges are waited for, not tasks: a task may be queued though no thread could start for it.
+        # Wait for the outcome of every range, not for the submitted tasks: if no thread could start, a task is queued for ever.
         for error in [outcomes.get() for _ in pairs]:
             if error is not None:
                 raise error
 
 
-def _error_of(kernel: Callable[[int, int, int], None], *arguments: int) -> BaseException | None:
-    """Run a kernel, and return the error that it raises, to be raised again where the caller waits."""
+def _run_and_catch(kernel: Callable[[int, int, int], None], *arguments: int) -> BaseException | None:
+    """Run a kernel, and return the error that it raises, if any, so that the calling thread can raise it."""
     try:
         kernel(*arguments)
     except BaseException as error:

@@ -1,6 +1,7 @@
-"""The step of a layered rank across one block, for weighted and for modified PageRank.
+"""One step of a layered rank, for weighted and for modified PageRank: from the scores of a layer to those of the next.
 
-Source: LLM-Rank (arXiv 2410.13299). Only this module holds the two formulas and their rules for degenerate layers.
+r_l are the scores of layer l, a_l its activations, and W the block of edge weights from layer l-1 to layer l. Source: LLM-Rank
+(arXiv 2410.13299). Only this module holds the two formulas, and the rules that replace scores or activations that are all zero.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Normalised:
-    """A non-negative vector of sum 1, and the fallback that it was made from, if any.
+    """A non-negative vector of sum 1, and what replaced the given vector, if that was zero.
 
     Attributes
     ----------
@@ -98,9 +99,9 @@ def check_sum(total: float) -> None:
 
 
 def divide_by_sum(vector: Vector, substitute: Vector) -> tuple[Vector, Vector]:
-    """Divide a non-negative vector by its sum, or return `substitute` if the sum is zero; and return the sum.
+    """Return two things: a non-negative vector divided by its sum (or `substitute` if the sum is zero), and the sum.
 
-    Nothing is read from a device, so the caller passes the sum to :func:`check_sum` when it is read.
+    The sum stays on its device and is not checked here: the caller passes it to :func:`check_sum` once it is on the CPU.
 
     Examples
     --------
@@ -118,24 +119,26 @@ def divide_by_sum(vector: Vector, substitute: Vector) -> tuple[Vector, Vector]:
 class Transition:
     """The transition P = theta W Ds^-1 + (1 - theta) 1[W != 0] Dk^-1; P itself is never formed.
 
-    W is a block, Ds its out-strengths and Dk its out-degrees. Cost at theta = 1: one read of W here, and one per product.
+    W is a block; Ds and Dk are diagonal, with its out-strengths and its out-degrees. Cost at theta = 1: one read of W to make the
+    transition, and one for each product.
 
     Parameters
     ----------
     operator : BlockOperator
-        W, (n_targets, n_sources); it is not kept.
+        W, (n_targets, n_sources). The transition does not keep it, so each method takes it again.
     theta : float
-        Share of the edge weights against the bare edges, 0..1.
+        Share of the first term, in which scores follow edge weights, 0..1. In the second term they follow bare edges: the edges
+        of a source count the same.
     arithmetic : Arithmetic
     checks : DeferredChecks, optional
-        Where the checks of W wait if the arithmetic is on another device than the CPU; by default W is checked at once.
+        Takes the checks of W, and makes them when the caller reads numbers from the device. By default W is checked at once.
     subject : str
-        Begins the message of the error.
+        What W is called at the beginning of an error message.
 
     Attributes
     ----------
     has_dangling : bool
-        Whether some source is a dangling node; True until that is known.
+        Whether some source is a dangling node (has no edges); True until that is known.
 
     Raises
     ------
@@ -180,7 +183,7 @@ class Transition:
             return operator.matvec(weighted)
         bare = scores * self._inverse_degree * (1.0 - self.theta)
         if self._has_all_edges:
-            # All targets receive the same from bare edges.
+            # Every source has an edge to every target, so all targets receive the same from bare edges.
             return operator.matvec(weighted) + bare.sum()
         return operator.mixed_matvec(weighted, bare)
 
@@ -218,7 +221,7 @@ def weighted_step(passed: Vector, activation: Vector, gamma: float) -> Normalise
     passed : Vector, (n_l,)
         P r_{l-1}: the scores that come along edges.
     activation : Vector, (n_l,)
-        a_l, non-negative; uniform if all are zero. The outer N falls back to a_l.
+        a_l, non-negative; uniform activations replace them if all are zero. a_l is also the fallback of the outer N.
     gamma : float
         Damping, 0..1.
 

@@ -76,10 +76,11 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
 def _check_finite_entries(matrix: Any, name: str) -> None:
     """Raise a GraphError that locates the first NaN or Inf of a dense matrix.
 
-    Single entries are examined only if their sum (in dtypes below 32 bits, an extreme) is not finite.
+    A finite sum of all entries proves that they are finite; only without it are single entries examined. In dtypes below 32 bits,
+    the minimum and the maximum take the place of the sum.
     """
     if is_torch(matrix) and matrix.itemsize < 4:
-        # A sum in half precision may overflow, and one in a wider dtype would copy the matrix. torch has no extremes of 8 bits.
+        # A sum in half precision may overflow, and a sum in a wider dtype would copy the matrix. torch has no aminmax for 8 bits.
         extremes = (matrix.float() if matrix.itemsize == 1 else matrix).aminmax()
         finite = bool(np.isfinite(float(extremes.min)) and np.isfinite(float(extremes.max)))
     else:
@@ -147,7 +148,8 @@ def as_csr(value: Any, name: str) -> sparse.csr_array:
     Returns
     -------
     scipy.sparse.csr_array, shape (m, n)
-        It may share memory with `value`, and hold explicit zeros, columns in any order, and duplicates (but not those of COO).
+        It may share memory with `value`. It may hold explicit zeros, columns in any order, and duplicates; only the duplicates of
+        a COO matrix are added up.
 
     Raises
     ------
@@ -222,7 +224,8 @@ def _torch_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
 def check_compressed(layout: str, parts: Sequence[npt.NDArray[Any]], shape: tuple[int, int], name: str) -> None:
     """Check that the arrays of a compressed matrix fit it. Cost: one read of the index arrays.
 
-    scipy's ``check_format`` changes the matrix, and does not check the indices if the last index pointer is 0 or negative.
+    scipy's ``check_format`` is not enough: it changes the matrix, and does not check the indices if the last index pointer is 0
+    or negative.
 
     Parameters
     ----------

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pagerank"]
 
-# Estimated number of products per block, if one is not enough; it decides between dense and CSR form.
+# Estimated number of products per block, if a solver needs more than one. By it, the backend chooses dense or CSR form.
 ESTIMATED_PRODUCTS = 30
 
 
@@ -49,8 +49,9 @@ def pagerank(
 ) -> RankResult:
     """Rank the nodes of any digraph, also with cycles and dangling nodes.
 
-    ``r = gamma P r + (gamma * d + 1 - gamma) v``, where P is the transition, d the sum of the scores of dangling nodes, and v
-    the teleport distribution.
+    ``r = gamma P r + (gamma * d + 1 - gamma) v``, where P holds the edge weights, divided by the sum of all edge weights of their
+    source node; d is the sum of the scores of dangling nodes (nodes without outgoing edges), and v the teleport distribution.
+    Blocks of a BlockDigraph may have shares, which change P: see :class:`graphs.EdgeBlock`.
 
     Parameters
     ----------
@@ -66,11 +67,11 @@ def pagerank(
         networkx edge attribute; None counts every edge as 1.
     solver : str or Solver
         A name: "sweep", "power", "gauss-seidel", "aitken", "quadratic", "anderson", "gmres", "bicgstab" or "lu"; see
-        :mod:`graphs.solvers`. "auto" takes one sweep, which is exact, if it finds no cycles; else power iteration with
-        quadratic extrapolation if there is one layer or sweeps are not possible; else Gauss-Seidel in layer order.
+        :mod:`graphs.solvers`. If "auto" finds no cycles, it takes one sweep, which is exact. Otherwise it takes Gauss-Seidel in
+        layer order, or power iteration with quadratic extrapolation if there is only one layer or sweeps are not possible.
     backend : {"auto", "scipy", "torch", "dense"}
-        Backend of the products, see :func:`graphs.weighted_pagerank`. For edges within a layer (a matrix or a networkx graph is
-        one layer) "dense" is an error, and torch cannot sweep.
+        Backend of the products, see :func:`graphs.weighted_pagerank`. If there are edges within a layer, "dense" is an error, and
+        sweeps are not possible with torch. A matrix or a networkx graph is one layer, so all its edges are within a layer.
     device, dtype
         As for :func:`graphs.weighted_pagerank`.
     tol : float
@@ -83,20 +84,21 @@ def pagerank(
     callback : callable, optional
         Called with a :class:`graphs.solvers.SolverProgress` after every step; the solver stops if it returns True.
     keep : KeepHighest, optional
-        Stop as soon as it is certain which nodes have the highest scores, and return the certificate. Not for k columns.
+        Stop as soon as it is certain which nodes have the highest scores, and return the certificate. An error if `teleport` has
+        k columns.
 
     Returns
     -------
     RankResult
-        Scores by layer, of sum 1 over all layers; ``as_dict()`` gives them by node. Error bounds hold up to round-off: the right
-        side F of the equation multiplies L1 distances by at most gamma, so the error of r is at most
-        ``||F(r) - r|| / (1 - gamma)``, and that of F(r) at most gamma times as large.
+        Scores by layer, of sum 1 over all layers; ``as_dict()`` gives them by node. Error bounds hold up to round-off, because F,
+        the right side of the equation, multiplies L1 distances by at most gamma. So the error of r is at most
+        ``||F(r) - r|| / (1 - gamma)``, and the error of F(r) is at most gamma times this bound.
 
     Raises
     ------
     GraphError
         The graph is empty, weights are negative or not finite, index arrays are damaged, `teleport`, `start` or `keep` does not
-        fit the graph, a parameter is out of range, a name is unknown, or the solver or the backend is not for this graph.
+        fit the graph, a parameter is out of range, a name is unknown, or the solver or the backend cannot rank this graph.
 
     Examples
     --------
@@ -117,8 +119,9 @@ def pagerank(
             )
     if backend == "dense" and digraph.has_edges_within_layers:
         raise GraphError("backend 'dense' is not for edges within a layer; expected 'auto', 'scipy' or 'torch'")
+    _, layers_are_acyclic = digraph.topological_order
     one_product = isinstance(chosen_solver, (LayerSweep, SparseLU)) or (
-        chosen_solver is None and digraph.topological_order[1] and not digraph.has_edges_within_layers
+        chosen_solver is None and layers_are_acyclic and not digraph.has_edges_within_layers
     )
     products = 1 if one_product else ESTIMATED_PRODUCTS
     problem = DigraphProblem(

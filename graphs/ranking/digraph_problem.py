@@ -1,4 +1,8 @@
-"""The fixed-point problem whose solution is the PageRank of a digraph of blocks."""
+"""The fixed-point problem whose solution is the PageRank of a digraph of blocks.
+
+P is the transition matrix: entry P_ij is the share of the score of node j that its edge takes to node i. A state is a list with
+the scores of each layer.
+"""
 
 from __future__ import annotations
 
@@ -62,8 +66,8 @@ class DigraphProblem:
         About how often every block will be multiplied; the backend chooses the form of a block by it.
     """
 
-    depth = None
-    """None: no number of steps is known to give the exact rank."""
+    steps_to_exact = None
+    """None: no number of applications of the equation is known to give the exact rank."""
     linear = True
 
     def __init__(
@@ -104,11 +108,11 @@ class DigraphProblem:
 
     def apply(self, state: State) -> State:
         """Apply F, the right side of the equation, to the given state, with one product per block."""
-        following = [vector * self.gamma for vector in self.apply_transition(state)]
-        # Everything that did not come along edges teleports, the scores of dangling nodes included.
-        teleport_mass = 1.0 - total_scores(following)
+        along_edges = [vector * self.gamma for vector in self.apply_transition(state)]
+        # Every score that did not come along edges teleports, the scores of dangling nodes included.
+        teleport_mass = 1.0 - total_scores(along_edges)
         self.checks.add(teleport_mass.sum(), _check_mass)
-        return [vector + scale_columns(v, teleport_mass) for vector, v in zip(following, self.teleport, strict=True)]
+        return [vector + scale_columns(v, teleport_mass) for vector, v in zip(along_edges, self.teleport, strict=True)]
 
     def apply_transition(self, state: State) -> State:
         """Apply P, with one product per block; the scores of dangling nodes are lost."""
@@ -133,31 +137,41 @@ class DigraphProblem:
         return [residual / (1.0 - self.gamma)] * self.n_layers
 
     def row_maxima(self) -> list[FloatArray]:
-        """Bound max_j P_ij of every node i from above, by layer; here P also gives the scores of dangling nodes to v."""
+        """Bound max_j P_ij from above for every node i, by layer.
+
+        Here P has entries for dangling nodes too: a dangling node passes its score to all nodes in proportion to v.
+        """
         sizes, n_transitions = self.digraph.layer_sizes, len(self._transitions)
         maxima = [
             t.operator.column_maxima(t.scale) if t.edges.transposed else t.operator.row_maxima(t.scale)
             for t in self._transitions
         ]
-        values = self.checks.read([*maxima, *(t.share for t in self._transitions), *self.teleport])
+        numbers = self.checks.read([*maxima, *(t.share for t in self._transitions), *self.teleport])
+        block_maxima, block_shares = numbers[:n_transitions], numbers[n_transitions : 2 * n_transitions]
+        teleport = numbers[2 * n_transitions :]
         pair_maxima: dict[tuple[int, int], FloatArray] = {}
-        shares: list[FloatArray] = [np.zeros(size) for size in sizes]
-        for transition, highest, share in zip(self._transitions, values, values[n_transitions:], strict=False):
+        share_sums: list[FloatArray] = [np.zeros(size) for size in sizes]
+        for transition, highest, share in zip(self._transitions, block_maxima, block_shares, strict=True):
             source, target = transition.edges.source, transition.edges.target
-            # The maxima of parallel blocks add up; blocks from different layers have different nodes j.
+            # The maxima of parallel blocks add up, because they may come from the same node j.
             pair_maxima[source, target] = highest + pair_maxima.get((source, target), np.zeros(sizes[target]))
-            shares[source] = shares[source] + share
+            share_sums[source] = share_sums[source] + share
         result: list[FloatArray] = [np.zeros(size) for size in sizes]
         for (_, target), highest in pair_maxima.items():
             result[target] = np.maximum(result[target], highest)
-        if any((share < 0.5).any() for share in shares):
-            # There is a dangling node: the shares of any other node sum to 1.
-            result = [np.maximum(highest, v) for highest, v in zip(result, values[2 * n_transitions :], strict=True)]
+        # The shares of a node sum to 1, or to 0 if it is a dangling node.
+        has_dangling = any((sums < 0.5).any() for sums in share_sums)
+        if has_dangling:
+            result = [np.maximum(highest, v) for highest, v in zip(result, teleport, strict=True)]
         return result
 
     @property
     def roundoff(self) -> float:
-        """Allowance for the relative rounding error of a score: sums over layers follow one another along a path."""
+        """Allowance for the relative rounding error of a score.
+
+        A product adds up to as many terms as a layer has nodes. The errors of these sums add up over the layers of a sweep, and
+        over repeated products; gamma weakens the errors of earlier products, so these together count like 1 / (1 - gamma).
+        """
         epsilon = float(np.finfo(self.dtype).eps)
         return epsilon * (max(self.digraph.layer_sizes) + 16) * (self.n_layers + 2.0 / (1.0 - self.gamma))
 
@@ -180,8 +194,9 @@ class DigraphProblem:
     def sweep(self, state: State, teleport_mass: Vector) -> SweptState:
         """Take one Gauss-Seidel sweep over x = gamma P x + teleport_mass * v in layer order, with one product per block."""
         current = list(state)
-        # Along edges that lead back, a sweep uses old scores. Only the changes of these scores keep x from solving the equation.
-        missing, signed = teleport_mass * 0.0, teleport_mass * 0.0
+        # Along an edge that leads back, a sweep uses the old score of the source, which changes later in the sweep. If no such
+        # score changed, the new x would solve the equation. So the residual is computed from their changes along these edges.
+        absolute_changes, signed_changes = teleport_mass * 0.0, teleport_mass * 0.0
         for layer in self._layer_order:
             total = scale_columns(self.teleport[layer], teleport_mass)
             for transition in self._transitions_into[layer]:
@@ -191,31 +206,34 @@ class DigraphProblem:
                 before, node_sweep = current[layer], self._node_sweep(layer)
                 current[layer] = node_sweep.sweep(before, total)
                 change = scale_rows(current[layer] - before, self.backend.arithmetic.vector(node_sweep.back_shares))
-                missing, signed = missing + column_sums(abs(change)), signed + column_sums(change)
+                absolute_changes = absolute_changes + column_sums(abs(change))
+                signed_changes = signed_changes + column_sums(change)
             else:
                 current[layer] = total
         for transition in self._transitions:
             if self._leads_back(transition):
                 source = transition.edges.source
                 change = scale_rows(current[source] - state[source], transition.share)
-                missing, signed = missing + column_sums(abs(change)), signed + column_sums(change)
+                absolute_changes = absolute_changes + column_sums(abs(change))
+                signed_changes = signed_changes + column_sums(change)
         mass = total_scores(current)
         self.checks.add(mass.sum(), _check_mass)
-        # e = gamma P x + teleport_mass * v - x has the sum gamma * signed, and an L1 norm of at most gamma * missing. For the
-        # scaled state x / mass, F(x / mass) - x / mass is (e - sum(e) v) / mass.
-        residual = (self.gamma * (missing + abs(signed)) / mass).max()
+        # Let e = gamma P x + teleport_mass * v - x. Its entries sum to gamma * signed_changes, and its L1 norm is at most
+        # gamma * absolute_changes. For the scaled state x / mass, F(x / mass) - x / mass is (e - sum(e) v) / mass.
+        residual = (self.gamma * (absolute_changes + abs(signed_changes)) / mass).max()
         return SweptState([scale_columns(vector, 1.0 / mass) for vector in current], teleport_mass / mass, residual)
 
     def aggregate(self, state: State, teleport_mass: Vector) -> State:
-        """Scale the layers of a state so that their sums solve the same equation with one node for each layer.
+        """Scale the layers of a state so that the layer sums solve the equation of a small graph with one node for each layer.
 
-        The proportions within a layer remain. Cost: no product, because shares give the score that leaves a layer along a block.
+        The edges of the small graph are the flows of the current scores between layers. The proportions within a layer remain.
+        Cost: no product, because the shares say how much score leaves a layer along a block.
         """
         sums = [column_sums(vector) for vector in state]
         sent = [column_sums(scale_rows(state[t.edges.source], t.share)) for t in self._transitions]
         numbers = [np.atleast_1d(number) for number in self.checks.read([*sums, *sent, teleport_mass])]
         layer_sums = np.stack(numbers[: self.n_layers])  # (layers, columns)
-        flow = np.zeros((layer_sums.shape[1], self.n_layers, self.n_layers))
+        flow = np.zeros((layer_sums.shape[1], self.n_layers, self.n_layers))  # (columns, targets, sources)
         for transition, leaving in zip(self._transitions, numbers[self.n_layers : -1], strict=True):
             source, target = transition.edges.source, transition.edges.target
             flow[:, target, source] += np.divide(
@@ -252,6 +270,7 @@ class DigraphProblem:
         # Sweeps in node order need the edges within a layer as CSR.
         within_layer = {id(edges.block) for edges in self.digraph.edge_blocks if edges.within_layer}
         for edges in self.digraph.edge_blocks:
+            # A block that is used twice, such as for edges in both directions, has one operator.
             key = id(edges.block)
             if key not in operators:
                 as_csr = key in within_layer and self.backend.form == "auto"
@@ -266,7 +285,9 @@ class DigraphProblem:
             strengths.append(strength)
         totals: dict[int, Vector] = {}
         for edges, strength in zip(self.digraph.edge_blocks, strengths, strict=True):
-            # A node's total is its strength, or the sum of the shares of the blocks in which it has edges.
+            # A node's total is what its edge weights are divided by: its strength in all blocks. If the blocks have shares, its
+            # weights in a block are divided by its strength in that block and multiplied by the share of the block. Its total is
+            # then the sum of the shares of those blocks in which it has edges.
             part = strength
             if edges.share is not None:
                 part = (strength * 0.0 + float(edges.share)) * (strength > 0)
@@ -314,7 +335,7 @@ def _check_strengths(total: float) -> None:
 class _NodeSweep:
     """Gauss-Seidel sweeps over the nodes of one layer, in the topological order of its strongly connected components.
 
-    `back_shares` holds, for every node, the share of its score that leads to an earlier node.
+    `back_shares` holds, for every node, the share of its score that goes to nodes earlier in this order.
     """
 
     def __init__(self, operator: CSROperator, scale: FloatArray, gamma: float) -> None:
@@ -364,6 +385,6 @@ def _is_acyclic(operator: BlockOperator) -> bool:
 
 
 def _topological_order(component: Any, targets: Any, sources: Any) -> Any:
-    """Sort nodes by component, sources first; scipy numbers components in this order or in reverse."""
+    """Sort nodes by component, so that no edge leads to an earlier one; scipy numbers components in this order or in reverse."""
     forward = bool((component[sources] <= component[targets]).all())
     return np.argsort(component if forward else -component, kind="stable").astype(np.int64)

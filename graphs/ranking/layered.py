@@ -39,8 +39,9 @@ def weighted_pagerank(
     """Rank the nodes of a layered graph by weighted PageRank.
 
     ``r_l = N(gamma P_l r_{l-1} + (1 - gamma) a_l / sum(a_l))`` with
-    ``P_l = theta W_l Ds^-1 + (1 - theta) 1[W_l != 0] Dk^-1`` and ``r_0 = a_0 / sum(a_0)``. N scales to sum 1, W_l is the block
-    into layer l, a_l its activations; Ds and Dk are diagonal, with the out-strengths and the out-degrees of the sources.
+    ``P_l = theta W_l Ds^-1 + (1 - theta) 1[W_l != 0] Dk^-1`` and ``r_0 = a_0 / sum(a_0)``. r_l holds the scores of layer l, a_l
+    its activations, and W_l is the block of edge weights into it. N scales to sum 1. Ds and Dk are diagonal, with the
+    out-strengths (sums of edge weights) and the out-degrees of the source nodes.
 
     Parameters
     ----------
@@ -49,10 +50,11 @@ def weighted_pagerank(
     gamma : float
         Damping, 0..1: the share of a score that comes along edges.
     theta : float
-        Share of the edge weights against the bare edges in the transition, 0..1.
+        Share of the first term of P_l, in which scores follow edge weights, 0..1. In the second term they follow bare edges: all
+        edges of a source count the same.
     solver : str or Solver
-        "sweep", "auto" and "gauss-seidel" take one pass in layer order, which is exact. "power" is exact after L steps. The
-        others are for comparison.
+        "sweep", "auto" and "gauss-seidel" take one pass in layer order, which is exact. "power" is exact after L steps. The other
+        solvers are for comparison.
     backend : {"auto", "scipy", "torch", "dense"}
         "scipy" and "torch" multiply blocks in CSR form, "dense" multiplies dense weights without a copy, and "auto" chooses
         the cheapest form for each block.
@@ -85,10 +87,10 @@ def weighted_pagerank(
     Notes
     -----
     Cost: two reads of every block for a sweep, L + 1 for power iteration; theta < 1 adds at least one. A backend that multiplies
-    dense weights in CSR form holds that form of one block in a sweep, and of all blocks in an iteration.
+    dense weights in CSR form stores a CSR copy: of one block at a time in a sweep, of all blocks in an iteration.
 
-    The error of r_l is at most gamma times the error that r_{l-1} had when r_l was computed. After a block with a dangling
-    source, N is not linear, and no bound is known until the layer is exact.
+    The error of r_l is at most gamma times the error that r_{l-1} had when r_l was computed. There is an exception: a dangling
+    source of block l (a node without edges) loses its score, so N rescales layer l. Then no bound is known until r_l is exact.
 
     Source: LLM-Rank (arXiv 2410.13299), equation for weighted PageRank.
 
@@ -140,8 +142,8 @@ def modified_pagerank(
     graph, solver, backend, device, dtype, tol, max_iter, start, callback, keep
         As for :func:`weighted_pagerank`.
     zero_lowest : float
-        Share of a layer's n scores that count as zero in the step to the next layer, 0..1: the ``int(zero_lowest * n)``
-        lowest. The result still reports these scores.
+        Share of a layer's n scores, 0..1. The lowest ``int(zero_lowest * n)`` scores count as zero in the step to the next layer.
+        The result still reports these scores.
 
     Returns
     -------

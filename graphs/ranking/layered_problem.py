@@ -1,6 +1,8 @@
 """The fixed-point problems of weighted and modified PageRank on a layered graph.
 
-N scales the scores of a layer to sum 1. F computes every layer from the one before; the rank is the fixed point of F.
+r is a state, a list with the scores r_l of each layer l. N scales the scores of a layer to sum 1. F computes every layer from the
+one before; the rank is the fixed point of F. P is the transition matrix of weighted PageRank: P_ij is the share of the score of
+node j that comes to node i.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class LayeredProblem:
     backend : Backend
         Chooses the operator of every block.
     products : int
-        About how often every block will be multiplied. If it is above 1, operators are kept.
+        About how often every block will be multiplied. If it is above 1, operators are kept for the next product.
     """
 
     acyclic = True
@@ -51,14 +53,14 @@ class LayeredProblem:
         self.products = products
         self.n_layers = len(graph.activations)
         self.n_blocks = self.n_layers - 1
-        self.depth = self.n_layers - 1
+        self.steps_to_exact = self.n_layers - 1
         self.dtype = backend.arithmetic.dtype
         self.degenerate: dict[int, str] = {}
         self.checks = DeferredChecks()
-        self._is_zero = [not vector.any() for vector in graph.activations]
+        self._activations_are_zero = [not vector.any() for vector in graph.activations]
         self._activations = backend.arithmetic.vectors([_scaled_below_one(vector) for vector in graph.activations])
         self._teleports = [divide_by_sum(vector, uniform(vector))[0] for vector in self._activations]
-        if self._is_zero[0]:
+        if self._activations_are_zero[0]:
             self.degenerate[0] = "the input activations sum to zero; uniform scores are used"
         self._operators: dict[int, BlockOperator] = {}
 
@@ -110,9 +112,9 @@ class LayeredProblem:
 
     def step(self, layer: int, previous: Vector) -> Vector:
         """Compute r_layer from r_{layer-1}."""
-        # The result reports the last step alone.
+        # The result reports only the last step, so the note of an earlier step is dropped.
         self.degenerate.pop(layer, None)
-        if self._is_zero[layer]:
+        if self._activations_are_zero[layer]:
             self.degenerate[layer] = "the activations sum to zero; uniform ones are used"
         subject = f"block {layer}"
         vector, total = divide_by_sum(self._unscaled_step(layer, previous, subject), self._teleports[layer])
@@ -127,7 +129,8 @@ class LayeredProblem:
         """Check the sum of a layer before it was scaled to sum 1, and note what replaced a layer of zeros."""
         check_sum(total)
         if not total > 0.0:
-            used = "uniform scores are" if self._is_zero[layer] else "the activations, scaled to sum 1, are"
+            zero = self._activations_are_zero[layer]
+            used = "uniform scores are" if zero else "the activations, scaled to sum 1, are"
             self.degenerate[layer] = f"all scores are zero; {used} used"
 
     def _contraction(self, layer: int) -> float:
@@ -168,7 +171,7 @@ class WeightedPageRankProblem(LayeredProblem):
         return [np.ones(self.graph.layer_sizes[0]), *self.checks.read(maxima)]
 
     def _contraction(self, layer: int) -> float:
-        # With a dangling source N is not linear.
+        # The score of a dangling source (a node without edges) is lost. Then N has to scale the layer up, and is not linear.
         known = layer in self._transitions and not self._transitions[layer].has_dangling
         return self.gamma if known else math.inf
 
@@ -193,4 +196,4 @@ class ModifiedPageRankProblem(LayeredProblem):
         if count:
             previous = self.backend.arithmetic.with_lowest_zeroed(previous, count)
         product = self._operator(layer).matvec(previous)
-        return modified_product(product, self._activations[layer], not self._is_zero[layer])
+        return modified_product(product, self._activations[layer], not self._activations_are_zero[layer])

@@ -30,10 +30,10 @@ def solve_for_rank(
     setup_seconds: float,
     **attributes: Any,
 ) -> RankResult:
-    """Solve a problem and build the result. If `max_iter` stops the solver, a warning points at the caller's caller.
+    """Solve a problem and build the result. If `max_iter` stops the solver, it warns, at the line of the caller's caller.
 
-    Without a `solver`, one is chosen; without a `start`, the problem's default is taken. `attributes` are those of the result
-    that the solver does not know: names, method, parameters, labels.
+    Without a `solver`, :func:`graphs.solvers.registry.automatic_solver` chooses one. Without a `start`, the problem gives its
+    default. `attributes` are the attributes of the result that the solver does not know: names, method, parameters, labels.
 
     Raises
     ------
@@ -92,8 +92,8 @@ def solve_for_rank(
 def check_start(start: Any, sizes: tuple[int, ...], columns: int | None, each_layer: bool) -> list[FloatArray]:
     """Check a user's first iterate, and return it scaled to sum 1: one float64 array (n_l,) or (n_l, columns) for each layer.
 
-    If `each_layer`, every layer is scaled by itself, else every column is scaled over all layers. `columns` is the number of
-    columns of the result, or None; a `start` without columns is repeated in all of them.
+    If `each_layer`, every layer is scaled to sum 1; else every column is, over all layers together. `columns` is the number of
+    columns of the result, or None for arrays without columns. A `start` without columns is repeated in all columns.
 
     Raises
     ------
@@ -120,8 +120,8 @@ def check_start(start: Any, sizes: tuple[int, ...], columns: int | None, each_la
             f"start: expected {len(sizes)} vectors of sizes {sizes}, got shapes {tuple(vector.shape for vector in vectors)}"
         )
     for layer, vector in enumerate(vectors):
-        empty = each_layer and vector.sum() <= 0
-        if not np.isfinite(vector).all() or (vector < 0).any() or empty:
+        lacks_sum = each_layer and vector.sum() <= 0
+        if not np.isfinite(vector).all() or (vector < 0).any() or lacks_sum:
             raise GraphError(f"start: layer {layer}: expected finite, non-negative numbers with a positive sum")
     if columns is not None:
         vectors = [np.repeat(v[:, None], columns, axis=1) if v.ndim == 1 else v for v in vectors]

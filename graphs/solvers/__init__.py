@@ -1,4 +1,4 @@
-"""Solvers of fixed-point problems, all with one protocol.
+"""Solvers of fixed-point problems r = F(r), all with one protocol.
 
 ========================= ======================= =============================================================
 name                      class                   convergence
@@ -11,6 +11,9 @@ name                      class                   convergence
 ``gmres``, ``bicgstab``   :class:`Krylov`         few steps where few modes are slow
 ``lu``                    :class:`SparseLU`       direct; for checks
 ========================= ======================= =============================================================
+
+gamma is the damping, k the number of steps, and L the number of blocks of a layered graph. A mode is a part of the error that
+every step of power iteration multiplies by one factor; a mode is slow if this factor is near 1.
 
 When Anderson mixing or a Krylov method stops early, scores may be slightly below zero; the error bounds still hold.
 """

@@ -1,4 +1,4 @@
-"""Accelerated power iteration: extrapolation and Anderson mixing."""
+"""Accelerated power iteration: extrapolation and Anderson mixing. F is the right side of the equation r = F(r)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["NAMES", "AndersonMixing", "Extrapolation"]
 class Extrapolation:
     """Power iteration that extrapolates the last iterates to their limit every `period` steps.
 
-    Degree 1 assumes one slow mode (Aitken's method for vectors), degree 2 two slow modes (quadratic extrapolation: Kamvar,
-    Haveliwala, Manning and Golub, WWW 2003). An extrapolation that does not lower the residual is undone, which costs
-    one application of F.
+    A slow mode is a part of the error that a step multiplies by a factor near 1. Degree 1 assumes one slow mode (Aitken's method
+    for vectors), degree 2 two slow modes (quadratic extrapolation: Kamvar, Haveliwala, Manning and Golub, WWW 2003). An
+    extrapolation that does not lower the residual is undone, which costs one application of F.
 
     Parameters
     ----------
@@ -47,7 +47,10 @@ class Extrapolation:
         return "aitken" if self.degree == 1 else "quadratic"
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """Return the memory of the first step: last iterates, number of steps, last residual, and Gram matrix to extrapolate."""
+        """Return the memory of the first step: the last iterates, the number of steps, the last residual, and no Gram matrix.
+
+        A step that finds a Gram matrix in its memory extrapolates.
+        """
         return (start,), 0, np.inf, None
 
     def step(self, problem: Problem, memory: Any) -> SolverStep:
@@ -65,13 +68,13 @@ class Extrapolation:
         change = subtract(following, iterates[-1])
         iterates = (*iterates, following)[-(self.degree + 2) :]
         vectors = layer_norms(change)
-        due = (steps + 1) % self.period == 0 and len(iterates) == self.degree + 2
-        if due:
-            # What the next step needs comes from a device in the same copy.
+        extrapolates_next = (steps + 1) % self.period == 0 and len(iterates) == self.degree + 2
+        if extrapolates_next:
+            # The next step needs these inner products. From a device they come in one copy with the norms.
             vectors.append(inner_products([subtract(state, iterates[0]) for state in iterates[1:]]))
         numbers = problem.checks.read(vectors)
         changes = [float(norm) for norm in numbers[: problem.n_layers]]
-        gram = sum(numbers[-1]) if due else None
+        gram = sum(numbers[-1]) if extrapolates_next else None
         return self._finish_step(problem, iterates, changes, steps, products + problem.n_blocks, gram)
 
     def _finish_step(
@@ -83,22 +86,25 @@ class Extrapolation:
         return SolverStep(iterates[-1], changes, residual, problem.error_bounds(changes, 1), products, memory)
 
     def _extrapolate(self, iterates: tuple[State, ...], gram: FloatArray, *, each_layer: bool) -> State:
-        """Compute the limit of the iterates if the error consists of `degree` geometric modes.
+        """Compute the limit that the iterates would have if their error consisted of `degree` modes.
 
         `gram` holds the inner products of the differences between the later iterates and the first.
         """
-        rest = iterates[1:]
+        later = iterates[1:]
         coefficients = np.append(-np.linalg.lstsq(gram[:-1, :-1], gram[:-1, -1], rcond=1e-12)[0], 1.0)
         weights = np.cumsum(coefficients[::-1])[::-1]
         if not np.isfinite(weights).all() or abs(weights.sum()) < 1e-12:
             return iterates[-1]
-        limit = combine((weights / weights.sum()).tolist(), rest)
+        limit = combine((weights / weights.sum()).tolist(), later)
         return normalise_state([vector.clip(0.0) for vector in limit], each_layer)
 
 
 @dataclass(frozen=True)
 class AndersonMixing:
-    """Power iteration on mixtures of the last iterates x, with weights that make the same mixture of F(x) - x shortest.
+    """Power iteration that applies F to a mixture of the last iterates, not to the last iterate alone.
+
+    The weights of the mixture are chosen so that the changes F(x) - x of the iterates x, mixed with these weights, have the
+    smallest norm.
 
     Source: Anderson 1965; Walker and Ni, SIAM J. Numer. Anal. 49 (2011).
 
@@ -126,24 +132,24 @@ class AndersonMixing:
         change = subtract(image, mixture)
         earlier = history[-self.window :]
         differences = [subtract(change, older) for _, older in earlier]
-        # The norms and all inner products come from a device in one copy.
+        # From a device, the norms and all inner products come in one copy.
         *norms, products = problem.checks.read([*layer_norms(change), inner_products([*differences, change])])
         changes = [float(norm) for norm in norms]
         residual = problem.residual(changes)
         if residual > 10.0 * best:
             earlier = ()  # mixing increased the residual too much
         mixture = _mix(image, [state for state, _ in earlier], sum(products))
-        # The bound needs a sum of 1, and a mixture has large terms of both signs, whose rounding changes the sum.
+        # The error bound holds for states of sum 1. A mixture has large terms of both signs, whose rounding changes the sum.
         mixture = normalise_state(mixture, each_layer=not problem.linear)
         memory = (mixture, (*earlier, (image, change)), min(best, residual))
         return SolverStep(image, changes, residual, problem.error_bounds(changes, 1), problem.n_blocks, memory)
 
 
 def _mix(image: State, earlier: list[State], gram: FloatArray) -> State:
-    """Mix F(x) with the images of earlier iterates.
+    """Mix `image`, which is F(x), with `earlier`, the images F(y) of earlier iterates y.
 
-    `gram` holds the inner products of the differences between F(x) - x and the same of the earlier iterates, and, as its last
-    row and column, of F(x) - x itself.
+    `gram` holds the inner products of the differences (F(x) - x) - (F(y) - y) of all y with each other; its last row and column
+    hold their inner products with F(x) - x.
     """
     scale = np.sqrt(np.diagonal(gram)[:-1])
     if not earlier or not (scale > 0).all():

@@ -1,9 +1,11 @@
-"""Certificates: proofs that further steps of a solver cannot change the set of kept nodes.
+"""Certificates: proofs that further steps of a solver cannot change which nodes have the highest scores and are kept.
 
-Two vectors of equal sum at L1 distance b differ by at most b/2 in any entry; this is the slack of a score. Once every kept score
-exceeds every removed score by more than the slacks of both, the exact scores keep the same nodes.
+The slack of a score is how far the exact score may be from it. Two vectors of equal sum at L1 distance b differ by at most b/2 in
+any entry, so b/2 is a slack of all scores whose L1 error is at most b. Once every kept score exceeds every removed score by more
+than the slacks of both, the exact scores keep the same nodes.
 
-If the iterate is F of an earlier one, its error is gamma P z for some z of sum 0, and entry i of this error is at most
+Scores that are F of an earlier iterate have smaller slacks. (F is the right side of the equation r = F(r), P its transition
+matrix, and gamma the damping.) Their error is gamma P z for some z of sum 0. Entry i of this error is at most
 ``gamma * max_j P_ij`` times the sum of the positive entries of z. So the slack of node i is only ``b / 2 * max_j P_ij``.
 """
 
@@ -34,8 +36,8 @@ class Certificate:
     certified : bool
         Whether the exact scores are proven to give the same keep masks.
     gaps : mapping from layer to float
-        Lowest kept score minus highest removed score, by layer. Pooled layers have one entry, under the first of these layers,
-        for their weighted scores. inf where no node or every node is kept.
+        Lowest kept score minus highest removed score, by layer. All pooled layers together have one entry, under the first of
+        them, for their weighted scores. inf where no node or every node is kept.
     required_gaps : mapping from layer to float
         The number that the gap has to exceed, round-off included; 0 where no node or every node is kept.
     """
@@ -55,9 +57,9 @@ class KeepHighest:
     counts : mapping from layer to int, optional
         Number of nodes to keep in each of these layers.
     pooled : sequence of int, optional
-        Layers that share one budget.
+        Layers whose nodes are compared with each other: `count` nodes are kept in all of them together.
     count : int
-        Number of nodes to keep in all pooled layers together.
+        Number of nodes to keep in the pooled layers.
     weights : sequence of float, optional
         One factor for each pooled layer, by which its scores are multiplied before they are compared; 1 by default.
 
@@ -75,7 +77,7 @@ class KeepHighest:
     weights: Sequence[float] | None = None
 
     def check(self, layer_sizes: Sequence[int]) -> KeepHighest:
-        """Return self, or raise a GraphError if it names no layer, or does not fit a graph with layers of these sizes."""
+        """Return self; raise a GraphError if self names no layer, or does not fit a graph with layers of these sizes."""
         n_layers = len(layer_sizes)
         counts = self.counts or {}
         for layer, count in (*counts.items(), *((layer, self.count) for layer in self.pooled)):
@@ -129,6 +131,7 @@ class KeepHighest:
         gaps: dict[int, float] = {}
         required: dict[int, float] = {}
         certified = True
+        # Each group of layers, the number of nodes to keep in it, and the weight of each layer.
         groups: list[tuple[tuple[int, ...], int, Sequence[float]]]
         groups = [((layer,), count, (1.0,)) for layer, count in (self.counts or {}).items()]
         if self.pooled:
@@ -160,6 +163,6 @@ def _slack(scores: FloatArray, bound: float, row_maxima: FloatArray | None, roun
         return roundoff * scores
     if bound == np.inf:
         return np.full(len(scores), np.inf)
-    # Iterates are mixtures, so the rounding error of a score also grows with the mean score: 0 can become 1e-17.
+    # A solver may mix iterates, so the rounding error of a score also grows with the mean score: 0 can become 1e-17.
     spread = bound / 2.0 * (1.0 if row_maxima is None else np.minimum(row_maxima, 1.0))
     return spread + roundoff * (scores + float(scores.mean()))

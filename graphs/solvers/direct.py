@@ -19,7 +19,9 @@ __all__ = ["NAMES", "SparseLU"]
 
 @dataclass(frozen=True)
 class SparseLU:
-    """A solver that factorises I - gamma P, and solves for all teleport vectors at once; for checks, not for speed.
+    """A solver that factorises I - gamma P, and solves for all teleport vectors v at once; for checks, not for speed.
+
+    P is the transition matrix, and gamma the damping.
 
     Parameters
     ----------
@@ -45,7 +47,7 @@ class SparseLU:
         matrix = problem.matrix()
         system = sparse.csc_array(sparse.eye_array(matrix.shape[0], format="csc") - problem.gamma * matrix)
         solution = linalg.splu(system).solve(np.ascontiguousarray(problem.stack(problem.teleport)))
-        # P loses the scores of dangling nodes. If it gave them to v, this would only scale the solution.
+        # P loses the scores of dangling nodes, which ought to teleport. That only scales the solution, so its sum corrects it.
         solved = problem.split(solution / solution.sum(axis=0))
         image = problem.apply(solved)
         changes = read_changes(problem, image, solved)

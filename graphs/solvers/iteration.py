@@ -72,7 +72,8 @@ class StoppingCriteria:
     callback : callable, optional
         Called with a :class:`SolverProgress` after every step; the loop stops if it returns True.
     certify : callable, optional
-        As :meth:`graphs.solvers.certificate.KeepHighest.certificate`; called after every step; the loop stops if it certifies.
+        A function like :meth:`graphs.solvers.certificate.KeepHighest.certificate`, called after every step; the loop stops if the
+        certificate that it returns is certified.
     """
 
     tol: float = 1e-12
@@ -98,7 +99,7 @@ class Solution:
 
 
 def attainable_tolerance(tol: float, dtype: str) -> float:
-    """Raise a tolerance to at least 8 eps in float32, which scores of sum 1 can reach.
+    """Return the tolerance, but in float32 at least 8 eps, because rounding can keep the residual above a lower tolerance.
 
     Examples
     --------
@@ -170,12 +171,12 @@ def solve(
     trace = _Trace()
     row_maxima: list[FloatArray] | None = None
     certificate: Certificate | None = None
-    reason: StopReason = "max_iter"
+    reason: StopReason = "max_iter"  # until another reason stops the loop
     while len(trace.residuals) < criteria.max_iter:
-        # NaN and Inf raise an error, in the step or below, so numpy need not warn of them.
+        # NaN and Inf raise an error, in the step or at the end of this loop, so numpy need not warn of them.
         with np.errstate(over="ignore", invalid="ignore"):
             step = solver.step(problem, memory)
-        # Checks that the solver did not make.
+        # Make the checks that still wait because the solver did not read any numbers.
         problem.checks.read()
         memory = step.memory
         trace.record(step)
@@ -217,6 +218,8 @@ def solve(
 
 @dataclass
 class _Trace:
+    """The record of the steps so far."""
+
     started: float = field(default_factory=perf_counter)
     residuals: list[float] = field(default_factory=list)
     layer_residuals: list[list[float]] = field(default_factory=list)

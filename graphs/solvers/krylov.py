@@ -25,17 +25,20 @@ __all__ = ["NAMES", "Krylov"]
 class Krylov:
     """GMRES or BiCGSTAB on (I - gamma P) x = v; the rank is the solution divided by its sum.
 
-    A step is a cycle of at most `inner` iterations for each column of v, then one application of F, which gives the residual and
-    the bound. The vectors of a cycle are float64, whatever the dtype of the operators.
+    P is the transition matrix, v the teleport distribution, and gamma the damping.
 
-    On the CPU scipy takes the cycles, one column after the other. On another device :mod:`graphs.solvers.krylov_cycles` takes
-    `inner` iterations for all columns at once, and nothing comes to the CPU but the changes of the layers.
+    A step is a cycle of at most `inner` iterations for each column of v, and then one application of F, the right side of the
+    equation r = F(r) of the rank, which gives the residual and the bound. The vectors of a cycle are float64, whatever the dtype
+    of the operators.
+
+    On the CPU, scipy takes the cycles, one column after the other. On another device, :mod:`graphs.solvers.krylov_cycles` takes
+    `inner` iterations for all columns at once; only the changes of the layers in a step are copied to the CPU.
 
     Parameters
     ----------
     method : {"gmres", "bicgstab"}
     inner : int
-        Largest number of iterations in a cycle; GMRES stores one vector more.
+        Largest number of iterations in a cycle. scipy's GMRES stores ``inner + 1`` vectors.
     """
 
     method: Literal["gmres", "bicgstab"] = "gmres"
@@ -53,20 +56,23 @@ class Krylov:
         return self.method
 
     def begin(self, problem: LinearProblem, start: State, tol: float) -> Any:
-        """Return the memory of the first step: the start scaled to sum 1 / (1 - gamma), `tol`, and no last iterate."""
+        """Return the memory of the first step: the start, `tol`, and no last iterate.
+
+        The start is scaled to sum 1 / (1 - gamma), the sum of the solution if the graph has no dangling nodes.
+        """
         check_linear(problem, self.name)
         return _stack(problem, start) / (1.0 - problem.gamma), tol, None
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
         """Take one cycle for every column, and apply F once; twice if the cycles increased the residual."""
-        x, tol, last = memory
+        x, tol, last = memory  # last: image, residual and scale of the step before
         solution, products = (self._scipy_cycles if is_on_cpu(x) else self._device_cycle)(problem, x, tol)
         scale = solution.sum(0)
         state = _split(problem, solution / scale)
         image = problem.apply(state)
         changes = read_changes(problem, image, state)
         if last is not None and not problem.residual(changes) <= last[1]:
-            # F cannot increase the residual, so it is applied to the last iterate instead.
+            # An application of F cannot increase the residual, so F is applied to the last iterate instead.
             state, _, scale = last
             image = problem.apply(state)
             changes = read_changes(problem, image, state)
@@ -88,12 +94,15 @@ class Krylov:
         solution = np.empty_like(x)
         for column in range(1 if x.ndim == 1 else x.shape[1]):
             at = (slice(None),) if x.ndim == 1 else (slice(None), column)
-            solution[at], cycle_products = self._cycle(problem, x[at], right[at], tol)
+            solution[at], cycle_products = self._scipy_cycle(problem, x[at], right[at], tol)
             products += cycle_products
         return solution, products
 
     def _device_cycle(self, problem: LinearProblem, x: Vector, tol: float) -> tuple[Vector, int]:
-        """Return x after one cycle (columns that could not be scaled to sum 1 unchanged), and the number of products."""
+        """Return x after one cycle on all columns, and the number of products.
+
+        A column of the result that cannot be scaled to sum 1 is replaced by that of x.
+        """
         products = 0
 
         def multiply(vector: Vector) -> Vector:
@@ -101,13 +110,16 @@ class Krylov:
             products += 1
             return vector - problem.gamma * _stack(problem, problem.apply_transition(_split(problem, vector)))
 
+        # The threshold is a 2-norm; the 1-norm is up to sqrt(n) times as large.
         threshold = 0.1 * tol / math.sqrt(len(x))
         solution = CYCLES[self.method](multiply, x, _stack(problem, problem.teleport), self.inner, threshold)
         usable = solution.isfinite().all(0) & (solution.sum(0) > 0)
         return solution.where(usable, x), products
 
-    def _cycle(self, problem: LinearProblem, x: FloatArray, right: FloatArray, tol: float) -> tuple[FloatArray, int]:
-        """Return x after one cycle on one column (unchanged if it cannot be scaled to sum 1), and the number of products."""
+    def _scipy_cycle(
+        self, problem: LinearProblem, x: FloatArray, right: FloatArray, tol: float
+    ) -> tuple[FloatArray, int]:
+        """Return one column x after a cycle, and the number of products; x itself if the result cannot be scaled to sum 1."""
         products = 0
 
         def multiply(vector: FloatArray) -> FloatArray:
@@ -128,14 +140,14 @@ class Krylov:
 
 
 def _stack(problem: LinearProblem, state: State) -> Vector:
-    """Join a state into one float64 vector over all nodes; a numpy array, but on another device than the CPU a tensor there."""
+    """Join a state into one float64 vector over all nodes: a numpy array for a state on the CPU, else a tensor on its device."""
     if is_on_cpu(state[0]):
         return problem.stack(state)
     return sys.modules["torch"].cat(state).double()
 
 
 def _split(problem: LinearProblem, stacked: Vector) -> State:
-    """Split such a vector into a state."""
+    """Split a vector over all nodes, as :func:`_stack` returns it, into a state."""
     if is_on_cpu(stacked):
         return problem.split(stacked)
     dtype = problem.teleport[0].dtype

@@ -1,6 +1,7 @@
-"""Cycles of GMRES and BiCGSTAB on a device: all numbers stay there, so the program never waits for one.
+"""Cycles of GMRES and BiCGSTAB on a device such as a GPU. No number is copied to the CPU, so the program never waits for a copy.
 
-A cycle takes a fixed number of iterations. Columns that have converged no longer change.
+For that reason, a cycle does not ask whether it has converged: it takes a fixed number of iterations. A column that has converged
+no longer changes in the rest of its cycle.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ __all__ = ["CYCLES", "bicgstab_cycle", "gmres_cycle"]
 Product: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 Cycle: TypeAlias = "Callable[[Product, torch.Tensor, torch.Tensor, int, float], torch.Tensor]"
 
-# A new direction whose norm falls by more than this factor, when it is made orthogonal to the others, is round-off.
+# The product of A with a new direction is made orthogonal to the earlier products. If less than this share of its norm remains,
+# the remainder is round-off, and the direction is not used.
 SMALLEST_NEW_PART = 1e-8
 
 
 def gmres_cycle(multiply: Product, x: torch.Tensor, right: torch.Tensor, inner: int, threshold: float) -> torch.Tensor:
-    """Take `inner` iterations of GMRES on A x = right, for each column by itself; A is `multiply`.
+    """Take `inner` iterations of GMRES on A x = right, independently for each column; A is `multiply`.
 
-    The directions are residuals whose products with A are orthonormal (GCR: Eisenstat, Elman and Schultz, SIAM J. Numer. Anal.
-    20, 1983). In exact arithmetic the iterates are those of GMRES, unless a residual does not fall at all; then the cycle stands
-    still.
+    x changes along directions. A new direction is the residual, minus parts of the earlier directions and scaled, so that the
+    products of A with all directions are orthonormal (GCR: Eisenstat, Elman and Schultz, SIAM J. Numer. Anal. 20, 1983). In exact
+    arithmetic, the iterates are those of GMRES. The exception is a residual that does not fall at all in an iteration: then x
+    does not change in the rest of the cycle.
 
     Parameters
     ----------
@@ -71,7 +74,7 @@ def gmres_cycle(multiply: Product, x: torch.Tensor, right: torch.Tensor, inner: 
 def bicgstab_cycle(
     multiply: Product, x: torch.Tensor, right: torch.Tensor, inner: int, threshold: float
 ) -> torch.Tensor:
-    """Take `inner` iterations of BiCGSTAB on A x = right, for each column by itself; A is `multiply`.
+    """Take `inner` iterations of BiCGSTAB on A x = right, independently for each column; A is `multiply`.
 
     Source: van der Vorst, SIAM J. Sci. Stat. Comput. 13 (1992).
 

@@ -31,7 +31,7 @@ class SweptState:
     teleport_mass : Vector
         Sum of the scores that teleport, of shape () or (k,); a layered rank does not use it.
     residual : Vector
-        An upper bound on the L1 norm of F(state) - state, of shape (), where the scores are.
+        An upper bound on the L1 norm of F(state) - state, of shape (), on the device of the scores.
     """
 
     state: State
@@ -59,7 +59,7 @@ class Problem(Protocol):
         """float64 or float32; limits the tolerance that can be reached."""
 
     @property
-    def depth(self) -> int | None:
+    def steps_to_exact(self) -> int | None:
         """Number of applications of F that turn any first iterate into the fixed point; None if no such number is known."""
 
     @property
@@ -187,9 +187,9 @@ class Solver(Protocol):
 
 
 def read_changes(problem: Problem, image: State, state: State) -> list[float]:
-    """Compute the L1 distance between two states in every layer, and make the checks of the problem that wait.
+    """Compute the L1 distance between two states in every layer, and make the waiting checks of the problem.
 
-    From another device than the CPU, everything comes in one copy.
+    If the states are not on the CPU, the distances and the numbers to check come in one copy.
 
     Raises
     ------

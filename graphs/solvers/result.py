@@ -47,11 +47,11 @@ class RankResult:
     names : tuple of str
         Names of the layers.
     residuals : (iterations,) float64 array
-        L1 residual of every step, 0 for a sweep: for layered ranks the largest over the layers, for ``pagerank`` the sum over
-        them (for Gauss-Seidel, a bound on it).
+        L1 residual after every step: for layered ranks the largest over the layers, for ``pagerank`` the sum over the layers. For
+        a sweep it is 0, for Gauss-Seidel an upper bound.
     layer_residuals : (iterations, layers) float64 array
-        L1 change of the scores of every layer by the last application of the equation in a step; for Gauss-Seidel by the whole
-        step, for a sweep 0.
+        L1 change of the scores of every layer in the last application of the equation in a step. For Gauss-Seidel, the change in
+        the whole step; for a sweep, 0.
     error_bounds : (iterations,) float64 array
         Proven bound on the L1 distance to the exact scores after every step, up to round-off (for layered ranks the
         largest over the layers); ``inf`` where no bound is known.

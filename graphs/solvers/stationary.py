@@ -1,4 +1,7 @@
-"""Stationary iterations: power iteration, the layer sweep of an acyclic graph, and Gauss-Seidel in layer order."""
+"""Stationary iterations: power iteration, the layer sweep of an acyclic graph, and Gauss-Seidel in layer order.
+
+F is the right side of the equation r = F(r); on a digraph, it adds gamma P r and a multiple of the teleport vector v.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ class PowerIteration:
             problem.error_bounds(changes, steps),
             problem.n_blocks,
             (following, steps),
-            exact=problem.depth is not None and steps >= problem.depth,
+            exact=problem.steps_to_exact is not None and steps >= problem.steps_to_exact,
         )
 
 
@@ -75,8 +78,9 @@ class LayerSweep:
 class GaussSeidel:
     """Repeated sweeps in layer order. Few sweeps suffice if few edges lead back to earlier layers.
 
-    Let x be the outcome of a sweep before it is scaled to sum 1. The L1 norm of gamma P x + teleport_mass * v - x is at most
-    gamma times the change, by this sweep, of the scores that pass along edges that lead back. It gives residual and bound.
+    Along edges that lead back, a sweep uses the scores from before the sweep. Let x be its outcome before x is scaled to sum 1.
+    Then the L1 norm of gamma P x + teleport_mass * v - x is at most gamma times the L1 change, in the sweep, of the scores that
+    go along these edges. The residual and the error bounds follow from that.
 
     Parameters
     ----------
@@ -90,7 +94,7 @@ class GaussSeidel:
     name: str = "gauss-seidel"
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """Return the memory of the first step: the start, the teleporting score, the last residual, and whether to aggregate."""
+        """Return the memory of the first step: the start, its score that teleports, no residual yet, and whether to aggregate."""
         # The modified rank has no gamma; it is acyclic, so its step does not use this sum.
         gamma = getattr(problem, "gamma", 0.0)
         return start, total_scores(start) * (1.0 - gamma), math.inf, self.aggregation
@@ -104,7 +108,8 @@ class GaussSeidel:
         swept = problem.sweep(start, teleport_mass)
         numbers = problem.checks.read([swept.residual, *layer_norms(subtract(swept.state, state))])
         residual, *changes = map(float, numbers)
-        # Aggregation is sure to converge only near the solution, so the residual has to fall as in power iteration.
+        # Aggregation is sure to converge only near the solution. If the residual did not fall as fast as in power iteration, the
+        # next step does not aggregate.
         failed = aggregate and residual > problem.gamma * residual_before
         return SolverStep(
             swept.state,

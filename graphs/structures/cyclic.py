@@ -42,11 +42,12 @@ def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
 
 
 def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int] | None = None) -> BlockDigraph:
-    """Build the digraph of a chain of FFNs and its residual stream: skip connections, and edges from its last layer to its first.
+    """Build the digraph of a chain of FFNs with their residual stream: skip connections, and edges from last to first layer.
 
-    Node j of a layer of the stream passes a share `beta` of its score to node j of the stream's next layer and ``1 - beta`` into
-    the FFN between them; node j of the last layer passes its score to node j of the stream's first. If beta > 0, a node of the
-    stream without edges into the FFN passes its entire score to the stream's next layer.
+    The layers in `stream` hold the residual stream before and after each FFN. Node j of such a layer passes a share `beta` of its
+    score to node j of the next layer in `stream`, and ``1 - beta`` into the FFN between these layers. Node j of the last layer
+    passes its score to node j of the first layer in `stream`. If beta > 0, a node of the stream that has no edges into the FFN
+    passes its entire score to the next layer in `stream`.
 
     Parameters
     ----------
@@ -74,11 +75,11 @@ def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int]
            [0.  , 0.25, 0.75, 0.  , 0.  ]])
     """
     beta = check_share("beta", beta)
-    depth = len(graph.blocks)
-    stream = tuple(range(0, depth + 1, 2)) if stream is None else tuple(stream)
-    if len(stream) < 2 or list(stream) != sorted(set(stream)) or stream[0] < 0 or stream[-1] != depth:
+    last = len(graph.blocks)
+    stream = tuple(range(0, last + 1, 2)) if stream is None else tuple(stream)
+    if len(stream) < 2 or list(stream) != sorted(set(stream)) or stream[0] < 0 or stream[-1] != last:
         raise GraphError(
-            f"stream: expected at least two ascending layers >= 0 that end with the last, {depth}, got {stream}; if FFNs "
+            f"stream: expected at least two ascending layers >= 0 that end with the last, {last}, got {stream}; if FFNs "
             "do not have two blocks each, name the layers of the residual stream"
         )
     sizes = [graph.layer_sizes[layer] for layer in stream]

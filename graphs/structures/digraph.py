@@ -40,8 +40,9 @@ class EdgeBlock:
         Whether edges lead from the rows of the block to its columns.
     share : float, optional
         The share of a source node's score that leaves along these edges, 0..1. Either all blocks of edges from a layer have
-        shares, of sum 1, or none has; their weights are then normalised together. If a node has no edges in some of the blocks,
-        its shares of the other blocks are scaled to sum 1.
+        shares, and these sum to 1, or none of them has a share. Without shares, a node's score is divided among its edges in all
+        blocks by weight. With shares, it is divided among the blocks by share, then among the edges of each block by weight; if a
+        node has no edges in some blocks, its shares of the other blocks are scaled to sum 1.
     """
 
     source: int
@@ -154,7 +155,10 @@ class BlockDigraph:
 
     @cached_property
     def topological_order(self) -> tuple[tuple[int, ...], bool]:
-        """The layers in topological order and True; if blocks between layers form a cycle, in order of number and False."""
+        """The layers in an order, and whether it is topological: blocks between layers lead only to later layers.
+
+        If the blocks form a cycle, no order is topological, and the layers are in the order of their numbers.
+        """
         between = [edges for edges in self.edge_blocks if not edges.within_layer]
         remaining = dict.fromkeys(range(len(self.layer_sizes)))
         order: list[int] = []
@@ -172,7 +176,7 @@ class BlockDigraph:
         """Compute the default teleport vector, (nodes,), of sum 1."""
         if self.activations is None:
             return np.full(self.n_nodes, 1.0 / self.n_nodes)
-        # Divided by the maximum first, because sums of huge activations would overflow.
+        # Activations are divided by their maximum first, because sums of huge activations would overflow.
         activations = [np.asarray(a, dtype=np.float64) for a in self.activations]
         scaled = [a / a.max() if a.max() > 0 else np.ones(len(a)) for a in activations]
         return np.concatenate([a / a.sum() for a in scaled]) / len(scaled)
@@ -205,7 +209,8 @@ class BlockDigraph:
         return matrix
 
     def __repr__(self) -> str:
-        if not self.topological_order[1]:
+        _, is_topological = self.topological_order
+        if not is_topological:
             cycles = "with edges that lead back"
         else:
             cycles = "with edges within a layer" if self.has_edges_within_layers else "acyclic"
@@ -282,7 +287,7 @@ def _from_networkx(graph: networkx.Graph, weight: str | None) -> tuple[sparse.cs
 
 
 def edge_blocks(graph: LayeredGraph) -> tuple[EdgeBlock, ...]:
-    """Return the blocks of a layered graph as edges from each layer to the next; they are not copied.
+    """Return the blocks of a layered graph, which are not copied, as edges from each layer to the next.
 
     Examples
     --------

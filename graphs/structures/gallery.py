@@ -26,10 +26,11 @@ __all__ = ["kronecker", "layered", "power_law", "road", "uniform"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 
-# Probabilities of three quadrants of R-MAT in Graph500 and GAP; that of the fourth is 0.05.
+# R-MAT draws an edge by its quadrant of the adjacency matrix. These are the probabilities of three quadrants in Graph500 and GAP;
+# the probability of the fourth is 0.05.
 RMAT_A, RMAT_B, RMAT_C = 0.57, 0.19, 0.19
 
-# Edges are sorted by int64 keys below the square of the number of nodes.
+# Edges are sorted by keys below the square of the number of nodes, which have to fit in int64.
 MAX_SCALE = 30
 MAX_NODES = 2**MAX_SCALE
 
@@ -40,8 +41,10 @@ RMAT_BATCH = 1 << 17
 def kronecker(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.csr_array:
     """Draw a Kronecker (R-MAT) digraph with the parameters of Graph500 and GAP's Kron: skewed degrees, small diameter.
 
-    Every edge descends through `scale` levels of quadrants, with probabilities 0.57, 0.19, 0.19 and 0.05; then node numbers
-    are permuted. Repeated edges become one edge of weight 1, and self-loops are removed. GAP also adds the reverse of every edge.
+    Every edge is drawn in `scale` levels. The first level draws a quadrant of the adjacency matrix, and each following level
+    draws a quadrant of that quadrant, with probabilities 0.57, 0.19, 0.19 and 0.05; in the end one entry remains. Then node
+    numbers are permuted. Repeated edges become one edge of weight 1, and self-loops are removed. GAP also adds the reverse of
+    every edge.
 
     Cost: `scale` random numbers per drawn edge and one sort. Source: Chakrabarti, Zhan and Faloutsos 2004, "R-MAT: a recursive
     model for graph mining".
@@ -85,7 +88,7 @@ def kronecker(scale: int = 10, edge_factor: int = 16, seed: int = 0) -> sparse.c
             target <<= 1
             source <<= 1
             source |= lower
-            # In R-MAT rows are sources and columns are targets; quadrants a and b are the upper half, b and d the right one.
+            # In R-MAT, rows are sources and columns are targets. Quadrants a and b are the upper half, b and d the right half.
             target |= point >= np.where(lower, np.float32(RMAT_A + RMAT_B + RMAT_C), np.float32(RMAT_A))
     labels = rng.permutation(n_nodes)
     return _unweighted(labels[targets], labels[sources], n_nodes)
@@ -171,10 +174,10 @@ def road(side: int = 32, keep: float = 0.95, seed: int = 0) -> sparse.csr_array:
 def power_law(n_nodes: int = 1024, degree: int = 8, exponent: float = 2.1, seed: int = 0) -> sparse.csr_array:
     """Draw a digraph whose in-degrees have a power-law tail, like links on the web.
 
-    ``n_nodes // 10`` random nodes dangle. Every other node draws `degree` targets, the k-th most popular node with probability
-    proportional to ``k ** (-1 / (exponent - 1))``, so that the share of nodes with an in-degree above d decreases like
-    ``d ** (1 - exponent)``. Repeated edges become one edge of weight 1. A self-loop is replaced by an edge to the next most
-    popular node. Cost: one binary search per edge and one sort of the edges.
+    ``n_nodes // 10`` random nodes are dangling: they have no outgoing edges. Every other node draws `degree` targets; the k-th
+    most popular node is drawn with a probability proportional to ``k ** (-1 / (exponent - 1))``. So the share of nodes with an
+    in-degree above d decreases like ``d ** (1 - exponent)``. Repeated edges become one edge of weight 1. A self-loop is replaced
+    by an edge to the next most popular node. Cost: one binary search per edge and one sort of the edges.
 
     Parameters
     ----------
@@ -183,7 +186,7 @@ def power_law(n_nodes: int = 1024, degree: int = 8, exponent: float = 2.1, seed:
     degree : int
         Number of targets drawn for each source.
     exponent : float
-        Exponent of the density of in-degrees, above 1; that of the web is about 2.1.
+        Exponent of the density of in-degrees, above 1; for the web it is about 2.1.
     seed : int
         As for :func:`kronecker`.
 
@@ -222,8 +225,8 @@ def layered(sizes: Sequence[int], density: float = 1.0, seed: int = 0) -> Layere
     Weights are absolute standard normal numbers, none of them zero, and activations are lognormal (0, 1). No source dangles: a
     source without an edge gets one to a random target.
 
-    Cost: one pass over a dense block, one sort of the edges of a sparse one. At a density above 1/20, the draw of a sparse block
-    needs 8 bytes per possible edge.
+    Cost: one pass over a dense block, one sort of the edges of a sparse block. At a density above 1/20, the draw of a sparse
+    block needs 8 bytes per possible edge.
 
     Parameters
     ----------

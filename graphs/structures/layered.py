@@ -181,7 +181,7 @@ class LayeredGraph:
     def reversed(self) -> LayeredGraph:
         """Return the graph with all edges reversed: layer 0 holds the outputs.
 
-        In its rank, a node's score comes from the nodes to which its edges lead in this graph.
+        In a rank of the reversed graph, a node's score comes from the nodes to which its edges lead in this graph.
 
         Examples
         --------
@@ -193,10 +193,10 @@ class LayeredGraph:
         return LayeredGraph(blocks, self.activations[::-1], self.names[::-1])
 
     def squared(self) -> LayeredGraph:
-        """Return the graph with squared weights and activations; each of several parallel edges is squared by itself.
+        """Return the graph with squared weights and activations; parallel edges are squared before they are added up.
 
-        If the values of any two source nodes have a mean product of zero, the energy (sum of squares) of their weighted sum is
-        the sum, over the edges, of squared weight times squared activation.
+        Squares add up as energies (sums of squares) do: if the values of any two source nodes have a mean product of zero, the
+        energy of their weighted sum is the sum, over the edges, of squared weight times squared activation.
 
         Raises
         ------
@@ -234,7 +234,7 @@ class LayeredGraph:
         offsets, n_nodes = self.offsets, self.n_nodes
         n_edges = sum(int(matrix.nnz) for matrix in matrices)
         dtype = index_dtype(n_nodes, n_edges)
-        # scipy's block stacking would overflow int32 if every block fits and their sum does not.
+        # scipy's block stacking would overflow int32 if the indices of each block fit in int32, but those of all blocks do not.
         data = np.empty(n_edges, dtype=np.result_type(*[matrix.dtype for matrix in matrices]))
         indices = np.empty(n_edges, dtype=dtype)
         indptr = np.zeros(n_nodes + 1, dtype=dtype)

@@ -103,9 +103,9 @@ def find_layers(digraph: networkx.DiGraph) -> dict[Hashable, int]:
                     elif layers[other] != layers[node] + step:
                         source, target = (node, other) if step == 1 else (other, node)
                         raise GraphError(
-                            f"no layers fit all edges: expected every edge to lead one layer on, but by the other edges, "
-                            f"the edge {source!r} -> {target!r} leads {layers[target] - layers[source]:+d} layers on; "
-                            "remove it, or rank the digraph as it is with graphs.pagerank"
+                            f"no layers fit all edges: expected every edge to lead from a layer to the next, but the edge "
+                            f"{source!r} -> {target!r} leads {layers[target] - layers[source]:+d} layers on, by the layers that "
+                            "the other edges give; remove it, or rank the digraph as it is with graphs.pagerank"
                         )
         lowest = min(layers[node] for node in component)
         for node in component:
@@ -123,7 +123,7 @@ def order_nodes(
     digraph : networkx.DiGraph
     nodes_by_layer : list of lists of nodes
     attribute : str
-        Name of the attribute. If a node lacks it, all nodes keep their order.
+        Name of the attribute. If any node lacks it, all nodes keep the order that they have.
 
     Returns
     -------

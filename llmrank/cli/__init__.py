@@ -39,7 +39,7 @@ from llmrank.pipeline.report import environment
 
 __all__ = ["main"]
 
-# Options and arguments that name a file or a directory, and how the shells complete one, for shtab.
+# Options and arguments that name a file or a directory. The package shtab makes the completion of the shells from COMPLETION.
 FILES = {
     "plot",
     "a",
@@ -61,7 +61,7 @@ COMPLETION = {
     "tcsh": "f",
     "zsh": "_files",
 }
-# How long other processes of a run wait until process 0 has said why the run ends.
+# If a run in several processes fails, process 0 prints why. The other processes wait this long before they end.
 SECONDS_TO_SPEAK = 10.0
 
 
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 after ``--help`` or ``--version``, 2 for invalid arguments.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    # A closed stream (``>&-``) is None, and the next file that is opened would get its file descriptor.
+    # A closed stream (``>&-``) is None, and its file descriptor is free: the next file that is opened would get it.
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Characters that the terminal's encoding lacks are escaped: an error here would lose the results of the command.
             stream.reconfigure(errors="backslashreplace")
     rank, count = launched_processes()
-    if rank and sys.stdout is not None:  # process 0 speaks for all
+    if rank and sys.stdout is not None:  # only process 0 prints results
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
     root = parser()
     for argument in arguments:
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, "debug", False):
             traceback.print_exc()
         status, sentence = _status_and_sentence(error)
-        # Process 0 speaks for all; the others do if it cannot.
+        # Process 0 prints the error. If process 0 has died without saying why, the others print it.
         if rank == 0 or (isinstance(error, ProcessError) and error.rank == 0 and not error.said_why):
             with contextlib.suppress(OSError):  # standard error is closed
                 QuietConsole(stderr=True, soft_wrap=True).print(f"llmrank: {sentence}", markup=False, highlight=False)
@@ -124,11 +124,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _end_with_others(status: int, rank: int) -> None:
-    """End this process with an exit status, but after process 0, because a launcher ends all when one has ended."""
+    """End this process with an exit status. Processes other than process 0 wait first.
+
+    A launcher ends all processes as soon as one has ended, and process 0 must still print the error.
+    """
     sys.stderr.flush()
     if rank:
         time.sleep(SECONDS_TO_SPEAK)
-    # Threads of torch.distributed may wait for processes that are gone.
+    # This does not wait for threads: those of torch.distributed may wait for processes that have ended.
     os._exit(status)
 
 
@@ -136,7 +139,7 @@ def _end_with_others(status: int, rank: int) -> None:
 def _signals_interrupt() -> Iterator[None]:
     """Make SIGTERM and SIGHUP (a terminal closes) end a command as Ctrl-C does, so that half-written results are removed."""
     signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # A signal that is ignored (nohup) or handled already is left alone.
+    # If a signal is ignored (nohup) or has a handler already, this does not change.
     signals = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
         signals = []
@@ -144,11 +147,12 @@ def _signals_interrupt() -> Iterator[None]:
     process = os.getpid()
 
     def interrupt(number: int, _frame: Any) -> None:
-        if os.getpid() != process:  # a forked worker, which its pool ends by a single SIGTERM and then waits for
+        # In a forked worker the signal has its usual effect: a pool sends a worker one SIGTERM, and waits until it has ended.
+        if os.getpid() != process:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        signal.signal(number, signal.SIG_IGN)  # the same signal again must not stop the removal
+        signal.signal(number, signal.SIG_IGN)  # a second signal must not stop the removal of half-written results
         raise KeyboardInterrupt(number)
 
     for number in signals:
@@ -164,8 +168,8 @@ def _status_and_sentence(error: BaseException) -> tuple[int, str]:
     """Return the exit status for an error, and the sentence to print."""
     if isinstance(error, KeyboardInterrupt):
         return 128 + (error.args[0] if error.args else signal.SIGINT), (
-            "interrupted; a checkpoint directory exists only if it is complete. A sweep goes on by the same command, a run "
-            "with --low-memory by --resume; others begin anew"
+            "interrupted; a checkpoint directory exists only if it is complete. To go on with a sweep, repeat the command; to "
+            "go on with a run with --low-memory, repeat it with --resume. Other commands begin anew"
         )
     if is_out_of_memory(error):
         reason = f" ({error})" if str(error) else ""
@@ -211,7 +215,9 @@ def parser() -> argparse.ArgumentParser:
         "components", run_components, "list pipelines, scorers, pruners and repairs, or the options of one"
     )
     components.add_argument("name", metavar="NAME", nargs="?", help="the component to describe")
-    add_families_options(add("families", run_families, "list the model types of transformers, and what became of each"))
+    add_families_options(
+        add("families", run_families, "list the model types of transformers, and which of them llmrank can prune")
+    )
     for command in commands.choices.values():
         command.add_config_option()
         for action in command._actions:

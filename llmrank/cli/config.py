@@ -21,8 +21,8 @@ else:
 
 __all__ = ["CommandParser"]
 
-# What says where a result goes or what is printed, and so is no setting of it; and which code of others may run. Reports
-# hold none of them, and none is read from a report, which may come with the checkpoint of a stranger.
+# Options that are no settings of a result: they say where the result goes or what is printed, or which code of other people may
+# run. They are not written to a report, nor read from one, because a report may come with the checkpoint of a stranger.
 NOT_SETTINGS = {
     "config",
     "debug",
@@ -42,7 +42,7 @@ NOT_SETTINGS = {
 class CommandParser(argparse.ArgumentParser):
     """The parser of a command. The defaults of its options may come from a preset and from a file (``--config``).
 
-    What it parses has an attribute ``settings``: the options of this run, which ``--config`` reads again.
+    The parsed options have an attribute ``settings``: a dict of the options of this run, which ``--config`` can read again.
     """
 
     reads_config = False
@@ -59,12 +59,13 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument("--config", type=Path, metavar="FILE", help=help_text)
 
     def add_presets(self, presets: Mapping[str, Mapping[str, Any]], help_text: str) -> None:
-        """Add ``--preset``, which sets options by their names; those of the file and the command line win over it."""
+        """Add ``--preset``. A preset sets options by their names; the file and the command line take precedence over it."""
         self._presets = presets
         self.add_argument("--preset", choices=presets, help=help_text)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse arguments; those of the command line win over those of the file."""
+        """Parse arguments. The command line takes precedence over the file of ``--config``, and the file over a preset."""
+        # These two options come first, because they set the defaults of the others.
         finder = argparse.ArgumentParser(add_help=False, prog=self.prog)
         finder.add_argument("--config")
         if self._presets:
@@ -74,8 +75,8 @@ class CommandParser(argparse.ArgumentParser):
         try:
             settings = {} if path is None else _read(Path(path), self._command)
             preset = str(getattr(found, "preset", None) or settings.get("preset"))
-            self._take(self._presets.get(preset, {}), f"preset {preset}")
-            self._take(settings, str(path))
+            self._set_defaults(self._presets.get(preset, {}), f"preset {preset}")
+            self._set_defaults(settings, str(path))
         except OptionError as error:
             self.error(str(error))
         options, rest = super().parse_known_args(args, namespace)
@@ -91,8 +92,8 @@ class CommandParser(argparse.ArgumentParser):
     def _settings(self) -> list[argparse.Action]:
         return [action for action in self._actions if action.dest not in NOT_SETTINGS]
 
-    def _take(self, settings: Mapping[str, Any], path: str) -> None:
-        """Make the settings the defaults. Text is converted and checked when the arguments are parsed."""
+    def _set_defaults(self, settings: Mapping[str, Any], path: str) -> None:
+        """Make the settings of a file or preset (`path`) the defaults of options. Text is converted when arguments are parsed."""
         is_report = Path(path).suffix == ".json"
         actions = {option_name(action): action for action in self._actions if action.dest not in ("config", "help")}
         for name, value in settings.items():
@@ -105,7 +106,7 @@ class CommandParser(argparse.ArgumentParser):
                 )
             action = actions[name]
             many = isinstance(action, argparse._AppendAction) or action.nargs == "*"
-            # An option without a value, or with one that may be left out, can be true or false.
+            # A setting can be true or false if its option takes no value, or if the value may be left out.
             if isinstance(value, bool) and (action.nargs == 0 or action.const is True):
                 action.default = value if action.nargs == 0 else value or None
             elif action.nargs == 0 or isinstance(value, (bool, dict)) or isinstance(value, list) is not many:
@@ -121,7 +122,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 class _AppendAction(argparse._AppendAction):
-    """An option that may be repeated; if it is on the command line, its values replace those of a file."""
+    """An option that may be repeated. Values on the command line replace the values of a file, instead of joining them."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         if getattr(namespace, self.dest, None) is self.default:
@@ -130,12 +131,12 @@ class _AppendAction(argparse._AppendAction):
 
 
 def option_name(action: argparse.Action) -> str:
-    """Return the name of an option without the dashes before it, or that of an argument."""
+    """Return the name of an option without the dashes before it, or the name of an argument."""
     return next((name[2:] for name in action.option_strings if name.startswith("--")), action.dest)
 
 
 def _read(path: Path, command: str) -> dict[str, Any]:
-    """Read settings from TOML, or from JSON: those of a report under ``config``; what is null is left out."""
+    """Read settings from a TOML file, or from the ``config`` of a report in JSON. Settings that are null are left out."""
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -154,7 +155,7 @@ def _read(path: Path, command: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as a file can hold it; of an absolute path only the name, because reports name no local folders."""
+    """Return a value in a form that a file can hold. Absolute paths become names, because reports name no local folders."""
     if isinstance(value, Mapping):  # --max-memory
         return ",".join(f"{device}={size}" for device, size in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):

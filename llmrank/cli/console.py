@@ -24,7 +24,7 @@ __all__ = ["QuietConsole", "add_output_options", "command_output", "print_result
 
 
 class QuietConsole(Console):
-    """A console that prints nothing more once its reader has gone (``| head -1``); the command runs on.
+    """A console that prints nothing more after its reader has gone (``| head -1``). The command itself runs on.
 
     Names between colons stay as they are: rich would make pictures of some, and paths and specs may hold them.
     """
@@ -40,7 +40,7 @@ class QuietConsole(Console):
 
 
 def add_output_options(command: argparse.ArgumentParser) -> None:
-    """Add the options that say how much is printed. They have no default, so they stand before a command or after it."""
+    """Add the options that say how much is printed. They have no default, so users can write them before or after the command."""
     much = command.add_mutually_exclusive_group()
     much.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help="print nothing but errors")
     much.add_argument(
@@ -61,15 +61,15 @@ def add_output_options(command: argparse.ArgumentParser) -> None:
 def command_output(options: argparse.Namespace) -> Iterator[Console]:
     """Set `progress` in the options of a command, and yield the console for its tables and sentences.
 
-    With ``--json`` these go to standard error, and so does what other packages print. The command puts its result into
-    ``options.result``, a dict that :func:`print_result` prints.
+    With ``--json`` these tables and sentences go to standard error, and so does what other packages print. The command puts its
+    result into ``options.result``, a dict that :func:`print_result` prints.
     """
     quiet, verbose, as_json = (getattr(options, name, False) for name in ("quiet", "verbose", "json"))
     options.result = {}
     options.progress = None if quiet else ProgressLog() if verbose else make_progress()
-    # Progress bars of libraries would mix with the output of the command, and their errors are raised as exceptions.
+    # Progress bars of libraries would mix with the output of the command. Their log repeats errors that are raised anyway.
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    # This module does not ask whether bars are wanted.
+    # The GGUF module ignores the setting above, unless it gets this tqdm.
     transformers.modeling_gguf_pytorch_utils.tqdm = transformers.utils.logging.tqdm  # type: ignore[attr-defined]
     for library in ("transformers", "lm_eval"):
         logging.getLogger(library).setLevel(logging.ERROR)
@@ -77,7 +77,7 @@ def command_output(options: argparse.Namespace) -> Iterator[Console]:
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     level = logger.level
     with contextlib.ExitStack() as stack:
-        if quiet:  # an error is printed after this context; warnings, and what libraries say, are not
+        if quiet:  # drops warnings and what libraries print; an error of the command is printed after this context
             nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         if verbose and not quiet:

@@ -1,4 +1,7 @@
-"""``llmrank prune --low-memory`` and ``--resume``: when a run is block by block, and where its files are."""
+"""``llmrank prune --low-memory`` and ``--resume``: when a model is pruned block by block, and where the files of such a run are.
+
+A run block by block holds one block of the model in memory at a time, and keeps the rest in files.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,12 @@ def add_low_memory_options(group: Any) -> None:
         "--low-memory",
         action="store_true",
         help="prune block by block, with weights and states on disk; --device cuda computes on a GPU that need only hold one "
-        "block (by itself if the model does not fit in the memory of the device)",
+        "block (also done without this option if the model does not fit in the memory of the device)",
     )
     group.add_argument(
-        "--resume", action="store_true", help="go on with a run of --low-memory, at the block where it was ended"
+        "--resume",
+        action="store_true",
+        help="go on with an unfinished run of --low-memory, at the block where it ended",
     )
 
 
@@ -46,7 +51,10 @@ def unfinished(output: Path) -> Path:
 
 
 def check_low_memory(options: argparse.Namespace) -> None:
-    """Raise, before the model is loaded, if there is nothing to resume, or an unfinished run that is not to be resumed."""
+    """Raise an error if the options ask to resume and nothing is there, or if an unfinished run is there and they do not ask.
+
+    This needs no model. Options that do not go together with ``--low-memory`` are refused too.
+    """
     work = unfinished(options.output)
     if options.resume and not work.is_dir():
         raise OptionError(
@@ -61,24 +69,25 @@ def check_low_memory(options: argparse.Namespace) -> None:
             f"with --low-memory the weights stay on the CPU or in files, got --device-map {options.device_map}; leave one of the "
             "two out (--device says where to compute)"
         )
-    if options.low_memory and _is_written(options.calibration):
+    if options.low_memory and _model_writes(options.calibration):
         raise OptionError(
             "with --low-memory the model would be read from disk for every token that it writes; use --calibration FILE, or "
             f"{BuiltInText.name}"
         )
 
 
-def _is_written(calibration: Any) -> bool:
-    """Whether the model writes the calibration text or a part of it; ``auto`` alone can be another text."""
+def _model_writes(calibration: Any) -> bool:
+    """Whether the model surely writes the calibration text or a part of it. The source ``auto`` alone is not sure to."""
     source = find_source(calibration)
     parts = source.sources if isinstance(source, MixedSources) else ()
     return isinstance(source, Generated) or any(isinstance(part, (Generated, Automatic)) for part in parts)
 
 
 def load_on_cpu(options: argparse.Namespace) -> LoadedModel:
-    """Load the model that the options name on the CPU, from where a pipeline takes it to ``--device``, completely or by block.
+    """Load the model that the options name on the CPU. A pipeline later brings it to ``--device``, completely or by block.
 
-    Its weights then stay in the files of the checkpoint. With ``--device-map`` it is loaded on the devices of that map.
+    On the CPU the weights can stay in the files of the checkpoint. With ``--device-map`` the model is loaded on the devices of
+    that map.
     """
     if options.device_map is not None:
         return load(options)
@@ -88,16 +97,17 @@ def load_on_cpu(options: argparse.Namespace) -> LoadedModel:
 def work_directory(options: argparse.Namespace, model: Any, console: Console) -> Path | None:
     """Return the directory for the files of a run block by block, or None if the model is pruned in memory.
 
-    A model that does not fit in the free memory of ``--device`` is pruned block by block, which is said. Then the calibration
-    text is the built-in one if none is named.
+    A model that does not fit in the free memory of ``--device`` is pruned block by block, and a sentence on the console says so.
+    In a run block by block the calibration text is the built-in one if the options name none.
     """
     if not (options.low_memory or options.resume):
         tensors = [*model.parameters(), *model.buffers()]
         device = parse_device(options.device)
         size, free = sum(t.numel() * t.element_size() for t in tensors), free_memory(device)
         on_cpu = {tensor.device.type for tensor in tensors} == {"cpu"}
-        plain = options.steps == 1 and options.form in ("compact", "padded") and not _is_written(options.calibration)
-        if size <= free or not (on_cpu and plain and _runs_by_block(model)):
+        options_allow = options.steps == 1 and options.form in ("compact", "padded")
+        options_allow = options_allow and not _model_writes(options.calibration)
+        if size <= free or not (on_cpu and options_allow and _runs_by_block(model)):
             return None
         console.print(
             f"The model takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free on {device}: it is pruned block by "
@@ -121,13 +131,16 @@ def _runs_by_block(model: Any) -> bool:
     ids = torch.zeros(1, 8, dtype=torch.int64)
     try:
         return record_without_running(model, find_ffns(model), [(ids, torch.ones_like(ids, dtype=torch.bool))]).unbroken
-    except LLMRankError:  # the run itself will say what is wrong
+    except LLMRankError:  # the run in memory will raise the same error
         return False
 
 
 @contextmanager
 def resumable(pipeline: BasePipeline, console: Console) -> Iterator[None]:
-    """Remove the files of a run that ends in an error before anything was done; say how to go on with one that is interrupted."""
+    """Clean up after a run block by block that fails or is interrupted within the context.
+
+    The files of a run that has done nothing yet are removed. If the user interrupts a later run, a sentence says how to go on.
+    """
     try:
         yield
     except (LLMRankError, GraphError, KeyboardInterrupt) as error:

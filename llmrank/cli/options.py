@@ -66,7 +66,7 @@ LEAST = {
 }
 # Largest values. A seed must fit a signed 64-bit integer.
 MOST = dict.fromkeys(LEAST, 2**31 - 1) | {"seed": 2**63 - 1}
-# Where accelerate places a part of a model.
+# Names of the places where accelerate can put a part of a model; a number is that of a GPU.
 PLACE = re.compile("[0-9]+|cpu|mps|disk")
 
 
@@ -97,8 +97,8 @@ def add_method_options(
 ) -> Any:
     """Add the options of a pipeline; return the group of calibration and evaluation, for further options.
 
-    With ``chooses=False`` those of the amount and the pruner are left out, with ``prunes=False`` those of repair, unit of the
-    amount, steps and form, and with ``calibrates=False`` those of the calibration text.
+    ``chooses=False`` leaves out the options of the amount and the pruner. ``prunes=False`` leaves out those of the repair, the
+    unit of the amount, the steps and the form. ``calibrates=False`` leaves out those of the calibration text.
     """
     method = command.add_argument_group(
         "method",
@@ -160,8 +160,8 @@ def _add_pruning_options(method: Any) -> None:
     method.add_argument(
         "--form",
         default="compact",
-        help="compact; padded: compact, and filled up to one width for stock loaders; zero or mask: with the old shapes "
-        "(%(default)s)",
+        help="compact; padded: compact, and filled up to one width for programs that expect equal layers; zero or mask: with the "
+        "old shapes (%(default)s)",
     )
 
 
@@ -180,7 +180,7 @@ def add_text_options(data: Any) -> None:
 
 
 def add_batch_and_seed(data: Any) -> None:
-    """Add the options that all work on a calibration text has."""
+    """Add ``--batch-size`` and ``--seed``, which all commands with a calibration text have."""
     data.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
     drawn = "of torch, of the text that the model writes, and of what is drawn from datasets"
     data.add_argument("--seed", type=int, default=0, help=f"seed {drawn} (%(default)s)")
@@ -213,7 +213,7 @@ def _bytes(size: str) -> int | None:
 
 
 def _placement(options: argparse.Namespace) -> dict[str, Any] | None:
-    """Return where the options place the model, or None."""
+    """Return how accelerate must place the model, as the options say, or None if they do not place it."""
     names = ("device_map", "max_memory", "offload_folder")
     given = {name: getattr(options, name, None) for name in names}
     if given["device_map"] is None and any(value is not None for value in given.values()):
@@ -258,7 +258,7 @@ def _sources() -> str:
 
 
 def check_numbers(options: argparse.Namespace) -> None:
-    """Raise if a number is below its value in `LEAST` or above that in `MOST`."""
+    """Raise an OptionError if a number is smaller than its value in `LEAST`, or greater than its value in `MOST`."""
     for name, least in LEAST.items():
         number = getattr(options, name, None)
         if number is not None and not least <= number <= MOST[name]:
@@ -349,7 +349,7 @@ def check_output_file(path: Path | None) -> None:
     if not path.parent.is_dir():
         raise CheckpointError(f"cannot write {path}: there is no directory {path.parent}; create it first")
     try:
-        # Permissions do not tell everything that the system refuses.
+        # The system may refuse a file though permissions allow it, so a temporary one is made.
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:

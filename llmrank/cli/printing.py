@@ -17,6 +17,7 @@ __all__ = ["compact_table", "marked", "print_full_width", "short_names", "shown"
 
 MAX_TABLE_WIDTH = 1000
 
+# How line breaks and tabs are shown.
 MARKS = str.maketrans({"\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\r": "", "\t": "\N{RIGHTWARDS ARROW}"})
 
 
@@ -36,7 +37,7 @@ def print_full_width(table: Table, console: Console) -> None:
 
 
 def short_names(names: Iterable[str], all_names: Iterable[str]) -> list[str]:
-    """Return `names` without the dotted parts that all of `all_names` begin with; at least one part remains."""
+    """Return `names` without the parts (separated by dots) that all of `all_names` begin with; at least one part remains."""
     split = [name.split(".") for name in all_names]
     n_shared = 0
     while all(len(parts) > n_shared + 1 for parts in split) and len({parts[n_shared] for parts in split}) == 1:
@@ -57,7 +58,7 @@ def shown(text: str) -> str:
 
 
 def marked(context: Context) -> Text:
-    """Return a token with the text around it, the token between guillemets and bold; a space in front of it stays outside.
+    """Return a token with the text around it. The token is bold and between guillemets, without the space in front of it.
 
     >>> marked(Context("the cat", " sat", " on")).plain
     'the cat «sat» on'

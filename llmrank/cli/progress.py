@@ -18,7 +18,7 @@ __all__ = ["ProgressLog", "make_progress"]
 
 # Seconds until the first line within a stage. The gap doubles with each line, up to the largest gap.
 FIRST_GAP, LARGEST_GAP = 5.0, 30.0
-# The largest gap grows to 1 / N_LINES of the time that the stage is expected to take.
+# In a long stage the largest gap is 1 / N_LINES of the time that the stage is expected to take.
 N_LINES = 10
 
 
@@ -67,7 +67,7 @@ class ProgressLog:
         self._started = clock()
 
     def __call__(self, items: Sequence[Any], description: str) -> Iterator[Any]:
-        """Yield the items, and write lines; a step lasts from one item until the caller asks for the next."""
+        """Yield the items, and write lines. A step is the work that the caller does between two items."""
         total = len(items)
         start = last_line = self._clock()
         self._log(start, f"{description} ..." if total == 1 else f"{description}: {total:,} steps")

@@ -39,7 +39,7 @@ class Estimate:
         totals : sequence of float
             Sum over the items of each group.
         counts : sequence of int, optional
-            Number of items in each group; by default 1. Groups without items are ignored.
+            Number of items in each group; by default every group is one item. Groups without items are ignored.
 
         Returns
         -------

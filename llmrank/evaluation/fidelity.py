@@ -1,6 +1,6 @@
 """How close a pruned model is to the dense model: in its next-token distributions, and in its greedy continuations.
 
-Perplexity does not show this: two models with different predictions can have the same perplexity.
+Perplexity does not show how close two models are: models with different predictions can have the same perplexity.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class Fidelity:
 class Continuations:
     """How similarly two models continue the same prompts; standard errors are computed over prompts.
 
-    A continuation ends at the requested length or with an end-of-text token. If two differ in length, shares are taken of the
-    tokens of the longer one.
+    A continuation ends at the requested length or with an end-of-text token. If the two continuations of a prompt differ in
+    length, shares are shares of the longer one.
 
     Attributes
     ----------
     common_prefix : Estimate
         Share of the tokens that lie before the first difference.
     equal_tokens : Estimate
-        Share of the positions at which both have the same token.
+        Share of the positions at which both continuations have the same token.
     equal_texts : Estimate
         Share of the prompts that both models continue in the same way to the end.
     """
@@ -187,7 +187,7 @@ def divergences(log_p: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     log_p : (rows, n) tensor
         Logarithms of the distributions p, those of the dense model.
     logits : (rows, n) tensor
-        Logarithms of the distributions q, each up to a constant.
+        Logarithms of the distributions q. A constant may have been added to each row.
 
     Returns
     -------
@@ -222,14 +222,14 @@ def continuations(
 ) -> Continuations:
     """Let two models continue the same prompts greedily, and measure how similar the continuations are.
 
-    Each model reads the tokens that it has written itself, so everything after a difference depends on it.
+    Each model reads the tokens that it has written itself. So after the first difference the two models read different texts.
 
     Parameters
     ----------
     dense, model : transformers causal or encoder-decoder language models
         They must share a vocabulary. Encoder-decoders read the prompt with the encoder.
     sequences : TokenSequences
-        A prompt is the first `prompt_length` tokens of a sequence. Sequences with padding among them are skipped.
+        A prompt is the first `prompt_length` tokens of a sequence. A sequence with padding among these tokens is skipped.
     prompts : int
         Largest number of prompts; the first sequences are used.
     prompt_length, new_tokens : int

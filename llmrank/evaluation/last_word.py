@@ -26,7 +26,7 @@ __all__ = ["LastWord", "Passage", "check_continues", "cut_passages", "last_word"
 CONTEXT_WORDS = 50
 # Smallest number of letters of a last word: many shorter ones are abbreviations or initials.
 MIN_LETTERS = 3
-# Corpora write these for words outside their vocabulary.
+# What corpora write in the place of words outside their vocabulary.
 PLACEHOLDERS = {"unk"}
 CLOSING = "\"')]\u201d\u2019"
 OPENING = "\"'([\u201c\u2018"
@@ -53,8 +53,8 @@ class LastWord:
     accuracy : Estimate
         Share of the passages whose last word the model writes, 0..1; the standard error is computed over passages.
     skipped : int
-        Number of passages left out, because the tokenizer begins no token where the context ends, or because the word has more
-        tokens than the model takes.
+        Number of passages left out: a token runs across the end of the context into the word, or the word alone has as many
+        tokens as the model takes, or more.
     """
 
     accuracy: Estimate
@@ -151,8 +151,8 @@ def last_word(
     """Measure how often a model writes the last word of a passage when it continues the context greedily.
 
     Every token of the word must be the likeliest one after the context and the earlier tokens of the word. What the model would
-    write after the word does not count. The tokenizer's special tokens for the front of a text come first. If the model takes
-    fewer tokens than a passage has, the first ones are dropped.
+    write after the word does not count. The context begins with the special tokens that the tokenizer puts in front of a text.
+    If the model takes fewer tokens than a passage has, the first tokens of the passage are dropped.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def _encode(tokenizer: Any, passages: Sequence[Passage], longest: int | None) ->
         word_size = len(both) - len(context)
         if both[: len(context)] != context or word_size < 1:
             continue
-        # The last token is predicted but not read, so one more fits.
+        # The model predicts the last token without reading it, so there may be one token more than it can read.
         ids = (front + both) if longest is None else (front + both)[-(longest + 1) :]
         # If all tokens belong to the word, there is no context to continue.
         if len(ids) > word_size:
@@ -217,7 +217,10 @@ def _encode(tokenizer: Any, passages: Sequence[Passage], longest: int | None) ->
 
 
 def _batches(encoded: list[tuple[list[int], int]], batch_tokens: int) -> Iterator[list[tuple[list[int], int]]]:
-    """Yield batches of passages of similar length, the longest first, so that too little memory shows in the first batch."""
+    """Yield batches of passages of similar length.
+
+    The longest passages come first, so that a lack of memory shows at once.
+    """
     batch: list[tuple[list[int], int]] = []
     for entry in sorted(encoded, key=lambda entry: -len(entry[0])):
         if batch and (len(batch) + 1) * (len(batch[0][0]) - 1) > batch_tokens:
@@ -237,6 +240,7 @@ def _count_right(model: Any, batch: list[tuple[list[int], int]], *, can_leave_ou
         inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
         mask[row, : len(ids) - 1] = 1
     check_ids(model, inputs)
+    # Position of the first prediction that is needed: in some passage, it predicts the first token of the last word.
     first = min(len(ids) - 1 - size for ids, size in batch)
     options: dict[str, Any] = {"use_cache": False} if getattr(model.config, "use_cache", False) else {}
     if can_leave_out_logits:
@@ -244,8 +248,8 @@ def _count_right(model: Any, batch: list[tuple[list[int], int]], *, can_leave_ou
     device = input_device(model)
     logits = model(input_ids=inputs.to(device), attention_mask=mask.to(device), **options).logits[:, first - longest :]
     n_right = 0
-    for (ids, size), row in zip(batch, logits, strict=True):
-        word_logits = row[len(ids) - 1 - size - first : len(ids) - 1 - first]
+    for (ids, size), passage_logits in zip(batch, logits, strict=True):
+        word_logits = passage_logits[len(ids) - 1 - size - first : len(ids) - 1 - first]
         if bool(word_logits.isnan().any()):
             raise CalibrationError(
                 "the model's predictions are not finite: the weights hold NaN or Inf, or the dtype overflows; load it in "

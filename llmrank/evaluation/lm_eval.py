@@ -28,9 +28,11 @@ from llmrank.evaluation.last_word import cut_passages
 __all__ = ["TASKS", "LMEvalTasks", "find_tasks", "last_word_documents", "page_documents"]
 
 TASKS = Path(__file__).parent / "tasks"
-# Resamples for the errors that lm-eval bootstraps: such an error is known to 1 / sqrt(2 x 10,000) of itself, 0.7 %.
+# Number of resamples for the standard errors that lm-eval bootstraps. With so many, such an error is exact to about 0.7 % of
+# itself, 1 / sqrt(2 x 10,000).
 RESAMPLES = 10_000
-# Smallest number of characters of a page but the last: about a thousand tokens, so that few of them have little context.
+# A page is one document of the task llmrank_perplexity. All pages except the last have at least this many characters. That is
+# about a thousand tokens, of which only the first few are predicted from little context.
 PAGE_LENGTH = 4000
 
 
@@ -67,8 +69,8 @@ class LMEvalTasks:
         -------
         dict from str to dict from str to Estimate
             The metrics of every task, by their names in lm-eval: the metric, and after a comma the filter unless it is ``none``.
-            Errors are those of lm-eval; bootstrapped ones are of 10,000 resamples. The count is the number of documents, 0 for a
-            group of tasks.
+            The standard errors are lm-eval's; those that it bootstraps are computed from 10,000 resamples. The count of an
+            estimate is the number of documents, 0 for a group of tasks.
 
         Raises
         ------
@@ -123,9 +125,10 @@ def find_tasks(
     Parameters
     ----------
     names : sequence of str
-        ``llmrank_last_word`` and ``llmrank_perplexity`` read `text`; most tasks of lm-eval fetch their data from the hub.
+        Names of tasks. The two tasks of llmrank, ``llmrank_last_word`` and ``llmrank_perplexity``, read `text`; most tasks of
+        lm-eval fetch their data from the hub.
     text : path or ``dataset:NAME[,CONFIG[,SPLIT]]``, optional
-        By default the built-in text.
+        The text that the two tasks of llmrank read; by default the built-in text.
     passages : int, optional
         Largest number of passages of ``llmrank_last_word``, see :func:`llmrank.evaluation.last_word.cut_passages`.
     directory : path-like, optional
@@ -138,7 +141,7 @@ def find_tasks(
 
     Notes
     -----
-    Cost: lm-eval reads thousands of files to know the names of its tasks, unless `names` holds only the two tasks above.
+    Cost: lm-eval reads thousands of files to know the names of its tasks, unless `names` holds only the tasks of llmrank.
     """
     if directory is not None and not Path(directory).is_dir():
         raise OptionError(f"no directory of tasks at {directory}; expected one that holds lm-eval's YAML files")
@@ -167,7 +170,7 @@ def find_tasks(
 
 @contextmanager
 def _restored_random_state(device: torch.device) -> Iterator[None]:
-    """Restore the random states of Python, numpy and torch (CPU and `device`) afterwards, because lm-eval seeds them."""
+    """Restore the random states of Python, numpy and torch (CPU and `device`) after the context, because lm-eval seeds them."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
@@ -179,10 +182,10 @@ def _restored_random_state(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _without_processes() -> Iterator[None]:
-    """Make lm-eval resample in this process.
+    """Make lm-eval compute its bootstraps in this process, because its pool of processes can hang.
 
-    The pool that it would fork is ended by a signal, which a worker that has not begun yet loses if this process handles the
-    signal; the pool would then wait for that worker for ever.
+    lm-eval would fork a pool of workers, and end them by a signal. If this process has a handler for that signal, a worker that
+    has not begun yet can miss it. The pool then waits for that worker for ever.
     """
     before = os.environ.get("DISABLE_MULTIPROC")
     os.environ["DISABLE_MULTIPROC"] = "1"
@@ -200,7 +203,10 @@ def _own_tasks() -> list[str]:
 
 
 def _estimates(values: dict[str, Any], count: int) -> dict[str, Estimate]:
-    """Make estimates from lm-eval's results for one task, such as ``{"acc,none": 0.5, "acc_stderr,none": 0.1}``."""
+    """Make estimates from lm-eval's results for one task, such as ``{"acc,none": 0.5, "acc_stderr,none": 0.1}``.
+
+    A key is a metric and, after a comma, lm-eval's filter of the answers. `count` is the number of documents.
+    """
     estimates = {}
     for key, value in values.items():
         metric, comma, filter_name = key.partition(",")
@@ -266,7 +272,7 @@ def page_documents(text: str | None = None, **_: Any) -> dict[str, Any]:
 
 def _read(text: str | None) -> tuple[Any, str]:
     """Return a text, or a list of texts, and its description for messages."""
-    # As a str, a mistyped path could be taken for the text itself.
+    # read_text takes a str that is no path for the text itself. A Path makes it report a mistyped path.
     source = text if text is None or find_source(text, "evaluation") else Path(text)
     return read_text(source, "evaluation")
 

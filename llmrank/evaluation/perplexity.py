@@ -36,8 +36,8 @@ class Perplexity:
     value : float
         Infinite if the predictions are not finite, no token is predicted, or the mean is 700 nats or more.
     tokens : int
-        Number of predicted tokens: all tokens of a sequence except the first (for encoder-decoder models those of the second
-        half, given the first half); padding does not count.
+        Number of predicted tokens: all tokens of a sequence except the first. An encoder-decoder predicts the second half of a
+        sequence from the first half. Padding does not count.
     """
 
     value: float
@@ -61,7 +61,7 @@ class ModelSize:
     parameters, bytes : int
         Number of parameters of the model, and their size in memory in bytes.
     ffn_parameters, ffn_bytes : int
-        The same for the linear maps of its FFNs.
+        The same for the linear maps of its FFNs and for the routers of experts.
     """
 
     parameters: int
@@ -77,7 +77,7 @@ def perplexity(
     progress: Progress | None = None,
     processes: Processes | None = None,
 ) -> Perplexity:
-    """Measure the perplexity of a model on token sequences. Tokens are predicted from their own sequence alone.
+    """Measure the perplexity of a model on token sequences. Each token is predicted from its own sequence alone.
 
     Parameters
     ----------
@@ -99,7 +99,8 @@ def perplexity(
 
     Notes
     -----
-    Cost: a forward pass of the sequences, and the trial of :class:`llmrank.calibration.logits.Predictor`, whose memory it takes.
+    Cost: a forward pass of the sequences, and the trial of :class:`llmrank.calibration.logits.Predictor`. Memory: that of the
+    Predictor.
     """
     processes = processes or Processes()
     parts = processes.gather(sequence_losses(model, processes.share(sequences, batch_size), batch_size, progress))
@@ -151,7 +152,10 @@ def unigram_perplexity(sequences: TokenSequences) -> float:
 
 
 def model_size(model: nn.Module, ffns: FFNs | None = None) -> ModelSize:
-    """Measure the size of a model and of its FFNs, with the routers of experts; without `ffns`, the numbers of the FFNs are 0."""
+    """Measure the size of a model and of its FFNs. Routers of experts count as parts of FFNs.
+
+    Without `ffns`, the numbers of the FFNs are 0.
+    """
     modules = (*ffns.modules, *ffns.router_modules) if ffns else ()
     return ModelSize(*_size(model.parameters()), *_size(p for module in modules for p in module.parameters()))
 

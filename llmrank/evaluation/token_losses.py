@@ -19,7 +19,7 @@ from llmrank.evaluation.token_texts import Context, TokenTexts
 
 __all__ = ["GROUPINGS", "ChangedToken", "KindLoss", "LossChanges", "TokenLosses", "loss_changes", "token_losses"]
 
-# The kinds of predicted tokens, by what they are distinguished.
+# Three ways to divide predicted tokens into kinds, and the kinds of each; :func:`loss_changes` explains them.
 GROUPINGS: Mapping[str, tuple[str, ...]] = {
     "form": ("word beginning", "word continuation", "number", "punctuation", "white space", "special"),
     "frequency": ("frequent", "rare"),
@@ -37,11 +37,11 @@ class TokenLosses:
     positions : (n,) int64 array
         Indices of the predicted tokens in ``sequences.ids.flatten()``.
     losses : (n,) float64 array
-        Their negative log-likelihoods, in nats.
+        The negative log-likelihood of each predicted token, in nats.
     likeliest : (n,) int64 array
-        The token that the model holds for the likeliest at each of these positions.
+        The token to which the model gives the highest probability at each of these positions.
     probabilities : (n,) float64 array
-        Its probability.
+        The probability that the model gives to this likeliest token.
     """
 
     positions: npt.NDArray[np.int64]
@@ -61,7 +61,7 @@ class KindLoss:
     change : Estimate
         Mean of the difference; its error is computed over sequences, and its count is the number of tokens.
     share_of_change : float
-        The part of the total difference, over all tokens, that these tokens have; NaN if the total is 0.
+        The sum of the differences of these tokens, divided by that of all tokens; NaN if the latter is 0.
     """
 
     before: float
@@ -79,13 +79,13 @@ class ChangedToken:
     context : Context
         The token, and the text around it.
     position : int
-        Its index in ``sequences.ids.flatten()``.
+        Index of the token in ``sequences.ids.flatten()``.
     before, after : float
-        The probability that each model gives it.
+        The probability that the dense and the pruned model give to the token.
     predicted_before, predicted_after : str
-        The token that each model holds for the likeliest.
+        The token to which the dense and the pruned model give the highest probability.
     probability_before, probability_after : float
-        Its probability.
+        The probability that each model gives to the token that it predicts.
     """
 
     context: Context
@@ -141,6 +141,7 @@ def token_losses(
         for ids, mask in progress(batches, "Predicting") if progress else batches:
             bands = [_read_band(*band) for band in predictor.bands(ids, mask)]
             losses, likeliest, probabilities, valid = (torch.cat(part, dim=1) for part in zip(*bands, strict=True))
+            # The n last tokens of a sequence are predicted: all but the first or, by an encoder-decoder, the second half.
             length, n = sequences.length, losses.shape[1]
             positions = torch.arange(row * length, (row + len(ids)) * length).view(-1, length)[:, length - n :]
             parts.append(tuple(each[valid] for each in (positions, losses, likeliest, probabilities)))
@@ -154,7 +155,10 @@ def token_losses(
 def _read_band(
     logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return losses, likeliest tokens, their probabilities, and the mask of the valid targets, (batch, steps) each."""
+    """Return the losses, the likeliest tokens, their probabilities, and the mask of targets that are not padding.
+
+    Each is a (batch, steps) tensor for one band, which is a range of positions; see :meth:`Predictor.bands`.
+    """
     log_p = at_least_float32(logits).log_softmax(-1)
     highest, likeliest = log_p.max(-1)
     losses = -log_p.gather(-1, targets[..., None])[..., 0]
@@ -174,7 +178,7 @@ def loss_changes(
     Parameters
     ----------
     before, after : TokenLosses
-        Of the dense model and of the pruned one, on `sequences`.
+        The losses of the dense and of the pruned model, on `sequences`.
     sequences : TokenSequences
     tokenizer : transformers tokenizer
     worst : int
@@ -239,16 +243,16 @@ def _kinds(
     tokens, index, counts = np.unique(targets, return_inverse=True, return_counts=True)
     by_count = np.argsort(-counts, kind="stable")
     rare = np.ones(len(tokens), dtype=np.int64)
-    # As few of the commonest tokens as make up half of the text.
+    # The commonest tokens are frequent: just enough of them to make up half of the text.
     rare[by_count[: int(np.searchsorted(np.cumsum(counts[by_count]), len(targets) / 2)) + 1]] = 0
-    _, first = np.unique(sequences.ids.numpy() + _row_offsets(sequences), return_index=True)
+    _, first = np.unique(sequences.ids.numpy() + _sequence_offsets(sequences), return_index=True)
     new = np.zeros(len(ids), dtype=np.int64)
     new[first] = 1
     return {"form": forms, "frequency": rare[index], "sequence": new[positions]}
 
 
-def _row_offsets(sequences: TokenSequences) -> npt.NDArray[np.int64]:
-    """Return a number for each row that makes its tokens different from those of all other rows."""
+def _sequence_offsets(sequences: TokenSequences) -> npt.NDArray[np.int64]:
+    """Return a number for each sequence. Added to its tokens, it makes them different from those of all other sequences."""
     return np.arange(len(sequences))[:, None] * (int(sequences.ids.max()) + 1)
 
 

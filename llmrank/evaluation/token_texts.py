@@ -11,8 +11,9 @@ from llmrank.errors import OptionError
 
 __all__ = ["Context", "TokenTexts"]
 
-# Tokenizers of whole words: a token begins with a space unless it continues a word.
-OF_WORDS = ("WordLevel", "WordPiece")
+# Kinds of tokenizers that split a text at spaces first, and leave the spaces out of the tokens.
+WORD_TOKENIZERS = ("WordLevel", "WordPiece")
+# How these tokenizers begin a token that continues a word. Any other token stands behind a space.
 CONTINUES = "##"
 # How SentencePiece writes a space.
 SPACE = "\u2581"
@@ -34,10 +35,10 @@ class Context:
 
 
 class TokenTexts:
-    """The text of each token of a tokenizer, with the space that it begins with. Each token is decoded once.
+    """The text of each token of a tokenizer, including the space in front of a word. Each token is decoded only once.
 
-    A token that holds only a part of a character is shown as U+FFFD, as tokenizers decode it. The text of a number that is no
-    token is empty.
+    A token that holds only a part of a character becomes U+FFFD, as tokenizers decode it. The text of a number that is no token is
+    empty.
 
     Parameters
     ----------
@@ -59,8 +60,8 @@ class TokenTexts:
             raise OptionError("the texts of tokens need a tokenizer, and this model came without one")
         self._tokenizer = tokenizer
         self.special = frozenset(special_ids(tokenizer))
-        self._of_words = (
-            type(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)).__name__ in OF_WORDS
+        self._is_word_tokenizer = (
+            type(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)).__name__ in WORD_TOKENIZERS
         )
         self._texts: dict[int, str] = {}
 
@@ -77,10 +78,10 @@ class TokenTexts:
         stored = self._tokenizer.convert_ids_to_tokens(token)
         if stored is None:  # heads are often padded to more rows than there are tokens
             return ""
-        if self._of_words and token not in self.special:
+        if self._is_word_tokenizer and token not in self.special:
             return stored.removeprefix(CONTINUES) if stored.startswith(CONTINUES) else f" {stored}"
         text = str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
-        # A decoder takes the space from the beginning of a text, and one token is a text to it.
+        # The decoder removes a space at the beginning of a text, and here the whole text is one token.
         return f" {text}" if stored.startswith(SPACE) and not text.startswith(" ") else text
 
     def join(self, tokens: list[int]) -> str:
@@ -88,7 +89,7 @@ class TokenTexts:
         return "".join(self[token] for token in tokens)
 
     def context(self, sequences: TokenSequences, position: int, before: int = 16, after: int = 8) -> Context:
-        """Return a token with the text around it in its own sequence; padding is left out.
+        """Return a token with the text around it. Text of other sequences, and padding, are left out.
 
         Parameters
         ----------

@@ -1,4 +1,7 @@
-"""One model of a sweep: it is calibrated once, and each row prunes it, measures it and restores it."""
+"""One model of a sweep: it is calibrated once, and then pruned, measured and restored for every row.
+
+A row is one pruning experiment of the sweep: a pipeline, a scorer, a pruner, an amount and a repair.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +44,14 @@ from llmrank.surgery.repair import RepairedMap
 
 __all__ = ["ModelStudy"]
 
-# What is collected for repairs and for residual graphs only.
+# What a calibration holds only if the grid needs it, as the list "collected" of its settings names it. Repairs need held-out
+# tokens. Residual graphs need the shares of the residual stream that skip the blocks.
 HELD_OUT, SKIPS = "held out", "skips"
 
 
 @dataclass(frozen=True)
 class _Pruned:
-    """What a row removes, and how it repairs the rest."""
+    """What a row removes, and how it repairs the FFNs that are left."""
 
     masks: Masks
     repaired: dict[str, RepairedMap]
@@ -58,19 +62,19 @@ class _Pruned:
 class ModelStudy:
     """Prunes one model in many ways, and measures each.
 
-    The statistics of all pipelines and scorers are collected in one pass of the calibration text, and kept in a directory. The
-    graphs of a pipeline, the ranks of a scorer on them, and the sensitivities for an amount are computed once, and so is the
-    record of how the model calls its blocks, which repairs need. Rows cannot share the second moments of a repair, whatever its
-    target: a map is fitted to the inputs that it gets when the FFNs before it are pruned and repaired.
+    The statistics for all pipelines and scorers are collected in one pass of the calibration text, and kept in a directory. Rows
+    share what depends on the same settings: the graphs of a pipeline, the ranks of a scorer on them, the sensitivities for an
+    amount, and the record of how the model calls its blocks, which repairs need. Each repair takes its own second moments: a
+    map is fitted to the inputs that it gets after the FFNs before it were pruned and repaired, and these differ from row to row.
 
     Parameters
     ----------
     loaded : LoadedModel
-        Its model is as before when a method has returned or raised.
+        Every method restores its model before it returns or raises an error.
     settings : SweepSettings
     tasks : LMEvalTasks or None
     directory : Path
-        Where the calibration is, or will be written.
+        Where an earlier sweep has written the calibration, or where it will be written.
     progress : callable, optional
         Shows the progress of the calibration.
 
@@ -92,11 +96,11 @@ class ModelStudy:
         self._model, self._tokenizer = loaded.model, loaded.tokenizer
         self._settings, self._tasks = settings, tasks
         self._ffns = IsolatedFFNPipeline(self._model, self._tokenizer).find()
-        self._weights = weights_digest(self._model)
-        ranking = self._calibration(directory, progress)
-        self._text = RankedText.of_ranking(ranking, settings.calibration.batch_size)
-        self._statistics = self._text.statistics(self._model, self._ffns)
-        self._texts: TokenSequences = settings.evaluation.sequences(
+        self._weights_digest = weights_digest(self._model)
+        ranking = self._find_calibration(directory, progress)
+        self._calibration_text = RankedText.of_ranking(ranking, settings.calibration.batch_size)
+        self._statistics = self._calibration_text.statistics(self._model, self._ffns)
+        self._evaluation_sequences: TokenSequences = settings.evaluation.sequences(
             self._model, self._tokenizer, settings.calibration.sequence_length
         )
         self._graphs: dict[str, tuple[ModelGraph, ...]] = {}
@@ -108,11 +112,11 @@ class ModelStudy:
         sequences, held_out = self._sequences
         return {
             "source": model_source(self._model),
-            "weights": self._weights,
+            "weights": self._weights_digest,
             "calibration": sequences.provenance(),
             "held_out": None if held_out is None else held_out.provenance(),
-            "evaluation": self._texts.provenance(),
-            "calibration_overlap": shared_passages(sequences.joined(held_out), self._texts),
+            "evaluation": self._evaluation_sequences.provenance(),
+            "calibration_overlap": shared_passages(sequences.joined(held_out), self._evaluation_sequences),
             "versions": environment(),
         }
 
@@ -122,7 +126,7 @@ class ModelStudy:
         Parameters
         ----------
         row : RowSettings or None
-            None is the dense model.
+            How to prune the model; None measures the dense model.
         dense : dict, optional
             The results of the dense model, which the losses of this row are compared with.
 
@@ -141,7 +145,7 @@ class ModelStudy:
         if row is None:
             found: dict[str, Any] = {"removed": 0.0, "flops": costs.model.flops, **self._results()}
             if self._settings.speed:
-                speed = measure_speed(self._model, self._texts, self._text.batch_size)
+                speed = measure_speed(self._model, self._evaluation_sequences, self._calibration_text.batch_size)
                 found["speed"] = {**asdict(speed), "ratio": 1.0}
         else:
             pruned = self._prune(row)
@@ -152,7 +156,10 @@ class ModelStudy:
             found = {"removed": pruned.masks.removed_share, "flops": flops, **found, **outcome}
             if self._settings.speed:
                 speed = measure_speed(
-                    self._model, self._texts, self._text.batch_size, lambda: self._applied(pruned, check=False)
+                    self._model,
+                    self._evaluation_sequences,
+                    self._calibration_text.batch_size,
+                    lambda: self._applied(pruned, check=False),
                 )
                 found["speed"] = asdict(speed)
         if dense is not None:
@@ -162,18 +169,21 @@ class ModelStudy:
 
     @property
     def _sequences(self) -> tuple[TokenSequences, TokenSequences | None]:
-        return self._text.sequences(self._model, self._tokenizer, hold_out=True)
+        """The calibration sequences, and the held-out ones."""
+        return self._calibration_text.sequences(self._model, self._tokenizer, hold_out=True)
 
     @cached_property
     def _record(self) -> Recording:
+        """The record of how the model calls its blocks on these sequences."""
         sequences, held_out = self._sequences
         texts = sequences.parts if held_out is None else (sequences, held_out)
-        size = self._text.batch_size
+        size = self._calibration_text.batch_size
         batches = [batch for text in texts if text is not None for batch in text.batches(size)]
         return record_without_running(self._model, self._ffns, batches)
 
-    def _calibration(self, directory: Path, progress: Progress | None) -> Ranking:
-        """Return the calibration in the directory, which is made first if it is absent or lacks what the grid needs."""
+    def _find_calibration(self, directory: Path, progress: Progress | None) -> Ranking:
+        """Return the calibration from the directory. It is made first if there is none, or if it lacks what the grid needs."""
+        # The pipelines whose graphs need the shares of the residual stream that skip the blocks.
         with_skips = [
             name
             for name in self._settings.pipelines
@@ -184,13 +194,13 @@ class ModelStudy:
             needs.add(HELD_OUT)
         pipeline = (*with_skips, *self._settings.pipelines)[0]
         if (directory / SETTINGS).is_file():
-            kept = Ranking.load(directory)
-            RankedText.of_ranking(kept).statistics(self._model, self._ffns)  # refuses those of another model
-            has = set(kept.settings["collected"])
+            saved = Ranking.load(directory)
+            RankedText.of_ranking(saved).statistics(self._model, self._ffns)  # raises if they are of another model
+            has = set(saved.settings["collected"])
             if needs <= has:
-                return kept
+                return saved
             needs |= has
-            pipeline = pipeline if with_skips else kept.settings["pipeline"]
+            pipeline = pipeline if with_skips else saved.settings["pipeline"]
         self._calibrate(directory, needs, pipeline, progress)
         return Ranking.load(directory)
 
@@ -200,13 +210,14 @@ class ModelStudy:
         sequences, held_out = calibration.sequences(
             self._model, self._tokenizer, hold_out=HELD_OUT in needs, progress=progress
         )
+        # If the shares cannot be measured, other rows can be; those of residual graphs will raise this error again.
         try:
             statistics = self._collect(sequences, progress, skips=SKIPS in needs)
-        except StructureError:  # rows of residual graphs will say what the model lacks
+        except StructureError:
             statistics, pipeline = self._collect(sequences, progress, skips=False), DEFAULTS["pipeline"]
         about = {
             "model": model_source(self._model),
-            "weights": self._weights,
+            "weights": self._weights_digest,
             "layers": self._ffns.sizes,
             "pipeline": pipeline,
             "scorer": self._settings.scorers[0],
@@ -235,12 +246,15 @@ class ModelStudy:
                 "pruner": make_pruner(row.pruner, amount=row.amount, amount_of=self._settings.amount_of),
                 "repair": make_repair(row.repair),
                 "targets": self._settings.targets,
-                "calibration": self._text,
+                "calibration": self._calibration_text,
             }
         return kind(self._model, self._tokenizer, **options)
 
     def _prune(self, row: RowSettings) -> _Pruned:
-        """Choose and repair as :meth:`llmrank.pipeline.BasePipeline.select` does; nothing is written to the model."""
+        """Choose keep masks and compute the repair as :meth:`llmrank.pipeline.BasePipeline.select` does.
+
+        Nothing is written to the model.
+        """
         pipeline = self._pipeline(row.pipeline, row)
         pipeline.check(self._ffns)
         if row.pipeline not in self._graphs:
@@ -261,15 +275,18 @@ class ModelStudy:
         masks, repaired = pipeline.repair_output_maps(
             self._ffns, masks, sequences, self._record, graphs, held_out=held_out
         )
-        fitted = sequences if held_out is not None else sequences.parts[0]
-        too_few = pipeline.token_warning(self._ffns, fitted.n_tokens)
+        fit_sequences = sequences if held_out is not None else sequences.parts[0]
+        too_few = pipeline.token_warning(self._ffns, fit_sequences.n_tokens)
         validation = pipeline.validation
         notes = repair_notes(pipeline.repair, validation, too_few)
         return _Pruned(masks, repaired, None if validation is None else asdict(validation), notes)
 
     @contextmanager
     def _applied(self, pruned: _Pruned, *, check: bool) -> Iterator[None]:
-        """Let the model be the compact one within the context."""
+        """Replace the model's FFNs by the pruned ones within the context.
+
+        With `check`, raise an error if the outputs are not those of the masked model.
+        """
         sequences, _ = self._sequences
         expected = masked_outputs(self._model, self._ffns, pruned.masks, sequences, pruned.repaired) if check else None
         application = apply_masks(self._model, self._ffns, pruned.masks, repaired=pruned.repaired)
@@ -281,9 +298,9 @@ class ModelStudy:
             application.undo()
 
     def _results(self) -> dict[str, Any]:
-        """Measure the model as it is now."""
-        size = self._text.batch_size
-        losses, counts = sequence_losses(self._model, self._texts, size)
+        """Measure the model in its present state, dense or pruned."""
+        size = self._calibration_text.batch_size
+        losses, counts = sequence_losses(self._model, self._evaluation_sequences, size)
         if not sum(counts):
             raise OptionError("the evaluation text predicts no token; give a longer text")
         parameters = model_size(self._model)

@@ -1,4 +1,7 @@
-"""The settings of a sweep: the grid of its rows, and what all rows have in common."""
+"""The settings of a sweep: the grid of its rows, and what all rows have in common.
+
+A row is one pruning experiment. A spec is the name of a component with its options, such as ``wpr:gamma=0.9``.
+"""
 
 from __future__ import annotations
 
@@ -78,12 +81,16 @@ class SweepSettings:
     Parameters
     ----------
     scorers, pruners, pipelines, repairs : sequence of str
-        Specs; there is a row for every combination of them with every amount. The repair "none" repairs nothing.
+        Specs. There is a row for every combination of a scorer, a pruner, a pipeline, a repair and an amount. The repair "none"
+        repairs nothing.
     amounts : sequence of float or int
+        Shares in [0, 1), or numbers, to remove.
     amount_of, targets : str
         See :func:`llmrank.prune_model`.
     calibration : CalibrationText
+        The text that statistics are taken on.
     evaluation : EvaluationText
+        The text that perplexity is measured on.
     tasks : sequence of str
         Tasks of lm-eval.
     task_dir : path-like, optional
@@ -109,7 +116,7 @@ class SweepSettings:
     speed: bool = False
 
     def rows(self) -> list[RowSettings]:
-        """Return the rows of the grid, without that of the dense model."""
+        """Return the rows of the grid. The row of the dense model is not one of them."""
         axes = (self.pipelines, self.scorers, self.pruners, self.amounts, self.repairs)
         return [RowSettings(*row) for row in dict.fromkeys(product(*axes))]
 
@@ -128,8 +135,8 @@ class SweepSettings:
                 raise OptionError(f"{name} must be a list of {number}, got {values!r}")
             if name != "amounts" and not all(isinstance(value, str) for value in values):
                 raise OptionError(
-                    f"{name} must be specs such as 'wpr:gamma=0.9', which rows can state, got {values!r}; a component of your "
-                    "own gets a name from llmrank.pipeline.registry"
+                    f"{name} must be specs such as 'wpr:gamma=0.9', because rows are written to a file, got {values!r}; give a "
+                    "component of your own a name with llmrank.pipeline.registry"
                 )
         for scorer in self.scorers:
             make_scorer(scorer)
@@ -140,7 +147,7 @@ class SweepSettings:
         for pipeline in self.pipelines:
             if PIPELINES.options(pipeline)[1].get("attention"):
                 raise OptionError(
-                    "statistics of attentions cannot be kept in a file, from which an interrupted sweep goes on; leave "
+                    "a sweep keeps its statistics in a file, and statistics of attentions cannot be kept in one; leave "
                     f"attention=true out of {pipeline!r}"
                 )
         parse_targets(self.targets)
@@ -153,12 +160,14 @@ class SweepSettings:
                 )
             return None
         text = self.evaluation.source
-        is_place = isinstance(text, Path) or (isinstance(text, str) and "\n" not in text)
-        if text is not None and not is_place and any(task.startswith("llmrank_") for task in self.tasks):
+        # lm-eval passes a path, or the name of a source, on to the tasks of llmrank.
+        is_path_or_name = isinstance(text, Path) or (isinstance(text, str) and "\n" not in text)
+        own_tasks = any(task.startswith("llmrank_") for task in self.tasks)
+        if text is not None and not is_path_or_name and own_tasks:
             raise OptionError(
                 "the tasks of llmrank read the evaluation text from a file; pass its path instead of the text"
             )
-        return find_tasks(self.tasks, text if is_place else None, None, self.task_dir)
+        return find_tasks(self.tasks, text if is_path_or_name else None, None, self.task_dir)
 
     def describe(self) -> dict[str, Any]:
         """Return what all rows have in common, in values that JSON can hold; a text is described by its digest."""
@@ -174,14 +183,17 @@ class SweepSettings:
         }
 
     def describe_row(self, row: RowSettings | None) -> dict[str, Any]:
-        """Return the settings of a row in values that JSON can hold; those of the dense model (None) are all None."""
+        """Return the settings of a row in values that JSON can hold.
+
+        For the dense model (`row` is None) all of them are None, except the seed.
+        """
         own = dict.fromkeys(RowSettings.__dataclass_fields__) if row is None else asdict(row)
         others = {"targets": self.targets, "amount_of": self.amount_of}
         return {**own, **(dict.fromkeys(others) if row is None else others), "seed": self.calibration.seed}
 
 
 def _describe_text(source: Any, role: Role) -> str:
-    """Return the name of a source, or the description and a digest of a text; for a mixture those of all its sources."""
+    """Return the name of a source; for a text that has no such name, a description and a digest; for a mixture, all of these."""
     named = find_source(source, role)
     if isinstance(named, MixedSources):
         entries = zip(named.sources, named.shares, strict=True)

@@ -27,7 +27,7 @@ class Speed:
     Attributes
     ----------
     tokens_per_second, dense_tokens_per_second : float
-        Of the pruned and of the dense model; by the median time of a forward pass.
+        Tokens that the pruned and the dense model read in a second, by the median time of a forward pass.
     ratio : float
         Median over the rounds of the dense model's time divided by the pruned model's.
     tokens : int
@@ -49,9 +49,10 @@ def measure_speed(
     pruned: Callable[[], AbstractContextManager[Any]] = nullcontext,
     clock: Callable[[], float] = perf_counter,
 ) -> Speed:
-    """Time forward passes of the first batch of a text, by the dense and the pruned model in turn.
+    """Compare how fast the dense and the pruned model read the first batch of a text.
 
-    Other work on the machine slows both models down alike, so that the ratio depends less on it than the times do.
+    The two models run in turn. So other work on the machine slows both down alike, and the ratio of their times is more reliable
+    than the times.
 
     Parameters
     ----------
@@ -79,12 +80,12 @@ def measure_speed(
                 model(**inputs)
                 times[name].append(_now(model, clock) - begun)
     tokens = int(mask.sum())
-    ratios = [dense / own for dense, own in zip(times["dense"], times["pruned"], strict=True)]
+    ratios = [dense / cut for dense, cut in zip(times["dense"], times["pruned"], strict=True)]
     return Speed(tokens / median(times["pruned"]), tokens / median(times["dense"]), median(ratios), tokens, ROUNDS)
 
 
 def _now(model: nn.Module, clock: Callable[[], float]) -> float:
-    """Return the time at which all work that the device was given is done."""
+    """Wait until the device has finished its work, and return the time."""
     if next(model.parameters()).device.type == "cuda":
         torch.cuda.synchronize()
     return clock()

@@ -1,4 +1,7 @@
-"""Sweeps: many ways to prune models, measured by one protocol."""
+"""Sweeps: many ways to prune models, measured by one protocol.
+
+A row of a sweep is one of these ways on one model, or the dense model.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,9 @@ from llmrank.surgery import checkpoint
 
 __all__ = ["SweepModel", "run_sweep", "sweep"]
 
-# Files of weights, and how many bytes at their beginning and their end tell them from those of another model.
+# Endings of files of weights.
 WEIGHTS = (".safetensors", ".bin", ".gguf")
+# A digest of a file reads this many bytes at its beginning and at its end, because files of weights can be large.
 DIGESTED = 1 << 20
 
 
@@ -42,11 +46,12 @@ class SweepModel:
     Attributes
     ----------
     name : str
-        Its name in rows and tables, different from those of the other models.
+        Name of the model in rows and tables. No other model of the sweep has it.
     load : callable
         Returns the :class:`llmrank.models.loading.LoadedModel`; it is called once, and only if a row is missing.
     identity : str
-        What tells it from another model of that name, which must not get its rows; empty if that is not known.
+        A digest of the weights, or of their files. It keeps the rows of this model apart from those of another model of the same
+        name. Empty if it is not known.
     """
 
     name: str
@@ -57,7 +62,7 @@ class SweepModel:
     def several(
         cls, sources: Sequence[Any], load: Callable[[Any], LoadedModel] = checkpoint.load
     ) -> tuple[SweepModel, ...]:
-        """Make models from sources; one that is a directory or file is called by the last part of its path."""
+        """Make models from sources. The name of a directory or file is the last part of its path."""
         found: dict[str, SweepModel] = {}
         for source in sources:
             if not isinstance(source, (str, os.PathLike, LoadedModel)):
@@ -72,7 +77,7 @@ class SweepModel:
                 number += 1
                 name = f"{base} ({number})"
             if isinstance(source, LoadedModel):
-                found[name] = cls(name, partial(_given, source), f"weights {weights_digest(source.model)[:16]}")
+                found[name] = cls(name, partial(_return_loaded, source), f"weights {weights_digest(source.model)[:16]}")
             else:
                 found[name] = cls(name, partial(load, source), _files_digest(Path(text)))
         return tuple(found.values())
@@ -104,10 +109,11 @@ def sweep(
     Parameters
     ----------
     models : str, path-like, LoadedModel, or sequence of them
-        What :func:`llmrank.load` takes or returns. Every model is loaded once, and is as before at the end.
+        What :func:`llmrank.load` takes or returns. Every model is loaded once, and restored after each row.
     output : path-like
         Directory for the results: a line of ``rows.jsonl`` for every row, as soon as it is measured, and the calibration of every
-        model. If it holds rows already, only the missing ones are measured; the grid (the five lists) may have changed.
+        model. If it holds rows already, only the missing ones are measured. The lists that make the grid (scorers, pruners,
+        pipelines, amounts, repairs) may differ from those of the earlier call.
     scorers, pruners, pipelines, repairs : sequence of str
         Specs such as ``"wpr:gamma=0.9"`` (``llmrank components`` lists the names).
     amounts : sequence of float or int
@@ -124,23 +130,24 @@ def sweep(
     speed : bool
         Whether to measure how fast every pruned model reads text, in alternation with the dense model.
     track : {"wandb", "trackio", "tensorboard"} or Tracker, optional
-        Where every row that is measured is logged too.
+        Where else to log every row that is measured.
     progress : callable, optional
         A function such as ``rich.progress.track``; by default no progress is shown.
 
     Returns
     -------
     SweepResult
-        All rows in `output`, also those that an earlier sweep has measured. A row that fails is a row with its error; one that
-        fails by a bug is not in the file, and is tried again.
+        All rows in `output`, also those that an earlier sweep has measured. A row that fails holds its error instead of results.
+        A row with an unexpected error, perhaps a bug, is returned but not written, so that the next call tries it again.
 
     Raises
     ------
     LLMRankError
-        Bad settings, a text that cannot be read, or a directory whose rows had other models, texts or measures; before a model
-        is loaded.
+        Bad settings, a text that cannot be read, or a directory whose rows had other models, texts or measures. All are raised
+        before a model is loaded.
     MemoryError, OSError
-        The rows so far are in `output`, and the same call goes on.
+        The machine has no memory left, or a file cannot be read or written. The rows measured so far are in `output`, and the
+        same call measures the others.
 
     Notes
     -----
@@ -189,7 +196,7 @@ def run_sweep(
     output, track, progress
         See :func:`sweep`, also for the exceptions.
     loading : mapping, optional
-        How models are loaded, in values that JSON can hold, if that decides the results.
+        Options of loading that change the results, such as the dtype, in values that JSON can hold.
 
     Returns
     -------
@@ -203,14 +210,14 @@ def run_sweep(
     described = {"models": names, **settings.describe(), "loading": loaded_with}
     tracker = make_tracker(track, Path(output))
     run = _Run(settings, tasks, SweepFolder(output, described), tracker, progress)
-    # These are not on the disk, so that the same sweep tries them again.
+    # These rows are not written to the disk, so the same sweep tries them again.
     failed = [row for number, model in enumerate(models) for row in run.measure(model, number)]
     return SweepResult([*run.folder.rows, *failed], run.folder.path)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A sweep at work."""
+    """Measures the missing rows of a sweep."""
 
     settings: SweepSettings
     tasks: LMEvalTasks | None
@@ -219,13 +226,13 @@ class _Run:
     progress: Progress | None
 
     def measure(self, model: SweepModel, number: int) -> list[dict[str, Any]]:
-        """Measure the missing rows of one model; return those that another try may measure, with their errors.
+        """Measure the missing rows of one model, and write them. Return rows with errors that must be tried again.
 
-        These are the dense row, if not even the dense model can be measured, and rows that fail by a bug.
+        These are the row of the dense model, if it cannot be measured, and rows with an error that llmrank does not expect.
         """
         rows = self.settings.rows()
-        missing = [row for row in rows if self._found(model, row) is None]
-        dense = self._found(model, None)
+        missing = [row for row in rows if self._find_row(model, row) is None]
+        dense = self._find_row(model, None)
         if dense is not None and not missing:
             return []
         try:
@@ -237,35 +244,35 @@ class _Run:
                 with progress_step(self.progress, f"Measuring {model.name}"):
                     measured = study.measure(None)
         except Exception as error:
-            return [{"model": model.name, **self.settings.describe_row(None), **_described(error)}]
+            return [{"model": model.name, **self.settings.describe_row(None), **_error_result(error)}]
         about = study.describe()
         if dense is None:
             dense = self._add(model, None, measured, about)
         failed = []
         for row in self.progress(missing, f"{model.name}, rows of the sweep") if self.progress else missing:
-            results = _measured(study, row, dense)
+            results = _measure_row(study, row, dense)
             if results.get("unexpected"):
                 failed.append({"model": model.name, **self.settings.describe_row(row), **results, **about})
             else:
                 self._add(model, row, results, about)
         return failed
 
-    def _found(self, model: SweepModel, row: RowSettings | None) -> dict[str, Any] | None:
-        """Return a row that was measured, or None."""
+    def _find_row(self, model: SweepModel, row: RowSettings | None) -> dict[str, Any] | None:
+        """Return the row with these settings if it has been measured, else None."""
         wanted = {"model": model.name, **self.settings.describe_row(row)}
         return next((each for each in self.folder.rows if wanted.items() <= each.items()), None)
 
     def _add(
         self, model: SweepModel, row: RowSettings | None, results: dict[str, Any], about: dict[str, Any]
     ) -> dict[str, Any]:
-        """Write a row to the folder and the tracker, and return it."""
+        """Write a measured row to the folder, log it by the tracker, and return it."""
         own = {"model": model.name, **self.settings.describe_row(row)}
         added = {"row": len(self.folder.rows), **own, **results, **about}
         self.folder.append(added)
         if self.tracker is not None:
             try:
                 _track(self.tracker, own, results, about)
-            except Exception as error:  # of the library of the tracker, or of its network
+            except Exception as error:  # the tracker's library or its network may fail in any way
                 warnings.warn(
                     f"row {added['row']} is in {self.folder.path}, but could not be tracked ({type(error).__name__}: {error})",
                     stacklevel=2,
@@ -281,16 +288,16 @@ def _track(tracker: Tracker, own: dict[str, Any], results: dict[str, Any], about
     tracker.finish()
 
 
-def _measured(study: ModelStudy, row: RowSettings, dense: dict[str, Any]) -> dict[str, Any]:
+def _measure_row(study: ModelStudy, row: RowSettings, dense: dict[str, Any]) -> dict[str, Any]:
     """Return the results of a row, or its error."""
     try:
         return study.measure(row, dense)
     except Exception as error:
-        return _described(error)
+        return _error_result(error)
 
 
-def _described(error: Exception) -> dict[str, Any]:
-    """Return an error as the result of a row; raise one of the machine, so that the row is measured later."""
+def _error_result(error: Exception) -> dict[str, Any]:
+    """Return an error as the result of a row. Raise errors of memory and files again, so that a later sweep measures the row."""
     if is_out_of_memory(error) or isinstance(error, OSError):
         raise error
     expected = isinstance(error, (LLMRankError, GraphError))
@@ -298,7 +305,10 @@ def _described(error: Exception) -> dict[str, Any]:
 
 
 def _files_digest(path: Path) -> str:
-    """Return a digest of the configuration, and of the beginning and the end of each file of weights; empty on the hub."""
+    """Return a digest of the configuration, and of the beginning and the end of each file of weights.
+
+    It is empty for a model on the hub, which has no files at this path.
+    """
     files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
     digest = hashlib.sha256()
     for file in files:
@@ -311,5 +321,5 @@ def _files_digest(path: Path) -> str:
     return f"files {digest.hexdigest()[:16]}" if files else ""
 
 
-def _given(loaded: LoadedModel) -> LoadedModel:
+def _return_loaded(loaded: LoadedModel) -> LoadedModel:
     return loaded

@@ -1,4 +1,4 @@
-"""Figures of a sweep: perplexity against what is removed, what is left, and speed, with the Pareto front."""
+"""Figures of a sweep: perplexity against the share removed, the size left, and the speed, with the Pareto front."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_sweep", "pareto_front", "write_sweep_figures"]
 
-# So many methods have a colour and a name each; of more, only those that are on the Pareto front.
+# Up to this many methods, each has a colour and its name. If there are more, only those on the Pareto front have them.
 MOST_NAMED = 8
 # Rows whose perplexity is more than this many times that of the dense model are not drawn.
 LARGEST_RATIO = 20.0
-# Share of the range of an x axis that counts as no difference.
+# Values on an x axis that differ by less than this share of its range count as equal.
 ROUNDING = 0.005
-# The plots: what the x axis shows, its label, and whether more is better.
+# The plots, one for each quantity on the x axis: its value for a row, its label, and whether more of it is better.
 PANELS: dict[str, tuple[Callable[[Mapping[str, Any]], float], str, bool]] = {
     "removed": (lambda row: 100.0 * row["removed"], "neurons removed (%)", True),
     "parameters": (lambda row: row["parameters"] / 1e6, "parameters (millions)", False),
@@ -111,7 +111,7 @@ def draw_sweep(result: SweepResult, model: str) -> Figure:
 
 
 def pareto_front(rows: Sequence[Mapping[str, Any]], panel: str) -> list[Mapping[str, Any]]:
-    """Return the rows that no other row is better than, ordered along the x axis of a plot.
+    """Return the rows on the Pareto front of a plot: no other row is better. The rows are ordered along the x axis.
 
     A row is better than another if its perplexity is lower and its value on the x axis no worse, or the other way round. Values
     on the x axis that differ by less than half a percent of their range count as equal, because shares are rounded to neurons.
@@ -213,14 +213,14 @@ def _name_lines(
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Move ascending heights apart so that neighbours differ by a gap, around where they were.
+    """Move ascending heights apart until neighbours differ by `gap` or more. Heights that touch are spread around their mean.
 
     Examples
     --------
     >>> [round(height, 2) for height in _spread([0.5, 0.5, 0.9], 0.1)]
     [0.45, 0.55, 0.9]
     """
-    groups: list[list[float]] = []  # wanted heights of labels that touch
+    groups: list[list[float]] = []  # the given heights, where labels that would overlap form a group
     for height in heights:
         groups.append([height])
         while len(groups) > 1 and _top(groups[-2], gap) + gap > _bottom(groups[-1], gap):
@@ -238,7 +238,7 @@ def _top(group: Sequence[float], gap: float) -> float:
 
 
 def _remarks(rows: Sequence[Any], drawn: Sequence[Any], lines: Mapping[str, Any], styles: Mapping[str, Any]) -> str:
-    """Say what the marks mean, and what is not drawn or named."""
+    """Say what the marks of a figure mean, and which rows and methods it leaves out."""
     parts = ["Star: dense model. Filled points and grey band: Pareto front."]
     unnamed = len(lines) - len(styles)
     if unnamed:

@@ -14,27 +14,27 @@ from llmrank.errors import OptionError
 __all__ = ["ROWS", "SweepFolder", "read_rows"]
 
 ROWS = "rows.jsonl"
-# Longest value of a setting in a message.
+# Largest number of characters that a message shows of the value of a setting.
 LONGEST = 80
 
 
 class SweepFolder:
-    """A folder that a sweep writes to, and that a later sweep goes on with or adds rows to.
+    """A folder that a sweep writes to. A later sweep with the same settings can go on in it, or add rows.
 
-    A row is one line of JSON, and is on the disk when :meth:`append` returns. A process that is killed while it writes a line
-    leaves a line without its end, which the next process removes.
+    A row is one pruning experiment: one line of JSON, which is on the disk when :meth:`append` returns. A process that is killed
+    while it writes a line leaves an incomplete last line. The next process removes that line.
 
     Parameters
     ----------
     path : path-like
-        Absent, empty, or the folder of an earlier sweep with the same settings.
+        A folder that does not exist yet, an empty one, or that of an earlier sweep with the same settings.
     settings : mapping
         What all rows have in common, in values that JSON can hold.
 
     Attributes
     ----------
     rows : list of dict
-        The rows that were measured, also by earlier processes.
+        The rows that this process and earlier ones have measured.
 
     Raises
     ------
@@ -46,22 +46,22 @@ class SweepFolder:
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
-        stated = self.path / RUN_FILE
-        if stated.is_file():
+        run_file = self.path / RUN_FILE
+        if run_file.is_file():
             try:
-                earlier = json.loads(stated.read_text(encoding="utf-8"))
+                earlier = json.loads(run_file.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise OptionError(f"{stated} is damaged ({error}); choose another --output") from error
+                raise OptionError(f"{run_file} is damaged ({error}); choose another --output") from error
             _check_same(self.path, earlier, json.loads(json.dumps(settings)))
-        # Its lock is held as long as this object lives.
-        self._directory = WorkDirectory(self.path, settings, resume=stated.is_file())
+        # A work directory locks the folder, as long as the object lives, so that no other process writes to it.
+        self._directory = WorkDirectory(self.path, settings, resume=run_file.is_file())
         self.rows: list[dict[str, Any]] = []
         file = self.path / ROWS
         if file.is_file():
             content = file.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):
-                os.truncate(file, len(whole))
+            complete_lines = content[: content.rfind(b"\n") + 1]
+            if len(complete_lines) < len(content):
+                os.truncate(file, len(complete_lines))
             self.rows = read_rows(self.path)
 
     def append(self, row: dict[str, Any]) -> None:
@@ -84,7 +84,7 @@ def read_rows(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises
     ------
     OptionError
-        There are none, or a line is damaged.
+        The directory has no file of rows, or a line is damaged.
     """
     file = Path(directory) / ROWS
     if not file.is_file():

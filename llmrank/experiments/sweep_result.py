@@ -24,7 +24,7 @@ LARGEST_ROUNDING = 0.005
 
 
 def method_of(row: Mapping[str, Any], names: Sequence[str] = METHOD) -> str:
-    """Return the method of a row in words, from those of its parts that are named; "dense" for the dense model.
+    """Return the method of a row in words: its settings `names`, joined by commas. The method of the dense model is "dense".
 
     Examples
     --------
@@ -43,8 +43,8 @@ class SweepResult:
     Attributes
     ----------
     rows : list of dict
-        As in the file ``rows.jsonl``, in the order in which they were measured. The first row of a model is the dense model.
-        A row that failed has an "error" and no results.
+        The lines of the file ``rows.jsonl``, in the order in which they were measured. The first row of a model is the dense
+        model. A row that failed has an "error" and no results.
     directory : Path
         The directory of the sweep.
     """
@@ -71,34 +71,36 @@ class SweepResult:
     def table(self) -> Table:
         """Return the rows as a table for a terminal, printed by rich.
 
-        For every model the dense one comes first, then smaller amounts before larger ones, each with the lowest perplexity first.
-        Columns in which all pruned rows agree are left out.
+        For every model the dense model comes first. The other rows are ordered by amount, and rows of one amount by perplexity,
+        the lowest first. Settings that are the same in all pruned rows are left out.
         """
         rows = sorted(self.rows, key=self._order)
         pruned = [row for row in rows if row["scorer"] is not None]
         names = [name for name in METHOD if len({row[name] for row in pruned}) > 1] or ["scorer"]
-        named = len({row["model"] for row in rows}) > 1
+        show_model = len({row["model"] for row in rows}) > 1
         tasks = sorted({task for row in rows for task in row.get("tasks", {})})
-        # Otherwise the amount says it.
-        removed = any(abs(row["removed"] - row["amount"]) > LARGEST_ROUNDING for row in pruned if "error" not in row)
-        speed = any("speed" in row for row in rows)
-        caption = CAPTION + SPEED_CAPTION * speed
+        # If every removed share is close to its amount, a column of removed shares would repeat the column of amounts.
+        show_removed = any(
+            abs(row["removed"] - row["amount"]) > LARGEST_ROUNDING for row in pruned if "error" not in row
+        )
+        show_speed = any("speed" in row for row in rows)
+        caption = CAPTION + SPEED_CAPTION * show_speed
         table = Table(box=box.SIMPLE, caption_justify="left", caption=caption, pad_edge=False, collapse_padding=True)
-        for heading in [*["model"] * named, ", ".join(names)]:
+        for heading in [*["model"] * show_model, ", ".join(names)]:
             table.add_column(heading, overflow="fold", min_width=12)
-        headings = ["amount", *["removed"] * removed, "perplexity", "change, nats", "parameters", *tasks]
-        for heading in headings + ["speed"] * speed:
+        headings = ["amount", *["removed"] * show_removed, "perplexity", "change, nats", "parameters", *tasks]
+        for heading in headings + ["speed"] * show_speed:
             table.add_column(heading, justify="right", no_wrap=True)
         for number, row in enumerate(rows):
             cells = [
-                *[row["model"]] * named,
+                *[row["model"]] * show_model,
                 method_of(row, names),
                 "" if row["amount"] is None else str(row["amount"]),
             ]
             if "error" in row:
-                cells += [*[""] * removed, "failed"]
+                cells += [*[""] * show_removed, "failed"]
             else:
-                cells += [f"{row['removed']:.1%}"] * removed + _numbers(row, tasks)
+                cells += [f"{row['removed']:.1%}"] * show_removed + _numbers(row, tasks)
             following = rows[number + 1] if number + 1 < len(rows) else row
             changes = any(row[name] != following[name] for name in ("model", "amount"))
             table.add_row(*map(Text, cells), end_section=changes)
@@ -120,7 +122,8 @@ class SweepResult:
             for model, share in overlaps.items()
             if share > 0
         ]
-        versions: dict[str, dict[str, None]] = {}  # a sweep may have gone on after an update, or on another machine
+        # Versions can differ if a sweep was continued after an update, or on another machine.
+        versions: dict[str, dict[str, None]] = {}
         for row in self.rows:
             for name, version in row.get("versions", {}).items():
                 versions.setdefault(name, {})[version] = None
@@ -158,7 +161,7 @@ SPEED_CAPTION = " Speed: that of the dense model is 1; both are measured in alte
 
 
 def _numbers(row: dict[str, Any], tasks: Sequence[str]) -> list[str]:
-    """Return the cells of the results of a row."""
+    """Return the cells of a row's results, from the perplexity on."""
     change = row.get("difference")
     error = "" if change is None or change["error"] is None else f" ± {float(change['error']):.3f}"
     cells = [
@@ -175,5 +178,5 @@ def _numbers(row: dict[str, Any], tasks: Sequence[str]) -> list[str]:
     return cells
 
 
-# Of the metrics of a task, the one that papers report.
+# A table shows one metric for each task: the first of these that the task has.
 MAIN_METRICS = ("acc_norm", "acc", "word_perplexity")

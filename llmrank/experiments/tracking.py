@@ -1,4 +1,7 @@
-"""Trackers of experiments: rows are also logged to wandb, trackio or tensorboard, which are imported only if asked for."""
+"""Trackers: the rows of a sweep are also logged to wandb, trackio or tensorboard, which are imported only if asked for.
+
+A row is one pruning experiment of the sweep.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ PROJECT = "llmrank"
 
 
 class Tracker(Protocol):
-    """Logs rows; for each, the three methods are called in turn."""
+    """Logs rows. For each row, `start`, `log` and `finish` are called in this order."""
 
     def start(self, name: str, configuration: Mapping[str, Any]) -> None:
         """Begin a row with its name and settings."""
@@ -53,7 +56,7 @@ class _ByTensorBoard:
 
     def start(self, name: str, configuration: Mapping[str, Any]) -> None:
         self._writer = self._module.SummaryWriter(self._directory / name.replace("/", "_").replace(":", "_"))
-        plain = (bool, int, float, str)
+        plain = (bool, int, float, str)  # the types that TensorBoard takes as hyperparameters
         self._configuration = {key: value for key, value in configuration.items() if isinstance(value, plain)}
 
     def log(self, results: Mapping[str, float]) -> None:
@@ -63,12 +66,12 @@ class _ByTensorBoard:
         self._writer.close()
 
 
-# The module of every tracker.
+# The module that each tracker imports.
 TRACKERS = {"wandb": "wandb", "trackio": "trackio", "tensorboard": "torch.utils.tensorboard"}
 
 
 def make_tracker(track: str | Tracker | None, output: Path) -> Tracker | None:
-    """Return a tracker by its name; a tracker or None is returned as it is.
+    """Return the tracker of a name. An object that is a tracker already, or None, is returned as it is.
 
     Raises
     ------
@@ -87,7 +90,7 @@ def make_tracker(track: str | Tracker | None, output: Path) -> Tracker | None:
 
 
 def numbers_of(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return the numbers among nested results, with the names of the levels joined by a slash.
+    """Return the numbers in nested results, by the names of their levels joined by slashes. Lists and truth values are left out.
 
     Examples
     --------

@@ -41,10 +41,11 @@ def make_budgets(pruner: BasePruner, ffns: FFNs, *, jointly: bool, targets: Sequ
     Parameters
     ----------
     pruner : BasePruner
-        Its amount, min_keep and multiple_of are used, and normalize if it is a GlobalPruner.
+        Both budgets take over its `amount`, `min_keep` and `multiple_of`. The global budget also takes over `normalize` if this
+        is a GlobalPruner.
     ffns : FFNs
     jointly : bool
-        Whether all FFNs always share the global budget. If not, the amount must also be possible for each FFN alone.
+        Whether the global budget is always shared by all FFNs. If not, the amount must also be possible for each FFN alone.
     targets : sequence of {"neurons", "experts"}
         What would be removed.
 
@@ -68,7 +69,7 @@ def make_budgets(pruner: BasePruner, ffns: FFNs, *, jointly: bool, targets: Sequ
     global_ = GlobalPruner(*settings, pruner.normalize if isinstance(pruner, GlobalPruner) else "auto")
     # Whether an amount is possible depends on sizes alone, so it can be checked before the calibration.
     by_ffn = [[record_of_size(layer.name, layer.size) for layer in ffn.prunable.values()] for ffn in ffns]
-    # Of both targets, neurons are always possible.
+    # With both targets, an amount is possible if it is possible for neurons.
     units = units_of(ffns.layers.values(), tuple(targets) if len(targets) == 1 else ("neurons",))
     all_layers = [record_of_size(each.name, each.n_units, each) for each in units]
     groups = [all_layers] if jointly else [all_layers, *by_ffn]

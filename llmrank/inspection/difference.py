@@ -1,4 +1,8 @@
-"""The difference between two pruned checkpoints, or two rankings, of one model: neurons, scores, settings and outcomes."""
+"""The difference between two pruned checkpoints, or two rankings, of one model: neurons, scores, settings and outcomes.
+
+A ranking is a directory with the statistics and scores of a model, by which it is pruned later. A and B are the two that are
+compared.
+"""
 
 from __future__ import annotations
 
@@ -52,13 +56,13 @@ class Run:
     Attributes
     ----------
     path : Path
-        What it was read from.
+        The file or directory that it was read from.
     report : mapping
-        The content of ``report.json``; of a ranking, its settings in the same places.
+        The content of ``report.json``; for a ranking, its settings under the same keys.
     masks : Masks or None
         None if there is no ``masks.safetensors`` beside the report.
     scores : mapping from str to (n,) float64 array
-        Scores of the neurons by layer; empty but for a ranking.
+        Scores of the neurons by layer, if this is a ranking; else empty.
     """
 
     path: Path
@@ -76,9 +80,9 @@ class LayerDifference:
     size : int
         Number of neurons of the dense layer.
     widths : tuple of int
-        Numbers that A and B keep.
+        Numbers of neurons that A and B keep.
     both, only_a, only_b : int
-        Numbers of neurons that both keep, only A, and only B.
+        Numbers of neurons that both keep, that only A keeps, and that only B keeps.
     """
 
     size: int
@@ -125,13 +129,14 @@ class RunDifference:
     layers : dict from str to LayerDifference
         By prunable layer; empty if a run has no masks.
     widths : dict from str to tuple of (int or None)
-        Number of neurons that A and B keep in each layer, by their reports.
+        Number of neurons that A and B keep in each layer, as their reports state it; None if a report lacks the layer.
     correlations : dict from str to float
         Spearman's correlation of the scores of each layer; empty if a run has no scores. NaN where all scores are equal.
     settings : dict from str to tuple
-        Settings that differ, by their path in the report such as ``method.scorer.name``; None where a run lacks one.
+        Settings of A and B that differ, by their path in the report such as ``method.scorer.name``. A setting that a report lacks
+        is None.
     outcomes : dict from str to tuple
-        Numbers of removed neurons, sizes, perplexities and divergences of A and B; None where a run lacks one.
+        Numbers of removed neurons, sizes, perplexities and divergences of A and B. A number that a report lacks is None.
     notes : tuple of str
         What could not be compared, as sentences.
     """
@@ -156,7 +161,7 @@ class RunDifference:
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:
-    """Read a pruned checkpoint directory, its ``report.json``, or a directory that ``llmrank rank`` has written.
+    """Read what is known of a run from a pruned checkpoint, from its ``report.json``, or from a directory of ``llmrank rank``.
 
     Weights are not read.
 
@@ -190,7 +195,7 @@ def _read_ranking(place: Path) -> Run:
         "calibration": settings.get("calibration"),
         "neurons": {"before": sum(map(len, scores.values()))},
     }
-    # The file of scores is sorted by name, the settings have the order of the model.
+    # The file of scores is sorted by name, but the settings list the layers in the order of the model.
     names = settings.get("layers", scores)
     return Run(place, report, None, {name: scores[name] for name in (names if set(names) == set(scores) else scores)})
 
@@ -216,12 +221,12 @@ def compare_runs(a: Run, b: Run) -> RunDifference:
     Raises
     ------
     OptionError
-        They are of different models: their classes, their dense sizes or their layers differ.
+        The two are of different models: their classes, their dense sizes or their layers differ.
     """
     _check_same_model(a, b)
     notes, layers = [], {}
     if a.masks is not None and b.masks is not None:
-        # The file of masks is sorted by name, the report has the order of the model.
+        # The file of masks is sorted by name, but the report lists the layers in the order of the model.
         names = a.report["neurons"].get("widths", a.masks)
         ordered = names if set(names) == set(a.masks) else a.masks
         layers = {name: _compare_masks(a.masks[name], b.masks[name]) for name in ordered}
@@ -249,7 +254,7 @@ def compare_runs(a: Run, b: Run) -> RunDifference:
 
 
 def _check_same_model(a: Run, b: Run) -> None:
-    """Raise unless all that both state of the dense model is equal; its path may differ."""
+    """Raise an OptionError if A and B state different facts of the dense model. Its path may differ."""
 
     def refuse(difference: str) -> None:
         raise OptionError(
@@ -286,7 +291,7 @@ def _value(report: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dicts as one, with the keys joined by points."""
+    """Return nested dicts as one dict, whose keys are the nested keys joined by points."""
     found: dict[str, Any] = {}
     for key, value in content.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

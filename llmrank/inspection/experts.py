@@ -22,13 +22,14 @@ class ExpertSummary:
         Name of its prunable layer.
     n_neurons : int
     routed : bool
-        Whether a router sends it tokens; otherwise it is a shared expert, which gets all of them.
+        Whether a router chooses the tokens of the expert. If not, it is a shared expert, which gets all tokens.
     tokens : float
-        Share of the calibration tokens that it gets, 0..1.
+        Share of the calibration tokens that the expert gets, 0..1.
     weight : float
-        Mean of its routing weight over all calibration tokens, 0 for those that it does not get; 1 for a shared expert.
+        Mean of the expert's routing weight over all calibration tokens, where a token that it does not get counts as 0. 1 for a
+        shared expert.
     score : float
-        Sum of the scores of its neurons; those of all experts of a mixture, shared ones included, sum to 1.
+        Sum of the scores of the expert's neurons. The scores of all experts of a mixture, shared ones included, sum to 1.
     kept : mapping from str to int
         Number of neurons that each budget keeps; 0 if it removes the expert. A budget that refuses the amount has no entry.
     """
@@ -43,11 +44,11 @@ class ExpertSummary:
 
     @property
     def is_dead(self) -> bool:
-        """Whether it gets no token."""
+        """Whether the expert gets no calibration token."""
         return self.tokens == 0.0
 
     def label(self, mixture: str) -> str:
-        """Return its name without that of its mixture; of a shared expert, the last part."""
+        """Return the expert's name without the name of its mixture; for a shared expert, the last part of its name."""
         return self.name.removeprefix(f"{mixture}.") if self.routed else self.name.rpartition(".")[2]
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,6 +79,7 @@ def summarise_experts(
         raise OptionError(f"{name} is no mixture of experts")
     result = inspection.main if result is None else result
     statistics = inspection.graphs[layer.graph].statistics
+    # All tokens of the mixture pass the layer in front of its experts.
     n_tokens = max(statistics[layer.position - 1].count, 1)
     found = []
     for part, (size, routing) in zip(layer.parts, statistics[layer.position].experts, strict=True):

@@ -112,7 +112,7 @@ def write_figures(
 
 
 def draw_removed_neurons(importance: Mapping[str, Any], masks: Mapping[str, Any], budget: str = "") -> Figure:
-    """Draw the scores of every layer with the cut of its keep mask, and the shares of neurons kept and removed.
+    """Draw the scores of every layer, how many of its neurons are kept, and the shares of neurons kept and removed.
 
     Parameters
     ----------
@@ -126,8 +126,8 @@ def draw_removed_neurons(importance: Mapping[str, Any], masks: Mapping[str, Any]
     Returns
     -------
     matplotlib Figure
-        A heat map of the scores with a line at the number of neurons kept; below it bars of the shares, and the share of the
-        score that is removed. In a mixture of experts, the neurons removed need not be those of the lowest scores.
+        A heat map of the sorted scores of each layer, with a line at the number of neurons kept. Below it are bars of the shares,
+        and the share of the score that is removed. In a mixture of experts, the removed neurons need not have the lowest scores.
 
     Raises
     ------
@@ -193,6 +193,7 @@ def draw_experts(inspection: Inspection) -> Figure:
 
 
 def _what_is_left(inspection: Inspection, experts: Sequence[Sequence[ExpertSummary]]) -> str:
+    """Return the end of a title: how many experts are removed, how wide the others are, and by which budget and amount."""
     kept = [(each.kept[inspection.budget], each.n_neurons) for row in experts for each in row]
     n_removed = sum(width == 0 for width, _ in kept)
     widths, sizes = {width for width, _ in kept if width}, {size for _, size in kept}
@@ -218,13 +219,13 @@ def draw_concentration(inspection: Inspection) -> Figure:
 def draw_agreement(inspection: Inspection) -> Figure:
     """Draw how the inspection's scorer agrees, over all layers, with another scorer and with itself in the other topology.
 
-    The other scorer is ``activation`` if that is among the others, else the first of them. With only one scorer, only the
+    The other scorer is ``activation`` if the inspection has it, else the first other one. If there is no other scorer, only the
     topologies are compared.
 
     Returns
     -------
     matplotlib Figure
-        One plot for each comparison: the percentile of every neuron within its layer, by one result against the other.
+        One plot for each comparison. A point is a neuron, at its percentiles within its layer by the two results.
     """
     others = [name for name in inspection.results if name != inspection.scorer]
     other_scorer = [name for name in ("activation", *others) if name in others][:1]

@@ -43,7 +43,7 @@ class ScorerResult:
         Keep masks of the prunable layers at the inspection's amount, by budget (``local``, ``global``). A budget that refuses the
         amount has none.
     keep : mapping from str to mapping from str to (n,) bool array
-        The same masks by the layers of the inspection: that of a mixture joins those of its experts.
+        The same masks by the layers of the inspection. The mask of a mixture joins the masks of its experts.
     """
 
     ranks: tuple[RankResult, ...]
@@ -69,7 +69,7 @@ class Inspection:
     results : mapping from str to ScorerResult
         Results by the name of the scorer.
     scorer : str
-        Name of the main scorer; the others are compared with it.
+        Name of the main scorer. The other scorers are compared with it.
     budget : str
         The main budget, ``local`` or ``global``.
     in_other_topology : ScorerResult
@@ -144,8 +144,8 @@ def inspect_model(
     Parameters
     ----------
     pipeline : BasePipeline
-        Its stages up to the graphs are used, its targets, and of its pruner what :func:`make_budgets` reads. Its scorer is not
-        used.
+        It finds the FFNs, calibrates, and builds the graphs. Its targets are used, and those settings of its pruner that
+        :func:`make_budgets` reads. Its scorer is not used.
     scorers : mapping from str to BaseScorer
     scorer : str
         Name of the main scorer; the others are compared with it.
@@ -183,6 +183,7 @@ def inspect_model(
     started = perf_counter()
     topology: Topology = pipeline.topology
     other = _other_topology(topology)
+    # By topology: whether one budget covers the neurons of all graphs.
     jointly = {each: prunes_jointly(pipeline.structure_dict, each) for each in (topology, other)}
     targets = pipeline.targets
     with progress_step(pipeline.progress, "Finding FFNs"):

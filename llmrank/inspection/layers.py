@@ -1,4 +1,7 @@
-"""The layers of an inspection: the hidden neurons of an FFN, or of all experts of a mixture; and how people name them."""
+"""The layers of an inspection, and how users name a layer, an expert or a neuron.
+
+A layer holds the hidden neurons of one FFN, or those of all experts of a mixture.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ class InspectedLayer:
     name : str
         Name of the prunable layer, or of the mixture of experts.
     graph, position : int
-        Index of the graph, and layer of the graph.
+        Index of the graph, and of the layer in the graph.
     parts : tuple of LayerNodes
         The prunable layer; or one part for each expert of the mixture, shared experts included, in the order of the nodes.
     is_mixture : bool
@@ -66,7 +69,7 @@ class InspectedLayer:
         return next(part for part in self.parts if part.start <= neuron < part.nodes.stop)
 
     def label(self, neuron: int) -> str:
-        """Return the name of a neuron's layer; in a mixture, also the neuron's index in its expert."""
+        """Return the name of a neuron's layer; in a mixture, the name of its expert and its index there."""
         part = self.part_of(neuron)
         return f"neuron {neuron - part.start} of {part.layer.name}" if self.is_mixture else self.name
 
@@ -86,7 +89,7 @@ def find_layers(graphs: Sequence[ModelGraph]) -> dict[str, InspectedLayer]:
 
 
 def parts_by_layer(ffns: FFNs) -> dict[str, dict[str, int]]:
-    """Return the layers that an inspection of these FFNs will have: for each, by name, the sizes of its parts by theirs.
+    """Return the layers that an inspection of these FFNs will have, by name; each is a dict from its parts' names to their sizes.
 
     >>> from torch import nn
     >>> from llmrank.models import find_ffns
@@ -102,10 +105,10 @@ def parts_by_layer(ffns: FFNs) -> dict[str, dict[str, int]]:
 
 
 def parse_neuron(layers: Mapping[str, Mapping[str, int]], text: str) -> tuple[str, int]:
-    """Parse a neuron as people write it: ``model.layers.3.mlp:17``, or ``3:17`` for the fourth layer of an inspection.
+    """Parse a neuron as users write it: ``model.layers.3.mlp:17``, or ``3:17`` for neuron 17 of the fourth layer.
 
-    The name of an expert, or ``3.5`` for the sixth expert of that layer, counts the neurons of that expert. If a layer has the
-    name ``3``, that layer is meant.
+    Before the colon there may also be an expert: its name, or ``3.5`` for the sixth expert of the fourth layer. Then the number
+    after the colon counts the neurons of that expert. A layer whose name is ``3`` takes precedence over the fourth layer.
 
     Parameters
     ----------

@@ -1,6 +1,8 @@
 """How many units each budget removes from each layer, for every amount and multiple that the page of an inspection offers.
 
-A unit is a neuron; in a mixture of experts it is one neuron of every expert, or a whole expert.
+A unit is a neuron; in a mixture of experts it is one neuron of every expert, or a whole expert. The units of a layer, or of a
+mixture, are one set of units (:class:`llmrank.prune.records.units.Units`). A multiple is a number to whose multiples the widths
+of pruned layers are rounded.
 """
 
 from __future__ import annotations
@@ -35,23 +37,22 @@ class Choices:
 
     Attributes
     ----------
-    units : tuple of Units
-        What can be removed: the neurons of a prunable layer, or the units of a mixture. If neurons and experts are removed
-        together, the neurons of each layer of the inspection.
+    unit_sets : tuple of Units
+        A set of units for each prunable layer, or for each mixture of experts. If neurons and experts are removed together, a set
+        for each layer of the inspection, whose units are the neurons of the layer.
     min_keep : int
         Smallest number of units that a layer keeps.
     amounts : tuple of float or int
-        The shares 0.00, 0.01, ... up to the end of the slider; then the amount of the inspection, if it is none of them. If
-        neurons and experts are removed together, only the amount of the inspection.
+        The shares 0.00, 0.01, ... up to the end of the slider. The amount of the inspection follows if it is not one of these
+        shares. If neurons and experts are removed together, only the amount of the inspection.
     multiples : tuple of int
-        Numbers to whose multiples kept widths can be rounded.
     amount_index, multiple_index : int
         Indices of the inspection's own amount and multiple.
     refusals : mapping from str to tuple of str
         By budget (``local``, ``global``): for each amount, why the budget refuses it, or an empty string.
     """
 
-    units: tuple[Units, ...]
+    unit_sets: tuple[Units, ...]
     min_keep: int
     amounts: tuple[float | int, ...]
     amount_index: int
@@ -60,19 +61,19 @@ class Choices:
     refusals: Mapping[str, tuple[str, ...]]
 
     @property
-    def is_fixed(self) -> bool:
-        """Whether there is one amount alone, because neurons and experts are removed together."""
+    def has_one_amount(self) -> bool:
+        """Whether the page offers only one amount, because neurons and experts are removed together."""
         return len(self.amounts) == 1
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Numbers of units."""
-        return tuple(each.n_units for each in self.units)
+        """Number of units in each set."""
+        return tuple(each.n_units for each in self.unit_sets)
 
     @property
     def n_neurons(self) -> int:
-        """Number of neurons in all units."""
-        return sum(each.n_units * each.n_neurons for each in self.units)
+        """Number of neurons in all units of all sets."""
+        return sum(each.n_units * each.n_neurons for each in self.unit_sets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +83,11 @@ class Order:
     Attributes
     ----------
     positions : mapping from str to tuple of (n,) arrays
-        By budget, for each layer of the inspection and each of its neurons: how many units are removed before the neuron's own,
-        of those :class:`Units` that it belongs to. 0 if it belongs to none, and is never removed. If neurons and experts are
-        removed together: 0 if the budget removes the neuron, else 1.
+        By budget, an array for each layer of the inspection: for each neuron, how many units of the same set are removed before
+        the neuron's own unit. It is 0 for a neuron that belongs to no unit, and is never removed. If neurons and experts are
+        removed together, it is 0 if the budget removes the neuron, else 1.
     removed_before : tuple of (units,) arrays
-        For each of :attr:`Choices.units`: how many neurons of all layers global pruning removes before each unit.
+        An array for each of :attr:`Choices.unit_sets`: how many neurons of all layers global pruning removes before each unit.
     """
 
     positions: Mapping[str, tuple[IntArray, ...]]
@@ -94,16 +95,19 @@ class Order:
 
 
 def offered_choices(inspection: Inspection) -> Choices:
-    """Return what the page offers for an inspection."""
+    """Return the amounts and multiples that the page offers for an inspection."""
     local, global_ = inspection.budgets.local, inspection.budgets.global_
     if len(inspection.targets) > 1:
-        # Every amount divides itself anew among neurons and experts, so there is no one order in which they are removed.
-        units = tuple(Units(name, tuple(each.layers), each.size) for name, each in inspection.layers.items())
+        # How much of an amount falls to neurons, and how much to experts, depends on the amount. So there is no single order in
+        # which they are removed.
+        unit_sets = tuple(Units(name, tuple(each.layers), each.size) for name, each in inspection.layers.items())
         refusals = {budget: (inspection.budgets.refusals.get(budget, ""),) for budget in ("local", "global")}
-        return Choices(units, local.min_keep, (inspection.amount,), 0, (local.multiple_of,), 0, refusals)
-    units = tuple(units_of([part for each in inspection.layers.values() for part in each.layers], inspection.targets))
+        return Choices(unit_sets, local.min_keep, (inspection.amount,), 0, (local.multiple_of,), 0, refusals)
+    unit_sets = tuple(
+        units_of([part for each in inspection.layers.values() for part in each.layers], inspection.targets)
+    )
     amounts: list[float | int] = [percent / 100 for percent in range(SLIDER_END + 1)]
-    # A number of neurons is always added, even 0 neurons, which Python takes as equal to the share 0.0.
+    # An amount that is a number of neurons is always added. Even 0 neurons is, though Python takes 0 and the share 0.0 as equal.
     if isinstance(inspection.amount, int) or inspection.amount not in amounts:
         amount_index = len(amounts)
         amounts.append(inspection.amount)
@@ -111,13 +115,13 @@ def offered_choices(inspection: Inspection) -> Choices:
         amount_index = amounts.index(inspection.amount)
     multiples = sorted({*MULTIPLES, local.multiple_of})
     return Choices(
-        units=units,
+        unit_sets=unit_sets,
         min_keep=local.min_keep,
         amounts=tuple(amounts),
         amount_index=amount_index,
         multiples=tuple(multiples),
         multiple_index=multiples.index(local.multiple_of),
-        refusals={"local": _refusals(local, amounts, units), "global": _refusals(global_, amounts, units)},
+        refusals={"local": _refusals(local, amounts, unit_sets), "global": _refusals(global_, amounts, unit_sets)},
     )
 
 
@@ -128,44 +132,48 @@ def removal_order(inspection: Inspection, choices: Choices, result: ScorerResult
         for name, layer in inspection.layers.items()
         for part in layer.parts
     }
-    if choices.is_fixed:
+    if choices.has_one_amount:
         ones = {name: np.ones(layer.size, dtype=bool) for name, layer in inspection.layers.items()}
         by_budget = {budget: result.keep.get(budget, ones) for budget in ("local", "global")}
         fixed = {budget: tuple(mask.astype(np.int64) for mask in keep.values()) for budget, keep in by_budget.items()}
         return Order(fixed, fixed["global"])
-    # These pruners read neither weights nor activations, so the graphs of the other topology are not needed.
+    # The local and the global pruner read neither weights nor activations, so scores are enough, and graphs are not needed.
     records = [
         LayerRecord(each.name, each.importance(scores, scores), explicit=not each.layers[0].output_maps, units=each)
-        for each in choices.units
+        for each in choices.unit_sets
     ]
-    in_layer = inspection.budgets.local.removal_positions(records)
-    in_model = inspection.budgets.global_.removal_positions(records)
-    in_order = torch.cat([torch.full((each.n_units,), each.n_neurons) for each in choices.units])
-    in_order = in_order[torch.argsort(torch.cat(in_model))]
-    before = in_order.cumsum(0) - in_order
+    positions_in_layer = inspection.budgets.local.removal_positions(records)
+    positions_in_model = inspection.budgets.global_.removal_positions(records)
+    unit_sizes = torch.cat([torch.full((each.n_units,), each.n_neurons) for each in choices.unit_sets])
+    # The numbers of neurons in the units, and how many neurons are removed before each, both in the order of removal.
+    sizes_in_order = unit_sizes[torch.argsort(torch.cat(positions_in_model))]
+    removed_before = sizes_in_order.cumsum(0) - sizes_in_order
     by_part = {name: torch.zeros(len(values), dtype=torch.int64) for name, values in scores.items()}
-    for each, positions in zip(choices.units, in_layer, strict=True):
+    for each, positions in zip(choices.unit_sets, positions_in_layer, strict=True):
         by_part.update({name: positions[unit] for name, unit in each.assign(scores).items()})
     joined = tuple(layer.join(by_part) for layer in inspection.layers.values())
-    return Order({"local": joined, "global": joined}, tuple(before[positions].numpy() for positions in in_model))
+    return Order(
+        {"local": joined, "global": joined},
+        tuple(removed_before[positions].numpy() for positions in positions_in_model),
+    )
 
 
 def local_removals(choices: Choices) -> IntArray:
-    """Return how many units local pruning removes.
+    """Return how many units of each set local pruning removes.
 
     Returns
     -------
-    (multiples, amounts, units) int64 array
+    (multiples, amounts, sets of units) int64 array
         Zero where the pruner refuses the amount.
     """
-    if choices.is_fixed:
-        return _fixed(choices, "local")
+    if choices.has_one_amount:
+        return _removals_at_one_amount(choices, "local")
     counts = [[local_count(amount, size) for size in choices.sizes] for amount in choices.amounts]
     return _rounded(choices, np.array(counts), choices.refusals["local"])
 
 
 def global_removals(choices: Choices, removed_before: Sequence[IntArray]) -> IntArray:
-    """Return how many units global pruning removes.
+    """Return how many units of each set global pruning removes.
 
     Parameters
     ----------
@@ -175,29 +183,35 @@ def global_removals(choices: Choices, removed_before: Sequence[IntArray]) -> Int
 
     Returns
     -------
-    (multiples, amounts, units) int64 array
+    (multiples, amounts, sets of units) int64 array
         Zero where the pruner refuses the amount.
     """
-    if choices.is_fixed:
-        return _fixed(choices, "global")
+    if choices.has_one_amount:
+        return _removals_at_one_amount(choices, "global")
     limits = [global_count(amount, choices.n_neurons) for amount in choices.amounts]
     counts = np.stack([np.searchsorted(np.sort(before), limits) for before in removed_before], axis=1)
     return _rounded(choices, counts, choices.refusals["global"])
 
 
-def _fixed(choices: Choices, budget: str) -> IntArray:
-    """Return the numbers that remove all neurons at position 0, see :class:`Order`."""
-    return np.full((1, 1, len(choices.units)), 0 if choices.refusals[budget][0] else 1, dtype=np.int64)
+def _removals_at_one_amount(choices: Choices, budget: str) -> IntArray:
+    """Return 1 for each set of units, which removes the neurons at position 0, see :class:`Order`; 0 if the budget refuses."""
+    return np.full((1, 1, len(choices.unit_sets)), 0 if choices.refusals[budget][0] else 1, dtype=np.int64)
 
 
 def _rounded(choices: Choices, counts: IntArray, refusals: Sequence[str]) -> IntArray:
-    """Return (multiples, amounts, units) numbers of removed units, from (amounts, units) numbers without rounding."""
+    """Round the numbers of removed units, (amounts, sets of units), so that the kept widths are multiples of every multiple.
+
+    Returns
+    -------
+    (multiples, amounts, sets of units) int64 array
+        Zero where the pruner refuses the amount.
+    """
     removals = np.zeros((len(choices.multiples), *counts.shape), dtype=np.int64)
-    for row, reason in enumerate(refusals):
+    for amount_index, reason in enumerate(refusals):
         if reason:
             continue
-        for k, multiple in enumerate(choices.multiples):
-            removals[k, row] = [
+        for multiple_index, multiple in enumerate(choices.multiples):
+            removals[multiple_index, amount_index] = [
                 each.n_units
                 - round_width(
                     each.n_units - int(count),
@@ -205,14 +219,14 @@ def _rounded(choices: Choices, counts: IntArray, refusals: Sequence[str]) -> Int
                     math.lcm(multiple, each.multiple_of),
                     max(choices.min_keep, each.min_keep),
                 )
-                for each, count in zip(choices.units, counts[row], strict=True)
+                for each, count in zip(choices.unit_sets, counts[amount_index], strict=True)
             ]
     return removals
 
 
-def _refusals(pruner: BasePruner, amounts: Sequence[float | int], units: Sequence[Units]) -> tuple[str, ...]:
+def _refusals(pruner: BasePruner, amounts: Sequence[float | int], unit_sets: Sequence[Units]) -> tuple[str, ...]:
     """Return for each amount why a pruner refuses it, or an empty string."""
-    records = [record_of_size(each.name, each.n_units, each) for each in units]
+    records = [record_of_size(each.name, each.n_units, each) for each in unit_sets]
     reasons = [""] * len(amounts)
     if len(amounts) > SLIDER_END + 1:
         reasons[-1] = reason_to_refuse(type(pruner)(amounts[-1], pruner.min_keep), [records])

@@ -43,8 +43,8 @@ class Agreement:
         Mean over the layers of Spearman's correlation of the neurons' scores, in -1..1; if only experts are removed, of the
         experts' scores. Layers with constant scores are left out; NaN if no layer is left.
     local, global_ : float
-        Share of all neurons kept by the main scorer under this budget that the other one keeps too; NaN if the budget refuses
-        the amount.
+        Of the neurons that the main scorer keeps under this budget, the share that the other scorer keeps too. NaN if the budget
+        refuses the amount.
     """
 
     correlation: float
@@ -169,7 +169,7 @@ def summarise_inspection(inspection: Inspection, names: Sequence[str] | None = N
 def _agreement(inspection: Inspection, other: ScorerResult) -> Agreement:
     main = inspection.main
     correlations = [
-        rank_correlation(_compared(inspection, layer, main), _compared(inspection, layer, other))
+        rank_correlation(_scores_to_compare(inspection, layer, main), _scores_to_compare(inspection, layer, other))
         for layer in inspection.layers.values()
         if layer.is_mixture or inspection.targets != ("experts",)
     ]
@@ -182,7 +182,9 @@ def _agreement(inspection: Inspection, other: ScorerResult) -> Agreement:
     return Agreement(mean(defined) if defined else float("nan"), overlaps["local"], overlaps["global"])
 
 
-def _compared(inspection: Inspection, layer: InspectedLayer, result: ScorerResult) -> npt.NDArray[np.floating[Any]]:
+def _scores_to_compare(
+    inspection: Inspection, layer: InspectedLayer, result: ScorerResult
+) -> npt.NDArray[np.floating[Any]]:
     """Return the scores of a layer's neurons or, if only experts are removed, those of its routed experts."""
     scores = result.importance[layer.name]
     return scores if inspection.targets != ("experts",) else _routed_sums(layer, scores)
@@ -200,10 +202,10 @@ class Verdict:
     ----------
     kept : bool
     margin : float
-        The :func:`margin` of the neuron among those of its layer. In a mixture of experts the neuron is compared with those of
-        its expert or, if the budget removes whole experts, its expert with the others; NaN if the neuron could not be removed.
+        The :func:`margin` of the neuron among the neurons or experts that it is compared with; NaN if it could not be removed.
     among : {"layer", "expert", "mixture"}
-        Whether the neuron is compared with those of its layer or of its expert, or its expert with those of its mixture.
+        What the neuron is compared with: "layer", the neurons of its layer; "expert", the neurons of its expert; "mixture": its
+        expert is compared with the other experts of the mixture, because the budget removes whole experts.
     """
 
     kept: bool
@@ -220,7 +222,8 @@ class NeuronSummary:
     layer : str
         Name of its layer in the inspection.
     label : str
-        What it is called in the model: the name of its layer or, in a mixture, its index in its expert and the expert's name.
+        What the neuron is called in the model: the name of its layer or, in a mixture, its index in its expert and the expert's
+        name.
     node : NodeSummary
         Score, percentile, strengths and strongest edges.
     verdicts : mapping from str to Verdict
@@ -228,7 +231,7 @@ class NeuronSummary:
     paths : tuple of Path
         The strongest paths through the neuron, from the layer before to the layer after, if there is one.
     before, after : str, and str or None
-        Names of the layers before and after; `after` is None if the neuron's layer is the last of its graph.
+        Names of the layers before and after the neuron's layer. `after` is None if that layer is the last of its graph.
     """
 
     layer: str
@@ -293,7 +296,7 @@ def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int =
 
 
 def _verdict(inspection: Inspection, layer: InspectedLayer, neuron: int, budget: str) -> Verdict:
-    """Compare a neuron with those that a budget compares it with: of its layer, or of its expert; or compare the experts."""
+    """Compare a neuron with the neurons of its layer or expert, or its expert with the other experts; see :class:`Verdict`."""
     scores, keep = inspection.main.importance[layer.name], inspection.main.keep[budget][layer.name]
     part = layer.part_of(neuron)
     kept = bool(keep[neuron])

@@ -63,8 +63,8 @@ class BasePipeline(PipelineStages):
     pruner : BasePruner, optional
         :class:`LocalPruner` of 30 % by default. A pruner that needs sensitivities is refused with a `structure_dict`.
     device : str or torch.device, optional
-        Where the model is moved to; by default it stays where it is. With a work directory, where its blocks are brought to
-        one at a time.
+        The device that the model is moved to; by default it stays where it is. With a work directory, blocks are brought to the
+        device one at a time, and the model stays on the CPU.
     calibration : CalibrationText, or a source as for :class:`CalibrationText`; optional
         The text that statistics are taken on; by default up to 16 sequences of at most 1,024 tokens of the built-in text.
     form : {"compact", "zero", "mask"}, optional
@@ -88,16 +88,16 @@ class BasePipeline(PipelineStages):
         Keep the original weights for :meth:`undo`. Otherwise :attr:`repaired` and :attr:`graph` are empty after :meth:`run`,
         and an error that comes later than the repair can leave the model repaired or pruned, completely or in part.
     work_directory : path-like, optional
-        Run with little memory, block by block: what a block does not need is in files of this directory, which is made, and
-        which the caller deletes when the model is saved (``remove`` of the attribute ``work``). The model should be
-        loaded on the CPU in the dtype of its checkpoint, so that its weights stay on disk. With a `device` it computes there:
-        forward passes of a block, sums and repairs; ranks are computed on the CPU.
+        Run with little memory, block by block. What the present block does not need is kept in files of this directory. The run
+        makes the directory, and the caller deletes it after saving the model (``pipeline.work.remove()``). The model should be
+        loaded on the CPU in the dtype of its checkpoint, so that its weights stay on disk. With a `device`, forward passes,
+        sums and repairs are computed there; ranks are always computed on the CPU.
     resume : bool
         Go on with an earlier run in the work directory, at the block where it ended.
     processes : Processes, optional
         The processes that divide the run among themselves. By default :meth:`run` joins those that a launcher has started
-        (torchrun, accelerate) or that torch.distributed has connected; each calls it with the same model and options, and gets
-        the same result.
+        (torchrun, accelerate) or that torch.distributed has connected. Each process calls :meth:`run` with the same model and
+        options, and gets the same result.
 
     Attributes
     ----------
@@ -129,13 +129,13 @@ class BasePipeline(PipelineStages):
         self._check_fresh()
         if self.processes.count > 1 or launched_processes()[1] == 1:
             return self._run()
-        alone = self.processes
+        before_joining = self.processes
         with join_processes() as processes:
             self.processes = processes
             try:
                 return self._run()
             finally:
-                self.processes = alone
+                self.processes = before_joining
 
     def _run(self) -> nn.Module:
         self._check_processes()
@@ -146,7 +146,7 @@ class BasePipeline(PipelineStages):
         logger.info("found %d FFNs (%s) with %d neurons", len(ffns), kinds, sum(ffns.sizes.values()))
         self._prepared = None
         with self._timed("evaluate before"):
-            evaluation, texts = self.evaluate()
+            evaluation, evaluation_text = self.evaluate()
         with self._timed("calibrate"):
             sequences, held_out = self.calibration_texts()
             self.open_work_directory(sequences, held_out)
@@ -180,9 +180,9 @@ class BasePipeline(PipelineStages):
                 with self._timed("check"), checking, self.onloaded():
                     check_equivalence(self.model, expected, sequences)
             with self._timed("evaluate after"):
-                if evaluation is not None and texts is not None:
-                    evaluation.after = self._perplexity(texts, "Evaluating the pruned model")
-                    evaluation.calibration_overlap = shared_passages(sequences.joined(held_out), texts)
+                if evaluation is not None and evaluation_text is not None:
+                    evaluation.after = self._perplexity(evaluation_text, "Evaluating the pruned model")
+                    evaluation.calibration_overlap = shared_passages(sequences.joined(held_out), evaluation_text)
             report.after = model_size(self.model, ffns)
         except BaseException:
             if self.undoable:
@@ -204,7 +204,7 @@ class BasePipeline(PipelineStages):
         sequences : TokenSequences
             Sequences to rank by, and to fit a repair to.
         held_out : TokenSequences, optional
-            Sequences to choose the damping of a repair with, and to validate it.
+            Sequences by which the damping of a repair is chosen, and the repair is validated.
 
         Returns
         -------
@@ -215,44 +215,45 @@ class BasePipeline(PipelineStages):
         self._check_fresh()
         self.step_results = []
         self.validation = None
-        present: Masks | None = None
+        present: Masks | None = None  # the masks of the step before
         repaired: dict[str, RepairedMap] = {}
         record = Recording([])
         for number, amount in enumerate(amounts_after_steps(self.pruner.amount, self.steps), start=1):
-            first, last = number == 1, number == self.steps
+            is_first, is_last = number == 1, number == self.steps
             seconds_before = dict(self._seconds)
             with temporarily_masked(self.model, ffns, present):
-                # A repair runs the model block by block, so these passes record how the model calls its blocks.
-                runs_whole = self.work is None and not isinstance(self.calibration, RankedText)
+                # A repair runs the model block by block, so the passes of the calibration record how the model calls its blocks.
+                # With a work directory or a ranking, the calibration makes no passes of the complete model.
+                makes_passes = self.work is None and not isinstance(self.calibration, RankedText)
                 size = self.calibration.batch_size
-                recorded = ffns if first and self.repair and runs_whole else FFNs()
-                with self._timed("calibrate"), recording(self.model, recorded) as seen:
+                recorded = ffns if is_first and self.repair and makes_passes else FFNs()
+                with self._timed("calibrate"), recording(self.model, recorded) as new_record:
                     statistics = self.calibrate(ffns, sequences)
-                    if seen.blocks and held_out is not None:
+                    if new_record.blocks and held_out is not None:
                         run_sequences(self.model, ffns, self.processes.share(held_out, size).batches(size))
-                if not runs_whole and self.repair is not None:
+                if not makes_passes and self.repair is not None:
                     texts = sequences.parts if held_out is None else (sequences, held_out)
                     shares = [self.processes.share(text, size) for text in texts if text is not None]
                     batches = [batch for share in shares for batch in share.batches(size)]
-                    # With a work directory the calibration has had the blocks repeat a pass.
-                    seen = record_without_running(self.model, ffns, batches, repeat=self.work is None)
+                    # With a work directory, the calibration has already checked that the blocks can be called one by one.
+                    new_record = record_without_running(self.model, ffns, batches, repeat=self.work is None)
                 with self._timed("rank"):
                     graphs = self.build_graphs(ffns, statistics)
                     ranks = self.rank_graphs(graphs)
-                if first:
-                    record, self.model_graphs, self.ranks = seen, graphs, ranks
+                if is_first:
+                    record, self.model_graphs, self.ranks = new_record, graphs, ranks
                     with self._timed("measure"):
                         self.sensitivities = self.measure_sensitivities(ffns, sequences)
                 with self._timed("prune"):
-                    if first and last:
-                        # With a single step, overrides of choose_masks() need not take the arguments that steps need.
+                    if is_first and is_last:
+                        # An override of choose_masks() may lack the arguments that only several steps need.
                         masks = self.choose_masks(graphs, ranks)
                     else:
-                        pruner = self.pruner if last else self.pruner.with_amount(amount)
+                        pruner = self.pruner if is_last else self.pruner.with_amount(amount)
                         masks = self.choose_masks(graphs, ranks, pruner, present)
                     if self.processes.count > 1:
                         masks = Masks(self.processes.first(dict(masks)))
-            repairs_now = self.repair is not None and last
+            repairs_now = self.repair is not None and is_last
             if repairs_now:
                 record.keeps_first_states = False
                 with self._timed("repair"):
@@ -282,7 +283,7 @@ class BasePipeline(PipelineStages):
             return perplexity(self.model, texts, self.calibration.batch_size, shown, self.processes)
 
     def undo(self) -> nn.Module:
-        """Restore the model as it was before :meth:`run`, bit for bit (it stays on `device`); refused unless :attr:`undoable`."""
+        """Restore the model as it was before :meth:`run`, bit for bit, but on `device`; refused unless :attr:`undoable`."""
         if self.application is None:
             raise OptionError("there is nothing to undo: run() has not pruned this model, or undo() has restored it")
         self.application.undo()
@@ -290,7 +291,7 @@ class BasePipeline(PipelineStages):
         return self.model
 
     def open_work_directory(self, sequences: TokenSequences, held_out: TokenSequences | None) -> None:
-        """Make or resume the work directory, if there is to be one, for this model, these texts and these settings."""
+        """Make or resume the work directory if the options ask for one. It belongs to this model, these texts and settings."""
         if self.work_directory is None:
             return
         devices = sorted({parameter.device.type for parameter in self.model.parameters()} - {"cpu"})
@@ -305,20 +306,20 @@ class BasePipeline(PipelineStages):
             "calibration": sequences.provenance(),
             "held_out": None if held_out is None else held_out.provenance(),
             "batch_size": self.calibration.batch_size,
-            "device": str(self.block_device or "cpu"),  # rounding differs
+            "device": str(self.block_device or "cpu"),  # because rounding differs between devices
             **self._method_settings(),
         }
         self.work = WorkDirectory(self.work_directory, json_safe(run), resume=self.resume)
 
     def _check_processes(self) -> None:
-        """Refuse what several processes cannot do, and let process 0 alone show progress."""
+        """Refuse what several processes cannot do, and let only process 0 show progress."""
         count = self.processes.count
         if count == 1:
             return
         if self.work_directory is not None:
             raise OptionError(
                 f"a run with little memory keeps its files in one place, and {count} processes were started; start one process, "
-                "or leave the low memory (--low-memory, --resume, work_directory) out"
+                "or run without --low-memory and --resume (work_directory=)"
             )
         if len(set((getattr(self.model, "hf_device_map", None) or {}).values())) > 1:
             raise OptionError(
@@ -351,23 +352,23 @@ class BasePipeline(PipelineStages):
         logger.debug("%s took %.2f s", stage, seconds)
 
     def _report(self, ffns: FFNs, masks: Masks, sequences: TokenSequences, held_out: TokenSequences | None) -> Report:
-        """Make the report as far as it is known before masks are applied."""
+        """Make the report of all that is known before the masks are applied."""
         size, costs = model_size(self.model, ffns), self.costs or self.check(ffns)
         reached = reached_amounts(masks, costs)
         processes = {"processes": self.processes.count} if self.processes.count > 1 else {}
         device = {} if self.block_device is None else {"device": str(self.block_device)}
-        fitted, unfitted = (sequences, held_out) if held_out is not None else sequences.parts
+        fit, held_out_part = (sequences, held_out) if held_out is not None else sequences.parts
         notes = [
             *(f"no token reaches {stack}: its FFNs were left as they are" for stack in sorted(self._not_reached)),
             *budget_notes(self.pruner, reached),
-            *repair_notes(self.repair, self.validation, self.token_warning(ffns, fitted.n_tokens)),
+            *repair_notes(self.repair, self.validation, self.token_warning(ffns, fit.n_tokens)),
             *(f"{rank.names[entry.layer]}: {entry.reason}" for rank in self.ranks for entry in rank.degenerate),
         ]
         return Report(
             model=describe_model(self.model, ffns) | device,
             method=self._method_settings(),
             calibration=sequences.provenance() | processes,
-            held_out=None if unfitted is None else unfitted.provenance(),
+            held_out=None if held_out_part is None else held_out_part.provenance(),
             graph=describe_graphs(self.model_graphs, self.ranks),
             neurons=describe_neurons(masks, self.pruner, ffns),
             before=size,

@@ -43,7 +43,7 @@ class CalibrationText:
         Largest number of sequences that are cut from a text, and their length in tokens (at most what the model takes). All of
         a tensor is used; a list of several texts gives one sequence for each text.
     batch_size : int
-        Number of sequences in a forward pass; a pass takes at least 256 rows of a float tensor.
+        Number of sequences in a forward pass. Of a float tensor, a pass takes at least 256 rows.
     seed : int
         Seed of generated text, of what is drawn from datasets, and of the order in a mixture.
 
@@ -90,9 +90,10 @@ class CalibrationText:
         Returns
         -------
         sequences : TokenSequences
-            With `hold_out`, if nothing follows in the text, the last of these are marked as held out, unless there is only one.
+            If sequences must be held out, but the text ends here, the last of these sequences are marked as held out, unless
+            there is only one.
         held_out : TokenSequences or None
-            The sequences that follow in the text; None if nothing follows, or without `hold_out`.
+            The sequences that follow in the text; None if the text ends before, or without `hold_out`.
         """
         further = n_held_out(self.samples) if hold_out else 0
         length = fitting_length(model, self.sequence_length)
@@ -109,7 +110,7 @@ class CalibrationText:
 
 @dataclass(frozen=True)
 class RankedText(CalibrationText):
-    """The text of a ranking, with its statistics, so that the model need not run on it again.
+    """The text of a ranking: a directory with the statistics, tokens and scores of a model, which need not run on the text again.
 
     Parameters
     ----------
@@ -122,7 +123,7 @@ class RankedText(CalibrationText):
 
     @classmethod
     def of_ranking(cls, ranking: Ranking, batch_size: int = 1) -> RankedText:
-        """Make the settings of a ranking's text."""
+        """Make the settings that stand for the text of a ranking."""
         sequences = ranking.sequences
         return cls(None, len(sequences), sequences.length, batch_size, ranking=ranking)
 
@@ -197,7 +198,7 @@ class EvaluationText:
         return source if isinstance(source, EvaluationText) else cls(source)
 
     def sequences(self, model: Any, tokenizer: Any, sequence_length: int) -> TokenSequences:
-        """Make sequences of `sequence_length` tokens, but at most of as many as the model takes."""
+        """Make sequences of `sequence_length` tokens, or of fewer if the model takes fewer."""
         return tokenise(self.source, tokenizer, self.samples, fitting_length(model, sequence_length), "evaluation")
 
 
@@ -258,7 +259,7 @@ def check_options(
     check_steps(steps)
     if by_block and (structure_dict is not None or undoable or steps != 1 or form not in (None, "compact")):
         raise OptionError(
-            "a run with little memory finds the FFNs by itself, prunes in one step into the compact form, and cannot be undone; "
+            "a run with little memory takes no structure_dict, prunes in one step into the compact form, and cannot be undone; "
             "leave structure_dict, steps and form out, and pass undoable=False"
         )
     if structure_dict is not None and (form == "compact" or align == "pad"):

@@ -43,7 +43,7 @@ class PrunedModel(Printed):
         The protocol and the outcome.
     tokenizer : transformers tokenizer or None
     work : WorkDirectory or None
-        That of a run with little memory; :meth:`save` deletes it.
+        The directory with the files of a run with little memory; :meth:`save` deletes it.
     """
 
     model: nn.Module
@@ -58,12 +58,12 @@ class PrunedModel(Printed):
     def save(
         self, directory: str | os.PathLike[str], *, push_to_hub: str | None = None, private: bool | None = None
     ) -> Path:
-        """Write a checkpoint with masks and report; of several processes, process 0 alone writes it.
+        """Write a checkpoint with masks and report. If there are several processes, only process 0 writes it.
 
         Parameters
         ----------
         directory : path-like
-            Absent or empty.
+            A directory that does not exist yet, or an empty one.
         push_to_hub, private
             See :func:`llmrank.save`.
 
@@ -151,16 +151,17 @@ def prune_model(
     form : {"compact", "zero", "mask"}
         Smaller matrices; zeros in matrices of the same size; or masks of ``torch.nn.utils.prune``.
     device : str or torch.device, optional
-        Where the model is moved to; by default it stays where it is. With a work directory, where its blocks are brought to
-        one at a time.
+        The device that the model is moved to; by default it stays where it is. With a work directory, blocks are brought to the
+        device one at a time, and the model stays on the CPU.
     progress : callable, optional
         A function such as ``rich.progress.track``; by default no progress is shown. :func:`llmrank.cli.progress.make_progress`
         makes one: bars on a terminal, and lines in a notebook or a log.
     work_directory : path-like, optional
-        Run block by block with little memory, and keep in this directory, which is made, what a block does not need. Load the
-        model on the CPU in the dtype of its checkpoint, so that its weights stay on disk. :meth:`PrunedModel.save` deletes it.
+        Run block by block with little memory. What the present block does not need is kept in files of this directory. The run
+        makes the directory, and :meth:`PrunedModel.save` deletes it. Load the model on the CPU in the dtype of its checkpoint, so
+        that its weights stay on disk.
     resume : bool
-        Go on with a run in the work directory that was ended, at the block where it was.
+        Go on with an earlier, unfinished run in the work directory, at the block where it ended.
 
     Returns
     -------

@@ -116,7 +116,7 @@ class Registry(dict[str, type[T]], Generic[T]):
         return self[name]
 
     def fields(self, name: str) -> tuple[Field, ...]:
-        """Return the options of a component: the parameters of its class, for pipelines without those that all of them share."""
+        """Return the options of a component: the parameters of its class, but not those that all pipelines share."""
         entry = self.find(name)
         skipped = set(inspect.signature(self.base).parameters) if self.base is BasePipeline else set()
         hints = get_type_hints(entry.__init__)
@@ -190,7 +190,10 @@ class Registry(dict[str, type[T]], Generic[T]):
         return entry(**options, **given)
 
     def _doc(self, entry: type, option: str) -> str:
-        """Return an option's text from the docstring of a class; "As for :class:`X`" at its start becomes the text of X."""
+        """Return an option's text from the docstring of a class.
+
+        Where it begins with "As for :class:`X`", these words are replaced by the text of the option in the docstring of X.
+        """
         text = parameter_docs(entry).get(option, "")
         reference = re.match(r"As for :class:`[~\w.]*?(\w+)`[;.,]? ?", text)
         if reference is None:
@@ -242,7 +245,7 @@ REPAIRS: Registry[BaseRepair] = Registry(
     "repair", BaseRepair, named_classes("llmrank.surgery.repair", BaseRepair), "llmrank.repairs"
 )
 REGISTRIES: tuple[Registry[Any], ...] = (PIPELINES, SCORERS, PRUNERS, REPAIRS)
-# The local pruner leaves equal layers equally wide, so stock transformers loads the checkpoint. The other defaults rest
+# The local pruner leaves equal layers equally wide, so transformers alone loads the checkpoint. The other defaults rest
 # on benchmarks/results/quality.md (scorer, pipeline) and out_of_domain.md (repair, calibration).
 DEFAULTS: dict[str, str] = {
     "scorer": "wpr",

@@ -326,8 +326,8 @@ def repair_notes(repair: BaseRepair | None, validation: Validation | None, too_f
         notes.append(validation.sentence())
     elif repair is not None and validation is None:
         notes.append(
-            "nothing could be held out, so neither was the damping of the repair chosen on other text, nor the repair checked; "
-            "give more text"
+            "nothing could be held out, so the damping of the repair was chosen on the text that it is fitted to, and the repair "
+            "was not checked; give more text"
         )
     return notes
 
@@ -342,7 +342,7 @@ def token_warning(
 ) -> str | None:
     """Return a warning if `tokens`, in sequences of `length` tokens, are too few to fit a repair well; else None.
 
-    An expert counts with the share of the tokens that a router of `top_k` sends it when it uses all experts alike.
+    An expert is taken to get the share of the tokens that a router sends it if it chooses all experts equally often.
     """
     if repair is None:
         return None
@@ -364,7 +364,7 @@ def token_warning(
 
 
 def expected_widths(pruner: BasePruner, ffns: FFNs, targets: Sequence[Target] = ("neurons",)) -> dict[str, int]:
-    """Return how many neurons each layer keeps, on average over the layers, before scores are known; all if that is unknown."""
+    """Estimate the neurons that each layer keeps, before there are scores: the mean over layers, or all if that is unknown."""
     of_neurons = isinstance(pruner.amount, float) and pruner.amount_of == "neurons" and "experts" not in targets
     share = 1.0 - pruner.amount if of_neurons else 1.0
     return {name: round(size * share) for name, size in ffns.sizes.items()}

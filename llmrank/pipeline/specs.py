@@ -13,7 +13,7 @@ from llmrank.errors import OptionError
 
 __all__ = ["Field", "did_you_mean", "parameter_docs", "split_spec"]
 
-# What a text that fits no type of the option is converted to.
+# Stands for the value of a text that fits no type of the option.
 UNREADABLE = object()
 WORDS: dict[Any, str] = {float: "number", int: "integer", bool: "true or false", str: "text", type(None): "none"}
 
@@ -43,7 +43,7 @@ class Field:
         return _kind(self.annotation)
 
     def read(self, values: list[str]) -> Any:
-        """Convert the values that were written for the option; return a list if the option takes one.
+        """Convert the texts that were written for the option to its type; return a list if the option takes a list.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""The stages of a pipeline, for topologies and users to override."""
+"""The stages of a pipeline as methods, which topologies and users can override."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class PipelineStages:
         """
         structure = self.structure_dict
         ffns = find_ffns(self.model) if structure is None else explicit_ffns(self.model, structure)
-        check_writable(ffns)  # now, because an error after hours of calibration would come too late
+        check_writable(ffns)  # checked now, because an error after hours of calibration would come too late
         if self.device is not None and self.work_directory is None:
             placed = getattr(self.model, "hf_device_map", None) or {}
             if len(set(placed.values())) > 1 or any(parameter.is_meta for parameter in self.model.parameters()):
@@ -149,7 +149,7 @@ class PipelineStages:
         return onloaded_by_block(self.model, self._blocks, self.block_device)
 
     def prepare(self) -> tuple[FFNs, ModelCosts]:
-        """Call :meth:`find` and :meth:`check`; the result is kept until ``run`` has used it.
+        """Find and check the FFNs (:meth:`find`, :meth:`check`). The result is kept, so that ``run`` need not do it again.
 
         Returns
         -------
@@ -185,7 +185,7 @@ class PipelineStages:
         return self.costs
 
     def token_warning(self, ffns: FFNs, tokens: int | None = None) -> str | None:
-        """Return a warning if `tokens`, by default those of the calibration settings, are too few for the repair."""
+        """Return a warning if `tokens` are too few for the repair; by default they are those that the settings ask for."""
         length = fitting_length(self.model, self.calibration.sequence_length)
         tokens = self.calibration.samples * length if tokens is None else tokens
         return token_warning(self.repair, self.pruner, ffns, tokens, length, self.targets)
@@ -201,7 +201,7 @@ class PipelineStages:
     def calibration_texts(self) -> tuple[TokenSequences, TokenSequences | None]:
         """Make the calibration sequences, and those to hold out from a repair; see :meth:`CalibrationText.sequences`.
 
-        Of several processes one makes them for all.
+        If there are several processes, one of them makes the sequences for all.
         """
         sequences, held_out = self.processes.from_one(
             lambda: self.calibration.sequences(
@@ -212,7 +212,7 @@ class PipelineStages:
         return sequences, held_out
 
     def calibrate(self, ffns: FFNs, sequences: TokenSequences) -> tuple[FFNStatistics, ...]:
-        """Collect statistics of every layer of nodes."""
+        """Collect statistics of every layer of nodes, or return those of a ranking."""
         known = self.calibration.statistics(self.model, ffns)
         if known is not None:
             return known
@@ -242,8 +242,8 @@ class PipelineStages:
     def measure_sensitivities(self, ffns: FFNs, sequences: TokenSequences) -> dict[str, float]:
         """Measure the sensitivity of every prunable layer; return an empty dict if the pruner needs none.
 
-        A :class:`LocalPruner` with the amount of the pruner prunes one layer at a time, see
-        :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`.
+        One layer at a time is pruned, by a :class:`LocalPruner` with the amount of the pipeline's pruner, see
+        :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`. With two targets, only neurons are removed for this.
         """
         if not self.pruner.needs_sensitivity:
             return {}
@@ -273,8 +273,8 @@ class PipelineStages:
     ) -> Masks:
         """Choose the keep masks of all prunable layers.
 
-        All steps but the last pass a `pruner` with a smaller amount. Neurons that `present`, the masks of the step before, remove
-        stay removed.
+        In all steps but the last, `pruner` has a smaller amount. `present` holds the masks of the step before; neurons that these
+        masks remove stay removed.
         """
         return choose_masks(
             pruner or self.pruner,
@@ -300,32 +300,32 @@ class PipelineStages:
         """Repair the output maps of the FFNs; return the keep masks and the repaired maps.
 
         If the repair does not improve the model on the held-out tokens, the masks are those that were passed in, and no map is
-        repaired. If the pipeline is not undoable, weights are written into the model as soon as they are solved, unless other
-        layers need the dense weights to choose their neurons anew.
+        repaired. If the pipeline is not undoable, repaired weights are written into the model as soon as they are solved. The
+        exception is a repair that chooses the neurons of later layers anew by the dense weights of earlier ones.
         """
         if self.repair is None:
             return masks, {}
         choose = Reselection(self.scorer, graphs, present)
         size = self.calibration.batch_size
-        fit, unfitted = (sequences, held_out) if held_out is not None else sequences.parts
-        own = None if unfitted is None else self.processes.share(unfitted, size)
-        for_good = not (self.undoable or (self.repair.reselects and choose.reads_earlier_layers))
+        fit, held_out_part = (sequences, held_out) if held_out is not None else sequences.parts
+        held_out_share = None if held_out_part is None else self.processes.share(held_out_part, size)
+        overwrites_weights = not (self.undoable or (self.repair.reselects and choose.reads_earlier_layers))
         kept, repaired, self.validation = repair_where_it_helps(
             self.model,
             ffns,
             masks,
             self.repair,
-            (self.processes.share(fit, size), own),
+            (self.processes.share(fit, size), held_out_share),
             record,
             size,
             choose,
             self.progress,
-            in_place=for_good,
+            in_place=overwrites_weights,
             work=self.work,
             processes=self.processes,
             device=self.block_device,
         )
-        self._changed_for_good = for_good and bool(repaired)
+        self._changed_for_good = overwrites_weights and bool(repaired)
         return kept, repaired
 
     def parameters(self) -> dict[str, Any]:

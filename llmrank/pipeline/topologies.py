@@ -24,32 +24,33 @@ class IsolatedFFNPipeline(BasePipeline):
 
 
 class ChainedFFNPipeline(BasePipeline):
-    """Consecutive FFNs of a stack are one graph if their sizes fit: the output layer of one is the input layer of the next.
+    """Consecutive FFNs of an encoder or decoder are one graph: the output layer of one is the input layer of the next.
 
-    See :class:`BasePipeline`.
+    Where the sizes of two consecutive FFNs do not fit, another graph begins. See :class:`BasePipeline`.
     """
 
     topology: ClassVar[Topology] = "chained"
 
 
 class ResidualFFNPipeline(BasePipeline):
-    """Every FFN is a graph of its own, with the residual stream around it: skip edges lead past it to the next one.
+    """Every FFN is a graph of its own, with the residual stream around it: skip edges lead past the FFN to the next one.
 
-    Node j of the stream passes a share beta of its importance to node j behind the FFN; the rest there is the FFN's own scores,
-    see :func:`llmrank.score.rank_graphs.rank_graphs`. A `structure_dict` is refused. See :class:`BasePipeline`.
+    Node j of the stream in front of an FFN passes a share beta of its importance to node j behind it. The rest of the importance
+    behind the FFN comes from the FFN's own scores, see :func:`llmrank.score.rank_graphs.rank_graphs`. A `structure_dict` is
+    refused. See :class:`BasePipeline`.
 
     Parameters
     ----------
     *args, **options
         As for :class:`BasePipeline`.
     beta : "measured" or float
-        Share of the importance that skip edges pass on, 0..1; with 0, and without `attention`, PageRanks are those of the chain.
-        "measured" computes it for each block on the calibration tokens, as a / (a + b), where a sums the norms of the hidden
-        states that enter the block, and b the norms of what the block adds (:class:`llmrank.calibration.residual.SkipSums`); if
-        a block has several graphs, the product of their betas is that share.
+        Share of the importance that skip edges pass on, 0..1. If it is 0, and `attention` is False, PageRanks are those of the
+        chained pipeline. "measured" computes the share for each block on the calibration tokens, as a / (a + b), where a sums the
+        norms of the hidden states that enter the block, and b the norms of what the block adds
+        (:class:`llmrank.calibration.residual.SkipSums`). If a block has several graphs, this share is the product of their betas.
     attention : bool
-        Whether the value and output maps of every attention are edges too, in a graph in front of that of the FFN, see
-        :func:`llmrank.calibration.attention.find_attentions`.
+        Whether the value and output maps of every attention are edges too. They are in a graph of their own in front of the graph
+        of the FFN, see :func:`llmrank.calibration.attention.find_attentions`.
     """
 
     topology: ClassVar[Topology] = "residual"
@@ -73,11 +74,11 @@ class ResidualFFNPipeline(BasePipeline):
     def find(self) -> FFNs:
         """See :meth:`BasePipeline.find`; attentions that cannot be edges are refused."""
         ffns = super().find()
-        self.statistics_options(ffns)
+        self.statistics_options(ffns)  # raises an error for such attentions
         return ffns
 
     def statistics_options(self, ffns: FFNs) -> dict[str, Any]:
-        """Return the options that measure betas and attentions, as far as they are needed."""
+        """Return the options of the calibration that measure betas and attentions, if these are needed."""
         attentions = find_attentions(self.model, ffns) if self.attention else None
         return {"skips": self.beta is None, "attentions": attentions}
 

@@ -1,3 +1,3 @@
-"""The commands: a module for each, or for two that belong together, with their options, what they run and what they print."""
+"""The commands. A module holds one command, or two related ones: their options, what they run and what they print."""
 
 __all__: list[str] = []

@@ -37,7 +37,7 @@ def run_components(options: argparse.Namespace, console: Console) -> int:
 
 
 def _summaries(registry: Registry[Any]) -> dict[str, str]:
-    """Return what each component of a registry is, or why it cannot be used."""
+    """Return a sentence for each component of a registry: what it is, or why it cannot be used."""
 
     def summary(name: str) -> str:
         try:

@@ -43,7 +43,7 @@ def run(
     pipeline : BasePipeline
         A pipeline that has not run yet.
     output : Path
-        Directory to write, absent or empty.
+        Directory to write: one that does not exist yet, or an empty one.
     console : rich Console
     config : dict, optional
         The options of the command, for the report.

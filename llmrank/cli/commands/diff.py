@@ -19,7 +19,7 @@ from llmrank.inspection.difference import LayerDifference, RunDifference, compar
 
 __all__ = ["add_diff_options", "run_diff"]
 
-# Of a sha256, the beginning is enough to see that two differ.
+# Matches a sha256. Only its first 12 digits are shown, which is enough to see that two of them differ.
 DIGEST = re.compile("([0-9a-f]{12})[0-9a-f]{52}")
 
 
@@ -57,7 +57,7 @@ def run_diff(options: argparse.Namespace, console: Console) -> int:
 
 
 def _print_layers(difference: RunDifference, console: Console) -> None:
-    """Print a row for each layer, one for all, and what the columns mean."""
+    """Print a table with a row for each layer and a row of sums, and what the columns mean."""
     table = compact_table(show_footer=True)
     layers = difference.layers.values()
     sums = [sum(values) for values in zip(*map(_counts, layers), strict=True)]

@@ -31,7 +31,8 @@ from llmrank.pipeline.report import dtype_name, environment
 
 __all__ = ["add_evaluate_options", "run_evaluate"]
 
-# For each metric, or each of its parts if it has several: the label in the table, and whether the value is a share.
+# The rows of the table. A key is a metric and, if the metric has several parts, one of them. A value is the label of the row,
+# and whether its number is a share.
 METRICS = {
     ("divergence", ""): ("KL(dense || model), nats a token", False),
     ("top1", ""): ("same likeliest token", True),
@@ -76,7 +77,7 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
         help="run tasks of lm-eval; llmrank_last_word (at most --passages) and llmrank_perplexity read --text, without a network",
     )
     tasks.add_argument("--task-dir", type=Path, metavar="DIR", help="directory of further tasks, in lm-eval's format")
-    tasks.add_argument("--documents", type=int, help="use only the first so many documents of each task (all)")
+    tasks.add_argument("--documents", type=int, help="use only this many documents of each task, the first ones (all)")
     add_model_options(command.add_argument_group("model"))
 
 
@@ -176,7 +177,7 @@ def _check_options(options: argparse.Namespace) -> None:
         check_text(options.text, "evaluation")
     if options.against is None and options.against_revision is not None:
         raise OptionError(
-            "--against-revision is that of the dense model; name the model with --against, or leave it out"
+            "--against-revision is the revision of the dense model; name that model with --against, or leave the option out"
         )
 
 
@@ -205,7 +206,7 @@ def _passages(options: argparse.Namespace) -> list[Passage]:
 def _check_tokenizers(
     loaded: LoadedModel, dense: LoadedModel, texts: TokenSequences, options: argparse.Namespace
 ) -> None:
-    """Raise unless both models have the same tokens and cut the text in the same way."""
+    """Raise an OptionError unless both models have the same vocabulary, and cut the text into the same tokens."""
     own, other = loaded.tokenizer, dense.tokenizer
     reason = None
     if other is None:
@@ -229,9 +230,10 @@ def _compare_with_dense(
     compared = fidelity(dense, model, texts, options.batch_size, options.progress)
     metrics: dict[str, Any] = {"divergence": compared.divergence, "top1": compared.agreement}
     if options.prompts:
-        room = fitting_length(model, options.prompt_length + options.new_tokens) - options.new_tokens
+        # A prompt must leave room for the new tokens.
+        longest = fitting_length(model, options.prompt_length + options.new_tokens) - options.new_tokens
         protocol = {
-            "prompt_length": max(1, min(options.prompt_length, texts.length, room)),
+            "prompt_length": max(1, min(options.prompt_length, texts.length, longest)),
             "new_tokens": options.new_tokens,
         }
         agreement = continuations(
@@ -266,7 +268,7 @@ def _table(rows: list[tuple[str, Estimate, bool]]) -> Table:
 
 
 def _estimates_to_dicts(value: Any) -> Any:
-    """Convert an estimate to a dict, also within dicts; other values are returned unchanged."""
+    """Convert estimates to dicts, also where they are values of (nested) dicts; other values are returned unchanged."""
     if isinstance(value, Estimate):
         return vars(value)
     return {key: _estimates_to_dicts(entry) for key, entry in value.items()} if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""``llmrank families``: the model types of transformers, and what became of a tiny model of each."""
+"""``llmrank families``: the model types of transformers, and whether llmrank could prune a tiny model of each."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from llmrank.models.families import measured_families
 
 __all__ = ["add_families_options", "run_families"]
 
+# The outcomes of pruning, saving and loading a tiny model. "Stock" transformers is transformers without llmrank.
 MEANINGS = {
     "stock": "the checkpoint loads in stock transformers",
     "llmrank.load": "llmrank.load loads the checkpoint, because no field of the configuration states its widths",

@@ -14,8 +14,10 @@ __all__ = ["print_loss_changes"]
 
 
 def print_loss_changes(changes: LossChanges, console: Console) -> None:
-    """Print the losses by kind of token, and the tokens that the pruned model predicts worst against the dense one."""
-    console.print("\nWhich tokens does it predict worse? Mean loss in nats\n", markup=False, highlight=False)
+    """Print the losses by kind of token, and the tokens whose loss in the pruned model is most above that in the dense model."""
+    console.print(
+        "\nWhich tokens does the pruned model predict worse? Mean loss in nats\n", markup=False, highlight=False
+    )
     table = compact_table()
     for heading in ("predicted token", "tokens", "dense", "pruned", "change", "error", "of total"):
         table.add_column(heading, justify="left" if heading == "predicted token" else "right", no_wrap=True)

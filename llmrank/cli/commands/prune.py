@@ -55,12 +55,12 @@ __all__ = [
     "run_prune",
 ]
 
-# Without --evaluate, the pruned model is run on this many sequences of at most this length, to see whether it has collapsed.
+# Without --evaluate, the pruned model is run on this many sequences of at most this many tokens, to see whether it has collapsed.
 CHECK_SAMPLES = 2
 CHECK_LENGTH = 1024
-# Numbers that the quantised types of GGUF store together; they do not split a block between rows.
+# The quantised types of GGUF store this many numbers of a row together, as one block.
 QUANTISED_BLOCK = 32
-# A repair that takes longer, in seconds, is announced.
+# A repair that is expected to take longer than this many seconds is announced.
 LONG_REPAIR = 120.0
 
 
@@ -110,7 +110,7 @@ def add_evaluation(group: Any) -> None:
 
 
 def check_upload(options: argparse.Namespace) -> None:
-    """Raise, before any work, if the checkpoint could not be uploaded; add the owner to the name of the repository."""
+    """Raise an error now if the checkpoint could not be uploaded later; add the owner to the name of the repository."""
     if getattr(options, "push_to_hub", None) is not None:
         options.push_to_hub = check_hub(options.push_to_hub)
     elif getattr(options, "private", False):
@@ -131,7 +131,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank prune``; return the exit status."""
     check_low_memory(options)
     with join_processes() as processes:
-        if processes.rank:  # process 0 speaks for all
+        if processes.rank:  # only process 0 prints
             console, options.progress = Console(quiet=True), None
             warnings.simplefilter("ignore")
         pipeline = _checked_pipeline(options, console, undoable=False, processes=processes)
@@ -163,7 +163,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     _say_if_no_quantiser_fits(options, pipeline, report, console)
     if options.calibration == Automatic.name:
         _say_what_text(pipeline, console)
-    _say_what_is_kept(report, console)
+    _say_where_text_is_kept(report, console)
     return 0
 
 
@@ -195,11 +195,12 @@ def _save(
 
 
 def check_processes(options: argparse.Namespace) -> None:
-    """Raise, before any work, if several processes were started that cannot run the command with these options.
+    """Check, before any work, that the command can run in as many processes as a launcher has started.
 
     Raises
     ------
     OptionError
+        Several processes were started, and the command or an option works only in one.
     """
     count = launched_processes()[1]
     if count == 1:
@@ -267,7 +268,7 @@ def _checked_pipeline(
 def _say_if_no_quantiser_fits(
     options: argparse.Namespace, pipeline: BasePipeline, report: Report, console: Console
 ) -> None:
-    """Say how to round widths if quantised files need that, and the dense model does not need it."""
+    """Say how to round the widths, if GGUF could quantise the output maps of the dense model, but not those of the pruned one."""
     widths = [width for width in report.neurons["widths_with_padding"].values() if width % QUANTISED_BLOCK]
     if widths and all(len(mask) % QUANTISED_BLOCK == 0 for mask in (pipeline.masks or {}).values()):
         rounded = f"{options.pruner}{',' if ':' in options.pruner else ':'}multiple_of={QUANTISED_BLOCK}"
@@ -280,15 +281,17 @@ def _say_if_no_quantiser_fits(
 
 
 def _say_if_model_writes_text(pipeline: BasePipeline, console: Console) -> None:
+    """Say that the model first writes its calibration text, which takes time."""
     if pipeline.calibration.source == Generated.name:
         console.print(
-            f"The model first writes the text to calibrate on; --calibration FILE or {BuiltInText.name} does without.",
+            f"The model first writes the text to calibrate on; with --calibration FILE or {BuiltInText.name} it writes none.",
             markup=False,
             highlight=False,
         )
 
 
 def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
+    """Say on which text the model was calibrated, and which text is better."""
     is_generated = pipeline.calibration.source == Generated.name
     console.print(
         f"The model was calibrated on {'text that it wrote' if is_generated else 'the Python language reference'}. Text of the "
@@ -298,7 +301,8 @@ def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
     )
 
 
-def _say_what_is_kept(report: Report, console: Console) -> None:
+def _say_where_text_is_kept(report: Report, console: Console) -> None:
+    """Say in which file the text that the model wrote is kept for later runs."""
     for source in report.calibration.get("sources", [report.calibration]):
         path = cache_directory() / source.get("kept_in", "")
         if path.is_file():  # a ranking may come from another machine
@@ -334,7 +338,10 @@ def _say_written(written: Path, names: Sequence[str], console: Console) -> None:
 def _say_how_to_load(written: Path, model: Any, console: Console) -> None:
     widths = set((getattr(model.config.get_text_config(), WIDTHS_KEY, None) or {}).values())
     if len(widths) > 1:
-        advice = "Its layers differ in width: load it with llmrank.load, or prune with --form padded for stock loaders."
+        advice = (
+            "Its layers differ in width: load it with llmrank.load, or prune with --form padded for programs that expect equal "
+            "layers."
+        )
     elif widths:
         advice = (
             f"Its layers are all {widths.pop()} wide, which its configuration cannot say: load it with llmrank.load. "

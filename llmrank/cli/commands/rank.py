@@ -27,7 +27,7 @@ from llmrank.surgery.files import atomic_directory, check_output
 __all__ = ["add_apply_options", "add_rank_options", "run_apply", "run_rank"]
 
 OF_RANKING = "that of the ranking"
-# Options that masks leave nothing to do for.
+# Options that have no effect where masks are applied, because the masks say what is removed; and their defaults.
 METHOD_DEFAULTS = {
     "amount": 0.3,
     "scorer": OF_RANKING,
@@ -86,7 +86,8 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
         loaded.model, loaded.tokenizer, hold_out=True, progress=options.progress
     )
     with progress_step(options.progress, "Reading the weights"):
-        weights = weights_digest(loaded.model)  # before the work, because it needs all weights
+        # Before the calibration, because this raises an error if weights are missing.
+        weights = weights_digest(loaded.model)
     with resumable(pipeline, console):
         pipeline.open_work_directory(sequences, held_out)
         statistics = pipeline.calibrate(ffns, sequences)
@@ -140,7 +141,7 @@ def run_apply(options: argparse.Namespace, console: Console) -> int:
 
 
 def _apply_masks(options: argparse.Namespace, console: Console) -> int:
-    """Remove what masks do not keep, without a ranking."""
+    """Remove the neurons that the masks of a file do not keep. This needs no ranking."""
     given = [name for name, value in METHOD_DEFAULTS.items() if getattr(options, name) != value]
     if given:
         raise OptionError(

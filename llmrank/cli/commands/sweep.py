@@ -33,9 +33,9 @@ from llmrank.pipeline.registry import DEFAULTS
 
 __all__ = ["add_sweep_options", "run_sweep_command", "sweep_settings"]
 
-# How models are loaded decides the results too.
+# Options of loading that change the results.
 LOADING = ("dtype", "revision", "device", "device_map")
-# Options whose values make the grid: the names of their values, and the default.
+# Options that make the grid. For each: the name of the list of its values in the settings of a sweep, and the default.
 GRID = {
     "scorer": ("scorers", DEFAULTS["scorer"]),
     "pruner": ("pruners", DEFAULTS["pruner"]),
@@ -59,7 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tasks": ["hellaswag", "piqa", "winogrande", "arc_easy", "arc_challenge", "openbookqa", "wikitext"],
     }
 }
-# Failed rows that the program did not expect to fail are bugs.
+# Exit statuses if rows have failed. An error that llmrank does not expect is a bug.
 FAILED, BUG = 2, 1
 
 
@@ -98,9 +98,11 @@ def add_sweep_options(command: CommandParser) -> None:
         "--output",
         type=directory,
         default=Path("runs"),
-        help="directory for the rows; those in it already are not measured again (%(default)s)",
+        help="directory for the rows; rows that are in it already are not measured again (%(default)s)",
     )
-    output.add_argument("--track", choices=TRACKERS, help="also log every row there; each is an extra of llmrank")
+    output.add_argument(
+        "--track", choices=TRACKERS, help="also log every row by this tracker; each is an extra of llmrank"
+    )
     output.add_argument(
         "--plot", type=Path, metavar="DIR", help="draw the rows in the directory of a sweep, and measure nothing"
     )
@@ -109,7 +111,7 @@ def add_sweep_options(command: CommandParser) -> None:
 
 
 def _add_measures(data: Any) -> None:
-    """Add the options that say what is measured of a row."""
+    """Add the options that say what is measured for every row."""
     data.add_argument(
         "--evaluate",
         type=text_source,
@@ -120,7 +122,7 @@ def _add_measures(data: Any) -> None:
         "--tasks", action="append", default=[], metavar="NAME,...", help="tasks of lm-eval (llmrank[eval])"
     )
     data.add_argument("--task-dir", type=Path, metavar="DIR", help="directory of further tasks, in lm-eval's format")
-    data.add_argument("--documents", type=int, help="use only the first so many documents of each task (all)")
+    data.add_argument("--documents", type=int, help="use only this many documents of each task, the first ones (all)")
     data.add_argument(
         "--speed",
         action="store_true",

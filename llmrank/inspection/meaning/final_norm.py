@@ -1,4 +1,4 @@
-"""The norms between a neuron and the logits: that in front of the head and, in some models, one behind each FFN."""
+"""The norms between a neuron and the logits: the norm in front of the head and, in some models, a norm behind each FFN."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmrank.models import FFN, FFNs
 
 __all__ = ["Norm", "Norms", "find_norms", "read_norm"]
 
-# Allowed difference between a module and a norm of the gain that was read from it, in rounding errors of its outputs.
+# How far the outputs of a module may be from those of the norm that was read from it, in rounding errors of its dtype.
 ROUNDINGS = 16
 # A module, its input and its output.
 Call: TypeAlias = tuple[nn.Module, torch.Tensor, torch.Tensor]
@@ -38,7 +38,10 @@ class Norm:
     centred: bool
 
     def apply(self, directions: torch.Tensor) -> torch.Tensor:
-        """Return what the norm makes of small changes (..., n) of its input, up to its scale, which depends on the input."""
+        """Return how the output changes when the input changes by a little (..., n).
+
+        The result lacks a common factor, which depends on the input.
+        """
         return (directions - directions.mean(-1, keepdim=True) if self.centred else directions) * self.gain
 
 
@@ -67,13 +70,13 @@ def read_norm(module: nn.Module, like: torch.Tensor) -> Norm | None:
     ----------
     module : nn.Module
     like : (..., n) tensor
-        A tensor of the device, the dtype and the number of features that it takes.
+        A tensor of the device, the dtype and the number of features that the module takes.
 
     Returns
     -------
     Norm or None
-        None if the module is no norm: its output for a vector of mean 0 and mean square 1 is not that vector, scaled and shifted
-        feature by feature, or changes with the scale of the vector.
+        None if the module is no norm. A norm leaves a vector of mean 0 and mean square 1 as it is, except for a gain and a shift
+        of each feature, and its output does not depend on the scale of the vector.
 
     Examples
     --------
@@ -83,6 +86,7 @@ def read_norm(module: nn.Module, like: torch.Tensor) -> Norm | None:
     >>> read_norm(nn.Linear(4, 4), torch.zeros(4)) is None
     True
     """
+    # Both vectors have mean 0 and mean square 1. The probe has no small entries, because outputs are divided by them.
     n = like.shape[-1]
     probe = torch.ones(n)
     probe[1::2] = -1.0
@@ -96,15 +100,16 @@ def read_norm(module: nn.Module, like: torch.Tensor) -> Norm | None:
         return output.float().cpu().view(n)
 
     try:
-        above, below = run(probe), run(-probe)
+        of_probe, of_opposite = run(probe), run(-probe)
         outputs, scaled, moved = run(other), run(4 * other), run(other + 4.0)
     except Exception:  # a module may raise any error for an input that it does not expect
         return None
-    gain, shift = (above - below) / (2 * probe), (above + below) / 2
+    gain, shift = (of_probe - of_opposite) / (2 * probe), (of_probe + of_opposite) / 2
     expected = gain * other.to(like).float().cpu() + shift
     tolerance = max(ROUNDINGS * torch.finfo(like.dtype).eps, 1e-4) * float(expected.abs().max())
     if not all(torch.allclose(each, expected, rtol=0.0, atol=tolerance) for each in (outputs, scaled)):
         return None
+    # Only a norm that subtracts the mean gives the same output for the moved vector.
     return Norm(gain, torch.allclose(moved, outputs, rtol=0.0, atol=tolerance))
 
 
@@ -123,12 +128,12 @@ def find_norms(model: Any, ffns: FFNs) -> Norms:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no logit lens: its head is no matrix in memory; load the model without offloading"
         )
-    calls, read, outputs = _trial(model, head, ffns)
+    calls, head_input, outputs = _trial(model, head, ffns)
     final = None
     for module, _, output in reversed(calls):
-        if read is not None and output.shape == read.shape:
-            # T5 scales the output of its norm.
-            aligned = torch.cosine_similarity(output.flatten().float(), read.flatten().float(), dim=0) > 0.999
+        if head_input is not None and output.shape == head_input.shape:
+            # T5 scales the output of its norm before the head reads it, so only the directions must agree.
+            aligned = torch.cosine_similarity(output.flatten().float(), head_input.flatten().float(), dim=0) > 0.999
             final = read_norm(module, output) if aligned else None
             break
     if final is None:
@@ -138,16 +143,16 @@ def find_norms(model: Any, ffns: FFNs) -> Norms:
     behind = {}
     for name, written in outputs.items():
         for module, before, output in calls:
-            norm = read_norm(module, output) if _same(before, written) else None
+            norm = read_norm(module, output) if _share_memory(before, written) else None
             if norm is not None:
                 behind[name] = norm
     return Norms(final, behind)
 
 
 def _trial(model: Any, head: nn.Module, ffns: FFNs) -> tuple[list[Call], torch.Tensor | None, dict[str, torch.Tensor]]:
-    """Run a few tokens: return the calls of modules without children, what the head reads, and what each FFN writes."""
+    """Run a few tokens; return the calls of modules without children, the input of the head, and the output of each FFN."""
     calls: list[Call] = []
-    read: list[torch.Tensor] = []
+    head_inputs: list[torch.Tensor] = []
     outputs: dict[str, torch.Tensor] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -155,7 +160,7 @@ def _trial(model: Any, head: nn.Module, ffns: FFNs) -> tuple[list[Call], torch.T
             args
             and isinstance(output, torch.Tensor)
             and isinstance(args[0], torch.Tensor)
-            and not _same(args[0], output)
+            and not _share_memory(args[0], output)
         ):
             calls.append((module, args[0], output))
 
@@ -164,12 +169,12 @@ def _trial(model: Any, head: nn.Module, ffns: FFNs) -> tuple[list[Call], torch.T
         for module in model.modules():
             if next(module.children(), None) is None and id(module) in body:
                 hooks.callback(module.register_forward_hook(note).remove)
-        hooks.callback(head.register_forward_pre_hook(lambda _, args: read.append(args[0])).remove)
+        hooks.callback(head.register_forward_pre_hook(lambda _, args: head_inputs.append(args[0])).remove)
         for ffn in ffns:
-            hooks.callback(_writer(ffn).register_forward_hook(_keep(outputs, ffn.name)).remove)
+            hooks.callback(_writer(ffn).register_forward_hook(_output_hook(outputs, ffn.name)).remove)
         ids = torch.arange(TRIAL_TOKENS)[None]
         model(**model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool), text_only=True)[0])
-    return calls, read[-1] if read else None, outputs
+    return calls, head_inputs[-1] if head_inputs else None, outputs
 
 
 def _writer(ffn: FFN) -> nn.Module:
@@ -177,13 +182,15 @@ def _writer(ffn: FFN) -> nn.Module:
     return ffn.stages[-1][0].module if ffn.mixture is None else ffn.mixture.module
 
 
-def _keep(outputs: dict[str, torch.Tensor], name: str) -> Any:
-    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+def _output_hook(outputs: dict[str, torch.Tensor], name: str) -> Any:
+    """Return a hook that stores the output of a module in `outputs` under a name."""
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         outputs[name] = output if isinstance(output, torch.Tensor) else output[0]
 
-    return keep
+    return hook
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors are the same memory, as behind dropout in evaluation mode."""
+def _share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors share their memory. Dropout in evaluation mode, for example, returns its input itself."""
     return one.data_ptr() == other.data_ptr() and one.shape == other.shape

@@ -28,7 +28,7 @@ class LensTokens:
     promoted, demoted : (n, k) int64 tensor
         Tokens; the strongest effect first.
     promoted_logits, demoted_logits : (n, k) float32 tensor
-        The change of their logits for an activation of 1, up to the scale of the final norm, which depends on the text.
+        The change of the tokens' logits for an activation of 1. It lacks the scale of the final norm, which depends on the text.
     """
 
     promoted: torch.Tensor
@@ -46,13 +46,14 @@ def logit_lens(
     tokens: torch.Tensor | None = None,
     progress: Progress | None = None,
 ) -> dict[str, LensTokens]:
-    """Find the tokens that each neuron promotes and demotes on the direct path from it to the logits.
+    """Find the tokens that each neuron promotes and demotes on the direct path from the neuron to the logits.
 
     A neuron adds its activation times its column w of the output map to the residual stream. The head U reads the stream behind
-    the final norm, whose gain is g. So the neuron moves the logits along ``U (g * w)`` [1]_ [2]_; where the norm is a layer norm,
-    w without its mean. If the output of the FFN passes a norm of its own before it is added, its gain is folded in too. What
-    later blocks make of the neuron's output is left out, so this says least of the first blocks. A negative activation promotes
-    the demoted tokens.
+    the final norm, whose gain is g. So the neuron moves the logits along ``U (g * w)`` [1]_ [2]_. If the norm is a layer norm,
+    the mean of w is subtracted first. In a few models the output of an FFN passes a norm before it is added to the stream; then w
+    is multiplied by the gain of that norm too. A negative activation promotes the demoted tokens.
+
+    What later blocks make of the neuron's output is left out, so the result says least about neurons of the first blocks.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def logit_lens(
     k : int
         Number of tokens on each side.
     neurons : mapping from str to sequence of int, optional
-        Chosen neurons, by prunable layer; all of all layers by default.
+        Chosen neurons, by prunable layer; by default all neurons of all layers.
     tokens : (vocabulary,) bool tensor, optional
         False for tokens that are never listed.
     progress : callable, optional
@@ -71,15 +72,15 @@ def logit_lens(
     Returns
     -------
     dict from str to LensTokens
-        By prunable layer, with a row for each of its (chosen) neurons. Layers that do not write to the residual stream of the
-        head have no entry: those of an encoder in front of a decoder, and hidden layers before the last of an FFN.
+        By prunable layer, with a row for each chosen neuron. A layer that does not write to the residual stream that the head
+        reads has no entry: a layer of an encoder in front of a decoder, or a hidden layer of an FFN that is not its last.
 
     Raises
     ------
     UnsupportedModelError
         The model predicts no next token, or something else than a norm stands in front of its head.
     OptionError
-        `k` is below 1, or more than the tokens.
+        `k` is below 1, or above the number of tokens that may be listed.
 
     Notes
     -----
@@ -100,7 +101,7 @@ def logit_lens(
         raise OptionError(f"k must be an integer from 1 to the {len(allowed)} tokens, got {k!r}")
     writing = {
         layer.name: (ffn, layer, list(range(layer.size)) if neurons is None else list(neurons[layer.name]))
-        for ffn, layer in _writing(model, ffns, head.shape[1])
+        for ffn, layer in _writing_layers(model, ffns, head.shape[1])
         if neurons is None or layer.name in neurons
     }
     best = {name: (_Best(len(chosen), k), _Best(len(chosen), k)) for name, (*_, chosen) in writing.items()}
@@ -117,13 +118,13 @@ def logit_lens(
 
 
 class _Best:
-    """The k largest values of each row so far, and the tokens that they belong to."""
+    """For each neuron (a row), the k largest of the values added so far, and the tokens that they belong to."""
 
     def __init__(self, n: int, k: int) -> None:
         self.values, self.tokens = torch.full((n, k), -torch.inf), torch.zeros(n, k, dtype=torch.int64)
 
     def add(self, rows: slice, logits: torch.Tensor, block: torch.Tensor, sign: float) -> None:
-        """Add the logits (rows, tokens of the block); with a sign of -1 the lowest are kept."""
+        """Add the logits (rows, tokens of the block), multiplied by the sign; with a sign of -1, the lowest logits are kept."""
         k = self.values.shape[1]
         values, at = logits.topk(min(k, len(block)), largest=sign > 0)
         merged = torch.cat([self.values[rows], sign * values.cpu()], dim=1)
@@ -132,7 +133,7 @@ class _Best:
         self.tokens[rows] = tokens.gather(1, order)
 
 
-def _writing(model: Any, ffns: FFNs, size: int) -> Iterator[tuple[FFN, PrunableLayer]]:
+def _writing_layers(model: Any, ffns: FFNs, size: int) -> Iterator[tuple[FFN, PrunableLayer]]:
     """Yield the layers whose output maps write to the residual stream that the head reads, which has `size` features."""
     for ffn in ffns:
         if getattr(model.config, "is_encoder_decoder", False) and not is_decoder(model, ffn):

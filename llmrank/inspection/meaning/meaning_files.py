@@ -19,8 +19,8 @@ __all__ = ["write_meanings_csv", "write_meanings_json"]
 def write_meanings_csv(meanings: Meanings, path: str | os.PathLike[str]) -> None:
     """Write a row for each neuron: its layer and index, its contexts, and the tokens that it promotes and demotes.
 
-    Numbers at the end of column names count from 1, the strongest. The file is UTF-8, and texts keep their spaces and line
-    breaks. It is replaced on success, and left as it is on failure.
+    Names of columns end with a number: 1 is the strongest context or token, 2 the second strongest. The file is UTF-8, and texts
+    keep their spaces and line breaks. An existing file is replaced on success, and left as it is on failure.
 
     Parameters
     ----------

@@ -56,9 +56,9 @@ class NeuronMeaning:
     Attributes
     ----------
     contexts : tuple of ActiveContext
-        The largest absolute activation first.
+        The contexts of the largest absolute activations, the largest first.
     promoted, demoted : tuple of PromotedToken
-        By the logit lens, the strongest first; empty if there is none for the neuron.
+        The tokens by the logit lens, the strongest first; empty if the neuron has no logit lens.
     """
 
     contexts: tuple[ActiveContext, ...]
@@ -73,13 +73,15 @@ class Meanings:
     Attributes
     ----------
     top : TopActivations
+        Where in the text each neuron is most active.
     lens : mapping from str to LensTokens
         By prunable layer; see :func:`llmrank.inspection.meaning.logit_lens.logit_lens`.
     without_lens : str or None
         Why the model has no logit lens, as a sentence; None if it has one.
     texts : TokenTexts
+        The texts of tokens.
     neurons : mapping from str to sequence of int, or None
-        The neurons that have a row in `lens`, by prunable layer; None for all neurons.
+        The neurons that have a row in `lens`, by prunable layer; None if all neurons have one.
     """
 
     top: TopActivations
@@ -148,8 +150,10 @@ def find_meanings(
 
     Notes
     -----
-    Cost: a forward pass of the sequences, and that of :func:`llmrank.inspection.meaning.logit_lens.logit_lens`. Special tokens,
-    and entries of the head that are no tokens of the tokenizer, are not listed: they are seldom trained.
+    Cost: a forward pass of the sequences, and the cost of :func:`llmrank.inspection.meaning.logit_lens.logit_lens`.
+
+    The logit lens does not list special tokens, or entries of the head that are no tokens of the tokenizer, because they are
+    seldom trained.
     """
     texts = TokenTexts(tokenizer)
     for name, chosen in (neurons or {}).items():

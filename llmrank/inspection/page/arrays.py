@@ -19,6 +19,6 @@ def index_dtype(size: int) -> IndexType:
 
 
 def encode_array(values: npt.NDArray[Any], dtype: type[np.generic]) -> dict[str, str]:
-    """Convert an array to ``{"dtype", "data"}``."""
+    """Convert an array for JSON: ``dtype`` is the name of its type, ``data`` its values as base64."""
     little = np.dtype(dtype).newbyteorder("<")
     return {"dtype": np.dtype(dtype).name, "data": base64.b64encode(values.astype(little).tobytes()).decode("ascii")}

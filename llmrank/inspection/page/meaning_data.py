@@ -18,9 +18,9 @@ from llmrank.inspection.page.arrays import encode_array, index_dtype
 
 __all__ = ["MEANINGS_LIMIT", "changes_data", "meanings_data"]
 
-# Largest size of the arrays of neurons, in bytes of base64.
+# Largest size of the arrays with an entry for each neuron, in bytes of base64.
 MEANINGS_LIMIT = 12_000_000
-# Token of an entry that is none: padding, or a side of a neuron without a logit lens.
+# Stands for no token: at padding, and for the promoted and demoted tokens of a neuron without a logit lens.
 NO_TOKEN = -1
 
 
@@ -33,29 +33,31 @@ def meanings_data(
     ----------
     inspection : Inspection
     meanings : Meanings
-        Of all neurons of the inspection.
+        The meanings of all neurons of the inspection.
     limit : int
-        Approximate largest size of the arrays of neurons, in bytes of base64. If they are larger, the page has only the highest
-        neurons of each layer.
+        Approximate largest size of the arrays with an entry for each neuron, in bytes of base64. If they are larger, the page
+        holds only the neurons with the highest scores of each layer.
 
     Returns
     -------
     data : dict
-        ``tokens`` is a list of texts, of which the first is empty and stands for no token. ``text`` holds the calibration text as
-        indices of them, in sequences of ``length`` tokens. For each neuron that is held there are k ``activations`` (0 for
-        none), ``positions`` in the text, and ``promoted`` and ``demoted`` tokens.
+        ``tokens`` lists the texts of tokens; the first is empty and stands for no token. ``text`` holds the calibration text as
+        indices into ``tokens``, in sequences of ``length`` tokens. For each neuron that the page holds there are k
+        ``activations`` (0 if the neuron has fewer contexts), their ``positions`` in the text, and k ``promoted`` and k
+        ``demoted`` tokens.
     note : str or None
         What is left out, as a sentence.
     """
     sequences = meanings.top.sequences
     k = next(iter(meanings.top.activations.values())).shape[1]
-    per_neuron = k * 16 * 4 / 3
+    per_neuron = k * 16 * 4 / 3  # four arrays of at most 4 bytes a number; base64 takes four bytes for three
     n_layers, largest = len(inspection.layers), max(layer.size for layer in inspection.layers.values())
     fits = limit >= per_neuron * sum(layer.size for layer in inspection.layers.values())
+    # If some neurons are left out, the page also holds the index of each neuron that is not, in about 6 bytes of base64.
     per_layer = largest if fits else max(1, int(limit / (per_neuron + 6) / n_layers))
     held, parts = [], []
     for name, layer in inspection.layers.items():
-        rows = np.sort(np.argsort(-inspection.main.importance[name], kind="stable")[:per_layer])
+        neurons = np.sort(np.argsort(-inspection.main.importance[name], kind="stable")[:per_layer])
         lens = {part.name: meanings.lens.get(part.name) for part in layer.layers}
         joined = (
             layer.join(meanings.top.activations),
@@ -63,8 +65,8 @@ def meanings_data(
             layer.join({part.name: _tokens(lens[part.name], "promoted", (part.size, k)) for part in layer.layers}),
             layer.join({part.name: _tokens(lens[part.name], "demoted", (part.size, k)) for part in layer.layers}),
         )
-        held.append(rows)
-        parts.append([each[rows] for each in joined])
+        held.append(neurons)
+        parts.append([each[neurons] for each in joined])
     activations, positions, promoted, demoted = (np.concatenate(part) for part in zip(*parts, strict=True))
     text = torch.where(sequences.mask, sequences.ids, NO_TOKEN).flatten().numpy()
     used = np.unique(np.concatenate([text, promoted.ravel(), demoted.ravel(), [NO_TOKEN]]))
@@ -80,7 +82,7 @@ def meanings_data(
         "without_lens": meanings.without_lens,
         "tokens": ["", *(meanings.texts[int(token)] for token in used[1:])],
         "text": indices(text),
-        "held": [len(rows) for rows in held],
+        "held": [len(neurons) for neurons in held],
         "neurons": None if per_layer >= largest else encode_array(np.concatenate(held), np.uint32),
         "activations": encode_array(activations, np.float32),
         "positions": encode_array(positions.clip(min=0), index_dtype(len(text))),
@@ -101,7 +103,7 @@ def _tokens(lens: LensTokens | None, side: str, shape: tuple[int, int]) -> torch
 def changes_data(changes: LossChanges) -> tuple[dict[str, Any] | None, str | None]:
     """Return the changes of the losses, ready for JSON, or None with a note that says why they are left out.
 
-    Shares of a total of 0 are None.
+    If the losses of all tokens do not change in total, the share of each kind of tokens in the change is None.
     """
     if not isfinite(changes.all.change.value):
         return (

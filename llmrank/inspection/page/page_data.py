@@ -1,7 +1,10 @@
 """The data that the page of an inspection holds: scores, orders of removal, and numbers of neurons removed.
 
-The page repeats no arithmetic of the pruners: it holds the order in which pruning removes the neurons of each layer, and the
-number that each budget removes for every choice on the page. Scores are only shown, so they are rounded to float32.
+The scripts of the page do not prune. They look up the order in which pruning removes the neurons of each layer, and how many
+neurons each budget removes for every choice that the page offers. Scores are only shown, so they are rounded to float32.
+
+A unit is a set of neurons that are removed together: one neuron, one neuron of every expert, or a whole expert. The units of a
+layer, or of a mixture of experts, form a set of units.
 """
 
 from __future__ import annotations
@@ -41,10 +44,10 @@ __all__ = ["DATA_LIMIT", "payload"]
 DATA_LIMIT = 30_000_000
 # The edges of this many neurons of each layer are never left out.
 MIN_NEURONS_WITH_EDGES = 64
-OTHER_MASKS = (
-    "At {} the pipeline keeps other neurons: it prunes each graph by itself, and this page compares all layers."
+MASKS_DIFFER_NOTE = (
+    "At {} the pipeline keeps other neurons than this page shows as kept: the pipeline prunes each graph separately, and the "
+    "page compares the neurons of all layers."
 )
-
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
@@ -63,7 +66,7 @@ def payload(
     ----------
     inspection : Inspection
     meanings : Meanings, optional
-        Of all neurons; see :func:`llmrank.inspection.page.meaning_data.meanings_data`.
+        The meanings of all neurons; see :func:`llmrank.inspection.page.meaning_data.meanings_data`.
     changes : LossChanges, optional
         What the inspection's masks change in the predictions of its calibration text.
     top_edges : int
@@ -76,12 +79,15 @@ def payload(
     Returns
     -------
     dict
-        Numbers, strings, and arrays as ``{"dtype", "data"}``, where ``data`` is base64 of little-endian bytes. Arrays of
-        neurons run through all layers: each scorer has float32 ``scores``, and uint16 or uint32 ``positions`` (how many units
-        are removed before that of this neuron) by budget; without
-        those of the global budget they are the same. ``units`` says which neurons of a layer are removed in units of how many.
-        ``removed`` is a (multiples, amounts, units) array, the number of units removed: at the top level by local pruning, and in
-        each scorer by global pruning.
+        Numbers, strings, and arrays as ``{"dtype", "data"}``, where ``data`` is base64 of little-endian bytes. An array of
+        neurons holds the neurons of all layers, one layer after the other.
+
+        - ``scorers`` holds, for each scorer, the float32 array ``scores``, and the ``positions`` of neurons by budget. The
+          position of a neuron is the number of units that are removed before its own unit. If both budgets have the same
+          positions, those of the global budget are left out.
+        - ``units`` lists the sets of units: the layer, the first neuron, the number of neurons, and that of neurons in one unit.
+        - ``removed`` is a (multiples, amounts, sets of units) array of the numbers of units that are removed. At the top level it
+          is that of local pruning, and in each scorer that of global pruning.
 
     Raises
     ------
@@ -118,14 +124,14 @@ def payload(
         list(candidates), [layer["size"] for layer in layers], choices, edge_bytes, data_limit
     )
     notes = _notes(inspection.targets, [name for name in candidates if name not in names], edges_per_layer, layers)
-    by_local, units = local_removals(choices), _units(inspection, choices)
+    by_local, unit_sets = local_removals(choices), _unit_sets(inspection, choices)
     orders = {name: removal_order(inspection, choices, candidates[name]) for name in names}
     by_global = {name: global_removals(choices, order.removed_before) for name, order in orders.items()}
     if not all(
-        _shows_masks(candidates[name], choices, units, orders[name], {"local": by_local, "global": by_global[name]})
+        _shows_masks(candidates[name], choices, unit_sets, orders[name], {"local": by_local, "global": by_global[name]})
         for name in names
     ):
-        notes.append(OTHER_MASKS.format(amount_label(inspection.amount, inspection.targets)))
+        notes.append(MASKS_DIFFER_NOTE.format(amount_label(inspection.amount, inspection.targets)))
     dtype = index_dtype(max(choices.sizes))
     meaning, note = (None, None) if meanings is None else meanings_data(inspection, meanings)
     change, further_note = (None, None) if changes is None else changes_data(changes)
@@ -135,7 +141,7 @@ def payload(
         "removed": encode_array(by_local, dtype),
         "notes": notes,
         "layers": layers,
-        "units": units,
+        "units": unit_sets,
         "scorers": {
             name: {
                 **_scores(list(candidates[name].importance.values())),
@@ -185,11 +191,12 @@ def _protocol(inspection: Inspection, choices: Choices) -> dict[str, Any]:
 def _notes(
     targets: Sequence[str], left_out: Sequence[str], edges_per_layer: int, layers: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """Return what a reader must know of the page: what it leaves out."""
+    """Return sentences that tell the reader of the page what it leaves out."""
     notes = []
     if len(targets) > 1:
         notes.append(
-            "Neurons and experts are removed together, and every amount divides itself between them anew: this page shows one."
+            "Neurons and experts are removed together. How much of each is removed must be computed anew for every amount, so "
+            "this page shows only one amount."
         )
     if left_out:
         notes.append(f"These scorers were left out to keep the page small: {', '.join(left_out)}.")
@@ -201,7 +208,7 @@ def _notes(
 
 
 def _layers(inspection: Inspection) -> list[dict[str, Any]]:
-    """Return the layers, each with the layers next to it in its graph, and a mixture with its experts."""
+    """Return the layers, each with the layers next to it in its graph. A layer that is a mixture also has its experts."""
     layers = []
     for name, layer in inspection.layers.items():
         graph = inspection.graphs[layer.graph].graph
@@ -224,15 +231,15 @@ def _layers(inspection: Inspection) -> list[dict[str, Any]]:
     return layers
 
 
-def _units(inspection: Inspection, choices: Choices) -> list[dict[str, int]]:
-    """Return for each of the units the number of their layer, their neurons there, and the number of neurons in one unit."""
+def _unit_sets(inspection: Inspection, choices: Choices) -> list[dict[str, int]]:
+    """Return each set of units: the index of its layer, its first neuron there, its size in neurons, and the size of a unit."""
     places = {
         part.layer.name: (number, part.start)
         for number, layer in enumerate(inspection.layers.values())
         for part in layer.parts
     }
     found = []
-    for each in choices.units:
+    for each in choices.unit_sets:
         number, start = min(places[layer.name] for layer in each.layers)
         found.append({"layer": number, "start": start, "size": each.n_units * each.n_neurons, "each": each.n_neurons})
     return found
@@ -241,7 +248,7 @@ def _units(inspection: Inspection, choices: Choices) -> list[dict[str, int]]:
 def _shows_masks(
     result: ScorerResult,
     choices: Choices,
-    units: Sequence[Mapping[str, int]],
+    unit_sets: Sequence[Mapping[str, int]],
     order: Order,
     removals: Mapping[str, IntArray],
 ) -> bool:
@@ -249,7 +256,8 @@ def _shows_masks(
     for budget, by_layer in result.keep.items():
         positions = order.positions[budget]
         shown = [np.ones(len(each), dtype=bool) for each in positions]
-        for entry, removed in zip(units, removals[budget][choices.multiple_index, choices.amount_index], strict=True):
+        counts = removals[budget][choices.multiple_index, choices.amount_index]
+        for entry, removed in zip(unit_sets, counts, strict=True):
             neurons = slice(entry["start"], entry["start"] + entry["size"])
             shown[entry["layer"]][neurons] = positions[entry["layer"]][neurons] >= removed
         if not all(np.array_equal(mask, kept) for mask, kept in zip(by_layer.values(), shown, strict=True)):
@@ -258,7 +266,7 @@ def _shows_masks(
 
 
 def _positions(order: Order, dtype: IndexType) -> dict[str, Any]:
-    """Return the positions by budget; one array is enough if those of both budgets are the same."""
+    """Return the positions of neurons by budget, see :func:`payload`; one array is enough if both budgets have the same."""
     arrays = {budget: np.concatenate(positions) for budget, positions in order.positions.items()}
     if np.array_equal(arrays["local"], arrays["global"]):
         del arrays["global"]
@@ -269,7 +277,7 @@ def _slider(inspection: Inspection, choices: Choices) -> int:
     """Return where the slider stands at the inspection's amount, in per cent of all neurons."""
     share = inspection.amount
     if isinstance(share, int):
-        # The local budget removes this number of units from each layer, the global one of neurons.
+        # The amount is a number: of units of each layer for the local budget, of neurons of the model for the global budget.
         is_local = inspection.budget == "local"
         share = share * len(choices.sizes) / sum(choices.sizes) if is_local else share / choices.n_neurons
     return min(round(100 * share), SLIDER_END)
@@ -302,7 +310,7 @@ def _facts(inspection: Inspection) -> dict[str, Any]:
 
 
 def _edges(inspection: Inspection, per_layer: int, top: int) -> dict[str, Any]:
-    """Return the strongest edges of the `per_layer` highest neurons of each layer, by the main scorer."""
+    """Return the strongest edges of those `per_layer` neurons of each layer that the main scorer scores highest."""
     chosen: list[npt.NDArray[np.intp]] = []
     parts: dict[str, list[npt.NDArray[Any]]] = {"in_nodes": [], "in_shares": [], "out_nodes": [], "out_shares": []}
     is_complete = True
@@ -317,7 +325,8 @@ def _edges(inspection: Inspection, per_layer: int, top: int) -> dict[str, Any]:
         chosen.append(np.sort(np.argsort(-scores, kind="stable")[:per_layer]))
         strongest = strongest_edges(graph, rank, node_layer, top=top)
         for key, values in strongest._asdict().items():
-            # A node with fewer edges has -1 as the remaining nodes and 0 as their shares; the page ignores edges of share 0.
+            # A node with fewer than `top` edges has the node -1 with the share 0 in the place of each missing edge. The page
+            # ignores edges of share 0, so -1 becomes 0, because the indices have no sign.
             parts[key].append(values[chosen[-1]].clip(min=0))
     node_dtype = _node_dtype(inspection)
     return {
@@ -341,13 +350,13 @@ def _choose_what_fits(
     """Return the scorers that fit, and the number of neurons per layer whose edges fit (`edge_bytes` for each neuron)."""
     n_neurons = sum(sizes)
     index_bytes = np.dtype(index_dtype(max(choices.sizes))).itemsize
-    # Base64 takes four bytes for three.
+    # All sizes are in bytes of base64, which takes four bytes for three.
     per_table = index_bytes * len(choices.multiples) * len(choices.amounts) * len(choices.sizes) * 4 / 3
     per_scorer = (4 + index_bytes) * n_neurons * 4 / 3 + per_table
     per_neuron = edge_bytes * 4 / 3
-    # The first scorer, three facts of each neuron, and the table of local pruning are always there.
+    # The first scorer, three facts of each neuron, and the table of local pruning are always on the page.
     left = limit - per_scorer - 12 * n_neurons * 4 / 3 - per_table
-    # If not every neuron has edges, the page also holds the uint32 indices of those that have.
+    # If the page holds the edges of some neurons only, it also holds the uint32 indices of these neurons.
     per_chosen = per_neuron + 4 * 4 / 3
     fewest_edges = sum(min(size, MIN_NEURONS_WITH_EDGES) for size in sizes) * per_chosen
     n_others = int(np.clip((left - fewest_edges) // per_scorer, 0, len(names) - 1))

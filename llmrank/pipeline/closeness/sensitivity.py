@@ -1,7 +1,7 @@
 """Sensitivity of a layer: how much the model's output changes when that layer alone is pruned.
 
-Nothing changes in front of the layer. So if the blocks of a stack follow one another directly, only the block of the layer and
-those behind it are run, on the outputs of the dense model's earlier blocks.
+Pruning a layer changes nothing in front of it. So if each block of the model reads the output of the one before it, only the
+block of the layer and the blocks behind it are run. They read the outputs of the dense model's earlier blocks.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from llmrank.surgery.equivalence import silence_layers
 
 __all__ = ["layer_sensitivities"]
 
-# This many rows of features count as one sequence, because TokenSequences.batches puts that many into a batch.
+# A module that is not a language model reads rows of features. This many rows count as one sequence, because
+# TokenSequences.batches puts that many into a batch.
 FEATURE_ROWS = 256
-# Number of tokens that are enough by default.
+# By default, sequences are used until they hold this many tokens.
 DEFAULT_TOKENS = 2048
 
 
@@ -59,7 +60,8 @@ def layer_sensitivities(
     KL(p || q) in nats, where p is the prediction of the dense model, and q the prediction when the output map of the layer reads
     zeros for the removed neurons. For other models (encoders, plain modules) it is the mean over tokens of
     ``||y' - y||^2 / ||y||^2``, where y is the first output of the dense model (the last hidden state) and y' that of the pruned
-    one; tokens with y = 0 are left out. Padding does not count. With one output for each sequence, the mean is over sequences.
+    one; tokens with y = 0 are left out. Padding does not count. If a model has one output for each sequence, as a classifier has,
+    the mean is taken over sequences.
 
     Parameters
     ----------
@@ -71,8 +73,8 @@ def layer_sensitivities(
     batch_size : int
         Number of sequences in a forward pass.
     samples : int, optional
-        Number of sequences that are used, from the first on; 256 rows of features count as one. By default as many as hold 2,048
-        tokens (features: two), but at least two.
+        Number of sequences that are used, from the first on; 256 rows of features count as one sequence. By default as many
+        sequences as hold 2,048 tokens, but at least two; of rows of features, two.
     progress : callable, optional
         See :func:`llmrank.calibration.collect.collect_statistics`.
     groups : mapping from str to sequence of PrunableLayer, optional
@@ -88,9 +90,9 @@ def layer_sensitivities(
     Raises
     ------
     OptionError
-        The FFNs are explicit; `samples` is below 1; or see :func:`llmrank.calibration.forward.model_inputs`.
+        The FFNs come from a `structure_dict`; `samples` is below 1; or see :func:`llmrank.calibration.forward.model_inputs`.
     MaskError
-        The masks are those of another model, or one keeps no neuron.
+        The masks are those of another model, or a mask keeps no neuron.
     CalibrationError
         An output is not finite, or the dense output is zero for every token (the message names the layer); or see
         :func:`llmrank.calibration.forward.model_inputs`.
@@ -138,7 +140,7 @@ def layer_sensitivities(
                 count += dense.count
             totals[name] += dense.change(groups[name], masks)
             if name is pruned[-1]:
-                del dense  # before the next batch takes as much memory
+                del dense  # frees its memory before the next batch needs as much
     for name in pruned:
         mean = torch.tensor(totals[name], dtype=torch.float64) / count
         if not bool(torch.isfinite(mean)):
@@ -164,12 +166,15 @@ def _first_sequences(sequences: TokenSequences, samples: int | None) -> TokenSeq
 
 
 class _DenseBatch:
-    """The outputs of the dense model and of its blocks for one batch; changes are summed over `count` tokens."""
+    """The outputs of the dense model and of its blocks for one batch.
+
+    `count` is the number of tokens that :meth:`change` sums over.
+    """
 
     def __init__(self, model: nn.Module, ffns: FFNs, ids: torch.Tensor, mask: torch.Tensor) -> None:
         self._model = model
-        self._inputs, of_input, of_decoder = model_inputs(model, ids, mask)
-        self._mask = of_decoder if "decoder_input_ids" in self._inputs else of_input
+        self._inputs, input_mask, decoder_mask = model_inputs(model, ids, mask)
+        self._mask = decoder_mask if "decoder_input_ids" in self._inputs else input_mask
         self._blocks: list[nn.Module] = []
         self._returned: list[Any] = []
         output, self._predicts = self._remember(ffns)
@@ -181,7 +186,7 @@ class _DenseBatch:
             self.count = int((output.square().sum(-1) != 0).sum())
 
     def change(self, layers: Sequence[PrunableLayer], masks: Masks) -> float:
-        """Return the change of the output, summed over tokens, when these layers of one block alone are pruned."""
+        """Return the change of the output, summed over tokens, when only these layers, all of one block, are pruned."""
         with ExitStack() as hooks:
             silence_layers(hooks, layers, masks)
             for block, returned in zip(self._blocks_before(layers[0]), self._returned, strict=False):
@@ -192,14 +197,18 @@ class _DenseBatch:
         return _relative_change(self._output, output)
 
     def _remember(self, ffns: FFNs) -> tuple[torch.Tensor, bool]:
-        """Run the dense model as :meth:`_run` does, and keep the outputs of its blocks if other passes can use them."""
+        """Run the dense model as :meth:`_run` does, and keep the outputs of its blocks if other passes can use them.
+
+        That is so if the blocks follow one another directly (the record is unbroken), each is called once, and no later module
+        writes to the output of a block.
+        """
         returned: list[Any] = []
-        versions: list[int | None] = []
+        write_counts: list[int | None] = []
 
         def remembering(compute: Callable[..., Any]) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 returned.append(compute(*args, **kwargs))
-                versions.append(write_count(first_output(returned[-1])))
+                write_counts.append(write_count(first_output(returned[-1])))
                 return returned[-1]
 
             return forward
@@ -210,8 +219,8 @@ class _DenseBatch:
             output = self._run()
         # The output of the last block is not used again, so later modules may write to it.
         unchanged = all(
-            version is not None and version == write_count(first_output(answer))
-            for version, answer in zip(versions[:-1], returned[:-1], strict=True)
+            count is not None and count == write_count(first_output(output_of_block))
+            for count, output_of_block in zip(write_counts[:-1], returned[:-1], strict=True)
         )
         if record.unbroken and all(len(calls) == 1 for calls in record.calls) and unchanged:
             self._blocks, self._returned = record.blocks, returned

@@ -51,7 +51,7 @@ class Validation:
         The distance, a mean over tokens: KL(dense || pruned) of the next-token predictions, in nats; or, for models that
         predict no tokens, ``||y' - y||^2``, where y is the first output of the dense model and y' that of the pruned one.
     count : int
-        Number of tokens that the means are taken over; of sequences, if the model has one output a sequence.
+        Number of tokens that the means are taken over, or of sequences if the model has one output for each sequence.
     cut, repaired : float
         Mean distance without and with the repair.
     error : float or None
@@ -141,7 +141,7 @@ class Validator:
 
     @torch.no_grad()
     def _outputs(self) -> Iterator[Any]:
-        """Yield for each batch the first output or, if the model predicts tokens, a function that yields its predictions."""
+        """Yield for each batch the model's first output or, if it predicts tokens, a function that yields the predictions."""
         with evaluation_mode(self._model, self._ffns):
             for ids, mask in self._batches:
                 if self._measure == "divergence":
@@ -190,7 +190,8 @@ def repair_where_it_helps(
     ffns, masks, method, choose, progress
         See :func:`llmrank.surgery.repair.repair_ffns`.
     texts : tuple of TokenSequences
-        The sequences to fit to; and the held-out ones, which choose the damping and validate the repair, or None.
+        The sequences that the repair is fitted to, and the held-out ones or None. The held-out sequences choose the damping and
+        validate the repair.
     record : Recording
         Record of the forward passes of both texts, see :func:`llmrank.calibration.blocks.block_stream.open_stream`.
     batch_size : int
@@ -200,9 +201,10 @@ def repair_where_it_helps(
     work : WorkDirectory, optional
         With `in_place`: keep repaired weights and hidden states in its files, and go on where an earlier process ended.
     processes : Processes, optional
-        Processes whose `texts` and `record` are of other sequences; each has some to fit to, and perhaps held-out ones.
+        Processes that divide the text: each passes `texts` and a `record` of its own sequences. Each has sequences to fit to, but
+        some may have no held-out ones.
     device : torch.device, optional
-        Where to compute, one block after the other, if that is not where the weights are.
+        Device to compute on, to which blocks are brought one after the other. By default the weights stay where they are.
 
     Returns
     -------
@@ -210,7 +212,7 @@ def repair_where_it_helps(
     repaired : dict from str to RepairedMap
         If the repair is not kept, the masks that were passed in, and no repaired map.
     validation : Validation or None
-        None if nothing was held out; then the repair is kept.
+        None if nothing was held out; in this case the repair is kept.
 
     Raises
     ------
@@ -224,9 +226,8 @@ def repair_where_it_helps(
     if held_out is not None:
         with progress_step(progress, "Running the held-out text"):
             validator = Validator(model, ffns, held_out, masks, batch_size, processes, device)
-    follow = method.needs_dense_stream
-    more: dict[str, Any] = {"follow": follow, "work": work, "processes": processes, "device": device}
-    stream = open_stream(model, ffns, fit, batch_size, record, held_out, **more)
+    options: dict[str, Any] = {"work": work, "processes": processes, "device": device}
+    stream = open_stream(model, ffns, fit, batch_size, record, held_out, follow=method.needs_dense_stream, **options)
     validation = None
     files = None if work is None else RepairsInFiles(work)
     with contextlib.closing(files or RepairsInPlace()) as in_place_repairs:

@@ -29,7 +29,7 @@ except ImportError:
     ModifierFactory = None
 
     class Modifier:  # type: ignore[no-redef]
-        """In place of the base class of modifiers, where llm-compressor is not installed."""
+        """Takes the place of llm-compressor's base class of modifiers if llm-compressor is not installed."""
 
         def __init__(self, **_: Any) -> None:
             raise OptionError("recipes need llm-compressor; pip install 'llmrank[compressor]'")
@@ -37,7 +37,7 @@ except ImportError:
 
 __all__ = ["LLMRankModifier", "sequences_of_batches"]
 
-# What a batch of text holds. Other inputs, such as images, cannot be passed on to the pipelines.
+# The inputs that a batch of text may have. Batches with other inputs, such as images, are refused.
 TEXT_INPUTS = {"input_ids", "attention_mask", "labels", "loss_mask", "position_ids", "token_type_ids"}
 
 
@@ -46,7 +46,7 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
 
     It prunes when the recipe is initialised, before the modifiers that follow it look at the model. So it must come first, and
     the model must not be quantised yet. Each sample of the calibration data is one sequence. Layers that keep different numbers
-    of neurons are filled up with zeros to one width, so that stock programs load the checkpoint.
+    of neurons are filled up with zeros to one width, so that programs that expect equal layers load the checkpoint.
 
     Parameters
     ----------
@@ -55,8 +55,8 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
     scorer, pruner, repair, pipeline : str
         Specs, as for :func:`llmrank.prune_model`.
     multiple_of : int
-        The widths of the pruned layers are rounded to the nearest multiple of this, unless the spec of the pruner has a
-        `multiple_of` of its own. The default, 128, is the group size of the scheme W4A16, which must divide the width.
+        The widths of the pruned layers are rounded to the nearest multiple of this number, unless the spec of the pruner has its
+        own `multiple_of`. The default, 128, is the group size of the scheme W4A16, and the group size must divide the width.
 
     Raises
     ------
@@ -66,7 +66,8 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
         llm-compressor is not installed.
     """
 
-    # Specs, not objects, and no None: a recipe is also written as YAML beside the checkpoint, without options that are None.
+    # llm-compressor also writes the recipe as YAML beside the checkpoint. YAML holds no objects, so these are specs; and options
+    # that are None would be left out there, so none of them is None.
     amount: float | int = 0.3
     scorer: str = DEFAULTS["scorer"]
     pruner: str = DEFAULTS["pruner"]
@@ -108,8 +109,8 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
         OptionError
             Other modifiers of the recipe come before this one, or the model is quantised or a mixture of experts.
         LLMRankError
-            Bad data, or a model that cannot be pruned; see :func:`llmrank.prune_model`. Like the errors above it leaves the
-            weights as they are, unless it comes after the repair.
+            Bad data, or a model that cannot be pruned; see :func:`llmrank.prune_model`. The weights are unchanged after any of
+            these errors, unless it comes after the repair.
         """
         self._check_place(state)
         sequences = sequences_of_batches(state.data.calib)
@@ -127,12 +128,12 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
         self._masks, self._report = pruning.masks, pruning.report
         for note in pruning.report.notes if pruning.report is not None else ():
             logger.warning(note)
-        # Where a model knows the place that it came from, llm-compressor saves the config.json from there, with the old width.
+        # If a model states where it was loaded from, llm-compressor saves the config.json from there, which has the old width.
         state.model.config._name_or_path = ""
         return True
 
     def _components(self) -> tuple[type[BasePipeline], dict[str, Any]]:
-        """Return the class of the pipeline, and what the other specs name, as its options."""
+        """Return the class of the pipeline, and its options: those of its spec, and the components that the other specs name."""
         pipeline_class, options = PIPELINES.options(self.pipeline)
         has_multiple = "multiple_of" in split_spec(self.pruner)[1]
         multiple = None if has_multiple else self.multiple_of
@@ -145,8 +146,8 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
         if [k for k, modifier in enumerate(modifiers) if isinstance(modifier, LLMRankModifier)] != [0]:
             names = ", ".join(type(modifier).__name__ for modifier in modifiers)
             raise OptionError(
-                f"LLMRankModifier must be the first modifier of a recipe, and there once, got {names}: the others attach "
-                "themselves to the modules of the model as they are; reorder the recipe, and load the model again"
+                f"LLMRankModifier must occur once in a recipe, as its first modifier, got {names}: other modifiers attach "
+                "themselves to the modules of the model before they are pruned; reorder the recipe, and load the model again"
             )
         if any(map(is_module_quantized, state.model.modules())):
             raise OptionError(
@@ -155,7 +156,7 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
 
 
 def sequences_of_batches(batches: Iterable[Mapping[str, torch.Tensor]] | None) -> TokenSequences:
-    """Make token sequences of the batches of a data loader: one of each sample, padded on the right to the longest.
+    """Make token sequences from the batches of a data loader: one for each sample, padded on the right to the longest sample.
 
     Parameters
     ----------
@@ -174,8 +175,8 @@ def sequences_of_batches(batches: Iterable[Mapping[str, torch.Tensor]] | None) -
                 f"the calibration data have the inputs {', '.join(batch)}; expected input_ids of a text, and no images or sounds"
             )
         ids = batch["input_ids"].to("cpu", torch.long)
-        seen = batch.get("attention_mask", torch.ones_like(ids)).to("cpu", torch.bool)
-        rows += [row[kept] for row, kept in zip(ids, seen, strict=True)]
+        is_token = batch.get("attention_mask", torch.ones_like(ids)).to("cpu", torch.bool)
+        rows += [row[chosen] for row, chosen in zip(ids, is_token, strict=True)]
     if max(map(len, rows), default=0) < 2:
         raise CalibrationError(
             f"pruning needs calibration data, samples of 2 tokens or more; got {len(rows)} samples, none as long; pass dataset= "

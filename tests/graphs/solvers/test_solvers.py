@@ -719,7 +719,7 @@ class Doubling:
     n_layers = 4
     n_blocks = 3
     dtype = "float64"
-    depth = 3
+    steps_to_exact = 3
     acyclic = True
     linear = False
     sweepable = True

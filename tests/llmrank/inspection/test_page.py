@@ -160,7 +160,7 @@ def test_layers_at_the_end_of_a_graph_have_no_neighbour() -> None:
     # The last 16 rows have no edge that leaves.
     assert not array(content["edges"]["out_shares"]).reshape(-1, 3)[-16:].any()
     # Isolated graphs of named Linears are pruned one by one, and the page compares all layers: it says so.
-    assert ["prunes each graph by itself" in note for note in content["notes"]] == [True]
+    assert ["prunes each graph separately" in note for note in content["notes"]] == [True]
 
 
 def test_stacks_of_different_widths() -> None:

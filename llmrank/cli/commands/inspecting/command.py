@@ -43,7 +43,7 @@ __all__ = ["add_inspect_options", "run_inspect"]
 # The format of the `graphs` package for complete graphs and their ranks.
 OWN_FORMAT = "safetensors"
 DEFAULT_FORMATS = "png,svg,html"
-# Tables of the contexts of all neurons, by the names of their files, which are also the names of their formats.
+# Functions that write the contexts of all neurons to a file. A key is the name of the file, and also that of the format.
 TABLES = {"contexts.csv": write_meanings_csv, "contexts.json": write_meanings_json}
 PAGE = "index.html"
 SUMMARY = "summary.json"
@@ -113,14 +113,14 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
     budget = split_spec(options.pruner)[0]
     if budget not in ("local", "global"):
         raise OptionError(f"inspect expects --pruner local or global, got {budget!r}")
-    # Both budgets are shown, and the global pruner has the options of both.
+    # Both budgets are shown. The settings of both come from a global pruner, which has the options of both.
     settings = argparse.Namespace(**{**vars(options), "pruner": "global" + options.pruner[len(budget) :]})
     scorers = _scorers(settings)
     loaded = load(options)
     pipeline = make_pipeline(settings, loaded, evaluation=None)
     ffns = pipeline.find()
     if options.compare is None and any(ffn.mixture is None for ffn in ffns):
-        # Scores of whole experts have nothing to say of an FFN that is none.
+        # By default, scorers of whole experts are left out if there is an FFN outside mixtures, which they cannot score.
         main = next(iter(scorers))
         scorers = {name: each for name, each in scorers.items() if name == main or not isinstance(each, ExpertScorer)}
     layers = parts_by_layer(ffns)
@@ -160,7 +160,7 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
 
 
 def _formats(options: argparse.Namespace) -> tuple[str, ...]:
-    """Return the formats of ``--format``; raise unless they can be written."""
+    """Return the formats of ``--format``; raise an error if one of them cannot be written."""
     exchange = exchange_formats()
     known = (*FIGURES, "html", OWN_FORMAT, *exchange, *TABLES)
     formats = tuple(name.strip().lower() for name in options.format.split(",") if name.strip())
@@ -203,7 +203,7 @@ def _scorers(settings: argparse.Namespace) -> dict[str, BaseScorer]:
 
 
 def _layer_choices(text: str | None) -> list[tuple[int, int] | str] | None:
-    """Convert ``--layers``, such as ``0-3,29``, to pairs (first, last) of layer numbers, and names with dots."""
+    """Convert ``--layers``: ``0-3,29`` to pairs (first, last) of layer numbers. Names, which have dots, stay as they are."""
     if text is None:
         return None
     choices: list[tuple[int, int] | str] = []
@@ -221,7 +221,7 @@ def _layer_choices(text: str | None) -> list[tuple[int, int] | str] | None:
 def _chosen_layers(
     layers: Mapping[str, Mapping[str, int]], choices: Sequence[tuple[int, int] | str] | None, text: str | None
 ) -> list[str]:
-    """Return the names of the chosen layers, or all names if `choices` is None; an expert chooses its mixture."""
+    """Return the names of the chosen layers, or all names if `choices` is None. The name of an expert stands for its mixture."""
     names = list(layers)
     if choices is None:
         return names
@@ -242,7 +242,7 @@ def _chosen_layers(
 def _meanings(
     options: argparse.Namespace, pipeline: BasePipeline, inspection: Inspection, neurons: Sequence[tuple[str, int]]
 ) -> Meanings | None:
-    """Find the meanings of all neurons if the options ask for them, else of the neurons to describe; None if there are none."""
+    """Find the meanings of all neurons (``--contexts``) or of some (``--neuron``); return None if no option asks for them."""
     if not neurons and not options.contexts:
         return None
     chosen: dict[str, list[int]] = {}
@@ -261,7 +261,10 @@ def _meanings(
 
 
 def _loss_changes(options: argparse.Namespace, pipeline: BasePipeline, inspection: Inspection) -> LossChanges | None:
-    """Measure what the masked model predicts worse than the dense one; None if that is not asked for, or nothing is predicted."""
+    """Measure what the masked model predicts worse than the dense one.
+
+    Return None without ``--contexts``, or if the model predicts no tokens.
+    """
     if not options.contexts or not predicts_next_token(pipeline.model):
         return None
     measured = []

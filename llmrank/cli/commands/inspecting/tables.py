@@ -49,7 +49,7 @@ def _layer_table(summary: InspectionSummary, numbers: Mapping[str, int]) -> Tabl
     kept = {budget: summary.kept.get(budget) for budget in ("local", "global")}
     totals = {budget: f"{sum(counts.values()):,}" if counts else "" for budget, counts in kept.items()}
     labels = short_names(summary.layers, numbers)
-    # --layers and --neuron take the number of a layer: it gets a column of its own, unless every label begins with it.
+    # Users need the number of a layer for --layers and --neuron. It has a column of its own, unless every label begins with it.
     labels_have_numbers = all(
         label.split(".")[0] == str(numbers[name]) for name, label in zip(summary.layers, labels, strict=True)
     )
@@ -88,7 +88,7 @@ def _legend(inspection: Inspection) -> str:
     amount = amount_label(inspection.amount, inspection.targets)
     return (
         "\ndead: number of neurons that are zero on all calibration tokens.\n"
-        "effective: number of neurons of equal score whose scores would be as concentrated.\n"
+        "effective: as concentrated as if this many neurons shared the score equally.\n"
         "top 1 %: share of the layer's score that the highest 1 % of its neurons have.\n"
         "Gini: 0 if all scores are equal, near 1 if one neuron has the whole score.\n"
         "highest: the neuron with the highest score.\n"
@@ -160,7 +160,7 @@ def _share_range(shares: Sequence[float]) -> str:
 
 
 def _kept_widths(experts: Sequence[ExpertSummary], budget: str) -> str:
-    """Return how many experts are kept, and how wide they are: ``6 x 24``."""
+    """Return how many experts are kept, and how many neurons each of them keeps, such as ``6 x 24``."""
     if any(budget not in each.kept for each in experts):
         return "refused"
     widths = [each.kept[budget] for each in experts if each.kept[budget]]
@@ -203,7 +203,7 @@ def _print_agreement(summary: InspectionSummary, console: Console) -> None:
 
 
 def print_neuron(neuron: NeuronSummary, number: int, console: Console) -> None:
-    """Print the facts of a neuron in sentences; `number` is that of its layer."""
+    """Print the facts of a neuron in sentences; `number` is the number of its layer."""
     facts = neuron.node
     console.print(Text(f"\nNeuron {number}:{facts.node} ({neuron.label})", style="bold"))
     place = f"score {facts.score:.4g}, above {facts.percentile:.1%} of its layer"
@@ -232,7 +232,7 @@ def print_meaning(meaning: NeuronMeaning, console: Console) -> None:
     if meaning.contexts:
         console.print("most active at the marked tokens (activation):", highlight=False)
     else:
-        console.print("not active at any token but the first of a sequence", highlight=False)
+        console.print("not active at any token (the first token of a sequence does not count)", highlight=False)
     for each in meaning.contexts:
         console.print(Text.assemble(f"  {each.activation:>+9.4g}  ", marked(each.context)))
     for title, tokens in (("promotes", meaning.promoted), ("demotes", meaning.demoted)):
@@ -242,6 +242,10 @@ def print_meaning(meaning: NeuronMeaning, console: Console) -> None:
 
 
 def _verdict_in_words(verdict: Verdict, score: float) -> str:
+    """Say whether a neuron of this score is kept, and how near its score is to the cut, for example "kept, 1.3 times the ...".
+
+    The margin is NaN if nothing is on the other side of the cut, or if both scores are 0.
+    """
     of_experts = verdict.among == "mixture"
     state = ("kept" if verdict.kept else "removed") + (" with its expert" if of_experts else "")
     other_side = "highest removed score" if verdict.kept else "lowest kept score"

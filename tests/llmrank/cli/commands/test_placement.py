@@ -72,7 +72,7 @@ def test_each_of_two_models_has_a_revision_of_its_own(
     assert run(*common, "--revision", "a", "--against", checkpoint, "--against-revision", "b") == 0
     assert [revision for _, revision in seen] == ["a", None, "a", "b"]
     capsys.readouterr()
-    assert "name the model with --against" in refused(capsys, *common, "--against-revision", "b")
+    assert "name that model with --against" in refused(capsys, *common, "--against-revision", "b")
 
 
 def test_a_revision_reaches_every_part(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

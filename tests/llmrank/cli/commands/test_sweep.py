@@ -179,7 +179,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(
         assert run(*arguments) == 130
     captured = capsys.readouterr()
     assert f"3 rows are in {tmp_path / 'runs'}. The same command goes on." in captured.out
-    assert "A sweep goes on by the same command" in captured.err
+    assert "To go on with a sweep, repeat the command" in captured.err
     assert "other settings (documents: None there, 3 here; tasks: [] there, [llmrank_perplexity] here)" in refused(
         capsys, *arguments, "--tasks", "llmrank_perplexity", "--documents", 3
     )

@@ -141,7 +141,7 @@ def test_another_place_than_the_first_is_refused(place: Path, order: str) -> Non
     before, weights = logits(model, token_ids()), copy.deepcopy(model.state_dict())
     mine = LLMRankModifier(**OPTIONS)
     recipe = [quantise(), mine] if order == "after" else [mine, LLMRankModifier(**OPTIONS), quantise()]
-    with pytest.raises(OptionError, match="must be the first modifier of a recipe, and there once"):
+    with pytest.raises(OptionError, match="must occur once in a recipe, as its first modifier"):
         compress(model, recipe)
     assert mine.masks is None
     assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
