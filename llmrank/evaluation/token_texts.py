@@ -37,8 +37,8 @@ class Context:
 class TokenTexts:
     """The text of each token of a tokenizer, including the space in front of a word. Each token is decoded only once.
 
-    A token that holds only a part of a character becomes U+FFFD, as tokenizers decode it. The text of a number that is no token is
-    empty.
+    A token that holds only a part of a character becomes U+FFFD, as tokenizers decode it. The text of a number
+    that is no token is empty.
 
     Parameters
     ----------
