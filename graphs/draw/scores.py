@@ -324,4 +324,5 @@ def _masks_of_both(first: FloatArray, second: FloatArray, keep: Any) -> list[Boo
     if isinstance(keep, (tuple, list)):
         return check_keep_masks([first, second], keep)
     share = check_share("keep, if it is not a tuple of two masks,", keep)
+    # The position of a score is 0 for the highest score, 1 for the next, and so on.
     return [positions(values) < round(share * len(values)) for values in (first, second)]

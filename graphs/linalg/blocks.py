@@ -123,8 +123,8 @@ class Block(ABC):
     def bands(self, buffer_maker: BufferMaker, n_entries: int = BAND_ELEMENTS) -> Iterator[Band]:
         """Yield the block band by band, as non-negative weights in the dtype and on the device of the buffers.
 
-        Bands do not overlap, and every edge is in a band. If the edges of a node are in several bands, the bands with the lower
-        neighbours come first. The matrix of a band is a buffer, which the next band overwrites.
+        Bands do not overlap, and every edge is in a band. If the edges of a node are in several bands, these come in the
+        order of the indices of the neighbours. The matrix of a band is a buffer, which the next band overwrites.
 
         Parameters
         ----------

@@ -57,7 +57,9 @@ def compiled(function: Function) -> Function:
 
 
 def n_threads() -> int:
-    """Count the threads of a product: the cores that this process may use, but at most OMP_NUM_THREADS if that is a number.
+    """Count the threads that divide the product of a matrix with vectors among them.
+
+    These are as many as the cores that this process may use, but at most OMP_NUM_THREADS if that is a number.
 
     Examples
     --------

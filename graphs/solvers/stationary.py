@@ -1,6 +1,7 @@
 """Stationary iterations: power iteration, the layer sweep of an acyclic graph, and Gauss-Seidel in layer order.
 
-F is the right side of the equation r = F(r); on a digraph, it adds gamma P r and a multiple of the teleport vector v.
+F is the right side of the equation r = F(r). On a digraph, F(r) is the sum of gamma P r and a multiple of the teleport vector v.
+The memory of a solver is what one step hands to the next.
 """
 
 from __future__ import annotations
@@ -78,9 +79,10 @@ class LayerSweep:
 class GaussSeidel:
     """Repeated sweeps in layer order. Few sweeps suffice if few edges lead back to earlier layers.
 
-    Along edges that lead back, a sweep uses the scores from before the sweep. Let x be its outcome before x is scaled to sum 1.
-    Then the L1 norm of gamma P x + teleport_mass * v - x is at most gamma times the L1 change, in the sweep, of the scores that
-    go along these edges. The residual and the error bounds follow from that.
+    Along edges that lead back, a sweep uses the scores from before the sweep. Let x be the outcome of the sweep, before x is
+    scaled to sum 1, and let d be the sum of the absolute changes, in this sweep, of the scores that go along edges that lead
+    back. Then the L1 norm of gamma P x + teleport_mass * v - x is at most gamma d. The residual and the error bounds follow from
+    that.
 
     Parameters
     ----------
@@ -94,8 +96,11 @@ class GaussSeidel:
     name: str = "gauss-seidel"
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """Return the memory of the first step: the start, its score that teleports, no residual yet, and whether to aggregate."""
-        # The modified rank has no gamma; it is acyclic, so its step does not use this sum.
+        """Return the memory of the first step.
+
+        It holds the start, the part of its score that teleports, an infinite residual, and whether to aggregate.
+        """
+        # The problem of modified PageRank has no gamma. It is always acyclic, so that no step uses this product.
         gamma = getattr(problem, "gamma", 0.0)
         return start, total_scores(start) * (1.0 - gamma), math.inf, self.aggregation
 

@@ -95,6 +95,6 @@ def hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor
     if not isinstance(hidden, torch.Tensor):
         raise StructureError(
             "a block of the stack is not called with hidden states first or as hidden_states=, so its residual stream cannot be "
-            "measured; set beta to a number"
+            "measured; give the residual pipeline a number as beta"
         )
     return hidden

@@ -1,6 +1,6 @@
 """``llmrank prune --low-memory`` and ``--resume``: when a model is pruned block by block, and where the files of such a run are.
 
-A run block by block holds one block of the model in memory at a time, and keeps the rest in files.
+Such a run holds one block of the model in memory at a time, and keeps the rest in files.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def check_low_memory(options: argparse.Namespace) -> None:
 
 
 def _model_writes(calibration: Any) -> bool:
-    """Whether the model surely writes the calibration text or a part of it. The source ``auto`` alone is not sure to."""
+    """Whether the model generates the calibration text or a part of it; False for ``auto``, which may choose another."""
     source = find_source(calibration)
     parts = source.sources if isinstance(source, MixedSources) else ()
     return isinstance(source, Generated) or any(isinstance(part, (Generated, Automatic)) for part in parts)
@@ -139,7 +139,7 @@ def _runs_by_block(model: Any) -> bool:
 def resumable(pipeline: BasePipeline, console: Console) -> Iterator[None]:
     """Clean up after a run block by block that fails or is interrupted within the context.
 
-    The files of a run that has done nothing yet are removed. If the user interrupts a later run, a sentence says how to go on.
+    If the run has done nothing yet, its files are removed. If it has, they are kept, and a sentence says how to go on.
     """
     try:
         yield

@@ -69,9 +69,9 @@ def cut_passages(
     Blank lines separate paragraphs. A sentence ends with ``.``, ``!`` or ``?``, and any closing quotes or brackets, before white
     space or the end of a paragraph, unless a lower-case letter comes next (after any opening quotes or brackets).
 
-    A passage begins with a paragraph or after another passage. It ends with the first sentence whose last word follows at least
-    `context_words` words of the passage, has at least 3 letters and nothing else, and is not ``unk``. The rest of a paragraph is
-    dropped. White space becomes single spaces.
+    A passage begins with a paragraph or after another passage. It ends with the first sentence whose last word can be
+    asked: the word follows at least `context_words` words of the passage, consists of at least 3 letters, and is not ``unk``.
+    The rest of a paragraph is dropped. White space becomes single spaces.
 
     Parameters
     ----------
@@ -185,8 +185,8 @@ def last_word(
     encoded = _encode(tokenizer, passages, longest_input(model))
     if not encoded:
         raise CalibrationError(
-            f"no passage of {len(passages)} can be used: a token must begin at its last word, and it must fit the model; give a "
-            f"text of some thousand words, in paragraphs of more than {CONTEXT_WORDS} words"
+            f"none of {len(passages)} passages can be used: the last word of a passage must begin with a new token, and the "
+            f"passage must fit the model; give a text of some thousand words, in paragraphs of more than {CONTEXT_WORDS} words"
         )
     can_leave_out_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
     n_right = 0

@@ -28,8 +28,8 @@ from llmrank.evaluation.last_word import cut_passages
 __all__ = ["TASKS", "LMEvalTasks", "find_tasks", "last_word_documents", "page_documents"]
 
 TASKS = Path(__file__).parent / "tasks"
-# Number of resamples for the standard errors that lm-eval bootstraps. With so many, such an error is exact to about 0.7 % of
-# itself, 1 / sqrt(2 x 10,000).
+# Number of resamples for the standard errors that lm-eval bootstraps. The relative error of such a standard error is about
+# 1 / sqrt(2 x 10,000), 0.7 %.
 RESAMPLES = 10_000
 # A page is one document of the task llmrank_perplexity. All pages except the last have at least this many characters. That is
 # about a thousand tokens, of which only the first few are predicted from little context.
@@ -272,7 +272,7 @@ def page_documents(text: str | None = None, **_: Any) -> dict[str, Any]:
 
 def _read(text: str | None) -> tuple[Any, str]:
     """Return a text, or a list of texts, and its description for messages."""
-    # read_text takes a str that is no path for the text itself. A Path makes it report a mistyped path.
+    # read_text would treat a mistyped path, given as a str, as the text itself. It reports a mistyped Path.
     source = text if text is None or find_source(text, "evaluation") else Path(text)
     return read_text(source, "evaluation")
 

@@ -1,8 +1,8 @@
-"""How many units each budget removes from each layer, for every amount and multiple that the page of an inspection offers.
+"""How many units each budget removes from each layer, for every amount and multiple.
 
-A unit is a neuron; in a mixture of experts it is one neuron of every expert, or a whole expert. The units of a layer, or of a
-mixture, are one set of units (:class:`llmrank.prune.records.units.Units`). A multiple is a number to whose multiples the widths
-of pruned layers are rounded.
+Users choose an amount and a multiple on the HTML page of ``llmrank inspect``. A unit is a neuron; in a mixture of experts it is
+one neuron of every expert, or a whole expert. The units of a layer, or of a mixture, are one set of units
+(:class:`llmrank.prune.records.units.Units`). A multiple is a number to whose multiples the widths of pruned layers are rounded.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class Order:
     ----------
     positions : mapping from str to tuple of (n,) arrays
         By budget, an array for each layer of the inspection: for each neuron, how many units of the same set are removed before
-        the neuron's own unit. It is 0 for a neuron that belongs to no unit, and is never removed. If neurons and experts are
-        removed together, it is 0 if the budget removes the neuron, else 1.
+        the neuron's own unit. For a neuron that belongs to no unit, and so is never removed, it is 0. If neurons and experts
+        are removed together, it is 0 if the budget removes the neuron, else 1.
     removed_before : tuple of (units,) arrays
         An array for each of :attr:`Choices.unit_sets`: how many neurons of all layers global pruning removes before each unit.
     """
@@ -107,7 +107,7 @@ def offered_choices(inspection: Inspection) -> Choices:
         units_of([part for each in inspection.layers.values() for part in each.layers], inspection.targets)
     )
     amounts: list[float | int] = [percent / 100 for percent in range(SLIDER_END + 1)]
-    # An amount that is a number of neurons is always added. Even 0 neurons is, though Python takes 0 and the share 0.0 as equal.
+    # A number of neurons is always added, even 0 neurons, which Python would find in the list as the share 0.0.
     if isinstance(inspection.amount, int) or inspection.amount not in amounts:
         amount_index = len(amounts)
         amounts.append(inspection.amount)
@@ -194,7 +194,7 @@ def global_removals(choices: Choices, removed_before: Sequence[IntArray]) -> Int
 
 
 def _removals_at_one_amount(choices: Choices, budget: str) -> IntArray:
-    """Return 1 for each set of units, which removes the neurons at position 0, see :class:`Order`; 0 if the budget refuses."""
+    """Return 1 for each set of units, or 0 if the budget refuses. With 1, the neurons at position 0 of :class:`Order` go."""
     return np.full((1, 1, len(choices.unit_sets)), 0 if choices.refusals[budget][0] else 1, dtype=np.int64)
 
 

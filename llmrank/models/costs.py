@@ -221,7 +221,7 @@ class ModelCosts:
         unknown = set(widths) - set(self.sizes)
         if unknown:
             raise OptionError(
-                f"these are the costs of a model without a layer {sorted(unknown)[0]}; expected widths of layers among "
+                f"the model of these costs has no layer {sorted(unknown)[0]}; expected widths of layers among "
                 f"{', '.join(self.sizes)}"
             )
         all_widths = {**self.sizes, **widths}

@@ -29,8 +29,8 @@ class GlobalPruner(BasePruner):
         How the scores of different layers are made comparable. "zscore" standardises the scores of each layer by their mean and
         population standard deviation. "robust" standardises them by their median and their median absolute deviation from it (if
         that is 0, their mean absolute deviation). "mean" scales them to mean 1. "none" leaves them unchanged, as in the paper.
-        "auto" is "robust", but "none" for layers named by a `structure_dict`. If a few scores of a layer are very high, its
-        standard deviation is large, so "zscore" keeps more or fewer of the other neurons; "robust" is not affected.
+        "auto" is "robust", but "none" for layers named by a `structure_dict`. A few very high scores make the
+        standard deviation of a layer large, and "zscore" then treats its other neurons as average; "robust" does not.
 
     Raises
     ------
@@ -85,9 +85,9 @@ class GlobalPruner(BasePruner):
     def removal_positions(self, layer_list: Sequence[LayerRecord]) -> list[torch.Tensor]:
         """Return for every neuron how many neurons of all layers are removed before it.
 
-        An amount of neurons removes the neurons at positions below ``global_count(amount, N)``, see :func:`global_count`. An
-        amount of a cost sets another limit. Then `multiple_of` rounds the widths. Within a layer the order is the same as for
-        :class:`LocalPruner`.
+        An amount of neurons removes the neurons at positions below ``global_count(amount, N)``, see :func:`global_count`. If the
+        amount is a cost, the limit follows from what each neuron saves. Then `multiple_of` rounds the widths. Within a layer the
+        order is the same as for :class:`LocalPruner`.
 
         Parameters
         ----------

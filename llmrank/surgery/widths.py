@@ -54,8 +54,8 @@ def compact_widths(model: nn.Module, ffns: FFNs, masks: Masks, align: Align) -> 
     ffns : FFNs
     masks : Masks
     align : {"none", "pad"}
-        With "pad" every layer also holds removed neurons, up to the width of the widest layer. If no field can state that
-        width, layers hold removed neurons up to the width of the dense model.
+        With "pad" all layers get the width of the widest layer: narrower layers are filled up with removed neurons. If no field
+        can state that width, all layers are filled up to the width of the dense model.
 
     Returns
     -------
@@ -187,8 +187,8 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _configured_shapes(model: nn.Module, fields: Mapping[str, Any]) -> Shapes | None:
     """Return the tensor shapes of a model built from the configuration with these fields; None if it cannot be built."""
-    # The model may be of a subclass that llmrank.surgery.checkpoint makes for listed widths. Loaders do not find that class, so
-    # the first base class that its module holds by name is built.
+    # The class of the model may be one that llmrank.surgery.checkpoint has made for listed widths. Other loaders cannot find such
+    # a class, so this function builds the first of its base classes that can be imported by name.
     places = ((cls, sys.modules.get(cls.__module__)) for cls in type(model).__mro__)
     exported: Any = next(cls for cls, module in places if getattr(module, cls.__name__, None) is cls)
     config: Any = copy.deepcopy(model.config)

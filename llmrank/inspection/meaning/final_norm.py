@@ -16,7 +16,7 @@ from llmrank.models import FFN, FFNs
 
 __all__ = ["Norm", "Norms", "find_norms", "read_norm"]
 
-# How far the outputs of a module may be from those of the norm that was read from it, in rounding errors of its dtype.
+# The outputs of a module and of the Norm that describes it may differ by this many rounding errors of the module's dtype.
 ROUNDINGS = 16
 # A module, its input and its output.
 Call: TypeAlias = tuple[nn.Module, torch.Tensor, torch.Tensor]
@@ -38,9 +38,9 @@ class Norm:
     centred: bool
 
     def apply(self, directions: torch.Tensor) -> torch.Tensor:
-        """Return how the output changes when the input changes by a little (..., n).
+        """Return in which direction the output changes when the input changes a little in these directions, (..., n).
 
-        The result lacks a common factor, which depends on the input.
+        The result is the derivative without its common factor, which depends on the input.
         """
         return (directions - directions.mean(-1, keepdim=True) if self.centred else directions) * self.gain
 

@@ -74,7 +74,7 @@ def layer_sensitivities(
         Number of sequences in a forward pass.
     samples : int, optional
         Number of sequences that are used, from the first on; 256 rows of features count as one sequence. By default as many
-        sequences as hold 2,048 tokens, but at least two; of rows of features, two.
+        sequences as hold 2,048 tokens, but at least two. The default for rows of features is two.
     progress : callable, optional
         See :func:`llmrank.calibration.collect.collect_statistics`.
     groups : mapping from str to sequence of PrunableLayer, optional
@@ -119,8 +119,8 @@ def layer_sensitivities(
     """
     if ffns.explicit:
         raise OptionError(
-            "sensitivities need whole FFNs; with structure_dict no map is known that reads the removed rows; leave it out, or "
-            "use a pruner that needs no sensitivities"
+            "sensitivities need whole FFNs, and structure_dict does not say which linear map reads the removed rows; leave "
+            "structure_dict out, or use a pruner that needs no sensitivities"
         )
     if samples is not None and samples < 1:
         raise OptionError(f"samples must be an integer >= 1, got {samples!r}")

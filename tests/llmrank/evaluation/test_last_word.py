@@ -186,12 +186,12 @@ def test_words_without_tokens_of_their_own_are_skipped() -> None:
     found = last_word(tiny_llama(), tokenizer, [joined, Passage("w", "hills")])
     assert (found.skipped, found.accuracy.count) == (1, 1)
     assert found.accuracy.error is None
-    with pytest.raises(CalibrationError, match="no passage of 1 can be used"):
+    with pytest.raises(CalibrationError, match="none of 1 passages can be used"):
         last_word(tiny_llama(), tokenizer, [joined])
 
 
 def test_no_passage_and_no_tokenizer_are_refused() -> None:
-    with pytest.raises(CalibrationError, match="no passage of 0 can be used"):
+    with pytest.raises(CalibrationError, match="none of 0 passages can be used"):
         last_word(tiny_llama(), spelling_tokenizer(), [])
     with pytest.raises(CalibrationError, match="without one"):
         last_word(tiny_llama(), None, some_passages())

@@ -126,5 +126,5 @@ def test_units_have_names_and_costs_belong_to_one_model() -> None:
     costs = ModelCosts(model, find_ffns(model))
     assert costs.removed_cost({}, "neurons") == 0
     assert costs.removed_cost({"0": 5}, "neurons") == 3
-    with pytest.raises(OptionError, match="costs of a model without a layer mlp"):
+    with pytest.raises(OptionError, match="model of these costs has no layer mlp"):
         costs.removed_cost({"mlp": 5}, "bytes")
