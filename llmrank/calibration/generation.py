@@ -149,7 +149,7 @@ def generate_text(
         )
     size = model.config.get_text_config().vocab_size
     forbidden = torch.tensor(
-        sorted(token for token in {first, *end_tokens(model), *special_ids(tokenizer)} if token < size),
+        sorted(token for token in {first, *end_tokens(model), *special_ids(tokenizer)} if 0 <= token < size),
         dtype=torch.int64,
     )
     n_texts = -(-length // LONGEST_TEXT)

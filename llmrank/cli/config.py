@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmrank.calibration.text.dataset import Dataset
 from llmrank.errors import OptionError
 from llmrank.pipeline.specs import did_you_mean
 
@@ -65,7 +66,7 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse arguments. The command line takes precedence over the file of ``--config``, and the file over a preset."""
         # These two options come first, because they set the defaults of the others.
-        finder = argparse.ArgumentParser(add_help=False)
+        finder = argparse.ArgumentParser(add_help=False, prog=self.prog)
         finder.add_argument("--config")
         if self._presets:
             finder.add_argument("--preset")
@@ -107,7 +108,7 @@ class CommandParser(argparse.ArgumentParser):
             many = isinstance(action, argparse._AppendAction) or action.nargs == "*"
             # A setting can be true or false if its option takes no value, or if the value may be left out.
             if isinstance(value, bool) and (action.nargs == 0 or action.const is True):
-                action.default = value
+                action.default = value if action.nargs == 0 else value or None
             elif action.nargs == 0 or isinstance(value, (bool, dict)) or isinstance(value, list) is not many:
                 expected = "true or false" if action.nargs == 0 else "a list" if many else "a text or a number"
                 raise OptionError(f"{path}: {name} must be {expected}, got {value!r}")
@@ -162,6 +163,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (Path, str)):  # one place or name, or several texts with commas between them
         is_place = os.path.exists(value)  # noqa: PTH110 (that of a Path raises for long texts)
         parts = [str(value)] if is_place else str(value).split(",")
-        # ./NAME is neither a model of the hub nor a named source.
-        return ",".join(f"./{Path(part).name}" if Path(part).is_absolute() else part for part in parts)
+        return ",".join(map(_without_folders, parts))
     return value
+
+
+def _without_folders(place: str) -> str:
+    """Return the name of an absolute path, or of the directory of a dataset, as ./NAME: no model of the hub is called so."""
+    source = f"{Dataset.name}:" if place.startswith(f"{Dataset.name}:") else ""
+    path = Path(place.removeprefix(source))
+    return f"{source}./{path.name}" if path.is_absolute() else place

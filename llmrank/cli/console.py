@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import transformers
 import transformers.modeling_gguf_pytorch_utils
@@ -23,7 +24,13 @@ __all__ = ["QuietConsole", "add_output_options", "command_output", "print_result
 
 
 class QuietConsole(Console):
-    """A console that prints nothing more after its reader has gone (``| head -1``). The command itself runs on."""
+    """A console that prints nothing more after its reader has gone (``| head -1``). The command itself runs on.
+
+    Names between colons stay as they are: rich would make pictures of some, and paths and specs may hold them.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emoji=False, **options)
 
     def on_broken_pipe(self) -> None:
         """Drop all further output, also what the interpreter flushes at its exit."""

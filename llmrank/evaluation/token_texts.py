@@ -37,7 +37,8 @@ class Context:
 class TokenTexts:
     """The text of each token of a tokenizer, including the space in front of a word. Each token is decoded only once.
 
-    A token that holds only a part of a character becomes U+FFFD, as tokenizers decode it.
+    A token that holds only a part of a character becomes U+FFFD, as tokenizers decode it. The text of a number
+    that is no token is empty.
 
     Parameters
     ----------
@@ -74,7 +75,9 @@ class TokenTexts:
         return self._texts[token]
 
     def _decode(self, token: int) -> str:
-        stored = str(self._tokenizer.convert_ids_to_tokens(token))
+        stored = self._tokenizer.convert_ids_to_tokens(token)
+        if stored is None:  # heads are often padded to more rows than there are tokens
+            return ""
         if self._is_word_tokenizer and token not in self.special:
             return stored.removeprefix(CONTINUES) if stored.startswith(CONTINUES) else f" {stored}"
         text = str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))

@@ -5,7 +5,6 @@ A row is one pruning experiment of the sweep: a pipeline, a scorer, a pruner, an
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -16,6 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from graphs import RankResult
+from graphs.io.files import hidden_directory
 from llmrank.calibration.blocks.recording import Recording, record_without_running
 from llmrank.calibration.blocks.work_directory import weights_digest
 from llmrank.calibration.collect import collect_statistics
@@ -201,12 +201,11 @@ class ModelStudy:
                 return saved
             needs |= has
             pipeline = pipeline if with_skips else saved.settings["pipeline"]
-            shutil.rmtree(directory)
         self._calibrate(directory, needs, pipeline, progress)
         return Ranking.load(directory)
 
     def _calibrate(self, directory: Path, needs: set[str], pipeline: str, progress: Progress | None) -> None:
-        """Collect the statistics of all FFNs in one pass, and keep them in the directory."""
+        """Collect the statistics of all FFNs in one pass, and keep them in the directory, in place of those that are there."""
         calibration = self._settings.calibration.for_model(self._model)
         sequences, held_out = calibration.sequences(
             self._model, self._tokenizer, hold_out=HELD_OUT in needs, progress=progress
@@ -225,8 +224,12 @@ class ModelStudy:
             "calibration": sequences.provenance(),
             "collected": sorted(needs),
         }
-        with atomic_directory(directory) as partial:
-            Ranking(statistics, sequences, held_out, about).save(partial)
+        # Renamed, because a process that is killed while it deletes would leave a directory that is neither absent nor complete.
+        with hidden_directory(directory.parent, directory.name) as aside:
+            if directory.exists():
+                directory.rename(aside / directory.name)
+            with atomic_directory(directory) as partial:
+                Ranking(statistics, sequences, held_out, about).save(partial)
 
     def _collect(
         self, sequences: TokenSequences, progress: Progress | None, *, skips: bool

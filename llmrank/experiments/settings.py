@@ -6,15 +6,18 @@ A row is one pruning experiment. A spec is the name of a component with its opti
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from llmrank.calibration.text import check_text, read_text
+from llmrank.calibration.text import check_text
+from llmrank.calibration.text.files import TextFiles
+from llmrank.calibration.text.mixed_sources import MixedSources
 from llmrank.calibration.text.sequences import Role
-from llmrank.calibration.text.sources import find_source
+from llmrank.calibration.text.sources import find_source, open_text
 from llmrank.errors import OptionError
 from llmrank.evaluation.lm_eval import LMEvalTasks, find_tasks
 from llmrank.pipeline.options import CalibrationText, EvaluationText
@@ -190,10 +193,16 @@ class SweepSettings:
 
 
 def _describe_text(source: Any, role: Role) -> str:
-    """Return the name of a source; for a text that has no such name, a description and a digest."""
+    """Return the name of a source; for a text that has no such name, a description and a digest; for a mixture, all of these."""
     named = find_source(source, role)
-    if named is not None:
+    if isinstance(named, MixedSources):
+        entries = zip(named.sources, named.shares, strict=True)
+        return ", ".join(f"{_describe_text(entry, role)}: {share:.4}" for entry, share in entries)
+    if named is not None and not isinstance(named, TextFiles):
         return str(named)
-    text, description = read_text(source, role)
-    content = "\0".join([text] if isinstance(text, str) else text)
-    return f"{description}, sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    text, description = open_text(source, role)
+    digest = hashlib.sha256()
+    for number, document in enumerate([text] if isinstance(text, str) else text):
+        content = document if isinstance(document, str) else json.dumps(document)
+        digest.update(("\0" * min(number, 1) + content).encode(errors="surrogatepass"))
+    return f"{description}, sha256 {digest.hexdigest()[:16]}"

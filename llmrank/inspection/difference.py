@@ -98,7 +98,7 @@ class LayerDifference:
 
     @property
     def kappa(self) -> float | None:
-        """Cohen's kappa of the keep masks: 1 if they are equal, 0 if they agree as by chance; None if both keep all neurons.
+        """Cohen's kappa of the keep masks: 1 if they are equal, 0 if they agree as by chance; None if both keep all, or none.
 
         Source: J. Cohen, "A coefficient of agreement for nominal scales", 1960.
         """
@@ -230,6 +230,8 @@ def compare_runs(a: Run, b: Run) -> RunDifference:
         names = a.report["neurons"].get("widths", a.masks)
         ordered = names if set(names) == set(a.masks) else a.masks
         layers = {name: _compare_masks(a.masks[name], b.masks[name]) for name in ordered}
+        if any("experts" in (_value(run.report, ("method", "targets")) or ()) for run in (a, b)):
+            notes.append("experts were removed as wholes, so their numbers by chance and kappas say nothing")
     elif a.masks is not None or b.masks is not None or not (a.scores and b.scores):
         without = " and ".join(str(run.path) for run in (a, b) if run.masks is None)
         notes.append(f"no {MASKS_FILE} with {without}, so single neurons are not compared")

@@ -11,6 +11,7 @@ from llmrank.calibration.statistics import FFNStatistics
 from llmrank.errors import OptionError
 from llmrank.models import FFNs
 from llmrank.pipeline.base_pipeline import BasePipeline
+from llmrank.pipeline.options import RankedText
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs, check_beta
 
 __all__ = ["ChainedFFNPipeline", "IsolatedFFNPipeline", "ResidualFFNPipeline"]
@@ -62,6 +63,10 @@ class ResidualFFNPipeline(BasePipeline):
             raise OptionError(
                 "structure_dict lists Linears, and a residual stream skips whole FFNs; leave it out, or use the chained or the "
                 "isolated pipeline"
+            )
+        if attention and isinstance(self.calibration, RankedText):
+            raise OptionError(
+                "a ranking holds no statistics of attentions; leave attention=true out, or calibrate on text (llmrank prune)"
             )
         self.beta = None if beta == "measured" else check_beta(beta)
         self.attention = attention

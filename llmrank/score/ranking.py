@@ -66,10 +66,11 @@ class Ranking:
         place = Path(directory)
         write_statistics(place / STATISTICS, self.statistics)
         tokens = {"ids": self.sequences.ids, "mask": self.sequences.mask}
-        about = {"source": self.sequences.source, "held_out": self.sequences.held_out}
+        about: dict[str, Any] = {"source": self.sequences.source, "held_out": self.sequences.held_out}
+        about["details"] = dict(self.sequences.details)
         if self.held_out is not None:
             tokens |= {"held_out_ids": self.held_out.ids, "held_out_mask": self.held_out.mask}
-            about["held_out_source"] = self.held_out.source
+            about |= {"held_out_source": self.held_out.source, "held_out_details": dict(self.held_out.details)}
         write_tensors(place / TOKENS, {name: tensor.numpy() for name, tensor in tokens.items()}, about, "tokens")
         write_tensors(place / SCORES, {name: tensor.numpy() for name, tensor in self.scores.items()}, {}, "scores")
         text = json.dumps(self.settings, indent=2, allow_nan=False) + "\n"
@@ -99,5 +100,7 @@ class Ranking:
         held_out = None
         if "held_out_ids" in tensors:
             held_out = TokenSequences.of(tensors["held_out_ids"], tensors["held_out_mask"], about["held_out_source"])
+            held_out = replace(held_out, details=about.get("held_out_details", {}))  # earlier versions wrote none
+        sequences = replace(sequences, held_out=about["held_out"], details=about.get("details", {}))
         found = {name: torch.from_numpy(array) for name, array in scores.items()}
-        return cls(statistics, replace(sequences, held_out=about["held_out"]), held_out, settings, found)
+        return cls(statistics, sequences, held_out, settings, found)

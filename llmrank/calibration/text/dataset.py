@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar
 
 from llmrank.calibration.text.base_source import BaseSource
@@ -38,8 +39,11 @@ class Dataset(BaseSource):
 
     def read(self, role: Role, seed: int = 0) -> tuple[Documents, str]:
         """See :meth:`BaseSource.read`; rows come from the split ``train``, unless the user has named another split."""
-        origin = f"dataset {self._parts(role)[0]!r}"
-        return Documents(lambda: (document_of(row, origin) for row in self._rows(role, seed))), str(self)
+        name = self._parts(role)[0]
+        origin = f"dataset {name!r}"
+        # Reports name no local folders.
+        said = str(self).replace(name, f"./{Path(name).name}", 1) if Path(name).is_absolute() else str(self)
+        return Documents(lambda: (document_of(row, origin) for row in self._rows(role, seed))), said
 
     def sequences(self, request: Request) -> tuple[TokenSequences, TokenSequences | None]:
         """See :meth:`BaseSource.sequences`."""

@@ -130,7 +130,11 @@ def _conversation_text(conversation: Conversation, tokenizer: Any) -> str:
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
-    """Return the tokens of a text, without the special tokens that the tokenizer adds."""
+    """Return the tokens of a text, without the special tokens that the tokenizer adds.
+
+    A half of a surrogate pair, which JSON may hold, counts as a question mark: it is no character, and tokenizers refuse it.
+    """
+    text = text.encode(errors="replace").decode()
     try:
         # verbose=False: the text is cut into sequences later, so no warning about its length is needed.
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from llmrank.calibration.text.base_source import BaseSource
 from llmrank.calibration.text.documents import Document, Documents, document_of
@@ -16,6 +17,8 @@ __all__ = ["ENDINGS", "TextFiles"]
 
 # Files of a directory with another ending are left out.
 ENDINGS = (".txt", ".md", ".jsonl")
+# UTF-8 with or without a byte order mark, which programs for Windows write, and which is no part of the text.
+ENCODING = "utf-8-sig"
 
 
 class TextFiles(BaseSource):
@@ -82,21 +85,27 @@ def _documents(path: Path, role: Role) -> Iterator[Document]:
         yield _text(path, role)
         return
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding=ENCODING) as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield document_of(json.loads(line), f"line {number} of {path.name}")
-    except json.JSONDecodeError as error:
-        raise CalibrationError(
-            f"line {number} of {path.name} is no JSON ({error}); expected an object with messages or text in every line"
-        ) from error
+                    origin = f"line {number} of {path.name}"
+                    yield document_of(_parsed(line, origin), origin)
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, role, error) from error
 
 
+def _parsed(line: str, origin: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:  # also of a number with thousands of digits, and of nested brackets
+        raise CalibrationError(
+            f"{origin} is no JSON ({error}); expected an object with messages or text in every line"
+        ) from error
+
+
 def _text(path: Path, role: Role) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding=ENCODING)
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, role, error) from error
 

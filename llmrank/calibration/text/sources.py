@@ -33,6 +33,7 @@ __all__ = [
     "make_sequences",
     "named_classes",
     "named_sources",
+    "open_text",
     "read_text",
     "tokenise",
     "tokenise_and_hold_out",
@@ -145,14 +146,14 @@ def read_text(source: Any, role: Role = "calibration") -> tuple[Any, str]:
     NotImplementedError
         The source makes tokens without a text.
     """
-    text, description = _read(source, role)
+    text, description = open_text(source, role)
     if isinstance(text, Documents):
         text = text.texts()
         _check_not_empty(text, description, role)
     return text, description
 
 
-def _read(source: Any, role: Role) -> tuple[str | list[str] | Documents, str]:
+def open_text(source: Any, role: Role) -> tuple[str | list[str] | Documents, str]:
     """Read a text as :func:`read_text` does, but return documents unread, so that only those are read that are needed."""
     text: str | list[str] | Documents
     named = find_source(source, role)
@@ -241,7 +242,7 @@ def make_sequences(source: Any, request: Request) -> tuple[TokenSequences, Token
     named = find_source(source, request.role)
     if named is not None:
         return named.sequences(request)
-    return sequences_of_text(*_read(source, request.role), request)
+    return sequences_of_text(*open_text(source, request.role), request)
 
 
 def tokenise_and_hold_out(

@@ -304,10 +304,10 @@ def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
 def _say_where_text_is_kept(report: Report, console: Console) -> None:
     """Say in which file the text that the model wrote is kept for later runs."""
     for source in report.calibration.get("sources", [report.calibration]):
-        if "kept_in" in source:
+        path = cache_directory() / source.get("kept_in", "")
+        if path.is_file():  # a ranking may come from another machine
             console.print(
-                f"The text that the model wrote is kept in {cache_directory() / source['kept_in']}; delete that file to have it "
-                "written anew.",
+                f"The text that the model wrote is kept in {path}; delete that file to have it written anew.",
                 markup=False,
                 highlight=False,
             )

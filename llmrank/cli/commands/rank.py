@@ -78,13 +78,13 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
     work = work_directory(options, loaded.model, console)
     pipeline = make_pipeline(options, loaded, evaluation=None, undoable=False, work=work)
     ffns, _ = pipeline.prepare()
-    sequences, held_out = pipeline.calibration.sequences(
-        loaded.model, loaded.tokenizer, hold_out=True, progress=options.progress
-    )
     if pipeline.statistics_options(ffns).get("attentions"):
         raise OptionError(
             "statistics of attentions cannot be kept in a file; leave attention=true out, or use llmrank prune"
         )
+    sequences, held_out = pipeline.calibration.sequences(
+        loaded.model, loaded.tokenizer, hold_out=True, progress=options.progress
+    )
     with progress_step(options.progress, "Reading the weights"):
         # Before the calibration, because this raises an error if weights are missing.
         weights = weights_digest(loaded.model)

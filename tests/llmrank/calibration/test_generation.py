@@ -20,6 +20,7 @@ from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError
 from llmrank.pipeline import CalibrationText
 from tests.llmrank.commands import SHORT, run
 from tests.llmrank.tiny_models import (
+    VOCABULARY,
     Snapshot,
     family_model,
     mlp,
@@ -309,3 +310,10 @@ def test_the_layers_of_a_model_are_given_room(monkeypatch: Any) -> None:
     generate_text(tiny_llama(), tokenizer(), 2, 12)
     # In each of 2 layers once for every token but the last.
     assert lengths == [12] * 22
+
+
+def test_an_end_token_outside_of_the_vocabulary_forbids_no_token() -> None:
+    """Some configurations say with -1 that no token ends a text."""
+    model = tiny_llama()
+    model.generation_config.eos_token_id = -1
+    assert generate_text(model, None, 60, 20).ids.eq(VOCABULARY - 1).any()

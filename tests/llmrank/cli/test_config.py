@@ -44,6 +44,11 @@ def test_keys_are_options_and_the_command_line_wins(settings: Path) -> None:
     assert (options.model, options.amount, options.evaluate) == ("other", 30, Path("my.txt"))
 
 
+def test_an_evaluation_can_be_left_out(settings: Path) -> None:
+    settings.write_text("evaluate = false", encoding="utf-8")
+    assert parsed("prune", "m", "--output", "o", "--config", settings).evaluate is None
+
+
 def test_numbers_and_shares_keep_their_kind(settings: Path) -> None:
     settings.write_text("amount = 30", encoding="utf-8")
     assert repr(parsed("prune", "m", "--output", "o", "--config", settings).amount) == "30"
@@ -144,5 +149,11 @@ def test_a_report_names_no_local_folders(tmp_path: Path) -> None:
     assert "output" not in options.settings
     mixture = parsed("prune", "m", "--output", "o", "--calibration", "/me/a.txt:0.5,built-in:0.25,/me/b.txt:0.25")
     assert mixture.settings["calibration"] == "./a.txt:0.5,built-in:0.25,./b.txt:0.25"
+    for place, said in (("/me/rows", "./rows"), ("/me/rows,,test:0.5,built-in:0.5", "./rows,,test:0.5,built-in:0.5")):
+        dataset = parsed("prune", "m", "--output", "o", "--calibration", f"dataset:{place}")
+        assert dataset.settings["calibration"] == f"dataset:{said}"
+    assert (
+        parsed("prune", "m", "--output", "o", "--calibration", "dataset:a/b").settings["calibration"] == "dataset:a/b"
+    )
     again = parsed("prune", "m", "--output", "o", "--max-memory", options.settings["max-memory"])
     assert again.max_memory == options.max_memory

@@ -131,6 +131,14 @@ def test_verbose_prints_the_log(given: dict[str, tuple[Any, ...]], capsys: Any) 
     assert "llmrank." not in capsys.readouterr().err
 
 
+def test_names_between_colons_are_no_pictures(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
+    output = tmp_path / "a:gem:b"
+    assert run("rank", checkpoint, "--output", output, "--calibration", corpus, *SHORT) == 0
+    assert f"Wrote {output}:" in capsys.readouterr().out
+    assert run("components", "a:gem:b") == 2
+    assert "'a:gem:b'" in capsys.readouterr().err
+
+
 def test_quiet_and_verbose_exclude_each_other(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         run("components", "--quiet", "--verbose")

@@ -42,6 +42,11 @@ def test_word_pieces_continue_words() -> None:
     assert texts.join([1, 2, 1]) == " playing play"
 
 
+def test_a_row_of_a_padded_head_has_no_text() -> None:
+    for words in (tokenizer(), spelling_tokenizer()):
+        assert TokenTexts(words)[len(words) + 3] == ""
+
+
 def test_a_context_ends_with_its_sequence_and_before_padding() -> None:
     ids = torch.tensor([[10, 11, 12, 13], [14, 15, 0, 0]])
     sequences = whole_sequences(ids, ids > 0)

@@ -89,5 +89,20 @@ def test_a_text_is_described_by_what_it_holds(tmp_path: Path) -> None:
     one.write_text("w4 w5 w7", encoding="utf-8")
     assert described(one) != before
     assert described("auto") == "auto"
+    mixture = {one: 0.5, "built-in": 0.5}
+    before = described(mixture)
+    one.write_text("w4 w5 w8", encoding="utf-8")
+    assert described(mixture) != before
+    assert "built-in: 0.5" in before
     with pytest.raises(CalibrationError):
         described(3)
+
+
+def test_conversations_are_described_by_what_they_hold(tmp_path: Path) -> None:
+    chats = tmp_path / "chats.jsonl"
+
+    def described(content: str) -> str:
+        chats.write_text(f'{{"messages": [{{"role": "user", "content": "{content}"}}]}}\n', encoding="utf-8")
+        return str(SweepSettings(calibration=CalibrationText(chats)).describe()["calibration"])
+
+    assert described("w4 w5") == described("w4 w5") != described("w4 w6")

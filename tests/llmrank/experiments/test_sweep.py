@@ -242,6 +242,27 @@ def test_a_grid_grows(settings: dict[str, Any], passes: Counter[str]) -> None:
     assert not passes
 
 
+def test_a_calibration_is_replaced_when_the_next_is_there(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, passes: Counter[str]
+) -> None:
+    llmrank.sweep(tiny(), repairs=["none"], **settings)
+    with monkeypatch.context() as failing:
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise MemoryError
+
+        failing.setattr(model_study, "collect_statistics", fail)
+        with pytest.raises(MemoryError):
+            llmrank.sweep(tiny(), repairs=["lstsq"], **settings)
+    passes.clear()
+    llmrank.sweep(tiny(), repairs=["none"], scorers=["norm"], **settings)
+    assert passes == {"rows": 1}
+    # As a process leaves it that is killed while it deletes the files.
+    (settings["output"] / "calibration-0" / "ranking.json").unlink()
+    assert len(llmrank.sweep(tiny(), repairs=["none"], scorers=["flap"], **settings).rows) == 4
+    assert [path.name for path in settings["output"].glob("*calibration*")] == ["calibration-0"]
+
+
 def test_a_directory_of_other_settings_is_refused(settings: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
     llmrank.sweep(tiny(), repairs=["none"], **settings)
     before = {path: path.read_bytes() for path in settings["output"].iterdir() if path.is_file()}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
+import torch
 
-from llmrank.inspection.difference import LayerDifference
+from llmrank import Masks
+from llmrank.inspection.difference import LayerDifference, Run, compare_runs
 
 
 def layer(a: list[bool], b: list[bool]) -> LayerDifference:
@@ -31,3 +34,14 @@ def test_equal_and_opposite_masks() -> None:
     assert layer(mask, [not each for each in mask]).kappa == -1
     assert layer([True] * 4, [True] * 4).kappa is None
     assert layer([True] * 4, mask).kappa == 0
+
+
+@pytest.mark.parametrize("targets", [["experts"], ["neurons"]])
+def test_chance_says_nothing_of_whole_experts(targets: list[str]) -> None:
+    report = {"model": {}, "method": {"targets": targets}, "neurons": {}}
+    masks = Masks({"0": torch.ones(4, dtype=torch.bool), "1": torch.zeros(4, dtype=torch.bool)})
+    found = compare_runs(*(Run(Path(name), report, masks, {}) for name in ("a", "b")))
+    assert [each.expected for each in found.layers.values()] == [4, 0]  # as many as both keep
+    assert [note.startswith("experts were removed as wholes") for note in found.notes] == [True] * (
+        targets == ["experts"]
+    )

@@ -183,6 +183,8 @@ def _formats(options: argparse.Namespace) -> tuple[str, ...]:
         raise OptionError(
             "--contexts needs --output, the directory to write; --neuron prints the contexts of one neuron"
         )
+    if options.contexts and not {"html", *TABLES} & {*formats}:
+        raise OptionError(f"--contexts needs a format that shows them: html, {' or '.join(TABLES)}")
     if options.open and (options.output is None or "html" not in formats):
         raise OptionError("--open needs --output and the format html")
     return formats

@@ -92,6 +92,11 @@ def test_names_and_columns(fake_package: types.ModuleType, name: str, arguments:
     assert rows.shuffled == {"seed": 0, "buffer_size": 1000, "max_buffer_input_shards": 1}
 
 
+def test_the_description_names_no_local_folder(fake_package: types.ModuleType) -> None:
+    fake_package.load_dataset = lambda *_, **__: Rows([{"text": "w4"}])  # type: ignore[attr-defined]
+    assert read_text("dataset:/home/me/rows,,test")[1] == "dataset:./rows,,test"
+
+
 def test_datasets_that_do_not_load_raise(fake_package: types.ModuleType) -> None:
     def missing(*_: Any, **__: Any) -> Any:
         raise FileNotFoundError("nothing there\nsecond line")

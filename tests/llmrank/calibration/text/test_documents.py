@@ -80,6 +80,8 @@ def test_conversations_need_a_chat_template_that_takes_them(tmp_path: Path) -> N
     ("row", "message"),
     [
         ("{'text': 1}", r"line 2 of bad.jsonl is no JSON .*; expected an object with messages or text in every line"),
+        (f'{{"text": {"1" * 5000}}}', r"line 2 of bad.jsonl is no JSON \("),
+        ("[" * 100_000, r"line 2 of bad.jsonl is no JSON \("),
         ("[1]", r"line 2 of bad.jsonl is no JSON object; expected one with messages or text"),
         ({"body": "w5"}, r"line 2 of bad.jsonl has no messages, text, .*but \['body'\]"),
         ({"text": 5}, "text of line 2 of bad.jsonl does not hold text, but 5"),
@@ -91,6 +93,17 @@ def test_bad_lines_are_named(tmp_path: Path, row: Any, message: str) -> None:
     check_text(path)
     with pytest.raises(CalibrationError, match=message):
         tokenise(path, tokenizer(), 1, 4)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    for name, content in (("a.jsonl", '{"text": "w4 w5"}\n'), ("a.txt", "w4 w5")):
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+        assert words(tokenise(tmp_path / name, tokenizer(special=False), 1, 2).ids) == "w4 w5"
+
+
+def test_half_of_a_surrogate_pair_is_a_question_mark(tmp_path: Path) -> None:
+    path = lines(tmp_path / "bad.jsonl", {"text": "w4 \ud800 w5"}, {"text": "w6"})
+    assert words(tokenise(path, tokenizer(special=False), 1, 5).ids) == "w4 [UNK] w5 [EOS] w6"
 
 
 def test_a_bad_first_line_is_found_before_a_model_is_loaded(tmp_path: Path) -> None:

@@ -392,3 +392,5 @@ def test_options_of_contexts_that_do_not_go_together(checkpoint: Path, tmp_path:
     assert "--contexts needs --output" in refused(capsys, checkpoint, "--contexts")
     said = refused(capsys, checkpoint, "--output", tmp_path / "seen", "--format", "contexts.json")
     assert "the format contexts.json needs --contexts" in said
+    said = refused(capsys, checkpoint, "--output", tmp_path / "seen", "--format", "png", "--contexts")
+    assert "--contexts needs a format that shows them: html, contexts.csv or contexts.json" in said

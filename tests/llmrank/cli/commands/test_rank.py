@@ -70,6 +70,19 @@ def test_a_ranking_prunes_as_prune_does(
         assert_same(tmp_path / "by-masks", tmp_path / "pruned")
 
 
+def test_a_ranking_knows_the_sources_of_a_mixture(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    common = ("--calibration", f"{corpus}:0.75,generated:0.25", "--samples", 8, "--sequence-length", 16)
+    assert run("prune", checkpoint, "--output", tmp_path / "pruned", *common) == 0
+    assert run("rank", checkpoint, "--output", tmp_path / "scores", *common) == 0
+    assert run("apply", tmp_path / "scores", checkpoint, "--output", tmp_path / "applied", "--repair", "lstsq") == 0
+    pruned, applied = (
+        json.loads((tmp_path / name / "report.json").read_text(encoding="utf-8")) for name in ("pruned", "applied")
+    )
+    assert [source["share"] for source in pruned["calibration"]["sources"]] == [0.75, 0.25]
+    assert applied["calibration"] == pruned["calibration"]
+    assert applied["held_out"] == pruned["held_out"]
+
+
 def test_with_little_memory_the_commands_write_the_same(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
     common = ("--calibration", corpus, *SHORT)
     assert run("prune", checkpoint, "--output", tmp_path / "plain", *common) == 0
@@ -149,7 +162,7 @@ def test_a_killed_run_is_resumed_by_its_name(
 
 
 def test_rankings_that_do_not_fit_are_refused(
-    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores, pruned = tmp_path / "scores", tmp_path / "pruned"
     assert run("rank", checkpoint, "--output", scores, "--calibration", corpus, *SHORT) == 0
@@ -164,7 +177,13 @@ def test_rankings_that_do_not_fit_are_refused(
     assert "--amount has no effect" in refused(capsys, "apply", masks, checkpoint, *output, "--amount", 0.5)
     residual = ("--pipeline", "residual")
     assert "rank again with --pipeline residual" in refused(capsys, "apply", scores, checkpoint, *output, *residual)
-    attention = ("rank", checkpoint, *output, "--calibration", corpus, *SHORT, "--pipeline", "residual:attention=true")
+    stream = tmp_path / "stream"
+    assert run("rank", checkpoint, "--output", stream, "--calibration", corpus, *SHORT, *residual) == 0
+    assert run("apply", stream, checkpoint, *output, "--pipeline", "residual:attention=true") == 2
+    assert "a ranking holds no statistics of attentions" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr("llmrank.calibration.text.generated.generate_text", None)  # refused before the model writes
+    attention = ("rank", checkpoint, *output, "--calibration", "generated", *SHORT)
+    attention += ("--pipeline", "residual:attention=true")
     assert run(*attention) == 2
     assert "leave attention=true out" in capsys.readouterr().err
     (scores / "statistics.safetensors").write_bytes(b"damaged")
