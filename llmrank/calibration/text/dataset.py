@@ -61,9 +61,11 @@ class Dataset(BaseSource):
             loaded: Any = datasets.load_dataset(name, config or None, split=split, **options)
             return iter(loaded.shuffle(seed=seed, **(SHUFFLE_OPTIONS if options else {})))
 
+        # Streams know neither parts (train[:10%]) nor unions (train+test) of splits.
+        streamable = not set(split) & set("[+")
         try:
             try:
-                stream = rows(streaming=True)
+                stream = rows(streaming=True) if streamable else rows()
                 # A dataset that cannot be streamed may say so at its first row.
                 first = [*islice(stream, 1)]
             except NotImplementedError:

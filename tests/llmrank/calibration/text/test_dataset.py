@@ -142,6 +142,20 @@ def test_a_dataset_that_cannot_be_streamed_is_loaded(fake_package: types.ModuleT
     assert rows.shuffled == {"seed": 0}
 
 
+@pytest.mark.parametrize("split", ["train[:10%]", "train+test"])
+def test_parts_and_unions_of_splits_are_not_streamed(fake_package: types.ModuleType, split: str) -> None:
+    rows = Rows([{"text": "w4"}])
+
+    def load(*_: Any, split: str, streaming: bool = False) -> Rows:
+        if streaming:
+            raise ValueError(f"Bad split: {split}")
+        return rows
+
+    fake_package.load_dataset = load  # type: ignore[attr-defined]
+    assert read_text(f"dataset:x,,{split}") == (["w4"], f"dataset:x,,{split}")
+    assert rows.shuffled == {"seed": 0}
+
+
 def test_a_lost_connection_does_not_download_the_whole_dataset(fake_package: types.ModuleType) -> None:
     asked: list[bool] = []
 
