@@ -180,9 +180,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(
     captured = capsys.readouterr()
     assert f"3 rows are in {tmp_path / 'runs'}. The same command goes on." in captured.out
     assert "To go on with a sweep, repeat the command" in captured.err
-    assert "other settings (documents: None there, 3 here; tasks: [] there, [llmrank_perplexity] here)" in refused(
-        capsys, *arguments, "--tasks", "llmrank_perplexity", "--documents", 3
-    )
+    assert "other settings (speed: False there, True here)" in refused(capsys, *arguments, "--speed")
     assert run(*arguments) == 0
     assert len(read_rows(tmp_path / "runs")) == 9
 
