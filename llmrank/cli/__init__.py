@@ -139,7 +139,7 @@ def _end_with_others(status: int, rank: int) -> None:
 def _signals_interrupt() -> Iterator[None]:
     """Make SIGTERM and SIGHUP (a terminal closes) end a command as Ctrl-C does, so that half-written results are removed."""
     signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # If a signal is ignored (nohup) or has a handler already, this does not change.
+    # A signal that is ignored (nohup), or that has a handler already, keeps this treatment.
     signals = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
         signals = []

@@ -142,8 +142,8 @@ class ModelCosts:
     ----------
     model : nn.Module
         A parameter that several modules share counts once, but its FLOPs count for each of these modules. An embedding costs no
-        FLOPs. A module that is called several times for a token counts once. Of the experts of a mixture, only as many as a
-        token passes count in the FLOPs. Routers count as parts of the FFNs.
+        FLOPs. A module that is called several times for a token counts once. Of the experts of a mixture, only as many
+        as compute for a token count in the FLOPs. Routers count as parts of the FFNs.
     ffns : FFNs
         FFNs of this model.
 
@@ -183,7 +183,7 @@ class ModelCosts:
             for p in mixture.experts.owner.parameters(recurse=False)
             if p.ndim == 3
         ]
-        # Experts that are modules were all counted among the matrices. Experts that a token does not pass are subtracted here.
+        # Experts that are modules were all counted among the matrices. Those that do not compute for a token are subtracted.
         expert_flops += [
             2 * p.numel() * (mixture.top_k - mixture.n_experts) // mixture.n_experts
             for mixture in ffns.mixtures

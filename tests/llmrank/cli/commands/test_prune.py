@@ -558,7 +558,7 @@ def test_interruption_is_quiet(monkeypatch: Any, checkpoint: Path, tmp_path: Pat
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_forked_worker_dies_of_the_signal_that_interrupts_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pools of lm-eval end their workers by one SIGTERM. A worker that swallowed the interrupt would be waited for for ever."""
+    """A pool of processes ends each worker by one SIGTERM, and would wait for ever for a worker that ignored it."""
 
     def forks(*_: Any) -> int:
         worker = os.fork()
