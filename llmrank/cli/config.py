@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmrank.calibration.text.dataset import Dataset
+from llmrank.calibration.text.dataset import without_folders
 from llmrank.errors import OptionError
 from llmrank.pipeline.specs import did_you_mean
 
@@ -163,12 +163,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (Path, str)):  # one place or name, or several texts with commas between them
         is_place = os.path.exists(value)  # noqa: PTH110 (that of a Path raises for long texts)
         parts = [str(value)] if is_place else str(value).split(",")
-        return ",".join(map(_without_folders, parts))
+        return ",".join(map(without_folders, parts))
     return value
-
-
-def _without_folders(place: str) -> str:
-    """Return the name of an absolute path, or of the directory of a dataset, as ./NAME: no model of the hub is called so."""
-    source = f"{Dataset.name}:" if place.startswith(f"{Dataset.name}:") else ""
-    path = Path(place.removeprefix(source))
-    return f"{source}./{path.name}" if path.is_absolute() else place

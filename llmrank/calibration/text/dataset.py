@@ -14,7 +14,7 @@ from llmrank.calibration.text.sequences import Request, Role, TokenSequences
 from llmrank.calibration.text.tokenisation import sequences_of_text
 from llmrank.errors import CalibrationError
 
-__all__ = ["Dataset"]
+__all__ = ["Dataset", "without_folders"]
 
 # Options that shuffle a stream of rows: each row is drawn at random from a buffer of 1000 rows, which are read from one file at a
 # time. The files of large datasets have more rows, so only the beginning of one file is read.
@@ -39,11 +39,10 @@ class Dataset(BaseSource):
 
     def read(self, role: Role, seed: int = 0) -> tuple[Documents, str]:
         """See :meth:`BaseSource.read`; rows come from the split ``train``, unless the user has named another split."""
-        name = self._parts(role)[0]
-        origin = f"dataset {name!r}"
-        # Reports name no local folders.
-        said = str(self).replace(name, f"./{Path(name).name}", 1) if Path(name).is_absolute() else str(self)
-        return Documents(lambda: (document_of(row, origin) for row in self._rows(role, seed))), said
+        origin = f"dataset {self._parts(role)[0]!r}"
+        return Documents(lambda: (document_of(row, origin) for row in self._rows(role, seed))), without_folders(
+            str(self)
+        )
 
     def sequences(self, request: Request) -> tuple[TokenSequences, TokenSequences | None]:
         """See :meth:`BaseSource.sequences`."""
@@ -92,3 +91,26 @@ class Dataset(BaseSource):
         return CalibrationError(
             f"{self} needs the datasets package; pip install 'llmrank[datasets]', or pass a text file"
         )
+
+
+def without_folders(place: str) -> str:
+    """Replace an absolute path by its last part, as ``./NAME``, because reports name no local folders.
+
+    Parameters
+    ----------
+    place : str
+        A path, a name on the hub, or a source such as ``dataset:/home/me/rows,,test``.
+
+    Returns
+    -------
+    str
+        No model or dataset of the hub is called ``./NAME``.
+
+    Examples
+    --------
+    >>> without_folders("dataset:/home/me/rows,,test"), without_folders("/home/me/model"), without_folders("org/model")
+    ('dataset:./rows,,test', './model', 'org/model')
+    """
+    prefix = f"{Dataset.name}:" if place.startswith(f"{Dataset.name}:") else ""
+    path, *others = place.removeprefix(prefix).split(",") if prefix else [place]
+    return f"{prefix}{','.join([f'./{Path(path).name}', *others])}" if Path(path).is_absolute() else place
