@@ -1,15 +1,17 @@
-"""The same rows on several models, with errors that are paired over sequences.
+"""The same rows on several models and two kinds of text, with errors that are paired over sequences.
 
 Run it as ``python -m benchmarks.across --wikitext DIR --model A --model B``. Scores and budgets, as cut and repaired, at several
-amounts, on one short protocol: the first sequences of valid calibrate, the first of test are evaluated. Every row has its
-difference from the default row (weighted PageRank, local, of the same amount and repair) in nats per token, and the standard
-error of that difference over sequences, so that "ahead" has a meaning. A run continues its own result file.
+amounts, on one short protocol: the first sequences of WikiText-2's valid calibrate; the first of its test, and the beginnings of
+some modules of Python's standard library, are evaluated. Every row has its difference from the default row (of the same amount
+and repair) in nats per token, and the standard error of that difference over sequences, so that "ahead" has a meaning. A run
+continues its own result file.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,19 +20,22 @@ from typing import Any
 
 import torch
 
+from benchmarks.pruning_peers import PEERS
 from benchmarks.provenance import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank.calibration.blocks.recording import recording
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.forward import run_sequences
+from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
 from llmrank.models import find_ffns
 from llmrank.models.demo_models import demo_model
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.pipeline.closeness.validation import repair_where_it_helps
-from llmrank.pipeline.registry import make_pruner, make_scorer
+from llmrank.pipeline.registry import DEFAULTS, make_pruner, make_scorer
 from llmrank.prune import LocalPruner
+from llmrank.prune.masks import Masks
 from llmrank.prune.selection import choose_masks
 from llmrank.score.model_graph import build_graphs
 from llmrank.score.rank_graphs import rank_graphs
@@ -39,9 +44,16 @@ from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.repair import LeastSquaresRepair
 
 RESULTS = Path(__file__).parent / "results"
-DEFAULT = ("wpr", "local")
-# Scorer -> budgets.
+DEFAULT = (DEFAULTS["scorer"], "local")
+PEER = "optipfair, MAW with data"
+# Scorer, or the peer that chooses the neurons itself -> budgets.
 ROWS = {
+    DEFAULT[0]: ("local", "sensitivity"),
+    "wpr:gamma=0.1,edges=gate": ("local",),
+    "wpr:gamma=0.2,edges=gate": ("local",),
+    "wpr:gamma=0.35,edges=gate": ("local",),
+    "wpr:gamma=0.2,edges=energy": ("local",),
+    "wpr:gamma=0.35,edges=energy": ("local",),
     "wpr": (
         "local",
         "sensitivity",
@@ -52,12 +64,18 @@ ROWS = {
     ),
     "activation": ("local", "global:normalize=zscore", "global:normalize=robust"),
     "wanda-sp": ("local", "global:normalize=zscore", "global:normalize=robust"),
-    "flap": ("global:normalize=zscore",),
+    "wanda-sp:p=2": ("local",),
+    "flap": ("local", "global:normalize=zscore"),
+    PEER: ("local",),
 }
 REPAIRS = ("none", "lstsq")
+KINDS = ("WikiText-2", "Python sources")
+# The text of another kind than the calibration text: the beginning of each of these modules is a sequence.
+MODULES = ("heapq", "textwrap", "argparse", "tarfile", "smtplib", "statistics", "pprint", "locale")
 HEAD = (
     "Perplexity as cut and repaired. In brackets the difference from the first row in nats per token, and its standard error, "
-    "paired over sequences: a difference of less than two errors says nothing."
+    "paired over sequences: a difference of less than two errors says nothing. All rows are calibrated on WikiText-2's valid. "
+    "WikiText-2's test is text of the same kind; the source code of Python's standard library is text of another kind."
 )
 
 
@@ -69,29 +87,33 @@ class Study:
         self.model, length = loaded.model, options.sequence_length
         self.ffns = find_ffns(self.model)
         self.texts = read(options.wikitext / "test.txt", loaded.tokenizer, options.evaluate, length)
+        self.other = python_sources(loaded.tokenizer, length)
         self.parts = read_and_hold_out(options.wikitext / "valid.txt", loaded.tokenizer, options.samples, length)
         with recording(self.model, self.ffns) as self.record:
             self.graphs = build_graphs(self.ffns, collect_statistics(self.model, self.ffns, self.parts[0]), "isolated")
             run_sequences(self.model, self.ffns, self.parts[1].batches(1))
         self.ranks: dict[str, Any] = {}
-        self.sensitivities: dict[float, dict[str, float]] = {}
+        self.sensitivities: dict[tuple[str, float], dict[str, float]] = {}
 
     def protocol(self) -> dict[str, Any]:
-        return {"calibration": self.parts[0].provenance(), "evaluation": self.texts.provenance()}
+        return {
+            "calibration": self.parts[0].provenance(),
+            "evaluation": self.texts.provenance(),
+            "other": self.other.provenance(),
+        }
 
     def losses(self) -> dict[str, Any]:
-        return dict(zip(("losses", "counts"), sequence_losses(self.model, self.texts), strict=True))
+        """Return the losses on the text of the calibration's kind and, as `other`, on the text of another kind."""
+        first, second = (
+            dict(zip(("losses", "counts"), sequence_losses(self.model, texts), strict=True))
+            for texts in (self.texts, self.other)
+        )
+        return {**first, "other": second}
 
     def row(self, scorer: str, budget: str, amount: float, repair: str) -> dict[str, Any]:
         """Measure one row."""
         begun = perf_counter()
-        if scorer not in self.ranks:
-            self.ranks[scorer] = rank_graphs(make_scorer(scorer), self.graphs)
-        pruner, ranks = make_pruner(budget, amount=amount), self.ranks[scorer]
-        if pruner.needs_sensitivity and amount not in self.sensitivities:
-            even = choose_masks(LocalPruner(amount), self.graphs, ranks, jointly=True)
-            self.sensitivities[amount] = layer_sensitivities(self.model, self.ffns, even, self.parts[0])
-        masks = choose_masks(pruner, self.graphs, ranks, jointly=True, sensitivities=self.sensitivities.get(amount, {}))
+        masks = self.masks(scorer, budget, amount)
         row: dict[str, Any] = {"scorer": scorer, "budget": budget, "amount": amount, "repair": repair}
         row["removed"] = [round(1.0 - float(mask.float().mean()), 3) for mask in masks.values()]
         repaired = {}
@@ -105,6 +127,30 @@ class Study:
             return {**row, **self.losses(), "seconds": round(perf_counter() - begun, 1)}
         finally:
             application.undo()
+
+
+    def masks(self, scorer: str, budget: str, amount: float) -> Masks:
+        """Choose the neurons to keep."""
+        if scorer == PEER:
+            return next(peer for peer in PEERS if peer.name == PEER).masks(self.model, self.ffns, self.parts[0], amount)
+        if scorer not in self.ranks:
+            self.ranks[scorer] = rank_graphs(make_scorer(scorer), self.graphs)
+        pruner, ranks = make_pruner(budget, amount=amount), self.ranks[scorer]
+        sensitivities: dict[str, float] = {}
+        if pruner.needs_sensitivity:
+            if (scorer, amount) not in self.sensitivities:
+                even = choose_masks(LocalPruner(amount), self.graphs, ranks, jointly=True)
+                measured = layer_sensitivities(self.model, self.ffns, even, self.parts[0])
+                self.sensitivities[scorer, amount] = measured
+            sensitivities = self.sensitivities[scorer, amount]
+        return choose_masks(pruner, self.graphs, ranks, jointly=True, sensitivities=sensitivities)
+
+
+def python_sources(tokenizer: Any, length: int) -> TokenSequences:
+    """Return the beginnings of the :data:`MODULES`, a sequence of at most `length` tokens each."""
+    origins = [getattr(importlib.util.find_spec(name), "origin", None) for name in MODULES]
+    texts = [Path(str(origin)).read_text(encoding="utf-8") for origin in origins]
+    return tokenise(texts, tokenizer, len(texts), length, "evaluation")
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -125,27 +171,36 @@ def table(results: dict[str, Any]) -> str:
     """Return all models in markdown: perplexities, and in brackets the difference from the default row."""
     lines = [HEAD]
     for name, found in results["models"].items():
-        dense = Perplexity.of(found["dense"]["losses"], found["dense"]["counts"]).value
-        amounts = sorted({row["amount"] for row in found["rows"]})
-        lines += ["", f"## {name}: dense {dense:.2f}", ""]
-        for repair in REPAIRS:
-            rows = {key(row): row for row in found["rows"] if row["repair"] == repair}
-            pairs = [pair for pair in _pairs() if any((*pair, amount, repair) in rows for amount in amounts)]
-            if not pairs:
+        for kind in KINDS:
+            dense = kind_of(found["dense"], kind)
+            if dense is None:
                 continue
-            heads = [f"{amount:.0%}" for amount in amounts]
-            lines += [
-                f"| {'as cut' if repair == 'none' else 'repaired'} | {' | '.join(heads)} |",
-                f"| --- |{' ---: |' * len(amounts)}",
-            ]
-            for scorer, budget in pairs:
-                cells = [
-                    _cell(rows.get((scorer, budget, amount, repair)), rows.get((*DEFAULT, amount, repair)))
-                    for amount in amounts
-                ]
-                lines.append(f"| {scorer}, {budget.replace(':normalize=', ', ')} | {' | '.join(cells)} |")
-            lines.append("")
+            lines += ["", f"## {name} on {kind}: dense {Perplexity.of(dense['losses'], dense['counts']).value:.2f}", ""]
+            for repair in REPAIRS:
+                lines += _rows([row for row in found["rows"] if row["repair"] == repair and kind_of(row, kind)], kind)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _rows(found: list[dict[str, Any]], kind: str) -> list[str]:
+    """Return the table of the rows of one model, repair and kind of text; nothing without rows."""
+    if not found:
+        return []
+    rows = {key(row)[:3]: kind_of(row, kind) for row in found}
+    amounts = sorted({row["amount"] for row in found})
+    lines = [
+        f"| {'as cut' if found[0]['repair'] == 'none' else 'repaired'} | {' | '.join(f'{a:.0%}' for a in amounts)} |",
+        f"| --- |{' ---: |' * len(amounts)}",
+    ]
+    for pair in _pairs():
+        if any((*pair, amount) in rows for amount in amounts):
+            cells = [_cell(rows.get((*pair, amount)), rows.get((*DEFAULT, amount))) for amount in amounts]
+            lines.append(f"| {pair[0]}, {pair[1].replace(':normalize=', ', ')} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def kind_of(row: dict[str, Any], kind: str) -> dict[str, Any] | None:
+    """Return the losses and counts of a row on a kind of text, or None if they were not measured."""
+    return row if kind == KINDS[0] else row.get("other")
 
 
 def _pairs() -> list[tuple[str, str]]:
@@ -165,13 +220,15 @@ def _cell(row: dict[str, Any] | None, default: dict[str, Any] | None) -> str:
 
 def measure(study: Study, found: dict[str, Any], options: argparse.Namespace, save: Callable[[], None]) -> None:
     """Measure the rows of one model that are missing, and save after each."""
-    if "dense" not in found:
+    if "other" not in found.get("dense", {}):
         found["dense"] = study.losses()
-    there = {key(row) for row in found["rows"]}
+    found["protocol"] = study.protocol()
     for setting in settings(options):
-        if setting not in there:
+        # Earlier versions measured no text of another kind. Rows as cut are measured again.
+        there = [row for row in found["rows"] if key(row) == setting]
+        if not there or ("other" not in there[0] and setting[-1] == "none"):
             row = study.row(*setting)
-            found["rows"].append(row)
+            found["rows"] = [*(other for other in found["rows"] if other not in there), row]
             save()
             print(*setting, round(Perplexity.of(row["losses"], row["counts"]).value, 2), flush=True)
 

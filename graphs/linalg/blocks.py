@@ -148,6 +148,10 @@ class Block(ABC):
     def squared(self) -> Block:
         """Return the edges with squared weights; parallel edges are squared before they are added up."""
 
+    @abstractmethod
+    def first_parallel(self) -> Block:
+        """Return the edges of the first of several parallel matrices alone; all edges if there is only one matrix."""
+
 
 def index_dtype(*extents: int) -> type[np.int32] | type[np.int64]:
     """Choose int32 if all of `extents` fit in it, else int64.
@@ -238,6 +242,10 @@ class SparseBlock(Block):
             csr.eliminate_zeros()
         return SparseBlock(csr)
 
+    def first_parallel(self) -> SparseBlock:
+        """Return the first parallel matrix; nothing is copied."""
+        return SparseBlock(self.parallel[0]) if self.parallel else self
+
 
 @dataclass(frozen=True, eq=False)
 class DenseBlock(Block):
@@ -281,6 +289,10 @@ class DenseBlock(Block):
     def squared(self) -> DenseBlock:
         """Return the same matrices, with one more squaring when they are read; nothing is copied."""
         return replace(self, n_squarings=self.n_squarings + 1)
+
+    def first_parallel(self) -> DenseBlock:
+        """Return the first matrix; nothing is copied."""
+        return replace(self, matrices=self.matrices[:1])
 
     @cached_property
     def n_edges(self) -> int:

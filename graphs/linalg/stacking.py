@@ -161,6 +161,10 @@ class StackedBlock(Block):
         scales = tuple(scale * scale for scale in self.scales)
         return StackedBlock(tuple(part.squared() for part in self.parts), scales, self.axis)
 
+    def first_parallel(self) -> StackedBlock:
+        """Return the parts, each with the first of its parallel matrices alone."""
+        return StackedBlock(tuple(part.first_parallel() for part in self.parts), self.scales, self.axis)
+
     def bands(self, buffer_maker: BufferMaker, n_entries: int = BAND_ELEMENTS) -> Iterator[Band]:
         """Yield the scaled bands of the parts, part by part."""
         for part in self.placed:

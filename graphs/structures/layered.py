@@ -214,6 +214,20 @@ class LayeredGraph:
         vectors = tuple(_check_activations(vector, len(vector), layer) for layer, vector in enumerate(squares))
         return LayeredGraph(tuple(block.squared() for block in self.blocks), vectors, self.names)
 
+    def first_parallel(self) -> LayeredGraph:
+        """Return the graph without the second and further ones of parallel edges; activations stay as they are.
+
+        Where the weights of a block were given as several matrices (a tuple), the edges of the first matrix remain. Cost: none;
+        nothing is copied.
+
+        Examples
+        --------
+        >>> graph = LayeredGraph.from_weights([([[1.0, -2.0]], [[3.0, 0.0]])], [1, 2], [[3]])
+        >>> graph.block(1).toarray(), graph.first_parallel().block(1).toarray()
+        (array([[4., 2.]]), array([[1., 2.]]))
+        """
+        return replace(self, blocks=tuple(block.first_parallel() for block in self.blocks))
+
     def to_scipy(self) -> sparse.csr_array:
         """Build one CSR matrix of the graph.
 

@@ -99,7 +99,8 @@ class FFN:
         two or more linear maps; explicit: Linears that the user has named; attention: the value map and the output map of an
         attention, of which nothing can be pruned.
     stages : tuple of tuples of LinearMap
-        All linear maps of ``stages[l]`` lead from layer l of the nodes to layer l+1.
+        All linear maps of ``stages[l]`` lead from layer l of the nodes to layer l+1. Of a gate and an up map the gate, whose
+        outputs go through the activation function, is the first.
     stack : str
         Path of the stack of transformer blocks that the FFN lies in; the FFN's own path if it lies in none.
     module : nn.Module

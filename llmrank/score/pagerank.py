@@ -25,13 +25,14 @@ __all__ = [
     "check_choices",
     "check_unit_interval",
     "mark_energies",
+    "squares",
     "with_edge_measure",
 ]
 
 Solver: TypeAlias = Literal["sweep", "power"]
 Backend: TypeAlias = Literal["auto", "scipy", "torch", "dense"]
 Precision: TypeAlias = Literal["float32", "float64"]
-EdgeMeasure: TypeAlias = Literal["magnitude", "energy"]
+EdgeMeasure: TypeAlias = Literal["magnitude", "energy", "gate"]
 CHOICES = {"solver": Solver, "backend": Backend, "dtype": Precision, "edges": EdgeMeasure}
 
 
@@ -55,9 +56,10 @@ class WeightedPageRankScorer(BaseScorer):
     dtype : {"float32", "float64"}
         With float32, float32 weights are read without a conversion. With either, pruning keeps the same neurons, except for
         neurons with almost equal scores.
-    edges : {"magnitude", "energy"}
+    edges : {"magnitude", "energy", "gate"}
         Weight of an edge: ``|W_ij|`` (magnitude), or ``W_ij^2`` together with squared activations (energy), see
-        :meth:`graphs.LayeredGraph.squared`. Energies take several times as long.
+        :meth:`graphs.LayeredGraph.squared`; or as energy, but in a gated FFN only the gate's edges lead into the hidden neurons
+        (gate). Energies take several times as long as magnitudes.
     """
 
     name: ClassVar[str] = "wpr"
@@ -85,7 +87,7 @@ class WeightedPageRankScorer(BaseScorer):
         """Compute one step of the rank, along the edges into one layer.
 
         For energies the result can differ from that of :meth:`rank`: there each of several parallel edges is squared, such as
-        those of the two input maps of a gated FFN, and here their sum is squared.
+        those of the two input maps of a gated FFN, or the gate's alone; here their sum is squared.
         """
         weight, out_activations = _step_inputs(self.edges, weight, out_activations)
         arithmetic, operator = _dense_operator(weight)
@@ -144,7 +146,7 @@ class ModifiedPageRankScorer(BaseScorer):
         """Compute one step of the rank, along the edges into one layer.
 
         For energies the result can differ from that of :meth:`rank`: there each of several parallel edges is squared, such as
-        those of the two input maps of a gated FFN, and here their sum is squared.
+        those of the two input maps of a gated FFN, or the gate's alone; here their sum is squared.
         """
         weight, out_activations = _step_inputs(self.edges, weight, out_activations)
         arithmetic, operator = _dense_operator(weight)
@@ -166,14 +168,26 @@ class ModifiedPageRankScorer(BaseScorer):
         return mark_energies(result, self.edges)
 
 
+def squares(edges: str) -> bool:
+    """Whether edges of this measure have squared weights, in a graph with squared activations."""
+    return edges in ("energy", "gate")
+
+
 def with_edge_measure(graph: LayeredGraph, edges: EdgeMeasure) -> LayeredGraph:
-    """Return the graph itself, or for energies the graph of squared weights and activations."""
-    return graph.squared() if edges == "energy" else graph
+    """Return the graph itself, or for energies the graph of squared weights and activations.
+
+    For the measure "gate" the squared graph has the first of parallel edges alone: that of the gate, which the graph of a model
+    holds before that of the up map.
+    """
+    if edges == "gate":
+        graph = graph.first_parallel()
+    return graph.squared() if squares(edges) else graph
 
 
 def mark_energies(result: RankResult, edges: EdgeMeasure) -> RankResult:
     """Add "of energies" to the method name of a rank of energies, so that nobody explains the rank by weights without squares."""
-    return replace(result, method=f"{result.method} of energies") if edges == "energy" else result
+    named = {"energy": "of energies", "gate": "of gate energies"}
+    return replace(result, method=f"{result.method} {named[edges]}") if edges in named else result
 
 
 def check_unit_interval(name: str, value: float) -> None:
@@ -193,7 +207,7 @@ def check_choices(**options: str) -> None:
 def _step_inputs(
     edges: EdgeMeasure, weight: torch.Tensor, activations: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return (weight.square(), activations.square()) if edges == "energy" else (weight, activations)
+    return (weight.square(), activations.square()) if squares(edges) else (weight, activations)
 
 
 def _dense_operator(weight: torch.Tensor) -> tuple[TorchArithmetic, Any]:

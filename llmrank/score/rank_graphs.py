@@ -10,6 +10,7 @@ from graphs import RankResult
 from graphs.linalg.blocks import FloatArray
 from llmrank.score.base_scorer import BaseScorer
 from llmrank.score.model_graph import ModelGraph
+from llmrank.score.pagerank import squares
 
 __all__ = ["rank_graphs"]
 
@@ -42,12 +43,12 @@ def rank_graphs(scorer: BaseScorer, graphs: Iterable[ModelGraph]) -> tuple[RankR
     Cost: one rank for each graph. Scorers that do not use the scores of other layers give hidden neurons the same scores in
     every topology.
     """
-    squares = getattr(scorer, "edges", "magnitude") == "energy"  # this scorer squares activations, but x_k is a score
+    of_energies = squares(getattr(scorer, "edges", "magnitude"))  # this scorer squares activations, but x_k is a score
     ranks: list[RankResult] = []
     stream: FloatArray | None = None
     for entry in graphs:
         in_front = stream if entry.follows else None
-        activations = in_front if in_front is None or not squares else np.sqrt(in_front)
+        activations = in_front if in_front is None or not of_energies else np.sqrt(in_front)
         graph = entry.graph if activations is None else entry.graph.with_activations(0, activations)
         rank = scorer.rank(graph, entry.statistics)
         first: FloatArray = rank.scores[0] if in_front is None else in_front

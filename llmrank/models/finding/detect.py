@@ -33,7 +33,7 @@ from llmrank.models.experts import Expert, Mixture, RoutedExperts, find_mixtures
 from llmrank.models.families import text_config
 from llmrank.models.ffn import FFN, FFNKind, FFNs, LinearMap
 from llmrank.models.finding.neurons import check_neurons_separate
-from llmrank.models.finding.tracing import linear_chain, reads_unchanged
+from llmrank.models.finding.tracing import is_odd_in, linear_chain, reads_unchanged
 from llmrank.models.linear_map import in_features, is_linear_map, out_features
 
 __all__ = ["find_ffns", "is_linear"]
@@ -117,16 +117,18 @@ def find_ffns(model: nn.Module) -> FFNs:
             f"size of the hidden neurons. {_inventory(linears)} Name the Linears explicitly with structure_dict="
         )
     check_not_tied(model, ffns)
-    checked: set[tuple[object, ...]] = set()
-    for ffn in ffns:
+    up_first: dict[tuple[object, ...], bool] = {}
+    for position, ffn in enumerate(ffns):
         # One FFN is checked for each class and each combination of its settings, because a setting can change what a class
         # computes: some FFNs of Gemma 3n keep only the largest neurons of each token.
         module = ffn.stages[0][0].owner if isinstance(ffn.module, Expert) else ffn.module
         settings = (item for item in vars(module).items() if isinstance(item[1], (bool, int, float, str)))
         class_and_settings = (type(module), ffn.kind, *settings)
-        if class_and_settings not in checked:
-            checked.add(class_and_settings)
+        if class_and_settings not in up_first:
             check_neurons_separate(ffn, getattr(getattr(model, "config", None), "hidden_size", None))
+            up_first[class_and_settings] = _begins_with_up(ffn)
+        if up_first[class_and_settings]:
+            ffns[position] = replace(ffn, stages=(ffn.stages[0][::-1], *ffn.stages[1:]))
     return FFNs(ffns)
 
 
@@ -286,6 +288,18 @@ def _ffn_by_shapes(name: str, module: nn.Module, linears: list[tuple[str, nn.Mod
         halves = (LinearMap(path, up, 0, width), LinearMap(path, up, width, width))
         return FFN(name, "fused", (halves, output), _stack_path(name), module)
     return None
+
+
+def _begins_with_up(ffn: FFN) -> bool:
+    """Whether a trial run shows that the first of two input maps is the up map, and the second the gate."""
+    if ffn.kind not in ("gated", "fused") or isinstance(ffn.module, Expert):
+        return False  # the maps of an expert are in order: their layout names them
+    down = ffn.stages[1][0].module
+    first, second = (
+        is_odd_in(ffn.module, linear_map.module, slice(linear_map.start, linear_map.start + linear_map.size), down)
+        for linear_map in ffn.stages[0]
+    )
+    return first and not second
 
 
 def _gated_maps(name: str, linears: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from llmrank.models.linear_map import in_features, out_features
 
-__all__ = ["linear_chain", "reads_unchanged", "trial_run"]
+__all__ = ["is_odd_in", "linear_chain", "reads_unchanged", "trial_run"]
 
 # Number of rows, each a random feature vector, in a trial run. A module that swaps two neurons is overlooked with
 # probability 2 ** -ROWS.
@@ -149,11 +149,70 @@ def reads_unchanged(module: nn.Module, first: nn.Module, second: nn.Module) -> b
     True
     """
     seen: list[torch.Tensor] = []
+    with ExitStack() as hooks:
+        hooks.callback(first.register_forward_hook(lambda _module, _inputs, output: seen.append(output)).remove)
+        hooks.callback(second.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0])).remove)
+        ran = _runs_on_features(module, first)
+    return ran and len(seen) == 2 and torch.equal(*seen)
+
+
+def is_odd_in(module: nn.Module, first: nn.Module, outputs: slice, second: nn.Module) -> bool:
+    """Whether what the second linear map reads changes its sign, and nothing else, if some outputs of the first change theirs.
+
+    In a gated FFN, ``act(gate x) * up x``, the product is odd in the outputs of `up`, and with the usual activation functions
+    not in those of the gate.
+
+    Parameters
+    ----------
+    module, first, second
+        See :func:`reads_unchanged`.
+    outputs : slice
+        The outputs of `first`.
+
+    Returns
+    -------
+    bool
+        False if the module fails to run on features alone.
+
+    Examples
+    --------
+    >>> class GatedFFN(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.gate_and_up, self.down = nn.Linear(3, 8), nn.Linear(4, 3)
+    ...
+    ...     def forward(self, x):
+    ...         gate, up = self.gate_and_up(x).chunk(2, -1)
+    ...         return self.down(nn.functional.silu(gate) * up)
+    >>> ffn = GatedFFN()
+    >>> [is_odd_in(ffn, ffn.gate_and_up, half, ffn.down) for half in (slice(0, 4), slice(4, 8))]
+    [False, True]
+    """
+
+    def negated(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        changed = output.clone()
+        changed[..., outputs] = -changed[..., outputs]
+        return changed
+
+    seen: list[torch.Tensor] = []
+    with ExitStack() as hooks:
+        hooks.callback(second.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0])).remove)
+        ran = _runs_on_features(module, first)
+        hooks.callback(first.register_forward_hook(negated).remove)
+        ran = ran and _runs_on_features(module, first)
+    return ran and len(seen) == 2 and torch.equal(seen[0], -seen[1])
+
+
+def _runs_on_features(module: nn.Module, first: nn.Module) -> bool:
+    """Run a module on random features, and return whether that raised no error.
+
+    The features are always the same, and so are the random tensors that replace those on the meta device.
+    """
     generator = torch.Generator().manual_seed(0)
     named = (*module.named_parameters(), *module.named_buffers())
     weight: Any = first.weight
     # Models that are being loaded are built where "meta" is the device of new tensors.
-    with ExitStack() as hooks, trial_run(module), torch.device("cpu" if weight.is_meta else weight.device):
+    with trial_run(module), torch.device("cpu" if weight.is_meta else weight.device):
         state = {
             name: torch.randn(value.shape, generator=generator, device="cpu").to(value.dtype)
             for name, value in named
@@ -161,13 +220,11 @@ def reads_unchanged(module: nn.Module, first: nn.Module, second: nn.Module) -> b
         }
         probe = torch.randn(1, ROWS, in_features(first), generator=generator, device="cpu")
         probe = probe.to(weight.dtype) if weight.is_meta else probe.to(weight)
-        hooks.callback(first.register_forward_hook(lambda _module, _inputs, output: seen.append(output)).remove)
-        hooks.callback(second.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0])).remove)
         try:
             functional_call(module, state, (probe,))
         except Exception:  # a module may raise any error for an input that it does not expect
             return False
-    return len(seen) == 2 and torch.equal(*seen)
+    return True
 
 
 @contextmanager
