@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.pruning_peers import PEERS
 from benchmarks.provenance import opened, write
+from benchmarks.pruning_peers import PEERS
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank.calibration.blocks.recording import recording
 from llmrank.calibration.collect import collect_statistics
@@ -49,7 +49,6 @@ PEER = "optipfair, MAW with data"
 # Scorer, or the peer that chooses the neurons itself -> budgets.
 ROWS = {
     DEFAULT[0]: ("local", "sensitivity"),
-    "wpr:gamma=0.1,edges=gate": ("local",),
     "wpr:gamma=0.2,edges=gate": ("local",),
     "wpr:gamma=0.35,edges=gate": ("local",),
     "wpr:gamma=0.2,edges=energy": ("local",),
@@ -127,7 +126,6 @@ class Study:
             return {**row, **self.losses(), "seconds": round(perf_counter() - begun, 1)}
         finally:
             application.undo()
-
 
     def masks(self, scorer: str, budget: str, amount: float) -> Masks:
         """Choose the neurons to keep."""

@@ -246,9 +246,9 @@ REPAIRS: Registry[BaseRepair] = Registry(
 )
 REGISTRIES: tuple[Registry[Any], ...] = (PIPELINES, SCORERS, PRUNERS, REPAIRS)
 # The local pruner leaves equal layers equally wide, so transformers alone loads the checkpoint. The other defaults rest
-# on benchmarks/results/quality.md (scorer, pipeline) and out_of_domain.md (repair, calibration).
+# on benchmarks/results/across.md (scorer), quality.md (pipeline) and out_of_domain.md (repair, calibration).
 DEFAULTS: dict[str, str] = {
-    "scorer": "wpr",
+    "scorer": "wpr:gamma=0.1,edges=gate",  # llmrank.score.pagerank.default_scorer
     "pruner": "local",
     "pipeline": "isolated",
     "repair": "lstsq",

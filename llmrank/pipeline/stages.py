@@ -38,6 +38,7 @@ from llmrank.prune.schedule import ScheduleStep
 from llmrank.prune.selection import Reselection, check_both, choose_masks, prunes_jointly
 from llmrank.score import BaseScorer, ExpertScorer, WeightedPageRankScorer
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
+from llmrank.score.pagerank import default_scorer
 from llmrank.score.rank_graphs import rank_graphs
 from llmrank.surgery.apply import AppliedMasks, check_writable
 from llmrank.surgery.forms import Form
@@ -80,7 +81,10 @@ class PipelineStages:
         self.model = model
         self.tokenizer = tokenizer
         self.structure_dict = structure_dict
-        self.scorer = scorer if scorer is not None else WeightedPageRankScorer()
+        if scorer is None:
+            # Named Linears are the graph of the paper, which has no gate.
+            scorer = default_scorer() if structure_dict is None else WeightedPageRankScorer()
+        self.scorer = scorer
         self.pruner = pruner if pruner is not None else LocalPruner()
         self.device = None if device is None else parse_device(device)
         self.calibration = CalibrationText.of(calibration).for_model(model)

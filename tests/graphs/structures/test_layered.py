@@ -157,6 +157,22 @@ def test_squares_can_be_squared(form: str) -> None:
         np.testing.assert_allclose(twice, once**2, rtol=1e-12)
 
 
+@every_form
+def test_the_first_of_parallel_edges_alone(form: str) -> None:
+    case = random_case(6, (5, 6, 4), density=0.6)
+    graph, seen = formed(case, form)
+    wanted = [np.abs(w) for w in case.weights] if form.startswith("parallel") or form == "three" else seen.weights
+    first = graph.first_parallel()
+    assert (first.activations, first.names) == (graph.activations, graph.names)
+    for layer, weight in enumerate(wanted, start=1):
+        np.testing.assert_allclose(first.block(layer).toarray(), weight, rtol=1e-12)
+        np.testing.assert_allclose(first.squared().block(layer).toarray(), weight**2, rtol=1e-12)
+        back = graph.reversed().first_parallel().block(3 - layer).toarray()
+        np.testing.assert_allclose(back, weight.T, rtol=1e-12)
+        assert first.blocks[layer - 1].n_edges == np.count_nonzero(weight)
+    assert first.first_parallel().block(1).toarray().tolist() == first.block(1).toarray().tolist()
+
+
 def test_stored_parallel_edges_are_squared_one_by_one_after_a_reversal_too() -> None:
     graph = LayeredGraph.from_weights([tuple(sparse.csr_array(w) for w in ([[1, -2]], [[3, 0]]))], [1, 2], [[3]])
     assert graph.block(1).toarray().tolist() == [[4, 2]]

@@ -22,6 +22,7 @@ from llmrank.experiments.sweep import SweepModel, run_sweep
 from llmrank.experiments.sweep_folder import read_rows
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import CalibrationText, EvaluationText
+from llmrank.pipeline.registry import DEFAULTS
 from llmrank.score import NormScorer
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import Snapshot, text, tiny_llama, tokenizer
@@ -217,7 +218,7 @@ def test_a_grid_grows(settings: dict[str, Any], passes: Counter[str]) -> None:
     grown: dict[str, Any] = {
         "repairs": ["none", "lstsq"],
         "amounts": [0.2, 0.4],
-        "scorers": ["wpr", "flap"],
+        "scorers": [DEFAULTS["scorer"], "flap"],
         "pruners": ["local", "global"],
         "pipelines": ["isolated", "chained", "residual"],
     }

@@ -24,6 +24,7 @@ from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
 from llmrank.models import find_ffns
 from llmrank.pipeline import CalibrationText, EvaluationText
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
+from llmrank.pipeline.registry import DEFAULTS, make_scorer
 from llmrank.prune import LocalPruner, SensitivityPruner
 from llmrank.prune.masks import Masks
 from llmrank.score import BaseScorer, NormScorer, WeightedPageRankScorer
@@ -60,7 +61,7 @@ topologies = pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFF
 
 def test_defaults() -> None:
     pipeline = ChainedFFNPipeline(tiny_llama(), None, calibration=token_ids())
-    assert pipeline.scorer == WeightedPageRankScorer(gamma=0.5, theta=1.0)
+    assert pipeline.scorer == make_scorer(DEFAULTS["scorer"]) == WeightedPageRankScorer(gamma=0.1, edges="gate")
     assert isinstance(pipeline.pruner, LocalPruner)
     assert (pipeline.pruner.amount, pipeline.form, pipeline.align) == (0.3, "compact", "none")
     assert pipeline.report is pipeline.masks is None

@@ -28,6 +28,7 @@ from llmrank.pipeline.registry import (
 )
 from llmrank.prune import BasePruner, GlobalPruner
 from llmrank.score import BaseScorer, WeightedPageRankScorer
+from llmrank.score.pagerank import default_scorer
 
 
 def test_names() -> None:
@@ -40,7 +41,7 @@ def test_names() -> None:
         "chained": ChainedFFNPipeline,
         "residual": ResidualFFNPipeline,
     }
-    assert DEFAULTS["scorer"] in SCORERS
+    assert make_scorer(DEFAULTS["scorer"]) == default_scorer()
     assert DEFAULTS["pruner"] in PRUNERS
     assert DEFAULTS["pipeline"] in PIPELINES
 

@@ -399,7 +399,7 @@ def test_unknown_choices_raise_at_construction(make: Any, option: str) -> None:
     ("make", "options", "message"),
     [
         (ForwardBackwardScorer, {"backend": "jacobi"}, "unknown backend 'jacobi'"),
-        (ForwardBackwardScorer, {"edges": "signed"}, "unknown edges 'signed'; expected one of magnitude, energy"),
+        (ForwardBackwardScorer, {"edges": "signed"}, "unknown edges 'signed'; expected one of magnitude, energy, gate"),
     ],
 )
 def test_unknown_options_raise(make: Any, options: dict[str, str], message: str) -> None:
@@ -420,7 +420,29 @@ def test_energies_of_parallel_edges_are_squared_one_by_one(scorer: BaseScorer) -
     np.testing.assert_allclose(scorer.rank(graph, ()).scores[1], wanted, rtol=1e-5)
 
 
+def test_gate_edges_are_the_squares_of_the_first_of_parallel_edges() -> None:
+    other = [[0.5, 1.0, 1.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.25], [1.0, 1.0, 1.0]]
+    weights = [(torch.tensor(FIRST), torch.tensor(other)), torch.tensor(SECOND)]
+    graph = LayeredGraph.from_weights(weights, INPUTS, [HIDDEN, OUTPUTS])
+    first, second = ([[a * a for a in row] for row in rows] for rows in (FIRST, SECOND))
+    inputs, hidden, outputs = ([a * a for a in vector] for vector in (INPUTS, HIDDEN, OUTPUTS))
+    into_hidden = textbook.weighted(first, textbook.share(inputs), hidden, 0.2, 1.0)
+    result = WeightedPageRankScorer(gamma=0.2, edges="gate").rank(graph, ())
+    np.testing.assert_allclose(result.scores[1], into_hidden, rtol=1e-5)
+    np.testing.assert_allclose(result.scores[2], textbook.weighted(second, into_hidden, outputs, 0.2, 1.0), rtol=1e-5)
+    # Without parallel edges, gate edges are energies.
+    plain = small_graph()
+    for gate, energy in zip(
+        WeightedPageRankScorer(edges="gate").rank(plain, ()).scores,
+        WeightedPageRankScorer(edges="energy").rank(plain, ()).scores,
+        strict=True,
+    ):
+        np.testing.assert_array_equal(gate, energy)
+
+
 def test_a_rank_of_energies_has_a_method_name_of_its_own() -> None:
+    gate = WeightedPageRankScorer(edges="gate").rank(small_graph(), ())
+    assert (gate.method, gamma_of(gate)) == ("weighted pagerank of gate energies", None)
     assert WeightedPageRankScorer(edges="energy").rank(small_graph(), ()).method == "weighted pagerank of energies"
     assert gamma_of(WeightedPageRankScorer(edges="energy").rank(small_graph(), ())) is None
     assert gamma_of(ForwardBackwardScorer().rank(small_graph(), ())) is None

@@ -16,6 +16,7 @@ import pytest
 from llmrank.cli import parser
 from llmrank.experiments.model_study import ModelStudy
 from llmrank.experiments.sweep_folder import read_rows
+from llmrank.pipeline.registry import DEFAULTS
 from llmrank.score import NormScorer
 from tests.llmrank.commands import SHORT, refused, run
 from tests.llmrank.tiny_models import text
@@ -148,7 +149,8 @@ def test_the_exit_status_says_that_rows_failed(
     common = (checkpoint, *texts, "--repair", "none", "--output")
     assert run("sweep", *common, tmp_path / "runs", "--amount", "0.2,40") == 2
     out = capsys.readouterr().out
-    assert "Failed: tiny, wpr, local, isolated, as cut, 40: model.layers.0.mlp would keep 0 of 40 neurons" in out
+    row = f"tiny, {DEFAULTS['scorer']}, local, isolated, as cut, 40"
+    assert f"Failed: {row}: model.layers.0.mlp would keep 0 of 40 neurons" in out
     assert "failed" in out
 
     def fail(*_: Any) -> None:

@@ -12,11 +12,30 @@ from torch.nn import functional
 
 from llmrank.errors import UnsupportedModelError
 from llmrank.models import find_ffns
-from llmrank.models.finding.tracing import linear_chain
+from llmrank.models.finding.tracing import is_odd_in, linear_chain
 from llmrank.pipeline import IsolatedFFNPipeline
 from llmrank.prune import GlobalPruner, LocalPruner
 from llmrank.surgery.repair import LeastSquaresRepair
 from tests.llmrank.tiny_models import Snapshot, features, mlp
+
+
+class Gated(nn.Module):
+    """A gated FFN whose up map is registered in front of its gate, or whose up half comes first."""
+
+    def __init__(self, act: Callable[[torch.Tensor], torch.Tensor] = functional.silu, *, fused: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.act, self.fused = act, fused
+        if fused:
+            self.both = nn.Linear(6, 20)
+        else:
+            self.up, self.gate = nn.Linear(6, 10), nn.Linear(6, 10)
+        self.down = nn.Linear(10, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        up, gate = self.both(x).chunk(2, -1) if self.fused else (self.up(x), self.gate(x))
+        out: torch.Tensor = self.down(self.act(gate) * up)
+        return out
 
 
 class ByHand(nn.Module):
@@ -193,3 +212,37 @@ def test_linears_without_data_are_not_run() -> None:
         model = ByHand(6, 12, 4)
     assert linear_chain(model, linears(model)) is None
     assert linear_chain(mlp(3, 4), {"0": mlp(3, 4)[0]}) is None
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("act", [functional.silu, functional.gelu, functional.relu, torch.sigmoid])
+def test_the_gate_comes_first_wherever_it_is_registered(act: Callable[..., torch.Tensor], fused: bool) -> None:
+    (ffn,) = find_ffns(Gated(act, fused=fused))
+    gate, up = ffn.stages[0]
+    assert (gate.name, gate.start, up.start) == (("both", 10, 0) if fused else ("gate", 0, 0))
+
+
+def test_the_registered_order_stays_where_a_trial_run_does_not_tell_the_gate() -> None:
+    (ffn,) = find_ffns(Gated(torch.tanh))  # the product is odd in both
+    assert [linear_map.name for linear_map in ffn.stages[0]] == ["up", "gate"]
+
+
+def test_a_map_whose_module_does_not_run_is_not_odd() -> None:
+    class Fails(Gated):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError(x.shape)
+
+    module = Fails()
+    assert not is_odd_in(module, module.up, slice(0, 10), module.down)
+
+
+def test_pruning_keeps_the_neurons_of_an_ffn_whose_up_half_comes_first() -> None:
+    module = Gated(fused=True)
+    x = features(8, 6)
+    with torch.no_grad():
+        module.both.weight[[3, 13]] = 0.0
+        module.both.bias[[3, 13]] = 0.0
+        before = module(x)
+    IsolatedFFNPipeline(module, None, pruner=LocalPruner(1), calibration=x).run()
+    assert module.down.in_features == 9
+    torch.testing.assert_close(module(x), before)
