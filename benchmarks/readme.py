@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.across import DEFAULT, KINDS, PEER, kind_of
 from benchmarks.provenance import write
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity
@@ -23,14 +24,13 @@ PAGES = {
     "docs/results/experts.md": ("experts",),
 }
 AMOUNTS = (0.1, 0.2, 0.3, 0.5)
-SPELLED = {"mone": "MoNE", "ean": "EAN", "reap": "REAP"}
 # The end of valid, by which settings are chosen, is shown for this amount alone.
 CHOSEN_AT = 0.3
 
 # Label -> the rows to look up. Of several rows the best on the end of valid is shown, as a user would choose.
 AS_CUT = {
     "**weighted PageRank, `--pruner sensitivity`**": ["ffn | weighted pagerank | isolated | sensitivity"],
-    "weighted PageRank, local (what the default cuts)": ["ffn | weighted pagerank | isolated | local"],
+    "weighted PageRank, local": ["ffn | weighted pagerank | isolated | local"],
     "weighted PageRank, global": ["ffn | weighted pagerank | isolated | global"],
     "modified PageRank, local": ["ffn | modified pagerank | isolated | local"],
     "weighted PageRank, residual graph with attention, local": [
@@ -51,26 +51,27 @@ AS_CUT = {
         "peer | Torch-Pruning, magnitude |  | global",
     ],
 }
-# What the README compares at CHOSEN_AT: label, our row, the best row of another method, and the name of that method.
+# What the README compares at CHOSEN_AT, repaired: label, our row, the best row of another method, and the name of that method.
 GAINS = (
     (
-        "SmolLM2-135M-Instruct, dense {dense:.2f}, as cut",
-        "ffn | weighted pagerank | isolated | sensitivity | none",
-        "peer | optipfair, MAW with data |  | local | none",
-        "optipfair",
-    ),
-    (
-        "the same, repaired",
+        "SmolLM2-135M-Instruct, dense {dense:.2f}, `--scorer wpr`, repaired",
         "ffn | weighted pagerank | isolated | local | lstsq",
         "ffn | wanda-sp (L1) | isolated | global | lstsq",
         "Wanda-sp's score, same repair",
     ),
 )
+# The other methods that the default is compared with on every model, as cut, each under its own budget.
+OTHERS = {
+    ("activation", "local"): "activation",
+    ("wanda-sp", "local"): "Wanda-sp",
+    ("flap", "local"): "FLAP's score",
+    (PEER, "local"): "optipfair",
+}
 # The row of compact.json, and the true error of speed.json, that the README shows.
 FASTER = {"what": "ffn", "tokens": 1024, "amount": 0.3, "multiple_of": 64}
 RANKED_TO = 1e-12
 REPAIRED = {
-    "**`llmrank prune --calibration valid.txt --samples 64`**: weighted PageRank, local, least squares": [
+    "**`llmrank prune --scorer wpr --calibration valid.txt --samples 64`**: local, least squares": [
         "ffn | weighted pagerank | isolated | local | lstsq"
     ],
     "the same, `--pruner sensitivity`": ["ffn | weighted pagerank | isolated | sensitivity | lstsq"],
@@ -81,7 +82,7 @@ REPAIRED = {
 
 # Label -> its row in out_of_domain.json.
 OUT_OF_DOMAIN = {
-    "**as by default**: weighted PageRank, local, least squares": "ffn | weighted pagerank | isolated | local | lstsq",
+    "**`--scorer wpr`**: weighted PageRank, local, least squares": "ffn | weighted pagerank | isolated | local | lstsq",
     "the same, `--repair lstsq:target=output`": "ffn | weighted pagerank | isolated | local | lstsq (output)",
     "the same, `--repair lstsq:reselect=true`": "ffn | weighted pagerank | isolated | local | lstsq (reselect)",
     "the same, `--pruner sensitivity`": "ffn | weighted pagerank | isolated | sensitivity | lstsq",
@@ -99,16 +100,14 @@ def gains(
     compact: dict[str, Any],
     speed: dict[str, Any],
     across: dict[str, Any],
-    mixture: dict[str, Any],
 ) -> dict[str, str]:
     """Return the table of the README: a row for each gain of a user, with errors where the results have them."""
-    rows, lines = quality_results["rows"], []
+    rows, lines = quality_results["rows"], every_model(across)
     for label, ours, other, name in GAINS:
-        own, peer = (_row(rows, key, CHOSEN_AT) for key in (ours, other))
+        own, peer = (_row(rows, name_of_row, CHOSEN_AT) for name_of_row in (ours, other))
         if own and peer:
             label = label.format(dense=quality_results["dense"]["test"])
             lines.append(f"| {label} | {_with_divergence(own)} | {_with_divergence(peer)}, {name} |")
-    lines += other_models(across, mixture)
     ffn = next(row for row in compact["cases"][0]["rows"] if FASTER.items() <= row.items())
     low, high = ffn["quartiles"]
     lines.append(
@@ -129,26 +128,24 @@ def gains(
     return {"gains": "\n".join([head, "| --- | ---: | ---: |", *lines])}
 
 
-def other_models(across: dict[str, Any], mixture: dict[str, Any]) -> list[str]:
-    """Return the rows of models that nothing was tuned on: the default, and the best score of another method."""
-    gemma = across["models"]["gemma-3-270m"]
-    repaired = [row for row in gemma["rows"] if (row["amount"], row["repair"]) == (CHOSEN_AT, "lstsq")]
-    own = next(row for row in repaired if (row["scorer"], row["budget"]) == ("wpr", "local"))
-    other = min((row for row in repaired if row["scorer"] != "wpr"), key=_perplexity)
-    dense = _perplexity(gemma["dense"])
-    cells = f"{_perplexity(own):.2f} | {_behind(own, other)}, {other['scorer']}"
-    lines = [f"| Gemma 3 270M, dense {dense:.2f}, repaired | {cells} |"]
-    experts = {
-        row["score"]: {"losses": row["test"]["losses"], "counts": row["test"]["tokens"]}
-        for row in mixture["rows"].values()
-        if (row["target"], row["amount"], row["repair"]) == ("experts", 0.25, "none")
-    }
-    name = min(
-        ("mone", "ean", "reap", "frequency", "wanda-sp", "activation"), key=lambda each: _perplexity(experts[each])
-    )
-    dense = mixture["variants"]["mixture"]["test"]["perplexity"]
-    cells = f"{_perplexity(experts['wpr']):.2f} | {_behind(experts['wpr'], experts[name])}, {SPELLED.get(name, name)}"
-    return [*lines, f"| SmolLM2 as a mixture, dense {dense:.2f}, without 25% of its experts, as cut | {cells} |"]
+def every_model(across: dict[str, Any]) -> list[str]:
+    """Return a row for each model: the default as cut, and the best of the other methods, on both kinds of text."""
+    lines = []
+    for model, found in across["models"].items():
+        as_cut = [row for row in found["rows"] if (row["amount"], row["repair"]) == (CHOSEN_AT, "none")]
+        rows = {(row["scorer"], row["budget"]): row for row in as_cut}
+        dense, ours, others = [], [], []
+        for kind in KINDS:
+            own = kind_of(rows[DEFAULT], kind)
+            measured = {pair: kind_of(rows[pair], kind) for pair in OTHERS if pair in rows}
+            best = min(measured, key=lambda pair: _perplexity(measured[pair]))
+            dense.append(f"{_perplexity(kind_of(found['dense'], kind)):.2f}")
+            ours.append(f"{_perplexity(own):.2f}")
+            others.append(f"{_behind(own, measured[best])}, {OTHERS[best]}")
+        lines.append(
+            f"| {model.removesuffix('.Q4_1')}, dense {' and '.join(dense)}, as cut | {' and '.join(ours)} | {'; '.join(others)} |"
+        )
+    return lines
 
 
 def _perplexity(row: dict[str, Any]) -> float:
@@ -267,7 +264,7 @@ def current() -> dict[Path, tuple[str, str]]:
     names = ("quality", "out_of_domain", "compact", "speed", "experts", "across")
     found = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names}
     tables = {
-        **gains(*(found[name] for name in ("quality", "compact", "speed", "across", "experts"))),
+        **gains(*(found[name] for name in ("quality", "compact", "speed", "across"))),
         **quality(found["quality"]),
         **domains(found["out_of_domain"]),
         **experts(found["experts"]),

@@ -59,8 +59,7 @@ class BasePipeline(PipelineStages):
         A mapping (``path_to_layers``, ``path_to_modules``) that names Linears whose rows are pruned, as in the paper. By default
         the FFNs are found in the model.
     scorer : BaseScorer, optional
-        By default that of :func:`llmrank.score.pagerank.default_scorer`; with a `structure_dict`,
-        :class:`WeightedPageRankScorer`.
+        That of :func:`llmrank.score.pagerank.default_scorer` by default.
     pruner : BasePruner, optional
         :class:`LocalPruner` of 30 % by default. A pruner that needs sensitivities is refused with a `structure_dict`.
     device : str or torch.device, optional

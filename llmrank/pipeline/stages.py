@@ -36,7 +36,7 @@ from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import check_targets, parse_targets, units_of
 from llmrank.prune.schedule import ScheduleStep
 from llmrank.prune.selection import Reselection, check_both, choose_masks, prunes_jointly
-from llmrank.score import BaseScorer, ExpertScorer, WeightedPageRankScorer
+from llmrank.score import BaseScorer, ExpertScorer
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.score.pagerank import default_scorer
 from llmrank.score.rank_graphs import rank_graphs
@@ -81,10 +81,7 @@ class PipelineStages:
         self.model = model
         self.tokenizer = tokenizer
         self.structure_dict = structure_dict
-        if scorer is None:
-            # Named Linears are the graph of the paper, which has no gate.
-            scorer = default_scorer() if structure_dict is None else WeightedPageRankScorer()
-        self.scorer = scorer
+        self.scorer = scorer or default_scorer(whole_ffns=structure_dict is None)
         self.pruner = pruner if pruner is not None else LocalPruner()
         self.device = None if device is None else parse_device(device)
         self.calibration = CalibrationText.of(calibration).for_model(model)

@@ -169,14 +169,15 @@ class ModifiedPageRankScorer(BaseScorer):
         return mark_energies(result, self.edges)
 
 
-def default_scorer() -> WeightedPageRankScorer:
-    """Return the scorer that pipelines use for whole FFNs unless another one is given.
+def default_scorer(*, whole_ffns: bool = True) -> WeightedPageRankScorer:
+    """Return the scorer that pipelines use unless another one is given.
 
-    Its edges and damping were chosen on three language models, see the page on PageRank. Ten per cent of a score comes along the
-    gate's edges: that is enough for neurons that the calibration text does not use but other text does, and too little to
-    overrule what the calibration text shows.
+    For Linears that a user names (not `whole_ffns`), whose graph is that of the paper, it is a plain
+    :class:`WeightedPageRankScorer`. For whole FFNs, its edges and damping were chosen on three language models, see the page on
+    PageRank: ten per cent of a score comes along the gate's edges. That is enough for neurons that other text uses, though the
+    calibration text does not, and too little to overrule what the calibration text shows.
     """
-    return WeightedPageRankScorer(gamma=0.1, edges="gate")
+    return WeightedPageRankScorer(gamma=0.1, edges="gate") if whole_ffns else WeightedPageRankScorer()
 
 
 def squares(edges: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import readme
+from benchmarks.across import DEFAULT
 
 
 def row(test: float, valid: float) -> dict[str, Any]:
@@ -42,36 +43,23 @@ def test_the_readme_compares_with_errors() -> None:
     rows += [timed("fast", 0.5), timed("fast", 0.1, target=1e-4)]
     chain = {"name": "chain", "edges": 7_000_000, "agreement": [{"name": "wrong", "verdict": "wrong"}], "rows": rows}
 
-    def losses(scorer: str, budget: str, value: float) -> dict[str, Any]:
-        about = {"scorer": scorer, "budget": budget, "amount": 0.3, "repair": "lstsq"}
-        return {**about, "losses": [math.log(value) * 10 - 1, math.log(value) * 10 + 1], "counts": [10, 10]}
+    def losses(scorer: str, budget: str, *values: float) -> dict[str, Any]:
+        about = {"scorer": scorer, "budget": budget, "amount": 0.3, "repair": "none"}
+        prose, other = (
+            {"losses": [math.log(value) * 10 - 1, math.log(value) * 10 + 1], "counts": [10, 10]} for value in values
+        )
+        return {**about, **prose, "other": other}
 
-    rows = [losses("wpr", "local", 13.0), losses("wpr", "sensitivity", 12.0), losses("flap", "local", 14.0)]
-    across = {"models": {"gemma-3-270m": {"dense": losses("", "", 9.0), "rows": rows}}}
-    scores = {
-        "wpr": 30.0,
-        "mone": 32.0,
-        "ean": 31.0,
-        "reap": 33.0,
-        "frequency": 99.0,
-        "wanda-sp": 40.0,
-        "activation": 41.0,
-    }
-    known = {"target": "experts", "amount": 0.25, "repair": "none"}
-    mixture = {
-        "variants": {"mixture": {"test": {"perplexity": 20.0}}},
-        "rows": {
-            name: {**known, "score": name, "test": {"losses": [math.log(value), math.log(value) * 3], "tokens": [1, 3]}}
-            for name, value in scores.items()
-        },
-    }
-    lines = readme.gains(quality, compact, {"cases": [chain]}, across, mixture)["gains"].splitlines()
+    rows = [losses(*DEFAULT, 13.0, 23.0), losses("wpr", "local", 12.0, 20.0), losses("flap", "local", 14.0, 30.0)]
+    rows.append(losses("activation", "local", 16.0, 25.0))
+    across = {"models": {"gemma-3-270m": {"dense": losses("", "", 9.0, 19.0), "rows": rows}}}
+    lines = readme.gains(quality, compact, {"cases": [chain]}, across)["gains"].splitlines()
+    best = "14.00 (+0.074 ± 0.000 nats), FLAP's score; 25.00 (+0.083 ± 0.000 nats), activation"
     assert lines == [
         "| perplexity, 30% of the hidden neurons removed | llmrank | best other |",
         "| --- | ---: | ---: |",
+        f"| gemma-3-270m, dense 9.00 and 19.00, as cut | 13.00 and 23.00 | {best} |",
         f"| {label.format(dense=10.0)} | 12.00 (KL 0.250 ± 0.013) | 13.00, {name} |",
-        "| Gemma 3 270M, dense 9.00, repaired | 13.00 | 14.00 (+0.074 ± 0.000 nats), flap |",
-        "| SmolLM2 as a mixture, dense 20.00, without 25% of its experts, as cut | 30.00 | 31.00 (+0.033 ± 0.000 nats), EAN |",
         "| speed of the FFNs, width 1088 instead of 1536, 1024 tokens | 1.44 times the dense FFNs (1.30 to 1.50) | |",
         "| time to build and rank the graph of 4 FFNs, 7 M edges | 4.0 ms | 500 ms (fast) |",
     ]
