@@ -57,7 +57,7 @@ GAINS = (
         "SmolLM2-135M-Instruct, dense {dense:.2f}, `--scorer wpr`, repaired",
         "ffn | weighted pagerank | isolated | local | lstsq",
         "ffn | wanda-sp (L1) | isolated | global | lstsq",
-        "Wanda-sp's score, same repair",
+        "Wanda-sp's score",
     ),
 )
 # The other methods that the default is compared with on every model, as cut, each under its own budget.
@@ -107,7 +107,7 @@ def gains(
         own, peer = (_row(rows, name_of_row, CHOSEN_AT) for name_of_row in (ours, other))
         if own and peer:
             label = label.format(dense=quality_results["dense"]["test"])
-            lines.append(f"| {label} | {_with_divergence(own)} | {_with_divergence(peer)}, {name} |")
+            lines.append(f"| {label} | {_cell(own, 'test')} | {_cell(peer, 'test')}, {name} |")
     ffn = next(row for row in compact["cases"][0]["rows"] if FASTER.items() <= row.items())
     low, high = ffn["quartiles"]
     lines.append(
@@ -153,16 +153,10 @@ def _perplexity(row: dict[str, Any]) -> float:
 
 
 def _behind(own: dict[str, Any], other: dict[str, Any]) -> str:
-    """Return the perplexity of the other row, and in nats its difference from ours with the standard error, paired."""
+    """Return the perplexity of the other row, and its difference from ours in nats with the standard error, paired."""
     pairs = zip(other["losses"], own["losses"], strict=True)
     change = Estimate.of([one - two for one, two in pairs], own["counts"])
-    return f"{_perplexity(other):.2f} ({change.value:+.3f} ± {change.error:.3f} nats)"
-
-
-def _with_divergence(row: dict[str, Any]) -> str:
-    """Return the perplexity of a row, and its KL divergence from the dense model with the standard error if it was measured."""
-    divergence = f" (KL {row['kl']['value']:.3f} ± {row['kl']['error']:.3f})" if "kl" in row else ""
-    return f"{_cell(row, 'test')}{divergence}"
+    return f"{_perplexity(other):.2f} ({change.value:+.3f} ± {change.error:.3f})"
 
 
 def _total_seconds(row: dict[str, Any]) -> float:
