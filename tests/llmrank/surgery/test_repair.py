@@ -426,7 +426,11 @@ def test_models_without_one_stack_of_blocks_are_repaired_by_complete_passes(make
     before = Snapshot(model)
     missed = {}
     for name, repair in (("none", None), ("lstsq", LeastSquaresRepair(1e-3))):
-        pipeline = IsolatedFFNPipeline(model, None, calibration=calibration, repair=repair, pruner=LocalPruner(0.25))
+        # With so few tokens, a repair of some choices of neurons gains nothing and is not kept, so the scorer is fixed.
+        scorer = WeightedPageRankScorer()
+        pipeline = IsolatedFFNPipeline(
+            model, None, scorer=scorer, pruner=LocalPruner(0.25), calibration=calibration, repair=repair
+        )
         missed[name] = float((logits(pipeline.run(), calibration[:4]) - expected).square().mean())
         pipeline.undo()
         before.assert_restored()
