@@ -217,8 +217,8 @@ class LayeredGraph:
     def first_parallel(self) -> LayeredGraph:
         """Return the graph without the second and further ones of parallel edges; activations stay as they are.
 
-        Where the weights of a block were given as several matrices (a tuple), the edges of the first matrix remain. Cost: none;
-        nothing is copied.
+        Where the weights of a block were given as several matrices (a tuple), the edges of the first matrix remain. Parallel
+        edges that have become one edge (:meth:`with_csr`) cannot be told apart any more and stay. Cost: none; nothing is copied.
 
         Examples
         --------
