@@ -31,12 +31,15 @@ from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
 from llmrank.models import find_ffns
 from llmrank.models.demo_models import demo_model
+from llmrank.pipeline import IsolatedFFNPipeline
+from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.pipeline.closeness.validation import repair_where_it_helps
 from llmrank.pipeline.registry import DEFAULTS, make_pruner, make_scorer
 from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.selection import choose_masks
+from llmrank.score import AutoScorer
 from llmrank.score.model_graph import build_graphs
 from llmrank.score.rank_graphs import rank_graphs
 from llmrank.surgery import checkpoint
@@ -48,10 +51,11 @@ DEFAULT = (DEFAULTS["scorer"], "local")
 PEER = "optipfair, MAW with data"
 # Scorer, or the peer that chooses the neurons itself -> budgets.
 ROWS = {
-    DEFAULT[0]: ("local", "sensitivity"),
+    DEFAULT[0]: ("local",),
+    "wpr:gamma=0.1,edges=gate": ("local", "sensitivity"),
     "wpr:gamma=0.2,edges=gate": ("local",),
     "wpr:gamma=0.35,edges=gate": ("local",),
-    "wpr:gamma=0.2,edges=energy": ("local",),
+    "wpr:gamma=0.5,edges=gate": ("local",),
     "wpr:gamma=0.35,edges=energy": ("local",),
     "wpr": (
         "local",
@@ -83,7 +87,7 @@ class Study:
 
     def __init__(self, source: str, options: argparse.Namespace) -> None:
         loaded = checkpoint.load(source, dtype="float32")
-        self.model, length = loaded.model, options.sequence_length
+        self.model, self.tokenizer, length = loaded.model, loaded.tokenizer, options.sequence_length
         self.ffns = find_ffns(self.model)
         self.texts = read(options.wikitext / "test.txt", loaded.tokenizer, options.evaluate, length)
         self.other = python_sources(loaded.tokenizer, length)
@@ -92,6 +96,7 @@ class Study:
             self.graphs = build_graphs(self.ffns, collect_statistics(self.model, self.ffns, self.parts[0]), "isolated")
             run_sequences(self.model, self.ffns, self.parts[1].batches(1))
         self.ranks: dict[str, Any] = {}
+        self.choices: dict[float, Choice] = {}
         self.sensitivities: dict[tuple[str, float], dict[str, float]] = {}
 
     def protocol(self) -> dict[str, Any]:
@@ -109,11 +114,28 @@ class Study:
         )
         return {**first, "other": second}
 
-    def row(self, scorer: str, budget: str, amount: float, repair: str) -> dict[str, Any]:
-        """Measure one row."""
+    def choice(self, amount: float) -> Choice:
+        """Let the default choose a scorer for an amount, as the command line does."""
+        if amount not in self.choices:
+            pipeline = IsolatedFFNPipeline(self.model, self.tokenizer, scorer=AutoScorer(), pruner=LocalPruner(amount))
+            choice = pipeline.choose_scorer(self.ffns, self.graphs, *self.parts)
+            if choice is None:
+                raise RuntimeError("no scorer was tried, though sequences are held out")
+            self.choices[amount] = choice
+        return self.choices[amount]
+
+    def row(self, scorer: str, budget: str, amount: float, repair: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Measure one row. That of the default has the numbers of the scorer that is chosen, if they are among `rows`."""
         begun = perf_counter()
-        masks = self.masks(scorer, budget, amount)
         row: dict[str, Any] = {"scorer": scorer, "budget": budget, "amount": amount, "repair": repair}
+        if scorer == AutoScorer.name:
+            choice = self.choice(amount)
+            row["choice"], row["seconds to choose"] = choice.to_dict(), round(perf_counter() - begun, 1)
+            scorer = choice.chosen
+            for other in rows:
+                if key(other) == (scorer, budget, amount, repair) and "other" in other:
+                    return {**other, **row}
+        masks = self.masks(scorer, budget, amount)
         row["removed"] = [round(1.0 - float(mask.float().mean()), 3) for mask in masks.values()]
         repaired = {}
         if repair == "lstsq":
@@ -225,7 +247,7 @@ def measure(study: Study, found: dict[str, Any], options: argparse.Namespace, sa
         # Earlier versions measured no text of another kind. Rows as cut are measured again.
         there = [row for row in found["rows"] if key(row) == setting]
         if not there or ("other" not in there[0] and setting[-1] == "none"):
-            row = study.row(*setting)
+            row = study.row(*setting, found["rows"])
             found["rows"] = [*(other for other in found["rows"] if other not in there), row]
             save()
             print(*setting, round(Perplexity.of(row["losses"], row["counts"]).value, 2), flush=True)

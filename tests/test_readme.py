@@ -19,7 +19,6 @@ from llmrank.cli import parser
 from llmrank.cli.commands.rank import OF_RANKING
 from llmrank.cli.commands.sweep import sweep_settings
 from llmrank.cli.options import make_scorer_and_pruner
-from llmrank.experiments.settings import split_specs
 from llmrank.pipeline.registry import (
     DEFAULTS,
     PIPELINES,
@@ -30,6 +29,7 @@ from llmrank.pipeline.registry import (
     make_repair,
     make_scorer,
 )
+from llmrank.pipeline.specs import split_specs
 from llmrank.prune import LayerRecord
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import LLAMA, POSITIONS, text, tiny_llama, tokenizer

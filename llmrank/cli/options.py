@@ -119,8 +119,9 @@ def add_method_options(
         command.set_defaults(amount=0.3, pruner=DEFAULTS["pruner"])
         del components["pruner"]
     for flag, names in components.items():
+        several = "; or several, with commas, of which one is chosen as auto does" if flag == "scorer" else ""
         method.add_argument(
-            f"--{flag}", default=DEFAULTS[flag], metavar="COMPONENT", help=f"{', '.join(names)} (%(default)s)"
+            f"--{flag}", default=DEFAULTS[flag], metavar="COMPONENT", help=f"{', '.join(names)}{several} (%(default)s)"
         )
     method.add_argument(
         "--targets",

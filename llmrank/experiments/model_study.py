@@ -31,10 +31,12 @@ from llmrank.experiments.speed import measure_speed
 from llmrank.models.costs import ModelCosts
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import BasePipeline, IsolatedFFNPipeline
+from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.options import RankedText
 from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.pipeline.report import environment, json_safe, model_source, repair_notes
 from llmrank.prune.masks import Masks
+from llmrank.score import AutoScorer
 from llmrank.score.model_graph import ModelGraph
 from llmrank.score.ranking import SETTINGS, Ranking
 from llmrank.surgery.apply import apply_masks
@@ -44,8 +46,8 @@ from llmrank.surgery.repair import RepairedMap
 
 __all__ = ["ModelStudy"]
 
-# What a calibration holds only if the grid needs it, as the list "collected" of its settings names it. Repairs need held-out
-# tokens. Residual graphs need the shares of the residual stream that skip the blocks.
+# What a calibration holds only if the grid needs it, as the list "collected" of its settings names it. Repairs, and the choice of
+# a scorer, need held-out tokens. Residual graphs need the shares of the residual stream that skip the blocks.
 HELD_OUT, SKIPS = "held out", "skips"
 
 
@@ -55,6 +57,7 @@ class _Pruned:
 
     masks: Masks
     repaired: dict[str, RepairedMap]
+    choice: dict[str, Any] | None
     validation: dict[str, Any] | None
     notes: list[str]
 
@@ -105,6 +108,7 @@ class ModelStudy:
         )
         self._graphs: dict[str, tuple[ModelGraph, ...]] = {}
         self._ranks: dict[tuple[str, str], tuple[RankResult, ...]] = {}
+        self._choices: dict[RowSettings, Choice | None] = {}
         self._sensitivities: dict[RowSettings, dict[str, float]] = {}
 
     def describe(self) -> dict[str, Any]:
@@ -152,7 +156,7 @@ class ModelStudy:
             with self._applied(pruned, check=True):
                 found = self._results()
             flops = costs.model.flops - costs.removed_cost(pruned.masks.widths, "flops")
-            outcome = {"validation": pruned.validation, "notes": pruned.notes}
+            outcome = {"choice": pruned.choice, "validation": pruned.validation, "notes": pruned.notes}
             found = {"removed": pruned.masks.removed_share, "flops": flops, **found, **outcome}
             if self._settings.speed:
                 speed = measure_speed(
@@ -190,7 +194,8 @@ class ModelStudy:
             if self._pipeline(name).statistics_options(self._ffns).get("skips")
         ]
         needs = {SKIPS} if with_skips else set()
-        if any(make_repair(repair) is not None for repair in self._settings.repairs):
+        repairs = any(make_repair(repair) is not None for repair in self._settings.repairs)
+        if repairs or any(isinstance(make_scorer(scorer), AutoScorer) for scorer in self._settings.scorers):
             needs.add(HELD_OUT)
         pipeline = (*with_skips, *self._settings.pipelines)[0]
         if (directory / SETTINGS).is_file():
@@ -260,18 +265,23 @@ class ModelStudy:
         if row.pipeline not in self._graphs:
             self._graphs[row.pipeline] = pipeline.build_graphs(self._ffns, self._statistics)
         graphs = self._graphs[row.pipeline]
-        if (row.pipeline, row.scorer) not in self._ranks:
-            self._ranks[row.pipeline, row.scorer] = pipeline.rank_graphs(graphs)
-        ranks = self._ranks[row.pipeline, row.scorer]
-        pipeline.model_graphs, pipeline.ranks = graphs, ranks
         sequences, held_out = self._sequences
         without_repair = RowSettings(row.pipeline, row.scorer, row.pruner, row.amount, "none")
+        if without_repair not in self._choices:
+            self._choices[without_repair] = pipeline.choose_scorer(self._ffns, graphs, sequences, held_out)
+        pipeline.choice = self._choices[without_repair]
+        scorer = pipeline.chosen_scorer.label()
+        if (row.pipeline, scorer) not in self._ranks:
+            self._ranks[row.pipeline, scorer] = pipeline.rank_graphs(graphs)
+        ranks = self._ranks[row.pipeline, scorer]
+        pipeline.model_graphs, pipeline.ranks = graphs, ranks
         if without_repair not in self._sensitivities:
             self._sensitivities[without_repair] = pipeline.measure_sensitivities(self._ffns, sequences)
         pipeline.sensitivities = self._sensitivities[without_repair]
         masks = pipeline.choose_masks(graphs, ranks)
+        choice = None if pipeline.choice is None else pipeline.choice.to_dict()
         if pipeline.repair is None:
-            return _Pruned(masks, {}, None, [])
+            return _Pruned(masks, {}, choice, None, [])
         masks, repaired = pipeline.repair_output_maps(
             self._ffns, masks, sequences, self._record, graphs, held_out=held_out
         )
@@ -279,7 +289,7 @@ class ModelStudy:
         too_few = pipeline.token_warning(self._ffns, fit_sequences.n_tokens)
         validation = pipeline.validation
         notes = repair_notes(pipeline.repair, validation, too_few)
-        return _Pruned(masks, repaired, None if validation is None else asdict(validation), notes)
+        return _Pruned(masks, repaired, choice, None if validation is None else asdict(validation), notes)
 
     @contextmanager
     def _applied(self, pruned: _Pruned, *, check: bool) -> Iterator[None]:

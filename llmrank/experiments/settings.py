@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -24,35 +24,7 @@ from llmrank.pipeline.options import CalibrationText, EvaluationText
 from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.prune.records.units import parse_targets
 
-__all__ = ["RowSettings", "SweepSettings", "split_specs"]
-
-
-def split_specs(values: Iterable[str]) -> tuple[str, ...]:
-    """Split lists of specs at their commas, but not at those between the options of one spec.
-
-    Raises
-    ------
-    OptionError
-        A list begins with an option.
-
-    Examples
-    --------
-    >>> split_specs(["wpr:gamma=0.9,edges=energy,mpr", "norm"])
-    ('wpr:gamma=0.9,edges=energy', 'mpr', 'norm')
-    """
-    specs: list[str] = []
-    for value in values:
-        found: list[str] = []
-        for part in filter(None, map(str.strip, value.split(","))):
-            name, equals, _ = part.partition("=")
-            if not equals or ":" in name:
-                found.append(part)
-            elif not found or ":" not in found[-1]:
-                raise OptionError(f"expected NAME or NAME:OPTION=VALUE,OPTION=VALUE, got {part!r} in {value!r}")
-            else:
-                found[-1] += f",{part}"
-        specs += found
-    return tuple(dict.fromkeys(specs))
+__all__ = ["RowSettings", "SweepSettings"]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from llmrank.pipeline import BasePipeline, model_source
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import Target
 from llmrank.prune.selection import choose_masks, prunes_jointly
-from llmrank.score import BaseScorer
+from llmrank.score import AutoScorer, BaseScorer
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.score.rank_graphs import rank_graphs
 
@@ -145,10 +145,11 @@ def inspect_model(
     ----------
     pipeline : BasePipeline
         It finds the FFNs, calibrates, and builds the graphs. Its targets are used, and those settings of its pruner that
-        :func:`make_budgets` reads. Its scorer is not used.
+        :func:`make_budgets` reads. Its scorer is used only to choose one, if it is an :class:`llmrank.score.AutoScorer`.
     scorers : mapping from str to BaseScorer
     scorer : str
-        Name of the main scorer; the others are compared with it.
+        Name of the main scorer; the others are compared with it. If it is that of the pipeline and a choice, the scorer that
+        is chosen takes its place, by its own name.
     budget : {"local", "global"}
         The main budget.
 
@@ -161,7 +162,8 @@ def inspect_model(
 
     Notes
     -----
-    Cost: the forward passes of the calibration, one rank of every graph by each scorer, and one more in the other topology.
+    Cost: the forward passes of the calibration, one rank of every graph by each scorer, and one more in the other topology; and
+    the trials of a choice.
 
     Examples
     --------
@@ -191,10 +193,15 @@ def inspect_model(
     budgets = make_budgets(pipeline.pruner, ffns, jointly=all(jointly.values()), targets=targets)
     if budget in budgets.refusals:
         raise OptionError(budgets.refusals[budget])
-    sequences = pipeline.calibration_texts()[0]
+    sequences, held_out = pipeline.calibration_texts()
     statistics = pipeline.calibrate(ffns, sequences)
     calibrated = perf_counter()
     graphs = pipeline.build_graphs(ffns, statistics)
+    if isinstance(scorers[scorer], AutoScorer):
+        pipeline.choice = pipeline.choose_scorer(ffns, graphs, sequences, held_out, budgets.accepting()[budget])
+        others = {name: each for name, each in scorers.items() if name != scorer}
+        scorer = pipeline.chosen_scorer.label()
+        scorers = {scorer: pipeline.chosen_scorer, **others}
     named = list(scorers.items())
     results = {
         name: _rank_and_prune(graphs, each, budgets, targets, jointly=jointly[topology])

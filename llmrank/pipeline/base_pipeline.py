@@ -25,6 +25,7 @@ from llmrank.pipeline.options import RankedText
 from llmrank.pipeline.report import (
     Evaluation,
     Report,
+    choice_notes,
     describe_graphs,
     describe_model,
     describe_neurons,
@@ -37,6 +38,7 @@ from llmrank.pipeline.stages import PipelineStages
 from llmrank.prune.budget import budget_notes, reached_amounts
 from llmrank.prune.masks import Masks
 from llmrank.prune.schedule import ScheduleStep, amounts_after_steps
+from llmrank.score import BaseScorer
 from llmrank.surgery.apply import apply_masks, temporarily_masked
 from llmrank.surgery.equivalence import check_equivalence, masked_outputs
 from llmrank.surgery.repair import RepairedMap, repair_summary
@@ -215,6 +217,7 @@ class BasePipeline(PipelineStages):
         self._check_fresh()
         self.step_results = []
         self.validation = None
+        self.choice = None
         present: Masks | None = None  # the masks of the step before
         repaired: dict[str, RepairedMap] = {}
         record = Recording([])
@@ -239,6 +242,10 @@ class BasePipeline(PipelineStages):
                     new_record = record_without_running(self.model, ffns, batches, repeat=self.work is None)
                 with self._timed("rank"):
                     graphs = self.build_graphs(ffns, statistics)
+                if is_first:
+                    with self._timed("choose"):
+                        self.choice = self.choose_scorer(ffns, graphs, sequences, held_out)
+                with self._timed("rank"):
                     ranks = self.rank_graphs(graphs)
                 if is_first:
                     record, self.model_graphs, self.ranks = new_record, graphs, ranks
@@ -307,7 +314,7 @@ class BasePipeline(PipelineStages):
             "held_out": None if held_out is None else held_out.provenance(),
             "batch_size": self.calibration.batch_size,
             "device": str(self.block_device or "cpu"),  # because rounding differs between devices
-            **self._method_settings(),
+            **self._method_settings(self.scorer),
         }
         self.work = WorkDirectory(self.work_directory, json_safe(run), resume=self.resume)
 
@@ -361,12 +368,14 @@ class BasePipeline(PipelineStages):
         notes = [
             *(f"no token reaches {stack}: its FFNs were left as they are" for stack in sorted(self._not_reached)),
             *budget_notes(self.pruner, reached),
+            *choice_notes(self.candidates, self.choice, masks.removed_share),
             *repair_notes(self.repair, self.validation, self.token_warning(ffns, fit.n_tokens)),
             *(f"{rank.names[entry.layer]}: {entry.reason}" for rank in self.ranks for entry in rank.degenerate),
         ]
         return Report(
             model=describe_model(self.model, ffns) | device,
-            method=self._method_settings(),
+            method=self._method_settings(self.chosen_scorer),
+            choice=None if self.choice is None else self.choice.to_dict(),
             calibration=sequences.provenance() | processes,
             held_out=None if held_out_part is None else held_out_part.provenance(),
             graph=describe_graphs(self.model_graphs, self.ranks),
@@ -382,11 +391,11 @@ class BasePipeline(PipelineStages):
             notes=notes,
         )
 
-    def _method_settings(self) -> dict[str, Any]:
+    def _method_settings(self, scorer: BaseScorer) -> dict[str, Any]:
         return {
             "pipeline": self.topology,
             **self.parameters(),
-            "scorer": {"name": type(self.scorer).__name__, **self.scorer.parameters()},
+            "scorer": {"name": type(scorer).__name__, **scorer.parameters()},
             "pruner": {"name": type(self.pruner).__name__, **vars(self.pruner)},
             "targets": list(self.targets),
             "form": self.form,

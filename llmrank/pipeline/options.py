@@ -17,7 +17,7 @@ from llmrank.models import FFNs
 from llmrank.models.costs import unit_name
 from llmrank.prune import BasePruner
 from llmrank.prune.schedule import check_steps
-from llmrank.score import BaseScorer
+from llmrank.score import AutoScorer, BaseScorer
 from llmrank.score.ranking import Ranking
 from llmrank.surgery.forms import FORMS, Form
 from llmrank.surgery.repair import BaseRepair
@@ -246,6 +246,11 @@ def check_options(
         )
     if repair is not None and structure_dict is not None:
         raise OptionError("repair needs whole FFNs, and structure_dict prunes rows of Linears; leave one of them out")
+    if structure_dict is not None and isinstance(scorer, AutoScorer):
+        raise OptionError(
+            "a choice of scorers tries cuts of whole FFNs, and structure_dict prunes rows of Linears; give one scorer with it, "
+            "such as WeightedPageRankScorer()"
+        )
     if structure_dict is not None and pruner is not None and pruner.needs_sensitivity:
         raise OptionError(
             f"{type(pruner).__name__} needs the sensitivities of whole FFNs, and structure_dict prunes rows of Linears; "

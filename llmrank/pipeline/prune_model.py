@@ -103,7 +103,7 @@ def prune_model(
     amount_of: Unit = "neurons",
     targets: str | Sequence[str] = "neurons",
     pipeline: str | type[BasePipeline] = DEFAULTS["pipeline"],
-    scorer: str | BaseScorer = DEFAULTS["scorer"],
+    scorer: str | BaseScorer | Sequence[str | BaseScorer] = DEFAULTS["scorer"],
     pruner: str | BasePruner = DEFAULTS["pruner"],
     repair: str | BaseRepair | None = DEFAULTS["repair"],
     calibration: Any = DEFAULTS["calibration"],
@@ -138,7 +138,7 @@ def prune_model(
         How the graphs of FFNs are joined: "isolated", "chained" or "residual", or a spec such as ``"residual:beta=0.5"``.
     scorer, pruner, repair : str or object
         Each an object or a spec such as ``"wpr:gamma=0.9"`` (``llmrank components`` lists the names). The repair None or "none"
-        repairs nothing.
+        repairs nothing. Several scorers, or "auto", are tried, and one is chosen, see :class:`llmrank.score.AutoScorer`.
     calibration : CalibrationText, or a source of one
         By default text that the model writes itself if it can write text, else the built-in text.
     samples, sequence_length, batch_size : int

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from typing import Any, Generic, TypeVar, get_type_hints
@@ -27,10 +27,10 @@ from typing import Any, Generic, TypeVar, get_type_hints
 from llmrank.calibration.text.sources import named_classes
 from llmrank.errors import OptionError
 from llmrank.pipeline.base_pipeline import BasePipeline
-from llmrank.pipeline.specs import Field, did_you_mean, parameter_docs, split_spec
+from llmrank.pipeline.specs import Field, did_you_mean, parameter_docs, split_spec, split_specs
 from llmrank.pipeline.topologies import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import BasePruner
-from llmrank.score import BaseScorer
+from llmrank.score import AutoScorer, BaseScorer
 from llmrank.surgery.repair import BaseRepair
 
 __all__ = [
@@ -248,7 +248,7 @@ REGISTRIES: tuple[Registry[Any], ...] = (PIPELINES, SCORERS, PRUNERS, REPAIRS)
 # The local pruner leaves equal layers equally wide, so transformers alone loads the checkpoint. The other defaults rest
 # on benchmarks/results/across.md (scorer), quality.md (pipeline) and out_of_domain.md (repair, calibration).
 DEFAULTS: dict[str, str] = {
-    "scorer": "wpr:gamma=0.1,edges=gate",  # llmrank.score.pagerank.default_scorer
+    "scorer": "auto",
     "pruner": "local",
     "pipeline": "isolated",
     "repair": "lstsq",
@@ -256,9 +256,21 @@ DEFAULTS: dict[str, str] = {
 }
 
 
-def make_scorer(spec: str | BaseScorer, **options: Any) -> BaseScorer:
-    """Make a scorer; see :meth:`Registry.make`."""
-    return SCORERS.make(spec, **options)
+def make_scorer(spec: str | BaseScorer | Sequence[str | BaseScorer], **options: Any) -> BaseScorer:
+    """Make a scorer; see :meth:`Registry.make`.
+
+    Several scorers, in a list or in a text that separates specs by commas, make an :class:`llmrank.score.AutoScorer`, which
+    chooses among them.
+
+    Examples
+    --------
+    >>> make_scorer("wpr:gamma=0.2,edges=gate,activation").parameters()
+    {'candidates': ['wpr:gamma=0.2,edges=gate', 'activation']}
+    """
+    specs = split_specs([spec]) if isinstance(spec, str) else spec
+    if isinstance(specs, (list, tuple)) and len(specs) > 1:
+        return AutoScorer(*(SCORERS.make(each, **options) for each in specs))
+    return SCORERS.make(spec, **options)  # type: ignore[arg-type]  # it raises for what is neither text nor a scorer
 
 
 def make_pruner(spec: str | BasePruner, **options: Any) -> BasePruner:

@@ -27,10 +27,12 @@ from llmrank.calibration.forward import input_device
 from llmrank.evaluation.perplexity import ModelSize, Perplexity
 from llmrank.models import FFNs
 from llmrank.models.costs import Unit, unit_name
+from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.closeness.validation import Validation
 from llmrank.prune import BasePruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import Target
+from llmrank.score import BaseScorer
 from llmrank.score.model_graph import ModelGraph
 from llmrank.surgery.repair import BaseRepair
 
@@ -163,6 +165,8 @@ class Report(Printed):
     repaired : dict
         For each repaired map the target and the damping of the fit, and the errors, see
         :class:`llmrank.surgery.repair.RepairedMap`.
+    choice : dict, optional
+        How the scorer was chosen, see :class:`llmrank.pipeline.closeness.candidates.Choice`.
     validation : dict, optional
         See :class:`llmrank.pipeline.closeness.validation.Validation`.
     evaluation : Evaluation, optional
@@ -185,6 +189,7 @@ class Report(Printed):
     sensitivities: dict[str, float] = field(default_factory=dict)
     repaired: dict[str, Any] = field(default_factory=dict)
     held_out: dict[str, Any] | None = None
+    choice: dict[str, Any] | None = None
     validation: dict[str, Any] | None = None
     evaluation: Evaluation | None = None
     environment: dict[str, str] = field(default_factory=environment)
@@ -233,6 +238,8 @@ class Report(Printed):
         parts: list[RenderableType] = [table, Text(f"widths {spread}; calibrated on {self._tokens(self.calibration)}")]
         if self.reached:
             parts.append(Text(f"the removed neurons account for {self._reached()}"))
+        if self.choice is not None:
+            parts.append(Choice.of_dict(self.choice).table())
         if len(self.steps) > 1:
             parts.append(Text(f"pruned in {len(self.steps)} steps: {self._steps()}"))
         if self.repaired:
@@ -317,6 +324,16 @@ def describe_neurons(masks: Masks, pruner: BasePruner, ffns: FFNs) -> dict[str, 
         "share_reached": masks.removed_share,
         "widths": masks.widths,
     }
+
+
+def choice_notes(candidates: Sequence[BaseScorer], choice: Choice | None, removed: float) -> list[str]:
+    """Return a note if a scorer was to be chosen, and could not be; and the warnings of the choice."""
+    if choice is not None:
+        return choice.warnings(removed)
+    if len(candidates) == 1:
+        return []
+    first = candidates[0].label()
+    return [f"nothing could be held out, so no scorer was tried: the first candidate, {first}, ranked; give more text"]
 
 
 def repair_notes(repair: BaseRepair | None, validation: Validation | None, too_few_tokens: str | None) -> list[str]:

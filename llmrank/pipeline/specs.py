@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from llmrank.errors import OptionError
 
-__all__ = ["Field", "did_you_mean", "parameter_docs", "split_spec"]
+__all__ = ["Field", "did_you_mean", "parameter_docs", "split_spec", "split_specs"]
 
 # Stands for the value of a text that fits no type of the option.
 UNREADABLE = object()
@@ -79,6 +79,34 @@ def split_spec(spec: str) -> tuple[str, dict[str, list[str]]]:
             raise OptionError(f"expected NAME:OPTION=VALUE,OPTION=VALUE, got {part!r} in {spec!r}")
         written.setdefault(key.strip().replace("-", "_"), []).append(value.strip())
     return name.strip(), written
+
+
+def split_specs(values: Iterable[str]) -> tuple[str, ...]:
+    """Split lists of specs at their commas, but not at those between the options of one spec.
+
+    Raises
+    ------
+    OptionError
+        A list begins with an option.
+
+    Examples
+    --------
+    >>> split_specs(["wpr:gamma=0.9,edges=energy,mpr", "norm"])
+    ('wpr:gamma=0.9,edges=energy', 'mpr', 'norm')
+    """
+    specs: list[str] = []
+    for value in values:
+        found: list[str] = []
+        for part in filter(None, map(str.strip, value.split(","))):
+            name, equals, _ = part.partition("=")
+            if not equals or ":" in name:
+                found.append(part)
+            elif not found or ":" not in found[-1]:
+                raise OptionError(f"expected NAME or NAME:OPTION=VALUE,OPTION=VALUE, got {part!r} in {value!r}")
+            else:
+                found[-1] += f",{part}"
+        specs += found
+    return tuple(dict.fromkeys(specs))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

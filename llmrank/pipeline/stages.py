@@ -26,6 +26,7 @@ from llmrank.models import FFNs, explicit_ffns, find_ffns
 from llmrank.models.checks import check_expert_biases
 from llmrank.models.costs import ModelCosts
 from llmrank.models.loading import parse_device
+from llmrank.pipeline.closeness.candidates import Choice, other_text, pieces, tokens_of_a_trial, try_candidates
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.pipeline.closeness.validation import Validation, repair_where_it_helps
 from llmrank.pipeline.options import CalibrationText, EvaluationText, RankedText, check_options
@@ -36,7 +37,7 @@ from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import check_targets, parse_targets, units_of
 from llmrank.prune.schedule import ScheduleStep
 from llmrank.prune.selection import Reselection, check_both, choose_masks, prunes_jointly
-from llmrank.score import BaseScorer, ExpertScorer
+from llmrank.score import AutoScorer, BaseScorer, ExpertScorer
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.score.pagerank import default_scorer
 from llmrank.score.rank_graphs import rank_graphs
@@ -101,6 +102,7 @@ class PipelineStages:
         self.work: WorkDirectory | None = None
         self.report: Report | None = None
         self.masks: Masks | None = None
+        self.choice: Choice | None = None
         self.sensitivities: dict[str, float] = {}
         self.application: AppliedMasks | None = None
         self.model_graphs: tuple[ModelGraph, ...] = ()
@@ -171,9 +173,10 @@ class PipelineStages:
         """Compute the costs of the model, and refuse an impossible amount or alignment before anything is measured."""
         check_targets(self.targets, ffns)
         check_both(self.pruner, self.targets)
-        if isinstance(self.scorer, ExpertScorer) and self.targets != ("experts",):
+        of_experts = [each for each in self.candidates if isinstance(each, ExpertScorer)]
+        if of_experts and self.targets != ("experts",):
             raise OptionError(
-                f"{type(self.scorer).__name__} scores whole experts, so it does not tell their neurons apart; expected "
+                f"{type(of_experts[0]).__name__} scores whole experts, so it does not tell their neurons apart; expected "
                 "targets='experts' (--targets experts), or a scorer of neurons such as wpr"
             )
         if self.repair is not None and self.repair.needs_bias:
@@ -199,6 +202,22 @@ class PipelineStages:
         kept = expected_widths(self.pruner, ffns, self.targets)
         return repair_seconds(self.repair, ffns, kept, tokens, self.block_device)
 
+    @property
+    def candidates(self) -> tuple[BaseScorer, ...]:
+        """The scorers to choose from; the scorer alone if it is no choice."""
+        return self.scorer.candidates if isinstance(self.scorer, AutoScorer) else (self.scorer,)
+
+    @property
+    def chosen_scorer(self) -> BaseScorer:
+        """The scorer that ranks: the one that was chosen, the first candidate if nothing was, or the only one."""
+        chosen = None if self.choice is None else self.choice.chosen
+        return next((each for each in self.candidates if each.label() == chosen), self.candidates[0])
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether the run needs calibration sequences that nothing is computed from."""
+        return self.repair is not None or len(self.candidates) > 1
+
     def calibration_texts(self) -> tuple[TokenSequences, TokenSequences | None]:
         """Make the calibration sequences, and those to hold out from a repair; see :meth:`CalibrationText.sequences`.
 
@@ -206,7 +225,7 @@ class PipelineStages:
         """
         sequences, held_out = self.processes.from_one(
             lambda: self.calibration.sequences(
-                self.model, self.tokenizer, hold_out=self.repair is not None, progress=self.progress
+                self.model, self.tokenizer, hold_out=self.holds_out, progress=self.progress
             )
         )
         self.processes.check_batches(sequences, self.calibration.batch_size)
@@ -238,7 +257,54 @@ class PipelineStages:
     def rank_graphs(self, graphs: Sequence[ModelGraph]) -> tuple[RankResult, ...]:
         """Rank every graph."""
         steps = self.progress(graphs, "Ranking") if self.progress else graphs
-        return rank_graphs(self.scorer, steps)
+        return rank_graphs(self.chosen_scorer, steps)
+
+    def choose_scorer(
+        self,
+        ffns: FFNs,
+        graphs: Sequence[ModelGraph],
+        sequences: TokenSequences,
+        held_out: TokenSequences | None,
+        pruner: BasePruner | None = None,
+    ) -> Choice | None:
+        """Try the candidates on held-out tokens and on text of another kind, see :mod:`llmrank.pipeline.closeness.candidates`.
+
+        Each cut is that of the pruner (by default the pipeline's own), or that of :meth:`trial_masks` if the pruner needs
+        sensitivities. Return None if there is only one candidate, or nothing was held out. A run with little memory notes the
+        choice, and does not try again.
+        """
+        kept = sequences.parts[1] if held_out is None else held_out
+        if len(self.candidates) == 1 or kept is None:
+            return None
+        noted = None if self.work is None else self.work.progress("choice")
+        if noted is not None:
+            return Choice.of_dict(noted)
+        pruner = pruner or self.pruner
+        masks = {}
+        for each in self.progress(self.candidates, "Ranking by every candidate") if self.progress else self.candidates:
+            ranks = rank_graphs(each, graphs)
+            cut = (
+                self.trial_masks(graphs, ranks)
+                if pruner.needs_sensitivity
+                else self.choose_masks(graphs, ranks, pruner)
+            )
+            masks[each.label()] = Masks(self.processes.first(dict(cut)))
+        tokens = tokens_of_a_trial(sequences.n_tokens, len(self.candidates))
+        choice = try_candidates(
+            self.model,
+            ffns,
+            masks,
+            pieces(kept, tokens),
+            other_text(sequences, self.tokenizer, tokens),
+            # With weights on disk, every pass reads all of them, so there is one pass for each text.
+            self.calibration.batch_size * sequences.length if self.work is None else 2 * tokens,
+            progress=self.progress,
+            processes=self.processes,
+            device=self.block_device,
+        )
+        if self.work is not None:
+            self.work.note("choice", choice.to_dict())
+        return choice
 
     def measure_sensitivities(self, ffns: FFNs, sequences: TokenSequences) -> dict[str, float]:
         """Measure the sensitivity of every prunable layer; return an empty dict if the pruner needs none.
@@ -248,10 +314,8 @@ class PipelineStages:
         """
         if not self.pruner.needs_sensitivity:
             return {}
-        pruner = self.pruner
-        trial = LocalPruner(pruner.amount, pruner.min_keep, protect=pruner.protect, amount_of=pruner.amount_of)
         targets = self.targets if len(self.targets) == 1 else ("neurons",)
-        masks = choose_masks(trial, self.model_graphs, self.ranks, jointly=True, costs=self.costs, targets=targets)
+        masks = self.trial_masks(self.model_graphs, self.ranks)
         groups = {units.name: units.layers for units in units_of(ffns.layers.values(), targets)}
         with self.onloaded():
             return layer_sensitivities(
@@ -264,6 +328,13 @@ class PipelineStages:
                 groups=groups,
                 processes=self.processes,
             )
+
+    def trial_masks(self, graphs: Sequence[ModelGraph], ranks: Sequence[RankResult]) -> Masks:
+        """Choose masks for a trial: those of a :class:`LocalPruner` with the pruner's amount; of two targets, only neurons."""
+        pruner = self.pruner
+        trial = LocalPruner(pruner.amount, pruner.min_keep, protect=pruner.protect, amount_of=pruner.amount_of)
+        targets = self.targets if len(self.targets) == 1 else ("neurons",)
+        return choose_masks(trial, graphs, ranks, jointly=True, costs=self.costs, targets=targets)
 
     def choose_masks(
         self,
@@ -306,7 +377,7 @@ class PipelineStages:
         """
         if self.repair is None:
             return masks, {}
-        choose = Reselection(self.scorer, graphs, present)
+        choose = Reselection(self.chosen_scorer, graphs, present)
         size = self.calibration.batch_size
         fit, held_out_part = (sequences, held_out) if held_out is not None else sequences.parts
         held_out_share = None if held_out_part is None else self.processes.share(held_out_part, size)

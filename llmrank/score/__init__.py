@@ -4,6 +4,7 @@ To write a scorer, override :meth:`BaseScorer.score`, which gets one layer at a 
 each layer in turn. The PageRank scorers pass a complete graph to ``graphs``, and their ``score`` is one step of that rank.
 """
 
+from llmrank.score.auto import AutoScorer
 from llmrank.score.base_scorer import BaseScorer
 from llmrank.score.baselines import ActivationScorer, NormScorer, RandomScorer
 from llmrank.score.experts import EANScorer, ExpertScorer, FrequencyScorer, MoNEScorer, REAPScorer
@@ -14,6 +15,7 @@ from llmrank.score.wanda import WandaScorer, WandaSPScorer
 
 __all__ = [
     "ActivationScorer",
+    "AutoScorer",
     "BaseScorer",
     "EANScorer",
     "ExpertScorer",

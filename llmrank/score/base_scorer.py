@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any, ClassVar
@@ -156,6 +157,24 @@ class BaseScorer:
     def parameters(self) -> dict[str, Any]:
         """Return the settings of the scorer for reports: its public attributes."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def label(self) -> str:
+        """Return the name of the scorer with the parameters that differ from their defaults, as on the command line.
+
+        Examples
+        --------
+        >>> from llmrank.score import WeightedPageRankScorer
+        >>> WeightedPageRankScorer(gamma=0.2).label()
+        'wpr:gamma=0.2'
+        """
+        name: str = vars(type(self)).get("name", type(self).__name__)
+        defaults = inspect.signature(type(self)).parameters
+        written = [
+            f"{key}={getattr(self, key)}"
+            for key, parameter in defaults.items()
+            if hasattr(self, key) and getattr(self, key) != parameter.default
+        ]
+        return f"{name}:{','.join(written)}" if written else name
 
 
 class OutgoingScorer(BaseScorer):

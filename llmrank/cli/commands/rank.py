@@ -92,13 +92,15 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
         pipeline.open_work_directory(sequences, held_out)
         statistics = pipeline.calibrate(ffns, sequences)
         graphs = pipeline.build_graphs(ffns, statistics)
+        pipeline.choice = pipeline.choose_scorer(ffns, graphs, sequences, held_out)
         ranks = pipeline.rank_graphs(graphs)
     settings = {
         "model": model_source(loaded.model),
         "weights": weights,
         "layers": ffns.sizes,
         "pipeline": options.pipeline,
-        "scorer": options.scorer,
+        "scorer": options.scorer if len(pipeline.candidates) == 1 else pipeline.chosen_scorer.label(),
+        "choice": None if pipeline.choice is None else pipeline.choice.to_dict(),
         "calibration": sequences.provenance(),
     }
     scores = {k: v for graph, rank in zip(graphs, ranks, strict=True) for k, v in graph.importance(rank).items()}
@@ -107,6 +109,8 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
     if pipeline.work is not None:
         pipeline.work.remove()
     options.result = {"output": str(options.output), "ranking": settings, "tokens": sequences.n_tokens}
+    if pipeline.choice is not None:
+        console.print(pipeline.choice.table())
     console.print(
         f"Wrote {options.output}: the scores of {sum(ffns.sizes.values()):,} neurons in {len(ffns.sizes)} layers, and the "
         f"statistics of {sequences.n_tokens:,} tokens.\n"

@@ -21,7 +21,7 @@ from llmrank.cli.options import (
     text_source,
 )
 from llmrank.errors import OptionError
-from llmrank.experiments.settings import SweepSettings, split_specs
+from llmrank.experiments.settings import SweepSettings
 from llmrank.experiments.sweep import SweepModel, run_sweep
 from llmrank.experiments.sweep_figures import write_sweep_figures
 from llmrank.experiments.sweep_folder import ROWS
@@ -30,6 +30,7 @@ from llmrank.experiments.tracking import TRACKERS
 from llmrank.models.costs import UNITS
 from llmrank.pipeline import CalibrationText, EvaluationText
 from llmrank.pipeline.registry import DEFAULTS
+from llmrank.pipeline.specs import split_specs
 
 __all__ = ["add_sweep_options", "run_sweep_command", "sweep_settings"]
 

@@ -22,7 +22,7 @@ from llmrank.errors import OptionError
 from llmrank.models import FAMILIES, Family, find_ffns
 from llmrank.pipeline import CalibrationText, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
-from llmrank.score import FLAPScorer, WeightedPageRankScorer
+from llmrank.score import AutoScorer, FLAPScorer, WeightedPageRankScorer
 from llmrank.surgery.repair import LeastSquaresRepair
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import family_model, tiny_llama, token_ids
@@ -32,6 +32,7 @@ SETTINGS: dict[str, Any] = {
     "chained, global": (ChainedFFNPipeline, {"pruner": GlobalPruner(0.4), "scorer": FLAPScorer()}),
     "residual, sensitive": (ResidualFFNPipeline, {"pruner": SensitivityPruner(0.3)}),
     "repaired": (IsolatedFFNPipeline, {"repair": LeastSquaresRepair()}),
+    "scorer chosen": (IsolatedFFNPipeline, {"scorer": AutoScorer(), "repair": LeastSquaresRepair()}),
     "repaired, chosen anew": (ChainedFFNPipeline, {"repair": LeastSquaresRepair(reselect=True)}),
     "repaired outputs": (IsolatedFFNPipeline, {"repair": LeastSquaresRepair(target="output")}),
 }
@@ -96,7 +97,7 @@ class Killed(BaseException):
     """Stands for a signal that ends the process."""
 
 
-@pytest.mark.parametrize("kind", ["isolated", "repaired", "repaired, chosen anew"])
+@pytest.mark.parametrize("kind", ["isolated", "repaired", "scorer chosen", "repaired, chosen anew"])
 def test_a_run_goes_on_where_it_was_killed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
     expected = state(run(copy.deepcopy(model), kind, tmp_path / "whole").model)

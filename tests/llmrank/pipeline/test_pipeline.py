@@ -24,10 +24,10 @@ from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
 from llmrank.models import find_ffns
 from llmrank.pipeline import CalibrationText, EvaluationText
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
-from llmrank.pipeline.registry import DEFAULTS, make_scorer
 from llmrank.prune import LocalPruner, SensitivityPruner
 from llmrank.prune.masks import Masks
-from llmrank.score import BaseScorer, NormScorer, WeightedPageRankScorer
+from llmrank.score import BaseScorer, NormScorer
+from llmrank.score.auto import default_candidates
 from llmrank.surgery.equivalence import masked_outputs
 from llmrank.surgery.repair import BiasRepair, LeastSquaresRepair, RepairedMap
 from tests.llmrank.tiny_models import (
@@ -61,7 +61,7 @@ topologies = pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFF
 
 def test_defaults() -> None:
     pipeline = ChainedFFNPipeline(tiny_llama(), None, calibration=token_ids())
-    assert pipeline.scorer == make_scorer(DEFAULTS["scorer"]) == WeightedPageRankScorer(gamma=0.1, edges="gate")
+    assert pipeline.scorer == default_candidates()[0]
     assert isinstance(pipeline.pruner, LocalPruner)
     assert (pipeline.pruner.amount, pipeline.form, pipeline.align) == (0.3, "compact", "none")
     assert pipeline.report is pipeline.masks is None

@@ -25,7 +25,7 @@ from llmrank.errors import CalibrationError, OptionError, ProcessError
 from llmrank.pipeline import CalibrationText, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.pipeline.closeness.validation import Validation
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
-from llmrank.score import FLAPScorer
+from llmrank.score import AutoScorer, FLAPScorer
 from llmrank.surgery.repair import LeastSquaresRepair
 from tests.llmrank.commands import run
 from tests.llmrank.tiny_mixtures import tiny_mixture
@@ -58,6 +58,11 @@ CASES: dict[str, Case] = {
         ChainedFFNPipeline,
         {"calibration": TEXT, "repair": LeastSquaresRepair(damping=1.0, reselect=True), "steps": 2},
     ),
+    "chosen": (
+        tiny_llama,
+        IsolatedFFNPipeline,
+        {"calibration": CalibrationText(text(24 * 11), 8, 24), "scorer": AutoScorer(), "pruner": LocalPruner(0.5)},
+    ),
     "mixture": (
         lambda: tiny_mixture("qwen2_moe"),
         IsolatedFFNPipeline,
@@ -75,7 +80,7 @@ def outcome(case: str) -> dict[str, Any]:
     """Run a pipeline, and return all that the processes must agree on, in plain values and tensors."""
     make, pipeline_class, options = CASES[case]
     model = make()
-    has_text = options["calibration"] is PADDED
+    has_text = isinstance(options["calibration"].source, (str, list)) and options["calibration"] is not WRITTEN
     pipeline = pipeline_class(model, tokenizer() if has_text else None, **{"pruner": LocalPruner(0.3), **options})
     statistics: list[Any] = []
     calibrate = pipeline.calibrate
@@ -93,6 +98,7 @@ def outcome(case: str) -> dict[str, Any]:
         "masks": dict(pipeline.masks),
         "statistics": numbers(statistics),
         "sensitivities": pipeline.sensitivities,
+        "choice": report.choice,
         "repaired": {name: solved.weight for name, solved in pipeline.repaired.items()},
         "dampings": {name: solved.damping for name, solved in pipeline.repaired.items()},
         "validation": None if pipeline.validation is None else vars(pipeline.validation),

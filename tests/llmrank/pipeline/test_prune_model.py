@@ -118,6 +118,7 @@ def test_it_is_what_the_pipeline_does_and_it_saves(tmp_path: Path) -> None:
     pipeline = llmrank.IsolatedFFNPipeline(
         tiny_llama(),
         tokenizer(),
+        scorer=llmrank.score.AutoScorer(),
         pruner=llmrank.prune.LocalPruner(0.5),
         calibration=CalibrationText(text(200), 4, 16),
     )
@@ -147,7 +148,7 @@ def test_the_amount_reaches_a_pruner_that_is_named(tmp_path: Path) -> None:
         ({"pruner": "local:amount=0.5"}, "amount of pruner 'local:amount=0.5' is set outside of the spec"),
         ({"repair": "glue"}, "unknown repair 'glue'"),
         ({"pipeline": "loose"}, "unknown pipeline 'loose'"),
-        ({"scorer": 3}, "scorer must be a BaseScorer or its name, such as 'norm', got 3"),
+        ({"scorer": 3}, "scorer must be a BaseScorer or its name, such as 'auto', got 3"),
         ({"samples": 0}, "samples must be an integer >= 1, got 0"),
     ],
 )

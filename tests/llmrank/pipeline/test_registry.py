@@ -28,20 +28,19 @@ from llmrank.pipeline.registry import (
 )
 from llmrank.prune import BasePruner, GlobalPruner
 from llmrank.score import BaseScorer, WeightedPageRankScorer
-from llmrank.score.pagerank import default_scorer
 
 
 def test_names() -> None:
     graph, alone = {"wpr", "mpr", "fbpr"}, {"norm", "random", "activation", "wanda", "wanda-sp", "flap"}
     experts = {"frequency", "ean", "reap", "mone"}
-    assert set(SCORERS) == graph | alone | experts
+    assert set(SCORERS) == graph | alone | experts | {"auto"}
     assert set(PRUNERS) == {"local", "global", "sensitivity"}
     assert dict(PIPELINES) == {
         "isolated": IsolatedFFNPipeline,
         "chained": ChainedFFNPipeline,
         "residual": ResidualFFNPipeline,
     }
-    assert make_scorer(DEFAULTS["scorer"]) == default_scorer()
+    assert make_scorer(DEFAULTS["scorer"]).label() == "auto"
     assert DEFAULTS["pruner"] in PRUNERS
     assert DEFAULTS["pipeline"] in PIPELINES
 
@@ -76,7 +75,7 @@ def test_options_reach_the_class_and_none_is_left_to_it() -> None:
 def test_unknown_names_are_answered_with_the_list() -> None:
     with pytest.raises(
         OptionError,
-        match="unknown scorer 'pagerank'; expected one of activation, ean, fbpr, flap, frequency,",
+        match="unknown scorer 'pagerank'; expected one of activation, auto, ean, fbpr, flap, frequency,",
     ):
         make_scorer("pagerank")
     with pytest.raises(OptionError, match="unknown pruner 'layer'; expected one of global, local, sensitivity"):

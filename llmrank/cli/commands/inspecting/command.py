@@ -34,7 +34,7 @@ from llmrank.models.demo_models import DEMO_NAME
 from llmrank.pipeline import BasePipeline
 from llmrank.pipeline.registry import SCORERS
 from llmrank.pipeline.specs import split_spec
-from llmrank.score import BaseScorer, ExpertScorer
+from llmrank.score import AutoScorer, BaseScorer, ExpertScorer
 from llmrank.surgery.apply import temporarily_masked
 from llmrank.surgery.files import atomic_directory, check_output
 
@@ -196,9 +196,10 @@ def _scorers(settings: argparse.Namespace) -> dict[str, BaseScorer]:
     # Scores of whole experts do not tell the neurons of an expert apart.
     of_neurons = [name for name in SCORERS.names() if not issubclass(SCORERS.get(name, BaseScorer), ExpertScorer)]
     names = of_neurons if settings.targets == "neurons" else SCORERS.names()
-    names = names if settings.compare is None else [name.strip() for name in settings.compare.split(",")]
+    of_one = [name for name in names if not issubclass(SCORERS.get(name, BaseScorer), AutoScorer)]
+    names = of_one if settings.compare is None else [name.strip() for name in settings.compare.split(",")]
     names = [] if names == ["none"] else names
-    main = split_spec(settings.scorer)[0]
+    main = scorer.label() if isinstance(scorer, AutoScorer) else split_spec(settings.scorer)[0]
     return {main: scorer, **{name: SCORERS.make(name) for name in names if name != main}}
 
 

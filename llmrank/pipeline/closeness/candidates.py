@@ -1,0 +1,319 @@
+"""The choice among candidate scorers: each is tried by a cut, and the pruned models are compared with the dense one.
+
+Two kinds of text count: held-out tokens of the calibration text, and text of another kind, which no score was computed from: the
+built-in text. The candidate is chosen whose divergences from the dense model have the lowest geometric mean over both. So both
+kinds count equally, by how many times closer one candidate is than another, though divergences on other text are larger. A
+candidate that comes earlier is taken if it is not behind by more than one standard error, so that noise does not choose.
+
+The divergence counts and not the loss, because held-out tokens often continue the very text that the statistics are from: there
+the loss favours scores that fit this text (benchmarks/LOG.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from llmrank.calibration.forward import Progress, progress_step
+from llmrank.calibration.processes import Processes
+from llmrank.calibration.text import TokenSequences, tokenise
+from llmrank.calibration.text.built_in import BuiltInText, builtin_texts
+from llmrank.evaluation.estimate import Estimate
+from llmrank.models import FFNs
+from llmrank.pipeline.closeness.distance import DenseReference, Distances, Measure
+from llmrank.prune.masks import Masks
+
+__all__ = ["Choice", "Trial", "choose", "other_text", "pieces", "tokens_of_a_trial", "try_candidates"]
+
+# Largest length of the sequences that candidates are compared on. Many short ones have a smaller error than a few long ones.
+PIECE = 128
+# Tokens of each kind of text: at least so many that scores can differ, at most so many that the trials stay cheap.
+FEWEST_TOKENS, MOST_TOKENS = PIECE, 16 * PIECE
+# Divergence on the calibration's kind of text for each share of the neurons that a cut removes: at 30 % it is up to 0.55 nats on
+# the models of benchmarks/results/across.md. More than twice as much is unusual.
+USUAL, UNUSUAL = 1.8, 2.0
+# A divergence of this many nats on text of another kind: the model has lost most of what it predicted there.
+COLLAPSE = 1.0
+# Distances below this count as equal: nothing was removed, or nothing that matters.
+TINY = 1e-12
+# Characters of the built-in text that hold PIECE tokens of any tokenizer.
+CHARACTERS = 16 * PIECE
+# A cut of the built-in text begins at the start of a paragraph.
+PARAGRAPH = "\n\n"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial cut by one candidate has shown.
+
+    Attributes
+    ----------
+    scorer : str
+        The candidate, as a spec.
+    held_out : float
+        Mean distance from the dense model on held-out calibration tokens: KL divergence in nats, or squared distance.
+    other : float or None
+        The same on text of another kind.
+    behind : float
+        How many times as large the geometric mean of both distances is as that of the closest candidate, less 1.
+    error : float or None
+        Standard error of :attr:`behind`, from distances that are paired over sequences; None for the closest candidate.
+    """
+
+    scorer: str
+    held_out: float
+    other: float | None
+    behind: float
+    error: float | None
+
+    @property
+    def is_level(self) -> bool:
+        """Whether the candidate is not behind the closest one by more than an error."""
+        return self.behind <= (self.error or 0.0)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The scorer that was chosen, and the trials of all candidates.
+
+    Attributes
+    ----------
+    chosen : str
+        As a spec.
+    measure : {"divergence", "squared error"}
+        See :class:`llmrank.pipeline.closeness.distance.DenseReference`.
+    held_out_tokens, other_tokens : int
+    trials : tuple of Trial
+    """
+
+    chosen: str
+    measure: Measure
+    held_out_tokens: int
+    other_tokens: int
+    trials: tuple[Trial, ...]
+
+    @classmethod
+    def of_dict(cls, values: Mapping[str, Any]) -> Choice:
+        """Make a choice from what :meth:`to_dict` returned."""
+        return cls(**{**values, "trials": tuple(Trial(**trial) for trial in values["trials"])})
+
+    def table(self) -> Table:
+        """Return the trials as a table for rich."""
+        distance = "KL divergence" if self.measure == "divergence" else "squared distance"
+        table = Table(title=Text(f"{self.chosen} was chosen: {distance} after a trial cut"), title_justify="left")
+        headings = ["candidate", f"{self.held_out_tokens:,} held-out calibration tokens"]
+        headings += [f"{self.other_tokens:,} tokens of the built-in text"] if self.other_tokens else []
+        for heading in (*headings, "behind"):
+            table.add_column(heading, justify="left" if heading == headings[0] else "right")
+        for trial in self.trials:
+            distances = [f"{each:.3f}" for each in (trial.held_out, trial.other) if each is not None]
+            error = "" if trial.error is None else f" ± {trial.error:.1%}"
+            style = "bold" if trial.scorer == self.chosen else None
+            table.add_row(trial.scorer, *distances, f"{trial.behind:.1%}{error}" if trial.behind else "", style=style)
+        return table
+
+    def warnings(self, removed: float) -> list[str]:
+        """Return warnings if the cut by the chosen scorer costs more than usual, or breaks the model for other text.
+
+        Parameters
+        ----------
+        removed : float
+            Share of the neurons that is removed, 0..1.
+        """
+        if self.measure != "divergence":
+            return []
+        trial = next(trial for trial in self.trials if trial.scorer == self.chosen)
+        found = []
+        usual = USUAL * removed
+        if trial.held_out > UNUSUAL * usual:
+            found.append(
+                f"As cut, before any repair, the predictions on the calibration's kind of text are {trial.held_out:.2f} nats "
+                f"(KL divergence) from the dense model's, and at most {usual:.2f} is usual if {removed:.0%} of the neurons are "
+                "removed. Remove less (--amount), spare the layers that matter (--pruner sensitivity), or give more calibration "
+                "text (--samples)."
+            )
+        if trial.other is not None and trial.other > COLLAPSE:
+            found.append(
+                "As cut, before any repair, the predictions for text of another kind, the built-in text, are "
+                f"{trial.other:.2f} nats (KL divergence) from the dense model's: much is lost that the calibration text does "
+                "not show. Calibrate on all kinds of text that the model will read (--calibration FILE:0.75,built-in:0.25), or "
+                "remove less (--amount)."
+            )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the choice as values for JSON."""
+        return {**asdict(self), "trials": [asdict(trial) for trial in self.trials]}
+
+
+def tokens_of_a_trial(calibration_tokens: int, candidates: int) -> int:
+    """Return how many tokens of each kind of text the candidates are tried on.
+
+    All trials together, with the dense model's passes, read at most as many tokens as the calibration, unless that would leave
+    too few to tell scores apart.
+
+    Examples
+    --------
+    >>> tokens_of_a_trial(16 * 1024, candidates=5)
+    1365
+    """
+    return min(max(calibration_tokens // (2 * (candidates + 1)), FEWEST_TOKENS), MOST_TOKENS)
+
+
+def pieces(sequences: TokenSequences, tokens: int) -> TokenSequences:
+    """Cut sequences into short ones, and take some of these, evenly spaced, that hold about so many tokens.
+
+    A first token that all sequences share, such as a start token, stays in front of every piece. Pieces that are half padding or
+    more are left out.
+    """
+    ids, mask = sequences.ids, sequences.mask
+    if ids.is_floating_point():
+        rows = torch.linspace(0, len(ids) - 1, min(tokens, len(ids))).long()
+        return TokenSequences.of(ids[rows], mask[rows], sequences.source)
+    length = _length(sequences, tokens)
+    has_start = bool((ids[:, 0] == ids[0, 0]).all())
+    body, body_mask, room = (ids[:, 1:], mask[:, 1:], length - 1) if has_start else (ids, mask, length)
+    count = max(body.shape[1] // room, 1)
+    cut, cut_mask = (each[:, : count * room].reshape(len(ids) * count, -1) for each in (body, body_mask))
+    if has_start:
+        cut = torch.cat([ids[:1, :1].expand(len(cut), 1), cut], dim=1)
+        cut_mask = torch.cat([torch.ones(len(cut), 1, dtype=torch.bool), cut_mask], dim=1)
+    full = cut_mask.sum(1) * 2 > cut_mask.shape[1]
+    if bool(full.any()):
+        cut, cut_mask = cut[full], cut_mask[full]
+    rows = torch.linspace(0, len(cut) - 1, min(max(tokens // length, 1), len(cut))).long()
+    return TokenSequences.of(cut[rows], cut_mask[rows], sequences.source)
+
+
+def other_text(calibration: TokenSequences, tokenizer: Any, tokens: int) -> TokenSequences | None:
+    """Return short sequences of about so many tokens from all over the built-in text.
+
+    Return None if that is the calibration text, or if the model reads no text.
+    """
+    if tokenizer is None or calibration.ids.is_floating_point() or calibration.source.startswith(BuiltInText.name):
+        return None
+    text = builtin_texts()[0]
+    length = _length(calibration, tokens)
+    count = max(tokens // length, 2)
+    starts = [text.rfind(PARAGRAPH, 0, len(text) * number // count + 1) for number in range(count)]
+    passages = [text[max(start, 0) : max(start, 0) + CHARACTERS].strip() for start in starts]
+    return tokenise(passages, tokenizer, count, length)
+
+
+def try_candidates(
+    model: nn.Module,
+    ffns: FFNs,
+    masks: Mapping[str, Masks],
+    held_out: TokenSequences,
+    other: TokenSequences | None,
+    batch_tokens: int,
+    progress: Progress | None = None,
+    processes: Processes | None = None,
+    device: torch.device | None = None,
+) -> Choice:
+    """Cut a model by each candidate in turn, and choose one. The model's weights do not change.
+
+    Parameters
+    ----------
+    model : nn.Module
+    ffns : FFNs
+    masks : mapping from str to Masks
+        The keep masks of every candidate, by its spec, in the order of preference.
+    held_out : TokenSequences
+        Held-out calibration tokens.
+    other : TokenSequences, optional
+        Text of another kind.
+    batch_tokens : int
+        Number of tokens in a forward pass.
+    progress : callable, optional
+    processes : Processes, optional
+        Processes that divide the sequences; all pass the same sequences and masks.
+    device : torch.device, optional
+        See :class:`llmrank.pipeline.closeness.distance.DenseReference`.
+
+    Notes
+    -----
+    Cost: a forward pass of both texts through the dense model, and one for each candidate.
+    """
+    processes = processes or Processes()
+    texts = [held_out] if other is None else [held_out, other]
+    references = []
+    with progress_step(progress, "Running the dense model on short texts"):
+        for text in texts:
+            size = max(1, batch_tokens // text.length)
+            share = processes.share(text, size)
+            references.append(DenseReference(model, ffns, share, size, processes, device))
+    found: list[dict[str, Distances]] = [{} for _ in texts]
+    for name, each in progress(list(masks.items()), "Trying candidates") if progress else masks.items():
+        for distances, reference in zip(found, references, strict=True):
+            distances[name] = reference.distances(each)
+    chosen, trials = choose(found[0], found[1] if len(found) > 1 else None)
+    n_tokens = held_out.n_tokens, 0 if other is None else other.n_tokens
+    return Choice(chosen, references[0].measure, *n_tokens, trials)
+
+
+def choose(held_out: Mapping[str, Distances], other: Mapping[str, Distances] | None) -> tuple[str, tuple[Trial, ...]]:
+    """Choose by the distances of every candidate; see the module.
+
+    Parameters
+    ----------
+    held_out : mapping from str to Distances
+        Distances on the same held-out sequences, by candidate, in the order of preference.
+    other : mapping from str to Distances, optional
+        Distances on the same sequences of another kind.
+
+    Examples
+    --------
+    The second candidate is twice as close on other text as the first, and the third is closer still, but far behind on held-out
+    sequences:
+
+    >>> held_out = {"a": ([1.0, 2.0], [10, 10]), "b": ([1.2, 1.9], [10, 10]), "c": ([4.5, 5.6], [10, 10])}
+    >>> other = {"a": ([4.0, 4.0], [10, 10]), "b": ([2.0, 2.0], [10, 10]), "c": ([1.0, 1.0], [10, 10])}
+    >>> choose(held_out, other)[0], choose(held_out, None)[0]
+    ('b', 'a')
+    """
+    texts = [held_out] if other is None else [held_out, other]
+    means = [{name: Estimate.of(*distances).value for name, distances in text.items()} for text in texts]
+    total = {name: sum(_log(mean[name]) for mean in means) for name in held_out}
+    closest = min(total, key=lambda name: total[name])
+    trials = []
+    for name in held_out:
+        behind, error = 0.0, None
+        if name != closest and total[name] > total[closest]:
+            ratio = math.exp((total[name] - total[closest]) / len(texts))
+            # To first order, the error of a logarithm is the relative error; the two texts are independent.
+            squares = [
+                (_error(text[name], text[closest]) / max(mean[name], TINY)) ** 2
+                for text, mean in zip(texts, means, strict=True)
+            ]
+            behind, error = ratio - 1.0, ratio * math.sqrt(sum(squares)) / len(texts)
+        elsewhere = means[1][name] if len(texts) > 1 else None
+        trials.append(Trial(name, means[0][name], elsewhere, behind, error))
+    return next(trial.scorer for trial in trials if trial.is_level), tuple(trials)
+
+
+def _log(mean: float) -> float:
+    """Return the logarithm of a mean distance. Round-off can make one that is zero negative; NaN counts as infinite."""
+    return math.log(max(mean, TINY)) if mean == mean else math.inf
+
+
+def _error(distances: Distances, others: Distances) -> float:
+    """Return the standard error of the mean difference of two candidates on the same sequences; 0 if it has none."""
+    differences = [a - b for a, b in zip(distances[0], others[0], strict=True)]
+    return Estimate.of(differences, distances[1]).error or 0.0
+
+
+def _length(sequences: TokenSequences, tokens: int) -> int:
+    """Return the length of pieces: at least two of them have a standard error."""
+    return max(min(PIECE, sequences.length, tokens // 2), 2)
+
+
+def _difference(distances: Distances, others: Distances) -> Estimate:
+    return Estimate.of([a - b for a, b in zip(distances[0], others[0], strict=True)], distances[1])

@@ -1,0 +1,130 @@
+"""Distance of a pruned model from the dense one, on sequences that both read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from llmrank.calibration.blocks.onloading import onloaded_by_block
+from llmrank.calibration.blocks.recording import blocks_of
+from llmrank.calibration.forward import evaluation_mode, first_output, model_inputs, run_body
+from llmrank.calibration.logits import Prediction, Predictor, predicts_next_token
+from llmrank.calibration.processes import Processes
+from llmrank.calibration.text import TokenSequences
+from llmrank.evaluation.fidelity import compare_predictions
+from llmrank.models import FFNs
+from llmrank.prune.masks import Masks
+from llmrank.surgery.equivalence import as_masked
+from llmrank.surgery.repair import RepairedMap
+
+__all__ = ["DenseReference", "Distances", "Measure"]
+
+Measure: TypeAlias = Literal["divergence", "squared error"]
+# For every sequence the sum of the distances of its tokens, and the number of these tokens.
+Distances: TypeAlias = tuple[list[float], list[int]]
+
+
+class DenseReference:
+    """The outputs of the dense model on some sequences, which those of pruned models are compared with.
+
+    The constructor takes the dense model, and runs it.
+
+    Parameters
+    ----------
+    model : nn.Module
+    ffns : FFNs
+    sequences : TokenSequences
+        Of several processes, each passes its own sequences; some may have none.
+    batch_size : int
+        Number of sequences in a forward pass.
+    processes : Processes, optional
+    device : torch.device, optional
+        Device to compute on, to which blocks are brought one after the other. By default the weights stay where they are.
+
+    Attributes
+    ----------
+    measure : {"divergence", "squared error"}
+        The distance for one token: KL(dense || pruned) of the next-token predictions, in nats; or, for models that predict no
+        tokens, ``||y' - y||^2``, where y is the first output of the dense model and y' that of the pruned one.
+
+    Notes
+    -----
+    Cost: one forward pass of the sequences, and one more for every pruned model. Memory: the hidden states (or first outputs) of
+    all tokens, and that of :class:`llmrank.calibration.logits.Predictor`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ffns: FFNs,
+        sequences: TokenSequences,
+        batch_size: int,
+        processes: Processes | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self._model, self._ffns, self._processes = model, ffns, processes or Processes()
+        self._onloaded = partial(onloaded_by_block, model, blocks_of(model, ffns), device)
+        self.measure: Measure = "divergence" if predicts_next_token(model) else "squared error"
+        self._predictor = Predictor(model)
+        self._batches = list(sequences.batches(batch_size))
+        with self._onloaded():
+            self._dense = list(self._outputs())
+
+    def distances(self, masks: Masks, repaired: Mapping[str, RepairedMap] | None = None) -> Distances:
+        """Return the distances of a pruned model, on the sequences of all processes.
+
+        Parameters
+        ----------
+        masks : Masks
+            Keep masks of the pruned model.
+        repaired : mapping from str to RepairedMap, optional
+            Where a weight is None, the model holds the repaired weight already.
+
+        Raises
+        ------
+        CalibrationError
+            The predictions hold NaN.
+        """
+        with as_masked(self._ffns, masks, repaired), self._onloaded(), torch.no_grad():
+            return self._distances()
+
+    @torch.no_grad()
+    def _outputs(self) -> Iterator[Any]:
+        """Yield for each batch the model's first output or, if it predicts tokens, a function that yields the predictions."""
+        with evaluation_mode(self._model, self._ffns):
+            for ids, mask in self._batches:
+                if self.measure == "divergence":
+                    yield self._predictor.hold(ids, mask)
+                else:
+                    inputs = model_inputs(self._model, ids, mask)[0]
+                    yield first_output(run_body(self._model, inputs)).cpu().double()
+
+    def _distances(self) -> Distances:
+        distances: list[float] = []
+        counts: list[int] = []
+        measure: Callable[..., Distances] = _divergences if self.measure == "divergence" else _squared_errors
+        for dense, output, (_, mask) in zip(self._dense, self._outputs(), self._batches, strict=True):
+            with evaluation_mode(self._model, self._ffns):
+                batch_distances, batch_counts = measure(dense, output, mask)
+            distances += batch_distances
+            counts += batch_counts
+        parts = self._processes.gather((distances, counts))
+        return [value for part, _ in parts for value in part], [count for _, part in parts for count in part]
+
+
+def _divergences(
+    dense: Callable[[], Iterator[Prediction]], model: Callable[[], Iterator[Prediction]], mask: torch.Tensor
+) -> Distances:
+    totals, counts = compare_predictions(dense(), model(), len(mask))
+    return totals[:, 0].tolist(), counts.tolist()
+
+
+def _squared_errors(dense: torch.Tensor, output: torch.Tensor, mask: torch.Tensor) -> Distances:
+    if dense.shape[: mask.ndim] != mask.shape:  # one output a sequence, such as a classifier's
+        mask = torch.ones(len(dense), dtype=torch.bool)
+    squares = (output - dense).square().reshape(*mask.shape, -1).sum(-1).where(mask, 0.0)
+    return squares.reshape(len(dense), -1).sum(1).tolist(), mask.reshape(len(dense), -1).sum(1).tolist()
