@@ -73,6 +73,8 @@ ROWS = {
 }
 REPAIRS = ("none", "lstsq")
 KINDS = ("WikiText-2", "Python sources")
+# What a row says of a choice.
+CHOICE = ("choice", "seconds to choose")
 # The text of another kind than the calibration text: the beginning of each of these modules is a sequence.
 MODULES = ("heapq", "textwrap", "argparse", "tarfile", "smtplib", "statistics", "pprint", "locale")
 HEAD = (
@@ -125,16 +127,16 @@ class Study:
         return self.choices[amount]
 
     def row(self, scorer: str, budget: str, amount: float, repair: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Measure one row. That of the default has the numbers of the scorer that is chosen, if they are among `rows`."""
+        """Measure one row, or take the numbers of one of `rows` that has the same masks: the scorer that a choice has taken."""
         begun = perf_counter()
         row: dict[str, Any] = {"scorer": scorer, "budget": budget, "amount": amount, "repair": repair}
         if scorer == AutoScorer.name:
             choice = self.choice(amount)
-            row["choice"], row["seconds to choose"] = choice.to_dict(), round(perf_counter() - begun, 1)
+            row |= dict(zip(CHOICE, (choice.to_dict(), round(perf_counter() - begun, 1)), strict=True))
             scorer = choice.chosen
-            for other in rows:
-                if key(other) == (scorer, budget, amount, repair) and "other" in other:
-                    return {**other, **row}
+        for other in rows:
+            if (ranked_by(other), *key(other)[1:]) == (scorer, budget, amount, repair) and "other" in other:
+                return {**{name: value for name, value in other.items() if name not in CHOICE}, **row}
         masks = self.masks(scorer, budget, amount)
         row["removed"] = [round(1.0 - float(mask.float().mean()), 3) for mask in masks.values()]
         repaired = {}
@@ -175,6 +177,11 @@ def python_sources(tokenizer: Any, length: int) -> TokenSequences:
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["scorer"], row["budget"], row["amount"], row["repair"]
+
+
+def ranked_by(row: dict[str, Any]) -> str:
+    """Return the scorer of a row, or the one that was chosen."""
+    return str(row["choice"]["chosen"]) if "choice" in row else str(row["scorer"])
 
 
 def settings(options: argparse.Namespace) -> Iterator[tuple[str, str, float, str]]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from llmrank.errors import OptionError
 from llmrank.score.base_scorer import BaseScorer
 from llmrank.score.baselines import ActivationScorer
-from llmrank.score.pagerank import WeightedPageRankScorer
+from llmrank.score.pagerank import WeightedPageRankScorer, default_scorer
 from llmrank.score.wanda import WandaSPScorer
 
 __all__ = ["AutoScorer", "default_candidates"]
@@ -65,9 +65,9 @@ class AutoScorer(BaseScorer):
 def default_candidates() -> tuple[BaseScorer, ...]:
     """Return the scorers that are tried if none are named."""
     return (
-        WeightedPageRankScorer(gamma=0.1, edges="gate"),
+        default_scorer(),
         WeightedPageRankScorer(gamma=0.35, edges="gate"),
-        WeightedPageRankScorer(gamma=0.5, edges="gate"),
+        WeightedPageRankScorer(gamma=0.1, edges="gate"),
         WeightedPageRankScorer(gamma=0.35, edges="energy"),
         ActivationScorer(),
         WandaSPScorer(),

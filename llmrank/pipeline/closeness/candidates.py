@@ -3,7 +3,7 @@
 Two kinds of text count: held-out tokens of the calibration text, and text of another kind, which no score was computed from: the
 built-in text. The candidate is chosen whose divergences from the dense model have the lowest geometric mean over both. So both
 kinds count equally, by how many times closer one candidate is than another, though divergences on other text are larger. A
-candidate that comes earlier is taken if it is not behind by more than one standard error, so that noise does not choose.
+candidate that comes earlier is taken if it is not behind by more than two standard errors, so that noise does not choose.
 
 The divergence counts and not the loss, because held-out tokens often continue the very text that the statistics are from: there
 the loss favours scores that fit this text (benchmarks/LOG.md).
@@ -32,8 +32,11 @@ from llmrank.prune.masks import Masks
 
 __all__ = ["Choice", "Trial", "choose", "other_text", "pieces", "tokens_of_a_trial", "try_candidates"]
 
-# Largest length of the sequences that candidates are compared on. Many short ones have a smaller error than a few long ones.
-PIECE = 128
+# Largest length of the sequences that candidates are compared on, and how many there are at least: many short ones have a smaller
+# error than a few long ones, and a better known one.
+PIECE, FEWEST_PIECES = 128, 8
+# A candidate is level with the closest one if it is behind by at most so many standard errors.
+ERRORS = 2.0
 # Tokens of each kind of text: at least so many that scores can differ, at most so many that the trials stay cheap.
 FEWEST_TOKENS, MOST_TOKENS = PIECE, 16 * PIECE
 # Divergence on the calibration's kind of text for each share of the neurons that a cut removes: at 30 % it is up to 0.55 nats on
@@ -75,8 +78,8 @@ class Trial:
 
     @property
     def is_level(self) -> bool:
-        """Whether the candidate is not behind the closest one by more than an error."""
-        return self.behind <= (self.error or 0.0)
+        """Whether the candidate is not behind the closest one by more than :data:`ERRORS`."""
+        return self.behind <= ERRORS * (self.error or 0.0)
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,7 @@ def other_text(calibration: TokenSequences, tokenizer: Any, tokens: int) -> Toke
         return None
     text = builtin_texts()[0]
     length = _length(calibration, tokens)
-    count = max(tokens // length, 2)
+    count = max(tokens // length, FEWEST_PIECES)
     starts = [text.rfind(PARAGRAPH, 0, len(text) * number // count + 1) for number in range(count)]
     passages = [text[max(start, 0) : max(start, 0) + CHARACTERS].strip() for start in starts]
     return tokenise(passages, tokenizer, count, length)
@@ -311,9 +314,5 @@ def _error(distances: Distances, others: Distances) -> float:
 
 
 def _length(sequences: TokenSequences, tokens: int) -> int:
-    """Return the length of pieces: at least two of them have a standard error."""
-    return max(min(PIECE, sequences.length, tokens // 2), 2)
-
-
-def _difference(distances: Distances, others: Distances) -> Estimate:
-    return Estimate.of([a - b for a, b in zip(distances[0], others[0], strict=True)], distances[1])
+    """Return the length of the pieces that hold so many tokens together."""
+    return max(min(PIECE, sequences.length, tokens // FEWEST_PIECES), 2)

@@ -22,7 +22,6 @@ from llmrank.experiments.sweep import SweepModel, run_sweep
 from llmrank.experiments.sweep_folder import read_rows
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import CalibrationText, EvaluationText
-from llmrank.pipeline.registry import DEFAULTS
 from llmrank.score import NormScorer
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import Snapshot, text, tiny_llama, tokenizer
@@ -178,6 +177,23 @@ def test_a_failing_machine_ends_the_sweep(
     assert [row["scorer"] for row in result.rows] == [None, "wpr", "norm"]
 
 
+def test_every_amount_is_a_choice_of_its_own(settings: dict[str, Any]) -> None:
+    grid: dict[str, Any] = {"amounts": [0.2, 0.6], "repairs": ["none", "lstsq"]}
+    rows = llmrank.sweep(tiny(), scorers=["auto", "activation"], **grid, **settings).rows[1:]
+    chosen = [row for row in rows if row["scorer"] == "auto"]
+    assert [row["choice"] for row in rows if row["scorer"] != "auto"] == [None] * 4
+    choices = {row["amount"]: row["choice"] for row in chosen}
+    assert choices[0.2]["trials"] != choices[0.6]["trials"]
+    assert all(row["choice"] == choices[row["amount"]] for row in chosen)
+    names = [choice["chosen"] for choice in choices.values()]
+    again = llmrank.sweep(
+        tiny(), scorers=names, **grid, **{**settings, "output": settings["output"].with_name("again")}
+    )
+    losses = {(row["scorer"], row["amount"], row["repair"]): row["losses"] for row in again.rows[1:]}
+    for row in chosen:
+        assert row["losses"] == losses[row["choice"]["chosen"], row["amount"], row["repair"]]
+
+
 def test_a_killed_sweep_goes_on(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, passes: Counter[str]
 ) -> None:
@@ -214,11 +230,11 @@ def test_a_killed_sweep_goes_on(
 
 def test_a_grid_grows(settings: dict[str, Any], passes: Counter[str]) -> None:
     """The calibration is repeated only for what it lacks, and rows are those of one whole sweep."""
-    first: dict[str, Any] = {"repairs": ["none"], "amounts": [0.2]}
+    first: dict[str, Any] = {"repairs": ["none"], "amounts": [0.2], "scorers": ["wpr"]}
     grown: dict[str, Any] = {
         "repairs": ["none", "lstsq"],
         "amounts": [0.2, 0.4],
-        "scorers": [DEFAULTS["scorer"], "flap"],
+        "scorers": ["wpr", "flap"],
         "pruners": ["local", "global"],
         "pipelines": ["isolated", "chained", "residual"],
     }

@@ -70,6 +70,31 @@ def test_a_ranking_prunes_as_prune_does(
         assert_same(tmp_path / "by-masks", tmp_path / "pruned")
 
 
+def test_a_ranking_remembers_the_scorer_that_was_chosen(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    common = ("--scorer", "norm,activation,wpr:gamma=0.9,edges=gate", "--calibration", corpus, *SHORT)
+    assert run("rank", checkpoint, "--output", tmp_path / "scores", *common) == 0
+    settings = json.loads((tmp_path / "scores" / "ranking.json").read_text(encoding="utf-8"))
+    assert settings["scorer"] == settings["choice"]["chosen"]
+    assert [trial["scorer"] for trial in settings["choice"]["trials"]] == [
+        "norm",
+        "activation",
+        "wpr:gamma=0.9,edges=gate",
+    ]
+    assert run("apply", tmp_path / "scores", checkpoint, "--output", tmp_path / "applied", "--repair", "lstsq") == 0
+    assert run("prune", checkpoint, "--output", tmp_path / "pruned", *common, "--amount", 0.3) == 0
+    assert_same(tmp_path / "applied", tmp_path / "pruned")
+    applied, pruned = (
+        json.loads((tmp_path / name / "report.json").read_text(encoding="utf-8")) for name in ("applied", "pruned")
+    )
+    assert pruned["choice"] == settings["choice"]
+    assert applied["choice"] is None
+    assert applied["method"]["scorer"] == pruned["method"]["scorer"]
+    # A ranking holds all that another choice needs.
+    assert run("apply", tmp_path / "scores", checkpoint, "--output", tmp_path / "again", "--scorer", "auto") == 0
+    again = json.loads((tmp_path / "again" / "report.json").read_text(encoding="utf-8"))
+    assert len(again["choice"]["trials"]) > 3
+
+
 def test_a_ranking_knows_the_sources_of_a_mixture(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
     common = ("--calibration", f"{corpus}:0.75,generated:0.25", "--samples", 8, "--sequence-length", 16)
     assert run("prune", checkpoint, "--output", tmp_path / "pruned", *common) == 0
