@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -107,20 +108,25 @@ class Choice:
         """Make a choice from what :meth:`to_dict` returned."""
         return cls(**{**values, "trials": tuple(Trial(**trial) for trial in values["trials"])})
 
-    def table(self) -> Table:
-        """Return the trials as a table for rich."""
+    def table(self) -> Group:
+        """Return the trials as a sentence and a table for rich."""
         distance = "KL divergence" if self.measure == "divergence" else "squared distance"
-        table = Table(title=Text(f"{self.chosen} was chosen: {distance} after a trial cut"), title_justify="left")
-        headings = ["candidate", f"{self.held_out_tokens:,} held-out calibration tokens"]
-        headings += [f"{self.other_tokens:,} tokens of the built-in text"] if self.other_tokens else []
-        for heading in (*headings, "behind"):
-            table.add_column(heading, justify="left" if heading == headings[0] else "right")
+        elsewhere = f", and on {self.other_tokens:,} tokens of the built-in text" if self.other_tokens else ""
+        table = Table()
+        headings = ["held-out", *(["built-in"] if self.other_tokens else []), "behind"]
+        table.add_column("candidate", no_wrap=True)
+        for heading in headings:
+            table.add_column(heading, justify="right")
         for trial in self.trials:
             distances = [f"{each:.3f}" for each in (trial.held_out, trial.other) if each is not None]
             error = "" if trial.error is None else f" ± {trial.error:.1%}"
             style = "bold" if trial.scorer == self.chosen else None
             table.add_row(trial.scorer, *distances, f"{trial.behind:.1%}{error}" if trial.behind else "", style=style)
-        return table
+        sentence = (
+            f"{self.chosen} was chosen, by the {distance} from the dense model after a trial cut, on "
+            f"{self.held_out_tokens:,} held-out calibration tokens{elsewhere}:"
+        )
+        return Group(Text(sentence), table)
 
     def warnings(self, removed: float) -> list[str]:
         """Return warnings if the cut by the chosen scorer costs more than usual, or breaks the model for other text.
@@ -253,10 +259,10 @@ def try_candidates(
             size = max(1, batch_tokens // text.length)
             share = processes.share(text, size)
             references.append(DenseReference(model, ffns, share, size, processes, device))
-    found: list[dict[str, Distances]] = [{} for _ in texts]
-    for name, each in progress(list(masks.items()), "Trying candidates") if progress else masks.items():
-        for distances, reference in zip(found, references, strict=True):
-            distances[name] = reference.distances(each)
+    found = []
+    for reference in references:  # of every text all candidates together, so that the dense model's head runs once
+        cuts = progress(list(masks.values()), "Trying candidates") if progress else masks.values()
+        found.append(dict(zip(masks, reference.distances_of(cuts), strict=True)))
     chosen, trials = choose(found[0], found[1] if len(found) > 1 else None)
     n_tokens = held_out.n_tokens, 0 if other is None else other.n_tokens
     return Choice(chosen, references[0].measure, *n_tokens, trials)

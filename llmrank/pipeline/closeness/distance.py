@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -26,6 +26,8 @@ __all__ = ["DenseReference", "Distances", "Measure"]
 Measure: TypeAlias = Literal["divergence", "squared error"]
 # For every sequence the sum of the distances of its tokens, and the number of these tokens.
 Distances: TypeAlias = tuple[list[float], list[int]]
+# Yields the predictions for a batch, band by band.
+Predictions: TypeAlias = Callable[[], Iterator[Prediction]]
 
 
 class DenseReference:
@@ -89,8 +91,27 @@ class DenseReference:
         CalibrationError
             The predictions hold NaN.
         """
-        with as_masked(self._ffns, masks, repaired), self._onloaded(), torch.no_grad():
-            return self._distances()
+        return self.distances_of([masks], repaired)[0]
+
+    @torch.no_grad()
+    def distances_of(
+        self, masks: Iterable[Masks], repaired: Mapping[str, RepairedMap] | None = None
+    ) -> list[Distances]:
+        """Return the distances of several pruned models, see :meth:`distances`; the dense model's head runs once for all.
+
+        The hidden states (or first outputs) of all of them are in memory together.
+        """
+        outputs = []
+        for each in masks:
+            with as_masked(self._ffns, each, repaired), self._onloaded():
+                outputs.append(list(self._outputs()))
+        found: list[Distances] = [([], []) for _ in outputs]
+        measure: Callable[..., list[Distances]] = _divergences if self.measure == "divergence" else _squared_errors
+        with evaluation_mode(self._model, self._ffns), self._onloaded():
+            for dense, (_, mask), *models in zip(self._dense, self._batches, *outputs, strict=True):
+                found = [_joined(each) for each in zip(found, measure(dense, models, mask), strict=True)]
+        parts = self._processes.gather(found)
+        return [_joined([part[k] for part in parts]) for k in range(len(found))]
 
     @torch.no_grad()
     def _outputs(self) -> Iterator[Any]:
@@ -103,28 +124,27 @@ class DenseReference:
                     inputs = model_inputs(self._model, ids, mask)[0]
                     yield first_output(run_body(self._model, inputs)).cpu().double()
 
-    def _distances(self) -> Distances:
-        distances: list[float] = []
-        counts: list[int] = []
-        measure: Callable[..., Distances] = _divergences if self.measure == "divergence" else _squared_errors
-        for dense, output, (_, mask) in zip(self._dense, self._outputs(), self._batches, strict=True):
-            with evaluation_mode(self._model, self._ffns):
-                batch_distances, batch_counts = measure(dense, output, mask)
-            distances += batch_distances
-            counts += batch_counts
-        parts = self._processes.gather((distances, counts))
-        return [value for part, _ in parts for value in part], [count for _, part in parts for count in part]
+
+def _joined(parts: Sequence[Distances]) -> Distances:
+    return [value for part, _ in parts for value in part], [count for _, part in parts for count in part]
 
 
-def _divergences(
-    dense: Callable[[], Iterator[Prediction]], model: Callable[[], Iterator[Prediction]], mask: torch.Tensor
-) -> Distances:
-    totals, counts = compare_predictions(dense(), model(), len(mask))
-    return totals[:, 0].tolist(), counts.tolist()
+def _divergences(dense: Predictions, models: Sequence[Predictions], mask: torch.Tensor) -> list[Distances]:
+    """Return the divergences of every model; only the logits of two bands are in memory together."""
+    bands = [model() for model in models]
+    totals = torch.zeros(len(models), len(mask), dtype=torch.float64)
+    counts = torch.zeros(len(mask), dtype=torch.int64)
+    for dense_band in dense():
+        for k, others in enumerate(bands):
+            of_band, of_tokens = compare_predictions([dense_band], [next(others)], len(mask))
+            totals[k] += of_band[:, 0]
+            counts += of_tokens if k == 0 else 0
+    return [(total.tolist(), counts.tolist()) for total in totals]
 
 
-def _squared_errors(dense: torch.Tensor, output: torch.Tensor, mask: torch.Tensor) -> Distances:
+def _squared_errors(dense: torch.Tensor, models: Sequence[torch.Tensor], mask: torch.Tensor) -> list[Distances]:
     if dense.shape[: mask.ndim] != mask.shape:  # one output a sequence, such as a classifier's
         mask = torch.ones(len(dense), dtype=torch.bool)
-    squares = (output - dense).square().reshape(*mask.shape, -1).sum(-1).where(mask, 0.0)
-    return squares.reshape(len(dense), -1).sum(1).tolist(), mask.reshape(len(dense), -1).sum(1).tolist()
+    counts = mask.reshape(len(dense), -1).sum(1).tolist()
+    squares = [(output - dense).square().reshape(*mask.shape, -1).sum(-1).where(mask, 0.0) for output in models]
+    return [(each.reshape(len(dense), -1).sum(1).tolist(), counts) for each in squares]
