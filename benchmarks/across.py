@@ -36,6 +36,7 @@ from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.pipeline.closeness.validation import repair_where_it_helps
 from llmrank.pipeline.registry import DEFAULTS, make_pruner, make_scorer
+from llmrank.pipeline.report import dtype_name
 from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.selection import choose_masks
@@ -88,7 +89,7 @@ class Study:
     """One model: its calibration, its ranks, and its losses on the evaluation text."""
 
     def __init__(self, source: str, options: argparse.Namespace) -> None:
-        loaded = checkpoint.load(source, dtype="float32")
+        loaded = checkpoint.load(source, dtype=options.dtype)
         self.model, self.tokenizer, length = loaded.model, loaded.tokenizer, options.sequence_length
         self.ffns = find_ffns(self.model)
         self.texts = read(options.wikitext / "test.txt", loaded.tokenizer, options.evaluate, length)
@@ -106,6 +107,7 @@ class Study:
             "calibration": self.parts[0].provenance(),
             "evaluation": self.texts.provenance(),
             "other": self.other.provenance(),
+            "dtype": dtype_name(self.model),
         }
 
     def losses(self) -> dict[str, Any]:
@@ -202,7 +204,9 @@ def table(results: dict[str, Any]) -> str:
             dense = kind_of(found["dense"], kind)
             if dense is None:
                 continue
-            lines += ["", f"## {name} on {kind}: dense {Perplexity.of(dense['losses'], dense['counts']).value:.2f}", ""]
+            dtype = found["protocol"].get("dtype", "float32")
+            value = f"{Perplexity.of(dense['losses'], dense['counts']).value:.2f}"
+            lines += ["", f"## {name} on {kind}: dense {value}{'' if dtype == 'float32' else f' ({dtype})'}", ""]
             for repair in REPAIRS:
                 lines += _rows([row for row in found["rows"] if row["repair"] == repair and kind_of(row, kind)], kind)
     return "\n".join(lines).rstrip() + "\n"
@@ -270,6 +274,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16, help="calibration sequences (%(default)s)")
     parser.add_argument("--evaluate", type=int, default=8, help="evaluation sequences (%(default)s)")
     parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--dtype", default="float32", help="bfloat16 for models that take too long (%(default)s)")
     parser.add_argument("--output", type=Path, default=RESULTS / "across.json")
     options = parser.parse_args()
     check_wikitext(parser, options)
