@@ -21,7 +21,7 @@ class AutoScorer(BaseScorer):
     Parameters
     ----------
     *candidates : BaseScorer
-        Where the trials show no difference, the earlier one is taken. By default :func:`default_candidates`.
+        The first one is taken unless another is clearly better. By default :func:`default_candidates`.
 
     Raises
     ------

@@ -1,9 +1,9 @@
 """The choice among candidate scorers: each is tried by a cut, and the pruned models are compared with the dense one.
 
 Two kinds of text count: held-out tokens of the calibration text, and text of another kind, which no score was computed from: the
-built-in text. The candidate is chosen whose divergences from the dense model have the lowest geometric mean over both. So both
-kinds count equally, by how many times closer one candidate is than another, though divergences on other text are larger. A
-candidate that comes earlier is taken if it is not behind by more than two standard errors, so that noise does not choose.
+built-in text. What counts is the geometric mean of a candidate's divergences from the dense model on both. So both kinds count
+equally, by how many times closer one candidate is than another, though divergences on other text are larger. The first candidate
+is kept unless it is behind the closest one by more than two standard errors; then the closest is taken. So noise does not choose.
 
 The divergence counts and not the loss, because held-out tokens often continue the very text that the statistics are from: there
 the loss favours scores that fit this text (benchmarks/LOG.md).
@@ -85,7 +85,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """The scorer that was chosen, and the trials of all candidates.
+    """The scorer that was chosen, and the trials of all candidates, in their order.
 
     Attributes
     ----------
@@ -124,7 +124,8 @@ class Choice:
             table.add_row(trial.scorer, *distances, f"{trial.behind:.1%}{error}" if trial.behind else "", style=style)
         sentence = (
             f"{self.chosen} was chosen, by the {distance} from the dense model after a trial cut, on "
-            f"{self.held_out_tokens:,} held-out calibration tokens{elsewhere}:"
+            f"{self.held_out_tokens:,} held-out calibration tokens{elsewhere}. The first candidate stays unless it is behind by more "
+            "than two standard errors:"
         )
         return Group(Text(sentence), table)
 
@@ -305,7 +306,7 @@ def choose(held_out: Mapping[str, Distances], other: Mapping[str, Distances] | N
             behind, error = ratio - 1.0, ratio * math.sqrt(sum(squares)) / len(texts)
         elsewhere = means[1][name] if len(texts) > 1 else None
         trials.append(Trial(name, means[0][name], elsewhere, behind, error))
-    return next(trial.scorer for trial in trials if trial.is_level), tuple(trials)
+    return trials[0].scorer if trials[0].is_level else closest, tuple(trials)
 
 
 def _log(mean: float) -> float:

@@ -38,7 +38,7 @@ def test_both_kinds_of_text_count_by_ratios() -> None:
     assert choose(held_out, None)[0] == "a"
 
 
-def test_an_earlier_candidate_wins_if_it_is_behind_by_less_than_two_errors() -> None:
+def test_the_first_candidate_stays_if_it_is_behind_by_less_than_two_errors() -> None:
     noisy = {"a": level(0.42, 0.05), "b": level(0.40, -0.05)}
     chosen, trials = choose(noisy, None)
     assert chosen == "a"
@@ -46,6 +46,8 @@ def test_an_earlier_candidate_wins_if_it_is_behind_by_less_than_two_errors() -> 
     assert trials[0].behind == pytest.approx(0.42 / 0.40 - 1)
     assert trials[0].error == pytest.approx(0.42 / 0.40 * (0.1 / 3**0.5) / 0.42)
     assert choose({"a": level(0.41), "b": level(0.40)}, None)[0] == "b"
+    # If the first is clearly behind, the closest one is taken, and not another that is level with it.
+    assert choose({"first": level(0.9), "a": level(0.42, 0.05), "b": level(0.40, -0.05)}, None)[0] == "b"
 
 
 def test_errors_of_two_texts_add_up_as_squares() -> None:
