@@ -124,8 +124,8 @@ class Choice:
             table.add_row(trial.scorer, *distances, f"{trial.behind:.1%}{error}" if trial.behind else "", style=style)
         sentence = (
             f"{self.chosen} was chosen, by the {distance} from the dense model after a trial cut, on "
-            f"{self.held_out_tokens:,} held-out calibration tokens{elsewhere}. The first candidate stays unless it is behind by more "
-            "than two standard errors:"
+            f"{self.held_out_tokens:,} held-out calibration tokens{elsewhere}. The first candidate stays unless it is behind by "
+            "more than two standard errors:"
         )
         return Group(Text(sentence), table)
 
