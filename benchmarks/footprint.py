@@ -39,6 +39,7 @@ from llmrank.models.demo_models import demo_model
 from llmrank.models.linear_map import in_features, out_features
 from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.score.model_graph import build_graphs
+from llmrank.score.pagerank import default_scorer
 from llmrank.surgery import checkpoint
 
 # The time of a dense pass is the median of this many.
@@ -83,13 +84,13 @@ def dense_pass(model: Any, sequences: TokenSequences) -> tuple[float, int]:
 def load_kernels(model: nn.Module) -> int | None:
     """Rank one FFN, which loads all that a process loads once; return the bytes by which the process grew."""
     ffns = find_ffns(model)[:1]
-    scorer = make_scorer(DEFAULTS["scorer"])
+    scorer = default_scorer()
     (graph,) = build_graphs(ffns, statistics_for(ffns), "isolated")
     return peak_growth(lambda: scorer.rank(graph.graph, graph.statistics))
 
 
 def measure(
-    model: Any, write_text: Callable[[], TokenSequences], texts: TokenSequences, amount: float
+    model: Any, tokenizer: Any, write_text: Callable[[], TokenSequences], texts: TokenSequences, amount: float
 ) -> dict[str, Any]:
     """Write the calibration text, prune as the command line does by default, and evaluate before and after."""
     pass_seconds, multiply_adds = dense_pass(model, texts)
@@ -108,7 +109,7 @@ def measure(
     (calibration,) = written
     pipeline = PIPELINES.find(DEFAULTS["pipeline"])(
         model,
-        None,
+        tokenizer,
         scorer=make_scorer(DEFAULTS["scorer"]),
         pruner=make_pruner(DEFAULTS["pruner"], amount=amount),
         repair=make_repair(DEFAULTS["repair"]),
@@ -120,11 +121,13 @@ def measure(
     part("evaluate before", lambda: perplexity(model, texts))
     part("prune", pipeline.run)
     part("evaluate after", lambda: perplexity(model, texts))
+    choice_seconds = 0.0 if pipeline.report is None else pipeline.report.seconds.get("choose", 0.0)
     passes = len(calibration) + 2 * len(texts)
     return {
         "sequences": {"calibration": len(calibration), "evaluation": len(texts)},
         "dense_pass_seconds": pass_seconds,
         "parts": parts,
+        "choice_seconds": choice_seconds,
         "work": sum(entry["passes"] for entry in parts.values()) / passes,
         "time": sum(entry["seconds"] for entry in parts.values()) / (passes * pass_seconds),
         "model": weights,
@@ -142,7 +145,10 @@ def megabytes(size: int | None) -> str:
 def table(results: dict[str, Any]) -> str:
     """Return the results in markdown."""
     rows = list(results["rows"].values())
-    heads = "calibration, evaluation|work|time|write s|prune s|evaluate s|a pass|to write|to prune|to evaluate|states|moments"
+    heads = (
+        "calibration, evaluation|work|time|write s|prune s (choose s)|evaluate s|a pass|to write|to prune|to evaluate|states|"
+        "moments"
+    )
     lines = [
         "`llmrank prune` with its defaults; one pass of calibration and two of evaluation are 1.0, writing what is calibrated on",
         "comes on top (in brackets: without it). Memory: the most beside the model",
@@ -159,13 +165,16 @@ def table(results: dict[str, Any]) -> str:
         passes = sequences["calibration"] + 2 * sequences["evaluation"]
         work = row["work"], row["work"] - written["passes"] / passes
         time = row["time"], row["time"] - written["seconds"] / (passes * row["dense_pass_seconds"])
-        seconds = written["seconds"], parts["prune"]["seconds"], sum(part["seconds"] for part in evaluations)
+        pruning = f"{parts['prune']['seconds']:.0f} ({row.get('choice_seconds', 0.0):.0f})"
+        evaluating = sum(part["seconds"] for part in evaluations)
         evaluating_peak = max(part["peak_memory"] or 0 for part in evaluations) or None
         peaks = written["peak_memory"], parts["prune"]["peak_memory"], evaluating_peak
         cells = [
             f"{sequences['calibration']}, {sequences['evaluation']}",
             *(f"{total:.2f} ({without:.2f})" for total, without in (work, time)),
-            *(f"{number:.0f}" for number in seconds),
+            f"{written['seconds']:.0f}",
+            pruning,
+            f"{evaluating:.0f}",
             *map(megabytes, (row["pass_memory"], *peaks, row["hidden_states"], row["second_moments"])),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -201,7 +210,7 @@ def main() -> None:
         grown = load_kernels(model)
         results.setdefault("kernels", grown)
         write_text = partial(generate_text, model, tokenizer, options.samples, length)
-        rows[str(options.samples)] = measure(model, write_text, texts, options.amount)
+        rows[str(options.samples)] = measure(model, tokenizer, write_text, texts, options.amount)
         write(options.output, results)
         write(options.output.with_suffix(".md"), table(results))
     print(table(results))

@@ -63,7 +63,7 @@ def test_going_past_an_ffn_alone_is_seen_in_the_work(monkeypatch: pytest.MonkeyP
     sequences = tokenise(token_ids(8, 24), None, 8, 24)
 
     def passes() -> float:
-        row = footprint.measure(tiny_llama(), lambda: sequences, sequences, 0.25)
+        row = footprint.measure(tiny_llama(), None, lambda: sequences, sequences, 0.25)
         found: float = row["parts"]["prune"]["passes"]
         return found
 
