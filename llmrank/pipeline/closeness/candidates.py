@@ -11,6 +11,7 @@ the loss favours scores that fit this text (benchmarks/LOG.md).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -32,6 +33,8 @@ from llmrank.pipeline.closeness.distance import DenseReference, Distances, Measu
 from llmrank.prune.masks import Masks
 
 __all__ = ["Choice", "Trial", "choose", "other_text", "pieces", "tokens_of_a_trial", "try_candidates"]
+
+logger = logging.getLogger(__name__)
 
 # Largest length of the sequences that candidates are compared on, and how many there are at least: many short ones have a smaller
 # error than a few long ones, and a better known one.
@@ -265,6 +268,10 @@ def try_candidates(
         cuts = progress(list(masks.values()), "Trying candidates") if progress else masks.values()
         found.append(dict(zip(masks, reference.distances_of(cuts), strict=True)))
     chosen, trials = choose(found[0], found[1] if len(found) > 1 else None)
+    for trial in trials:
+        elsewhere = "" if trial.other is None else f", {trial.other:.4g} on the built-in text"
+        logger.info("candidate %s: %.4g on held-out tokens%s", trial.scorer, trial.held_out, elsewhere)
+    logger.info("chose %s by %s", chosen, references[0].measure)
     n_tokens = held_out.n_tokens, 0 if other is None else other.n_tokens
     return Choice(chosen, references[0].measure, *n_tokens, trials)
 

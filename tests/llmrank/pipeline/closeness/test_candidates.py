@@ -112,7 +112,9 @@ class Worst(BaseScorer):
 
 @pytest.mark.parametrize("pruner", [LocalPruner(0.5), GlobalPruner(0.5), SensitivityPruner(0.5)])
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_pipeline_takes_the_better_one_and_reports_it(pruner: Any, order: int) -> None:
+def test_a_pipeline_takes_the_better_one_and_reports_it(
+    pruner: Any, order: int, caplog: pytest.LogCaptureFixture
+) -> None:
     # The first FFN matters, and its neurons are very unequal, so that a cut of the wrong ones shows.
     model = tiny_llama()
     with torch.no_grad():
@@ -122,7 +124,10 @@ def test_a_pipeline_takes_the_better_one_and_reports_it(pruner: Any, order: int)
     calibration = CalibrationText(text(24 * 30), 16, 24)
     options: dict[str, Any] = {"calibration": calibration, "pruner": pruner, "scorer": AutoScorer(*candidates)}
     pipeline = IsolatedFFNPipeline(model, tokenizer(), **options)
-    pipeline.run()
+    with caplog.at_level("INFO", "llmrank"):
+        pipeline.run()
+    assert "chose activation by divergence" in caplog.text
+    assert all(f"candidate {each.label()}: " in caplog.text for each in candidates)
     report = pipeline.report
     assert report is not None
     assert report.choice is not None
