@@ -123,8 +123,8 @@ def _optipfair(model: Any, ffns: FFNs, sequences: TokenSequences, amount: float,
     keep = {}
     for ffn in ffns:
         gate = ffn.stages[0][0]
-        left = {row.numpy().tobytes() for row in modules[gate.name].weight.detach()}
-        keep[ffn.name] = torch.tensor([row.numpy().tobytes() in left for row in gate.weight])
+        left = {row.float().numpy().tobytes() for row in modules[gate.name].weight.detach()}
+        keep[ffn.name] = torch.tensor([row.float().numpy().tobytes() in left for row in gate.weight])
     return Masks(keep)
 
 

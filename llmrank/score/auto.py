@@ -67,8 +67,7 @@ def default_candidates() -> tuple[BaseScorer, ...]:
     return (
         default_scorer(),
         WeightedPageRankScorer(gamma=0.35, edges="gate"),
-        WeightedPageRankScorer(gamma=0.1, edges="gate"),
         WeightedPageRankScorer(gamma=0.35, edges="energy"),
-        ActivationScorer(),
         WandaSPScorer(),
+        ActivationScorer(),
     )

@@ -3,7 +3,8 @@
 Two kinds of text count: held-out tokens of the calibration text, and text of another kind, which no score was computed from: the
 built-in text. What counts is the geometric mean of a candidate's divergences from the dense model on both. So both kinds count
 equally, by how many times closer one candidate is than another, though divergences on other text are larger. The first candidate
-is kept unless it is behind the closest one by more than two standard errors; then the closest is taken. So noise does not choose.
+is kept unless it is behind the closest one by more than a standard error; then the closest is taken. Where the trials cannot tell
+candidates apart, noise therefore does not choose.
 
 The divergence counts and not the loss, because held-out tokens often continue the very text that the statistics are from: there
 the loss favours scores that fit this text (benchmarks/LOG.md).
@@ -39,8 +40,6 @@ logger = logging.getLogger(__name__)
 # Largest length of the sequences that candidates are compared on, and how many there are at least: many short ones have a smaller
 # error than a few long ones, and a better known one.
 PIECE, FEWEST_PIECES = 128, 8
-# A candidate is level with the closest one if it is behind by at most so many standard errors.
-ERRORS = 2.0
 # Tokens of each kind of text: at least so many that scores can differ, at most so many that the trials stay cheap.
 FEWEST_TOKENS, MOST_TOKENS = PIECE, 16 * PIECE
 # Divergence on the calibration's kind of text for each share of the neurons that a cut removes: at 30 % it is up to 0.55 nats on
@@ -82,8 +81,8 @@ class Trial:
 
     @property
     def is_level(self) -> bool:
-        """Whether the candidate is not behind the closest one by more than :data:`ERRORS`."""
-        return self.behind <= ERRORS * (self.error or 0.0)
+        """Whether the candidate is not behind the closest one by more than a standard error."""
+        return self.behind <= (self.error or 0.0)
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class Choice:
         sentence = (
             f"{self.chosen} was chosen, by the {distance} from the dense model after a trial cut, on "
             f"{self.held_out_tokens:,} held-out calibration tokens{elsewhere}. The first candidate stays unless it is behind by "
-            "more than two standard errors:"
+            "more than a standard error:"
         )
         return Group(Text(sentence), table)
 
