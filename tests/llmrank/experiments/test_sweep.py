@@ -262,7 +262,7 @@ def test_a_grid_grows(settings: dict[str, Any], passes: Counter[str]) -> None:
 def test_a_calibration_is_replaced_when_the_next_is_there(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, passes: Counter[str]
 ) -> None:
-    llmrank.sweep(tiny(), repairs=["none"], **settings)
+    llmrank.sweep(tiny(), repairs=["none"], scorers=["wpr"], **settings)
     with monkeypatch.context() as failing:
 
         def fail(*_: Any, **__: Any) -> None:
@@ -270,7 +270,7 @@ def test_a_calibration_is_replaced_when_the_next_is_there(
 
         failing.setattr(model_study, "collect_statistics", fail)
         with pytest.raises(MemoryError):
-            llmrank.sweep(tiny(), repairs=["lstsq"], **settings)
+            llmrank.sweep(tiny(), repairs=["lstsq"], scorers=["wpr"], **settings)
     passes.clear()
     llmrank.sweep(tiny(), repairs=["none"], scorers=["norm"], **settings)
     assert passes == {"rows": 1}

@@ -35,6 +35,7 @@ from llmrank.pipeline import BasePipeline
 from llmrank.pipeline.registry import SCORERS
 from llmrank.pipeline.specs import split_spec
 from llmrank.score import AutoScorer, BaseScorer, ExpertScorer
+from llmrank.score.pagerank import default_scorer
 from llmrank.surgery.apply import temporarily_masked
 from llmrank.surgery.files import atomic_directory, check_output
 
@@ -99,7 +100,8 @@ def add_inspect_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--open", action="store_true", help="open the page in a browser")
     add_model_options(command.add_argument_group("model"))
     add_method_options(command, prunes=False)
-    command.set_defaults(calibration=BuiltInText.name)
+    # People come to see a graph and its rank, and a choice may take a score that no graph explains.
+    command.set_defaults(calibration=BuiltInText.name, scorer=default_scorer().label())
 
 
 def run_inspect(options: argparse.Namespace, console: Console) -> int:

@@ -65,6 +65,14 @@ def test_it_prints_one_row_for_each_layer(checkpoint: Path, corpus: Path, capsys
     assert "--output" in output
 
 
+def test_a_scorer_can_be_chosen_by_trial(checkpoint: Path, corpus: Path, capsys: Any) -> None:
+    common = (checkpoint, "--calibration", corpus, *SHORT, "--compare", "norm")
+    output = shown(capsys, *common, "--scorer", "random,wpr:gamma=0.9")
+    assert "scored by random" in output or "scored by wpr:gamma=0.9" in output
+    assert "norm" in output
+    assert "auto" not in output
+
+
 def test_it_says_what_the_columns_mean(checkpoint: Path, corpus: Path, capsys: Any) -> None:
     output = shown(capsys, checkpoint, "--calibration", corpus, *SHORT, "--amount", "0.25", "--compare", "none")
     for word in ("dead:", "effective:", "top 1 %:", "Gini:", "highest:", "keeps:", "Spearman:", "25 %"):

@@ -682,7 +682,20 @@ def test_how_to_load_tells_unequal_widths_from_unsayable_ones(
     shown = capsys.readouterr().out
     assert "all 32 wide, which its configuration cannot say: load it with llmrank.load" in shown
     assert "differ in width" not in shown
-    assert run("prune", checkpoint, "--output", tmp_path / "b", "--pruner", "global:normalize=zscore", *common) == 0
+    assert (
+        run(
+            "prune",
+            checkpoint,
+            "--output",
+            tmp_path / "b",
+            "--pruner",
+            "global:normalize=zscore",
+            *common,
+            "--scorer",
+            "wpr",
+        )
+        == 0
+    )
     assert "differ in width" in capsys.readouterr().out
 
 
