@@ -54,6 +54,7 @@ PEER = "optipfair, MAW with data"
 ROWS = {
     DEFAULT[0]: ("local",),
     "wpr:gamma=0.1,edges=gate": ("local", "sensitivity"),
+    "wpr:gamma=0.15,edges=gate": ("local",),
     "wpr:gamma=0.2,edges=gate": ("local",),
     "wpr:gamma=0.35,edges=gate": ("local",),
     "wpr:gamma=0.5,edges=gate": ("local",),
