@@ -8,10 +8,9 @@ from llmrank.score.auto import AutoScorer
 from llmrank.score.base_scorer import BaseScorer
 from llmrank.score.baselines import ActivationScorer, NormScorer, RandomScorer
 from llmrank.score.experts import EANScorer, ExpertScorer, FrequencyScorer, MoNEScorer, REAPScorer
-from llmrank.score.flap import FLAPScorer
 from llmrank.score.forward_backward import ForwardBackwardScorer
 from llmrank.score.pagerank import ModifiedPageRankScorer, WeightedPageRankScorer
-from llmrank.score.wanda import WandaScorer, WandaSPScorer
+from llmrank.score.weighted_statistics import FLAPScorer, WandaScorer, WandaSPScorer
 
 __all__ = [
     "ActivationScorer",

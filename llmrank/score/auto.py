@@ -8,7 +8,7 @@ from llmrank.errors import OptionError
 from llmrank.score.base_scorer import BaseScorer
 from llmrank.score.baselines import ActivationScorer
 from llmrank.score.pagerank import WeightedPageRankScorer, default_scorer
-from llmrank.score.wanda import WandaSPScorer
+from llmrank.score.weighted_statistics import WandaSPScorer
 
 __all__ = ["AutoScorer", "default_candidates"]
 

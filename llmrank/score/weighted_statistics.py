@@ -1,4 +1,4 @@
-"""Wanda and Wanda-sp: weights times activation norms, for the edges into a node (Wanda) or out of it (Wanda-sp)."""
+"""Scores that multiply statistics by the weights on one side of a node: into it (Wanda), or out of it (Wanda-sp, FLAP)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llmrank.calibration.statistics import LayerStatistics
 from llmrank.score.base_scorer import BaseScorer, OutgoingScorer
 from llmrank.score.baselines import check_norm_order
 
-__all__ = ["WandaSPScorer", "WandaScorer"]
+__all__ = ["FLAPScorer", "WandaSPScorer", "WandaScorer"]
 
 
 @dataclass
@@ -59,3 +59,21 @@ class WandaSPScorer(OutgoingScorer):
 
     def _activation_factor(self, statistics: LayerStatistics) -> torch.Tensor:
         return statistics.norm
+
+
+@dataclass
+class FLAPScorer(OutgoingScorer):
+    """FLAP's weighted input feature variance (WIFV): ``Var(x_j) * ||down_:j||_2^2`` for hidden neuron j.
+
+    In an FFN with one hidden layer, this is the mean squared error of the output if neuron j alone is removed and a bias makes up
+    for the neuron's mean.
+    Source: An et al. 2023 (arXiv 2312.11983).
+    """
+
+    name: ClassVar[str] = "flap"
+
+    def _weight_factor(self, outgoing: torch.Tensor) -> torch.Tensor:
+        return outgoing.square().sum(0)
+
+    def _activation_factor(self, statistics: LayerStatistics) -> torch.Tensor:
+        return statistics.variance
