@@ -124,7 +124,7 @@ def gains(
         f"| time to build and rank the graph of 4 FFNs, {chain['edges'] / 1e6:.0f} M edges | {_total_seconds(own) * 1e3:.1f} ms "
         f"| {_total_seconds(peer) * 1e3:.0f} ms ({peer['name']}) |"
     )
-    head = f"| perplexity, {CHOSEN_AT:.0%} of the hidden neurons removed | llmrank | best other |"
+    head = f"| perplexity as cut, {CHOSEN_AT:.0%} of the hidden neurons removed | llmrank | best other |"
     return {"gains": "\n".join([head, "| --- | ---: | ---: |", *lines])}
 
 
@@ -143,7 +143,7 @@ def every_model(across: dict[str, Any]) -> list[str]:
             ours.append(f"{_perplexity(own):.2f}")
             others.append(f"{_behind(own, measured[best])}, {OTHERS[best]}")
         lines.append(
-            f"| {model.removesuffix('.Q4_1')}, dense {' and '.join(dense)}, as cut | {' and '.join(ours)} | {'; '.join(others)} |"
+            f"| {model.removesuffix('.Q4_1')}, dense {' and '.join(dense)} | {' and '.join(ours)} | {'; '.join(others)} |"
         )
     return lines
 
