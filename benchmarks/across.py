@@ -205,7 +205,7 @@ def table(results: dict[str, Any]) -> str:
             dense = kind_of(found["dense"], kind)
             if dense is None:
                 continue
-            dtype = found["protocol"].get("dtype", "float32")
+            dtype = found.get("protocol", {}).get("dtype", "float32")
             value = f"{Perplexity.of(dense['losses'], dense['counts']).value:.2f}"
             lines += ["", f"## {name} on {kind}: dense {value}{'' if dtype == 'float32' else f' ({dtype})'}", ""]
             for repair in REPAIRS:
@@ -227,6 +227,9 @@ def _rows(found: list[dict[str, Any]], kind: str) -> list[str]:
         if any((*pair, amount) in rows for amount in amounts):
             cells = [_cell(rows.get((*pair, amount)), rows.get((*DEFAULT, amount))) for amount in amounts]
             lines.append(f"| {pair[0]}, {pair[1].replace(':normalize=', ', ')} | {' | '.join(cells)} |")
+    chosen = {row["amount"]: row["choice"]["chosen"] for row in found if "choice" in row}
+    if chosen:
+        lines.append(f"| {AutoScorer.name} chose | {' | '.join(chosen.get(amount, '') for amount in amounts)} |")
     return [*lines, ""]
 
 

@@ -42,6 +42,7 @@ def test_across_keeps_both_kinds_of_text_apart() -> None:
         return {**about, **prose, "other": other}
 
     models = {"tiny": {"dense": row("", 1.0, 2.0), "rows": [row(across.DEFAULT[0], 1.5, 3.0), row("flap", 1.6, 2.9)]}}
+    models["tiny"]["rows"][0]["choice"] = {"chosen": "norm"}
     lines = across.table({"models": models}).splitlines()
     prose, other = (
         lines.index("## tiny on WikiText-2: dense 2.72"),
@@ -49,3 +50,4 @@ def test_across_keeps_both_kinds_of_text_apart() -> None:
     )
     assert "| flap, local | 4.95 (+0.100 ± 0.000) |" in lines[prose:other]
     assert "| flap, local | 18.17 (-0.100 ± 0.000) |" in lines[other:]
+    assert lines[prose:].count("| auto chose | norm |") == 2
