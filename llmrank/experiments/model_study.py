@@ -34,7 +34,7 @@ from llmrank.pipeline import BasePipeline, IsolatedFFNPipeline
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.options import RankedText
 from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
-from llmrank.pipeline.report import environment, json_safe, model_source, repair_notes
+from llmrank.pipeline.report import choice_notes, environment, json_safe, model_source, repair_notes
 from llmrank.prune.masks import Masks
 from llmrank.score import AutoScorer
 from llmrank.score.model_graph import ModelGraph
@@ -280,15 +280,16 @@ class ModelStudy:
         pipeline.sensitivities = self._sensitivities[without_repair]
         masks = pipeline.choose_masks(graphs, ranks)
         choice = None if pipeline.choice is None else pipeline.choice.to_dict()
+        notes = choice_notes(pipeline.candidates, pipeline.choice, masks.removed_share)
         if pipeline.repair is None:
-            return _Pruned(masks, {}, choice, None, [])
+            return _Pruned(masks, {}, choice, None, notes)
         masks, repaired = pipeline.repair_output_maps(
             self._ffns, masks, sequences, self._record, graphs, held_out=held_out
         )
         fit_sequences = sequences if held_out is not None else sequences.parts[0]
         too_few = pipeline.token_warning(self._ffns, fit_sequences.n_tokens)
         validation = pipeline.validation
-        notes = repair_notes(pipeline.repair, validation, too_few)
+        notes += repair_notes(pipeline.repair, validation, too_few)
         return _Pruned(masks, repaired, choice, None if validation is None else asdict(validation), notes)
 
     @contextmanager

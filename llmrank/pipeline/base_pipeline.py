@@ -61,7 +61,7 @@ class BasePipeline(PipelineStages):
         A mapping (``path_to_layers``, ``path_to_modules``) that names Linears whose rows are pruned, as in the paper. By default
         the FFNs are found in the model.
     scorer : BaseScorer, optional
-        That of :func:`llmrank.score.pagerank.default_scorer` by default.
+        That of :func:`llmrank.score.pagerank.default_scorer` by default. An :class:`llmrank.score.AutoScorer` is tried first.
     pruner : BasePruner, optional
         :class:`LocalPruner` of 30 % by default. A pruner that needs sensitivities is refused with a `structure_dict`.
     device : str or torch.device, optional
@@ -106,6 +106,9 @@ class BasePipeline(PipelineStages):
     validation : Validation or None
         After :meth:`run` with a repair: how far the model as cut and the repaired model are from the dense one; None if nothing
         could be held out.
+    choice : Choice or None
+        After :meth:`run` with an :class:`llmrank.score.AutoScorer`: the trials of all candidates, and the scorer that was chosen;
+        None if nothing could be held out. :attr:`chosen_scorer` is the scorer itself.
     report : Report or None
         After :meth:`run`: the protocol and the outcome.
     masks : Masks or None

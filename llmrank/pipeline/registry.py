@@ -20,6 +20,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from importlib import metadata
 from typing import Any, Generic, TypeVar, get_type_hints
@@ -268,9 +269,15 @@ def make_scorer(spec: str | BaseScorer | Sequence[str | BaseScorer], **options: 
     {'candidates': ['wpr:gamma=0.2,edges=gate', 'activation']}
     """
     specs = split_specs([spec]) if isinstance(spec, str) else spec
-    if isinstance(specs, (list, tuple)) and len(specs) > 1:
-        return AutoScorer(*(SCORERS.make(each, **options) for each in specs))
-    return SCORERS.make(spec, **options)  # type: ignore[arg-type]  # it raises for what is neither text nor a scorer
+    if not isinstance(specs, (list, tuple)) or not specs:
+        return SCORERS.make(spec, **options)  # type: ignore[arg-type]  # it raises for what is neither text nor a scorer
+    made = []
+    for each in specs:
+        made.append(SCORERS.make(each, **options))
+        if isinstance(each, str) and not options:
+            with suppress(AttributeError):  # a class of another package may have slots
+                object.__setattr__(made[-1], "written", each)  # it may be frozen
+    return made[0] if len(made) == 1 else AutoScorer(*made)
 
 
 def make_pruner(spec: str | BasePruner, **options: Any) -> BasePruner:

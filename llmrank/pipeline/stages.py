@@ -215,7 +215,7 @@ class PipelineStages:
 
     @property
     def holds_out(self) -> bool:
-        """Whether the run needs calibration sequences that nothing is computed from."""
+        """Whether the run needs held-out calibration sequences, for a repair or for a choice."""
         return self.repair is not None or len(self.candidates) > 1
 
     def calibration_texts(self) -> tuple[TokenSequences, TokenSequences | None]:
@@ -279,22 +279,20 @@ class PipelineStages:
         noted = None if self.work is None else self.work.progress("choice")
         if noted is not None:
             return Choice.of_dict(noted)
-        pruner = pruner or self.pruner
+        # An override of choose_masks() may lack the argument.
+        given = () if pruner is None else (pruner,)
+        needs_sensitivity = (pruner or self.pruner).needs_sensitivity
         masks = {}
         for each in self.progress(self.candidates, "Ranking by every candidate") if self.progress else self.candidates:
             ranks = rank_graphs(each, graphs)
-            cut = (
-                self.trial_masks(graphs, ranks)
-                if pruner.needs_sensitivity
-                else self.choose_masks(graphs, ranks, pruner)
-            )
+            cut = self.trial_masks(graphs, ranks) if needs_sensitivity else self.choose_masks(graphs, ranks, *given)
             masks[each.label()] = Masks(self.processes.first(dict(cut)))
         tokens = tokens_of_a_trial(sequences.n_tokens, len(self.candidates))
         choice = try_candidates(
             self.model,
             ffns,
             masks,
-            pieces(kept, tokens),
+            pieces(kept, tokens, sequences),
             other_text(sequences, self.tokenizer, tokens),
             # With weights on disk, every pass reads all of them, so there is one pass for each text.
             self.calibration.batch_size * sequences.length if self.work is None else 2 * tokens,

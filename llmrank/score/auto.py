@@ -14,14 +14,14 @@ __all__ = ["AutoScorer", "default_candidates"]
 
 
 class AutoScorer(BaseScorer):
-    """Several scorers, of which a pipeline takes one: each is tried by a cut, on tokens that no score was computed from.
+    """Several scorers, of which a pipeline takes one: each is tried by a cut.
 
     How it is chosen is told at :mod:`llmrank.pipeline.closeness.candidates`.
 
     Parameters
     ----------
     *candidates : BaseScorer
-        The first one is taken unless another is clearly better. By default :func:`default_candidates`.
+        The first one is taken unless another is ahead by more than a standard error. By default :func:`default_candidates`.
 
     Raises
     ------
@@ -40,7 +40,8 @@ class AutoScorer(BaseScorer):
         self.candidates = candidates or default_candidates()
         for each in self.candidates:
             if not isinstance(each, BaseScorer) or isinstance(each, AutoScorer):
-                raise OptionError(f"expected scorers such as wpr to choose from, got {each!r}")
+                got = "auto, which is a choice itself; leave it out" if isinstance(each, AutoScorer) else repr(each)
+                raise OptionError(f"expected scorers such as wpr to choose from, got {got}")
         labels = [each.label() for each in self.candidates]
         if len(set(labels)) < len(labels):
             raise OptionError(f"expected different scorers to choose from, got {', '.join(labels)}")

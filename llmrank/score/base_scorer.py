@@ -34,6 +34,8 @@ class BaseScorer:
 
     # The name in the registries and on the command line. A class of this package that sets no name itself is not listed there.
     name: ClassVar[str]
+    # The spec that a scorer was made from, if it was.
+    written: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # A subclass that overrides only score() gets the rank() of BaseScorer, which calls score(); an inherited rank() may not.
@@ -156,10 +158,10 @@ class BaseScorer:
 
     def parameters(self) -> dict[str, Any]:
         """Return the settings of the scorer for reports: its public attributes."""
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "written"}
 
     def label(self) -> str:
-        """Return the name of the scorer with the parameters that differ from their defaults, as on the command line.
+        """Return the spec that the scorer was made from, or its name with the parameters that differ from their defaults.
 
         Examples
         --------
@@ -167,6 +169,8 @@ class BaseScorer:
         >>> WeightedPageRankScorer(gamma=0.2).label()
         'wpr:gamma=0.2'
         """
+        if self.written is not None:
+            return self.written
         name: str = vars(type(self)).get("name", type(self).__name__)
         defaults = inspect.signature(type(self)).parameters
         written = [

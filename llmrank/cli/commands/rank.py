@@ -17,7 +17,7 @@ from llmrank.errors import OptionError
 from llmrank.models import find_ffns
 from llmrank.pipeline.options import RankedText
 from llmrank.pipeline.registry import DEFAULTS
-from llmrank.pipeline.report import model_source
+from llmrank.pipeline.report import json_safe, model_source
 from llmrank.prune.masks import Masks
 from llmrank.score.ranking import SETTINGS, Ranking
 from llmrank.surgery import checkpoint
@@ -100,7 +100,7 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
         "layers": ffns.sizes,
         "pipeline": options.pipeline,
         "scorer": options.scorer if len(pipeline.candidates) == 1 else pipeline.chosen_scorer.label(),
-        "choice": None if pipeline.choice is None else pipeline.choice.to_dict(),
+        "choice": None if pipeline.choice is None else json_safe(pipeline.choice.to_dict()),
         "calibration": sequences.provenance(),
     }
     scores = {k: v for graph, rank in zip(graphs, ranks, strict=True) for k, v in graph.importance(rank).items()}

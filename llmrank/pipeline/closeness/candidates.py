@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -42,11 +43,11 @@ logger = logging.getLogger(__name__)
 PIECE, FEWEST_PIECES = 128, 8
 # Tokens of each kind of text: at least so many that scores can differ, at most so many that the trials stay cheap.
 FEWEST_TOKENS, MOST_TOKENS = PIECE, 16 * PIECE
-# Divergence on the calibration's kind of text for each share of the neurons that a cut removes: at 30 % it is up to 0.55 nats on
+# Divergence on the calibration's kind of text for each share of the neurons that a cut removes: at 30 % it is up to 0.57 nats on
 # the models of benchmarks/results/across.md. More than twice as much is unusual.
-USUAL, UNUSUAL = 1.8, 2.0
-# A divergence of this many nats on text of another kind: the model has lost most of what it predicted there.
-COLLAPSE = 1.0
+USUAL, UNUSUAL = 1.9, 2.0
+# A divergence of this many nats on text of another kind is warned of.
+FAR = 1.0
 # Distances below this count as equal: nothing was removed, or nothing that matters.
 TINY = 1e-12
 # Characters of the built-in text that hold PIECE tokens of any tokenizer.
@@ -70,7 +71,8 @@ class Trial:
     behind : float
         How many times as large the geometric mean of both distances is as that of the closest candidate, less 1.
     error : float or None
-        Standard error of :attr:`behind`, from distances that are paired over sequences; None for the closest candidate.
+        Standard error of :attr:`behind`, from distances that are paired over sequences; None for the closest candidate, and if it
+        is not known, because there is a single sequence.
     """
 
     scorer: str
@@ -81,8 +83,8 @@ class Trial:
 
     @property
     def is_level(self) -> bool:
-        """Whether the candidate is not behind the closest one by more than a standard error."""
-        return self.behind <= (self.error or 0.0)
+        """Whether the candidate is not behind the closest one by more than a standard error, as far as that is known."""
+        return math.isfinite(self.behind) if self.error is None else self.behind <= self.error
 
 
 @dataclass(frozen=True)
@@ -146,14 +148,14 @@ class Choice:
         usual = USUAL * removed
         if trial.held_out > UNUSUAL * usual:
             found.append(
-                f"As cut, before any repair, the predictions on the calibration's kind of text are {trial.held_out:.2f} nats "
-                f"(KL divergence) from the dense model's, and at most {usual:.2f} is usual if {removed:.0%} of the neurons are "
-                "removed. Remove less (--amount), spare the layers that matter (--pruner sensitivity), or give more calibration "
-                "text (--samples)."
+                "After a trial cut, before any repair, the predictions on the calibration's kind of text are "
+                f"{trial.held_out:.2f} nats (KL divergence) from the dense model's, and at most {usual:.2f} is usual if "
+                f"{removed:.0%} of the neurons are removed. Remove less (--amount), spare the layers that matter (--pruner "
+                "sensitivity), or give more calibration text (--samples)."
             )
-        if trial.other is not None and trial.other > COLLAPSE:
+        if trial.other is not None and trial.other > FAR:
             found.append(
-                "As cut, before any repair, the predictions for text of another kind, the built-in text, are "
+                "After a trial cut, before any repair, the predictions for text of another kind, the built-in text, are "
                 f"{trial.other:.2f} nats (KL divergence) from the dense model's: much is lost that the calibration text does "
                 "not show. Calibrate on all kinds of text that the model will read (--calibration FILE:0.75,built-in:0.25), or "
                 "remove less (--amount)."
@@ -179,27 +181,29 @@ def tokens_of_a_trial(calibration_tokens: int, candidates: int) -> int:
     return min(max(calibration_tokens // (2 * (candidates + 1)), FEWEST_TOKENS), MOST_TOKENS)
 
 
-def pieces(sequences: TokenSequences, tokens: int) -> TokenSequences:
+def pieces(sequences: TokenSequences, tokens: int, calibration: TokenSequences | None = None) -> TokenSequences:
     """Cut sequences into short ones, and take some of these, evenly spaced, that hold about so many tokens.
 
-    A first token that all sequences share, such as a start token, stays in front of every piece. Pieces that are half padding or
-    more are left out.
+    A first token that all sequences share, those of the calibration too, such as a start token, stays in front of every piece.
+    Pieces that are half padding or more are left out.
     """
     ids, mask = sequences.ids, sequences.mask
     if ids.is_floating_point():
         rows = torch.linspace(0, len(ids) - 1, min(tokens, len(ids))).long()
         return TokenSequences.of(ids[rows], mask[rows], sequences.source)
     length = _length(sequences, tokens)
-    has_start = bool((ids[:, 0] == ids[0, 0]).all())
+    first_tokens = ids[:, 0] if calibration is None else torch.cat([ids[:, 0], calibration.ids[:, 0]])
+    has_start = bool((first_tokens == ids[0, 0]).all())
     body, body_mask, room = (ids[:, 1:], mask[:, 1:], length - 1) if has_start else (ids, mask, length)
     count = max(body.shape[1] // room, 1)
     cut, cut_mask = (each[:, : count * room].reshape(len(ids) * count, -1) for each in (body, body_mask))
     if has_start:
         cut = torch.cat([ids[:1, :1].expand(len(cut), 1), cut], dim=1)
         cut_mask = torch.cat([torch.ones(len(cut), 1, dtype=torch.bool), cut_mask], dim=1)
-    full = cut_mask.sum(1) * 2 > cut_mask.shape[1]
-    if bool(full.any()):
-        cut, cut_mask = cut[full], cut_mask[full]
+    count_of_tokens = cut_mask.sum(1)
+    full = count_of_tokens * 2 > cut_mask.shape[1]
+    chosen = full if bool(full.any()) else count_of_tokens == count_of_tokens.max()
+    cut, cut_mask = cut[chosen], cut_mask[chosen]
     rows = torch.linspace(0, len(cut) - 1, min(max(tokens // length, 1), len(cut))).long()
     return TokenSequences.of(cut[rows], cut_mask[rows], sequences.source)
 
@@ -207,9 +211,10 @@ def pieces(sequences: TokenSequences, tokens: int) -> TokenSequences:
 def other_text(calibration: TokenSequences, tokenizer: Any, tokens: int) -> TokenSequences | None:
     """Return short sequences of about so many tokens from all over the built-in text.
 
-    Return None if that is the calibration text, or if the model reads no text.
+    Return None if that is the calibration text or a part of it, or if the model reads no text.
     """
-    if tokenizer is None or calibration.ids.is_floating_point() or calibration.source.startswith(BuiltInText.name):
+    is_known = re.search(rf"(^| of ){BuiltInText.name}: ", calibration.source)
+    if tokenizer is None or calibration.ids.is_floating_point() or is_known:
         return None
     text = builtin_texts()[0]
     length = _length(calibration, tokens)
@@ -310,6 +315,7 @@ def choose(held_out: Mapping[str, Distances], other: Mapping[str, Distances] | N
                 for text, mean in zip(texts, means, strict=True)
             ]
             behind, error = ratio - 1.0, ratio * math.sqrt(sum(squares)) / len(texts)
+            error = error if math.isfinite(error) else None
         elsewhere = means[1][name] if len(texts) > 1 else None
         trials.append(Trial(name, means[0][name], elsewhere, behind, error))
     return trials[0].scorer if trials[0].is_level else closest, tuple(trials)
@@ -321,9 +327,10 @@ def _log(mean: float) -> float:
 
 
 def _error(distances: Distances, others: Distances) -> float:
-    """Return the standard error of the mean difference of two candidates on the same sequences; 0 if it has none."""
+    """Return the standard error of the mean difference of two candidates on the same sequences; NaN if it is not known."""
     differences = [a - b for a, b in zip(distances[0], others[0], strict=True)]
-    return Estimate.of(differences, distances[1]).error or 0.0
+    error = Estimate.of(differences, distances[1]).error
+    return math.nan if error is None else error
 
 
 def _length(sequences: TokenSequences, tokens: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -15,6 +16,7 @@ from llmrank.calibration.forward import evaluation_mode, first_output, model_inp
 from llmrank.calibration.logits import Prediction, Predictor, predicts_next_token
 from llmrank.calibration.processes import Processes
 from llmrank.calibration.text import TokenSequences
+from llmrank.errors import CalibrationError
 from llmrank.evaluation.fidelity import compare_predictions
 from llmrank.models import FFNs
 from llmrank.prune.masks import Masks
@@ -91,7 +93,13 @@ class DenseReference:
         CalibrationError
             The predictions hold NaN.
         """
-        return self.distances_of([masks], repaired)[0]
+        (distances,) = self.distances_of([masks], repaired)
+        if any(map(math.isnan, distances[0])):
+            raise CalibrationError(
+                "the predictions of the pruned model are not finite: the weights hold NaN or Inf, or the dtype overflows; load "
+                "the model in float32 or bfloat16 and check its perplexity"
+            )
+        return distances
 
     @torch.no_grad()
     def distances_of(
@@ -99,7 +107,8 @@ class DenseReference:
     ) -> list[Distances]:
         """Return the distances of several pruned models, see :meth:`distances`; the dense model's head runs once for all.
 
-        The hidden states (or first outputs) of all of them are in memory together.
+        The hidden states (or first outputs) of all of them are in memory together. A model whose predictions hold NaN has NaN as
+        its distances; if those of the dense model do, that is a CalibrationError.
         """
         outputs = []
         for each in masks:
@@ -136,9 +145,14 @@ def _divergences(dense: Predictions, models: Sequence[Predictions], mask: torch.
     counts = torch.zeros(len(mask), dtype=torch.int64)
     for dense_band in dense():
         for k, others in enumerate(bands):
-            of_band, of_tokens = compare_predictions([dense_band], [next(others)], len(mask))
-            totals[k] += of_band[:, 0]
-            counts += of_tokens if k == 0 else 0
+            try:
+                of_band = compare_predictions([dense_band], [next(others)], len(mask))[0][:, 0]
+            except CalibrationError:
+                if bool(dense_band[0].isnan().any()):
+                    raise
+                of_band = torch.full((len(mask),), torch.nan, dtype=torch.float64)
+            totals[k] += of_band
+        counts += dense_band[2].sum(1).cpu()
     return [(total.tolist(), counts.tolist()) for total in totals]
 
 

@@ -52,6 +52,27 @@ def test_every_scorer_is_made_by_name(name: str) -> None:
     assert isinstance(scorer, BaseScorer)
 
 
+def test_a_label_is_the_spec_that_was_written() -> None:
+    assert make_scorer("wpr:gamma=0.50").label() == "wpr:gamma=0.50"
+    assert make_scorer(["wpr"]).label() == make_scorer("wpr,").label() == "wpr"
+    assert "written" not in make_scorer("wpr").parameters()
+    with pytest.raises(OptionError, match="auto, which is a choice itself; leave it out"):
+        make_scorer(["auto", "wpr"])
+
+
+def test_a_registered_scorer_is_known_by_its_name() -> None:
+    @SCORERS.register("mine")
+    class Mine(BaseScorer):
+        def __init__(self, p: float = 1.0) -> None:
+            self._p = p
+
+    try:
+        labels = [make_scorer(spec).label() for spec in ("mine:p=1", "mine:p=2")]
+    finally:
+        del SCORERS["mine"]
+    assert labels == ["mine:p=1", "mine:p=2"]
+
+
 @pytest.mark.parametrize("name", list(PRUNERS))
 def test_every_pruner_is_made_by_name(name: str) -> None:
     pruner = make_pruner(name, amount=7)

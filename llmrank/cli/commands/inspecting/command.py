@@ -201,6 +201,8 @@ def _scorers(settings: argparse.Namespace) -> dict[str, BaseScorer]:
     of_one = [name for name in names if not issubclass(SCORERS.get(name, BaseScorer), AutoScorer)]
     names = of_one if settings.compare is None else [name.strip() for name in settings.compare.split(",")]
     names = [] if names == ["none"] else names
+    if any(issubclass(SCORERS.find(name), AutoScorer) for name in names):
+        raise OptionError("auto is no score but a choice of one; leave it out of --compare, or give it as --scorer")
     main = scorer.label() if isinstance(scorer, AutoScorer) else split_spec(settings.scorer)[0]
     return {main: scorer, **{name: SCORERS.make(name) for name in names if name != main}}
 

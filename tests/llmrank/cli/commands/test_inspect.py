@@ -71,6 +71,7 @@ def test_a_scorer_can_be_chosen_by_trial(checkpoint: Path, corpus: Path, capsys:
     assert "scored by random" in output or "scored by wpr:gamma=0.9" in output
     assert "norm" in output
     assert "auto" not in output
+    assert "auto is no score but a choice of one" in refused(capsys, checkpoint, "--compare", "auto")
 
 
 def test_it_says_what_the_columns_mean(checkpoint: Path, corpus: Path, capsys: Any) -> None:

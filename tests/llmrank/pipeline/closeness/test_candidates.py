@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import nn
 
 from llmrank.calibration.text import TokenSequences, tokenise
-from llmrank.errors import OptionError
+from llmrank.errors import CalibrationError, OptionError
 from llmrank.pipeline import CalibrationText, IsolatedFFNPipeline
+from llmrank.pipeline.closeness import distance
 from llmrank.pipeline.closeness.candidates import PIECE, Choice, Trial, choose, other_text, pieces, tokens_of_a_trial
 from llmrank.pipeline.registry import DEFAULTS, make_scorer
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
@@ -99,6 +101,28 @@ def test_other_text_is_from_all_over_the_built_in_text_unless_that_calibrates() 
 def test_trials_read_no_more_than_the_calibration() -> None:
     for candidates in (2, 5, 9):
         assert 2 * (candidates + 1) * tokens_of_a_trial(16 * 1024, candidates) <= 16 * 1024
+    # With fewer they could tell nothing apart.
+    assert tokens_of_a_trial(256, 5) == 128
+
+
+def test_a_mixture_with_the_built_in_text_leaves_no_other_text() -> None:
+    calibration = tokenise(text(300), tokenizer(), 2, 64)
+    mixed = replace(calibration, source="1 of file a.txt, 1 of built-in: the Python language reference")
+    assert other_text(mixed, tokenizer(), 512) is None
+
+
+def test_an_error_that_is_not_known_keeps_the_first() -> None:
+    single = {"a": ([5.0], [10]), "b": ([4.0], [10])}
+    chosen, trials = choose(single, None)
+    assert chosen == "a"
+    assert trials[0].error is None
+    assert trials[0].behind == pytest.approx(0.25)
+
+
+def test_a_word_that_begins_a_single_sequence_is_no_start_token() -> None:
+    held_out, calibration = whole_sequences(token_ids(1, 48, seed=1)), whole_sequences(token_ids(3, 48))
+    found = pieces(held_out, 48, calibration)
+    assert torch.equal(found.ids.flatten(), held_out.ids[0])
 
 
 class Worst(BaseScorer):
@@ -115,7 +139,7 @@ class Worst(BaseScorer):
 def test_a_pipeline_takes_the_better_one_and_reports_it(
     pruner: Any, order: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # The first FFN matters, and its neurons are very unequal, so that a cut of the wrong ones shows.
+    # The neurons are very unequal, so that a cut of the wrong ones shows.
     model = tiny_llama()
     with torch.no_grad():
         for layer in model.model.layers:
@@ -148,9 +172,9 @@ def test_a_pipeline_takes_the_better_one_and_reports_it(
     ("held_out", "other", "words"),
     [
         (0.4, 0.8, []),
-        (1.1, 0.8, ["are 1.10 nats (KL divergence) from the dense model's, and at most 0.54 is usual if 30%"]),
+        (1.2, 0.8, ["are 1.20 nats (KL divergence) from the dense model's, and at most 0.57 is usual if 30%"]),
         (0.4, 1.2, ["the built-in text, are 1.20 nats"]),
-        (1.1, None, ["--pruner sensitivity"]),
+        (1.2, None, ["--pruner sensitivity"]),
     ],
 )
 def test_a_cut_that_costs_too_much_is_warned_of(held_out: float, other: float | None, words: list[str]) -> None:
@@ -182,6 +206,30 @@ def test_modules_that_predict_no_tokens_are_compared_by_their_outputs() -> None:
     assert (pipeline.choice.measure, pipeline.choice.other_tokens) == ("squared error", 0)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_candidate_that_breaks_the_model_does_not_end_the_run(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One candidate removes the neurons without which the predictions are NaN."""
+    model = tiny_llama()
+    scorers = [Worst(), ActivationScorer()][::order]
+    compare = distance.compare_predictions
+    n_calls = 0
+
+    def breaking(dense: Any, pruned: Any, count: int) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls % 2 == (1 if order == 1 else 0):  # the turns of Worst
+            raise CalibrationError("NaN")
+        return compare(dense, pruned, count)
+
+    monkeypatch.setattr(distance, "compare_predictions", breaking)
+    calibration = CalibrationText(text(24 * 30), 16, 24)
+    pipeline = IsolatedFFNPipeline(model, tokenizer(), calibration=calibration, scorer=AutoScorer(*scorers))
+    pipeline.run()
+    assert pipeline.choice is not None
+    assert pipeline.choice.chosen == "activation"
+    assert "inf" in json.dumps(pipeline.report.to_dict()["choice"])
+
+
 def test_the_model_is_unchanged_by_trials() -> None:
     model = tiny_llama()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -198,7 +246,7 @@ def test_the_model_is_unchanged_by_trials() -> None:
 
 def test_the_first_default_candidate_is_what_pipelines_rank_by() -> None:
     assert isinstance(make_scorer(DEFAULTS["scorer"]), AutoScorer)
-    assert default_candidates()[0] == default_scorer()
+    assert default_candidates()[0] == default_scorer() == WeightedPageRankScorer(gamma=0.15, edges="gate")
 
 
 @pytest.mark.parametrize(
