@@ -173,7 +173,7 @@ def default_scorer(*, whole_ffns: bool = True) -> WeightedPageRankScorer:
     """Return the scorer that pipelines use unless another one is given.
 
     For Linears that a user names (not `whole_ffns`), whose graph is that of the paper, it is a plain
-    :class:`WeightedPageRankScorer`. For whole FFNs, its edges and damping were chosen on three language models, see the page on
+    :class:`WeightedPageRankScorer`. For whole FFNs, its edges and damping were chosen on four language models, see the page on
     PageRank: fifteen per cent of a score come along the gate's edges. That is enough for neurons that other text uses, though the
     calibration text does not, and too little to overrule what the calibration text shows.
     """
