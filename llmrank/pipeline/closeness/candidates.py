@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 # error than a few long ones, and a better known one.
 PIECE, FEWEST_PIECES = 128, 8
 # Tokens of each kind of text: at least so many that scores can differ, at most so many that the trials stay cheap.
-FEWEST_TOKENS, MOST_TOKENS = PIECE, 16 * PIECE
+FEWEST_TOKENS, MOST_TOKENS = 4 * PIECE, 16 * PIECE
 # Divergence on the calibration's kind of text for each share of the neurons that a cut removes: at 30 % it is up to 0.57 nats on
 # the models of benchmarks/results/across.md. More than twice as much is unusual.
 USUAL, UNUSUAL = 1.9, 2.0

@@ -102,7 +102,7 @@ def test_trials_read_no_more_than_the_calibration() -> None:
     for candidates in (2, 5, 9):
         assert 2 * (candidates + 1) * tokens_of_a_trial(16 * 1024, candidates) <= 16 * 1024
     # With fewer they could tell nothing apart.
-    assert tokens_of_a_trial(256, 5) == 128
+    assert tokens_of_a_trial(256, 5) == 512
 
 
 def test_a_mixture_with_the_built_in_text_leaves_no_other_text() -> None:
