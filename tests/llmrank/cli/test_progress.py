@@ -114,6 +114,10 @@ def stages(err: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+# Of held-out and of other text.
+CHOOSING = ["Ranking by every candidate", "Running the dense model on short texts", *["Trying candidates"] * 2]
+
+
 def test_prune_logs_every_stage_and_prints_results_to_standard_output(
     checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any
 ) -> None:
@@ -127,6 +131,7 @@ def test_prune_logs_every_stage_and_prints_results_to_standard_output(
         "Evaluating the dense model",
         "Writing calibration text",
         "Calibrating",
+        *CHOOSING,
         "Ranking",
         "Measuring sensitivities",
         "Running the held-out text",
@@ -175,7 +180,7 @@ def test_rankings_log_their_stages(checkpoint: Path, corpus: Path, tmp_path: Pat
     )
     assert run("rank", checkpoint, "--output", ranking, "--calibration", corpus, *MANY) == 0
     said = stages(capsys.readouterr().err)
-    assert said == [loading, "Reading the weights", "Calibrating", "Ranking", f"Saving {ranking}"]
+    assert said == [loading, "Reading the weights", "Calibrating", *CHOOSING, "Ranking", f"Saving {ranking}"]
     assert run("apply", ranking, checkpoint, "--output", applied) == 0
     said = stages(capsys.readouterr().err)
     assert said[:3] == [loading, "Finding FFNs", "Ranking"]

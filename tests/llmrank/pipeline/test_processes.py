@@ -80,7 +80,8 @@ def outcome(case: str) -> dict[str, Any]:
     """Run a pipeline, and return all that the processes must agree on, in plain values and tensors."""
     make, pipeline_class, options = CASES[case]
     model = make()
-    has_text = isinstance(options["calibration"].source, (str, list)) and options["calibration"] is not WRITTEN
+    text_source = getattr(options["calibration"], "source", None)
+    has_text = isinstance(text_source, (str, list)) and options["calibration"] is not WRITTEN
     pipeline = pipeline_class(model, tokenizer() if has_text else None, **{"pruner": LocalPruner(0.3), **options})
     statistics: list[Any] = []
     calibrate = pipeline.calibrate

@@ -54,7 +54,7 @@ def test_report_holds_the_protocol_and_the_outcome() -> None:
     assert plain["model"]["kinds"] == ["gated"]
     assert plain["method"]["pipeline"] == "chained"
     assert plain["method"]["scorer"]["name"] == "WeightedPageRankScorer"
-    assert (plain["method"]["scorer"]["gamma"], plain["method"]["scorer"]["edges"]) == (0.1, "gate")
+    assert (plain["method"]["scorer"]["gamma"], plain["method"]["scorer"]["edges"]) == (0.15, "gate")
     assert plain["method"]["pruner"]["name"] == "GlobalPruner"
     assert plain["method"]["pruner"]["min_keep"] == 2
     assert plain["method"]["form"] == "compact"
