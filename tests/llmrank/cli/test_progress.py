@@ -114,8 +114,7 @@ def stages(err: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-# Of held-out and of other text.
-CHOOSING = ["Ranking by every candidate", "Running the dense model on short texts", *["Trying candidates"] * 2]
+CHOOSING = ["Ranking by every candidate", "Running the dense model on short texts", "Trying candidates"]
 
 
 def test_prune_logs_every_stage_and_prints_results_to_standard_output(
