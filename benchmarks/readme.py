@@ -142,9 +142,9 @@ def every_model(across: dict[str, Any]) -> list[str]:
             dense.append(f"{_perplexity(kind_of(found['dense'], kind)):.2f}")
             ours.append(f"{_perplexity(own):.2f}")
             others.append(f"{_behind(own, measured[best])}, {OTHERS[best]}")
-        lines.append(
-            f"| {model.removesuffix('.Q4_1')}, dense {' and '.join(dense)} | {' and '.join(ours)} | {'; '.join(others)} |"
-        )
+        dtype = found.get("protocol", {}).get("dtype", "float32")
+        name = model.removesuffix(".Q4_1") + ("" if dtype == "float32" else f" ({dtype})")
+        lines.append(f"| {name}, dense {' and '.join(dense)} | {' and '.join(ours)} | {'; '.join(others)} |")
     return lines
 
 

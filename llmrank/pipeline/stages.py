@@ -34,7 +34,7 @@ from llmrank.pipeline.report import Report, expected_widths, token_warning
 from llmrank.prune import BasePruner, LocalPruner
 from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
-from llmrank.prune.records.units import check_targets, parse_targets, units_of
+from llmrank.prune.records.units import Target, check_targets, parse_targets, units_of
 from llmrank.prune.schedule import ScheduleStep
 from llmrank.prune.selection import Reselection, check_both, choose_masks, prunes_jointly
 from llmrank.score import AutoScorer, BaseScorer, ExpertScorer
@@ -312,9 +312,8 @@ class PipelineStages:
         """
         if not self.pruner.needs_sensitivity:
             return {}
-        targets = self.targets if len(self.targets) == 1 else ("neurons",)
         masks = self.trial_masks(self.model_graphs, self.ranks)
-        groups = {units.name: units.layers for units in units_of(ffns.layers.values(), targets)}
+        groups = {units.name: units.layers for units in units_of(ffns.layers.values(), self._trial_targets)}
         with self.onloaded():
             return layer_sensitivities(
                 self.model,
@@ -331,8 +330,11 @@ class PipelineStages:
         """Choose masks for a trial: those of a :class:`LocalPruner` with the pruner's amount; of two targets, only neurons."""
         pruner = self.pruner
         trial = LocalPruner(pruner.amount, pruner.min_keep, protect=pruner.protect, amount_of=pruner.amount_of)
-        targets = self.targets if len(self.targets) == 1 else ("neurons",)
-        return choose_masks(trial, graphs, ranks, jointly=True, costs=self.costs, targets=targets)
+        return choose_masks(trial, graphs, ranks, jointly=True, costs=self.costs, targets=self._trial_targets)
+
+    @property
+    def _trial_targets(self) -> tuple[Target, ...]:
+        return self.targets if len(self.targets) == 1 else ("neurons",)
 
     def choose_masks(
         self,
