@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graphs import RankResult
+from graphs import LayeredGraph, RankResult
 from graphs.linalg.blocks import FloatArray
 from llmrank.calibration.forward import progress_step
 from llmrank.calibration.text import TokenSequences
@@ -37,6 +37,8 @@ class ScorerResult:
     ----------
     ranks : tuple of RankResult
         One for each graph.
+    graphs : tuple of LayeredGraph
+        For each rank the graph whose edges the scores flow along: that of the inspection, or one with its weights squared.
     importance : mapping from str to (n,) float64 array
         Scores of the neurons of each layer of the inspection, by its name; they sum to 1.
     masks : mapping from str to Masks
@@ -47,6 +49,7 @@ class ScorerResult:
     """
 
     ranks: tuple[RankResult, ...]
+    graphs: tuple[LayeredGraph, ...]
     importance: Mapping[str, FloatArray]
     masks: Mapping[str, Masks]
     keep: Mapping[str, Mapping[str, npt.NDArray[np.bool_]]]
@@ -245,6 +248,7 @@ def _rank_and_prune(
     }
     return ScorerResult(
         ranks,
+        tuple(scorer.ranked_graph(entry.graph) for entry in graphs),
         {name: layer.join(importance) for name, layer in layers.items()},
         masks,
         {budget: {name: layer.join(each) for name, layer in layers.items()} for budget, each in masks.items()},

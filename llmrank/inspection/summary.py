@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from typing import Any, Literal
 
@@ -148,8 +148,7 @@ def summarise_inspection(inspection: Inspection, names: Sequence[str] | None = N
     chosen = list(inspection.layers) if names is None else list(names)
     layers = {name: inspection.layer(name) for name in chosen}
     by_graph = {
-        index: summarise_layers(inspection.graphs[index].graph, inspection.main.ranks[index])
-        for index in sorted({layer.graph for layer in layers.values()})
+        index: _layer_summaries(inspection, index) for index in sorted({layer.graph for layer in layers.values()})
     }
     others = {name: result for name, result in inspection.results.items() if name != inspection.scorer}
     return InspectionSummary(
@@ -163,6 +162,18 @@ def summarise_inspection(inspection: Inspection, names: Sequence[str] | None = N
             for name, result in {**others, inspection.other_topology: inspection.in_other_topology}.items()
         },
         inspection=inspection,
+    )
+
+
+def _layer_summaries(inspection: Inspection, index: int) -> tuple[LayerSummary, ...]:
+    """Summarise the layers of a graph of the inspection. What came along edges is that of the graph which explains the scores."""
+    graph, rank, ranked = inspection.graphs[index].graph, inspection.main.ranks[index], inspection.main.graphs[index]
+    summaries = summarise_layers(graph, rank)
+    if ranked is graph:
+        return summaries
+    explained = summarise_layers(ranked, rank)
+    return tuple(
+        replace(each, through_graph=other.through_graph) for each, other in zip(summaries, explained, strict=True)
     )
 
 
@@ -282,12 +293,18 @@ def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int =
     """
     place = inspection.layer(layer)
     check_neuron(layer, neuron, place.size)
-    graph, rank = inspection.graphs[place.graph].graph, inspection.main.ranks[place.graph]
+    graph, rank = inspection.main.graphs[place.graph], inspection.main.ranks[place.graph]
+    node = summarise_node(graph, rank, place.position, neuron, top=top)
+    if (own := inspection.graphs[place.graph].graph) is not graph:
+        # The scores are explained by the edges along which they flow; the neuron's own facts stay those of the model.
+        facts = summarise_node(own, rank, place.position, neuron, top=0)
+        names = "activation", "in_strength", "out_strength", "in_degree", "out_degree"
+        node = replace(node, **{name: getattr(facts, name) for name in names})
     is_last = place.position == len(graph.layer_sizes) - 1
     return NeuronSummary(
         layer,
         place.label(neuron),
-        summarise_node(graph, rank, place.position, neuron, top=top),
+        node,
         {budget: _verdict(inspection, place, neuron, budget) for budget in inspection.main.masks},
         strongest_paths(graph, rank, place.position, neuron, k=top, before=1, after=0 if is_last else 1),
         graph.names[place.position - 1],

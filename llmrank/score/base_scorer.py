@@ -71,6 +71,10 @@ class BaseScorer:
         """
         raise NotImplementedError(f"{type(self).__name__} must override score() or rank()")
 
+    def ranked_graph(self, graph: LayeredGraph) -> LayeredGraph:
+        """Return the graph whose edges the scores of :meth:`rank` flow along; by default the graph itself."""
+        return graph
+
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """Score every layer of a graph in order, all but layer 0 with :meth:`score`.
 

@@ -70,9 +70,13 @@ class ForwardBackwardScorer(BaseScorer):
             check_unit_interval(name, getattr(self, name))
         check_choices(backend=self.backend, dtype=self.dtype, edges=self.edges)
 
+    def ranked_graph(self, graph: LayeredGraph) -> LayeredGraph:
+        """Return the graph with the weights that :attr:`edges` names."""
+        return with_edge_measure(graph, self.edges)
+
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """Compute both ranks, and return their weighted geometric mean."""
-        measured = with_edge_measure(graph, self.edges)
+        measured = self.ranked_graph(graph)
         forward, backward = (
             weighted_pagerank(one, self.gamma, self.theta, backend=self.backend, device=self.device, dtype=self.dtype)
             for one in (measured, measured.reversed())

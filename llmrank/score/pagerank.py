@@ -97,10 +97,14 @@ class WeightedPageRankScorer(BaseScorer):
         result: torch.Tensor = weighted_step(from_edges, own, self.gamma).vector
         return result
 
+    def ranked_graph(self, graph: LayeredGraph) -> LayeredGraph:
+        """Return the graph with the weights that :attr:`edges` names."""
+        return with_edge_measure(graph, self.edges)
+
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """Rank a graph with :func:`graphs.weighted_pagerank`."""
         result = weighted_pagerank(
-            with_edge_measure(graph, self.edges),
+            self.ranked_graph(graph),
             self.gamma,
             self.theta,
             self.solver,
@@ -156,10 +160,14 @@ class ModifiedPageRankScorer(BaseScorer):
         result: torch.Tensor = modified_step(operator.matvec(prev), out_activations.to(weight)).vector
         return result
 
+    def ranked_graph(self, graph: LayeredGraph) -> LayeredGraph:
+        """Return the graph with the weights that :attr:`edges` names."""
+        return with_edge_measure(graph, self.edges)
+
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """Rank a graph with :func:`graphs.modified_pagerank`."""
         result = modified_pagerank(
-            with_edge_measure(graph, self.edges),
+            self.ranked_graph(graph),
             self.solver,
             self.backend,
             device=self.device,
@@ -197,7 +205,7 @@ def with_edge_measure(graph: LayeredGraph, edges: EdgeMeasure) -> LayeredGraph:
 
 
 def mark_energies(result: RankResult, edges: EdgeMeasure) -> RankResult:
-    """Add "of energies" to the method name of a rank of energies, so that nobody explains the rank by weights without squares."""
+    """Add "of energies" to the method name of a rank of energies, so that a reader knows which weights explain it."""
     named = {"energy": "of energies", "gate": "of gate energies"}
     return replace(result, method=f"{result.method} {named[edges]}") if edges in named else result
 

@@ -316,7 +316,7 @@ def _edges(inspection: Inspection, per_layer: int, top: int) -> dict[str, Any]:
     is_complete = True
     for name, layer in inspection.layers.items():
         graph, rank, node_layer = (
-            inspection.graphs[layer.graph].graph,
+            inspection.main.graphs[layer.graph],
             inspection.main.ranks[layer.graph],
             layer.position,
         )

@@ -185,6 +185,28 @@ def test_facts_of_a_neuron_of_an_isolated_graph() -> None:
     assert all(path.nodes[1] == (1, 3) for path in summary.paths)
 
 
+def test_edges_explain_the_rank_that_flows_along_them() -> None:
+    model = tiny_llama()
+    pipeline = IsolatedFFNPipeline(model, None, calibration=token_ids())
+    inspection = inspect_model(pipeline, {"wpr": WeightedPageRankScorer(gamma=0.3, edges="gate")}, "wpr")
+    name = next(iter(inspection.layers))
+    energies = next(iter(model.model.layers)).mlp.gate_proj.weight.detach().double().numpy() ** 2
+    rank, graph = inspection.main.ranks[0], inspection.graphs[0].graph
+    arriving = energies[3] / energies.sum(0) * rank.scores[0]
+    facts = summarise_neuron(inspection, name, 3, top=2).node
+    assert [edge.node for edge in facts.in_edges] == np.argsort(-arriving)[:2].tolist()
+    assert facts.in_edges[0].share == pytest.approx(arriving.max() / arriving.sum(), rel=1e-4)
+    teleport = graph.activations[1].astype(np.float64) ** 2
+    shares = 0.3 * arriving.sum(), 0.7 * teleport[3] / teleport.sum()
+    assert facts.through_graph == pytest.approx(shares[0] / sum(shares), rel=1e-4)
+    # The neuron's own facts and those of its layer are the model's, without squares.
+    assert facts.activation == pytest.approx(graph.activations[1][3])
+    assert facts.in_strength == pytest.approx(graph.block(1).toarray()[3].sum(), rel=1e-5)
+    row = summarise_inspection(inspection).layers[name]
+    assert row.through_graph == pytest.approx(0.3)
+    assert row.activation.mean == pytest.approx(graph.activations[1].mean())
+
+
 def test_a_neuron_is_written_with_the_number_or_the_name_of_its_layer() -> None:
     inspection = inspected()
     names = list(inspection.layer_positions())

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph
-from graphs.analysis.flow import gamma_of
+from graphs.analysis.flow import gamma_of, is_modified
 from graphs.linalg.stacking import StackedBlock
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.calibration.statistics import LayerStatistics
@@ -442,9 +442,11 @@ def test_gate_edges_are_the_squares_of_the_first_of_parallel_edges() -> None:
 
 def test_a_rank_of_energies_has_a_method_name_of_its_own() -> None:
     gate = WeightedPageRankScorer(edges="gate").rank(small_graph(), ())
-    assert (gate.method, gamma_of(gate)) == ("weighted pagerank of gate energies", None)
+    assert (gate.method, gamma_of(gate)) == ("weighted pagerank of gate energies", 0.5)
     assert WeightedPageRankScorer(edges="energy").rank(small_graph(), ()).method == "weighted pagerank of energies"
-    assert gamma_of(WeightedPageRankScorer(edges="energy").rank(small_graph(), ())) is None
+    modified = ModifiedPageRankScorer(edges="energy").rank(small_graph(), ())
+    assert modified.method == "modified pagerank of energies"
+    assert is_modified(modified)
     assert gamma_of(ForwardBackwardScorer().rank(small_graph(), ())) is None
 
 
