@@ -29,8 +29,9 @@ from llmrank.evaluation.estimate import Estimate
 
 __all__ = ["Continuations", "Fidelity", "compare_predictions", "continuations", "divergences", "fidelity"]
 
-# Number of distributions that are compared at once; each is as large as the vocabulary.
-ROWS_AT_ONCE = 64
+# Number of probabilities that are compared at once, at least one distribution. On a CPU few: intermediate results stay in the
+# cache, and the allocator keeps their memory for the next ones, where it hands larger pieces back to the system each time.
+VALUES_AT_ONCE, VALUES_AT_ONCE_ON_CPU = 2**23, 2**20
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,9 @@ def compare_predictions(
 def _compare(dense_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Return the divergences, and 1 where both models have the same likeliest token, else 0: (tokens, 2) float64 on the CPU."""
     compared = torch.zeros(len(dense_logits), 2, dtype=torch.float64)
-    for start in range(0, len(dense_logits), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
+    at_once = _rows_at_once(dense_logits)
+    for start in range(0, len(dense_logits), at_once):
+        rows = slice(start, start + at_once)
         p, q = at_least_float32(dense_logits[rows]), at_least_float32(logits[rows])
         compared[rows, 0] = divergences(p.log_softmax(-1), q)
         compared[rows, 1] = (p.argmax(-1) == q.argmax(-1)).cpu().double()
@@ -200,13 +202,19 @@ def divergences(log_p: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     >>> divergences(even, skewed + 3.0)  # 0.5 ln 2 + 0.5 ln 2/3
     tensor([0.1438], dtype=torch.float64)
     """
-    parts = []
-    for p, q in zip(torch.split(log_p, ROWS_AT_ONCE), torch.split(logits, ROWS_AT_ONCE), strict=True):
+    parts, at_once = [], _rows_at_once(log_p)
+    for p, q in zip(torch.split(log_p, at_once), torch.split(logits, at_once), strict=True):
         terms = p.exp() * (p - q.log_softmax(-1))
         # Where p is 0 the term counts as 0; the product above is NaN there.
         terms = torch.where(p == -torch.inf, torch.zeros_like(terms), terms)
         parts.append(terms.sum(-1).cpu().double())
     return torch.cat(parts)
+
+
+def _rows_at_once(distributions: torch.Tensor) -> int:
+    """Return how many rows of a (rows, n) tensor are compared at once."""
+    values = VALUES_AT_ONCE_ON_CPU if distributions.device.type == "cpu" else VALUES_AT_ONCE
+    return max(1, values // max(1, distributions.shape[-1]))
 
 
 @torch.no_grad()

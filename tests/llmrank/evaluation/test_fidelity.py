@@ -58,12 +58,12 @@ def error_of(groups: list[list[float]]) -> float:
     return math.sqrt(spread * len(groups) / (len(groups) - 1)) / sum(map(len, groups))
 
 
-@pytest.mark.parametrize("rows", [64, 3])
+@pytest.mark.parametrize("values", [2**20, 300])
 @pytest.mark.parametrize("name", NAMES)
 def test_divergence_and_agreement_equal_a_loop_over_tokens(
-    name: str, rows: int, monkeypatch: pytest.MonkeyPatch
+    name: str, values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llmrank.evaluation.fidelity, "ROWS_AT_ONCE", rows)
+    monkeypatch.setattr(llmrank.evaluation.fidelity, "VALUES_AT_ONCE_ON_CPU", values)
     dense, data = family_model(named_family(name)), padded_sequences()
     model = disturbed(dense)
     terms, same = textbook(dense, model, [r[m] for r, m in zip(data.ids, data.mask, strict=True)], lambda _: 1)
