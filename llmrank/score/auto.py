@@ -21,7 +21,8 @@ class AutoScorer(BaseScorer):
     Parameters
     ----------
     *candidates : BaseScorer
-        The first one is taken unless another is ahead by more than a standard error. By default :func:`default_candidates`.
+        The first one is taken that is not behind the closest by more than a standard error. By default those of
+        :func:`default_candidates`.
 
     Raises
     ------

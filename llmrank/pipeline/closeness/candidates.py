@@ -3,8 +3,8 @@
 Two kinds of text count: held-out tokens of the calibration text, and text of another kind, which no score was computed from: the
 built-in text. What counts is the geometric mean of a candidate's divergences from the dense model on both. So both kinds count
 equally, by how many times closer one candidate is than another, though divergences on other text are larger. The first candidate
-is kept unless it is behind the closest one by more than a standard error; then the closest is taken. Where the trials cannot tell
-candidates apart, noise therefore does not choose.
+that is not behind the closest one by more than a standard error is taken. Where the trials cannot tell candidates apart, their
+order therefore chooses, and not noise.
 
 The divergence counts and not the loss, because held-out tokens often continue the very text that the statistics are from: there
 the loss favours scores that fit this text (benchmarks/LOG.md).
@@ -128,8 +128,8 @@ class Choice:
             table.add_row(trial.scorer, *distances, f"{trial.behind:.1%}{error}" if trial.behind else "", style=style)
         sentence = (
             f"{self.chosen} was chosen, by the {distance} from the dense model after a trial cut, on "
-            f"{self.held_out_tokens:,} held-out calibration tokens{elsewhere}. The first candidate stays unless it is behind by "
-            "more than a standard error:"
+            f"{self.held_out_tokens:,} held-out calibration tokens{elsewhere}. The first candidate that is not behind the "
+            "closest by more than a standard error is taken:"
         )
         return Group(Text(sentence), table)
 
@@ -318,7 +318,7 @@ def choose(held_out: Mapping[str, Distances], other: Mapping[str, Distances] | N
             error = error if math.isfinite(error) else None
         elsewhere = means[1][name] if len(texts) > 1 else None
         trials.append(Trial(name, means[0][name], elsewhere, behind, error))
-    return trials[0].scorer if trials[0].is_level else closest, tuple(trials)
+    return next(trial.scorer for trial in trials if trial.is_level or trial.scorer == closest), tuple(trials)
 
 
 def _log(mean: float) -> float:
