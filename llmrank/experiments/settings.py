@@ -20,6 +20,7 @@ from llmrank.calibration.text.sequences import Role
 from llmrank.calibration.text.sources import find_source, open_text
 from llmrank.errors import OptionError
 from llmrank.evaluation.lm_eval import LMEvalTasks, find_tasks
+from llmrank.experiments.identity import identity_of
 from llmrank.pipeline.options import CalibrationText, EvaluationText
 from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.prune.records.units import parse_targets
@@ -171,7 +172,9 @@ def _describe_text(source: Any, role: Role) -> str:
         entries = zip(named.sources, named.shares, strict=True)
         return ", ".join(f"{_describe_text(entry, role)}: {share:.4}" for entry, share in entries)
     if named is not None and not isinstance(named, TextFiles):
-        return str(named)
+        place = named.place()
+        identity = "" if place is None else identity_of(place, "dataset")
+        return f"{named}, {identity}" if identity else str(named)
     text, description = open_text(source, role)
     digest = hashlib.sha256()
     for number, document in enumerate([text] if isinstance(text, str) else text):

@@ -5,7 +5,6 @@ A row of a sweep is one of these ways on one model, or the dense model.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from llmrank.calibration.blocks.work_directory import weights_digest
 from llmrank.calibration.forward import Progress, progress_step
 from llmrank.errors import LLMRankError, OptionError, is_out_of_memory
 from llmrank.evaluation.lm_eval import LMEvalTasks
+from llmrank.experiments.identity import identity_of
 from llmrank.experiments.model_study import ModelStudy
 from llmrank.experiments.settings import RowSettings, SweepSettings
 from llmrank.experiments.sweep_folder import SweepFolder
@@ -32,11 +32,6 @@ from llmrank.pipeline.registry import DEFAULTS
 from llmrank.surgery import checkpoint
 
 __all__ = ["SweepModel", "run_sweep", "sweep"]
-
-# Endings of files of weights.
-WEIGHTS = (".safetensors", ".bin", ".gguf")
-# A digest of a file reads this many bytes at its beginning and at its end, because files of weights can be large.
-DIGESTED = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -50,8 +45,8 @@ class SweepModel:
     load : callable
         Returns the :class:`llmrank.models.loading.LoadedModel`; it is called once, and only if a row is missing.
     identity : str
-        A digest of the weights, or of their files. It keeps the rows of this model apart from those of another model of the same
-        name. Empty if it is not known.
+        A digest of the weights, or of their files, or a commit on the hub. It keeps the rows of this model apart from those of
+        another model, or another version, of the same name. Empty if it is not known.
     """
 
     name: str
@@ -60,9 +55,16 @@ class SweepModel:
 
     @classmethod
     def several(
-        cls, sources: Sequence[Any], load: Callable[[Any], LoadedModel] = checkpoint.load
+        cls,
+        sources: Sequence[Any],
+        load: Callable[[Any], LoadedModel] = checkpoint.load,
+        revision: str | None = None,
     ) -> tuple[SweepModel, ...]:
-        """Make models from sources. The name of a directory or file is the last part of its path."""
+        """Make models from sources. The name of a directory or file is the last part of its path.
+
+        All weights are read for their identity: those in memory, or the bytes of the files. `revision` is the branch, tag or
+        commit of models on the hub.
+        """
         found: dict[str, SweepModel] = {}
         for source in sources:
             if not isinstance(source, (str, os.PathLike, LoadedModel)):
@@ -77,9 +79,11 @@ class SweepModel:
                 number += 1
                 name = f"{base} ({number})"
             if isinstance(source, LoadedModel):
-                found[name] = cls(name, partial(_return_loaded, source), f"weights {weights_digest(source.model)[:16]}")
+                found[name] = cls(
+                    name, partial(_return_loaded, source), f"weights {weights_digest(source.model, complete=True)[:16]}"
+                )
             else:
-                found[name] = cls(name, partial(load, source), _files_digest(Path(text)))
+                found[name] = cls(name, partial(load, source), identity_of(str(text), "model", revision))
         return tuple(found.values())
 
 
@@ -246,6 +250,7 @@ class _Run:
         except Exception as error:
             return [{"model": model.name, **self.settings.describe_row(None), **_error_result(error)}]
         about = study.describe()
+        self._check_same_inputs(model, about)
         if dense is None:
             dense = self._add(model, None, measured, about)
         failed = []
@@ -261,6 +266,17 @@ class _Run:
         """Return the row with these settings if it has been measured, else None."""
         wanted = {"model": model.name, **self.settings.describe_row(row)}
         return next((each for each in self.folder.rows if wanted.items() <= each.items()), None)
+
+    def _check_same_inputs(self, model: SweepModel, about: dict[str, Any]) -> None:
+        """Raise an OptionError if rows of this model were measured on other weights or texts, whatever its name says."""
+        digests = _digests(about)
+        for row in self.folder.rows:
+            differing = [name for name, value in _digests(row).items() if value != digests[name]]
+            if row["model"] == model.name and differing:
+                raise OptionError(
+                    f"row {row['row']} in {self.folder.path} was measured with another {' and '.join(differing)} of "
+                    f"{model.name}, which has changed since; choose another --output"
+                )
 
     def _add(
         self, model: SweepModel, row: RowSettings | None, results: dict[str, Any], about: dict[str, Any]
@@ -304,21 +320,10 @@ def _error_result(error: Exception) -> dict[str, Any]:
     return {"error": str(error) if expected else f"{type(error).__name__}: {error}", "unexpected": not expected}
 
 
-def _files_digest(path: Path) -> str:
-    """Return a digest of the configuration, and of the beginning and the end of each file of weights.
-
-    It is empty for a model on the hub, which has no files at this path.
-    """
-    files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
-    digest = hashlib.sha256()
-    for file in files:
-        if file.name == "config.json" or file.suffix in WEIGHTS:
-            with file.open("rb") as opened:
-                digest.update(opened.read(DIGESTED))
-                size = opened.seek(0, os.SEEK_END)
-                opened.seek(max(0, size - DIGESTED))
-                digest.update(opened.read() + f"{file.name} {size}".encode())
-    return f"files {digest.hexdigest()[:16]}" if files else ""
+def _digests(about: Mapping[str, Any]) -> dict[str, str]:
+    """Return what tells the weights and texts of a row apart from others."""
+    texts = {f"{name} text": about[name]["sha256_of_tokens"] for name in ("calibration", "evaluation")}
+    return {"set of weights": about["weights"], **texts}
 
 
 def _return_loaded(loaded: LoadedModel) -> LoadedModel:

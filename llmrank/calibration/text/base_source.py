@@ -49,6 +49,10 @@ class BaseSource:
     def check(self, role: Role) -> None:
         """Raise :class:`CalibrationError` for mistakes that can be found without a model and without a download."""
 
+    def place(self) -> str | None:
+        """Return the path, or the name on the hub, of rows that may change while the source keeps its name; None without any."""
+        return None
+
     def for_model(self, model: Any) -> BaseSource:  # noqa: ARG002 -- for sources that override this
         """Return the source to use for a model, by default this source itself."""
         return self

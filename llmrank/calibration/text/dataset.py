@@ -37,6 +37,10 @@ class Dataset(BaseSource):
         if find_spec("datasets") is None:
             raise self._no_package()
 
+    def place(self) -> str:
+        """See :meth:`BaseSource.place`."""
+        return self.argument.partition(",")[0]
+
     def read(self, role: Role, seed: int = 0) -> tuple[Documents, str]:
         """See :meth:`BaseSource.read`; rows come from the split ``train``, unless the user has named another split."""
         origin = f"dataset {self._parts(role)[0]!r}"

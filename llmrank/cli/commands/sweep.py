@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from llmrank.calibration.forward import progress_step
 from llmrank.cli.config import CommandParser
 from llmrank.cli.options import (
     add_batch_and_seed,
@@ -143,7 +144,10 @@ def run_sweep_command(options: argparse.Namespace, console: Console) -> int:
     settings = sweep_settings(options)
     # The sweep shows the progress of loading.
     loading = {**vars(options), "progress": None}
-    models = SweepModel.several(options.model, lambda source: load(argparse.Namespace(**{**loading, "model": source})))
+    with progress_step(options.progress, "Reading what the models are"):
+        models = SweepModel.several(
+            options.model, lambda source: load(argparse.Namespace(**{**loading, "model": source})), options.revision
+        )
     try:
         result = run_sweep(
             models,

@@ -333,6 +333,40 @@ def test_another_model_of_the_same_name_does_not_get_its_rows(
         llmrank.sweep(LoadedModel(tiny_llama(seed=5), tokenizer(), "tiny-0"), **settings)
 
 
+def test_a_checkpoint_that_has_changed_anywhere_does_not_get_the_rows_of_the_old_one(
+    settings: dict[str, Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    settings |= {"repairs": ["none"], "amounts": [0.2]}
+    changing = shutil.copytree(checkpoint, tmp_path / "changing")
+    llmrank.sweep(changing, **settings)
+    model = llmrank.load(changing)
+    weight = model.model.model.layers[1].mlp.up_proj.weight
+    with torch.no_grad():
+        weight[3, 5] += 1.0  # between the values that a digest with gaps reads
+    shutil.rmtree(changing)
+    llmrank.save(changing, model.model, model.tokenizer)
+    with pytest.raises(OptionError, match=r"other settings \(models: \[changing \(files "):
+        llmrank.sweep(changing, **settings)
+
+
+def test_rows_of_a_model_whose_weights_have_changed_are_not_compared(
+    corpus: Path, evaluation: EvaluationText, tmp_path: Path
+) -> None:
+    def of_norm(amount: float) -> SweepSettings:
+        calibration = CalibrationText(corpus, **TEXTS)
+        return SweepSettings(
+            ["norm"], amounts=[amount], repairs=["none"], calibration=calibration, evaluation=evaluation
+        )
+
+    runs = tmp_path / "runs"
+    run_sweep([SweepModel("org/tiny", tiny)], of_norm(0.2), runs)
+    shutil.rmtree(runs / "calibration-0")
+    with pytest.raises(OptionError, match=r"row 0 in .* another set of weights of org/tiny, which has changed since"):
+        run_sweep([SweepModel("org/tiny", lambda: tiny(5))], of_norm(0.4), runs)
+    assert len(read_rows(runs)) == 2
+    assert len(run_sweep([SweepModel("org/tiny", tiny)], of_norm(0.4), runs).rows) == 3
+
+
 def test_several_models_each_have_their_rows(
     settings: dict[str, Any], checkpoint: Path, tmp_path: Path, passes: Counter[str]
 ) -> None:

@@ -1,0 +1,68 @@
+"""What a model or a dataset is known by, so that rows measured on one version of it are never mixed with those of another."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.file_download import repo_folder_name
+
+__all__ = ["identity_of"]
+
+# Endings of files of weights.
+WEIGHTS = (".safetensors", ".bin", ".gguf")
+CHUNK = 1 << 22
+# Seconds to wait for the hub.
+PATIENCE = 10.0
+
+
+def identity_of(source: str, kind: Literal["model", "dataset"], revision: str | None = None) -> str:
+    """Return a digest of the files at a path, or the commit of a repository on the hub; "" if neither is known.
+
+    Parameters
+    ----------
+    source : str
+        A path, or a name on the hub.
+    kind : {"model", "dataset"}
+        Of a model's directory, the configuration and the weights are read; of a dataset's, all files.
+    revision : str, optional
+        Branch, tag or commit on the hub.
+
+    Notes
+    -----
+    Cost: all bytes of the files are read; or one request, and without a network the commit that was downloaded last.
+    """
+    path = Path(source)
+    if path.is_file():
+        return f"files {_digest(path.parent, [path])}"
+    if path.is_dir():
+        files = path.iterdir() if kind == "model" else path.rglob("*")
+        chosen = [file for file in files if kind == "dataset" or file.name == "config.json" or file.suffix in WEIGHTS]
+        return f"files {_digest(path, chosen)}"
+    try:
+        commit = HfApi().repo_info(source, repo_type=kind, revision=revision, timeout=PATIENCE).sha
+    except Exception:  # no network, no such repository, or no access: loading it reports what is wrong
+        commit = _downloaded(source, kind, revision or constants.DEFAULT_REVISION)
+    return f"commit {commit[:16]}" if commit else ""
+
+
+def _digest(folder: Path, files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        if file.is_file():
+            digest.update(f"\0{file.relative_to(folder)} {file.stat().st_size}\0".encode(errors="surrogateescape"))
+            with file.open("rb") as opened:
+                while chunk := opened.read(CHUNK):
+                    digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+def _downloaded(source: str, kind: str, revision: str) -> str | None:
+    """Return the commit of a revision when it was downloaded last; None if it was not."""
+    try:
+        folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=source, repo_type=kind))
+        return (folder / "refs" / revision).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):  # such as a text that is no name
+        return None
