@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmrank.calibration.blocks.work_directory import RUN_FILE, WorkDirectory
+from llmrank.calibration.blocks.work_directory import WorkDirectory, holds_run, read_run
 from llmrank.errors import OptionError
 
 __all__ = ["ROWS", "SweepFolder", "read_rows"]
@@ -46,15 +46,10 @@ class SweepFolder:
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
-        run_file = self.path / RUN_FILE
-        if run_file.is_file():
-            try:
-                earlier = json.loads(run_file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise OptionError(f"{run_file} is damaged ({error}); choose another --output") from error
-            _check_same(self.path, earlier, json.loads(json.dumps(settings)))
+        if holds_run(self.path):
+            _check_same(self.path, read_run(self.path), json.loads(json.dumps(settings)))
         # A work directory locks the folder, as long as the object lives, so that no other process writes to it.
-        self._directory = WorkDirectory(self.path, settings, resume=run_file.is_file())
+        self._directory = WorkDirectory(self.path, settings, resume=holds_run(self.path))
         self.rows: list[dict[str, Any]] = []
         file = self.path / ROWS
         if file.is_file():

@@ -264,11 +264,13 @@ class BlockStream:
             self._pending_ffn = None
         self._position += 1
         if self._work is not None:
-            sides, files = {"states": self._states.side}, [*self._states.files]
+            kept = {"states": self._states}
             if self._dense_states is not None:
-                sides["dense-states"] = self._dense_states.side
-                files += self._dense_states.files
-            self._work.note(STAGE, {"blocks": self._position, **sides}, files)
+                kept["dense-states"] = self._dense_states
+            sides = {name: states.side for name, states in kept.items()}
+            files = [states.file for states in kept.values()]
+            unneeded = [file for states in kept.values() for file in states.files]
+            self._work.note(STAGE, {"blocks": self._position, **sides}, files, unneeded)
 
 
 def open_stream(

@@ -84,10 +84,12 @@ def collect_by_block(
                 with passes.onloaded_block(position):  # the sums are made where the weights of the block are
                     statistics = collect_statistics(model, inside, sequences, run=run, skips=skips)
                 write_statistics(file, statistics)
+                work.keep(file)
             else:
                 statistics = ()
                 passes.advance(position, states)
-            work.note(STAGE, {"blocks": position + 1, "side": states.side}, states.files)
+            needed = [states.file] if position + 1 < len(members) else []
+            work.note(STAGE, {"blocks": position + 1, "side": states.side}, needed, states.files)
         found |= {ffn.name: entry for ffn, entry in zip(inside, statistics, strict=True)}
     return tuple(found[ffn.name] for ffn in ffns)
 

@@ -59,6 +59,11 @@ class States:
         return cls(memory, side or 0, files)
 
     @property
+    def file(self) -> Path:
+        """The file with the states in front of the block."""
+        return self.files[self.side]
+
+    @property
     def _in_front(self) -> list[torch.Tensor]:
         return self._memory[self.side]
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import weakref
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphs.io.files import remove_leftovers, replace_file, take_lock
+from graphs.io.files import LOCK, remove_leftovers, replace_file, take_lock
 from llmrank.calibration.blocks.states import file_tensor
 from llmrank.errors import OptionError
 
-__all__ = ["SHARD_BYTES", "WorkDirectory", "weights_digest"]
+__all__ = ["SHARD_BYTES", "WorkDirectory", "holds_run", "read_run", "weights_digest"]
 
 # A run that has a work directory splits the weights that it writes into files of at most this size, because all weights of a
 # file are in memory while the file is written.
@@ -28,6 +29,23 @@ SHARD_BYTES = 10**9
 N_SAMPLED = 256
 UNRELATED = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "architectures")
 RUN_FILE, PROGRESS_FILE = "run.json", "progress.json"
+CHUNK = 1 << 22
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a directory holds the files of a run; one that was made for a run which never began counts as empty."""
+    return (path / RUN_FILE).is_file()
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Return the settings of the run in a directory.
+
+    Raises
+    ------
+    OptionError
+        The file is damaged.
+    """
+    return _read_json(path / RUN_FILE)
 
 
 class WorkDirectory:
@@ -36,7 +54,8 @@ class WorkDirectory:
     Parameters
     ----------
     path : path-like
-        A directory that does not exist yet, or is empty. With `resume`, the directory of an earlier run.
+        A directory that does not exist yet, or is empty. With `resume`, the directory of an earlier run; the files that its
+        progress relies on are read and compared with their checksums.
     run : mapping
         The settings that decide the result of the run, as values that JSON can hold.
     resume : bool
@@ -46,7 +65,8 @@ class WorkDirectory:
     ------
     OptionError
         The directory holds an earlier run, and `resume` is False or the settings differ; or `resume` is True, and the directory
-        holds no run; or another process is at work in the directory.
+        holds no run; or a file of the run is missing, or is not as the run left it; or another process is at work in the
+        directory.
     OSError
         The directory cannot be written.
     """
@@ -55,13 +75,16 @@ class WorkDirectory:
         self.path = Path(path)
         settings = json.loads(json.dumps(run))
         run_file = self.path / RUN_FILE
-        if not run_file.is_file():
+        if not holds_run(self.path):
             if resume:
                 raise OptionError(f"there is no unfinished run in {self.path} to go on with; leave resume out")
             remove_leftovers(self.path, RUN_FILE)
-            if self.path.exists() and any(self.path.iterdir()):
+            if self.path.exists() and not (
+                self.path.is_dir() and {each.name for each in self.path.iterdir()} <= {LOCK}
+            ):
                 raise OptionError(
-                    f"{self.path} is in the way of the files of this run; delete it, or choose another --output"
+                    f"{self.path} is in the way of the files of this run, and is no run of llmrank; choose another --output, or "
+                    "move it away"
                 )
             self.path.mkdir(parents=True, exist_ok=True)
         elif not resume:
@@ -76,7 +99,7 @@ class WorkDirectory:
             )
         self._unlock = weakref.finalize(self, os.close, lock)
         if run_file.is_file():
-            earlier = self._read(RUN_FILE)
+            earlier = read_run(self.path)
             differing = sorted(name for name in {*settings, *earlier} if settings.get(name) != earlier.get(name))
             if differing:
                 raise OptionError(
@@ -85,14 +108,17 @@ class WorkDirectory:
                 )
         else:
             _write_json(run_file, settings)
-        self._progress: dict[str, Any] = self._read(PROGRESS_FILE) if (self.path / PROGRESS_FILE).is_file() else {}
-
-    def _read(self, name: str) -> dict[str, Any]:
-        try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise OptionError(f"{self.path / name} is damaged; delete {self.path}, and start again") from error
-        return dict(found)
+        noted = _read_json(self.path / PROGRESS_FILE) if (self.path / PROGRESS_FILE).is_file() else {}
+        self._progress: dict[str, Any] = noted.get("stages", {})
+        # Size and checksum of the files that the progress relies on, by name.
+        self._files: dict[str, list[int]] = noted.get("files", {})
+        for name, known in self._files.items():
+            file = self.path / name
+            if not file.is_file() or _size_and_checksum(file) != known:
+                raise OptionError(
+                    f"{file} is missing, or is not as the run left it, so the run cannot go on; delete {self.path}, and start "
+                    "again"
+                )
 
     @property
     def has_progress(self) -> bool:
@@ -107,16 +133,37 @@ class WorkDirectory:
         """Return what :meth:`note` noted for a stage, or None."""
         return self._progress.get(stage)
 
-    def note(self, stage: str, value: Any, files: Iterable[Path] = ()) -> None:
-        """Note how far a stage has come, after `files` have reached the disk.
+    def keep(self, file: Path) -> None:
+        """Have the next note rely on a file, which is on the disk when this returns. Cost: the file is read."""
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
+        self._files[file.name] = _size_and_checksum(file)
+
+    def keeps(self, file: Path) -> bool:
+        """Whether the progress relies on a file."""
+        return file.name in self._files
+
+    def note(self, stage: str, value: Any, files: Iterable[Path] = (), unneeded: Iterable[Path] = ()) -> None:
+        """Note how far a stage has come.
 
         If the process is killed during the call, the previous note stays.
+
+        Parameters
+        ----------
+        stage : str
+        value : value for JSON
+            What :meth:`progress` will return.
+        files : iterable of Path
+            Files that a process which goes on from here reads, see :meth:`keep`.
+        unneeded : iterable of Path
+            Files that it does not read any more.
         """
+        for file in unneeded:
+            self._files.pop(file.name, None)
         for file in files:
-            with file.open("rb+") as opened:
-                os.fsync(opened.fileno())
+            self.keep(file)
         self._progress[stage] = value
-        _write_json(self.path / PROGRESS_FILE, self._progress)
+        _write_json(self.path / PROGRESS_FILE, {"stages": self._progress, "files": self._files})
 
     def copy_to_file(self, tensor: torch.Tensor) -> torch.Tensor:
         """Copy a tensor into a temporary file, and return the copy, so that the system need not hold its values in memory.
@@ -165,6 +212,33 @@ def weights_digest(model: nn.Module, *, complete: bool = False) -> str:
     return digest.hexdigest()
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _size_and_checksum(file: Path) -> list[int]:
+    checksum = 0
+    with file.open("rb") as opened:
+        while chunk := opened.read(CHUNK):
+            checksum = zlib.crc32(chunk, checksum)
+    return [file.stat().st_size, checksum]
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file with a checksum of its content."""
     with replace_file(path) as partial:
-        Path(partial).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        written = json.dumps({"crc32": _checksum(content), "content": content}, indent=1)
+        Path(partial).write_text(written + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read what :func:`_write_json` has written."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        content = found["content"]
+        is_whole = isinstance(content, dict) and found["crc32"] == _checksum(content)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise OptionError(f"{path} is damaged; delete {path.parent}, and start again")
+    return dict(content)
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())

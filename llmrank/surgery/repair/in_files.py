@@ -44,11 +44,12 @@ class RepairsInFiles:
         numbers = {name: getattr(repaired, name) for name in ("damping", "before", "after", "target")}
         shapes = {name: [str(t.dtype)[6:], *t.shape] for name, t in tensors.items() if t is not None}
         write_tensors(self._file(layer), arrays, {"shapes": shapes, **numbers}, KIND)
+        self._work.keep(self._file(layer))
 
     def load(self, layer: str) -> tuple[torch.Tensor, RepairedMap, torch.Tensor | None] | None:
         """Return the mask, the map and the values that :meth:`save` has written for a layer; None if it has written nothing."""
         path = self._file(layer)
-        if not path.is_file():
+        if not self._work.keeps(path):
             return None
         meta, arrays = read_tensors(path, KIND)
         found = {

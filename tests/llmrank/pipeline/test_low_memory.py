@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
+import os
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +129,52 @@ def test_a_run_goes_on_where_it_was_killed(kind: str, tmp_path: Path, monkeypatc
         assert found is not None
         values = found.model.state_dict()
         assert all(torch.equal(values[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("kind", ["isolated", "repaired", "repaired, chosen anew"])
+def test_files_that_were_damaged_in_between_are_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run goes on to the same result, or says that it cannot: whatever happens to its files, there is no other result."""
+    model = tiny_llama()
+    expected = state(run(copy.deepcopy(model), kind, tmp_path / "whole").model)
+    store, n_stored, allowed = States.store, 0, 10**9
+
+    def dying(self: States, k: int, value: torch.Tensor) -> None:
+        nonlocal n_stored
+        n_stored += 1
+        if n_stored > allowed:
+            raise Killed
+        store(self, k, value)
+
+    monkeypatch.setattr(States, "store", dying)
+    run(copy.deepcopy(model), kind, tmp_path / "counted")
+    total, same, refusals = n_stored, 0, []
+    damages: dict[str, Callable[[Path], Any]] = {
+        "removed": Path.unlink,
+        "truncated": lambda file: os.truncate(file, file.stat().st_size // 2),
+        "zeroed": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    }
+    for number, allowed in enumerate(range(6, total, 7)):
+        n_stored, killed = 0, tmp_path / f"killed-{number}"
+        with pytest.raises(Killed):
+            run(copy.deepcopy(model), kind, killed)
+        files = sorted(file.name for file in killed.iterdir() if file.name != "lock")
+        for name, (what, damage) in itertools.product(files, damages.items()):
+            work = shutil.copytree(killed, tmp_path / f"{number}-{name}-{what}")
+            damage(work / name)
+            n_stored, allowed = 0, 10**9
+            try:
+                values = run(copy.deepcopy(model), kind, work, resume=True).model.state_dict()
+            except OptionError as error:
+                refusals.append(str(error))
+            else:
+                assert all(torch.equal(values[key], value) for key, value in expected.items()), (name, what)
+                same += 1
+            shutil.rmtree(work, ignore_errors=True)
+    assert all(re.search("is missing, or is not as|is damaged|no unfinished run", each) for each in refusals)
+    assert same >= 3
+    assert len(refusals) >= 3
 
 
 def test_a_finished_stage_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
