@@ -6,6 +6,7 @@ Such a run holds one block of the model in memory at a time, and keeps the rest 
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.console import Console
 from graphs import GraphError
 from llmrank.calibration.blocks.free_memory import free_memory
 from llmrank.calibration.blocks.recording import record_without_running
+from llmrank.calibration.blocks.work_directory import SAVING, check_free, holds_run, read_progress
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
 from llmrank.calibration.text.mixed_sources import MixedSources
@@ -26,8 +28,16 @@ from llmrank.errors import LLMRankError, OptionError
 from llmrank.models import find_ffns
 from llmrank.models.loading import LoadedModel, parse_device
 from llmrank.pipeline import BasePipeline
+from llmrank.surgery.files import check_output
 
-__all__ = ["add_low_memory_options", "check_low_memory", "load_on_cpu", "resumable", "work_directory"]
+__all__ = [
+    "add_low_memory_options",
+    "check_low_memory",
+    "has_finished",
+    "load_on_cpu",
+    "resumable",
+    "work_directory",
+]
 
 
 def add_low_memory_options(group: Any) -> None:
@@ -56,14 +66,16 @@ def check_low_memory(options: argparse.Namespace) -> None:
     This needs no model. Options that do not go together with ``--low-memory`` are refused too.
     """
     work = unfinished_directory(options.output)
-    if options.resume and not work.is_dir():
+    if options.resume and not holds_run(work):
         raise OptionError(
             f"there is no unfinished run in {work}; give the --output of the run to resume, or leave --resume out"
         )
-    if work.exists() and not options.resume:
+    if holds_run(work) and not options.resume:
         raise OptionError(
             f"{work} holds a run that has not finished; go on with it (--resume), or delete that directory"
         )
+    if options.low_memory:
+        check_free(work)
     if (options.low_memory or options.resume) and options.device_map is not None:
         raise OptionError(
             f"with --low-memory the weights stay on the CPU or in files, got --device-map {options.device_map}; leave one of the "
@@ -74,6 +86,31 @@ def check_low_memory(options: argparse.Namespace) -> None:
             "with --low-memory the model would be read from disk for every token that it writes; use --calibration FILE, or "
             f"{BuiltInText.name}"
         )
+
+
+def has_finished(options: argparse.Namespace, console: Console, result: str) -> bool:
+    """Whether the run to resume has written its output, and ended before it removed its files; then these are removed.
+
+    Parameters
+    ----------
+    result : str
+        Name of a file of the output.
+    """
+    work = unfinished_directory(options.output)
+    if not options.resume or SAVING not in read_progress(work) or not (options.output / result).is_file():
+        return False
+    try:
+        check_output(options.output)  # this removes an output that has not appeared completely
+    except LLMRankError:
+        shutil.rmtree(work, ignore_errors=True)
+        options.result = {"output": str(options.output)}
+        console.print(
+            f"{options.output} is complete. Its run ended before it had removed the files in {work}, which is done now.",
+            markup=False,
+            highlight=False,
+        )
+        return True
+    return False
 
 
 def _model_writes(calibration: Any) -> bool:
@@ -143,9 +180,14 @@ def resumable(pipeline: BasePipeline, console: Console) -> Iterator[None]:
     """
     try:
         yield
-    except (LLMRankError, GraphError, KeyboardInterrupt) as error:
+    except (LLMRankError, GraphError, OSError, KeyboardInterrupt) as error:
         if pipeline.work is not None and not pipeline.work.has_progress:
             pipeline.work.remove()
-        elif pipeline.work is not None and isinstance(error, KeyboardInterrupt):
-            console.print("Interrupted. The same command with --resume goes on.", markup=False, highlight=False)
+        elif pipeline.work is not None and isinstance(error, (OSError, KeyboardInterrupt)):
+            ended = (
+                "Interrupted."
+                if isinstance(error, KeyboardInterrupt)
+                else f"Its files are kept in {pipeline.work.path}."
+            )
+            console.print(f"{ended} The same command with --resume goes on.", markup=False, highlight=False)
         raise

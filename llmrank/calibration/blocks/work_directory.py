@@ -20,7 +20,16 @@ from graphs.io.files import LOCK, remove_leftovers, replace_file, take_lock
 from llmrank.calibration.blocks.states import file_tensor
 from llmrank.errors import OptionError
 
-__all__ = ["SHARD_BYTES", "WorkDirectory", "holds_run", "read_run", "weights_digest"]
+__all__ = [
+    "SAVING",
+    "SHARD_BYTES",
+    "WorkDirectory",
+    "check_free",
+    "holds_run",
+    "read_progress",
+    "read_run",
+    "weights_digest",
+]
 
 # A run that has a work directory splits the weights that it writes into files of at most this size, because all weights of a
 # file are in memory while the file is written.
@@ -30,11 +39,23 @@ N_SAMPLED = 256
 UNRELATED = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "architectures")
 RUN_FILE, PROGRESS_FILE = "run.json", "progress.json"
 CHUNK = 1 << 22
+# The stage in which a run writes its result, which appears whole or not at all.
+SAVING = "saving"
 
 
 def holds_run(path: Path) -> bool:
     """Whether a directory holds the files of a run; one that was made for a run which never began counts as empty."""
     return (path / RUN_FILE).is_file()
+
+
+def check_free(path: Path) -> None:
+    """Raise an OptionError if a directory holds something else than a run; what a killed process has left there is removed."""
+    remove_leftovers(path, RUN_FILE)
+    is_free = not path.exists() or (path.is_dir() and {each.name for each in path.iterdir()} <= {LOCK})
+    if not holds_run(path) and not is_free:
+        raise OptionError(
+            f"{path} is in the way of the files of this run, and is no run of llmrank; choose another --output, or move it away"
+        )
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -46,6 +67,17 @@ def read_run(path: Path) -> dict[str, Any]:
         The file is damaged.
     """
     return _read_json(path / RUN_FILE)
+
+
+def read_progress(path: Path) -> dict[str, Any]:
+    """Return how far each stage of the run in a directory has come; empty if none has begun.
+
+    Raises
+    ------
+    OptionError
+        The file is damaged.
+    """
+    return dict(_read_notes(path).get("stages", {}))
 
 
 class WorkDirectory:
@@ -78,14 +110,7 @@ class WorkDirectory:
         if not holds_run(self.path):
             if resume:
                 raise OptionError(f"there is no unfinished run in {self.path} to go on with; leave resume out")
-            remove_leftovers(self.path, RUN_FILE)
-            if self.path.exists() and not (
-                self.path.is_dir() and {each.name for each in self.path.iterdir()} <= {LOCK}
-            ):
-                raise OptionError(
-                    f"{self.path} is in the way of the files of this run, and is no run of llmrank; choose another --output, or "
-                    "move it away"
-                )
+            check_free(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
         elif not resume:
             raise OptionError(
@@ -108,7 +133,7 @@ class WorkDirectory:
                 )
         else:
             _write_json(run_file, settings)
-        noted = _read_json(self.path / PROGRESS_FILE) if (self.path / PROGRESS_FILE).is_file() else {}
+        noted = _read_notes(self.path)
         self._progress: dict[str, Any] = noted.get("stages", {})
         # Size and checksum of the files that the progress relies on, by name.
         self._files: dict[str, list[int]] = noted.get("files", {})
@@ -225,6 +250,11 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     with replace_file(path) as partial:
         written = json.dumps({"crc32": _checksum(content), "content": content}, indent=1)
         Path(partial).write_text(written + "\n", encoding="utf-8")
+
+
+def _read_notes(path: Path) -> dict[str, Any]:
+    """Return what :meth:`WorkDirectory.note` has written last."""
+    return _read_json(path / PROGRESS_FILE) if (path / PROGRESS_FILE).is_file() else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

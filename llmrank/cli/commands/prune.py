@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from llmrank.calibration.blocks.work_directory import SHARD_BYTES
+from llmrank.calibration.blocks.work_directory import SAVING, SHARD_BYTES
 from llmrank.calibration.forward import fitting_length, progress_step
 from llmrank.calibration.logits import predicts_next_token
 from llmrank.calibration.processes import Processes, join_processes, launched_processes
@@ -21,7 +21,14 @@ from llmrank.calibration.text import tokenise
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
 from llmrank.cli.commands import demo
-from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, load_on_cpu, resumable, work_directory
+from llmrank.cli.low_memory import (
+    add_low_memory_options,
+    check_low_memory,
+    has_finished,
+    load_on_cpu,
+    resumable,
+    work_directory,
+)
 from llmrank.cli.options import (
     add_method_options,
     add_model_options,
@@ -130,6 +137,8 @@ def run_demo(options: argparse.Namespace, console: Console) -> int:
 def run_prune(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank prune``; return the exit status."""
     check_low_memory(options)
+    if has_finished(options, console, "config.json"):
+        return 0
     with join_processes() as processes:
         if processes.rank:  # only process 0 prints
             console, options.progress = Console(quiet=True), None
@@ -149,7 +158,8 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     report.config = options.settings
     collapsed = _check_collapse(pipeline, report) if report.evaluation is None else report.evaluation.collapsed
     repository = None if collapsed else options.push_to_hub
-    written = _save(options, pipeline, report, console, repository)
+    with resumable(pipeline, console):
+        written = _save(options, pipeline, report, console, repository)
     pushed = {} if repository is None else {"pushed": repository}
     options.result = {"output": str(written), "report": report.to_dict(), **pushed}
     console.print(report.table())
@@ -173,6 +183,8 @@ def _save(
     """Write the checkpoint, and upload it to a repository; return its directory."""
     try:
         with progress_step(options.progress, f"Saving {options.output}"):
+            if pipeline.work is not None:
+                pipeline.work.note(SAVING, options.output.name)
             return checkpoint.save(
                 options.output,
                 pipeline.model,
@@ -192,6 +204,7 @@ def _save(
         # A failed upload leaves a complete checkpoint, and nothing to resume.
         if pipeline.work is not None and (options.output / "config.json").exists():
             pipeline.work.remove()
+            pipeline.work = None
 
 
 def check_processes(options: argparse.Namespace) -> None:

@@ -8,10 +8,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llmrank.calibration.blocks.work_directory import SHARD_BYTES, WorkDirectory, weights_digest
+from llmrank.calibration.blocks.work_directory import SAVING, SHARD_BYTES, WorkDirectory, weights_digest
 from llmrank.calibration.forward import progress_step
 from llmrank.cli.commands.prune import add_evaluation, add_hub_options, check_upload, run_prune
-from llmrank.cli.low_memory import add_low_memory_options, check_low_memory, load_on_cpu, resumable, work_directory
+from llmrank.cli.low_memory import (
+    add_low_memory_options,
+    check_low_memory,
+    has_finished,
+    load_on_cpu,
+    resumable,
+    work_directory,
+)
 from llmrank.cli.options import add_method_options, add_model_options, check_method, directory, make_pipeline
 from llmrank.errors import OptionError
 from llmrank.models import find_ffns
@@ -71,9 +78,11 @@ def add_apply_options(command: argparse.ArgumentParser) -> None:
 
 def run_rank(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank rank``; return the exit status."""
+    check_low_memory(options)
+    if has_finished(options, console, SETTINGS):
+        return 0
     check_output(options.output)
     check_method(options)
-    check_low_memory(options)
     loaded = load_on_cpu(options)
     work = work_directory(options, loaded.model, console)
     pipeline = make_pipeline(options, loaded, evaluation=None, undoable=False, work=work)
@@ -104,8 +113,11 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
         "calibration": sequences.provenance(),
     }
     scores = {k: v for graph, rank in zip(graphs, ranks, strict=True) for k, v in graph.importance(rank).items()}
-    with progress_step(options.progress, f"Saving {options.output}"), atomic_directory(options.output) as partial:
-        Ranking(statistics, sequences, held_out, settings, scores).save(partial)
+    with resumable(pipeline, console), progress_step(options.progress, f"Saving {options.output}"):
+        if pipeline.work is not None:
+            pipeline.work.note(SAVING, options.output.name)
+        with atomic_directory(options.output) as partial:
+            Ranking(statistics, sequences, held_out, settings, scores).save(partial)
     if pipeline.work is not None:
         pipeline.work.remove()
     options.result = {"output": str(options.output), "ranking": settings, "tokens": sequences.n_tokens}
@@ -123,6 +135,8 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
 
 def run_apply(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank apply``; return the exit status."""
+    if has_finished(options, console, "config.json"):
+        return 0
     check_output(options.output)
     if options.ranking.is_file():
         return _apply_masks(options, console)
@@ -164,6 +178,8 @@ def _apply_masks(options: argparse.Namespace, console: Console) -> int:
         with progress_step(options.progress, "Applying the masks"):
             apply_masks(loaded.model, find_ffns(loaded.model), masks, "compact", undoable=False, store=store)
         with progress_step(options.progress, f"Saving {options.output}"):
+            if files is not None:
+                files.note(SAVING, options.output.name)
             checkpoint.save(
                 options.output,
                 loaded.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from llmrank import Masks
+from llmrank.calibration.blocks.work_directory import WorkDirectory
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.statistics.statistics_file import read_statistics, write_statistics
 from llmrank.calibration.text import tokenise
@@ -184,6 +186,77 @@ def test_a_killed_run_is_resumed_by_its_name(
     assert "has not finished; go on with it (--resume)" in refused(capsys, *arguments, "--low-memory")
     assert run(*arguments, "--resume") == 0
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+@pytest.mark.parametrize("command", ["prune", "rank"])
+def test_a_run_that_ended_between_its_output_and_its_last_word_is_finished(
+    command: str,
+    checkpoint: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "out"
+    arguments = (command, checkpoint, "--output", output, "--calibration", corpus, *SHORT)
+    with monkeypatch.context() as killing:
+
+        def stop(_: WorkDirectory) -> None:
+            raise KeyboardInterrupt
+
+        killing.setattr(WorkDirectory, "remove", stop)
+        assert run(*arguments, "--low-memory") == 130
+    before = {file.name: file.read_bytes() for file in output.iterdir()}
+    capsys.readouterr()
+    assert "go on with it (--resume)" in refused(capsys, *arguments, "--low-memory")
+    assert run(*arguments, "--resume") == 0
+    assert "is complete" in capsys.readouterr().out
+    assert {file.name: file.read_bytes() for file in output.iterdir()} == before
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+@pytest.mark.parametrize("command", ["prune", "rank"])
+def test_a_full_disk_leaves_a_run_to_go_on_with(
+    command: str,
+    checkpoint: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = (command, checkpoint, "--output", tmp_path / "out", "--calibration", corpus, *SHORT)
+    with monkeypatch.context() as filling:
+
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        filling.setattr("llmrank.surgery.checkpoint.save", full)
+        filling.setattr(Ranking, "save", full)
+        assert run(*arguments, "--low-memory") != 0
+    assert "The same command with --resume goes on." in capsys.readouterr().out
+    assert run(*arguments, "--resume") == 0
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_a_run_that_never_began_is_no_run(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("prune", checkpoint, "--output", tmp_path / "out", "--calibration", corpus, *SHORT)
+    work = tmp_path / "out.unfinished"
+    work.mkdir()
+    (work / "lock").touch()
+    assert "leave --resume out" in refused(capsys, *arguments, "--resume")
+    assert run(*arguments, "--low-memory") == 0
+    assert not work.exists()
+    # What is not a run of llmrank is never to be deleted.
+    other = tmp_path / "other.unfinished"
+    other.mkdir()
+    (other / "mine").touch()
+    capsys.readouterr()
+    arguments = ("prune", checkpoint, "--output", tmp_path / "other", "--calibration", corpus, *SHORT)
+    message = refused(capsys, *arguments, "--low-memory")
+    assert "move it away" in message
+    assert "delete" not in message
 
 
 def test_rankings_that_do_not_fit_are_refused(
