@@ -43,6 +43,10 @@ INT32_MAX = np.iinfo(np.int32).max
 
 # Entries of a band (a part of a block that is read at once): 4 MB in float64, which fit in a core's share of the cache.
 BAND_ELEMENTS = 1 << 19
+# Weights between 2^-e and 2^e, and sums and reciprocals of them, are far from the limits of the dtype.
+SAFE_EXPONENTS = {"float64": 900, "float32": 90}
+# Stands for the exponent of the largest weight where there is none.
+NO_EXPONENT = -(1 << 20)
 
 
 def is_torch(value: object) -> bool:
@@ -245,6 +249,30 @@ class SparseBlock(Block):
     def first_parallel(self) -> SparseBlock:
         """Return the first parallel matrix; nothing is copied."""
         return SparseBlock(self.parallel[0]) if self.parallel else self
+
+    def fits(self, dtype: str) -> bool:
+        """Whether all weights, and the sums and reciprocals of some of them, are far from the limits of a dtype."""
+        limit, data = SAFE_EXPONENTS[dtype], self.csr.data
+        return not len(data) or bool(data.min() > 2.0**-limit and data.max() < 2.0**limit)
+
+    def exponents(self, axis: int) -> npt.NDArray[np.int32]:
+        """Return the binary exponent of the largest weight of each column (axis 0) or row (axis 1), or :data:`NO_EXPONENT`."""
+        maxima = np.zeros(self.shape[1 - axis])
+        np.maximum.at(maxima, self._lines(axis), self.csr.data)
+        return np.where(maxima > 0.0, np.frexp(maxima)[1], NO_EXPONENT).astype(np.int32)
+
+    def divided(self, exponents: npt.NDArray[np.int32], axis: int, dtype: str = "float64") -> SparseBlock:
+        """Return the weights with columns (axis 0) or rows (axis 1) divided by these powers of two; zeros are dropped."""
+        data = np.ldexp(self.csr.data.astype(np.float64), -exponents[self._lines(axis)]).astype(dtype)
+        csr = sparse.csr_array((data, self.csr.indices, self.csr.indptr), shape=self.csr.shape)
+        if not data.all():
+            csr = csr.copy()
+            csr.eliminate_zeros()
+        return SparseBlock(csr)
+
+    def _lines(self, axis: int) -> Any:
+        """Return the column (axis 0) or the row (axis 1) of every weight."""
+        return self.csr.indices if axis == 0 else np.repeat(np.arange(self.shape[0]), np.diff(self.csr.indptr))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from graphs.errors import GraphError
 from graphs.linalg.backends import Arithmetic
 from graphs.linalg.layer_vectors import DeferredChecks, is_on_cpu
@@ -17,6 +19,7 @@ from graphs.linalg.operators import BlockOperator, Vector
 __all__ = [
     "Normalised",
     "Transition",
+    "check_scale",
     "check_sum",
     "divide_by_sum",
     "modified_product",
@@ -161,7 +164,9 @@ class Transition:
         strength = operator.out_strength()
         later.add(strength.sum(), _check_strengths, subject)
         later.add((strength == 0).any(), self._note_dangling)
-        self._inverse_strength = arithmetic.reciprocal(strength)
+        with np.errstate(over="ignore"):
+            self._inverse_strength = arithmetic.reciprocal(strength)
+        later.add(self._inverse_strength.sum(), check_scale, subject)
         self._inverse_degree: Vector | None = None
         if theta < 1.0:
             degree = operator.out_degree()
@@ -191,6 +196,23 @@ class Transition:
         """Compute an upper bound on max_j P_ij for every target i, (n_targets,)."""
         maxima = operator.row_maxima(self._inverse_strength) * self.theta
         return maxima if self._inverse_degree is None else maxima + self._inverse_degree.max() * (1.0 - self.theta)
+
+
+def check_scale(total: float) -> None:
+    """Raise a GraphError if the sum of the reciprocals of out-strengths is not finite.
+
+    Examples
+    --------
+    >>> check_scale(math.inf)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    graphs.errors.GraphError: an out-strength is so small that its reciprocal overflows the dtype; ...
+    """
+    if not math.isfinite(total):
+        raise GraphError(
+            "an out-strength is so small that its reciprocal overflows the dtype; multiply the weights by a large number, which "
+            "changes no rank, or use dtype='float64'"
+        )
 
 
 def _check_strengths(total: float) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from scipy.sparse import csgraph
 
 from graphs.errors import GraphError
 from graphs.linalg.backends import Backend
-from graphs.linalg.blocks import FloatArray
+from graphs.linalg.blocks import FloatArray, SparseBlock
 from graphs.linalg.layer_vectors import (
     DeferredChecks,
     State,
@@ -30,6 +30,7 @@ from graphs.linalg.layer_vectors import (
     total_scores,
 )
 from graphs.linalg.operators import BlockOperator, CSRKernelOperator, CSROperator, Vector
+from graphs.linalg.transition import check_scale
 from graphs.solvers.problem import SweptState
 from graphs.structures.digraph import BlockDigraph, EdgeBlock
 
@@ -73,7 +74,7 @@ class DigraphProblem:
     def __init__(
         self, digraph: BlockDigraph, backend: Backend, gamma: float, teleport: FloatArray, products: int
     ) -> None:
-        self.digraph = digraph
+        self.digraph = digraph = _within_range(digraph, backend.arithmetic.dtype)
         self.backend = backend
         self.gamma = gamma
         self.dtype = backend.arithmetic.dtype
@@ -294,9 +295,11 @@ class DigraphProblem:
             totals[edges.source] = totals[edges.source] + part if edges.source in totals else part
         transitions = []
         for edges, strength in zip(self.digraph.edge_blocks, strengths, strict=True):
-            scale = arithmetic.reciprocal(totals[edges.source])
-            if edges.share is not None:
-                scale = scale * arithmetic.reciprocal(strength) * edges.share
+            with np.errstate(over="ignore"):
+                scale = arithmetic.reciprocal(totals[edges.source])
+                if edges.share is not None:
+                    scale = scale * arithmetic.reciprocal(strength) * edges.share
+            self.checks.add(scale.sum(), check_scale, f"edges from layer {edges.source} to layer {edges.target}")
             transitions.append(_BlockTransition(edges, operators[id(edges.block)], scale, scale * strength))
         return transitions
 
@@ -314,6 +317,28 @@ class DigraphProblem:
                 )
             self._node_sweeps[layer] = _NodeSweep(inner[0].operator, inner[0].scale, self.gamma)
         return self._node_sweeps[layer]
+
+
+def _within_range(digraph: BlockDigraph, dtype: str) -> BlockDigraph:
+    """Return the digraph, with the weights of a node divided by one power of two where they are near the limits of the dtype.
+
+    The division is exact, and does not change P. Without it, weights could vanish in the dtype, or the reciprocals of their sums
+    overflow. Dense blocks stay as they are, unless a sparse one from the same layer has such weights.
+    """
+    unsafe = {e.source for e in digraph.edge_blocks if isinstance(e.block, SparseBlock) and not e.block.fits(dtype)}
+    made = list(digraph.edge_blocks)
+    # With shares, the weights of each block are divided by their own sums; otherwise a node's weights in all blocks are.
+    together: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, edges in enumerate(made):
+        if edges.source in unsafe:
+            together[(edges.source,) if edges.share is None else (edges.source, number)].append(number)
+    for numbers in together.values():
+        blocks = {number: SparseBlock(made[number].block.to_csr()) for number in numbers}
+        axes = {number: int(made[number].transposed) for number in numbers}
+        exponents = np.maximum.reduce([block.exponents(axes[number]) for number, block in blocks.items()])
+        for number, block in blocks.items():
+            made[number] = replace(made[number], block=block.divided(exponents, axes[number]))
+    return replace(digraph, edge_blocks=tuple(made)) if unsafe else digraph
 
 
 def _check_mass(total: float) -> None:

@@ -13,8 +13,9 @@ from functools import partial
 
 import numpy as np
 
+from graphs.errors import GraphError
 from graphs.linalg.backends import Backend
-from graphs.linalg.blocks import FloatArray
+from graphs.linalg.blocks import FloatArray, SparseBlock
 from graphs.linalg.layer_vectors import DeferredChecks, State
 from graphs.linalg.operators import BlockOperator, Vector
 from graphs.linalg.transition import (
@@ -133,6 +134,10 @@ class LayeredProblem:
             used = "uniform scores are" if zero else "the activations, scaled to sum 1, are"
             self.degenerate[layer] = f"all scores are zero; {used} used"
 
+    def _within_range(self, layer: int, block: SparseBlock) -> SparseBlock:
+        """Return a block whose weights are divided by powers of two so that the dtype can hold them; the rank stays the same."""
+        raise NotImplementedError
+
     def _contraction(self, layer: int) -> float:
         """Bound the factor by which the step into `layer` multiplies L1 distances; inf where no bound is known."""
         return math.inf
@@ -141,7 +146,10 @@ class LayeredProblem:
         """Return the operator of the block into `layer`; it is kept only if it will be used again."""
         if layer in self._operators:
             return self._operators[layer]
-        operator = self.backend.operator(self.graph.blocks[layer - 1], self.products)
+        block = self.graph.blocks[layer - 1]
+        if isinstance(block, SparseBlock) and not block.fits(self.dtype):
+            block = self._within_range(layer, block)
+        operator = self.backend.operator(block, self.products)
         if self.products > 1:
             self._operators[layer] = operator
         return operator
@@ -164,6 +172,16 @@ class WeightedPageRankProblem(LayeredProblem):
         self.gamma = gamma
         self.theta = theta
         self._transitions: dict[int, Transition] = {}
+
+    def _within_range(self, layer: int, block: SparseBlock) -> SparseBlock:
+        # All weights of a source may be divided by the same number, because P has them divided by their sum.
+        divided = block.divided(block.exponents(axis=0), axis=0, dtype=self.dtype)
+        if self.theta < 1.0 and divided.n_edges < block.n_edges:
+            raise GraphError(
+                f"block {layer}: the weights of one source differ by more than {self.dtype} can hold, and theta < 1 counts every "
+                "edge; use theta=1, or remove the edges of the smallest weights"
+            )
+        return divided
 
     def row_maxima(self) -> list[FloatArray]:
         """Bound max_j P_ij of every node i from above, by layer; 1 in layer 0, which is given."""
@@ -190,6 +208,10 @@ class ModifiedPageRankProblem(LayeredProblem):
     def __init__(self, graph: LayeredGraph, backend: Backend, products: int, zero_lowest: float) -> None:
         super().__init__(graph, backend, products)
         self.zero_lowest = zero_lowest
+
+    def _within_range(self, layer: int, block: SparseBlock) -> SparseBlock:
+        highest = block.exponents(axis=0).max()
+        return block.divided(np.full(block.shape[1], highest, dtype=np.int32), axis=0)
 
     def _unscaled_step(self, layer: int, previous: Vector, subject: str) -> Vector:
         count = int(self.zero_lowest * len(previous))

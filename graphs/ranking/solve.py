@@ -98,7 +98,7 @@ def check_start(start: Any, sizes: tuple[int, ...], columns: int | None, each_la
     Raises
     ------
     GraphError
-        The shapes do not fit, entries are not real, numbers are negative (in a RankResult they count as 0) or not finite, or
+        The shapes do not fit, entries are not real, numbers are negative or not finite, or
         a sum is zero.
 
     Examples
@@ -111,9 +111,6 @@ def check_start(start: Any, sizes: tuple[int, ...], columns: int | None, each_la
         vectors = [as_real(vector) for vector in given]
     except (TypeError, ValueError) as error:
         raise GraphError(f"start: expected vectors of real numbers, one for each layer, got {error}") from error
-    if isinstance(start, RankResult):
-        # Anderson mixing and Krylov methods that stop early can leave scores slightly below zero.
-        vectors = [np.maximum(vector, 0.0) for vector in vectors]
     shapes = [(size,) for size in sizes], [(size, columns) for size in sizes]
     if [vector.shape for vector in vectors] not in shapes:
         raise GraphError(

@@ -139,8 +139,9 @@ class AndersonMixing:
         if residual > 10.0 * best:
             earlier = ()  # mixing increased the residual too much
         mixture = _mix(image, [state for state, _ in earlier], sum(products))
-        # The error bound holds for states of sum 1. A mixture has large terms of both signs, whose rounding changes the sum.
-        mixture = normalise_state(mixture, each_layer=not problem.linear)
+        # The error bound holds for states of sum 1. A mixture has large terms of both signs: scores can end below zero, and their
+        # rounding changes the sum.
+        mixture = normalise_state([vector.clip(0.0) for vector in mixture], each_layer=not problem.linear)
         memory = (mixture, (*earlier, (image, change)), min(best, residual))
         return SolverStep(image, changes, residual, problem.error_bounds(changes, 1), problem.n_blocks, memory)
 

@@ -67,6 +67,7 @@ class Krylov:
         """Take one cycle for every column, and apply F once; twice if the cycles increased the residual."""
         x, tol, last = memory  # last: image, residual and scale of the step before
         solution, products = (self._scipy_cycles if is_on_cpu(x) else self._device_cycle)(problem, x, tol)
+        solution = solution.clip(0.0)  # a method that stops early can leave scores below zero
         scale = solution.sum(0)
         state = _split(problem, solution / scale)
         image = problem.apply(state)
