@@ -166,6 +166,8 @@ def load_pretrained(
             torch_dtype = torch.float32
     try:
         config = transformers.AutoConfig.from_pretrained(name, **options)
+        if is_gguf:
+            _check_size(Path(source), config)
         model_class = model_class_of(config, name, trust_remote_code=trust_remote_code, revision=revision)
         if choose_class is not None:
             model_class = choose_class(model_class, config)
@@ -240,6 +242,17 @@ def _check_source(source: str) -> None:
         raise ModelSourceError(
             f"no model at {source}: there is no such directory, and a hub name has the form OWNER/NAME; expected a "
             "directory, a .gguf file or a hub name"
+        )
+
+
+def _check_size(path: Path, config: Any) -> None:
+    """Raise a ModelSourceError if a GGUF file is too small for the blocks that it claims to hold, which take long to make."""
+    text_config = config.get_text_config()
+    blocks, width = (getattr(text_config, name, 0) or 0 for name in ("num_hidden_layers", "hidden_size"))
+    size = path.stat().st_size
+    if size < blocks * width:  # a block holds at least its width squared numbers, of a bit or more each
+        raise ModelSourceError(
+            f"{path} claims {blocks:,} blocks of width {width:,}, but has only {size:,} bytes; fetch the file again"
         )
 
 

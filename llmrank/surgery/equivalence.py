@@ -95,6 +95,11 @@ def check_equivalence(model: nn.Module, expected: torch.Tensor, sequences: Token
     )
     try:
         mixtures = find_mixtures(model).values()
+        if mixtures:
+            advice += (
+                ". If a router has ties (equal scores for several experts, such as a router of zeros), rounding chooses the "
+                "experts, and no comparison is possible: train or load its weights first"
+            )
         # The expected outputs were computed expert by expert, so these are too. Otherwise they would round differently, and a
         # router could choose another expert for a token where the scores of two experts are nearly equal.
         with by_expert(mixtures):

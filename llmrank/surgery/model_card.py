@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def _license_fields_of(source: str) -> dict[str, Any]:
 
 def _text(model: Any, report: Mapping[str, Any], place: str) -> str:
     method, neurons, size = report["method"], report["neurons"], (report["before"], report["after"])
-    name = report["model"]["source"]
+    # A path may hold anything, and a card is shown as a page.
+    name, source = (escape(each["source"], quote=False) for each in (report["model"], report["calibration"]))
     rows = [
         (neurons["unit"], neurons["before"], neurons["before"] - neurons["removed"]),
         ("parameters", size[0]["parameters"], size[1]["parameters"]),
@@ -102,12 +104,14 @@ def _text(model: Any, report: Mapping[str, Any], place: str) -> str:
     if before and after:
         a, b = before["value"], after["value"]
         protocol = evaluation["protocol"]
-        table.append(f"| perplexity on {protocol['source']} | {a:,.2f} | {b:,.2f} | {b / a - 1.0:+.1%} |")
+        table.append(
+            f"| perplexity on {escape(protocol['source'], quote=False)} | {a:,.2f} | {b:,.2f} | {b / a - 1.0:+.1%} |"
+        )
     repair, calibration = method.get("repair"), report["calibration"]
     ranked = " and ".join(method.get("targets", ["neurons"]))
     steps = [
         f"- ranked by {method['scorer']['name']} ({method['pipeline']} graphs), chosen by {method['pruner']['name']}",
-        f"- calibrated on {calibration['sequences']} x {calibration['sequence_length']} tokens ({calibration['source']})",
+        f"- calibrated on {calibration['sequences']} x {calibration['sequence_length']} tokens ({source})",
     ]
     if repair and report.get("repaired"):
         steps.append(f"- repaired without training by {repair['name']}")
@@ -132,5 +136,5 @@ def _text(model: Any, report: Mapping[str, Any], place: str) -> str:
     ]
     warnings = report.get("warnings") or []
     if warnings:
-        lines += ["", "## Warnings", "", *(f"- {sentence}" for sentence in warnings)]
+        lines += ["", "## Warnings", "", *(f"- {escape(sentence, quote=False)}" for sentence in warnings)]
     return "\n".join(lines) + "\n"

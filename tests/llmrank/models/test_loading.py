@@ -322,3 +322,19 @@ def test_adapters_without_their_model_say_how_to_merge_them(tmp_path: Path) -> N
     (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ModelSourceError, match=r"holds adapters of peft.*merge_and_unload\(\), save that"):
         llmrank.load(tmp_path)
+
+
+def test_a_gguf_file_that_cannot_hold_its_blocks_is_refused_at_once(tmp_path: Path) -> None:
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    for name, value in {"block_count": 10_000, "embedding_length": 64, "feed_forward_length": 128}.items():
+        writer.add_uint32(f"llama.{name}", value)
+    writer.add_tensor("output_norm.weight", np.ones(64, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelSourceError, match=r"claims 10,000 blocks of width 64, but has only \d+ bytes"):
+        load_pretrained(tmp_path / "a.gguf")

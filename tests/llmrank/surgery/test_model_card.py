@@ -59,6 +59,15 @@ def test_the_base_model_is_named_if_it_is_on_a_hub(tmp_path: Path) -> None:
     assert ModelCard.load(tmp_path / "pruned" / "README.md").data.base_model == "someone/Tiny-Llama"
 
 
+def test_a_name_of_a_directory_is_no_html(tmp_path: Path) -> None:
+    model = tiny_llama()
+    model.name_or_path = "./<img src=x onerror=alert(1)>"
+    llmrank.prune_model(model, None, 0.25, **OPTIONS).save(tmp_path / "pruned")
+    card = ModelCard.load(tmp_path / "pruned" / "README.md").text
+    assert "<img" not in card
+    assert "# &lt;img src=x" in card
+
+
 @pytest.mark.parametrize(("family", "stock"), [("Llama, SmolLM2", True), ("BLOOM", False)])
 def test_its_code_loads_the_checkpoint(family: str, stock: bool, tmp_path: Path) -> None:
     model = family_model(named_family(family))
