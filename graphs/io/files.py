@@ -1,4 +1,4 @@
-"""Files that are replaced completely or not at all, and safetensors files with a version and a checksum.
+"""Files that are replaced completely or not at all; safetensors files with a version and a checksum, and JSON with a checksum.
 
 In the header of a safetensors file, ``meta`` is JSON text, and ``crc32`` is a checksum of that text and all arrays.
 """
@@ -30,10 +30,23 @@ try:
 except ImportError:  # Windows has no fcntl: nothing is locked there, and no leftover is removed
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK", "hidden_directory", "read_tensors", "remove_leftovers", "replace_file", "take_lock", "write_tensors"]
+__all__ = [
+    "LOCK",
+    "file_checksum",
+    "hidden_directory",
+    "read_json",
+    "read_tensors",
+    "remove_leftovers",
+    "replace_file",
+    "take_lock",
+    "write_json",
+    "write_tensors",
+]
 
 LOCK = "lock"
 SUFFIX = ".partial"
+# The key of the checksum in a JSON file or in the header of a safetensors file, and how many bytes of a file are read at once.
+CHECKSUM, CHUNK = "crc32", 1 << 22
 
 
 @contextlib.contextmanager
@@ -286,7 +299,7 @@ def write_tensors(
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     with replace_file(path) as partial:
         try:
-            save_file(contiguous, partial, {"meta": text, "crc32": _checksum(text, contiguous)})
+            save_file(contiguous, partial, {"meta": text, CHECKSUM: _checksum(text, contiguous)})
         except SafetensorError as error:
             # safetensors turns errors of the system, such as a full disk, into its own; callers expect an OSError.
             raise OSError(f"cannot write {path}: {error}") from error
@@ -369,6 +382,81 @@ def read_tensors(
         *(AttributeError, LookupError, TypeError),
     ) as error:
         raise GraphError(f"{path} cannot be read ({error}); {advice}") from error
-    if header.get("crc32") != _checksum(text, tensors):
+    if header.get(CHECKSUM) != _checksum(text, tensors):
         raise GraphError(f"{path} is damaged (its checksum differs); {advice}")
     return {key: value for key, value in meta.items() if key not in ("kind", "version")}, tensors
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write plain values as a JSON file with a checksum, which :func:`read_json` compares.
+
+    Parameters
+    ----------
+    path : path-like
+        Replaced completely on success, not changed on failure.
+    content : mapping
+        Values that JSON can hold; no key is "crc32".
+
+    Raises
+    ------
+    GraphError, OSError
+        As for :func:`replace_file`.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_json(Path(folder, "file"), {"colour": "red"})
+    ...     read_json(Path(folder, "file"))
+    {'colour': 'red'}
+    """
+    with replace_file(path) as partial:
+        text = json.dumps({**content, CHECKSUM: _checksum_of_json(content)}, indent=2, allow_nan=False)
+        Path(partial).write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what :func:`write_json` has written.
+
+    Raises
+    ------
+    GraphError
+        The file is missing, or not as it was written.
+
+    Examples
+    --------
+    >>> read_json("absent.json")
+    Traceback (most recent call last):
+    ...
+    graphs.errors.GraphError: no file at absent.json
+    """
+    if not Path(path).is_file():
+        raise GraphError(f"no file at {path}")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        is_whole = isinstance(content, dict) and content.pop(CHECKSUM, None) == _checksum_of_json(content)
+    except (ValueError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise GraphError(f"{path} is damaged, or was changed after it had been written")
+    return dict(content)
+
+
+def _checksum_of_json(content: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
+def file_checksum(path: str | os.PathLike[str]) -> str:
+    """Compute the CRC-32 of all bytes of a file, and their number.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "file").write_bytes(b"abc")
+    ...     file_checksum(Path(folder, "file"))
+    '352441c2 3'
+    """
+    crc, size = 0, 0
+    with Path(path).open("rb") as file:
+        while chunk := file.read(CHUNK):
+            crc, size = zlib.crc32(chunk, crc), size + len(chunk)
+    return f"{crc:08x} {size}"

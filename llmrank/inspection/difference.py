@@ -18,7 +18,7 @@ import torch
 
 from graphs import GraphError
 from graphs.analysis.measures import rank_correlation
-from graphs.io.files import read_tensors
+from graphs.io.files import read_json, read_tensors
 from graphs.linalg.blocks import FloatArray
 from llmrank.errors import CheckpointError, OptionError
 from llmrank.prune.masks import Masks
@@ -184,8 +184,8 @@ def read_run(path: str | os.PathLike[str]) -> Run:
 
 
 def _read_ranking(place: Path) -> Run:
-    settings = _read_json(place / SETTINGS, place)
     try:
+        settings = read_json(place / SETTINGS)
         scores = read_tensors(place / SCORES, "scores")[1]
     except GraphError as error:
         raise CheckpointError(str(error)) from error

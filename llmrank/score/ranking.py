@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from graphs import GraphError
-from graphs.io.files import read_tensors, write_tensors
+from graphs.io.files import file_checksum, read_json, read_tensors, write_json, write_tensors
 from llmrank.calibration.statistics import FFNStatistics
 from llmrank.calibration.statistics.statistics_file import read_statistics, write_statistics
 from llmrank.calibration.text import TokenSequences
@@ -73,8 +72,9 @@ class Ranking:
             about |= {"held_out_source": self.held_out.source, "held_out_details": dict(self.held_out.details)}
         write_tensors(place / TOKENS, {name: tensor.numpy() for name, tensor in tokens.items()}, about, "tokens")
         write_tensors(place / SCORES, {name: tensor.numpy() for name, tensor in self.scores.items()}, {}, "scores")
-        text = json.dumps(self.settings, indent=2, allow_nan=False) + "\n"
-        (place / SETTINGS).write_text(text, encoding="utf-8")
+        # The checksums tie the files to each other: those of another ranking are not taken for these.
+        files = {name: file_checksum(place / name) for name in (STATISTICS, TOKENS, SCORES)}
+        write_json(place / SETTINGS, {**self.settings, "files": files})
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Ranking:
@@ -87,11 +87,14 @@ class Ranking:
         """
         place = Path(directory)
         try:
-            settings = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
+            settings = read_json(place / SETTINGS)
+            for name, checksum in settings.pop("files").items():
+                if file_checksum(place / name) != checksum:
+                    raise GraphError(f"{name} is damaged, or that of another ranking")
             statistics = read_statistics(place / STATISTICS)
             about, tokens = read_tensors(place / TOKENS, "tokens")
             _, scores = read_tensors(place / SCORES, "scores")
-        except (OSError, ValueError, GraphError) as error:
+        except (OSError, GraphError) as error:
             raise OptionError(
                 f"{place} holds no complete ranking ({error}); expected a directory that llmrank rank has written"
             ) from error
@@ -100,7 +103,7 @@ class Ranking:
         held_out = None
         if "held_out_ids" in tensors:
             held_out = TokenSequences.of(tensors["held_out_ids"], tensors["held_out_mask"], about["held_out_source"])
-            held_out = replace(held_out, details=about.get("held_out_details", {}))  # earlier versions wrote none
-        sequences = replace(sequences, held_out=about["held_out"], details=about.get("details", {}))
+            held_out = replace(held_out, details=about["held_out_details"])
+        sequences = replace(sequences, held_out=about["held_out"], details=about["details"])
         found = {name: torch.from_numpy(array) for name, array in scores.items()}
         return cls(statistics, sequences, held_out, settings, found)

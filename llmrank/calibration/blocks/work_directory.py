@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 import weakref
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphs.io.files import LOCK, remove_leftovers, replace_file, take_lock
+from graphs import GraphError
+from graphs.io.files import LOCK, file_checksum, read_json, remove_leftovers, take_lock, write_json
 from llmrank.calibration.blocks.states import file_tensor
 from llmrank.errors import OptionError
 
@@ -38,7 +38,6 @@ SHARD_BYTES = 10**9
 N_SAMPLED = 256
 UNRELATED = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "architectures")
 RUN_FILE, PROGRESS_FILE = "run.json", "progress.json"
-CHUNK = 1 << 22
 # The stage in which a run writes its result, which appears whole or not at all.
 SAVING = "saving"
 
@@ -66,7 +65,7 @@ def read_run(path: Path) -> dict[str, Any]:
     OptionError
         The file is damaged.
     """
-    return _read_json(path / RUN_FILE)
+    return _read(path / RUN_FILE)
 
 
 def read_progress(path: Path) -> dict[str, Any]:
@@ -78,6 +77,11 @@ def read_progress(path: Path) -> dict[str, Any]:
         The file is damaged.
     """
     return dict(_read_notes(path).get("stages", {}))
+
+
+def _read_notes(path: Path) -> dict[str, Any]:
+    """Return what :meth:`WorkDirectory.note` has written last."""
+    return _read(path / PROGRESS_FILE) if (path / PROGRESS_FILE).is_file() else {}
 
 
 class WorkDirectory:
@@ -132,14 +136,14 @@ class WorkDirectory:
                     "directory"
                 )
         else:
-            _write_json(run_file, settings)
+            write_json(run_file, settings)
         noted = _read_notes(self.path)
         self._progress: dict[str, Any] = noted.get("stages", {})
-        # Size and checksum of the files that the progress relies on, by name.
-        self._files: dict[str, list[int]] = noted.get("files", {})
+        # The checksums of the files that the progress relies on, by name.
+        self._files: dict[str, str] = noted.get("files", {})
         for name, known in self._files.items():
             file = self.path / name
-            if not file.is_file() or _size_and_checksum(file) != known:
+            if not file.is_file() or file_checksum(file) != known:
                 raise OptionError(
                     f"{file} is missing, or is not as the run left it, so the run cannot go on; delete {self.path}, and start "
                     "again"
@@ -162,7 +166,7 @@ class WorkDirectory:
         """Have the next note rely on a file, which is on the disk when this returns. Cost: the file is read."""
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())
-        self._files[file.name] = _size_and_checksum(file)
+        self._files[file.name] = file_checksum(file)
 
     def keeps(self, file: Path) -> bool:
         """Whether the progress relies on a file."""
@@ -188,7 +192,7 @@ class WorkDirectory:
         for file in files:
             self.keep(file)
         self._progress[stage] = value
-        _write_json(self.path / PROGRESS_FILE, {"stages": self._progress, "files": self._files})
+        write_json(self.path / PROGRESS_FILE, {"stages": self._progress, "files": self._files})
 
     def copy_to_file(self, tensor: torch.Tensor) -> torch.Tensor:
         """Copy a tensor into a temporary file, and return the copy, so that the system need not hold its values in memory.
@@ -237,38 +241,8 @@ def weights_digest(model: nn.Module, *, complete: bool = False) -> str:
     return digest.hexdigest()
 
 
-def _size_and_checksum(file: Path) -> list[int]:
-    checksum = 0
-    with file.open("rb") as opened:
-        while chunk := opened.read(CHUNK):
-            checksum = zlib.crc32(chunk, checksum)
-    return [file.stat().st_size, checksum]
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file with a checksum of its content."""
-    with replace_file(path) as partial:
-        written = json.dumps({"crc32": _checksum(content), "content": content}, indent=1)
-        Path(partial).write_text(written + "\n", encoding="utf-8")
-
-
-def _read_notes(path: Path) -> dict[str, Any]:
-    """Return what :meth:`WorkDirectory.note` has written last."""
-    return _read_json(path / PROGRESS_FILE) if (path / PROGRESS_FILE).is_file() else {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read what :func:`_write_json` has written."""
+def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        content = found["content"]
-        is_whole = isinstance(content, dict) and found["crc32"] == _checksum(content)
-    except (ValueError, LookupError, TypeError, RecursionError):
-        is_whole = False
-    if not is_whole:
-        raise OptionError(f"{path} is damaged; delete {path.parent}, and start again")
-    return dict(content)
-
-
-def _checksum(content: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+        return read_json(path)
+    except GraphError as error:
+        raise OptionError(f"{error}; delete {path.parent}, and start again") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,29 @@ def test_rankings_that_do_not_fit_are_refused(
     with pytest.raises(OptionError, match="no complete ranking"):
         Ranking.load(tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_files_of_another_ranking_and_changed_settings_are_refused(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for place, samples in ((one, 2), (other, 3)):
+        texts = ("--calibration", corpus, "--samples", samples, "--sequence-length", 16)
+        assert run("rank", checkpoint, "--output", place, *texts) == 0
+    for name in ("statistics.safetensors", "tokens.safetensors", "scores.safetensors"):
+        mixed = shutil.copytree(one, tmp_path / f"mixed-{name}")
+        shutil.copy(other / name, mixed / name)
+        with pytest.raises(OptionError, match=f"{name} is damaged, or that of another ranking"):
+            Ranking.load(mixed)
+    settings = (one / "ranking.json").read_text(encoding="utf-8")
+    capsys.readouterr()
+    values = json.loads(settings)
+    edits = [settings.replace("isolated", "chained"), "[]", "null", "[" * 100_000, settings[:-9], "\udcff"]
+    edits += [json.dumps({key: value for key, value in values.items() if key != name}) for name in values]
+    for edit in edits:
+        (one / "ranking.json").write_bytes(edit.encode(errors="surrogateescape"))
+        assert "holds no complete ranking" in refused(capsys, "apply", one, checkpoint, "--output", tmp_path / "out")
+        assert "is damaged, or was changed" in refused(capsys, "diff", one, other)
 
 
 def test_statistics_of_mixtures_are_read_as_they_were_written(tmp_path: Path) -> None:
