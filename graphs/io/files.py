@@ -32,8 +32,10 @@ except ImportError:  # Windows has no fcntl: nothing is locked there, and no lef
 
 __all__ = [
     "LOCK",
+    "checked_json",
     "file_checksum",
     "hidden_directory",
+    "parse_checked_json",
     "read_json",
     "read_tensors",
     "remove_leftovers",
@@ -410,8 +412,7 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     {'colour': 'red'}
     """
     with replace_file(path) as partial:
-        text = json.dumps({**content, CHECKSUM: _checksum_of_json(content)}, indent=2, allow_nan=False)
-        Path(partial).write_text(text + "\n", encoding="utf-8")
+        Path(partial).write_text(checked_json(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -431,13 +432,36 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise GraphError(f"no file at {path}")
+    return parse_checked_json(Path(path).read_bytes(), str(path))
+
+
+def checked_json(content: Mapping[str, Any], indent: int | None = None) -> str:
+    """Return plain values as a JSON object that holds a checksum of them too.
+
+    Examples
+    --------
+    >>> checked_json({"colour": "red"})
+    '{"colour": "red", "crc32": "c6e3beb5"}'
+    """
+    plain = json.loads(json.dumps(content, allow_nan=False))  # keys become strings, as they will be read
+    return json.dumps({**plain, CHECKSUM: _checksum_of_json(plain)}, indent=indent)
+
+
+def parse_checked_json(text: bytes, name: str) -> dict[str, Any]:
+    """Return the values that :func:`checked_json` was given.
+
+    Raises
+    ------
+    GraphError
+        The text is not as it was written; `name` begins the message.
+    """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(text)
         is_whole = isinstance(content, dict) and content.pop(CHECKSUM, None) == _checksum_of_json(content)
     except (ValueError, RecursionError):
         is_whole = False
     if not is_whole:
-        raise GraphError(f"{path} is damaged, or was changed after it had been written")
+        raise GraphError(f"{name} is damaged, or was changed after it had been written")
     return dict(content)
 
 

@@ -140,7 +140,7 @@ def _read(path: Path, command: str) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OptionError(
             f"cannot read the settings in {path}: {error}; expected a TOML file or a report.json"
         ) from None

@@ -6,6 +6,7 @@ Such a run holds one block of the model in memory at a time, and keeps the rest 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,7 +58,10 @@ def add_low_memory_options(group: Any) -> None:
 
 def unfinished_directory(output: Path) -> Path:
     """Return the directory with the files of a run that writes to `output`."""
-    return output.absolute().with_name(f"{output.absolute().name}.unfinished")
+    place = Path(os.path.abspath(output))  # noqa: PTH100 -- unlike resolve(), it follows no links
+    if not place.name:
+        raise OptionError(f"{output} is no directory that a model can be written to; choose another --output")
+    return place.with_name(f"{place.name}.unfinished")
 
 
 def check_low_memory(options: argparse.Namespace) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from graphs import GraphError
+from graphs.io.files import checked_json, parse_checked_json
 from llmrank.calibration.blocks.work_directory import WorkDirectory, holds_run, read_run
 from llmrank.errors import OptionError
 
@@ -61,7 +63,7 @@ class SweepFolder:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row."""
-        line = json.dumps(row, allow_nan=False) + "\n"
+        line = checked_json(row) + "\n"
         with (self.path / ROWS).open("ab") as file:
             file.write(line.encode())
             file.flush()
@@ -84,13 +86,11 @@ def read_rows(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     file = Path(directory) / ROWS
     if not file.is_file():
         raise OptionError(f"there is no {ROWS} in {directory}; expected the folder of a sweep (llmrank sweep --output)")
-    lines = file.read_text(encoding="utf-8").split("\n")
+    lines = file.read_bytes().split(b"\n")[:-1]  # what follows the last line end is not complete
     try:
-        return [json.loads(line) for line in lines[:-1]]  # what follows the last line end is not complete
-    except ValueError as error:
-        raise OptionError(
-            f"{file} is damaged ({error}); remove the damaged line, or choose another --output"
-        ) from error
+        return [parse_checked_json(line, f"line {number} of {file}") for number, line in enumerate(lines, start=1)]
+    except GraphError as error:
+        raise OptionError(f"{error}; remove that line, or choose another --output") from error
 
 
 def _check_same(path: Path, earlier: dict[str, Any], wanted: dict[str, Any]) -> None:

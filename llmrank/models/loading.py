@@ -187,8 +187,9 @@ def load_pretrained(
         _forget_quantiser(model)
         model.name_or_path = source  # transformers sets it to the directory of the file
     for method in dequantising.values():
+        kind = getattr(method.quant_method, "value", method.quant_method)  # some methods keep it as text
         warnings.warn(
-            f"the weights of {source} are quantised ({method.quant_method.value}) and were dequantised to "
+            f"the weights of {source} are quantised ({kind}) and were dequantised to "
             f"{str(model.dtype).removeprefix('torch.')} on loading, so each takes more memory in what is written; quantise the "
             "pruned model again",
             stacklevel=2,

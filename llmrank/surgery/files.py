@@ -61,7 +61,7 @@ def check_output(directory: str | os.PathLike[str]) -> Path:
     remove_leftovers(target.parent, target.name)
     remove_leftovers(target, NAME_INSIDE, undo=_delete_if_incomplete)
     if path.is_dir() and any(path.iterdir()):
-        raise CheckpointError(f"{path} exists and is not empty; choose another --output, or remove it first")
+        raise CheckpointError(f"{path} exists and is not empty; choose another --output")
     ancestor = path.absolute()
     while not ancestor.exists():
         ancestor = ancestor.parent

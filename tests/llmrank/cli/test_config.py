@@ -157,3 +157,13 @@ def test_a_report_names_no_local_folders(tmp_path: Path) -> None:
     )
     again = parsed("prune", "m", "--output", "o", "--max-memory", options.settings["max-memory"])
     assert again.max_memory == options.max_memory
+
+
+@pytest.mark.parametrize("name", ["deep.json", "deep.toml"])
+def test_settings_nested_without_end_are_refused(
+    name: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("[" * 100_000 if name.endswith("json") else "a = " + "[" * 100_000, encoding="utf-8")
+    with pytest.raises(SystemExit, match="2"):
+        run("prune", checkpoint, "--output", tmp_path / "out", "--config", tmp_path / name)
+    assert "cannot read the settings" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import builtins
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -338,3 +339,19 @@ def test_a_gguf_file_that_cannot_hold_its_blocks_is_refused_at_once(tmp_path: Pa
     writer.close()
     with pytest.raises(ModelSourceError, match=r"claims 10,000 blocks of width 64, but has only \d+ bytes"):
         load_pretrained(tmp_path / "a.gguf")
+
+
+@pytest.mark.parametrize("settings", [{"quant_method": "fp8"}, {"quant_method": "gptq"}, {"quant_method": 7}, [1], "a"])
+def test_odd_settings_of_a_quantiser_load_or_are_refused(settings: Any, tmp_path: Path) -> None:
+    llmrank.save(tmp_path / "model", tiny_llama(), tokenizer())
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": settings}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            assert load_pretrained(tmp_path / "model").model is not None
+        except ModelSourceError as error:
+            message = str(error)
+        else:
+            return
+    assert "cannot load" in message

@@ -538,6 +538,7 @@ def test_bad_models_are_refused(tmp_path: Path, capsys: Any, checkpoint: Path) -
     (tmp_path / "empty").mkdir()
     assert "no config.json" in refused(capsys, "prune", tmp_path / "empty", "--output", output)
     assert "not empty" in refused(capsys, "prune", checkpoint, "--output", checkpoint)
+    assert "choose another --output" in refused(capsys, "prune", checkpoint, "--output", "/")
     (tmp_path / "broken.gguf").write_bytes(b"GGUFnot really")
     assert "cannot load" in refused(capsys, "prune", tmp_path / "broken.gguf", "--output", output)
 
