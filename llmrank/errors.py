@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "CalibrationError",
     "CheckpointError",
@@ -12,6 +14,7 @@ __all__ = [
     "ProcessError",
     "StructureError",
     "UnsupportedModelError",
+    "check_type",
     "is_out_of_memory",
 ]
 
@@ -62,6 +65,23 @@ class ProcessError(LLMRankError):
     def __init__(self, message: str, rank: int | None, *, said_why: bool = False) -> None:
         super().__init__(message)
         self.rank, self.said_why = rank, said_why
+
+
+def check_type(name: str, value: Any, kinds: type | tuple[type, ...], expected: str) -> None:
+    """Raise an OptionError unless a value is of one of some types; `expected` names them in words.
+
+    Examples
+    --------
+    >>> check_type("work_directory", 5, str, "a path")
+    Traceback (most recent call last):
+        ...
+    llmrank.errors.OptionError: work_directory must be a path, got 5 (int)
+    """
+    if not isinstance(value, kinds):
+        shown = repr(value)
+        raise OptionError(
+            f"{name} must be {expected}, got {shown if len(shown) < 80 else f'{shown[:80]}...'} ({type(value).__name__})"
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

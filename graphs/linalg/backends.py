@@ -171,7 +171,7 @@ class TorchArithmetic:
             self.device = torch.device(device)
             # On the meta device tensors hold no numbers, so reading a sum fails; some devices lack float64.
             torch.zeros(1, device=self.device, dtype=self.torch_dtype).sum().item()
-        except (RuntimeError, AssertionError, TypeError) as error:
+        except (RuntimeError, AssertionError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise GraphError(
                 f"device {str(device)!r} cannot be used here ({reason}); expected 'cpu', or 'cuda' / 'cuda:N' on a "
@@ -371,7 +371,7 @@ def make_backend(name: str, device: str | torch.device | None, dtype: str, block
     >>> make_backend("scipy", None, "float64").name, make_backend("auto", None, "float32").name
     ('scipy (float64, csr)', 'compiled (float32, auto)')
     """
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise GraphError(f"unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")
     dtype = check_dtype(dtype)
     if name == "scipy" and device is not None and not _is_cpu(device):

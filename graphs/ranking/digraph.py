@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphs.checks import check_share
+from graphs.checks import check_instance, check_share
 from graphs.errors import GraphError
 from graphs.linalg.backends import BackendName, make_backend
 from graphs.linalg.blocks import FloatArray
@@ -112,12 +112,13 @@ def pagerank(
     digraph = as_digraph(graph, weight)
     distribution = teleport_vector(digraph, teleport)
     if keep is not None:
+        check_instance("keep", keep, KeepHighest)
         keep.check(digraph.layer_sizes)
         if distribution.ndim == 2:
             raise GraphError(
                 f"keep: expected one teleport vector (n,), got shape {distribution.shape}; rank its columns one at a time"
             )
-    if backend == "dense" and digraph.has_edges_within_layers:
+    if isinstance(backend, str) and backend == "dense" and digraph.has_edges_within_layers:
         raise GraphError("backend 'dense' is not for edges within a layer; expected 'auto', 'scipy' or 'torch'")
     _, layers_are_acyclic = digraph.topological_order
     one_product = isinstance(chosen_solver, (LayerSweep, SparseLU)) or (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from graphs.checks import check_share
+from graphs.checks import check_instance, check_share
 from graphs.linalg.backends import BackendName, make_backend
 from graphs.ranking.layered_problem import ModifiedPageRankProblem, WeightedPageRankProblem
 from graphs.ranking.solve import check_start, solve_for_rank
@@ -102,6 +102,7 @@ def weighted_pagerank(
     """
     gamma, theta = check_share("gamma", gamma), check_share("theta", theta)
     started = perf_counter()
+    _check_kinds(graph, keep)
     chosen_solver, criteria = solver_by_name(solver), check_stopping_criteria(tol, max_iter, callback)
     chosen_backend = make_backend(backend, device, dtype, graph.blocks)
     problem = WeightedPageRankProblem(graph, chosen_backend, _products(chosen_solver, graph, max_iter), gamma, theta)
@@ -163,6 +164,7 @@ def modified_pagerank(
     """
     zero_lowest = check_share("zero_lowest", zero_lowest)
     started = perf_counter()
+    _check_kinds(graph, keep)
     chosen_solver, criteria = solver_by_name(solver), check_stopping_criteria(tol, max_iter, callback)
     chosen_backend = make_backend(backend, device, dtype, graph.blocks)
     problem = ModifiedPageRankProblem(graph, chosen_backend, _products(chosen_solver, graph, max_iter), zero_lowest)
@@ -177,6 +179,12 @@ def modified_pagerank(
         method="modified pagerank",
         parameters={"zero_lowest": zero_lowest},
     )
+
+
+def _check_kinds(graph: Any, keep: Any) -> None:
+    check_instance("graph", graph, LayeredGraph)
+    if keep is not None:
+        check_instance("keep", keep, KeepHighest)
 
 
 def _products(solver: Solver | None, graph: LayeredGraph, max_iter: int) -> int:

@@ -117,13 +117,17 @@ def check_stopping_criteria(tol: Any, max_iter: Any, callback: Any) -> StoppingC
     >>> check_stopping_criteria(1e-9, 50, None)
     StoppingCriteria(tol=1e-09, max_iter=50, callback=None, certify=None)
     """
-    if not (isinstance(tol, (int, float, np.floating)) and tol >= 0.0):
+    try:
+        tolerance = float(tol) if isinstance(tol, (int, float, np.floating)) else math.nan
+    except OverflowError:
+        tolerance = math.nan
+    if not tolerance >= 0.0:
         raise GraphError(f"tol must be a number >= 0 (absolute L1 residual), got {tol!r}")
     if not (isinstance(max_iter, (int, np.integer)) and max_iter >= 1):
         raise GraphError(f"max_iter must be an integer >= 1, got {max_iter!r}")
     if callback is not None and not callable(callback):
         raise GraphError(f"callback must be a function of a SolverProgress, got {callback!r}")
-    return StoppingCriteria(float(tol), int(max_iter), callback)
+    return StoppingCriteria(tolerance, int(max_iter), callback)
 
 
 def solve(

@@ -281,7 +281,7 @@ def _from_networkx(graph: networkx.Graph, weight: str | None) -> tuple[sparse.cs
         raise GraphError("expected a graph with at least one node, got an empty one")
     try:
         adjacency = networkx.to_scipy_sparse_array(graph, weight=weight, dtype=np.float64, format="csr")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise GraphError(f"edge attribute {weight!r}: expected real numbers ({error})") from error
     return adjacency.T.tocsr(), labels
 
@@ -329,7 +329,7 @@ def teleport_vector(digraph: BlockDigraph, teleport: Any = None) -> FloatArray:
         teleport = [teleport.get(label, 0.0) for label in labels]
     try:
         vector = as_real(teleport)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise GraphError(f"teleport: expected real numbers, got {error}") from error
     n_nodes = digraph.n_nodes
     if vector.ndim not in (1, 2) or len(vector) != n_nodes or 0 in vector.shape:

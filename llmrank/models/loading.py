@@ -67,7 +67,7 @@ def parse_device(device: str | torch.device | None) -> torch.device:
     try:
         parsed = torch.device("cpu" if device is None else device)
         torch.empty(0, device=parsed)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise OptionError(
             f"device {str(device)!r} cannot be used here ({reason}); expected 'cpu', or 'cuda' / 'cuda:N' on a machine "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+from torch import nn
 
 from llmrank.calibration.blocks.work_directory import weights_digest
 from llmrank.calibration.forward import Progress, fitting_length
@@ -12,7 +15,7 @@ from llmrank.calibration.statistics import FFNStatistics
 from llmrank.calibration.text import TokenSequences, n_held_out, tokenise
 from llmrank.calibration.text.sequences import Request
 from llmrank.calibration.text.sources import find_source, make_sequences
-from llmrank.errors import OptionError
+from llmrank.errors import OptionError, check_type
 from llmrank.models import FFNs
 from llmrank.models.costs import unit_name
 from llmrank.prune import BasePruner
@@ -206,6 +209,15 @@ def _check_counts(**counts: int) -> None:
     for name, number in counts.items():
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise OptionError(f"{name} must be an integer >= 1, got {number!r}")
+
+
+def check_kinds(model: Any, progress: Any, work_directory: Any) -> None:
+    """Raise an OptionError if one of these options of :class:`llmrank.pipeline.BasePipeline` is of another type."""
+    check_type("model", model, nn.Module, "a torch module (llmrank.load(...).model loads one)")
+    if progress is not None and (isinstance(progress, type) or not callable(progress)):
+        raise OptionError(f"progress must be a function such as rich.progress.track, or None, got {progress!r}")
+    if work_directory is not None:
+        check_type("work_directory", work_directory, (str, os.PathLike), "a path")
 
 
 def check_options(

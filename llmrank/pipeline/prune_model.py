@@ -14,6 +14,7 @@ from torch import nn
 from llmrank.calibration.blocks.work_directory import SHARD_BYTES, WorkDirectory
 from llmrank.calibration.forward import Progress
 from llmrank.calibration.processes import launched_processes
+from llmrank.errors import check_type
 from llmrank.models.costs import Unit
 from llmrank.pipeline.base_pipeline import BasePipeline
 from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText
@@ -182,6 +183,10 @@ def prune_model(
     >>> pruned.model[0].weight.shape
     torch.Size([6, 4])
     """
+    for name, value in {"amount_of": amount_of, "form": form}.items():
+        check_type(name, value, str, "a name")
+    if not isinstance(pipeline, type) or not issubclass(pipeline, BasePipeline):
+        check_type("pipeline", pipeline, str, "a spec such as 'isolated', or a subclass of BasePipeline")
     pipeline_class, pipeline_options = PIPELINES.options(pipeline) if isinstance(pipeline, str) else (pipeline, {})
     if not isinstance(calibration, CalibrationText):
         calibration = CalibrationText(calibration, samples, sequence_length, batch_size)

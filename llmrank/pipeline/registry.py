@@ -287,7 +287,7 @@ def make_pruner(spec: str | BasePruner, **options: Any) -> BasePruner:
 
 def make_repair(spec: str | BaseRepair | None, **options: Any) -> BaseRepair | None:
     """Make a repair; return None if the spec is None or "none". See :meth:`Registry.make`."""
-    if spec is None or spec == "none":
+    if spec is None or (isinstance(spec, str) and spec == "none"):
         if any(value is not None for value in options.values()):
             raise OptionError(
                 f"repair 'none' has no options; leave them out, or name one of {', '.join(REPAIRS.names())}"

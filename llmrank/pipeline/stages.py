@@ -29,7 +29,7 @@ from llmrank.models.loading import parse_device
 from llmrank.pipeline.closeness.candidates import Choice, other_text, pieces, tokens_of_a_trial, try_candidates
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.pipeline.closeness.validation import Validation, repair_where_it_helps
-from llmrank.pipeline.options import CalibrationText, EvaluationText, RankedText, check_options
+from llmrank.pipeline.options import CalibrationText, EvaluationText, RankedText, check_kinds, check_options
 from llmrank.pipeline.report import Report, expected_widths, token_warning
 from llmrank.prune import BasePruner, LocalPruner
 from llmrank.prune.budget import check_budget
@@ -77,6 +77,7 @@ class PipelineStages:
         resume: bool = False,
         processes: Processes | None = None,
     ) -> None:
+        check_kinds(model, progress, work_directory)
         by_block = work_directory is not None
         check_options(structure_dict, scorer, pruner, form, align, repair, steps, by_block=by_block, undoable=undoable)
         self.model = model

@@ -4,13 +4,24 @@ import itertools
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import pytest
 from scipy import sparse
 
-from graphs import BlockDigraph, EdgeBlock, GraphError, KeepHighest, LayeredGraph, pagerank
+from graphs import (
+    BlockDigraph,
+    EdgeBlock,
+    GraphError,
+    KeepHighest,
+    LayeredGraph,
+    modified_pagerank,
+    pagerank,
+    weighted_pagerank,
+)
 from graphs.linalg.blocks import SparseBlock
 from graphs.linalg.threads import ThreadPool
 from graphs.solvers import GaussSeidel, Krylov
@@ -188,3 +199,23 @@ def test_counts_must_be_whole() -> None:
     for keep in (KeepHighest({1: 2.5}), KeepHighest(pooled=(0, 1), count=1.5)):  # type: ignore[dict-item, arg-type]
         with pytest.raises(GraphError, match="expected whole numbers"):
             keep.check((4, 4))
+
+
+@pytest.mark.parametrize("rank", [weighted_pagerank, modified_pagerank, pagerank])
+@pytest.mark.parametrize(
+    "name", ["graph", "solver", "backend", "device", "dtype", "tol", "max_iter", "start", "callback", "keep"]
+)
+def test_arguments_of_wrong_types_are_graph_errors(rank: Callable[..., Any], name: str) -> None:
+    graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]])
+    huge = 10**400
+    for wrong in (b"x", [], {}, object(), np.arange(3), set(), "nonsense", huge):
+        if name != "max_iter" or wrong is not huge:  # any number of steps is allowed
+            with pytest.raises(GraphError):
+                rank(**{"graph": graph, name: wrong})
+
+
+def test_weights_beyond_float64_are_graph_errors() -> None:
+    with pytest.raises(GraphError, match="expected real numbers"):
+        pagerank(nx.DiGraph([(0, 1, {"weight": 10**400})]))
+    with pytest.raises(GraphError, match="teleport: expected real numbers"):
+        pagerank(ring(3), teleport={0: 10**400})

@@ -44,7 +44,7 @@ class MixedSources(BaseSource):
         if len(entries) < 2:
             raise CalibrationError(f"expected two or more sources with shares ({SYNTAX}), got {listed}")
         total = sum(share for _, share in entries)
-        if min(share for _, share in entries) <= 0.0 or abs(total - 1.0) > ROUNDING:
+        if not all(share > 0.0 for _, share in entries) or not abs(total - 1.0) <= ROUNDING:
             raise CalibrationError(f"shares must be above 0 and add up to 1, got {total:g} in all: {listed}")
         self.sources = tuple(source for source, _ in entries)
         self.shares = tuple(share / total for _, share in entries)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
 import llmrank
 from llmrank import prune_model
-from llmrank.errors import OptionError
+from llmrank.errors import CalibrationError, OptionError
 from llmrank.pipeline import CalibrationText, ChainedFFNPipeline
 from llmrank.prune import GlobalPruner
 from llmrank.score import NormScorer
@@ -158,3 +159,57 @@ def test_bad_options_leave_the_model_untouched(options: dict[str, Any], message:
     with pytest.raises(OptionError, match=message):
         prune_model(model, tokenizer(), **{**SHORT, **options})
     before.assert_restored()
+
+
+WRONG: tuple[Any, ...] = (
+    5,
+    2.5,
+    True,
+    b"x",
+    [1],
+    {"a": 1},
+    object(),
+    np.arange(3),
+    torch.ones(2),
+    len,
+    int,
+    10**400,
+    set(),
+)
+# What each argument may be among them.
+ALLOWED: dict[str, tuple[Any, ...]] = {"progress": (len,), "device": (5, True)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model",
+        "amount_of",
+        "targets",
+        "pipeline",
+        "scorer",
+        "pruner",
+        "repair",
+        "form",
+        "device",
+        "progress",
+        "work_directory",
+    ],
+)
+def test_arguments_of_wrong_types_are_named(name: str) -> None:
+    model = tiny_llama()
+    snapshot = Snapshot(model)
+    for wrong in WRONG:
+        if any(wrong is allowed for allowed in ALLOWED.get(name, ())):
+            continue
+        options = {"model": model, "repair": "none", "scorer": "wpr", "calibration": token_ids(2, 8), name: wrong}
+        with pytest.raises(OptionError) as caught:
+            prune_model(**options)
+        assert name.replace("_", " ").split()[0] in str(caught.value)
+        snapshot.assert_restored()
+
+
+@pytest.mark.parametrize("share", [float("nan"), 0.0, -0.5])
+def test_shares_of_a_mixture_are_numbers(share: float, corpus: Path) -> None:
+    with pytest.raises(CalibrationError, match="shares must be above 0 and add up to 1"):
+        prune_model(tiny_llama(), tokenizer(), calibration={str(corpus): share, "built-in": 0.5})
