@@ -124,7 +124,9 @@ class ModelStudy:
             "versions": environment(),
         }
 
-    def measure(self, row: RowSettings | None, dense: dict[str, Any] | None = None) -> dict[str, Any]:
+    def measure(
+        self, row: RowSettings | None, dense: dict[str, Any] | None = None, progress: Progress | None = None
+    ) -> dict[str, Any]:
         """Prune the model as a row asks, measure it, and restore it bit for bit.
 
         Parameters
@@ -133,6 +135,8 @@ class ModelStudy:
             How to prune the model; None measures the dense model.
         dense : dict, optional
             The results of the dense model, which the losses of this row are compared with.
+        progress : callable, optional
+            Shows the progress of each stage: the choice of a scorer, the repair, the evaluation.
 
         Returns
         -------
@@ -147,14 +151,14 @@ class ModelStudy:
         begun = perf_counter()
         costs = ModelCosts(self._model, self._ffns)
         if row is None:
-            found: dict[str, Any] = {"removed": 0.0, "flops": costs.model.flops, **self._results()}
+            found: dict[str, Any] = {"removed": 0.0, "flops": costs.model.flops, **self._results(progress)}
             if self._settings.speed:
                 speed = measure_speed(self._model, self._evaluation_sequences, self._calibration_text.batch_size)
                 found["speed"] = {**asdict(speed), "ratio": 1.0}
         else:
-            pruned = self._prune(row)
+            pruned = self._prune(row, progress)
             with self._applied(pruned, check=True):
-                found = self._results()
+                found = self._results(progress)
             flops = costs.model.flops - costs.removed_cost(pruned.masks.widths, "flops")
             outcome = {"choice": pruned.choice, "validation": pruned.validation, "notes": pruned.notes}
             found = {"removed": pruned.masks.removed_share, "flops": flops, **found, **outcome}
@@ -242,7 +246,7 @@ class ModelStudy:
         size = self._settings.calibration.batch_size
         return collect_statistics(self._model, self._ffns, sequences, size, progress, skips=skips)
 
-    def _pipeline(self, spec: str, row: RowSettings | None = None) -> BasePipeline:
+    def _pipeline(self, spec: str, row: RowSettings | None = None, progress: Progress | None = None) -> BasePipeline:
         """Make a pipeline of the topology, with the components of a row."""
         kind, options = PIPELINES.options(spec)
         if row is not None:
@@ -252,15 +256,16 @@ class ModelStudy:
                 "repair": make_repair(row.repair),
                 "targets": self._settings.targets,
                 "calibration": self._calibration_text,
+                "progress": progress,
             }
         return kind(self._model, self._tokenizer, **options)
 
-    def _prune(self, row: RowSettings) -> _Pruned:
+    def _prune(self, row: RowSettings, progress: Progress | None) -> _Pruned:
         """Choose keep masks and compute the repair as :meth:`llmrank.pipeline.BasePipeline.select` does.
 
         Nothing is written to the model.
         """
-        pipeline = self._pipeline(row.pipeline, row)
+        pipeline = self._pipeline(row.pipeline, row, progress)
         pipeline.check(self._ffns)
         if row.pipeline not in self._graphs:
             self._graphs[row.pipeline] = pipeline.build_graphs(self._ffns, self._statistics)
@@ -308,10 +313,10 @@ class ModelStudy:
         finally:
             application.undo()
 
-    def _results(self) -> dict[str, Any]:
+    def _results(self, progress: Progress | None) -> dict[str, Any]:
         """Measure the model in its present state, dense or pruned."""
         size = self._calibration_text.batch_size
-        losses, counts = sequence_losses(self._model, self._evaluation_sequences, size)
+        losses, counts = sequence_losses(self._model, self._evaluation_sequences, size, progress)
         if not sum(counts):
             raise OptionError("the evaluation text predicts no token; give a longer text")
         parameters = model_size(self._model)

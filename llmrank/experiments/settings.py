@@ -46,6 +46,10 @@ class RowSettings:
     amount: float | int
     repair: str
 
+    def label(self) -> str:
+        """Return the settings in one line."""
+        return f"{self.pipeline} {self.scorer} {self.pruner} {self.amount} {self.repair}"
+
 
 @dataclass(frozen=True)
 class SweepSettings:

@@ -245,8 +245,7 @@ class _Run:
             torch.manual_seed(self.settings.calibration.seed)
             study = ModelStudy(loaded, self.settings, self.tasks, self.folder.calibration(number), self.progress)
             if dense is None:
-                with progress_step(self.progress, f"Measuring {model.name}"):
-                    measured = study.measure(None)
+                measured = study.measure(None, None, self._stages_of(f"{model.name}, dense"))
         except Exception as error:
             return [{"model": model.name, **self.settings.describe_row(None), **_error_result(error)}]
         about = study.describe()
@@ -254,13 +253,19 @@ class _Run:
         if dense is None:
             dense = self._add(model, None, measured, about)
         failed = []
-        for row in self.progress(missing, f"{model.name}, rows of the sweep") if self.progress else missing:
-            results = _measure_row(study, row, dense)
+        for position, row in enumerate(missing, start=1):
+            name = f"{model.name}, row {position} of {len(missing)} ({row.label()})"
+            results = _measure_row(study, row, dense, self._stages_of(name))
             if results.get("unexpected"):
                 failed.append({"model": model.name, **self.settings.describe_row(row), **results, **about})
             else:
                 self._add(model, row, results, about)
         return failed
+
+    def _stages_of(self, name: str) -> Progress | None:
+        """Return the progress of the stages of a row, whose name stands before that of each stage."""
+        progress = self.progress
+        return None if progress is None else lambda items, stage: progress(items, f"{name}: {stage}")
 
     def _find_row(self, model: SweepModel, row: RowSettings | None) -> dict[str, Any] | None:
         """Return the row with these settings if it has been measured, else None."""
@@ -304,10 +309,12 @@ def _track(tracker: Tracker, own: dict[str, Any], results: dict[str, Any], about
     tracker.finish()
 
 
-def _measure_row(study: ModelStudy, row: RowSettings, dense: dict[str, Any]) -> dict[str, Any]:
+def _measure_row(
+    study: ModelStudy, row: RowSettings, dense: dict[str, Any], progress: Progress | None
+) -> dict[str, Any]:
     """Return the results of a row, or its error."""
     try:
-        return study.measure(row, dense)
+        return study.measure(row, dense, progress)
     except Exception as error:
         return _error_result(error)
 

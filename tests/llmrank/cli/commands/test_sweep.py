@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def test_a_grid_is_measured_shown_and_drawn(
     rows = read_rows(runs)
     assert len(rows) == 9
     assert all(f"{row['perplexity']:,.2f}" in captured.out for row in rows)
-    assert "tiny, rows of the sweep: 8 steps" in captured.err
+    assert re.search(r"tiny, row 8 of 8 \(isolated \S+ \S+ \S+ \S+\): Evaluating", captured.err)
     assert captured.err.count("Calibrating") == 1
     assert run("sweep", "--plot", runs) == 0
     assert f"Wrote {runs}/sweep-tiny.png" in capsys.readouterr().out
