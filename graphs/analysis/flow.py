@@ -115,7 +115,6 @@ def is_modified(rank: RankResult) -> bool:
     Parameters
     ----------
     rank : RankResult
-        Its method may be followed by words, such as "modified pagerank of energies": that is a rank of another graph.
 
     Returns
     -------
@@ -128,7 +127,7 @@ def is_modified(rank: RankResult) -> bool:
     >>> is_modified(modified_pagerank(graph)), is_modified(weighted_pagerank(graph))
     (True, False)
     """
-    return rank.method.startswith("modified pagerank")
+    return rank.method == "modified pagerank"
 
 
 def gamma_of(rank: RankResult) -> float | None:
@@ -137,7 +136,6 @@ def gamma_of(rank: RankResult) -> float | None:
     Parameters
     ----------
     rank : RankResult
-        Its method may be followed by words, such as "weighted pagerank of energies": that is a rank of another graph.
 
     Returns
     -------
@@ -151,7 +149,7 @@ def gamma_of(rank: RankResult) -> float | None:
     >>> gamma_of(weighted_pagerank(graph, gamma=0.7)), gamma_of(pagerank(graph, gamma=0.7))
     (0.7, None)
     """
-    gamma = rank.parameters.get("gamma") if rank.method.startswith("weighted pagerank") else None
+    gamma = rank.parameters.get("gamma") if rank.method == "weighted pagerank" else None
     return None if gamma is None else float(gamma)
 
 

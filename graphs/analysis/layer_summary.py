@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from graphs.ranking.scores import finite_scores
 from graphs.solvers.result import RankResult
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["LayerSummary", "Spread", "summarise_layers"]
+__all__ = ["LayerSummary", "Spread", "shares_through_graph", "summarise_layers"]
 
 
 @dataclass(frozen=True)
@@ -154,17 +155,13 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
     """
     scores = [scale_scores(values) for values in finite_scores(graph, rank)]
     backend = default_backend(graph)
-    gamma = gamma_of(rank)
     in_strengths: list[FloatArray | None] = [None]
     out_strengths: list[FloatArray | None] = []
-    through_graph: list[float | None] = [None]
-    for layer, (block, source_scores) in enumerate(zip(graph.blocks, scores, strict=False), start=1):
+    for layer, block in enumerate(graph.blocks, start=1):
         operator = backend.operator(block, products=2)
-        out_strength = finite_strength(backend, operator.out_strength, layer)
-        out_strengths.append(out_strength)
+        out_strengths.append(finite_strength(backend, operator.out_strength, layer))
         in_strengths.append(finite_strength(backend, operator.in_strength, layer))
-        arrived = float(source_scores[out_strength > 0].sum() / source_scores.sum())
-        through_graph.append(None if gamma is None else share_through_graph(gamma, arrived, 1.0))
+    through_graph = _through_graph(gamma_of(rank), scores, out_strengths)
     out_strengths.append(None)
     summaries = []
     for layer, (name, activation) in enumerate(zip(graph.names, graph.activations, strict=True)):
@@ -193,3 +190,37 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
             )
         )
     return tuple(summaries)
+
+
+def shares_through_graph(graph: LayeredGraph, rank: RankResult) -> tuple[float | None, ...]:
+    """Compute :attr:`LayerSummary.through_graph` of every layer. Cost: one read of every block.
+
+    Parameters and errors are those of :func:`summarise_layers`.
+
+    Examples
+    --------
+    >>> from graphs import weighted_pagerank
+    >>> graph = LayeredGraph.from_weights([[[1.0, 0.0], [1.0, 0.0]]], [1, 1], [[1, 0]])
+    >>> [share and round(share, 3) for share in shares_through_graph(graph, weighted_pagerank(graph))]
+    [None, 0.333]
+    """
+    scores, backend = [scale_scores(values) for values in finite_scores(graph, rank)], default_backend(graph)
+    strengths = [
+        finite_strength(backend, backend.operator(block, products=1).out_strength, layer)
+        for layer, block in enumerate(graph.blocks, start=1)
+    ]
+    return tuple(_through_graph(gamma_of(rank), scores, strengths))
+
+
+def _through_graph(
+    gamma: float | None, scores: Sequence[FloatArray], out_strengths: Sequence[FloatArray | None]
+) -> list[float | None]:
+    """Return the share of each layer's score that came along edges; None for layer 0, and without gamma."""
+    shares: list[float | None] = [None]
+    for source_scores, strength in zip(scores, out_strengths, strict=False):
+        if gamma is None or strength is None:
+            shares.append(None)
+        else:
+            arrived = float(source_scores[strength > 0].sum() / source_scores.sum())
+            shares.append(share_through_graph(gamma, arrived, 1.0))
+    return shares

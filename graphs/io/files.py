@@ -41,6 +41,7 @@ __all__ = [
     "remove_leftovers",
     "replace_file",
     "take_lock",
+    "tensors_checksum",
     "write_json",
     "write_tensors",
 ]
@@ -389,7 +390,7 @@ def read_tensors(
     return {key: value for key, value in meta.items() if key not in ("kind", "version")}, tensors
 
 
-def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any], *, allow_nan: bool = False) -> None:
     """Write plain values as a JSON file with a checksum, which :func:`read_json` compares.
 
     Parameters
@@ -398,11 +399,15 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
         Replaced completely on success, not changed on failure.
     content : mapping
         Values that JSON can hold; no key is "crc32".
+    allow_nan : bool
+        Whether NaN and Inf may be among them, which JSON itself does not know.
 
     Raises
     ------
     GraphError, OSError
         As for :func:`replace_file`.
+    ValueError
+        A number is NaN or Inf, and they are not allowed.
 
     Examples
     --------
@@ -412,7 +417,7 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     {'colour': 'red'}
     """
     with replace_file(path) as partial:
-        Path(partial).write_text(checked_json(content, indent=2) + "\n", encoding="utf-8")
+        Path(partial).write_text(checked_json(content, indent=2, allow_nan=allow_nan) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -435,15 +440,15 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return parse_checked_json(Path(path).read_bytes(), str(path))
 
 
-def checked_json(content: Mapping[str, Any], indent: int | None = None) -> str:
-    """Return plain values as a JSON object that holds a checksum of them too.
+def checked_json(content: Mapping[str, Any], *, indent: int | None = None, allow_nan: bool = False) -> str:
+    """Return plain values as a JSON object that holds a checksum of them too; see :func:`write_json`.
 
     Examples
     --------
     >>> checked_json({"colour": "red"})
     '{"colour": "red", "crc32": "c6e3beb5"}'
     """
-    plain = json.loads(json.dumps(content, allow_nan=False))  # keys become strings, as they will be read
+    plain = json.loads(json.dumps(content, allow_nan=allow_nan))  # keys become strings, as they will be read
     return json.dumps({**plain, CHECKSUM: _checksum_of_json(plain)}, indent=indent)
 
 
@@ -467,6 +472,21 @@ def parse_checked_json(text: bytes, name: str) -> dict[str, Any]:
 
 def _checksum_of_json(content: Mapping[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
+def tensors_checksum(path: str | os.PathLike[str]) -> str | None:
+    """Return the checksum in the header of a file of :func:`write_tensors`, without reading the arrays; None if there is none.
+
+    Raises
+    ------
+    GraphError
+        The file is missing, or its header cannot be read.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get(CHECKSUM)
+    except (SafetensorError, OSError) as error:
+        raise GraphError(f"{path} cannot be read ({error})") from error
 
 
 def file_checksum(path: str | os.PathLike[str]) -> str:

@@ -211,7 +211,7 @@ def check_scale(total: float) -> None:
     if not math.isfinite(total):
         raise GraphError(
             "an out-strength is so small that its reciprocal overflows the dtype; multiply the weights by a large number, which "
-            "changes no rank, or use dtype='float64'"
+            "changes no rank (or use float64 instead of float32)"
         )
 
 

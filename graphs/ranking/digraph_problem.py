@@ -111,7 +111,7 @@ class DigraphProblem:
         """Apply F, the right side of the equation, to the given state, with one product per block."""
         along_edges = [vector * self.gamma for vector in self.apply_transition(state)]
         # Every score that did not come along edges teleports, the scores of dangling nodes included.
-        teleport_mass = 1.0 - total_scores(along_edges)
+        teleport_mass = (1.0 - total_scores(along_edges)).clip(0.0)  # rounding may take it below
         self.checks.add(teleport_mass.sum(), _check_mass)
         return [vector + scale_columns(v, teleport_mass) for vector, v in zip(along_edges, self.teleport, strict=True)]
 

@@ -98,7 +98,7 @@ def check_start(start: Any, sizes: tuple[int, ...], columns: int | None, each_la
     Raises
     ------
     GraphError
-        The shapes do not fit, entries are not real, numbers are negative or not finite, or
+        The shapes do not fit, entries are not real, numbers are negative (in a RankResult they count as 0) or not finite, or
         a sum is zero.
 
     Examples
@@ -116,6 +116,10 @@ def check_start(start: Any, sizes: tuple[int, ...], columns: int | None, each_la
         raise GraphError(
             f"start: expected {len(sizes)} vectors of sizes {sizes}, got shapes {tuple(vector.shape for vector in vectors)}"
         )
+    if isinstance(start, RankResult):
+        vectors = [
+            np.maximum(vector, 0.0) for vector in vectors
+        ]  # results of earlier versions can be slightly below zero
     for layer, vector in enumerate(vectors):
         lacks_sum = each_layer and vector.sum() <= 0
         if not np.isfinite(vector).all() or (vector < 0).any() or lacks_sum:

@@ -15,7 +15,7 @@ name                      class                   convergence
 gamma is the damping, k the number of steps, and L the number of blocks of a layered graph. A mode is a part of the error that
 every step of power iteration multiplies by one factor; a mode is slow if this factor is near 1.
 
-Scores are never below zero: mixtures and Krylov iterates are cut off at zero before F is applied to them.
+Scores are never below zero: mixtures and the results of Krylov methods and of LU are cut off at zero before F is applied to them.
 """
 
 from graphs.solvers.accelerated import AndersonMixing, Extrapolation

@@ -48,6 +48,7 @@ class SparseLU:
         system = sparse.csc_array(sparse.eye_array(matrix.shape[0], format="csc") - problem.gamma * matrix)
         solution = linalg.splu(system).solve(np.ascontiguousarray(problem.stack(problem.teleport)))
         # P loses the scores of dangling nodes, which ought to teleport. That only scales the solution, so its sum corrects it.
+        solution = solution.clip(0.0)  # rounding may take scores below zero
         solved = problem.split(solution / solution.sum(axis=0))
         image = problem.apply(solved)
         changes = read_changes(problem, image, solved)

@@ -279,7 +279,7 @@ def draw_layer(inspection: Inspection, name: str, top: int = 20) -> Figure:
     Cost: a few reads of the blocks next to the layer.
     """
     place = inspection.layer(name)
-    layer, graph, rank = place.position, inspection.main.graphs[place.graph], inspection.main.ranks[place.graph]
+    layer, (graph, rank) = place.position, inspection.explained[place.graph]
     layers = range(layer - 1, min(layer + 2, len(graph.layer_sizes)))
     figure = new_figure(13, 9)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.2, 1))

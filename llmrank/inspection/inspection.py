@@ -37,8 +37,6 @@ class ScorerResult:
     ----------
     ranks : tuple of RankResult
         One for each graph.
-    graphs : tuple of LayeredGraph
-        For each rank the graph whose edges the scores flow along: that of the inspection, or one with its weights squared.
     importance : mapping from str to (n,) float64 array
         Scores of the neurons of each layer of the inspection, by its name; they sum to 1.
     masks : mapping from str to Masks
@@ -49,7 +47,6 @@ class ScorerResult:
     """
 
     ranks: tuple[RankResult, ...]
-    graphs: tuple[LayeredGraph, ...]
     importance: Mapping[str, FloatArray]
     masks: Mapping[str, Masks]
     keep: Mapping[str, Mapping[str, npt.NDArray[np.bool_]]]
@@ -77,6 +74,9 @@ class Inspection:
         The main budget, ``local`` or ``global``.
     in_other_topology : ScorerResult
         The results of :attr:`scorer` in :attr:`other_topology`.
+    explained : tuple of (LayeredGraph, RankResult)
+        For each graph, what explains the scores of :attr:`scorer`, see :meth:`llmrank.score.BaseScorer.explained`: the graph
+        itself, or one with squared weights.
     sequences : TokenSequences
         The calibration text.
     seconds : mapping from str to float
@@ -93,6 +93,7 @@ class Inspection:
     scorer: str
     budget: str
     in_other_topology: ScorerResult
+    explained: tuple[tuple[LayeredGraph, RankResult], ...]
     sequences: TokenSequences
     seconds: Mapping[str, float]
     targets: tuple[Target, ...] = ("neurons",)
@@ -223,6 +224,10 @@ def inspect_model(
         scorer=scorer,
         budget=budget,
         in_other_topology=in_other_topology,
+        explained=tuple(
+            scorers[scorer].explained(entry.graph, rank)
+            for entry, rank in zip(graphs, results[scorer].ranks, strict=True)
+        ),
         sequences=sequences,
         seconds={"calibrate": calibrated - started, "rank": perf_counter() - calibrated},
         targets=targets,
@@ -248,7 +253,6 @@ def _rank_and_prune(
     }
     return ScorerResult(
         ranks,
-        tuple(scorer.ranked_graph(entry.graph) for entry in graphs),
         {name: layer.join(importance) for name, layer in layers.items()},
         masks,
         {budget: {name: layer.join(each) for name, layer in layers.items()} for budget, each in masks.items()},

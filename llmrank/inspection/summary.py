@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from graphs.analysis.layer_summary import LayerSummary, summarise_layers
+from graphs.analysis.layer_summary import LayerSummary, shares_through_graph, summarise_layers
 from graphs.analysis.measures import rank_correlation, share_also_kept
 from graphs.analysis.node_summary import NodeSummary, summarise_node
 from graphs.analysis.paths import Path, strongest_paths
@@ -167,14 +167,12 @@ def summarise_inspection(inspection: Inspection, names: Sequence[str] | None = N
 
 def _layer_summaries(inspection: Inspection, index: int) -> tuple[LayerSummary, ...]:
     """Summarise the layers of a graph of the inspection. What came along edges is that of the graph which explains the scores."""
-    graph, rank, ranked = inspection.graphs[index].graph, inspection.main.ranks[index], inspection.main.graphs[index]
-    summaries = summarise_layers(graph, rank)
+    graph, (ranked, rank) = inspection.graphs[index].graph, inspection.explained[index]
+    summaries = summarise_layers(graph, inspection.main.ranks[index])
     if ranked is graph:
         return summaries
-    explained = summarise_layers(ranked, rank)
-    return tuple(
-        replace(each, through_graph=other.through_graph) for each, other in zip(summaries, explained, strict=True)
-    )
+    shares = shares_through_graph(ranked, rank)
+    return tuple(replace(each, through_graph=share) for each, share in zip(summaries, shares, strict=True))
 
 
 def _agreement(inspection: Inspection, other: ScorerResult) -> Agreement:
@@ -293,7 +291,7 @@ def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int =
     """
     place = inspection.layer(layer)
     check_neuron(layer, neuron, place.size)
-    graph, rank = inspection.main.graphs[place.graph], inspection.main.ranks[place.graph]
+    graph, rank = inspection.explained[place.graph]
     node = summarise_node(graph, rank, place.position, neuron, top=top)
     if (own := inspection.graphs[place.graph].graph) is not graph:
         # The scores are explained by the edges along which they flow; the neuron's own facts stay those of the model.

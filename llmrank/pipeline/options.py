@@ -214,7 +214,7 @@ def _check_counts(**counts: int) -> None:
 def check_kinds(model: Any, progress: Any, work_directory: Any) -> None:
     """Raise an OptionError if one of these options of :class:`llmrank.pipeline.BasePipeline` is of another type."""
     check_type("model", model, nn.Module, "a torch module (llmrank.load(...).model loads one)")
-    if progress is not None and (isinstance(progress, type) or not callable(progress)):
+    if progress is not None and not callable(progress):
         raise OptionError(f"progress must be a function such as rich.progress.track, or None, got {progress!r}")
     if work_directory is not None:
         check_type("work_directory", work_directory, (str, os.PathLike), "a path")

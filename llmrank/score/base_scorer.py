@@ -71,9 +71,12 @@ class BaseScorer:
         """
         raise NotImplementedError(f"{type(self).__name__} must override score() or rank()")
 
-    def ranked_graph(self, graph: LayeredGraph) -> LayeredGraph:
-        """Return the graph whose edges the scores of :meth:`rank` flow along; by default the graph itself."""
-        return graph
+    def explained(self, graph: LayeredGraph, rank: RankResult) -> tuple[LayeredGraph, RankResult]:
+        """Return the graph whose edges the scores of :meth:`rank` flow along, and the rank as one of that graph.
+
+        The functions of :mod:`graphs.analysis` explain the rank with both. By default they are those that were given.
+        """
+        return graph, rank
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """Score every layer of a graph in order, all but layer 0 with :meth:`score`.

@@ -20,6 +20,7 @@ from llmrank.score.pagerank import (
     check_unit_interval,
     mark_energies,
     with_edge_measure,
+    without_mark,
 )
 
 __all__ = ["ForwardBackwardScorer"]
@@ -70,13 +71,13 @@ class ForwardBackwardScorer(BaseScorer):
             check_unit_interval(name, getattr(self, name))
         check_choices(backend=self.backend, dtype=self.dtype, edges=self.edges)
 
-    def ranked_graph(self, graph: LayeredGraph) -> LayeredGraph:
-        """Return the graph with the weights that :attr:`edges` names."""
-        return with_edge_measure(graph, self.edges)
+    def explained(self, graph: LayeredGraph, rank: RankResult) -> tuple[LayeredGraph, RankResult]:
+        """Return the graph with the weights that :attr:`edges` names, and the rank without "of energies" in its name."""
+        return with_edge_measure(graph, self.edges), without_mark(rank)
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """Compute both ranks, and return their weighted geometric mean."""
-        measured = self.ranked_graph(graph)
+        measured = with_edge_measure(graph, self.edges)
         forward, backward = (
             weighted_pagerank(one, self.gamma, self.theta, backend=self.backend, device=self.device, dtype=self.dtype)
             for one in (measured, measured.reversed())

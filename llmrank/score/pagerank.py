@@ -28,12 +28,15 @@ __all__ = [
     "mark_energies",
     "squares",
     "with_edge_measure",
+    "without_mark",
 ]
 
 Solver: TypeAlias = Literal["sweep", "power"]
 Backend: TypeAlias = Literal["auto", "scipy", "torch", "dense"]
 Precision: TypeAlias = Literal["float32", "float64"]
 EdgeMeasure: TypeAlias = Literal["magnitude", "energy", "gate"]
+# What is added to the method name of a rank of energies.
+MARKS = {"energy": "of energies", "gate": "of gate energies"}
 CHOICES = {"solver": Solver, "backend": Backend, "dtype": Precision, "edges": EdgeMeasure}
 
 
@@ -97,14 +100,14 @@ class WeightedPageRankScorer(BaseScorer):
         result: torch.Tensor = weighted_step(from_edges, own, self.gamma).vector
         return result
 
-    def ranked_graph(self, graph: LayeredGraph) -> LayeredGraph:
-        """Return the graph with the weights that :attr:`edges` names."""
-        return with_edge_measure(graph, self.edges)
+    def explained(self, graph: LayeredGraph, rank: RankResult) -> tuple[LayeredGraph, RankResult]:
+        """Return the graph with the weights that :attr:`edges` names, and the rank without "of energies" in its name."""
+        return with_edge_measure(graph, self.edges), without_mark(rank)
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """Rank a graph with :func:`graphs.weighted_pagerank`."""
         result = weighted_pagerank(
-            self.ranked_graph(graph),
+            with_edge_measure(graph, self.edges),
             self.gamma,
             self.theta,
             self.solver,
@@ -160,14 +163,14 @@ class ModifiedPageRankScorer(BaseScorer):
         result: torch.Tensor = modified_step(operator.matvec(prev), out_activations.to(weight)).vector
         return result
 
-    def ranked_graph(self, graph: LayeredGraph) -> LayeredGraph:
-        """Return the graph with the weights that :attr:`edges` names."""
-        return with_edge_measure(graph, self.edges)
+    def explained(self, graph: LayeredGraph, rank: RankResult) -> tuple[LayeredGraph, RankResult]:
+        """Return the graph with the weights that :attr:`edges` names, and the rank without "of energies" in its name."""
+        return with_edge_measure(graph, self.edges), without_mark(rank)
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
         """Rank a graph with :func:`graphs.modified_pagerank`."""
         result = modified_pagerank(
-            self.ranked_graph(graph),
+            with_edge_measure(graph, self.edges),
             self.solver,
             self.backend,
             device=self.device,
@@ -205,9 +208,16 @@ def with_edge_measure(graph: LayeredGraph, edges: EdgeMeasure) -> LayeredGraph:
 
 
 def mark_energies(result: RankResult, edges: EdgeMeasure) -> RankResult:
-    """Add "of energies" to the method name of a rank of energies, so that a reader knows which weights explain it."""
-    named = {"energy": "of energies", "gate": "of gate energies"}
-    return replace(result, method=f"{result.method} {named[edges]}") if edges in named else result
+    """Add "of energies" to the method name of a rank of energies, so that nobody explains the rank by weights without squares."""
+    return replace(result, method=f"{result.method} {MARKS[edges]}") if edges in MARKS else result
+
+
+def without_mark(result: RankResult) -> RankResult:
+    """Remove what :func:`mark_energies` has added."""
+    method = result.method
+    for mark in MARKS.values():
+        method = method.removesuffix(f" {mark}")
+    return replace(result, method=method)
 
 
 def check_unit_interval(name: str, value: float) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from graphs import GraphError
-from graphs.io.files import file_checksum, read_json, read_tensors, write_json, write_tensors
+from graphs.io.files import read_json, read_tensors, tensors_checksum, write_json, write_tensors
 from llmrank.calibration.statistics import FFNStatistics
 from llmrank.calibration.statistics.statistics_file import read_statistics, write_statistics
 from llmrank.calibration.text import TokenSequences
@@ -73,7 +73,7 @@ class Ranking:
         write_tensors(place / TOKENS, {name: tensor.numpy() for name, tensor in tokens.items()}, about, "tokens")
         write_tensors(place / SCORES, {name: tensor.numpy() for name, tensor in self.scores.items()}, {}, "scores")
         # The checksums tie the files to each other: those of another ranking are not taken for these.
-        files = {name: file_checksum(place / name) for name in (STATISTICS, TOKENS, SCORES)}
+        files = {name: tensors_checksum(place / name) for name in (STATISTICS, TOKENS, SCORES)}
         write_json(place / SETTINGS, {**self.settings, "files": files})
 
     @classmethod
@@ -89,7 +89,7 @@ class Ranking:
         try:
             settings = read_json(place / SETTINGS)
             for name, checksum in settings.pop("files").items():
-                if file_checksum(place / name) != checksum:
+                if tensors_checksum(place / name) != checksum:
                     raise GraphError(f"{name} is damaged, or that of another ranking")
             statistics = read_statistics(place / STATISTICS)
             about, tokens = read_tensors(place / TOKENS, "tokens")

@@ -192,7 +192,7 @@ class WorkDirectory:
         for file in files:
             self.keep(file)
         self._progress[stage] = value
-        write_json(self.path / PROGRESS_FILE, {"stages": self._progress, "files": self._files})
+        write_json(self.path / PROGRESS_FILE, {"stages": self._progress, "files": self._files}, allow_nan=True)
 
     def copy_to_file(self, tensor: torch.Tensor) -> torch.Tensor:
         """Copy a tensor into a temporary file, and return the copy, so that the system need not hold its values in memory.

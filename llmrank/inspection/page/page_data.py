@@ -315,11 +315,7 @@ def _edges(inspection: Inspection, per_layer: int, top: int) -> dict[str, Any]:
     parts: dict[str, list[npt.NDArray[Any]]] = {"in_nodes": [], "in_shares": [], "out_nodes": [], "out_shares": []}
     is_complete = True
     for name, layer in inspection.layers.items():
-        graph, rank, node_layer = (
-            inspection.main.graphs[layer.graph],
-            inspection.main.ranks[layer.graph],
-            layer.position,
-        )
+        (graph, rank), node_layer = inspection.explained[layer.graph], layer.position
         scores = inspection.main.importance[name]
         is_complete = is_complete and len(scores) <= per_layer
         chosen.append(np.sort(np.argsort(-scores, kind="stable")[:per_layer]))

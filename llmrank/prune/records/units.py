@@ -137,7 +137,7 @@ def parse_targets(targets: str | Sequence[str]) -> tuple[Target, ...]:
     >>> parse_targets("neurons"), parse_targets(["experts"])
     (('neurons',), ('experts',))
     """
-    check_type("targets", targets, (str, Sequence), f"a name or a list of names ({', '.join(TARGETS)})")
+    check_type("targets", targets, (str, Collection), f"a name or a list of names ({', '.join(TARGETS)})")
     given = tuple(targets.split(",")) if isinstance(targets, str) else tuple(targets)
     if not given or len(set(given)) < len(given) or not set(given) <= set(TARGETS):
         raise OptionError(f"unknown targets {','.join(map(str, given))!r}; expected {', '.join(TARGETS)} or both")

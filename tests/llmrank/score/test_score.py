@@ -441,12 +441,18 @@ def test_gate_edges_are_the_squares_of_the_first_of_parallel_edges() -> None:
 
 
 def test_a_rank_of_energies_has_a_method_name_of_its_own() -> None:
-    gate = WeightedPageRankScorer(edges="gate").rank(small_graph(), ())
-    assert (gate.method, gamma_of(gate)) == ("weighted pagerank of gate energies", 0.5)
-    assert WeightedPageRankScorer(edges="energy").rank(small_graph(), ()).method == "weighted pagerank of energies"
-    modified = ModifiedPageRankScorer(edges="energy").rank(small_graph(), ())
-    assert modified.method == "modified pagerank of energies"
-    assert is_modified(modified)
+    graph = small_graph()
+    for scorer, method in (
+        (WeightedPageRankScorer(edges="gate"), "weighted pagerank of gate energies"),
+        (WeightedPageRankScorer(edges="energy"), "weighted pagerank of energies"),
+        (ModifiedPageRankScorer(edges="energy"), "modified pagerank of energies"),
+    ):
+        rank = scorer.rank(graph, ())
+        assert (rank.method, gamma_of(rank), is_modified(rank)) == (method, None, False)
+        # The rank is explained by the graph with squared weights, and there by its plain name.
+        squared, explained = scorer.explained(graph, rank)
+        assert squared.block(1).toarray().tolist() == graph.squared().block(1).toarray().tolist()
+        assert (gamma_of(explained), is_modified(explained)) == ((None, True) if "modified" in method else (0.5, False))
     assert gamma_of(ForwardBackwardScorer().rank(small_graph(), ())) is None
 
 
