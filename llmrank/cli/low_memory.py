@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 
 from graphs import GraphError
 from llmrank.calibration.blocks.free_memory import free_memory
 from llmrank.calibration.blocks.recording import record_without_running
-from llmrank.calibration.blocks.work_directory import SAVING, check_free, holds_run, read_progress
+from llmrank.calibration.blocks.work_directory import (
+    SAVING,
+    WorkDirectory,
+    check_free,
+    holds_run,
+    read_progress,
+    read_run,
+)
 from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.calibration.text.generated import Automatic, Generated
 from llmrank.calibration.text.mixed_sources import MixedSources
@@ -30,6 +37,7 @@ from llmrank.models import find_ffns
 from llmrank.models.loading import LoadedModel, parse_device
 from llmrank.pipeline import BasePipeline
 from llmrank.surgery.files import check_output
+from llmrank.surgery.hub import upload_command
 
 __all__ = [
     "add_low_memory_options",
@@ -39,6 +47,9 @@ __all__ = [
     "resumable",
     "work_directory",
 ]
+
+# What a full disk raises; safetensors has an error of its own.
+SYSTEM_ERRORS = (OSError, SafetensorError)
 
 
 def add_low_memory_options(group: Any) -> None:
@@ -92,27 +103,41 @@ def check_low_memory(options: argparse.Namespace) -> None:
         )
 
 
-def has_finished(options: argparse.Namespace, console: Console, result: str) -> bool:
+def has_finished(
+    options: argparse.Namespace, console: Console, file: str, describe: Callable[[Path], dict[str, Any]]
+) -> bool:
     """Whether the run to resume has written its output, and ended before it removed its files; then these are removed.
 
     Parameters
     ----------
-    result : str
+    file : str
         Name of a file of the output.
+    describe : callable
+        Returns what the result of the command says of a complete output.
+
+    Raises
+    ------
+    OptionError
+        The process of the run is still at work.
     """
     work = unfinished_directory(options.output)
-    if not options.resume or SAVING not in read_progress(work) or not (options.output / result).is_file():
+    if not options.resume or SAVING not in read_progress(work) or not (options.output / file).is_file():
         return False
     try:
         check_output(options.output)  # this removes an output that has not appeared completely
     except LLMRankError:
-        shutil.rmtree(work, ignore_errors=True)
-        options.result = {"output": str(options.output)}
+        # Opening the directory takes its lock, so that the files of a process that still uploads are not removed.
+        WorkDirectory(work, read_run(work), resume=True).remove()
+        options.result = {"output": str(options.output), **describe(options.output)}
         console.print(
             f"{options.output} is complete. Its run ended before it had removed the files in {work}, which is done now.",
             markup=False,
             highlight=False,
         )
+        repository = getattr(options, "push_to_hub", None)
+        if repository is not None:
+            command = upload_command(options.output, repository, options.private or None)
+            console.print(f"Whether it was uploaded is not known; {command} uploads it.", markup=False, highlight=False)
         return True
     return False
 
@@ -185,13 +210,13 @@ def resumable(pipeline: BasePipeline, console: Console) -> Iterator[None]:
     try:
         yield
     except (LLMRankError, GraphError, OSError, KeyboardInterrupt) as error:
+        causes = error, error.__cause__  # saving turns errors of the system into errors of its own
         if pipeline.work is not None and not pipeline.work.has_progress:
             pipeline.work.remove()
-        elif pipeline.work is not None and isinstance(error, (OSError, KeyboardInterrupt)):
-            ended = (
-                "Interrupted."
-                if isinstance(error, KeyboardInterrupt)
-                else f"Its files are kept in {pipeline.work.path}."
-            )
+        elif pipeline.work is not None and any(
+            isinstance(each, (*SYSTEM_ERRORS, KeyboardInterrupt)) for each in causes
+        ):
+            kept = f"The run's files are kept in {pipeline.work.path}."
+            ended = "Interrupted." if isinstance(error, KeyboardInterrupt) else kept
             console.print(f"{ended} The same command with --resume goes on.", markup=False, highlight=False)
         raise

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.file_download import repo_folder_name
 
-__all__ = ["identity_of"]
+__all__ = ["COMMIT", "identity_of"]
 
-# Endings of files of weights.
-WEIGHTS = (".safetensors", ".bin", ".gguf")
+# Endings of the files that a model is loaded from: weights, configuration, tokenizer and code.
+OF_MODELS = (".safetensors", ".bin", ".gguf", ".json", ".model", ".txt", ".jinja", ".py")
 CHUNK = 1 << 22
+# How the identity of a repository on the hub begins; its commit follows.
+COMMIT = "commit "
 # Seconds to wait for the hub.
 PATIENCE = 10.0
 
@@ -26,7 +29,7 @@ def identity_of(source: str, kind: Literal["model", "dataset"], revision: str | 
     source : str
         A path, or a name on the hub.
     kind : {"model", "dataset"}
-        Of a model's directory, the configuration and the weights are read; of a dataset's, all files.
+        Of a model's directory, the weights, the configuration, the tokenizer and the code are read; of a dataset's, all files.
     revision : str, optional
         Branch, tag or commit on the hub.
 
@@ -39,13 +42,16 @@ def identity_of(source: str, kind: Literal["model", "dataset"], revision: str | 
         return f"files {_digest(path.parent, [path])}"
     if path.is_dir():
         files = path.iterdir() if kind == "model" else path.rglob("*")
-        chosen = [file for file in files if kind == "dataset" or file.name == "config.json" or file.suffix in WEIGHTS]
-        return f"files {_digest(path, chosen)}"
+        # Hidden files are those of caches and of version control.
+        shown = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        return f"files {_digest(path, [file for file in shown if kind == 'dataset' or file.suffix in OF_MODELS])}"
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return f"{COMMIT}{revision}"
     try:
         commit = HfApi().repo_info(source, repo_type=kind, revision=revision, timeout=PATIENCE).sha
     except Exception:  # no network, no such repository, or no access: loading it reports what is wrong
         commit = _downloaded(source, kind, revision or constants.DEFAULT_REVISION)
-    return f"commit {commit[:16]}" if commit else ""
+    return f"{COMMIT}{commit}" if commit else ""
 
 
 def _digest(folder: Path, files: list[Path]) -> str:

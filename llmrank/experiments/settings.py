@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrank.calibration.text import check_text
+from llmrank.calibration.text.base_source import BaseSource
 from llmrank.calibration.text.files import TextFiles
 from llmrank.calibration.text.mixed_sources import MixedSources
 from llmrank.calibration.text.sequences import Role
@@ -159,6 +160,12 @@ class SweepSettings:
             "evaluation_samples": evaluation["samples"],
         }
 
+    def identities(self) -> dict[str, str]:
+        """Return what each dataset that texts are read from is known by, see :mod:`llmrank.experiments.identity`."""
+        texts = (self.calibration.source, "calibration"), (self.evaluation.source, "evaluation")
+        places = {place: None for source, role in texts for place in _places(find_source(source, role))}  # type: ignore[arg-type]
+        return {f"dataset {place}": identity_of(place, "dataset") for place in places}
+
     def describe_row(self, row: RowSettings | None) -> dict[str, Any]:
         """Return the settings of a row in values that JSON can hold.
 
@@ -169,6 +176,14 @@ class SweepSettings:
         return {**own, **(dict.fromkeys(others) if row is None else others), "seed": self.calibration.seed}
 
 
+def _places(source: BaseSource | None) -> list[str]:
+    """Return where a source reads rows that may change while it keeps its name."""
+    if isinstance(source, MixedSources):
+        return [place for each in source.sources for place in _places(each)]
+    place = None if source is None else source.place()
+    return [] if place is None else [place]
+
+
 def _describe_text(source: Any, role: Role) -> str:
     """Return the name of a source; for a text that has no such name, a description and a digest; for a mixture, all of these."""
     named = find_source(source, role)
@@ -176,9 +191,7 @@ def _describe_text(source: Any, role: Role) -> str:
         entries = zip(named.sources, named.shares, strict=True)
         return ", ".join(f"{_describe_text(entry, role)}: {share:.4}" for entry, share in entries)
     if named is not None and not isinstance(named, TextFiles):
-        place = named.place()
-        identity = "" if place is None else identity_of(place, "dataset")
-        return f"{named}, {identity}" if identity else str(named)
+        return str(named)
     text, description = open_text(source, role)
     digest = hashlib.sha256()
     for number, document in enumerate([text] if isinstance(text, str) else text):

@@ -20,10 +20,10 @@ from llmrank.calibration.blocks.work_directory import weights_digest
 from llmrank.calibration.forward import Progress, progress_step
 from llmrank.errors import LLMRankError, OptionError, is_out_of_memory
 from llmrank.evaluation.lm_eval import LMEvalTasks
-from llmrank.experiments.identity import identity_of
+from llmrank.experiments.identity import COMMIT, identity_of
 from llmrank.experiments.model_study import ModelStudy
 from llmrank.experiments.settings import RowSettings, SweepSettings
-from llmrank.experiments.sweep_folder import SweepFolder
+from llmrank.experiments.sweep_folder import IDENTITIES, SweepFolder
 from llmrank.experiments.sweep_result import SweepResult
 from llmrank.experiments.tracking import Tracker, make_tracker, numbers_of
 from llmrank.models.loading import LoadedModel
@@ -57,7 +57,7 @@ class SweepModel:
     def several(
         cls,
         sources: Sequence[Any],
-        load: Callable[[Any], LoadedModel] = checkpoint.load,
+        load: Callable[..., LoadedModel] = checkpoint.load,
         revision: str | None = None,
     ) -> tuple[SweepModel, ...]:
         """Make models from sources. The name of a directory or file is the last part of its path.
@@ -83,7 +83,12 @@ class SweepModel:
                     name, partial(_return_loaded, source), f"weights {weights_digest(source.model, complete=True)[:16]}"
                 )
             else:
-                found[name] = cls(name, partial(load, source), identity_of(str(text), "model", revision))
+                identity = identity_of(str(text), "model", revision)
+                # A model on the hub is loaded at the commit that it is known by, whatever is pushed meanwhile.
+                commit = identity.removeprefix(COMMIT) if identity.startswith(COMMIT) else revision
+                found[name] = cls(
+                    name, partial(load, source, revision=commit) if commit else partial(load, source), identity
+                )
         return tuple(found.values())
 
 
@@ -210,8 +215,9 @@ def run_sweep(
         raise OptionError("a sweep needs one or more models; name some")
     tasks = settings.check()
     loaded_with = {name: value for name, value in (loading or {}).items() if value is not None}
-    names = [f"{model.name} ({model.identity})" if model.identity else model.name for model in models]
-    described = {"models": names, **settings.describe(), "loading": loaded_with}
+    identities = {**{f"model {model.name}": model.identity for model in models}, **settings.identities()}
+    names = [model.name for model in models]
+    described = {"models": names, **settings.describe(), "loading": loaded_with, IDENTITIES: identities}
     tracker = make_tracker(track, Path(output))
     run = _Run(settings, tasks, SweepFolder(output, described), tracker, progress)
     # These rows are not written to the disk, so the same sweep tries them again.

@@ -10,14 +10,16 @@ from typing import Any
 
 from graphs import GraphError
 from graphs.io.files import checked_json, parse_checked_json
-from llmrank.calibration.blocks.work_directory import WorkDirectory, holds_run, read_run
+from llmrank.calibration.blocks.work_directory import RUN_FILE, WorkDirectory, holds_run, read_run
 from llmrank.errors import OptionError
 
-__all__ = ["ROWS", "SweepFolder", "read_rows"]
+__all__ = ["IDENTITIES", "ROWS", "SweepFolder", "read_rows"]
 
 ROWS = "rows.jsonl"
 # Largest number of characters that a message shows of the value of a setting.
 LONGEST = 80
+# The setting that holds what models and datasets are known by, see llmrank.experiments.identity.
+IDENTITIES = "identities"
 
 
 class SweepFolder:
@@ -48,10 +50,16 @@ class SweepFolder:
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
-        if holds_run(self.path):
-            _check_same(self.path, read_run(self.path), json.loads(json.dumps(settings)))
+        resume = holds_run(self.path)
+        if resume:
+            try:
+                earlier = read_run(self.path)
+            except OptionError as error:
+                raise OptionError(f"{self.path / RUN_FILE} is damaged; choose another --output") from error
+            _check_same(self.path, earlier, json.loads(json.dumps(settings)))
+            settings = earlier  # which may know less of the identities
         # A work directory locks the folder, as long as the object lives, so that no other process writes to it.
-        self._directory = WorkDirectory(self.path, settings, resume=holds_run(self.path))
+        self._directory = WorkDirectory(self.path, settings, resume=resume)
         self.rows: list[dict[str, Any]] = []
         file = self.path / ROWS
         if file.is_file():
@@ -94,6 +102,11 @@ def read_rows(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _check_same(path: Path, earlier: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise an OptionError if settings differ. Identities that one side does not know, without a network, are not compared."""
+    earlier, wanted = ({**settings} for settings in (earlier, wanted))
+    before, now = earlier.pop(IDENTITIES, {}), wanted.pop(IDENTITIES, {})
+    known = [name for name in before if before[name] and now.get(name)]
+    earlier, wanted = earlier | {name: before[name] for name in known}, wanted | {name: now[name] for name in known}
     differing = sorted(name for name in {*wanted, *earlier} if wanted.get(name) != earlier.get(name))
     if differing:
         described = "; ".join(

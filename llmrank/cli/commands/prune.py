@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -137,7 +138,7 @@ def run_demo(options: argparse.Namespace, console: Console) -> int:
 def run_prune(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank prune``; return the exit status."""
     check_low_memory(options)
-    if has_finished(options, console, "config.json"):
+    if has_finished(options, console, "config.json", describe_checkpoint):
         return 0
     with join_processes() as processes:
         if processes.rank:  # only process 0 prints
@@ -175,6 +176,12 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
         _say_what_text(pipeline, console)
     _say_where_text_is_kept(report, console)
     return 0
+
+
+def describe_checkpoint(directory: Path) -> dict[str, Any]:
+    """Return what the result of the command says of a checkpoint that is complete: its report, if it has one."""
+    report = directory / checkpoint.REPORT_FILE
+    return {"report": json.loads(report.read_text(encoding="utf-8"))} if report.is_file() else {}
 
 
 def _save(

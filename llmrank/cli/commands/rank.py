@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from llmrank.calibration.blocks.work_directory import SAVING, SHARD_BYTES, WorkDirectory, weights_digest
 from llmrank.calibration.forward import progress_step
-from llmrank.cli.commands.prune import add_evaluation, add_hub_options, check_upload, run_prune
+from llmrank.cli.commands.prune import add_evaluation, add_hub_options, check_upload, describe_checkpoint, run_prune
 from llmrank.cli.low_memory import (
     add_low_memory_options,
     check_low_memory,
@@ -79,7 +80,7 @@ def add_apply_options(command: argparse.ArgumentParser) -> None:
 def run_rank(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank rank``; return the exit status."""
     check_low_memory(options)
-    if has_finished(options, console, SETTINGS):
+    if has_finished(options, console, SETTINGS, _describe_ranking):
         return 0
     check_output(options.output)
     check_method(options)
@@ -133,9 +134,14 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _describe_ranking(directory: Path) -> dict[str, Any]:
+    ranking = Ranking.load(directory)
+    return {"ranking": dict(ranking.settings), "tokens": ranking.sequences.n_tokens}
+
+
 def run_apply(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank apply``; return the exit status."""
-    if has_finished(options, console, "config.json"):
+    if has_finished(options, console, "config.json", describe_checkpoint):
         return 0
     check_output(options.output)
     if options.ranking.is_file():

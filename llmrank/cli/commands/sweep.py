@@ -36,7 +36,7 @@ from llmrank.pipeline.specs import split_specs
 __all__ = ["add_sweep_options", "run_sweep_command", "sweep_settings"]
 
 # Options of loading that change the results.
-LOADING = ("dtype", "revision", "device", "device_map")
+LOADING = ("dtype", "device", "device_map")
 # Options that make the grid. For each: the name of the list of its values in the settings of a sweep, and the default.
 GRID = {
     "scorer": ("scorers", DEFAULTS["scorer"]),
@@ -146,7 +146,11 @@ def run_sweep_command(options: argparse.Namespace, console: Console) -> int:
     loading = {**vars(options), "progress": None}
     with progress_step(options.progress, "Reading what the models are"):
         models = SweepModel.several(
-            options.model, lambda source: load(argparse.Namespace(**{**loading, "model": source})), options.revision
+            options.model,
+            lambda source, revision=None: load(
+                argparse.Namespace(**{**loading, "model": source, "revision": revision})
+            ),
+            options.revision,
         )
     try:
         result = run_sweep(

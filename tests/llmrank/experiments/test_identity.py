@@ -10,7 +10,6 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from llmrank.calibration.text.dataset import Dataset
 from llmrank.experiments import identity
 from llmrank.experiments.identity import identity_of
 from llmrank.experiments.settings import SweepSettings
@@ -33,13 +32,17 @@ def test_every_byte_of_the_weights_counts(tmp_path: Path) -> None:
 
 def test_rows_of_a_dataset_that_have_changed_are_another_text(tmp_path: Path) -> None:
     def described() -> str:
-        return str(SweepSettings(calibration=CalibrationText(f"dataset:{tmp_path}")).describe()["calibration"])
+        (identity,) = SweepSettings(calibration=CalibrationText(f"dataset:{tmp_path}")).identities().values()
+        return identity
 
     (tmp_path / "data").mkdir()
     rows = tmp_path / "data" / "train.jsonl"
     rows.write_text('{"text": "one"}\n', encoding="utf-8")
     before = described()
-    assert before.startswith(f"{Dataset.name}:{tmp_path}, files ")
+    assert before.startswith("files ")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "lock").touch()
+    assert described() == before
     rows.write_text('{"text": "two"}\n', encoding="utf-8")
     assert described() != before
 
@@ -56,15 +59,16 @@ def test_a_name_on_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(identity, "HfApi", Api)
     monkeypatch.setattr(identity.constants, "HF_HUB_CACHE", str(tmp_path))
-    assert identity_of("org/name", "model", "v2") == "commit 0123456789abcdef"
+    assert identity_of("org/name", "model", "v2") == "commit " + "0123456789abcdef" * 2
     assert asked == [("org/name", "model", "v2")]
     # Without a network it is the commit that was downloaded, and without that nothing is known.
     assert identity_of("org/gone", "dataset") == ""
     refs = tmp_path / "datasets--org--gone" / "refs"
     refs.mkdir(parents=True)
     (refs / "main").write_text("fedcba98765432100", encoding="utf-8")
-    assert identity_of("org/gone", "dataset") == "commit fedcba9876543210"
+    assert identity_of("org/gone", "dataset") == "commit fedcba98765432100"
     assert identity_of("org/gone", "dataset", "v2") == ""
+    assert identity_of("org/gone", "model", "a" * 40) == "commit " + "a" * 40
 
 
 def test_the_stub_has_the_signature_of_the_client() -> None:

@@ -325,11 +325,11 @@ def test_another_model_of_the_same_name_does_not_get_its_rows(
     llmrank.sweep(checkpoint, **settings)
     copied = shutil.copytree(checkpoint, tmp_path / "copied" / checkpoint.name)
     assert len(llmrank.sweep(copied, **settings).rows) == 2
-    with pytest.raises(OptionError, match=r"other settings \(models: \[tiny \(files "):
+    with pytest.raises(OptionError, match=r"other settings \(model tiny: files "):
         llmrank.sweep(other, **settings)
     settings["output"] = tmp_path / "loaded"
     llmrank.sweep(tiny(), **settings)
-    with pytest.raises(OptionError, match=r"other settings \(models: \[tiny-0 \(weights "):
+    with pytest.raises(OptionError, match=r"other settings \(model tiny-0: weights "):
         llmrank.sweep(LoadedModel(tiny_llama(seed=5), tokenizer(), "tiny-0"), **settings)
 
 
@@ -345,8 +345,20 @@ def test_a_checkpoint_that_has_changed_anywhere_does_not_get_the_rows_of_the_old
         weight[3, 5] += 1.0  # between the values that a digest with gaps reads
     shutil.rmtree(changing)
     llmrank.save(changing, model.model, model.tokenizer)
-    with pytest.raises(OptionError, match=r"other settings \(models: \[changing \(files "):
+    with pytest.raises(OptionError, match=r"other settings \(model changing: files "):
         llmrank.sweep(changing, **settings)
+
+
+def test_identities_that_are_not_known_are_not_compared(
+    corpus: Path, evaluation: EvaluationText, tmp_path: Path
+) -> None:
+    settings = SweepSettings(
+        ["norm"], repairs=["none"], calibration=CalibrationText(corpus, **TEXTS), evaluation=evaluation
+    )
+    for identity in ("commit a", "", "commit a"):  # the second time without a network
+        assert len(run_sweep([SweepModel("org/tiny", tiny, identity)], settings, tmp_path / "runs").rows) == 2
+    with pytest.raises(OptionError, match="model org/tiny: commit a there, commit b here"):
+        run_sweep([SweepModel("org/tiny", tiny, "commit b")], settings, tmp_path / "runs")
 
 
 def test_rows_of_a_model_whose_weights_have_changed_are_not_compared(

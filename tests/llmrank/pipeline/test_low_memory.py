@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import math
 import os
 import re
 import shutil
@@ -322,3 +323,13 @@ def test_a_digest_reads_all_of_a_tensor_and_the_configuration() -> None:
     model.lm_head.weight.data[-1] -= 1.0
     model.config.rms_norm_eps *= 2
     assert weights_digest(model) != before
+
+
+def test_notes_hold_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    """Such as the distance of a candidate that breaks the model, see llmrank.pipeline.closeness.candidates."""
+    work = WorkDirectory(tmp_path / "work", {"a": 1})
+    work.note("choice", {"held_out": float("nan"), "behind": float("inf")})
+    del work
+    noted = WorkDirectory(tmp_path / "work", {"a": 1}, resume=True).progress("choice")
+    assert math.isnan(noted["held_out"])
+    assert math.isinf(noted["behind"])

@@ -210,10 +210,26 @@ def test_a_run_that_ended_between_its_output_and_its_last_word_is_finished(
     before = {file.name: file.read_bytes() for file in output.iterdir()}
     capsys.readouterr()
     assert "go on with it (--resume)" in refused(capsys, *arguments, "--low-memory")
-    assert run(*arguments, "--resume") == 0
-    assert "is complete" in capsys.readouterr().out
+    assert run(*arguments, "--resume", "--json") == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert result["report"]["neurons"]["removed"] > 0 if command == "prune" else result["tokens"] > 0
+    assert "is complete" in captured.err
     assert {file.name: file.read_bytes() for file in output.iterdir()} == before
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_the_files_of_a_run_at_work_are_not_removed(
+    checkpoint: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("prune", checkpoint, "--output", tmp_path / "out", "--calibration", corpus, *SHORT)
+    with monkeypatch.context() as killing:
+        killing.setattr(WorkDirectory, "remove", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
+        assert run(*arguments, "--low-memory") == 130
+    capsys.readouterr()
+    monkeypatch.setattr("llmrank.calibration.blocks.work_directory.take_lock", lambda *_, **__: None)
+    assert "another process is at work" in refused(capsys, *arguments, "--resume")
+    assert (tmp_path / "out.unfinished" / "run.json").is_file()
 
 
 @pytest.mark.parametrize("command", ["prune", "rank"])
@@ -231,7 +247,7 @@ def test_a_full_disk_leaves_a_run_to_go_on_with(
         def full(*_: Any, **__: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        filling.setattr("llmrank.surgery.checkpoint.save", full)
+        filling.setattr("transformers.PreTrainedModel.save_pretrained", full)
         filling.setattr(Ranking, "save", full)
         assert run(*arguments, "--low-memory") != 0
     assert "The same command with --resume goes on." in capsys.readouterr().out
