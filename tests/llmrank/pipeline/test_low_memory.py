@@ -103,27 +103,43 @@ class Killed(BaseException):
     """Stands for a signal that ends the process."""
 
 
-@pytest.mark.parametrize("kind", ["isolated", "repaired", "scorer chosen", "repaired, chosen anew"])
-def test_a_run_goes_on_where_it_was_killed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_llama()
-    expected = state(run(copy.deepcopy(model), kind, tmp_path / "whole").model)
-    store, n_stored, allowed = States.store, 0, 10**9
+class Stores:
+    """Counts the states that are stored, and kills the run at the one after the last that is allowed."""
+
+    def __init__(self) -> None:
+        self.allow(10**9)
+
+    def allow(self, number: int) -> None:
+        self.done, self.allowed = 0, number
+
+    def count(self) -> None:
+        self.done += 1
+        if self.done > self.allowed:
+            raise Killed
+
+
+@pytest.fixture
+def stores(monkeypatch: pytest.MonkeyPatch) -> Stores:
+    counted, store = Stores(), States.store
 
     def dying(self: States, k: int, value: torch.Tensor) -> None:
-        nonlocal n_stored
-        n_stored += 1
-        if n_stored > allowed:
-            raise Killed
+        counted.count()
         store(self, k, value)
 
     monkeypatch.setattr(States, "store", dying)
-    run(copy.deepcopy(model), kind, tmp_path / "counted")
-    total = n_stored
+    return counted
+
+
+@pytest.mark.parametrize("kind", ["isolated", "repaired", "scorer chosen", "repaired, chosen anew"])
+def test_a_run_goes_on_where_it_was_killed(kind: str, tmp_path: Path, stores: Stores) -> None:
+    model = tiny_llama()
+    expected = state(run(copy.deepcopy(model), kind, tmp_path / "whole").model)
+    total = stores.done
     assert total >= 2 * 8
     for first in range(1, total, 5):
         work, found = tmp_path / f"work-{first}", None
-        for number, stores in enumerate((first, 7, 10**9)):  # killed twice
-            n_stored, allowed = 0, stores
+        for number, allowed in enumerate((first, 7, 10**9)):  # killed twice
+            stores.allow(allowed)
             with contextlib.suppress(Killed):
                 found = run(copy.deepcopy(model), kind, work, resume=number > 0)
                 break
@@ -133,38 +149,26 @@ def test_a_run_goes_on_where_it_was_killed(kind: str, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("kind", ["isolated", "repaired", "repaired, chosen anew"])
-def test_files_that_were_damaged_in_between_are_refused(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_were_damaged_in_between_are_refused(kind: str, tmp_path: Path, stores: Stores) -> None:
     """A run goes on to the same result, or says that it cannot: whatever happens to its files, there is no other result."""
     model = tiny_llama()
     expected = state(run(copy.deepcopy(model), kind, tmp_path / "whole").model)
-    store, n_stored, allowed = States.store, 0, 10**9
-
-    def dying(self: States, k: int, value: torch.Tensor) -> None:
-        nonlocal n_stored
-        n_stored += 1
-        if n_stored > allowed:
-            raise Killed
-        store(self, k, value)
-
-    monkeypatch.setattr(States, "store", dying)
-    run(copy.deepcopy(model), kind, tmp_path / "counted")
-    total, same, refusals = n_stored, 0, []
+    total, same, refusals = stores.done, 0, []
     damages: dict[str, Callable[[Path], Any]] = {
         "removed": Path.unlink,
         "truncated": lambda file: os.truncate(file, file.stat().st_size // 2),
         "zeroed": lambda file: file.write_bytes(bytes(file.stat().st_size)),
     }
     for number, allowed in enumerate(range(6, total, 7)):
-        n_stored, killed = 0, tmp_path / f"killed-{number}"
+        killed = tmp_path / f"killed-{number}"
+        stores.allow(allowed)
         with pytest.raises(Killed):
             run(copy.deepcopy(model), kind, killed)
         files = sorted(file.name for file in killed.iterdir() if file.name != "lock")
         for name, (what, damage) in itertools.product(files, damages.items()):
             work = shutil.copytree(killed, tmp_path / f"{number}-{name}-{what}")
             damage(work / name)
-            n_stored, allowed = 0, 10**9
+            stores.allow(10**9)
             try:
                 values = run(copy.deepcopy(model), kind, work, resume=True).model.state_dict()
             except OptionError as error:
