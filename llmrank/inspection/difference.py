@@ -208,7 +208,7 @@ def _read_json(path: Path, place: Path) -> dict[str, Any]:
             f"{place} has no report ({error.strerror}); expected a directory that llmrank prune or llmrank rank has written, or "
             f"a {REPORT_FILE}"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no JSON ({error}); expected a file that llmrank has written") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object; expected a file that llmrank has written")
