@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from llmrank.calibration.forward import Progress
 from llmrank.calibration.text import check_text
 from llmrank.calibration.text.base_source import BaseSource
 from llmrank.calibration.text.files import TextFiles
@@ -160,11 +161,12 @@ class SweepSettings:
             "evaluation_samples": evaluation["samples"],
         }
 
-    def identities(self) -> dict[str, str]:
+    def identities(self, progress: Progress | None = None) -> dict[str, str]:
         """Return what each dataset that texts are read from is known by, see :mod:`llmrank.experiments.identity`."""
-        texts = (self.calibration.source, "calibration"), (self.evaluation.source, "evaluation")
-        places = {place: None for source, role in texts for place in _places(find_source(source, role))}  # type: ignore[arg-type]
-        return {f"dataset {place}": identity_of(place, "dataset") for place in places}
+        sources = find_source(self.calibration.source), find_source(self.evaluation.source, "evaluation")
+        places = list(dict.fromkeys(place for source in sources for place in _places(source)))
+        steps = progress(places, "Reading what the datasets are") if progress and places else places
+        return {f"dataset {place}": identity_of(place, "dataset") for place in steps}
 
     def describe_row(self, row: RowSettings | None) -> dict[str, Any]:
         """Return the settings of a row in values that JSON can hold.

@@ -215,7 +215,7 @@ def run_sweep(
         raise OptionError("a sweep needs one or more models; name some")
     tasks = settings.check()
     loaded_with = {name: value for name, value in (loading or {}).items() if value is not None}
-    identities = {**{f"model {model.name}": model.identity for model in models}, **settings.identities()}
+    identities = {**{f"model {model.name}": model.identity for model in models}, **settings.identities(progress)}
     names = [model.name for model in models]
     described = {"models": names, **settings.describe(), "loading": loaded_with, IDENTITIES: identities}
     tracker = make_tracker(track, Path(output))
