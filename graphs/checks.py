@@ -58,6 +58,18 @@ def check_share(name: str, value: Any, *, below_one: bool = False) -> float:
 def check_instance(name: str, value: Any, kind: type) -> None:
     """Raise a GraphError unless a value is an instance of a class.
 
+    Parameters
+    ----------
+    name : str
+        Name of the value in error messages.
+    value : object
+    kind : type
+
+    Raises
+    ------
+    GraphError
+        It is not.
+
     Examples
     --------
     >>> check_instance("graph", 5, dict)

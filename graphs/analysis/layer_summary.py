@@ -195,7 +195,20 @@ def summarise_layers(graph: LayeredGraph, rank: RankResult) -> tuple[LayerSummar
 def shares_through_graph(graph: LayeredGraph, rank: RankResult) -> tuple[float | None, ...]:
     """Compute :attr:`LayerSummary.through_graph` of every layer. Cost: one read of every block.
 
-    Parameters and errors are those of :func:`summarise_layers`.
+    Parameters
+    ----------
+    graph : LayeredGraph
+    rank : RankResult
+        The rank of this graph, with one score a node.
+
+    Returns
+    -------
+    tuple of L+1 floats or None
+
+    Raises
+    ------
+    GraphError
+        As for :func:`summarise_layers`.
 
     Examples
     --------

@@ -423,6 +423,14 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any], *, allo
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what :func:`write_json` has written.
 
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    dict
+
     Raises
     ------
     GraphError
@@ -443,6 +451,17 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 def checked_json(content: Mapping[str, Any], *, indent: int | None = None, allow_nan: bool = False) -> str:
     """Return plain values as a JSON object that holds a checksum of them too; see :func:`write_json`.
 
+    Parameters
+    ----------
+    content : mapping
+    indent : int, optional
+        Spaces of indentation; one line by default.
+    allow_nan : bool
+
+    Returns
+    -------
+    str
+
     Examples
     --------
     >>> checked_json({"colour": "red"})
@@ -455,10 +474,25 @@ def checked_json(content: Mapping[str, Any], *, indent: int | None = None, allow
 def parse_checked_json(text: bytes, name: str) -> dict[str, Any]:
     """Return the values that :func:`checked_json` was given.
 
+    Parameters
+    ----------
+    text : bytes
+    name : str
+        What the text is called at the beginning of an error message.
+
+    Returns
+    -------
+    dict
+
     Raises
     ------
     GraphError
-        The text is not as it was written; `name` begins the message.
+        The text is not as it was written.
+
+    Examples
+    --------
+    >>> parse_checked_json(checked_json({"colour": "red"}).encode(), "line 1")
+    {'colour': 'red'}
     """
     try:
         content = json.loads(text)
@@ -477,10 +511,25 @@ def _checksum_of_json(content: Mapping[str, Any]) -> str:
 def tensors_checksum(path: str | os.PathLike[str]) -> str | None:
     """Return the checksum in the header of a file of :func:`write_tensors`, without reading the arrays; None if there is none.
 
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    str or None
+
     Raises
     ------
     GraphError
         The file is missing, or its header cannot be read.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_tensors(Path(folder, "file"), {"a": np.arange(3, dtype=np.int64)}, {}, "example")
+    ...     tensors_checksum(Path(folder, "file"))
+    '8a585b1b'
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -491,6 +540,14 @@ def tensors_checksum(path: str | os.PathLike[str]) -> str | None:
 
 def file_checksum(path: str | os.PathLike[str]) -> str:
     """Compute the CRC-32 of all bytes of a file, and their number.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    str
 
     Examples
     --------

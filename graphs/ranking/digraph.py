@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphs.checks import check_instance, check_share
+from graphs.checks import check_share
 from graphs.errors import GraphError
 from graphs.linalg.backends import BackendName, make_backend
 from graphs.linalg.blocks import FloatArray
 from graphs.ranking.digraph_problem import DigraphProblem
 from graphs.ranking.solve import check_start, solve_for_rank
 from graphs.solvers import LayerSweep, Solver, SolverProgress, SparseLU, check_stopping_criteria, solver_by_name
-from graphs.solvers.certificate import KeepHighest
+from graphs.solvers.certificate import KeepHighest, check_keep
 from graphs.solvers.result import RankResult
 from graphs.structures.digraph import BlockDigraph, as_digraph, teleport_vector
 from graphs.structures.layered import LayeredGraph
@@ -112,7 +112,7 @@ def pagerank(
     digraph = as_digraph(graph, weight)
     distribution = teleport_vector(digraph, teleport)
     if keep is not None:
-        check_instance("keep", keep, KeepHighest)
+        check_keep(keep)
         keep.check(digraph.layer_sizes)
         if distribution.ndim == 2:
             raise GraphError(

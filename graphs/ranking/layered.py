@@ -11,7 +11,7 @@ from graphs.linalg.backends import BackendName, make_backend
 from graphs.ranking.layered_problem import ModifiedPageRankProblem, WeightedPageRankProblem
 from graphs.ranking.solve import check_start, solve_for_rank
 from graphs.solvers import LayerSweep, Solver, SolverProgress, check_stopping_criteria, solver_by_name
-from graphs.solvers.certificate import KeepHighest
+from graphs.solvers.certificate import KeepHighest, check_keep
 from graphs.solvers.result import RankResult
 from graphs.structures.layered import LayeredGraph
 
@@ -184,7 +184,7 @@ def modified_pagerank(
 def _check_kinds(graph: Any, keep: Any) -> None:
     check_instance("graph", graph, LayeredGraph)
     if keep is not None:
-        check_instance("keep", keep, KeepHighest)
+        check_keep(keep)
 
 
 def _products(solver: Solver | None, graph: LayeredGraph, max_iter: int) -> int:

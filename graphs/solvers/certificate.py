@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
 
-__all__ = ["Certificate", "KeepHighest"]
+__all__ = ["Certificate", "KeepHighest", "check_keep"]
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -155,6 +156,29 @@ class KeepHighest:
 
     def _pooled_weights(self) -> Sequence[float]:
         return (1.0,) * len(self.pooled) if self.weights is None else self.weights
+
+
+def check_keep(keep: Any) -> None:
+    """Raise a GraphError unless a value has the methods of a :class:`KeepHighest`.
+
+    Parameters
+    ----------
+    keep : object
+
+    Raises
+    ------
+    GraphError
+        It has not.
+
+    Examples
+    --------
+    >>> check_keep(5)
+    Traceback (most recent call last):
+        ...
+    graphs.errors.GraphError: keep must be a KeepHighest, got int
+    """
+    if isinstance(keep, type) or not all(hasattr(keep, name) for name in ("check", "certificate")):
+        raise GraphError(f"keep must be a KeepHighest, got {type(keep).__name__}")
 
 
 def _slack(scores: FloatArray, bound: float, row_maxima: FloatArray | None, roundoff: float) -> FloatArray:

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from graphs import BlockDigraph, GraphError, LayeredGraph, bidirectional_graph, pagerank, residual_graph
 from graphs.linalg.backends import make_backend
-from graphs.linalg.blocks import SparseBlock
+from graphs.linalg.blocks import DenseBlock, SparseBlock
 from graphs.linalg.layer_vectors import total_scores
 from graphs.ranking.digraph_problem import DigraphProblem
 from graphs.solvers import GaussSeidel
@@ -553,7 +553,8 @@ def test_columns_are_passed_apart(drawn: tuple[DigraphProblem, Array], seed: int
 
 
 def test_overflow_of_the_weights_is_told() -> None:
-    edges = (EdgeBlock(0, 1, block(np.full((3, 1), 1e308))),)
+    # A sparse block is scaled first; a dense one is read as it is.
+    edges = (EdgeBlock(0, 1, DenseBlock((np.full((3, 1), 1e308),))),)
     with pytest.raises(GraphError, match="edges from layer 0 to layer 1: the out-strengths are not finite"):
         pagerank(BlockDigraph((1, 3), edges, ("a", "b")))
 
