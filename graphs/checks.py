@@ -12,7 +12,6 @@ from graphs.errors import GraphError
 
 __all__ = [
     "check_count",
-    "check_instance",
     "check_score_shapes",
     "check_share",
 ]
@@ -53,32 +52,6 @@ def check_share(name: str, value: Any, *, below_one: bool = False) -> float:
     if not 0.0 <= number <= 1.0 or (below_one and number == 1.0):
         raise GraphError(f"{name} must be a number in [0, 1{')' if below_one else ']'}, got {value!r}")
     return number
-
-
-def check_instance(name: str, value: Any, kind: type) -> None:
-    """Raise a GraphError unless a value is an instance of a class.
-
-    Parameters
-    ----------
-    name : str
-        Name of the value in error messages.
-    value : object
-    kind : type
-
-    Raises
-    ------
-    GraphError
-        It is not.
-
-    Examples
-    --------
-    >>> check_instance("graph", 5, dict)
-    Traceback (most recent call last):
-        ...
-    graphs.errors.GraphError: graph must be a dict, got int
-    """
-    if not isinstance(value, kind):
-        raise GraphError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
 
 
 def check_count(name: str, value: Any, lowest: int = 1, highest: int | None = None) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from graphs.checks import check_instance, check_share
+from graphs.checks import check_share
+from graphs.errors import GraphError
 from graphs.linalg.backends import BackendName, make_backend
 from graphs.ranking.layered_problem import ModifiedPageRankProblem, WeightedPageRankProblem
 from graphs.ranking.solve import check_start, solve_for_rank
@@ -182,7 +183,10 @@ def modified_pagerank(
 
 
 def _check_kinds(graph: Any, keep: Any) -> None:
-    check_instance("graph", graph, LayeredGraph)
+    if not isinstance(graph, LayeredGraph):
+        raise GraphError(
+            f"graph must be a LayeredGraph, got {type(graph).__name__}; LayeredGraph.from_weights makes one"
+        )
     if keep is not None:
         check_keep(keep)
 

@@ -116,10 +116,8 @@ def check_start(start: Any, sizes: tuple[int, ...], columns: int | None, each_la
         raise GraphError(
             f"start: expected {len(sizes)} vectors of sizes {sizes}, got shapes {tuple(vector.shape for vector in vectors)}"
         )
-    if isinstance(start, RankResult):
-        vectors = [
-            np.maximum(vector, 0.0) for vector in vectors
-        ]  # results of earlier versions can be slightly below zero
+    if isinstance(start, RankResult):  # one from a file can be slightly below zero
+        vectors = [np.maximum(vector, 0.0) for vector in vectors]
     for layer, vector in enumerate(vectors):
         lacks_sum = each_layer and vector.sum() <= 0
         if not np.isfinite(vector).all() or (vector < 0).any() or lacks_sum:

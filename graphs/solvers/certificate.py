@@ -175,10 +175,10 @@ def check_keep(keep: Any) -> None:
     >>> check_keep(5)
     Traceback (most recent call last):
         ...
-    graphs.errors.GraphError: keep must be a KeepHighest, got int
+    graphs.errors.GraphError: keep must be a KeepHighest, got int; leave it out to run to the tolerance
     """
     if isinstance(keep, type) or not all(hasattr(keep, name) for name in ("check", "certificate")):
-        raise GraphError(f"keep must be a KeepHighest, got {type(keep).__name__}")
+        raise GraphError(f"keep must be a KeepHighest, got {type(keep).__name__}; leave it out to run to the tolerance")
 
 
 def _slack(scores: FloatArray, bound: float, row_maxima: FloatArray | None, roundoff: float) -> FloatArray:
