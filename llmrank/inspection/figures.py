@@ -288,7 +288,10 @@ def draw_layer(inspection: Inspection, name: str, top: int = 20) -> Figure:
     left, right = below.subplots(1, 2)
     draw.adjacency_heatmap(graph, layer, rank, ax=left)
     draw.layer_flow(graph, rank, layers=layers, ax=right)
-    figure.suptitle(f"{inspection.source}: {name}")
+    squared = (
+        "" if graph is inspection.graphs[place.graph].graph else ", with the squared weights along which scores flow"
+    )
+    figure.suptitle(f"{inspection.source}: {name}{squared}")
     return figure
 
 
