@@ -82,7 +82,8 @@ MODULES = ("heapq", "textwrap", "argparse", "tarfile", "smtplib", "statistics", 
 HEAD = (
     "Perplexity as cut and repaired. In brackets the difference from the first row in nats per token, and its standard error, "
     "paired over sequences: a difference of less than two errors says nothing. All rows are calibrated on WikiText-2's valid. "
-    "WikiText-2's test is text of the same kind; the source code of Python's standard library is text of another kind."
+    "WikiText-2's test is text of the same kind; the source code of Python's standard library is text of another kind. "
+    "Shares are exact (multiple_of=1)."
 )
 
 
@@ -122,7 +123,9 @@ class Study:
     def choice(self, amount: float) -> Choice:
         """Let the default choose a scorer for an amount, as the command line does."""
         if amount not in self.choices:
-            pipeline = IsolatedFFNPipeline(self.model, self.tokenizer, scorer=AutoScorer(), pruner=LocalPruner(amount))
+            pipeline = IsolatedFFNPipeline(
+                self.model, self.tokenizer, scorer=AutoScorer(), pruner=LocalPruner(amount, multiple_of=1)
+            )
             choice = pipeline.choose_scorer(self.ffns, self.graphs, *self.parts)
             if choice is None:
                 raise RuntimeError("no scorer was tried, though sequences are held out")
@@ -160,11 +163,11 @@ class Study:
             return next(peer for peer in PEERS if peer.name == PEER).masks(self.model, self.ffns, self.parts[0], amount)
         if scorer not in self.ranks:
             self.ranks[scorer] = rank_graphs(make_scorer(scorer), self.graphs)
-        pruner, ranks = make_pruner(budget, amount=amount), self.ranks[scorer]
+        pruner, ranks = make_pruner(budget, amount=amount, multiple_of=1), self.ranks[scorer]
         sensitivities: dict[str, float] = {}
         if pruner.needs_sensitivity:
             if (scorer, amount) not in self.sensitivities:
-                even = choose_masks(LocalPruner(amount), self.graphs, ranks, jointly=True)
+                even = choose_masks(LocalPruner(amount, multiple_of=1), self.graphs, ranks, jointly=True)
                 measured = layer_sensitivities(self.model, self.ffns, even, self.parts[0])
                 self.sensitivities[scorer, amount] = measured
             sensitivities = self.sensitivities[scorer, amount]

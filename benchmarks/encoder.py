@@ -178,7 +178,9 @@ class Study:
         """Return the keep masks of a setting, and the function that reselects neurons during a repair."""
         name, knobs, topology = SCORERS[setting.scorer]
         scorer = make_scorer(name, **knobs)
-        pruner = make_pruner(setting.budget, amount=setting.amount, **BUDGET_OPTIONS.get(setting.budget, {}))
+        pruner = make_pruner(
+            setting.budget, amount=setting.amount, multiple_of=1, **BUDGET_OPTIONS.get(setting.budget, {})
+        )
         pipeline = PIPELINES[topology](
             self.model, self.tokenizer, None, scorer, pruner, calibration=CalibrationText(batch_size=BATCH)
         )

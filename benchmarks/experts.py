@@ -101,7 +101,7 @@ def masks_of(ffns: FFNs, statistics: Sequence[FFNStatistics], row: Row) -> Masks
     registered, options = SCORES[row.score]
     graphs = build_graphs(ffns, statistics, "isolated")
     ranks = rank_graphs(make_scorer(registered, **options), graphs)
-    pruner = make_pruner("local", amount=row.amount)
+    pruner = make_pruner("local", amount=row.amount, multiple_of=1)
     return choose_masks(pruner, graphs, ranks, jointly=True, targets=(row.target,))  # type: ignore[arg-type]
 
 

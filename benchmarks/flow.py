@@ -69,7 +69,7 @@ def study(source: str, options: argparse.Namespace) -> dict[str, Any]:
     lost: dict[str, dict[str, float]] = {}
     for scorer in SCORERS:
         ranks = rank_graphs(make_scorer(scorer), graphs)
-        masks = choose_masks(make_pruner("local", amount=AMOUNT), graphs, ranks, jointly=True)
+        masks = choose_masks(make_pruner("local", amount=AMOUNT, multiple_of=1), graphs, ranks, jointly=True)
         lost[scorer] = {}
         for name in list(texts)[1:]:
             energies = [entry.layers[1].norm.square() for entry in statistics[name]]

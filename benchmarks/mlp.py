@@ -137,7 +137,7 @@ class Pruning:
         ranks = self.pipeline.rank_graphs(self.graphs)
         kept = []
         for amount in AMOUNTS:
-            self.pipeline.pruner = make_pruner(pruner, amount=amount, **BUDGET_OPTIONS.get(pruner, {}))
+            self.pipeline.pruner = make_pruner(pruner, amount=amount, multiple_of=1, **BUDGET_OPTIONS.get(pruner, {}))
             kept.append(self.pipeline.choose_masks(self.graphs, ranks))
         return kept
 

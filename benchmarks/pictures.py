@@ -30,7 +30,7 @@ def main() -> None:
     pipeline = ChainedFFNPipeline(
         loaded.model,
         loaded.tokenizer,
-        pruner=GlobalPruner(0.3, normalize="zscore"),
+        pruner=GlobalPruner(0.3, multiple_of=1, normalize="zscore"),
         calibration=CalibrationText(samples=options.samples, sequence_length=options.sequence_length),
     )
     inspection = inspect_model(pipeline, {name: SCORERS.make(name) for name in COMPARED}, "wpr", "global")

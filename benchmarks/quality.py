@@ -247,7 +247,7 @@ class Study:
             self.tokenizer,
             PAPER if setting.graph == "paper" else None,
             make_scorer(name, **knobs),
-            make_pruner(setting.pruner, amount=setting.amount, **BUDGET_OPTIONS.get(setting.pruner, {})),
+            make_pruner(setting.pruner, amount=setting.amount, multiple_of=1, **BUDGET_OPTIONS.get(setting.pruner, {})),
             **options,
         )
         ffns = self.ffns[setting.graph]

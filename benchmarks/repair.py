@@ -133,7 +133,7 @@ class Study:
             statistics = collect_statistics(self.model, self.ffns, parts[0])
             run_sequences(self.model, self.ffns, parts[1].batches(1))
         pipeline = PIPELINES.find("isolated")(
-            self.model, self.tokenizer, None, make_scorer("wpr"), make_pruner("local", amount=0.3)
+            self.model, self.tokenizer, None, make_scorer("wpr"), make_pruner("local", amount=0.3, multiple_of=1)
         )
         graphs = pipeline.build_graphs(self.ffns, statistics)
         masks = pipeline.choose_masks(graphs, pipeline.rank_graphs(graphs))

@@ -42,7 +42,7 @@ def measure(model: Any, calibration: TokenSequences, texts: dict[str, TokenSeque
     pipeline = PIPELINES.find("isolated")(
         model,
         None,
-        pruner=make_pruner(pruner, amount=amount, **options),
+        pruner=make_pruner(pruner, amount=amount, multiple_of=1, **options),
         calibration=calibration.ids,
         steps=steps,
         repair=make_repair(repair, **knobs),

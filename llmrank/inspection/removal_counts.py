@@ -8,7 +8,6 @@ as 64.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -19,7 +18,8 @@ import torch
 
 from llmrank.inspection.budgets import reason_to_refuse
 from llmrank.inspection.inspection import Inspection, ScorerResult
-from llmrank.prune import BasePruner, LayerRecord, global_count, local_count, record_of_size, round_width
+from llmrank.prune import BasePruner, LayerRecord, LocalPruner, global_count, local_count, record_of_size, round_width
+from llmrank.prune.amounts import Multiple
 from llmrank.prune.records.units import Units, units_of
 
 __all__ = ["SLIDER_END", "Choices", "Order", "global_removals", "local_removals", "offered_choices", "removal_order"]
@@ -27,7 +27,7 @@ __all__ = ["SLIDER_END", "Choices", "Order", "global_removals", "local_removals"
 # The largest amount on the page's slider, in per cent.
 SLIDER_END = 90
 # The multiples that the page offers, besides the multiple of the inspection.
-MULTIPLES = (1, 8, 64, 128)
+MULTIPLES: tuple[Multiple, ...] = ("auto", 1, 8, 64, 128)
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
@@ -46,7 +46,7 @@ class Choices:
     amounts : tuple of float or int
         The shares 0.00, 0.01, ... up to the end of the slider. The amount of the inspection follows if it is not one of these
         shares. If neurons and experts are removed together, only the amount of the inspection.
-    multiples : tuple of int
+    multiples : tuple of int or "auto"
     amount_index, multiple_index : int
         Indices of the inspection's own amount and multiple.
     refusals : mapping from str to tuple of str
@@ -57,7 +57,7 @@ class Choices:
     min_keep: int
     amounts: tuple[float | int, ...]
     amount_index: int
-    multiples: tuple[int, ...]
+    multiples: tuple[Multiple, ...]
     multiple_index: int
     refusals: Mapping[str, tuple[str, ...]]
 
@@ -115,7 +115,7 @@ def offered_choices(inspection: Inspection) -> Choices:
         amounts.append(inspection.amount)
     else:
         amount_index = amounts.index(inspection.amount)
-    multiples = sorted({*MULTIPLES, local.multiple_of})
+    multiples = sorted({*MULTIPLES, local.multiple_of}, key=lambda multiple: 0 if multiple == "auto" else multiple)
     return Choices(
         unit_sets=unit_sets,
         min_keep=local.min_keep,
@@ -209,19 +209,15 @@ def _rounded(choices: Choices, counts: IntArray, refusals: Sequence[str]) -> Int
         Zero where the pruner refuses the amount.
     """
     removals = np.zeros((len(choices.multiples), *counts.shape), dtype=np.int64)
+    records = [record_of_size(each.name, each.n_units, each) for each in choices.unit_sets]
     for amount_index, reason in enumerate(refusals):
         if reason:
             continue
         for multiple_index, multiple in enumerate(choices.multiples):
+            pruner = LocalPruner(choices.amounts[amount_index], choices.min_keep, multiple)
             removals[multiple_index, amount_index] = [
-                each.n_units
-                - round_width(
-                    each.n_units - int(count),
-                    each.n_units,
-                    math.lcm(multiple, each.multiple_of),
-                    max(choices.min_keep, each.min_keep),
-                )
-                for each, count in zip(choices.unit_sets, counts[amount_index], strict=True)
+                n - round_width(n - int(count), n, pruner.multiple_for(record), pruner.fewest(record))
+                for n, record, count in zip(choices.sizes, records, counts[amount_index], strict=True)
             ]
     return removals
 

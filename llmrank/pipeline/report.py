@@ -29,7 +29,7 @@ from llmrank.models import FFNs
 from llmrank.models.costs import Unit, unit_name
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.closeness.validation import Validation
-from llmrank.prune import BasePruner
+from llmrank.prune import BasePruner, record_of_size, round_width
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import Target
 from llmrank.score import BaseScorer
@@ -384,7 +384,10 @@ def expected_widths(pruner: BasePruner, ffns: FFNs, targets: Sequence[Target] = 
     """Estimate the neurons that each layer keeps, before there are scores: the mean over layers, or all if that is unknown."""
     of_neurons = isinstance(pruner.amount, float) and pruner.amount_of == "neurons" and "experts" not in targets
     share = 1.0 - pruner.amount if of_neurons else 1.0
-    return {name: round(size * share) for name, size in ffns.sizes.items()}
+    return {
+        name: round_width(round(size * share), size, pruner.multiple_for(record_of_size(name, size)), pruner.min_keep)
+        for name, size in ffns.sizes.items()
+    }
 
 
 def dtype_name(model: nn.Module) -> str:

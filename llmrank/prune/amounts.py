@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from graphs.analysis.measures import count_of_share
 from llmrank.errors import OptionError
 
 __all__ = [
+    "Multiple",
     "Protect",
     "check_amount",
+    "check_multiple",
     "check_protect",
     "check_removable",
+    "default_multiple",
     "global_count",
     "local_count",
     "protected_names",
@@ -23,6 +26,12 @@ __all__ = [
 
 # Names and patterns of layers, and positions among the layers, see protected_names.
 Protect: TypeAlias = Sequence[str | int] | str | int
+# A number, or "auto" for default_multiple.
+Multiple: TypeAlias = int | Literal["auto"]
+# Multiples of these are as fast as the smaller number of multiplications promises, and can be quantised in blocks of 32.
+FAST_MULTIPLES = (64, 32)
+# A multiple is at most this part of a layer, so that rounding to the nearest one changes the share by a sixteenth at most.
+LARGEST_MULTIPLE = 1 / 8
 
 
 def check_amount(amount: float | int) -> float | int:
@@ -68,6 +77,31 @@ def round_width(kept: int, total: int, multiple: int, min_keep: int) -> int:
     if rounded < min_keep:
         rounded = multiple * math.ceil(min_keep / multiple)
     return min(rounded, total)
+
+
+def check_multiple(multiple_of: Multiple) -> Multiple:
+    """Return `multiple_of` if it is an integer >= 1 or "auto"; otherwise raise an OptionError."""
+    is_number = isinstance(multiple_of, int) and not isinstance(multiple_of, bool)
+    if multiple_of != "auto" and not (is_number and multiple_of >= 1):
+        raise OptionError(f'multiple_of must be an integer >= 1 or "auto", got {multiple_of!r}')
+    return multiple_of
+
+
+def default_multiple(amount: float | int, n: int) -> int:
+    """Return the multiple to which the width of a layer of `n` neurons is rounded if nothing else is asked for.
+
+    Layers of 512 neurons or more keep a multiple of 64, and those of 256 or more a multiple of 32. Smaller layers would lose a
+    share that is too far from the one that is asked for, and a multiple that is more than twice the number of neurons to remove
+    would let the layer keep all. Then the multiple is 1, as it is for an amount that is a number of neurons.
+
+    >>> default_multiple(0.3, 1536), default_multiple(0.3, 256), default_multiple(0.3, 255), default_multiple(461, 1536)
+    (64, 32, 1, 1)
+    >>> default_multiple(0.02, 1536), default_multiple(0.01, 1536)
+    (32, 1)
+    """
+    if isinstance(amount, int):
+        return 1
+    return next((m for m in FAST_MULTIPLES if m <= LARGEST_MULTIPLE * n and m < 2 * local_count(amount, n)), 1)
 
 
 def check_removable(

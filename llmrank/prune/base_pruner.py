@@ -12,7 +12,17 @@ import torch
 
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.models.costs import UNITS, ModelCosts, Unit, unit_name
-from llmrank.prune.amounts import Protect, check_amount, check_protect, local_count, protected_names, round_width
+from llmrank.prune.amounts import (
+    Multiple,
+    Protect,
+    check_amount,
+    check_multiple,
+    check_protect,
+    default_multiple,
+    local_count,
+    protected_names,
+    round_width,
+)
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import LayerRecord, ascending_positions, keep_highest, record_of_size
 
@@ -30,8 +40,10 @@ class BasePruner:
     min_keep : int
         Smallest number of neurons that a layer keeps; a layer with fewer neurons keeps all. Local pruning refuses an amount that
         would leave fewer.
-    multiple_of : int
-        The number of neurons that a layer keeps is rounded to the nearest multiple of this, see :func:`round_width`.
+    multiple_of : int or "auto"
+        The number of neurons that a layer keeps is rounded to the nearest multiple of this, see :func:`round_width`; 1 rounds
+        nothing. "auto" rounds the widths of large layers to multiples of 64 or 32, which are fast and can be quantised, see
+        :func:`default_multiple`. It does not round if `amount` is a number of neurons, or if experts are removed.
     protect : str, int, or sequence of them
         Layers from which nothing is removed: names or patterns (``"model.layers.0"``, ``"*.encoder.*"``) and positions (0, -1),
         see :func:`protected_names`. A share of all layers together counts the neurons of protected layers too, so the other
@@ -39,8 +51,8 @@ class BasePruner:
     amount_of : str
         The unit of `amount`: ``"neurons"`` or a cost. The costs of the FFNs' linear maps are ``"ffn-parameters"``,
         ``"ffn-bytes"`` and ``"ffn-flops"`` (for one token), those of the model ``"parameters"``, ``"bytes"`` and ``"flops"``. An
-        amount of a cost is a total over all layers. The fewest neurons that save at least this amount are removed, and then
-        `multiple_of` rounds the widths.
+        amount of a cost is a total over all layers. The fewest neurons that save at least this amount are removed, with widths
+        that are rounded.
 
     Attributes
     ----------
@@ -71,19 +83,18 @@ class BasePruner:
         self,
         amount: float | int = 0.3,
         min_keep: int = 1,
-        multiple_of: int = 1,
+        multiple_of: Multiple = "auto",
         *,
         protect: Protect = (),
         amount_of: Unit = "neurons",
     ) -> None:
         self.amount = check_amount(amount)
-        for name, value in (("min_keep", min_keep), ("multiple_of", multiple_of)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise OptionError(f"{name} must be an integer >= 1, got {value!r}")
+        if not isinstance(min_keep, int) or isinstance(min_keep, bool) or min_keep < 1:
+            raise OptionError(f"min_keep must be an integer >= 1, got {min_keep!r}")
         if amount_of not in UNITS:
             raise OptionError(f"unknown unit {amount_of!r} of an amount; expected one of {', '.join(UNITS)}")
         self.min_keep = min_keep
-        self.multiple_of = multiple_of
+        self.multiple_of: Multiple = check_multiple(multiple_of)
         self.protect = check_protect(protect)
         self.amount_of: Unit = amount_of
 
@@ -143,7 +154,9 @@ class BasePruner:
         smallest_widths: dict[str, int] = {}
         for layer in layer_list:
             if layer.name not in protected:
-                smallest_widths |= layer.widths(min(self.fewest(layer), layer.out_features))
+                fewest = self.fewest(layer)
+                width = round_width(fewest, layer.out_features, self.multiple_for(layer), fewest)
+                smallest_widths |= layer.widths(width)
         most = costs.removed_cost(smallest_widths, self.amount_of)
         if target > most:
             raise self._amount_error(most, costs)
@@ -156,6 +169,18 @@ class BasePruner:
     def fewest(self, layer: LayerRecord) -> int:
         """Return the smallest number of neurons that a layer keeps."""
         return max(self.min_keep, layer.min_keep)
+
+    def multiple_for(self, layer: LayerRecord) -> int:
+        """Return the multiple to which the number of neurons that a layer keeps is rounded.
+
+        If the amount is a cost, it is the largest multiple that "auto" may choose, because the share of neurons is not known yet.
+        """
+        multiple = self.multiple_of
+        if multiple == "auto":
+            share = self.amount if self.amount_of == "neurons" else 1.0
+            counts_experts = layer.units is not None and layer.units.target == "experts"
+            multiple = 1 if counts_experts else default_multiple(share, layer.out_features)
+        return math.lcm(multiple, layer.multiple_of)
 
     def routers_limit(self, layer_list: Sequence[LayerRecord]) -> bool:
         """Whether the routers of some mixtures need more experts than `min_keep`."""
@@ -187,11 +212,11 @@ class BasePruner:
         return pruner
 
     def _with_neuron_share(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None) -> BasePruner:
-        """Return a copy of this pruner whose amount is the smallest share of neurons that reaches the cost."""
+        """Return a copy of this pruner with the smallest share of neurons that reaches the cost with rounded widths."""
         target, costs = self._cost_to_remove(costs)
         n_neurons = max(sum(layer.out_features for layer in layer_list), 1)
-        trial = self.with_amount(0.0)
-        trial.amount_of = "neurons"
+        trial = copy.copy(self)
+        trial.amount, trial.amount_of = 0.0, "neurons"
         # With amount 0, this call raises all errors that have another cause than the amount. In the loop the amount is the cause.
         most = costs.removed_cost(_widths(layer_list, trial._choose_masks(layer_list)), self.amount_of)
         # A bisection: removing `low` neurons is too little; removing `high` neurons is enough, or impossible.
@@ -211,7 +236,7 @@ class BasePruner:
                 low, most = middle, max(most, removed)
         if not reached:
             raise self._amount_error(most, costs)
-        trial.amount, trial.multiple_of = _share_of_count(high, n_neurons), self.multiple_of
+        trial.amount = _share_of_count(high, n_neurons)
         return trial
 
     def _cost_to_remove(self, costs: ModelCosts | None) -> tuple[Fraction, ModelCosts]:
@@ -231,10 +256,11 @@ class BasePruner:
         asked = f"{self.amount:,} of {total:,}" if isinstance(self.amount, int) else f"{self.amount:.1%} of the"
         possible = f"{most:,}" if isinstance(self.amount, int) else _percent(most / total if total else 0.0)
         kept = " and the protected layers all of theirs" if self.protect else ""
+        rounded = "" if self.multiple_of == 1 else ", or a multiple of neurons (multiple_of)"
         rest = "" if self.amount_of.startswith("ffn-") else ", and attention, embeddings and norms are not pruned"
         return OptionError(
             f"{asked} {unit_name(self.amount_of)} cannot be removed: at most {possible} can, because each layer keeps "
-            f"{self.min_keep} neuron{'s' if self.min_keep > 1 else ''} (min_keep){kept}{rest}; lower the amount"
+            f"{self.min_keep} neuron{'s' if self.min_keep > 1 else ''} (min_keep){rounded}{kept}{rest}; lower the amount"
         )
 
     def _choose_masks(self, layer_list: Sequence[LayerRecord]) -> Masks:
@@ -282,7 +308,7 @@ class BasePruner:
                 f"{layer.name} would keep {kept} of {n} {what}, fewer than {limit}; lower the amount (at most "
                 f"{max(n - fewest, 0)} of them can be removed){' or min_keep' if fewest == self.min_keep else ''}"
             )
-        multiple = math.lcm(self.multiple_of, layer.multiple_of)
+        multiple = self.multiple_for(layer)
         if multiple > 1:
             # The removed neurons come first in this order, then the kept ones, each group by its scores.
             order = ascending_positions(scores) + n * keep.long()

@@ -106,9 +106,21 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: 
         parts = [f"{saved:,} of {cost:,} {unit_name(unit)} ({100 * saved / cost:.1f} %)", f"with {about}{counted}"]
     if unit != "parameters":
         parts.append(f"{about}{_short(parameters)} of {_short(costs.model.parameters)} parameters")
-    if not local and pruner.multiple_of > 1:
-        parts.append(f"before widths are rounded to multiples of {pruner.multiple_of}")
+    multiples = _multiples(pruner, records)
+    if multiples:
+        parts.append(f"{'with widths' if local else 'before widths are'} rounded to multiples of {multiples}")
     return ", ".join(parts)
+
+
+def _multiples(pruner: BasePruner, records: Sequence[LayerRecord]) -> str:
+    """Return the multiples to which the pruner rounds the widths of layers, in words; empty if it rounds none."""
+    if pruner.multiple_of != "auto":
+        return str(pruner.multiple_of) if pruner.multiple_of > 1 else ""
+    rounded = (
+        record for record in records if not record.protected and pruner.multiple_for(record) > record.multiple_of
+    )
+    found = sorted({pruner.multiple_for(record) for record in rounded}, reverse=True)
+    return f"{' or '.join(map(str, found))} (multiple_of=1 rounds none)" if found else ""
 
 
 def _layers(record: LayerRecord, layers: Mapping[str, PrunableLayer]) -> list[PrunableLayer]:
@@ -182,13 +194,10 @@ def budget_notes(pruner: BasePruner, reached: Mapping[Unit, Mapping[str, float]]
         # An integer is not compared: it may be a number of neurons of each layer.
         if not isinstance(amount, float) or abs(share - amount) <= MAX_DIFFERENCE:
             return []
-        return [
-            f"{share:.1%} was removed where {amount:.1%} was asked for: widths are rounded, or layers are protected"
-        ]
+        reason = "widths are rounded (multiple_of=1 rounds none), or layers are protected"
+        return [f"{share:.1%} was removed where {amount:.1%} was asked for: {reason}"]
     asked = amount if isinstance(amount, float) else amount / reached[unit]["before"]
     if asked - MAX_COST_SHORTFALL <= share <= asked + MAX_DIFFERENCE:
         return []
-    reason = "the next smaller number of neurons would save too little"
-    if pruner.multiple_of > 1:
-        reason = f"widths are rounded to multiples of {pruner.multiple_of}"
+    reason = "the next larger widths would save too little"
     return [f"{share:.2%} of the {unit_name(unit)} was removed where {asked:.2%} was asked for: {reason}"]

@@ -9,7 +9,7 @@ import torch
 
 from llmrank.errors import OptionError
 from llmrank.models.costs import ModelCosts, Unit
-from llmrank.prune.amounts import Protect, check_removable, global_count
+from llmrank.prune.amounts import Multiple, Protect, check_removable, global_count
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.records.layer_record import LayerRecord, ascending_positions, importance_of
 
@@ -50,7 +50,7 @@ class GlobalPruner(BasePruner):
         self,
         amount: float | int = 0.3,
         min_keep: int = 1,
-        multiple_of: int = 1,
+        multiple_of: Multiple = "auto",
         normalize: Normalize = "auto",
         *,
         protect: Protect = (),

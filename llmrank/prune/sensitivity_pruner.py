@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from llmrank.errors import OptionError
 from llmrank.models.costs import ModelCosts, Unit
-from llmrank.prune.amounts import Protect, check_amount, check_removable
+from llmrank.prune.amounts import Multiple, Protect, check_amount, check_removable
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.records.layer_record import LayerRecord
 
@@ -59,7 +59,7 @@ class SensitivityPruner(BasePruner):
         self,
         amount: float | int = 0.3,
         min_keep: int = 1,
-        multiple_of: int = 1,
+        multiple_of: Multiple = "auto",
         limit: float = 2.0,
         *,
         protect: Protect = (),

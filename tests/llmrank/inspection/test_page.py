@@ -76,7 +76,7 @@ def test_the_page_holds_the_masks_of_every_amount_and_multiple(topology: str) ->
     other = "isolated" if topology == "chained" else "chained"
     assert list(content["scorers"]) == ["wpr", "activation", "random", f"wpr, {other}"]
     assert content["amounts"] == [f"{percent} %" for percent in range(91)]
-    assert content["multiples"] == (1, 6, 8, 64, 128)
+    assert content["multiples"] == ("auto", 1, 6, 8, 64, 128)
     assert not any(content["refusals"]["local"] + content["refusals"]["global"])
     for name, entry in content["scorers"].items():
         result = inspection.in_other_topology if "," in name else inspection.results[name]
@@ -223,7 +223,7 @@ def test_an_amount_that_only_one_budget_accepts() -> None:
     assert content["amounts"][-1] == "60 neurons"
     assert "would keep 0 of 40 neurons" in content["refusals"]["local"][-1]
     assert not content["refusals"]["global"][-1]
-    assert removals(content, content["removed"])[:, -1].tolist() == [[0, 0]] * 4
+    assert removals(content, content["removed"])[:, -1].tolist() == [[0, 0]] * 5
     assert removals(content, content["scorers"]["wpr"]["removed"])[0, -1].sum() == 60
 
 

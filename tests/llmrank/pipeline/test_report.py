@@ -82,7 +82,7 @@ def test_report_holds_the_sensitivities(tmp_path: Path) -> None:
         "name": "SensitivityPruner",
         "amount": 0.25,
         "min_keep": 1,
-        "multiple_of": 1,
+        "multiple_of": "auto",
         "limit": 1.5,
         "protect": [],
         "amount_of": "neurons",

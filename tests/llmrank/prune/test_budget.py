@@ -230,12 +230,59 @@ def test_other_layers_lose_what_protected_layers_do_not() -> None:
         assert 0.2 <= costs.removed_cost(masks.widths, "bytes") / costs.total("bytes") < 0.23
 
 
-def test_widths_are_rounded_after_the_target_is_met() -> None:
+@pytest.mark.parametrize("pruner", [LocalPruner, GlobalPruner])
+@pytest.mark.parametrize(("multiple", "most"), [(1, 0.21), (8, 0.27), (16, 0.31)])
+def test_rounded_widths_reach_a_cost(pruner: type[BasePruner], multiple: int, most: float) -> None:
     model = tiny_llama()
     costs = ModelCosts(model, find_ffns(model))
-    entries = records(random_scores([40] * 2, 4))
-    plain, rounded = (LocalPruner(0.2, multiple_of=m, amount_of="bytes").prune(entries, costs) for m in (1, 8))
-    assert set(rounded.widths.values()) == {8 * round(plain.widths[NAMES[0]] / 8)}
+    masks = pruner(0.2, multiple_of=multiple, amount_of="bytes").prune(records(random_scores([40] * 2, 4)), costs)
+    assert {width % multiple for width in masks.widths.values()} <= {0, 40 % multiple}
+    assert 0.2 <= costs.removed_cost(masks.widths, "bytes") / costs.total("bytes") < most
+
+
+@every_pruner
+def test_large_layers_keep_fast_widths_by_default(pruner: type[BasePruner]) -> None:
+    sizes = [1536, 511, 256, 255]
+    layers = records(random_scores(sizes, 5))
+    widths = list(pruner(0.3).prune(layers).widths.values())
+    assert [width % multiple for width, multiple in zip(widths, (64, 32, 32, 1), strict=True)] == [0] * 4
+    exact = list(pruner(0.3, multiple_of=1).prune(layers).widths.values())
+    assert [abs(a - b) <= n / 16 for a, b, n in zip(widths, exact, sizes, strict=True)] == [True] * 4
+    assert widths[3] == exact[3]
+    # A number of neurons is that number.
+    number = [pruner(5, multiple_of=multiple).prune(layers).widths for multiple in ("auto", 1)]
+    assert number[0] == number[1]
+
+
+def test_a_small_share_is_not_rounded_to_nothing() -> None:
+    for percent in range(1, 100):
+        masks = LocalPruner(percent / 100).prune(records(random_scores([1536], 6)))
+        assert 0 < masks.removed_share <= percent / 100 + 1 / 24
+        assert percent > 95 or abs(masks.removed_share - percent / 100) <= 1 / 48
+
+
+def test_the_default_widths_reach_a_cost_and_say_what_is_possible() -> None:
+    model = tiny_llama(intermediate_size=1024)
+    ffns = find_ffns(model)
+    costs = ModelCosts(model, ffns)
+    layers = records(random_scores([1024] * 2, 7))
+    for share in (0.1, 0.3, 0.5, 0.8):
+        masks = LocalPruner(share, amount_of="bytes").prune(layers, costs)
+        assert {width % 64 for width in masks.widths.values()} == {0}
+        assert share <= costs.removed_cost(masks.widths, "bytes") / costs.total("bytes") < share + 1 / 16
+    asked = LocalPruner(0.93, amount_of="ffn-bytes")
+    check_budget(asked, ffns, costs, jointly=True)
+    for refused in (0.95, 0.99):
+        with pytest.raises(OptionError, match=r"at most 93\.7% can.*or a multiple of neurons \(multiple_of\)"):
+            check_budget(LocalPruner(refused, amount_of="ffn-bytes"), ffns, costs, jointly=True)
+        check_budget(LocalPruner(refused, multiple_of=1, amount_of="ffn-bytes"), ffns, costs, jointly=True)
+    sentence = describe_amount(LocalPruner(0.3), ffns, costs)
+    assert sentence.startswith("320 of 1,024 hidden neurons in each of 2 layers (640 in total, 31.2 %)")
+    assert sentence.endswith("with widths rounded to multiples of 64 (multiple_of=1 rounds none)")
+    assert describe_amount(GlobalPruner(0.3), ffns, costs).endswith(
+        "before widths are rounded to multiples of 64 (multiple_of=1 rounds none)"
+    )
+    assert "multiple" not in describe_amount(LocalPruner(0.3, multiple_of=1), ffns, costs)
 
 
 @pytest.mark.parametrize("pruner", [*PRUNERS, BasePruner])
@@ -374,7 +421,7 @@ def test_rounding_that_misses_a_target_is_noted() -> None:
     found = reached_amounts(Masks({name: torch.arange(40) < 32 for name in NAMES[:2]}), costs)
     (sentence,) = budget_notes(asked, found)
     assert f"{found['bytes']['share']:.2%} of the model bytes was removed where 20.00% was asked for" in sentence
-    assert "multiples of 16" in sentence
+    assert sentence.endswith("the next larger widths would save too little")
     assert budget_notes(LocalPruner(found["bytes"]["share"], amount_of="bytes"), found) == []
     assert budget_notes(LocalPruner(int(found["bytes"]["removed"]), amount_of="bytes"), found) == []
     assert budget_notes(LocalPruner(8), found) == []

@@ -357,7 +357,7 @@ def test_bad_options_are_refused_and_leave_nothing(
         (("--samples", 10**23), "--samples must be at most 2147483647, got 1"),
         (("--sequence-length", 10**23), "--sequence-length must be at most"),
         (("--batch-size", 10**23), "--batch-size must be at most"),
-        (("--pruner", "local:multiple_of=0"), "multiple_of must be an integer >= 1, got 0"),
+        (("--pruner", "local:multiple_of=0"), 'multiple_of must be an integer >= 1 or "auto", got 0'),
         (("--pruner", "local:min_keep=-1"), "min_keep must be an integer >= 1, got -1"),
     ],
 )

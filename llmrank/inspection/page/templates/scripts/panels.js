@@ -64,7 +64,8 @@ function showProvenance() {
   byId("notes").hidden = data.notes.length === 0;
   byId("notes").textContent = data.notes.join(" ");
   byId("scorer").append(...model.names.map((name) => element("option", { value: name }, name)));
-  const widths = data.multiples.map((n) => element("option", { value: n }, n === 1 ? "any width" : `multiples of ${n}`));
+  const named = { auto: "fast widths", 1: "any width" };
+  const widths = data.multiples.map((n) => element("option", { value: n }, named[n] ?? `multiples of ${n}`));
   byId("multiple").append(...widths);
   byId("layer-choice").append(
     ...model.layers.map((layer) => element("option", { value: layer.number }, `${layer.number} · ${layer.name}`)),
