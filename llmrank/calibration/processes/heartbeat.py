@@ -17,12 +17,14 @@ from typing import Any
 
 from llmrank.errors import ProcessError
 
-__all__ = ["BEAT", "SILENCE", "Heartbeat"]
+__all__ = ["ARRIVAL", "BEAT", "SILENCE", "Heartbeat"]
 
 # Seconds between two beats.
 BEAT = 0.5
 # A process that has not beaten for this many seconds counts as dead.
 SILENCE = 30.0
+# A process that has never beaten may still be on its way. It counts as dead this many seconds after the start of this process.
+ARRIVAL = 45.0
 # When one process dies, the launcher ends the others. Before such a process ends, it looks for this many seconds which of the
 # others does not beat any more, so that its message can name the dead one.
 LAST_LOOK = 3.0
@@ -96,6 +98,12 @@ class Heartbeat:
             self._store.compare_set(FAILED, "", json.dumps([self._rank, text, True]))
         _pause(4 * BEAT)
 
+    def wait_for_all(self) -> None:
+        """Wait until all other processes have come; raise if one of them fails, or does not come."""
+        while not all(beat for beat, _ in self._seen.values()):
+            self.check()
+            time.sleep(BEAT / 10)
+
     def stop(self) -> None:
         """Stop beating, and end the thread."""
         self._noticed.set()
@@ -104,7 +112,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         beat = 0
-        while not self._stopped.wait(BEAT):
+        while not self._stopped.is_set():
             beat += 1
             try:
                 self._store.set(f"beat/{self._rank}", str(beat))
@@ -115,6 +123,7 @@ class Heartbeat:
                     self._set_failure(0, f"it, or the launcher, has ended: {reason}")
             if self.failure is not None:
                 break
+            self._stopped.wait(BEAT)
         # A main thread that waits for the others notices the failure itself, by check(). Any other main thread is interrupted.
         if not self._stopped.is_set() and not self._noticed.wait(2 * BEAT) and self._is_main:
             self._has_interrupted = True
@@ -137,8 +146,11 @@ class Heartbeat:
             beat = int(self._store.get(key)) if self._store.check([key]) else 0
             if beat != last:
                 self._seen[other] = beat, now
-            elif now - moment > SILENCE:
+            elif last and now - moment > SILENCE:
                 self._report_dead(other, f"it has not answered for {SILENCE:.0f} seconds")
+                return
+            elif not last and now - moment > ARRIVAL:
+                self._report_dead(other, f"it has not come within {ARRIVAL:.0f} seconds; start all processes together")
                 return
 
     def _report_dead(self, rank: int, text: str) -> None:

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
+import queue
+import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from llmrank.calibration.processes.heartbeat import Heartbeat
+from llmrank.calibration.processes.heartbeat import ARRIVAL, Heartbeat
 from llmrank.calibration.processes.processes import Processes
 from llmrank.calibration.processes.several import SeveralProcesses
+from llmrank.errors import OptionError, ProcessError
 
 __all__ = ["join_processes", "launched_processes"]
 
-# Seconds that a process waits for the others at the start; and seconds that an exchange may take once all have come to it.
-START_TIMEOUT, EXCHANGE_TIMEOUT = 300, 60
+Value = TypeVar("Value")
+# Seconds that an exchange may take once all processes have come to it.
+EXCHANGE_TIMEOUT = timedelta(seconds=60)
+# Seconds after which a process that waits for a connection looks whether another process has failed.
+PAUSE = 0.1
+# Runs of this process. All processes count the same, so the number tells apart what they store in different runs.
+RUNS = itertools.count()
 
 
 def launched_processes() -> tuple[int, int]:
@@ -47,25 +58,26 @@ def join_processes() -> Iterator[Processes]:
     Raises
     ------
     ProcessError
-        Another process has failed; it is raised within a minute. If this process fails, the others are told.
+        Another process has failed, or has not come; it is raised within a minute. If this process fails, the others are told.
+    OptionError
+        A launcher has set RANK and WORLD_SIZE, but not where process 0 is.
     """
     if launched_processes()[1] < 2:
         yield Processes()
         return
     sets_up = not dist.is_initialized()
-    if sets_up:
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        if local_rank < torch.cuda.device_count():
-            torch.cuda.set_device(local_rank)
-        dist.init_process_group("gloo", timeout=timedelta(seconds=START_TIMEOUT))
-    timeout = timedelta(seconds=EXCHANGE_TIMEOUT)
-    groups = {"cpu": dist.new_group(backend="gloo", timeout=timeout)}
-    if torch.cuda.is_available() and dist.is_nccl_available():
-        groups["cuda"] = dist.new_group(backend="nccl", timeout=timeout)
-    default_store = dist.distributed_c10d._get_default_store()
-    store = dist.PrefixStore(f"llmrank/{groups['cpu'].group_name}", default_store)  # type: ignore[attr-defined]
-    heartbeat = Heartbeat(store.clone() if hasattr(store, "clone") else store, dist.get_rank(), dist.get_world_size())
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if sets_up and local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank)
+    store, own = _stores(sets_up=sets_up)
+    # The heartbeat comes first: while the processes connect, one of them may be killed.
+    heartbeat = Heartbeat(own, *launched_processes())
     try:
+        heartbeat.wait_for_all()
+        try:
+            groups = _run_in_thread(lambda: _connect(store if sets_up else None), heartbeat.check)
+        except RuntimeError as error:
+            raise ProcessError(f"the processes could not connect: {str(error).splitlines()[0]}", None) from error
         processes = SeveralProcesses(groups, store, heartbeat)
         yield processes
         processes.end()
@@ -81,6 +93,79 @@ def join_processes() -> Iterator[Processes]:
         dist.destroy_process_group(group)
     if sets_up:
         atexit.register(_disconnect)
+
+
+def _stores(*, sets_up: bool) -> tuple[Any, Any]:
+    """Return the store that the processes of this run share, and a connection to it for the heartbeat alone."""
+    prefix = f"llmrank/{next(RUNS)}"
+    rank, count = launched_processes()
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if sets_up and not (address and port.isdecimal()):
+        raise OptionError(
+            f"process {rank} of {count} was started without the address of process 0: MASTER_ADDR is {address!r} and MASTER_PORT "
+            f"{port!r}; start the processes with torchrun or accelerate, or set both variables"
+        )
+
+    def connect() -> tuple[Any, Any]:
+        if sets_up:
+            # Process 0 makes the store, unless the launcher has made one.
+            makes = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+            options: dict[str, Any] = {"wait_for_workers": False, "multi_tenant": True, "timeout": EXCHANGE_TIMEOUT}
+            store: Any = dist.TCPStore(address, int(port), count, makes, **options)  # type: ignore[attr-defined]
+        else:
+            store = dist.distributed_c10d._get_default_store()
+        shared = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+        return shared, shared.clone() if hasattr(shared, "clone") else shared
+
+    deadline = time.monotonic() + ARRIVAL
+
+    def check() -> None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"it has not come within {ARRIVAL:.0f} seconds; start all processes together")
+
+    try:
+        return _run_in_thread(connect, check)
+    except (RuntimeError, TimeoutError) as error:
+        where = f" at {address}:{port}" if sets_up else ""
+        reason = str(error).splitlines()[0]
+        raise ProcessError(
+            f"process {rank} cannot reach process 0{where}, so it ended, and nothing was written: {reason}", 0
+        ) from error
+
+
+def _connect(store: Any) -> dict[str, Any]:
+    """Connect the processes, by this store if they are not connected yet; return the groups by type of device."""
+    if store is not None:
+        rank, count = launched_processes()
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=EXCHANGE_TIMEOUT)
+    groups = {"cpu": dist.new_group(backend="gloo", timeout=EXCHANGE_TIMEOUT)}
+    if torch.cuda.is_available() and dist.is_nccl_available():
+        groups["cuda"] = dist.new_group(backend="nccl", timeout=EXCHANGE_TIMEOUT)
+    return groups
+
+
+def _run_in_thread(work: Callable[[], Value], check: Callable[[], None]) -> Value:
+    """Return what `work` returns, but do not wait for it longer than until `check` or a signal raises.
+
+    Code of torch waits for the other processes without running Python, so a signal that comes meanwhile would be lost.
+    """
+    results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            results.put((work(), None))
+        except BaseException as error:
+            results.put((None, error))
+
+    threading.Thread(target=run, name="llmrank-connect", daemon=True).start()
+    while True:
+        check()
+        with suppress(queue.Empty):
+            value, error = results.get(timeout=PAUSE)
+            if error is not None:
+                check()
+                raise error
+            return value  # type: ignore[no-any-return]
 
 
 def _disconnect() -> None:

@@ -19,7 +19,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 import llmrank
-from llmrank.calibration.processes import Processes, heartbeat, join_processes
+from llmrank.calibration.processes import Processes, heartbeat, join, join_processes
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, OptionError, ProcessError
 from llmrank.pipeline import CalibrationText, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
@@ -365,3 +365,25 @@ def test_one_process_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
             with join_processes() as processes:
                 assert (processes.rank, processes.count) == (0, 1)
                 assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(("rank", "said"), [(0, "process 1 .* has failed"), (1, "process 1 cannot reach process 0 at")])
+def test_a_process_that_never_comes_is_named(rank: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched_as = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in launched_as.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(heartbeat, "ARRIVAL", 2.0)
+    monkeypatch.setattr(join, "ARRIVAL", 2.0)
+    start = time.monotonic()
+    with pytest.raises(ProcessError, match=f"{said}.*it has not come within 2 seconds"), join_processes():
+        pass
+    assert time.monotonic() - start < 20
+    assert not dist.is_initialized()
+
+
+def test_a_process_without_an_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(OptionError, match="without the address of process 0: MASTER_ADDR is ''"), join_processes():
+        pass
