@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from time import perf_counter
 from typing import Any
@@ -155,7 +155,12 @@ class BasePipeline(PipelineStages):
         with self._timed("calibrate"):
             sequences, held_out = self.calibration_texts()
             self.open_work_directory(sequences, held_out)
-        self.masks, self.repaired = self.select(ffns, sequences, held_out)
+        # Before the repair, which may change the weights in place. Offloaded weights cannot be read.
+        digest = ""
+        with suppress(OptionError):
+            digest = weights_digest(self.model)
+        masks, self.repaired = self.select(ffns, sequences, held_out)
+        self.masks = Masks(masks, digest)
         report = self._report(ffns, self.masks, sequences, held_out)
         ranked = "ranked %(graphs)d graphs of %(nodes)d nodes by %(solver)s in %(iterations)d iterations"
         logger.info(f"{ranked}, error at most %(error_bound).1e", report.graph)

@@ -23,6 +23,9 @@ class Masks(Mapping[str, torch.Tensor]):
     ----------
     keep : mapping from str to (n,) tensor or sequence of bool, or of integers 0 and 1
         True (or 1) for kept neurons.
+    weights : str
+        Digest of the model that the masks are made for (:func:`llmrank.calibration.blocks.work_directory.weights_digest`); empty
+        if it is not known. A file of masks holds it too. Masks that are equal may have different digests.
 
     Raises
     ------
@@ -38,7 +41,8 @@ class Masks(Mapping[str, torch.Tensor]):
     (2, 3, 0.333)
     """
 
-    def __init__(self, keep: Mapping[str, object]) -> None:
+    def __init__(self, keep: Mapping[str, object], weights: str = "") -> None:
+        self.weights = weights
         self._keep = MappingProxyType({name: _as_mask(name, value) for name, value in keep.items()})
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -144,7 +148,7 @@ class Masks(Mapping[str, torch.Tensor]):
         """
         tensors = {name: mask.to(torch.uint8).numpy() for name, mask in self.items()}
         try:
-            write_tensors(path, tensors, {}, "mask")
+            write_tensors(path, tensors, {"weights": self.weights}, "mask")
         except GraphError as error:
             raise MaskError(str(error)) from error
 
@@ -158,10 +162,10 @@ class Masks(Mapping[str, torch.Tensor]):
             The file is missing, truncated, damaged, or of another kind or version.
         """
         try:
-            _, tensors = read_tensors(path, "mask")
+            about, tensors = read_tensors(path, "mask")
         except GraphError as error:
             raise MaskError(str(error)) from error
-        return cls(tensors)
+        return cls(tensors, str(about.get("weights", "")))
 
 
 def _as_mask(name: str, value: object) -> torch.Tensor:

@@ -176,6 +176,14 @@ def _apply_masks(options: argparse.Namespace, console: Console) -> int:
     check_low_memory(options)
     check_upload(options)
     loaded = load_on_cpu(options)
+    if masks.weights not in ("", weights_digest(loaded.model)):
+        console.print(
+            f"Warning: {options.ranking} was made for other weights than those of {options.model}, or for another dtype. Neurons "
+            "of another model may mean something else.",
+            markup=False,
+            highlight=False,
+            style="bold yellow",
+        )
     work = work_directory(options, loaded.model, console)
     digest = hashlib.sha256(options.ranking.read_bytes()).hexdigest()
     files = None if work is None else WorkDirectory(work, {"masks": digest}, resume=options.resume)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import llmrank
 from llmrank import Masks
 from llmrank.calibration.blocks.work_directory import WorkDirectory
 from llmrank.calibration.collect import collect_statistics
@@ -24,7 +25,7 @@ from llmrank.score.ranking import Ranking
 from tests.devices import FIRST, DeviceTraffic
 from tests.llmrank.commands import SHORT, refused, run
 from tests.llmrank.tiny_mixtures import tiny_mixture
-from tests.llmrank.tiny_models import token_ids
+from tests.llmrank.tiny_models import tiny_llama, token_ids, tokenizer
 
 pytestmark = pytest.mark.usefixtures("transformers_log_as_it_was")
 
@@ -349,3 +350,18 @@ def test_statistics_of_mixtures_are_read_as_they_were_written(tmp_path: Path) ->
                 assert torch.equal(getattr(layer, name), getattr(expected, name))
     mixtures = [entry.mixture for entry in found if entry.mixture is not None]
     assert len({id(mixture) for mixture in mixtures}) == 2
+
+
+def test_masks_of_another_model_are_applied_with_a_warning(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    llmrank.save(other, tiny_llama(seed=5), tokenizer())
+    options = ("--calibration", corpus, *SHORT, "--repair", "none")
+    assert run("prune", checkpoint, "--output", tmp_path / "pruned", *options) == 0
+    masks = tmp_path / "pruned" / "masks.safetensors"
+    for model, warns in ((checkpoint, False), (other, True)):
+        capsys.readouterr()
+        assert run("apply", masks, model, "--output", tmp_path / f"by-masks-{warns}") == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert ("was made for other weights than those of" in shown) is warns
