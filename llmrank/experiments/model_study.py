@@ -203,7 +203,12 @@ class ModelStudy:
             needs.add(HELD_OUT)
         pipeline = (*with_skips, *self._settings.pipelines)[0]
         if (directory / SETTINGS).is_file():
-            saved = Ranking.load(directory)
+            try:
+                saved = Ranking.load(directory)
+            except OptionError as error:
+                raise OptionError(
+                    f"{error}. Delete {directory}, and repeat the command: it calibrates again"
+                ) from error
             RankedText.of_ranking(saved).statistics(self._model, self._ffns)  # raises if they are of another model
             has = set(saved.settings["collected"])
             if needs <= has:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import math
 import shutil
 from collections import Counter
@@ -278,6 +279,12 @@ def test_a_calibration_is_replaced_when_the_next_is_there(
     (settings["output"] / "calibration-0" / "ranking.json").unlink()
     assert len(llmrank.sweep(tiny(), repairs=["none"], scorers=["flap"], **settings).rows) == 4
     assert [path.name for path in settings["output"].glob("*calibration*")] == ["calibration-0"]
+    # A file that another program has damaged.
+    (settings["output"] / "calibration-0" / "tokens.safetensors").write_bytes(b"")
+    failed = llmrank.sweep(tiny(), repairs=["none"], scorers=["random"], **settings).failed
+    assert re.search(
+        r"calibration-0 holds no complete ranking .*\. Delete .*calibration-0, and repeat", failed[0]["error"]
+    )
 
 
 def test_a_directory_of_other_settings_is_refused(settings: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
