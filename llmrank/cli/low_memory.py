@@ -126,9 +126,9 @@ def has_finished(
     try:
         check_output(options.output)  # this removes an output that has not appeared completely
     except LLMRankError:
+        options.result = {"output": str(options.output), **describe(options.output)}
         # Opening the directory takes its lock, so that the files of a process that still uploads are not removed.
         WorkDirectory(work, read_run(work), resume=True).remove()
-        options.result = {"output": str(options.output), **describe(options.output)}
         console.print(
             f"{options.output} is complete. Its run ended before it had removed the files in {work}, which is done now.",
             markup=False,

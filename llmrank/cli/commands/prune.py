@@ -181,7 +181,12 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
 def describe_checkpoint(directory: Path) -> dict[str, Any]:
     """Return what the result of the command says of a checkpoint that is complete: its report, if it has one."""
     report = directory / checkpoint.REPORT_FILE
-    return {"report": json.loads(report.read_text(encoding="utf-8"))} if report.is_file() else {}
+    try:
+        return {"report": json.loads(report.read_text(encoding="utf-8"))} if report.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise OptionError(
+            f"{report} was damaged after the run had written it ({error}); delete it, or restore it"
+        ) from error
 
 
 def _save(

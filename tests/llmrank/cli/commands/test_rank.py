@@ -211,6 +211,10 @@ def test_a_run_that_ended_between_its_output_and_its_last_word_is_finished(
     before = {file.name: file.read_bytes() for file in output.iterdir()}
     capsys.readouterr()
     assert "go on with it (--resume)" in refused(capsys, *arguments, "--low-memory")
+    if command == "prune":
+        (output / "report.json").write_text("{", encoding="utf-8")
+        assert "report.json was damaged after the run had written it" in refused(capsys, *arguments, "--resume")
+        (output / "report.json").write_bytes(before["report.json"])
     assert run(*arguments, "--resume", "--json") == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
