@@ -1,7 +1,7 @@
 """The house in numbers, and how it hangs together: ``python -m tests.house``.
 
-It prints entries a level, import circles, functions over 60 lines, files over 400 lines and the words of the README, and fails
-where a level has more than ten entries (the top level of a package: eleven), imports run in circles, or the README is too long.
+It prints entries a level, import circles, functions over 60 lines, files over 400 lines and the words of the README. The numbers
+are for looking; it fails only where imports run in circles.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import networkx
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("graphs", "llmrank")
-MOST_ENTRIES, MOST_AT_TOP, MOST_WORDS, LONG_FUNCTION, LONG_FILE = 10, 11, 700, 60, 400
+LONG_FUNCTION, LONG_FILE = 60, 400
 NOT_COUNTED = {"__init__.py", "__main__.py", "py.typed", "__pycache__"}
 
 
@@ -139,15 +139,13 @@ def words() -> int:
 
 
 def main() -> int:
-    most = dict.fromkeys(PACKAGES, MOST_AT_TOP)
-    crowded = {folder: count for folder, count in entries().items() if count > most.get(folder, MOST_ENTRIES)}
-    found, readme = circles({module: edges(module) for module in modules()}), words()
+    found = circles({module: edges(module) for module in modules()})
     print("entries a level:", ", ".join(f"{folder} {count}" for folder, count in entries().items()))
     print("import circles:", found or 0)
     print(f"functions over {LONG_FUNCTION} lines:", long_functions() or 0)
     print(f"files over {LONG_FILE} lines:", long_files() or 0)
-    print("words of README.md:", readme)
-    return int(bool(crowded or found or readme > MOST_WORDS))
+    print("words of README.md:", words())
+    return int(bool(found))
 
 
 if __name__ == "__main__":
