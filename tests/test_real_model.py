@@ -72,7 +72,7 @@ def test_checkpoint_computes_what_the_masked_model_does(loaded: Any, tmp_path: P
     pipeline = ChainedFFNPipeline(
         model,
         tokenizer,
-        pruner=LocalPruner(0.3) if case == "local" else GlobalPruner(0.3),
+        pruner=LocalPruner(0.3, multiple_of=1) if case == "local" else GlobalPruner(0.3, multiple_of=1),
         calibration=CalibrationText(samples=4, sequence_length=128),
         align="pad" if case == "global padded" else "none",
     )
