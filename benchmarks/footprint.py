@@ -111,7 +111,7 @@ def measure(
         model,
         tokenizer,
         scorer=make_scorer(DEFAULTS["scorer"]),
-        pruner=make_pruner(DEFAULTS["pruner"], amount=amount, multiple_of=1),
+        pruner=make_pruner(DEFAULTS["pruner"], amount=amount),
         repair=make_repair(DEFAULTS["repair"]),
         calibration=calibration.ids,
         undoable=False,

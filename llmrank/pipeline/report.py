@@ -383,7 +383,9 @@ def token_warning(
 def expected_widths(pruner: BasePruner, ffns: FFNs, targets: Sequence[Target] = ("neurons",)) -> dict[str, int]:
     """Estimate the neurons that each layer keeps, before there are scores: the mean over layers, or all if that is unknown."""
     of_neurons = isinstance(pruner.amount, float) and pruner.amount_of == "neurons" and "experts" not in targets
-    share = 1.0 - pruner.amount if of_neurons else 1.0
+    if not of_neurons:
+        return dict(ffns.sizes)
+    share = 1.0 - pruner.amount
     return {
         name: round_width(round(size * share), size, pruner.multiple_for(record_of_size(name, size)), pruner.min_keep)
         for name, size in ffns.sizes.items()

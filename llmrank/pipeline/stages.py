@@ -330,7 +330,8 @@ class PipelineStages:
     def trial_masks(self, graphs: Sequence[ModelGraph], ranks: Sequence[RankResult]) -> Masks:
         """Choose masks for a trial: those of a :class:`LocalPruner` with the pruner's amount; of two targets, only neurons."""
         pruner = self.pruner
-        trial = LocalPruner(pruner.amount, pruner.min_keep, protect=pruner.protect, amount_of=pruner.amount_of)
+        common = (pruner.amount, pruner.min_keep, pruner.multiple_of)
+        trial = LocalPruner(*common, protect=pruner.protect, amount_of=pruner.amount_of)
         return choose_masks(trial, graphs, ranks, jointly=True, costs=self.costs, targets=self._trial_targets)
 
     @property

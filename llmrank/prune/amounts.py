@@ -30,8 +30,11 @@ Protect: TypeAlias = Sequence[str | int] | str | int
 Multiple: TypeAlias = int | Literal["auto"]
 # Multiples of these are as fast as the smaller number of multiplications promises, and can be quantised in blocks of 32.
 FAST_MULTIPLES = (64, 32)
-# A multiple is at most this part of a layer, so that rounding to the nearest one changes the share by a sixteenth at most.
+# A multiple is at most this part of a layer, so that rounding to the nearest one changes the share by a sixteenth at most, unless
+# only one multiple is left.
 LARGEST_MULTIPLE = 1 / 8
+# Rounding changes the number of neurons to remove by at most this part of it.
+LARGEST_CHANGE = 1 / 2
 
 
 def check_amount(amount: float | int) -> float | int:
@@ -87,21 +90,26 @@ def check_multiple(multiple_of: Multiple) -> Multiple:
     return multiple_of
 
 
-def default_multiple(amount: float | int, n: int) -> int:
+def default_multiple(amount: float | int, n: int, min_keep: int = 1) -> int:
     """Return the multiple to which the width of a layer of `n` neurons is rounded if nothing else is asked for.
 
-    Layers of 512 neurons or more keep a multiple of 64, and those of 256 or more a multiple of 32. Smaller layers would lose a
-    share that is too far from the one that is asked for, and a multiple that is more than twice the number of neurons to remove
-    would let the layer keep all. Then the multiple is 1, as it is for an amount that is a number of neurons.
+    Layers of 512 neurons or more keep a multiple of 64, and those of 256 or more a multiple of 32. The smaller multiple, or 1, is
+    taken if rounding would change the number of removed neurons by more than half. For an amount that is a number of neurons it
+    is 1.
 
     >>> default_multiple(0.3, 1536), default_multiple(0.3, 256), default_multiple(0.3, 255), default_multiple(461, 1536)
     (64, 32, 1, 1)
-    >>> default_multiple(0.02, 1536), default_multiple(0.01, 1536)
-    (32, 1)
+    >>> default_multiple(0.02, 1536), default_multiple(0.01, 1536), default_multiple(0.04, 1024, min_keep=970)
+    (32, 1, 1)
     """
     if isinstance(amount, int):
         return 1
-    return next((m for m in FAST_MULTIPLES if m <= LARGEST_MULTIPLE * n and m < 2 * local_count(amount, n)), 1)
+    removed = min(local_count(amount, n), n - min(min_keep, n))
+    for multiple in FAST_MULTIPLES:
+        change = abs(n - round_width(n - removed, n, multiple, min_keep) - removed)
+        if multiple <= LARGEST_MULTIPLE * n and change <= LARGEST_CHANGE * removed:
+            return multiple
+    return 1
 
 
 def check_removable(

@@ -43,7 +43,8 @@ class BasePruner:
     multiple_of : int or "auto"
         The number of neurons that a layer keeps is rounded to the nearest multiple of this, see :func:`round_width`; 1 rounds
         nothing. "auto" rounds the widths of large layers to multiples of 64 or 32, which are fast and can be quantised, see
-        :func:`default_multiple`. It does not round if `amount` is a number of neurons, or if experts are removed.
+        :func:`default_multiple`. It does not round if `amount` is a number of neurons, if experts are removed, or if layers do
+        not get smaller (those of a `structure_dict`).
     protect : str, int, or sequence of them
         Layers from which nothing is removed: names or patterns (``"model.layers.0"``, ``"*.encoder.*"``) and positions (0, -1),
         see :func:`protected_names`. A share of all layers together counts the neurons of protected layers too, so the other
@@ -132,8 +133,7 @@ class BasePruner:
         protected = protected_names(self.protect, [layer.name for layer in layer_list])
         for layer in layer_list:
             layer.protected = layer.name in protected
-        pruner = self if self.amount_of == "neurons" else self._with_neuron_share(layer_list, costs)
-        return pruner._choose_masks(layer_list)
+        return self.with_neuron_share(layer_list, costs)._choose_masks(layer_list)
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """Raise if the options are impossible for these layers, whatever their scores.
@@ -159,7 +159,7 @@ class BasePruner:
                 smallest_widths |= layer.widths(width)
         most = costs.removed_cost(smallest_widths, self.amount_of)
         if target > most:
-            raise self._amount_error(most, costs)
+            raise self._amount_error(most, costs, layer_list)
 
     def _check_as(self, kind: type[BasePruner], layer_list: Sequence[LayerRecord], costs: ModelCosts | None) -> None:
         """Prune records of these sizes as a pruner of this kind does, so that an impossible amount raises."""
@@ -178,8 +178,8 @@ class BasePruner:
         multiple = self.multiple_of
         if multiple == "auto":
             share = self.amount if self.amount_of == "neurons" else 1.0
-            counts_experts = layer.units is not None and layer.units.target == "experts"
-            multiple = 1 if counts_experts else default_multiple(share, layer.out_features)
+            rounds = not layer.explicit and (layer.units is None or layer.units.target == "neurons")
+            multiple = default_multiple(share, layer.out_features, self.fewest(layer)) if rounds else 1
         return math.lcm(multiple, layer.multiple_of)
 
     def routers_limit(self, layer_list: Sequence[LayerRecord]) -> bool:
@@ -206,13 +206,21 @@ class BasePruner:
         return pruners
 
     def with_amount(self, amount: float | int) -> BasePruner:
-        """Return a copy of this pruner that has another amount and does not round widths."""
+        """Return a copy of this pruner that has another amount."""
         pruner = copy.copy(self)
-        pruner.amount, pruner.multiple_of = check_amount(amount), 1
+        pruner.amount = check_amount(amount)
         return pruner
 
-    def _with_neuron_share(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None) -> BasePruner:
-        """Return a copy of this pruner with the smallest share of neurons that reaches the cost with rounded widths."""
+    def with_exact_share(self) -> BasePruner:
+        """Return this pruner, or a copy that does not round widths if `multiple_of` is "auto"."""
+        pruner = copy.copy(self)
+        pruner.multiple_of = 1 if self.multiple_of == "auto" else self.multiple_of
+        return pruner
+
+    def with_neuron_share(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None) -> BasePruner:
+        """Return a copy whose amount is the smallest share of neurons that, with rounded widths, reaches the cost."""
+        if self.amount_of == "neurons":
+            return self
         target, costs = self._cost_to_remove(costs)
         n_neurons = max(sum(layer.out_features for layer in layer_list), 1)
         trial = copy.copy(self)
@@ -235,7 +243,7 @@ class BasePruner:
             else:
                 low, most = middle, max(most, removed)
         if not reached:
-            raise self._amount_error(most, costs)
+            raise self._amount_error(most, costs, layer_list)
         trial.amount = _share_of_count(high, n_neurons)
         return trial
 
@@ -250,13 +258,14 @@ class BasePruner:
             return Fraction(self.amount), costs
         return Fraction(repr(float(self.amount))) * costs.total(self.amount_of), costs
 
-    def _amount_error(self, most: int, costs: ModelCosts) -> OptionError:
+    def _amount_error(self, most: int, costs: ModelCosts, layer_list: Sequence[LayerRecord]) -> OptionError:
         """Make the error for an amount above `most`, the largest cost that can be removed."""
         total = costs.total(self.amount_of)
         asked = f"{self.amount:,} of {total:,}" if isinstance(self.amount, int) else f"{self.amount:.1%} of the"
         possible = f"{most:,}" if isinstance(self.amount, int) else _percent(most / total if total else 0.0)
         kept = " and the protected layers all of theirs" if self.protect else ""
-        rounded = "" if self.multiple_of == 1 else ", or a multiple of neurons (multiple_of)"
+        multiple = max(self.multiple_for(layer) for layer in layer_list)
+        rounded = f", and a multiple of {multiple} (multiple_of)" if multiple > 1 else ""
         rest = "" if self.amount_of.startswith("ffn-") else ", and attention, embeddings and norms are not pruned"
         return OptionError(
             f"{asked} {unit_name(self.amount_of)} cannot be removed: at most {possible} can, because each layer keeps "

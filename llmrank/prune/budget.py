@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -86,8 +87,12 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: 
     if not isinstance(pruner, (LocalPruner, GlobalPruner, SensitivityPruner)):
         return f"{type(pruner).__name__} decides how many neurons that is"
     local, unit = isinstance(pruner, LocalPruner), pruner.amount_of
+    if len(targets) > 1:
+        pruner = pruner.with_exact_share()
     # Where scores decide how much each layer loses, only the total is known, and only before widths are rounded.
-    kept = (pruner if local else pruner.with_amount(pruner.amount)).prune(records, costs).widths
+    described = copy.copy(pruner)
+    described.multiple_of = pruner.multiple_of if local else 1
+    kept = described.prune(records, costs).widths
     widths = {name: width for record in records for name, width in record.widths(kept[record.name]).items()}
     counted = (
         _describe_experts(records, kept) if "experts" in targets else _describe_neurons(records, widths, ffns, local)
@@ -106,7 +111,7 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: 
         parts = [f"{saved:,} of {cost:,} {unit_name(unit)} ({100 * saved / cost:.1f} %)", f"with {about}{counted}"]
     if unit != "parameters":
         parts.append(f"{about}{_short(parameters)} of {_short(costs.model.parameters)} parameters")
-    multiples = _multiples(pruner, records)
+    multiples = _multiples(pruner.with_neuron_share(records, costs), records)
     if multiples:
         parts.append(f"{'with widths' if local else 'before widths are'} rounded to multiples of {multiples}")
     return ", ".join(parts)
@@ -194,10 +199,11 @@ def budget_notes(pruner: BasePruner, reached: Mapping[Unit, Mapping[str, float]]
         # An integer is not compared: it may be a number of neurons of each layer.
         if not isinstance(amount, float) or abs(share - amount) <= MAX_DIFFERENCE:
             return []
-        reason = "widths are rounded (multiple_of=1 rounds none), or layers are protected"
+        hint = "" if pruner.multiple_of == 1 else " (multiple_of=1 rounds none)"
+        reason = f"widths are rounded{hint}, or layers are protected"
         return [f"{share:.1%} was removed where {amount:.1%} was asked for: {reason}"]
     asked = amount if isinstance(amount, float) else amount / reached[unit]["before"]
     if asked - MAX_COST_SHORTFALL <= share <= asked + MAX_DIFFERENCE:
         return []
-    reason = "the next larger widths would save too little"
+    reason = "the next larger widths would save too little" if share > asked else "widths are rounded"
     return [f"{share:.2%} of the {unit_name(unit)} was removed where {asked:.2%} was asked for: {reason}"]

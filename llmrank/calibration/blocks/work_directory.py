@@ -224,8 +224,8 @@ def weights_digest(model: nn.Module, *, complete: bool = False) -> str:
     OptionError
         A parameter holds no data: it is offloaded or on the meta device.
     """
-    config = getattr(model, "config", None)
-    described = {} if config is None else config.to_dict()
+    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
+    described = {} if to_dict is None else to_dict()
     about = {name: value for name, value in described.items() if name not in UNRELATED}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -23,8 +23,9 @@ __all__ = ["ARRIVAL", "BEAT", "SILENCE", "Heartbeat"]
 BEAT = 0.5
 # A process that has not beaten for this many seconds counts as dead.
 SILENCE = 30.0
-# A process that has never beaten may still be on its way. It counts as dead this many seconds after the start of this process.
-ARRIVAL = 45.0
+# A process that has never beaten may still be on its way, because it may load a model first. It counts as dead this many seconds
+# after the start of this process.
+ARRIVAL = 300.0
 # When one process dies, the launcher ends the others. Before such a process ends, it looks for this many seconds which of the
 # others does not beat any more, so that its message can name the dead one.
 LAST_LOOK = 3.0
@@ -41,6 +42,8 @@ class Heartbeat:
         A connection to the store that nothing else uses, because the thread of this object uses it.
     rank, count : int
         Number of this process, and number of processes.
+    arrival : float
+        Seconds within which the other processes must come.
 
     Attributes
     ----------
@@ -49,7 +52,8 @@ class Heartbeat:
         thread of this object raises KeyboardInterrupt in the main thread.
     """
 
-    def __init__(self, store: Any, rank: int, count: int) -> None:
+    def __init__(self, store: Any, rank: int, count: int, arrival: float = ARRIVAL) -> None:
+        self._arrival = arrival
         self.failure: ProcessError | None = None
         self._store, self._rank, self._count = store, rank, count
         store.set_timeout(timedelta(seconds=SILENCE))
@@ -139,6 +143,8 @@ class Heartbeat:
             rank, text, said_why = json.loads(self._store.get(FAILED))
             if rank != self._rank:
                 self._set_failure(rank, text, said_why=said_why)
+            elif not said_why:
+                self._set_failure(rank, f"the others ended, because {text}")
             return
         now = time.monotonic()
         for other, (last, moment) in self._seen.items():
@@ -149,8 +155,10 @@ class Heartbeat:
             elif last and now - moment > SILENCE:
                 self._report_dead(other, f"it has not answered for {SILENCE:.0f} seconds")
                 return
-            elif not last and now - moment > ARRIVAL:
-                self._report_dead(other, f"it has not come within {ARRIVAL:.0f} seconds; start all processes together")
+            elif not last and now - moment > self._arrival:
+                self._report_dead(
+                    other, f"it did not come within {self._arrival:.0f} seconds; start all processes together"
+                )
                 return
 
     def _report_dead(self, rank: int, text: str) -> None:

@@ -48,19 +48,24 @@ def launched_processes() -> tuple[int, int]:
 
 
 @contextmanager
-def join_processes() -> Iterator[Processes]:
+def join_processes(arrival: float = ARRIVAL) -> Iterator[Processes]:
     """Connect this process to the others of its run, and yield the object by which it exchanges values with them.
 
     At the end, the context waits for the other processes. They are connected by gloo, and for tensors on CUDA devices by NCCL. If
     torch.distributed is not set up yet, each process also chooses the CUDA device whose number is its own number among the
     processes on its machine.
 
+    Parameters
+    ----------
+    arrival : float
+        Seconds within which all processes must come here.
+
     Raises
     ------
     ProcessError
-        Another process has failed, or has not come; it is raised within a minute. If this process fails, the others are told.
+        Another process has failed, which is noticed within a minute, or did not come. If this process fails, the others are told.
     OptionError
-        A launcher has set RANK and WORLD_SIZE, but not where process 0 is.
+        RANK and WORLD_SIZE do not fit each other, or do not come with the address of process 0.
     """
     if launched_processes()[1] < 2:
         yield Processes()
@@ -69,9 +74,9 @@ def join_processes() -> Iterator[Processes]:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if sets_up and local_rank < torch.cuda.device_count():
         torch.cuda.set_device(local_rank)
-    store, own = _stores(sets_up=sets_up)
+    store, own = _stores(arrival, sets_up=sets_up)
     # The heartbeat comes first: while the processes connect, one of them may be killed.
-    heartbeat = Heartbeat(own, *launched_processes())
+    heartbeat = Heartbeat(own, *launched_processes(), arrival)
     try:
         heartbeat.wait_for_all()
         try:
@@ -95,42 +100,43 @@ def join_processes() -> Iterator[Processes]:
         atexit.register(_disconnect)
 
 
-def _stores(*, sets_up: bool) -> tuple[Any, Any]:
+def _stores(arrival: float, *, sets_up: bool) -> tuple[Any, Any]:
     """Return the store that the processes of this run share, and a connection to it for the heartbeat alone."""
-    prefix = f"llmrank/{next(RUNS)}"
+    # A launcher that starts processes again may keep the store of the first attempt.
+    prefix = f"llmrank/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(RUNS)}"
     rank, count = launched_processes()
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    if sets_up and not (address and port.isdecimal()):
+    if sets_up and (rank >= count or not address or not (port.isdecimal() and int(port) < 1 << 16)):
         raise OptionError(
-            f"process {rank} of {count} was started without the address of process 0: MASTER_ADDR is {address!r} and MASTER_PORT "
-            f"{port!r}; start the processes with torchrun or accelerate, or set both variables"
+            f"expected RANK below WORLD_SIZE, and the address of process 0 in MASTER_ADDR and MASTER_PORT; got {rank}, {count}, "
+            f"{address!r} and {port!r}; start the processes with torchrun or accelerate, or set the four variables"
         )
+    # Process 0 makes the store, unless the launcher has made one.
+    makes = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
     def connect() -> tuple[Any, Any]:
         if sets_up:
-            # Process 0 makes the store, unless the launcher has made one.
-            makes = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
             options: dict[str, Any] = {"wait_for_workers": False, "multi_tenant": True, "timeout": EXCHANGE_TIMEOUT}
+            options["use_libuv"] = os.environ.get("USE_LIBUV", "0" if os.name == "nt" else "1") == "1"
             store: Any = dist.TCPStore(address, int(port), count, makes, **options)  # type: ignore[attr-defined]
         else:
             store = dist.distributed_c10d._get_default_store()
         shared = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
         return shared, shared.clone() if hasattr(shared, "clone") else shared
 
-    deadline = time.monotonic() + ARRIVAL
+    deadline = time.monotonic() + arrival
 
     def check() -> None:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"it has not come within {ARRIVAL:.0f} seconds; start all processes together")
+            raise TimeoutError(f"it did not come within {arrival:.0f} seconds; start all processes together")
 
     try:
         return _run_in_thread(connect, check)
     except (RuntimeError, TimeoutError) as error:
-        where = f" at {address}:{port}" if sets_up else ""
         reason = str(error).splitlines()[0]
-        raise ProcessError(
-            f"process {rank} cannot reach process 0{where}, so it ended, and nothing was written: {reason}", 0
-        ) from error
+        where = f"{address}:{port}" if sets_up else "its store"
+        problem = f"cannot open {where}" if makes else f"cannot reach process 0 at {where}"
+        raise ProcessError(f"process {rank} {problem}, so it ended, and nothing was written: {reason}", 0) from error
 
 
 def _connect(store: Any) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from llmrank.models.demo_models import DEMO_NAME, cache_directory
 from llmrank.models.loading import parse_device
 from llmrank.pipeline import BasePipeline
 from llmrank.pipeline.report import Evaluation, Report
+from llmrank.pipeline.specs import split_spec
 from llmrank.prune.budget import describe_amount
 from llmrank.prune.schedule import describe_steps
 from llmrank.surgery import checkpoint
@@ -70,6 +71,8 @@ CHECK_LENGTH = 1024
 QUANTISED_BLOCK = 32
 # A repair that is expected to take longer than this many seconds is announced.
 LONG_REPAIR = 120.0
+# Seconds within which all processes come: before, they only import packages.
+ARRIVAL = 45.0
 
 
 def add_demo_options(command: argparse.ArgumentParser) -> None:
@@ -140,7 +143,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
     check_low_memory(options)
     if has_finished(options, console, "config.json", describe_checkpoint):
         return 0
-    with join_processes() as processes:
+    with join_processes(ARRIVAL) as processes:
         if processes.rank:  # only process 0 prints
             console, options.progress = Console(quiet=True), None
             warnings.simplefilter("ignore")
@@ -296,7 +299,9 @@ def _say_if_no_quantiser_fits(
     """Say how to round the widths, if GGUF could quantise the output maps of the dense model, but not those of the pruned one."""
     widths = [width for width in report.neurons["widths_with_padding"].values() if width % QUANTISED_BLOCK]
     if widths and all(len(mask) % QUANTISED_BLOCK == 0 for mask in (pipeline.masks or {}).values()):
-        rounded = f"{options.pruner}{',' if ':' in options.pruner else ':'}multiple_of={QUANTISED_BLOCK}"
+        name, written = split_spec(options.pruner)
+        written["multiple_of"] = [str(QUANTISED_BLOCK)]
+        rounded = f"{name}:{','.join(f'{key}={value}' for key, values in written.items() for value in values)}"
         console.print(
             f"If you quantise it to GGUF: {QUANTISED_BLOCK} does not divide the width {widths[0]:,}, so its output maps would "
             f"not be quantised. --pruner {rounded} rounds the width.",

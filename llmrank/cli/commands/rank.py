@@ -176,7 +176,7 @@ def _apply_masks(options: argparse.Namespace, console: Console) -> int:
     check_low_memory(options)
     check_upload(options)
     loaded = load_on_cpu(options)
-    if masks.weights not in ("", weights_digest(loaded.model)):
+    if masks.weights and masks.weights != weights_digest(loaded.model):
         console.print(
             f"Warning: {options.ranking} was made for other weights than those of {options.model}, or for another dtype. Neurons "
             "of another model may mean something else.",

@@ -50,7 +50,7 @@ GRID = {
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "scorer": ["norm", "random", "activation", "wpr", "mpr", "wanda"],
-        "pruner": ["local", "global"],
+        "pruner": ["local:multiple_of=1", "global:multiple_of=1"],
         "pipeline": ["isolated"],
         "amount": [0.3],
         "repair": ["none"],

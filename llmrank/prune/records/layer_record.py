@@ -129,7 +129,8 @@ def record_of_size(name: str, size: int, units: Units | None = None) -> LayerRec
     >>> record_of_size("mlp", 4).out_features
     4
     """
-    return LayerRecord(name, torch.ones(size, dtype=torch.float64), sensitivity=0.0, units=units)
+    explicit = units is not None and not units.layers[0].output_maps
+    return LayerRecord(name, torch.ones(size, dtype=torch.float64), sensitivity=0.0, units=units, explicit=explicit)
 
 
 def importance_of(layer: LayerRecord) -> torch.Tensor:

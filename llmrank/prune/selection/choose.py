@@ -128,6 +128,8 @@ class _Choice:
     def masks_of_both(self, pruner: BasePruner, present: Masks | None) -> Masks:
         """Choose masks for both targets: every number of experts is tried, and that with the least lost importance is taken."""
         check_both(pruner, ("neurons", "experts"))
+        # Rounded widths would miss the amount by as much as the choices differ.
+        pruner = pruner.with_exact_share()
         names = [units.name for units in units_of([p.layer for entry, _ in self._ranked for p in entry.prunable])]
         self._protected = protected_names(pruner.protect, names)
         found: list[Masks] = []

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -317,6 +318,13 @@ def test_states_that_change_their_dtype_are_refused(tmp_path: Path) -> None:
     states = States.in_files(tmp_path / "states", [torch.zeros(2, 3)])
     with pytest.raises(OptionError, match=r"turns states of torch\.float32"):
         states.store(0, torch.zeros(2, 3, dtype=torch.float64))
+
+
+def test_a_digest_of_a_model_with_a_configuration_of_its_own() -> None:
+    model = torch.nn.Linear(2, 2)
+    before = weights_digest(model)
+    model.config = SimpleNamespace(hidden_size=2)  # type: ignore[assignment]
+    assert weights_digest(model) == before
 
 
 def test_a_digest_reads_all_of_a_tensor_and_the_configuration() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 import llmrank
-from llmrank.calibration.processes import Processes, heartbeat, join, join_processes
+from llmrank.calibration.processes import Processes, heartbeat, join_processes
 from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, OptionError, ProcessError
 from llmrank.pipeline import CalibrationText, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
@@ -372,18 +373,37 @@ def test_a_process_that_never_comes_is_named(rank: int, said: str, monkeypatch: 
     launched_as = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     for name, value in launched_as.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(heartbeat, "ARRIVAL", 2.0)
-    monkeypatch.setattr(join, "ARRIVAL", 2.0)
     start = time.monotonic()
-    with pytest.raises(ProcessError, match=f"{said}.*it has not come within 2 seconds"), join_processes():
+    with pytest.raises(ProcessError, match=f"{said}.*it did not come within 2 seconds"), join_processes(2.0):
         pass
     assert time.monotonic() - start < 20
     assert not dist.is_initialized()
 
 
-def test_a_process_without_an_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+@pytest.mark.parametrize(
+    "changed", [{"MASTER_ADDR": ""}, {"MASTER_PORT": "70000"}, {"MASTER_PORT": "no"}, {"RANK": "2"}], ids=str
+)
+def test_what_a_launcher_cannot_have_set_is_refused(changed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    right = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in {**right, **changed}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(OptionError, match="without the address of process 0: MASTER_ADDR is ''"), join_processes():
+    with (
+        pytest.raises(OptionError, match="expected RANK below WORLD_SIZE, and the address of process 0"),
+        join_processes(),
+    ):
         pass
+
+
+def test_a_process_that_comes_too_late_ends() -> None:
+    """The others have taken it for dead, and said so in the store, which a launcher keeps."""
+    store = dist.HashStore()
+    store.set("beat/0", "7")
+    store.set(heartbeat.FAILED, json.dumps([1, "it did not come within 2 seconds", False]))
+    late = heartbeat.Heartbeat(store, 1, 2)
+    try:
+        with pytest.raises(
+            ProcessError, match=r"process 1 .*the others ended, because it did not come within 2 seconds"
+        ):
+            late.wait_for_all()
+    finally:
+        late.stop()

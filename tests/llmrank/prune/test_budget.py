@@ -259,6 +259,23 @@ def test_a_small_share_is_not_rounded_to_nothing() -> None:
         masks = LocalPruner(percent / 100).prune(records(random_scores([1536], 6)))
         assert 0 < masks.removed_share <= percent / 100 + 1 / 24
         assert percent > 95 or abs(masks.removed_share - percent / 100) <= 1 / 48
+    for n, min_keep in ((1537, 1), (1000, 1), (1024, 970)):
+        (scores,) = random_scores([n], 7)
+        removed = []
+        for count in range(1, n // 2):
+            if count > n - min_keep:
+                break
+            masks = LocalPruner(count / n, min_keep=min_keep).prune(records([scores]))
+            removed.append(n - masks.kept)
+            assert abs(removed[-1] - count) <= max(count / 2, 0)
+        assert removed == sorted(removed)
+
+
+def test_layers_that_get_no_smaller_lose_the_exact_share() -> None:
+    (scores,) = random_scores([1024], 8)
+    explicit = LayerRecord("rows", torch.tensor(scores), explicit=True)
+    assert LocalPruner(0.3).prune([explicit]).kept == 1024 - 307
+    assert LocalPruner(0.3, multiple_of=64).prune([explicit]).kept == 704
 
 
 def test_the_default_widths_reach_a_cost_and_say_what_is_possible() -> None:
@@ -273,7 +290,7 @@ def test_the_default_widths_reach_a_cost_and_say_what_is_possible() -> None:
     asked = LocalPruner(0.93, amount_of="ffn-bytes")
     check_budget(asked, ffns, costs, jointly=True)
     for refused in (0.95, 0.99):
-        with pytest.raises(OptionError, match=r"at most 93\.7% can.*or a multiple of neurons \(multiple_of\)"):
+        with pytest.raises(OptionError, match=r"at most 93\.7% can.*and a multiple of 64 \(multiple_of\)"):
             check_budget(LocalPruner(refused, amount_of="ffn-bytes"), ffns, costs, jointly=True)
         check_budget(LocalPruner(refused, multiple_of=1, amount_of="ffn-bytes"), ffns, costs, jointly=True)
     sentence = describe_amount(LocalPruner(0.3), ffns, costs)
@@ -283,6 +300,9 @@ def test_the_default_widths_reach_a_cost_and_say_what_is_possible() -> None:
         "before widths are rounded to multiples of 64 (multiple_of=1 rounds none)"
     )
     assert "multiple" not in describe_amount(LocalPruner(0.3, multiple_of=1), ffns, costs)
+    # An amount of a cost is described with the multiple that its share of the neurons has.
+    assert "multiples of 32 (" in describe_amount(LocalPruner(0.03, amount_of="ffn-bytes"), ffns, costs)
+    assert "multiple" not in describe_amount(LocalPruner(0.005, amount_of="ffn-bytes"), ffns, costs)
 
 
 @pytest.mark.parametrize("pruner", [*PRUNERS, BasePruner])
@@ -421,7 +441,9 @@ def test_rounding_that_misses_a_target_is_noted() -> None:
     found = reached_amounts(Masks({name: torch.arange(40) < 32 for name in NAMES[:2]}), costs)
     (sentence,) = budget_notes(asked, found)
     assert f"{found['bytes']['share']:.2%} of the model bytes was removed where 20.00% was asked for" in sentence
-    assert sentence.endswith("the next larger widths would save too little")
+    assert sentence.endswith("widths are rounded")
+    more = {**found, "bytes": {**found["bytes"], "share": 0.25}}
+    assert budget_notes(asked, more)[0].endswith("the next larger widths would save too little")
     assert budget_notes(LocalPruner(found["bytes"]["share"], amount_of="bytes"), found) == []
     assert budget_notes(LocalPruner(int(found["bytes"]["removed"]), amount_of="bytes"), found) == []
     assert budget_notes(LocalPruner(8), found) == []

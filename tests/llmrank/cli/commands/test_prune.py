@@ -773,6 +773,7 @@ def test_a_width_that_no_quantiser_fits_is_said_with_the_option_that_rounds(
                 "32 does not divide the width 90, so its output maps would not be quantised. --pruner local:multiple_of=32 ",
             ),
             (("--pruner", "global:min_keep=2"), "--pruner global:min_keep=2,multiple_of=32 rounds the width."),
+            (("--pruner", "local:multiple_of=1"), "--pruner local:multiple_of=32 rounds the width."),
             (("--pruner", "local:multiple_of=32"), None),
             (("--amount", 64), None),
             (("--form", "zero"), None),

@@ -333,7 +333,7 @@ function download(what, scope) {
   const { text, rows: written } = csv(what, scope === "layer" ? [state.layer] : model.layers);
   const amount = amountText().replace(" %", "pct");
   const where = scope === "layer" ? `layer-${state.layer.number}` : "all-layers";
-  const widths = typeof state.multiple === "number" && state.multiple > 1 ? [`multiples-of-${state.multiple}`] : [];
+  const widths = { auto: [], 1: ["any-width"] }[state.multiple] ?? [`multiples-of-${state.multiple}`];
   const parts = [data.source, state.scorer, state.budget, amount, ...widths, where, what];
   const name = `${parts.map((part) => part.replace(/[^\p{L}\p{N}.-]+/gu, "-")).join("_")}.csv`;
   const url = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));
