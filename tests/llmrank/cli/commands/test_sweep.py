@@ -128,7 +128,11 @@ def test_a_preset_is_a_start_for_other_options(tmp_path: Path) -> None:
     arguments = ["sweep", "model", "--preset", "paper", "--amount", "0.1,0.2", "--tasks", "piqa"]
     options = parser().parse_args(arguments)
     assert options.scorers == ["norm", "random", "activation", "wpr", "mpr", "wanda"]
-    assert (options.pruners, options.pipelines, options.repairs) == (["local:multiple_of=1", "global:multiple_of=1"], ["isolated"], ["none"])
+    assert (options.pruners, options.pipelines, options.repairs) == (
+        ["local:multiple_of=1", "global:multiple_of=1"],
+        ["isolated"],
+        ["none"],
+    )
     assert (options.amounts, options.tasks, options.samples) == (["0.1,0.2"], ["piqa"], 64)
     assert (options.batch_size, options.sequence_length) == (1, 2048)
     assert len(parser().parse_args(arguments[:4]).tasks) == 7
