@@ -212,7 +212,7 @@ class BasePruner:
         return pruner
 
     def with_exact_share(self) -> BasePruner:
-        """Return this pruner, or a copy that does not round widths if `multiple_of` is "auto"."""
+        """Return a copy of this pruner that rounds no widths, unless `multiple_of` is a number."""
         pruner = copy.copy(self)
         pruner.multiple_of = 1 if self.multiple_of == "auto" else self.multiple_of
         return pruner

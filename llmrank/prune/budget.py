@@ -121,11 +121,9 @@ def _multiples(pruner: BasePruner, records: Sequence[LayerRecord]) -> str:
     """Return the multiples to which the pruner rounds the widths of layers, in words; empty if it rounds none."""
     if pruner.multiple_of != "auto":
         return str(pruner.multiple_of) if pruner.multiple_of > 1 else ""
-    rounded = (
-        record for record in records if not record.protected and pruner.multiple_for(record) > record.multiple_of
-    )
-    found = sorted({pruner.multiple_for(record) for record in rounded}, reverse=True)
-    return f"{' or '.join(map(str, found))} (multiple_of=1 rounds none)" if found else ""
+    unprotected = ((record, pruner.multiple_for(record)) for record in records if not record.protected)
+    found = {multiple for record, multiple in unprotected if multiple > record.multiple_of}
+    return f"{' or '.join(map(str, sorted(found, reverse=True)))} (multiple_of=1 rounds none)" if found else ""
 
 
 def _layers(record: LayerRecord, layers: Mapping[str, PrunableLayer]) -> list[PrunableLayer]:

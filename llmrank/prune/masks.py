@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import torch
 
@@ -45,9 +44,6 @@ class Masks(Mapping[str, torch.Tensor]):
     def __init__(self, keep: Mapping[str, object], weights: str = "") -> None:
         self.weights = weights
         self._keep = MappingProxyType({name: _as_mask(name, value) for name, value in keep.items()})
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Masks, (dict(self._keep), self.weights)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._keep[name].clone()
