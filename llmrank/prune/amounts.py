@@ -99,7 +99,7 @@ def default_multiple(amount: float | int, n: int, min_keep: int = 1) -> int:
 
     >>> default_multiple(0.3, 1536), default_multiple(0.3, 256), default_multiple(0.3, 255), default_multiple(461, 1536)
     (64, 32, 1, 1)
-    >>> default_multiple(0.02, 1536), default_multiple(0.01, 1536), default_multiple(0.04, 1024, min_keep=970)
+    >>> default_multiple(0.02, 1536), default_multiple(0.01, 1536), default_multiple(0.04, 1024, min_keep=1000)
     (32, 1, 1)
     """
     if isinstance(amount, int):
