@@ -30,8 +30,10 @@ from graphs.structures.digraph import as_digraph
 from graphs.structures.gallery import layered
 from tests.graphs.cases import Array
 from tests.graphs.known_graphs import SEEDED, TINY
+from tests.pairwise import pairwise
 
 GAMMAS = (0.5, 0.85, 0.99)
+TELEPORTS = ("default", "uneven")
 PASSES = ("sweep", "gauss-seidel")
 # Sums of several hundred float64 terms in another order, blown up by 1 / (1 - gamma).
 ROUND_OFF = 1e-12
@@ -155,41 +157,37 @@ def check_record(result: RankResult, steps: list[SolverProgress]) -> None:
 # --- every solver, every graph
 
 
-@pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_a_solver_gives_the_scores_of_a_direct_solve(solver: str, name: str) -> None:
+@pairwise(name=GRAPHS, solver=SOLVERS, gamma=GAMMAS, kind=TELEPORTS)
+def test_a_solver_gives_the_scores_of_a_direct_solve(name: str, solver: str, gamma: float, kind: str) -> None:
     graph = graph_of(name)
     n_blocks = len(as_digraph(graph).edge_blocks)
-    for gamma, kind in itertools.product(GAMMAS, ("default", "uneven")):
-        teleport = teleport_of(name, kind)
-        options: dict[str, Any] = {"gamma": gamma, "teleport": teleport, "solver": solver, "max_iter": 4000}
-        if solver == "sweep" and name not in ACYCLIC:
-            with pytest.raises(
-                GraphError, match=r"in this graph edges lead back; use solver='gauss-seidel'.* or 'auto'"
-            ):
-                pagerank(graph, **options)
-            continue
-        result = followed(graph, solved(name, gamma, kind), **options)
-        assert result.solver == solver
-        assert result.solver_reason == ""
-        # Two of these graphs are so slow that a residual within the tolerance leaves 100 times that.
-        assert result.error_bound <= 1e-12 * (gamma if solver != "gauss-seidel" else 1) / (1 - gamma) * (1 + 1e-9)
-        if solver in ("power", "gauss-seidel", "sweep", "anderson"):
-            assert result.block_products == n_blocks * result.iterations
-        if solver in ("sweep", "lu"):
-            assert (result.iterations, result.stop_reason) == (1, "exact")
-            assert result.block_products == n_blocks
-        elif solver == "gauss-seidel" and name in ACYCLIC:
-            assert (result.iterations, result.stop_reason, result.error_bound) == (1, "exact", 0.0)
-        else:
-            assert result.stop_reason == "tolerance"
-            assert (result.residuals[:-1] > 1e-12).all()
-            assert result.residuals[-1] <= 1e-12
-        if solver != "gauss-seidel":
-            np.testing.assert_allclose(result.residuals, result.layer_residuals.sum(axis=1), rtol=1e-12)
-        if solver not in PASSES:
-            # The answer is F of something, also that of the direct solve.
-            np.testing.assert_allclose(result.error_bounds, gamma / (1 - gamma) * result.residuals, rtol=1e-9)
+    teleport = teleport_of(name, kind)
+    options: dict[str, Any] = {"gamma": gamma, "teleport": teleport, "solver": solver, "max_iter": 4000}
+    if solver == "sweep" and name not in ACYCLIC:
+        with pytest.raises(GraphError, match=r"in this graph edges lead back; use solver='gauss-seidel'.* or 'auto'"):
+            pagerank(graph, **options)
+        return
+    result = followed(graph, solved(name, gamma, kind), **options)
+    assert result.solver == solver
+    assert result.solver_reason == ""
+    # Two of these graphs are so slow that a residual within the tolerance leaves 100 times that.
+    assert result.error_bound <= 1e-12 * (gamma if solver != "gauss-seidel" else 1) / (1 - gamma) * (1 + 1e-9)
+    if solver in ("power", "gauss-seidel", "sweep", "anderson"):
+        assert result.block_products == n_blocks * result.iterations
+    if solver in ("sweep", "lu"):
+        assert (result.iterations, result.stop_reason) == (1, "exact")
+        assert result.block_products == n_blocks
+    elif solver == "gauss-seidel" and name in ACYCLIC:
+        assert (result.iterations, result.stop_reason, result.error_bound) == (1, "exact", 0.0)
+    else:
+        assert result.stop_reason == "tolerance"
+        assert (result.residuals[:-1] > 1e-12).all()
+        assert result.residuals[-1] <= 1e-12
+    if solver != "gauss-seidel":
+        np.testing.assert_allclose(result.residuals, result.layer_residuals.sum(axis=1), rtol=1e-12)
+    if solver not in PASSES:
+        # The answer is F of something, also that of the direct solve.
+        np.testing.assert_allclose(result.error_bounds, gamma / (1 - gamma) * result.residuals, rtol=1e-9)
 
 
 def test_the_gallery_has_both_kinds_of_graphs() -> None:
@@ -363,9 +361,11 @@ def test_layers_in_any_order_are_swept() -> None:
 # --- k columns
 
 
-@pytest.mark.parametrize("backend", ["auto", "scipy", "torch"])
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("name", ["power law", "empty rows", "residual, dense", "bidirectional, sparse", "chain"])
+@pairwise(
+    name=["power law", "empty rows", "residual, dense", "bidirectional, sparse", "chain"],
+    solver=SOLVERS,
+    backend=["auto", "scipy", "torch"],
+)
 def test_columns_are_single_ranks(name: str, solver: str, backend: Any) -> None:
     digraph = as_digraph(graph_of(name))
     inner = len(digraph.layer_sizes) == 1
@@ -401,9 +401,11 @@ def test_one_column_is_a_matrix_of_scores() -> None:
 # --- backends
 
 
-@pytest.mark.parametrize("backend", ["scipy", "torch", "auto", "dense"])
-@pytest.mark.parametrize("solver", ["auto", *SOLVERS])
-@pytest.mark.parametrize("name", ["power law", "road", "residual, dense", "residual, sparse", "bidirectional, dense"])
+@pairwise(
+    name=["power law", "road", "residual, dense", "residual, sparse", "bidirectional, dense"],
+    solver=["auto", *SOLVERS],
+    backend=["scipy", "torch", "auto", "dense"],
+)
 def test_backends(name: str, solver: str, backend: Any) -> None:
     inner = name in SEEDED
     if solver == "sweep":
@@ -435,9 +437,11 @@ def test_auto_falls_back_on_an_acyclic_matrix_too() -> None:
     assert "lead back" not in str(raised.value)
 
 
-@pytest.mark.parametrize("backend", ["scipy", "torch", "auto"])
-@pytest.mark.parametrize("solver", ["auto", *SOLVERS])
-@pytest.mark.parametrize("name", ["power law", "residual, dense", "bidirectional, sparse", "chain"])
+@pairwise(
+    name=["power law", "residual, dense", "bidirectional, sparse", "chain"],
+    solver=["auto", *SOLVERS],
+    backend=["scipy", "torch", "auto"],
+)
 def test_float32_stops_at_its_floor(name: str, solver: str, backend: Any) -> None:
     digraph = as_digraph(graph_of(name))
     inner = len(digraph.layer_sizes) == 1

@@ -24,13 +24,15 @@ from graphs import LayeredGraph, weighted_pagerank
 from graphs.linalg import kernels
 from graphs.linalg.threads import POOL, ThreadPool
 from tests.graphs.cases import Array
+from tests.pairwise import pairwise
 
 # One row or column, fewer rows than threads, and odd sizes.
 SHAPES = [(1, 1), (1, 7), (7, 1), (2, 3), (3, 33), (17, 5), (31, 64), (64, 31), (101, 67)]
 KINDS = ["float32", "float64", "bfloat16"]
+THREADS = [1, 2, 3, 8]
 
 
-@pytest.fixture(params=[1, 2, 3, 8])
+@pytest.fixture(params=THREADS)
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Set the number of ranges of rows, whatever the machine and the size. Some ranges get no row."""
     monkeypatch.setattr(POOL, "size", request.param)
@@ -67,11 +69,8 @@ def summed(matrices: tuple[Array, ...]) -> Array:
 # --- dense weights
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.usefixtures("threads")
-def test_dense_kernels_equal_numpy(shape: tuple[int, int], kind: str, count: int) -> None:
+@pairwise(shape=SHAPES, kind=KINDS, count=[1, 2], threads=THREADS, indirect=("threads",))
+def test_dense_kernels_equal_numpy(shape: tuple[int, int], kind: str, count: int, threads: int) -> None:
     matrices = random_matrices(shape, kind, count)
     before = [matrix.copy() for matrix in matrices]
     weight, rng = summed(matrices), np.random.default_rng(1)
@@ -210,18 +209,13 @@ def assert_csr(indptr: Array, indices: Array, data: Array, csr: Any, rtol: float
     np.testing.assert_allclose(found, dense.T @ y, rtol=rtol, atol=0.0)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
-@pytest.mark.parametrize("index", [np.int32, np.int64])
-@pytest.mark.usefixtures("threads")
-def test_csr_kernels_equal_numpy(shape: tuple[int, int], density: float, index: Any) -> None:
+@pairwise(shape=SHAPES, density=[0.0, 0.1, 1.0], index=[np.int32, np.int64], threads=THREADS, indirect=("threads",))
+def test_csr_kernels_equal_numpy(shape: tuple[int, int], density: float, index: Any, threads: int) -> None:
     assert_csr(*random_csr(shape, density, index))
 
 
-@pytest.mark.parametrize("index", [np.int32, np.int64])
-@pytest.mark.parametrize(
-    "counts",
-    [
+@pairwise(
+    counts=[
         [0, 0, 0, 5],
         [5, 0, 0, 0],
         [0, 400, 0],
@@ -233,10 +227,11 @@ def test_csr_kernels_equal_numpy(shape: tuple[int, int], density: float, index: 
         [1] * 7,
         [400],
     ],
-    ids=lambda c: f"{len(c)} rows, {sum(c)} entries",
+    index=[np.int32, np.int64],
+    threads=THREADS,
+    indirect=("threads",),
 )
-@pytest.mark.usefixtures("threads")
-def test_csr_kernels_on_uneven_and_empty_rows(counts: list[int], index: Any) -> None:
+def test_csr_kernels_on_uneven_and_empty_rows(counts: list[int], index: Any, threads: int) -> None:
     assert_csr(*uneven_csr(counts, 450, index))
 
 
@@ -275,10 +270,7 @@ def plain_gauss_seidel(weight: Array, scale: Array, order: Any, gamma: float, ju
     return x
 
 
-@pytest.mark.parametrize("index", [np.int32, np.int64])
-@pytest.mark.parametrize("loops", [True, False], ids=["self loops", "no self loops"])
-@pytest.mark.parametrize("size", [1, 2, 7, 12])
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 0.99])
+@pairwise(index=[np.int32, np.int64], loops=[True, False], size=[1, 2, 7, 12], gamma=[0.0, 0.5, 0.99])
 def test_gauss_seidel_equals_a_plain_loop(index: Any, loops: bool, size: int, gamma: float) -> None:
     rng = np.random.default_rng(size)
     weight = np.where(rng.random((size, size)) < 0.6, rng.random((size, size)), 0.0)

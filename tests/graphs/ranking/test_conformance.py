@@ -13,6 +13,7 @@ from graphs.linalg.backends import NumpyArithmetic
 from graphs.linalg.operators import CSRKernelOperator, KernelOperator
 from tests.graphs.cases import Array, assert_layers_equal, random_case, torch_not_imported
 from tests.graphs.ranking.make_golden import textbook_modified, textbook_weighted
+from tests.pairwise import pairwise
 
 BACKENDS = ["scipy", "torch", "dense", "auto"]
 # These two use compiled kernels for large blocks; the tests use kernels for blocks of every size.
@@ -98,19 +99,14 @@ def assert_ranks(graph: LayeredGraph, name: str, rtol: float, **options: Any) ->
         assert result.converged
 
 
-@pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("solver", ["sweep", "power"])
-@every_backend
+@pairwise(name=GRAPHS, solver=["sweep", "power"], backend=[*BACKENDS, *COMPILED], indirect=("backend",))
 def test_every_backend_and_solver(name: str, solver: str, backend: str) -> None:
     case = GRAPHS[name]
     for graph in (case.graph(), case.graph().with_csr()):
         assert_ranks(graph, name, 1e-10, solver=solver, backend=backend)
 
 
-@pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("theta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("backend", COMPILED, indirect=True)
+@pairwise(name=GRAPHS, gamma=[0.0, 0.3, 1.0], theta=[0.0, 0.5, 1.0], backend=COMPILED, indirect=("backend",))
 def test_kernels_at_every_gamma_and_theta(name: str, gamma: float, theta: float, backend: str) -> None:
     case = GRAPHS[name]
     expected = textbook_weighted(*case.lists(), gamma, theta)
@@ -130,9 +126,7 @@ def test_the_kernels_are_what_these_tests_met(backend: str) -> None:
     assert isinstance(arithmetic.csr_operator(block), CSRKernelOperator)
 
 
-@pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("solver", ["auto", "power"])
-@every_backend
+@pairwise(name=GRAPHS, solver=["auto", "power"], backend=[*BACKENDS, *COMPILED], indirect=("backend",))
 def test_every_backend_ranks_general_graphs_alike(name: str, solver: str, backend: str) -> None:
     graph = GRAPHS[name].graph()
     teleport = np.random.default_rng(1).random((graph.n_nodes, 3))
@@ -169,9 +163,7 @@ def test_every_numpy_storage_without_torch(storage: str, backend: str) -> None:
         assert_ranks(graph, "half", 1e-10, backend=backend)
 
 
-@pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("solver", ["sweep", "power"])
-@every_backend
+@pairwise(name=GRAPHS, solver=["sweep", "power"], backend=[*BACKENDS, *COMPILED], indirect=("backend",))
 def test_float32_agrees_within_its_resolution(name: str, solver: str, backend: str) -> None:
     case = GRAPHS[name]
     for graph in (case.graph(), case.graph().with_csr()):
@@ -243,12 +235,9 @@ def test_every_kind_of_parallel_edges(parts: str, backend: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("solver", ["sweep", "power"])
-@pytest.mark.parametrize("backend", ["torch", "dense", "auto"])
-@pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-10), ("float32", 1e-4)])
-def test_cuda_gives_what_the_textbook_gives(name: str, solver: str, backend: str, dtype: str, rtol: float) -> None:
-    case = GRAPHS[name]
+@pairwise(name=GRAPHS, solver=["sweep", "power"], backend=["torch", "dense", "auto"], dtype=["float64", "float32"])
+def test_cuda_gives_what_the_textbook_gives(name: str, solver: str, backend: str, dtype: str) -> None:
+    case, rtol = GRAPHS[name], 1e-10 if dtype == "float64" else 1e-4
     on_device = [torch.tensor(w, device="cuda") for w in case.weights]
     for graph in (case.graph(), case.graph().with_csr(), case.graph(on_device)):
         assert_ranks(graph, name, rtol, solver=solver, backend=backend, device="cuda", dtype=dtype)

@@ -16,6 +16,7 @@ from graphs.linalg.validation import as_block
 from graphs.reduction import edge_selection
 from graphs.reduction.edge_selection import edges_at, edges_by_flow, row_bands
 from tests.graphs.cases import Array, Case, cases
+from tests.pairwise import pairwise
 
 RNG = np.random.default_rng(0)
 # Multiples of an eighth: every form below holds them exactly, even with eight bits. Many are equal or zero.
@@ -88,9 +89,7 @@ def test_chunks_are_the_rows_and_columns_of_the_csr(form: str, elements: int, mo
             np.testing.assert_array_equal(found.toarray(), expected.toarray())
 
 
-@every_form
-@pytest.mark.parametrize("incoming", [True, False])
-@pytest.mark.parametrize("top", [None, 1, 3, 100])
+@pairwise(form=FORMS, incoming=[True, False], top=[None, 1, 3, 100])
 def test_edges_at_nodes_are_the_heaviest_of_a_loop(form: str, incoming: bool, top: int | None) -> None:
     block = block_of(form)
     dense = block.to_csr().toarray()
@@ -109,9 +108,7 @@ def test_edges_at_nodes_are_the_heaviest_of_a_loop(form: str, incoming: bool, to
             assert part.weights.dtype == dense.dtype
 
 
-@every_form
-@pytest.mark.parametrize("elements", [1, 20, 1 << 19])
-@pytest.mark.parametrize("count", [1, 4, 9, 10_000])
+@pairwise(form=FORMS, elements=[1, 20, 1 << 19], count=[1, 4, 9, 10_000])
 def test_edges_by_flow_are_the_first_of_a_sorted_list(
     form: str, elements: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
