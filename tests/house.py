@@ -1,15 +1,17 @@
 """The house in numbers, and how it hangs together: ``python -m tests.house``.
 
-It prints entries a level, import circles, functions over 60 lines, files over 400 lines and the words of the README. The numbers
-are for looking; it fails only where imports run in circles.
+It prints entries a level, import circles, functions over 60 lines, files over 400 lines, lines of code and of docstrings, and the
+words of the README. The numbers are for looking; it fails only where imports run in circles.
 """
 
 from __future__ import annotations
 
 import ast
 import sys
+import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import networkx
@@ -134,6 +136,31 @@ def long_functions() -> dict[str, int]:
     return found
 
 
+def code_lines(path: Path) -> tuple[int, int]:
+    """Lines that hold code and nothing else counts, and lines of docstrings."""
+    source = path.read_text(encoding="utf-8")
+    docstrings: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[0] if node.body else None
+            if ast.get_docstring(node, clean=False) is not None and first is not None:
+                docstrings.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    no_code = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    code = {
+        line
+        for token in tokenize.generate_tokens(StringIO(source).readline)
+        if token.type not in no_code
+        for line in range(token.start[0], token.end[0] + 1)
+    }
+    return len(code - docstrings), len(docstrings)
+
+
+def counted(folder: str) -> tuple[int, int]:
+    """Lines of code and of docstrings of all modules of a folder."""
+    found = [code_lines(path) for path in (ROOT / folder).rglob("*.py")]
+    return sum(code for code, _ in found), sum(docstrings for _, docstrings in found)
+
+
 def words() -> int:
     return len((ROOT / "README.md").read_text(encoding="utf-8").split())
 
@@ -144,6 +171,9 @@ def main() -> int:
     print("import circles:", found or 0)
     print(f"functions over {LONG_FUNCTION} lines:", long_functions() or 0)
     print(f"files over {LONG_FILE} lines:", long_files() or 0)
+    for folder in (*PACKAGES, "tests", "benchmarks"):
+        code, docstrings = counted(folder)
+        print(f"{folder}: {code} lines of code, {docstrings / code:.2f} of docstrings for each")
     print("words of README.md:", words())
     return int(bool(found))
 
