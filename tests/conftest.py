@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +21,16 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
+# All tests of these folders are slow tests.
+SLOW = [Path(__file__).parent / name for name in ("benchmarks", "browser")]
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m leaves tests out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the slow tests: at the end, one worker would run the last of them alone."""
+    for item in items:
+        if any(folder in item.path.parents for folder in SLOW):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

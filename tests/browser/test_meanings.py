@@ -23,8 +23,6 @@ from tests.llmrank.inspection.test_page import HOSTILE
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import VOCABULARY, tiny_llama, token_ids, tokenizer
 
-pytestmark = pytest.mark.slow
-
 Open = Callable[..., Any]
 Seen = tuple[Inspection, Meanings, LossChanges]
 

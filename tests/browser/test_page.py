@@ -27,9 +27,6 @@ from tests.llmrank.inspection.test_page import HOSTILE, hostile_inspection
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import tiny_llama, token_ids
 
-# They start a browser for every test.
-pytestmark = pytest.mark.slow
-
 Open = Callable[..., Any]
 
 

@@ -11,17 +11,15 @@ from safetensors.torch import load_file
 
 import llmrank
 from llmrank.errors import UnsupportedModelError
-from llmrank.models import FAMILIES, Family, find_ffns
+from llmrank.models import Family, find_ffns
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.score import BaseScorer, ForwardBackwardScorer, WeightedPageRankScorer
 from llmrank.surgery.apply import apply_masks
-from tests.llmrank.tiny_models import MIXED, Snapshot, auto_class, family_model, logits, token_ids
+from tests.llmrank.tiny_models import MIXED, Snapshot, auto_class, every_family, family_model, logits, token_ids
 
-IDS = [family.name for family in FAMILIES]
 CALIBRATION = token_ids(3, 16)
 PROBE = token_ids(2, 12, seed=1)
-every_family = pytest.mark.parametrize("family", FAMILIES, ids=IDS)
 
 
 def pipeline(

@@ -25,6 +25,7 @@ from llmrank.surgery.equivalence import masked_outputs
 from llmrank.surgery.widths import WIDTHS_KEY
 from tests.llmrank.tiny_mixtures import MIXTURES, tiny_mixture
 from tests.llmrank.tiny_models import Snapshot
+from tests.pairwise import pairwise
 
 IDS = torch.randint(3, 64, (6, 24), generator=torch.Generator().manual_seed(0))
 TARGETS = ("neurons", "experts", "neurons,experts")
@@ -75,9 +76,7 @@ def masked_by_hand(model: Any, masks: Masks, monkeypatch: pytest.MonkeyPatch) ->
         return logits(model)
 
 
-@every_mixture
-@pytest.mark.parametrize("amount", [0.25, 0.5])
-@pytest.mark.parametrize("targets", TARGETS)
+@pairwise(name=MIXTURES, targets=TARGETS, amount=[0.25, 0.5])
 def test_pruned_checkpoints_load_in_stock_transformers(
     name: str, targets: str, amount: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,9 +108,7 @@ def test_pruned_checkpoints_load_in_stock_transformers(
     assert again.report.neurons["removed"] > 0
 
 
-@every_mixture
-@pytest.mark.parametrize("form", ["compact", "zero", "mask"])
-@pytest.mark.parametrize("targets", TARGETS)
+@pairwise(name=MIXTURES, targets=TARGETS, form=["compact", "zero", "mask"])
 def test_undo_restores_every_bit(name: str, targets: str, form: Any) -> None:
     model = tiny_mixture(name)
     snapshot, dense = Snapshot(model), logits(model)
@@ -130,10 +127,12 @@ def test_undo_restores_every_bit(name: str, targets: str, form: Any) -> None:
     torch.testing.assert_close(masked.float(), cut, rtol=0.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["qwen2_moe", "deepseek_v3", "gpt_oss", "llama4_text"])
-@pytest.mark.parametrize("topology", ["chained", "residual"])
-@pytest.mark.parametrize("pruner", ["global", "sensitivity"])
-@pytest.mark.parametrize("targets", TARGETS)
+@pairwise(
+    name=["qwen2_moe", "deepseek_v3", "gpt_oss", "llama4_text"],
+    topology=["chained", "residual"],
+    pruner=["global", "sensitivity"],
+    targets=TARGETS,
+)
 def test_every_budget_and_topology_gives_a_checkpoint_that_loads(
     name: str, topology: str, pruner: str, targets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

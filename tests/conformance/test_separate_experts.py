@@ -23,6 +23,7 @@ from llmrank.surgery.checkpoint import _class_for_config
 from llmrank.surgery.widths import WIDTHS_KEY
 from tests.llmrank.tiny_models import Snapshot
 from tests.llmrank.tiny_separate import MIXTRAL, SEPARATE, tiny_separate
+from tests.pairwise import pairwise
 
 IDS = torch.randint(3, 64, (6, 24), generator=torch.Generator().manual_seed(0))
 TARGETS = ("neurons", "experts", "neurons,experts")
@@ -73,9 +74,7 @@ def test_pruned_checkpoints_load_and_compute_what_the_masked_model_does(
     assert again.report.neurons["removed"] > 0
 
 
-@every_mixture
-@pytest.mark.parametrize("form", ["compact", "zero", "mask"])
-@pytest.mark.parametrize("targets", TARGETS)
+@pairwise(name=SEPARATE, targets=TARGETS, form=["compact", "zero", "mask"])
 def test_undo_restores_every_bit(name: str, targets: str, form: Any) -> None:
     model = tiny_separate(name)
     dense = logits(model)  # a router of Switch notes its dtype in the first call

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -26,6 +27,9 @@ LLAMA = {
     **HEADS,
     **SPECIAL,
 }
+# Families that differ in what pruning meets: gated or plain FFNs, fused or transposed matrices, biases, norms behind the FFN,
+# FFNs beside the attention, encoders, two stacks, and other layers than attention.
+DISTINCT = {"Llama, SmolLM2", "Gemma 2", "Phi-3", "GPT-2", "Falcon", "T5", "BERT", "Jamba (dense)"}
 CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_inner": 40, "n_positions": 64},
     "bloom": {"vocab_size": 64, "hidden_size": 16, "n_layer": 2, "n_head": 4},
@@ -116,6 +120,18 @@ def disturbed(model: Any, scale: float = 0.05) -> Any:
         for parameter in twin.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
     return twin
+
+
+def families(*left_out: str) -> list[Any]:
+    """All families but some, as parameters of a test; those that differ less from the others are slow tests."""
+    return [
+        pytest.param(family, id=family.name, marks=[] if family.name in DISTINCT else [pytest.mark.slow])
+        for family in FAMILIES
+        if family.name not in left_out
+    ]
+
+
+every_family = pytest.mark.parametrize("family", families())
 
 
 def named_family(name: str) -> Family:

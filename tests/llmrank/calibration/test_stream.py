@@ -15,8 +15,18 @@ from llmrank.calibration.blocks.stream import PassStream, Stream
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.forward import TokenMasks, first_output
 from llmrank.calibration.text import TokenSequences, tokenise
-from llmrank.models import FAMILIES, Family, FFNs, find_ffns
-from tests.llmrank.tiny_models import family_model, features, mlp, text, tiny_llama, token_ids, tokenizer
+from llmrank.models import Family, FFNs, find_ffns
+from tests.llmrank.tiny_models import (
+    every_family,
+    families,
+    family_model,
+    features,
+    mlp,
+    text,
+    tiny_llama,
+    token_ids,
+    tokenizer,
+)
 
 
 class InputKeeper:
@@ -64,7 +74,7 @@ def recorded(model: nn.Module, sequences: TokenSequences, batch_size: int = 2) -
     return record
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@every_family
 def test_both_streams_carry_the_same(family: Family) -> None:
     model = family_model(family)
     ffns, sequences = find_ffns(model), tokenise(token_ids(5, 20), None, 5, 20)
@@ -98,7 +108,7 @@ def behind_blocks(model: nn.Module, record: Recording, ids: torch.Tensor, halved
     return states
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@every_family
 def test_the_lack_is_the_dense_stream_minus_the_pruned_one(family: Family) -> None:
     model, ids = family_model(family), token_ids(5, 20)
     ffns, sequences = find_ffns(model), tokenise(ids, None, 5, 20)
@@ -119,7 +129,7 @@ NOT_BY_FFN = {"Gemma 2", "Gemma 3 (text)", "OLMo 2", "OPT", "BLOOM", "BERT", "Ro
 
 
 @pytest.mark.parametrize("follow", [False, True])
-@pytest.mark.parametrize("family", [one for one in FAMILIES if one.model_type != "t5"], ids=lambda family: family.name)
+@pytest.mark.parametrize("family", families("T5", "T5 v1.1, Flan-T5"))
 def test_only_the_ffn_runs_again_if_the_block_adds_its_output(family: Family, follow: bool) -> None:
     model, sequences, batches = family_model(family), tokenise(token_ids(5, 20), None, 5, 20), 3
     first, second, *_ = find_ffns(model)

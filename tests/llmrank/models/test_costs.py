@@ -10,11 +10,20 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmrank.errors import OptionError
-from llmrank.models import FAMILIES, Family, explicit_ffns, find_ffns
+from llmrank.models import Family, explicit_ffns, find_ffns
 from llmrank.models.costs import UNITS, Cost, ModelCosts, neuron_cost, unit_name
 from llmrank.prune.masks import Masks
 from llmrank.surgery.apply import apply_masks
-from tests.llmrank.tiny_models import STRUCTURE, family_model, features, logits, mlp, tiny_llama, token_ids
+from tests.llmrank.tiny_models import (
+    STRUCTURE,
+    every_family,
+    family_model,
+    features,
+    logits,
+    mlp,
+    tiny_llama,
+    token_ids,
+)
 
 
 def masks_of(model: nn.Module, every: int = 3) -> Masks:
@@ -36,7 +45,7 @@ def weights(model: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in unique), sum(p.nbytes for p in unique)
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@every_family
 def test_removed_cost_equals_the_saving_of_a_compact_model(family: Family) -> None:
     model = family_model(family)
     ids = token_ids(1, 8)

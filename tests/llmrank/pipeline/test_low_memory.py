@@ -32,7 +32,7 @@ from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.score import AutoScorer, FLAPScorer, WeightedPageRankScorer
 from llmrank.surgery.repair import LeastSquaresRepair
 from tests.llmrank.tiny_mixtures import tiny_mixture
-from tests.llmrank.tiny_models import family_model, tiny_llama, token_ids
+from tests.llmrank.tiny_models import families, family_model, tiny_llama, token_ids
 
 SETTINGS: dict[str, Any] = {
     "isolated": (IsolatedFFNPipeline, {}),
@@ -86,7 +86,7 @@ def test_it_prunes_as_in_memory(kind: str, tmp_path: Path) -> None:
     assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name not in BROKEN], ids=lambda f: f.name)
+@pytest.mark.parametrize("family", families(*BROKEN))
 def test_families(family: Family, tmp_path: Path) -> None:
     model = family_model(family)
     expected = run(copy.deepcopy(model), "repaired")

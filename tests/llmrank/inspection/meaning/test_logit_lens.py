@@ -13,9 +13,9 @@ from llmrank.errors import OptionError, UnsupportedModelError
 from llmrank.inspection.meaning import logit_lens as module
 from llmrank.inspection.meaning.final_norm import find_norms, read_norm
 from llmrank.inspection.meaning.logit_lens import LensTokens, logit_lens
-from llmrank.models import FAMILIES, Family, find_ffns
+from llmrank.models import Family, find_ffns
 from tests.llmrank.tiny_mixtures import tiny_mixture
-from tests.llmrank.tiny_models import family_model, mlp, named_family, tiny_llama, tiny_t5
+from tests.llmrank.tiny_models import every_family, family_model, mlp, named_family, tiny_llama, tiny_t5
 
 
 def effects(head: torch.Tensor, gain: torch.Tensor, column: torch.Tensor, *, centred: bool) -> list[float]:
@@ -86,7 +86,7 @@ def test_the_encoder_of_an_encoder_decoder_has_none() -> None:
     check(found["decoder.block.0.layer.2.DenseReluDense"], columns, model.lm_head.weight, gain, centred=False)
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@every_family
 def test_every_family_that_predicts_has_a_lens(family: Family) -> None:
     model = family_model(family)
     ffns = find_ffns(model)

@@ -16,7 +16,7 @@ import llmrank.pipeline.closeness.sensitivity
 from llmrank.calibration.blocks.recording import Recording
 from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.errors import CalibrationError, MaskError, OptionError
-from llmrank.models import FAMILIES, FFN, Family, explicit_ffns, find_ffns
+from llmrank.models import FFN, Family, explicit_ffns, find_ffns
 from llmrank.models.linear_map import matrix_of
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.prune.masks import Masks
@@ -24,6 +24,7 @@ from tests.llmrank.tiny_models import (
     HIDDEN,
     STRUCTURE,
     Snapshot,
+    every_family,
     family_model,
     features,
     mlp,
@@ -113,7 +114,7 @@ def calls_of(modules: list[nn.Module], run: Callable[[], Any]) -> list[int]:
 
 
 @pytest.mark.usefixtures("two_sequences_say_enough")
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@every_family
 def test_both_methods_equal_the_textbook_loop(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     model = family_model(family)
     snapshot = Snapshot(model)
