@@ -118,14 +118,23 @@ def has_finished(
     Raises
     ------
     OptionError
-        The process of the run is still at work.
+        The process of the run is still at work, or its settings were others.
     """
     work = unfinished_directory(options.output)
     if not options.resume or SAVING not in read_progress(work) or not (options.output / file).is_file():
         return False
+    noted = read_progress(work)[SAVING]
+    names = {*noted, *options.settings} - {"low-memory"}
+    differ = sorted(name for name in names if noted.get(name) != options.settings.get(name))
     try:
         check_output(options.output)  # this removes an output that has not appeared completely
     except LLMRankError:
+        if differ:
+            raise OptionError(
+                f"{options.output} is complete, but its run had other settings: "
+                + ", ".join(f"{name} {noted.get(name)!r}, not {options.settings.get(name)!r}" for name in differ)
+                + f"; to remove the files in {work}, repeat the command of that run; for these settings, give another --output"
+            ) from None
         options.result = {"output": str(options.output), **describe(options.output)}
         # Opening the directory takes its lock, so that the files of a process that still uploads are not removed.
         WorkDirectory(work, read_run(work), resume=True).remove()

@@ -38,7 +38,7 @@ SHARD_BYTES = 10**9
 N_SAMPLED = 256
 UNRELATED = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "architectures")
 RUN_FILE, PROGRESS_FILE = "run.json", "progress.json"
-# The stage in which a run writes its result, which appears whole or not at all.
+# The stage in which a run writes its result, which appears whole or not at all. Its note holds the settings of the command.
 SAVING = "saving"
 
 

@@ -199,7 +199,7 @@ def _save(
     try:
         with progress_step(options.progress, f"Saving {options.output}"):
             if pipeline.work is not None:
-                pipeline.work.note(SAVING, options.output.name)
+                pipeline.work.note(SAVING, options.settings)
             return checkpoint.save(
                 options.output,
                 pipeline.model,

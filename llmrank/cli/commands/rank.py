@@ -116,7 +116,7 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
     scores = {k: v for graph, rank in zip(graphs, ranks, strict=True) for k, v in graph.importance(rank).items()}
     with resumable(pipeline, console), progress_step(options.progress, f"Saving {options.output}"):
         if pipeline.work is not None:
-            pipeline.work.note(SAVING, options.output.name)
+            pipeline.work.note(SAVING, options.settings)
         with atomic_directory(options.output) as partial:
             Ranking(statistics, sequences, held_out, settings, scores).save(partial)
     if pipeline.work is not None:
@@ -193,7 +193,7 @@ def _apply_masks(options: argparse.Namespace, console: Console) -> int:
             apply_masks(loaded.model, find_ffns(loaded.model), masks, "compact", undoable=False, store=store)
         with progress_step(options.progress, f"Saving {options.output}"):
             if files is not None:
-                files.note(SAVING, options.output.name)
+                files.note(SAVING, options.settings)
             checkpoint.save(
                 options.output,
                 loaded.model,

@@ -215,6 +215,8 @@ def test_a_run_that_ended_between_its_output_and_its_last_word_is_finished(
         (output / "report.json").write_text("{", encoding="utf-8")
         assert "report.json was damaged after the run had written it" in refused(capsys, *arguments, "--resume")
         (output / "report.json").write_bytes(before["report.json"])
+    other = refused(capsys, *arguments, "--resume", "--batch-size", 3)
+    assert "is complete, but its run had other settings: batch-size 1, not 3" in other
     assert run(*arguments, "--resume", "--json") == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
