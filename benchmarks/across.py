@@ -23,14 +23,13 @@ import torch
 from benchmarks.provenance import opened, write
 from benchmarks.pruning_peers import PEERS
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
-from llmrank.calibration.blocks.recording import recording
 from llmrank.calibration.collect import collect_statistics
-from llmrank.calibration.forward import run_sequences
-from llmrank.calibration.text import TokenSequences, tokenise
+from llmrank.cli.demo_models import demo_model
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
+from llmrank.execution.recording import recording
 from llmrank.models import find_ffns
-from llmrank.models.demo_models import demo_model
+from llmrank.models.forward import run_sequences
 from llmrank.pipeline import IsolatedFFNPipeline
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
@@ -40,12 +39,13 @@ from llmrank.pipeline.report import dtype_name
 from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.selection import choose_masks
+from llmrank.repair import LeastSquaresRepair
 from llmrank.score import AutoScorer
 from llmrank.score.model_graph import build_graphs
 from llmrank.score.rank_graphs import rank_graphs
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
-from llmrank.surgery.repair import LeastSquaresRepair
+from llmrank.text import TokenSequences, tokenise
 
 RESULTS = Path(__file__).parent / "results"
 DEFAULT = (DEFAULTS["scorer"], "local")

@@ -12,11 +12,11 @@ from scipy import sparse
 from graphs import BlockDigraph, LayeredGraph, bidirectional_graph, residual_graph
 from graphs.structures import gallery
 from llmrank.calibration.collect import collect_statistics
-from llmrank.calibration.text import builtin_texts, tokenise
+from llmrank.cli.demo_models import demo_model
 from llmrank.models import find_ffns
-from llmrank.models.demo_models import demo_model
 from llmrank.score.model_graph import build_graphs
 from llmrank.surgery import checkpoint
+from llmrank.text import builtin_texts, tokenise
 
 __all__ = [
     "CYCLIC",

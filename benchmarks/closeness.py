@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.fidelity import continuations, fidelity
 from llmrank.evaluation.last_word import Passage, last_word
 from llmrank.models.loading import LoadedModel
+from llmrank.text import TokenSequences
 
 # Entry of a row -> heading of its column, and whether the value is a share.
 COLUMNS = {

@@ -31,11 +31,11 @@ from benchmarks import figures
 from benchmarks.measure import alternated
 from benchmarks.provenance import provenance, write
 from benchmarks.variants import Variant, model_multiply_adds, multiply_adds, variants
-from llmrank.calibration.forward import input_device
-from llmrank.calibration.text import builtin_texts, tokenise
+from llmrank.cli.demo_models import demo_model
 from llmrank.models import FFNs
-from llmrank.models.demo_models import demo_model
+from llmrank.models.forward import input_device
 from llmrank.surgery import checkpoint
+from llmrank.text import builtin_texts, tokenise
 
 RESULTS = Path(__file__).parent / "results"
 # A measured speed-up keeps the promise if its quotient by the promised one differs from 1 by at most this.

@@ -20,11 +20,11 @@ from benchmarks import pruning_peers
 from benchmarks.provenance import opened, write
 from benchmarks.quality import RESULTS, Setting, Study, protocol
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
-from llmrank.calibration.generation import LONGEST_TEXT, TEXTS_AT_ONCE, generate_text
-from llmrank.calibration.text import TokenSequences, n_held_out, tokenise, tokenise_and_hold_out
-from llmrank.models.demo_models import demo_model
+from llmrank.cli.demo_models import demo_model
 from llmrank.surgery import checkpoint
 from llmrank.surgery.checkpoint import LoadedModel
+from llmrank.text import TokenSequences, n_held_out, tokenise, tokenise_and_hold_out
+from llmrank.text.generation import LONGEST_TEXT, TEXTS_AT_ONCE, generate_text
 
 ROWS = (
     ("ffn", "weighted pagerank", "isolated", "local", "none"),

@@ -29,18 +29,18 @@ from benchmarks.provenance import opened, write
 from benchmarks.quality import BUDGET_OPTIONS
 from benchmarks.wikitext import add_wikitext, check_wikitext
 from llmrank import Masks
-from llmrank.calibration.blocks.recording import recording
 from llmrank.calibration.collect import collect_statistics
-from llmrank.calibration.forward import evaluation_mode, model_inputs
-from llmrank.calibration.text import TokenSequences, n_held_out, tokenise
+from llmrank.cli.demo_models import demo_encoder
+from llmrank.execution.recording import recording
 from llmrank.models import find_ffns
-from llmrank.models.demo_models import demo_encoder
+from llmrank.models.forward import evaluation_mode, model_inputs
 from llmrank.pipeline import CalibrationText
 from llmrank.pipeline.closeness.validation import repair_where_it_helps
 from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.prune.selection import Reselection
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
+from llmrank.text import TokenSequences, n_held_out, tokenise
 
 RESULTS = Path(__file__).parent / "results"
 # Number of words of a sentence: shorter sentences are mostly captions, longer ones mostly lists.

@@ -29,15 +29,14 @@ from benchmarks.provenance import opened, write
 from benchmarks.quality import RESULTS, mask_digest
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank import Masks
-from llmrank.calibration.blocks.recording import Recording, recording
 from llmrank.calibration.collect import collect_statistics
-from llmrank.calibration.forward import run_sequences
 from llmrank.calibration.statistics import FFNStatistics
-from llmrank.calibration.text import TokenSequences
+from llmrank.cli.demo_models import demo_model
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity, model_size, perplexity, sequence_losses
+from llmrank.execution.recording import Recording, recording
 from llmrank.models import FFNs, find_ffns
-from llmrank.models.demo_models import demo_model
+from llmrank.models.forward import run_sequences
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline.closeness.validation import repair_where_it_helps
 from llmrank.pipeline.registry import SCORERS, make_pruner, make_repair, make_scorer
@@ -46,6 +45,7 @@ from llmrank.score.model_graph import build_graphs
 from llmrank.score.rank_graphs import rank_graphs
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
+from llmrank.text import TokenSequences
 
 # Experts are 64 neurons wide: a multiple of 8, as are three quarters and half of it.
 N_EXPERTS, SHARPNESS = 24, 0.1

@@ -21,8 +21,8 @@ from benchmarks.provenance import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.statistics import FFNStatistics
+from llmrank.cli.demo_models import demo_model
 from llmrank.models import find_ffns
-from llmrank.models.demo_models import demo_model
 from llmrank.pipeline.registry import make_pruner, make_scorer
 from llmrank.prune.selection import choose_masks
 from llmrank.score.model_graph import build_graphs, edge_weights

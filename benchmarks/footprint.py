@@ -30,17 +30,17 @@ from benchmarks.provenance import opened, write
 from benchmarks.quality import RESULTS
 from benchmarks.ranking import peak_growth, statistics_for
 from benchmarks.wikitext import add_wikitext, check_wikitext, read
-from llmrank.calibration.forward import evaluation_mode, model_inputs
-from llmrank.calibration.generation import generate_text
-from llmrank.calibration.text import TokenSequences
+from llmrank.cli.demo_models import demo_model
 from llmrank.evaluation.perplexity import perplexity
 from llmrank.models import find_ffns
-from llmrank.models.demo_models import demo_model
+from llmrank.models.forward import evaluation_mode, model_inputs
 from llmrank.models.linear_map import in_features, out_features
 from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.score.model_graph import build_graphs
 from llmrank.score.pagerank import default_scorer
 from llmrank.surgery import checkpoint
+from llmrank.text import TokenSequences
+from llmrank.text.generation import generate_text
 
 # The time of a dense pass is the median of this many.
 PASSES = 5

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 
 from benchmarks.provenance import opened, write
 from benchmarks.quality import RESULTS
-from llmrank.calibration.blocks.work_directory import SHARD_BYTES
+from llmrank.execution.work_directory import SHARD_BYTES
 from llmrank.pipeline import CalibrationText, IsolatedFFNPipeline
 from llmrank.pipeline.registry import make_repair
 from llmrank.surgery import checkpoint

@@ -23,7 +23,7 @@ import transformers
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
-from llmrank.calibration.text import TokenSequences
+from llmrank.text import TokenSequences
 
 __all__ = ["Experts", "Shape", "control", "description", "ffn_inputs", "known_answer", "mixtral", "split"]
 

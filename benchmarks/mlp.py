@@ -30,8 +30,8 @@ from benchmarks.provenance import provenance, write
 from benchmarks.quality import BUDGET_OPTIONS
 from graphs import LayeredGraph, RankResult
 from llmrank import IsolatedFFNPipeline, Masks
-from llmrank.calibration.blocks.recording import recording
 from llmrank.calibration.statistics import LayerStatistics
+from llmrank.execution.recording import recording
 from llmrank.pipeline.registry import make_pruner, make_repair, make_scorer
 from llmrank.score import BaseScorer
 from llmrank.surgery.apply import apply_masks

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from llmrank import Masks
-from llmrank.calibration.text import TokenSequences
 from llmrank.models import FFNs
+from llmrank.text import TokenSequences
 
 __all__ = ["PEERS", "Peer", "versions"]
 

@@ -26,21 +26,21 @@ from benchmarks.provenance import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank import Masks
 from llmrank.calibration.attention import find_attentions
-from llmrank.calibration.blocks.recording import Recording, recording
 from llmrank.calibration.collect import collect_statistics
-from llmrank.calibration.forward import run_sequences
 from llmrank.calibration.statistics import FFNStatistics
-from llmrank.calibration.text import TokenSequences
+from llmrank.cli.demo_models import demo_model
 from llmrank.evaluation.last_word import cut_passages
 from llmrank.evaluation.perplexity import model_size, perplexity
+from llmrank.execution.recording import Recording, recording
 from llmrank.models import explicit_ffns, find_ffns
-from llmrank.models.demo_models import demo_model
+from llmrank.models.forward import run_sequences
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline.closeness.validation import repair_where_it_helps
 from llmrank.pipeline.registry import PIPELINES, PRUNERS, make_pruner, make_repair, make_scorer
 from llmrank.prune.selection import Reselection
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
+from llmrank.text import TokenSequences
 
 RESULTS = Path(__file__).parent / "results"
 PAPER = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}

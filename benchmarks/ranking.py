@@ -23,8 +23,8 @@ from torch import nn
 from benchmarks.provenance import provenance, write
 from graphs import modified_pagerank, weighted_pagerank
 from llmrank.calibration.statistics import FFNStatistics, LayerStatistics
+from llmrank.cli.demo_models import demo_model
 from llmrank.models import FFNs, find_ffns
-from llmrank.models.demo_models import demo_model
 from llmrank.score import ModifiedPageRankScorer, WeightedPageRankScorer
 from llmrank.score.model_graph import build_graphs
 from llmrank.surgery import checkpoint

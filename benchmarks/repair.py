@@ -21,20 +21,20 @@ import torch
 from benchmarks.provenance import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank import Masks
-from llmrank.calibration.blocks.block_stream import open_stream
-from llmrank.calibration.blocks.recording import Recording, recording
 from llmrank.calibration.collect import collect_statistics
-from llmrank.calibration.forward import run_sequences
-from llmrank.calibration.text import TokenSequences
+from llmrank.cli.demo_models import demo_model
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
+from llmrank.execution.block_stream import open_stream
+from llmrank.execution.recording import Recording, recording
 from llmrank.models import find_ffns
-from llmrank.models.demo_models import demo_model
+from llmrank.models.forward import run_sequences
 from llmrank.pipeline.closeness.validation import repair_where_it_helps
 from llmrank.pipeline.registry import PIPELINES, make_pruner, make_scorer
+from llmrank.repair import LeastSquaresRepair, Moments, RepairedMap, repair_ffns
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
-from llmrank.surgery.repair import LeastSquaresRepair, Moments, RepairedMap, repair_ffns
+from llmrank.text import TokenSequences
 
 RESULTS = Path(__file__).parent / "results"
 # Tokens to fit to -> length of the sequences.

@@ -18,11 +18,11 @@ import torch
 from benchmarks.provenance import opened, write
 from benchmarks.quality import RESULTS
 from benchmarks.wikitext import add_wikitext, check_wikitext, read
-from llmrank.calibration.text import TokenSequences
+from llmrank.cli.demo_models import demo_model
 from llmrank.evaluation.perplexity import perplexity
-from llmrank.models.demo_models import demo_model
 from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair
 from llmrank.surgery import checkpoint
+from llmrank.text import TokenSequences
 
 # Name -> pruner, its options, number of steps, repair and its options. All rows use weighted PageRank of isolated graphs.
 ROWS: dict[str, tuple[str, dict[str, Any], int, str, dict[str, Any]]] = {

@@ -38,11 +38,11 @@ from benchmarks.provenance import provenance, write
 from benchmarks.serving_table import table
 from benchmarks.stock import read_stock
 from llmrank import load, prune_model
-from llmrank.calibration.generation import generation_settings
-from llmrank.calibration.text import TokenSequences, builtin_texts, tokenise
-from llmrank.models.demo_models import DEMO_NAME, demo_model
+from llmrank.cli.demo_models import DEMO_NAME, demo_model
 from llmrank.pipeline import CalibrationText
 from llmrank.surgery import checkpoint
+from llmrank.text import TokenSequences, builtin_texts, tokenise
+from llmrank.text.generation import generation_settings
 
 RESULTS = Path(__file__).parent / "results"
 # Amount to remove, and what widths are a multiple of: 1075, 1088, 1024 and 1280 of the 1536 neurons of the demo model.

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from llmrank.calibration.text import TokenSequences, n_held_out, tokenise
+from llmrank.text import TokenSequences, n_held_out, tokenise
 
 __all__ = ["add_wikitext", "check_wikitext", "read", "read_and_hold_out"]
 

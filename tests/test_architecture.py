@@ -21,8 +21,16 @@ ROOT = Path(__file__).parents[1]
 ROOMS = [
     *("graphs.errors", "graphs.checks", "graphs.linalg", "graphs.solvers", "graphs.structures", "graphs.ranking"),
     *("graphs.analysis", "graphs.reduction", "graphs.io", "graphs.draw", "graphs"),
-    *("llmrank.errors", "llmrank.models", "llmrank.calibration", "llmrank.score", "llmrank.prune", "llmrank.surgery"),
-    *("llmrank.evaluation", "llmrank.pipeline", "llmrank.inspection", "llmrank.experiments"),
+    *("llmrank.errors", "llmrank.cache", "llmrank.progress", "llmrank.models", "llmrank.text", "llmrank.execution"),
+    *(
+        "llmrank.calibration",
+        "llmrank.score",
+        "llmrank.prune",
+        "llmrank.repair",
+        "llmrank.surgery",
+        "llmrank.evaluation",
+    ),
+    *("llmrank.pipeline", "llmrank.inspection", "llmrank.experiments", "llmrank.integrations"),
     *("llmrank", "llmrank.cli", "llmrank.__main__"),
 ]
 # Where neurons become nodes, and where graphs and ranks are shown; the others only pass them on, or write files as graphs does.
@@ -30,10 +38,10 @@ GRAPH_ROOMS = {"llmrank.score", "llmrank.inspection", "llmrank.experiments", "ll
 PASSED_ON = {"GraphError", "LayeredGraph", "RankResult", "FloatArray", "count_of_share"}
 # Heavy or optional packages, and the only rooms that import them.
 HEAVY = {
-    "transformers": {"llmrank.models", "llmrank.calibration", "llmrank.surgery", "llmrank.cli"},
-    "datasets": {"llmrank.calibration", "llmrank.evaluation"},
+    "transformers": {"llmrank.models", "llmrank.text", "llmrank.surgery", "llmrank.evaluation", "llmrank.cli"},
+    "datasets": {"llmrank.text", "llmrank.evaluation"},
     "lm_eval": {"llmrank.evaluation"},
-    "llmcompressor": {"llmrank.pipeline"},
+    "llmcompressor": {"llmrank.integrations"},
     "networkx": {"graphs.structures", "graphs.ranking", "graphs.io"},
     "numba": {"graphs.linalg"},
     "matplotlib": {"graphs.draw", "llmrank.inspection", "llmrank.experiments", "llmrank.cli"},

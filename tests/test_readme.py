@@ -68,7 +68,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for seed, name in enumerate(("calibration.txt", "evaluation.txt", "my.txt", "my-test.txt")):
         Path(name).write_text(text(2000, seed), encoding="utf-8")
     # The built-in text holds no word of the tiny tokenizer, which would leave nothing to calibrate on but [UNK].
-    monkeypatch.setattr("llmrank.calibration.text.built_in.builtin_texts", lambda: (text(2000, 2), text(2000, 3)))
+    monkeypatch.setattr("llmrank.text.built_in.builtin_texts", lambda: (text(2000, 2), text(2000, 3)))
     registries: list[dict[str, Any]] = [SCORERS, PRUNERS, PIPELINES, REPAIRS]
     before = [dict(registry) for registry in registries]
     yield tmp_path

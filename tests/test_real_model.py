@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from llmrank import ChainedFFNPipeline
-from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.evaluation.perplexity import perplexity
 from llmrank.models import find_ffns
 from llmrank.pipeline import CalibrationText
@@ -21,6 +20,7 @@ from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_sco
 from llmrank.prune import GlobalPruner, LocalPruner
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
+from llmrank.text import TokenSequences, tokenise
 
 GGUF = os.environ.get("LLMRANK_REAL_MODEL", "")
 WIKITEXT = os.environ.get("LLMRANK_WIKITEXT", "")

@@ -15,18 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.forward import (
-    body_of,
-    evaluation_mode,
-    model_inputs,
-    run_body,
-    token_embeddings,
-    unpadded_rows,
-)
 from llmrank.calibration.residual import block_path
 from llmrank.errors import CalibrationError, UnsupportedModelError
+from llmrank.execution.hooks import unpadded_rows
 from llmrank.models import FFN, FFNs, LinearMap
 from llmrank.models.finding.detect import is_linear
+from llmrank.models.forward import body_of, evaluation_mode, model_inputs, run_body, token_embeddings
 
 __all__ = ["SelectedRows", "find_attentions"]
 

@@ -14,19 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.forward import (
-    Progress,
-    TokenMasks,
-    add_hook,
-    body_of,
-    evaluation_mode,
-    first_output,
-    is_decoder,
-    model_inputs,
-    run_body,
-    unpadded_rows,
-)
-from llmrank.calibration.processes import Processes
 from llmrank.calibration.residual import SkipSums, block_path, hidden_states
 from llmrank.calibration.statistics import (
     AttentionStatistics,
@@ -35,10 +22,14 @@ from llmrank.calibration.statistics import (
     MixtureStatistics,
     RoutingStatistics,
 )
-from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, LLMRankError
+from llmrank.execution import Processes
+from llmrank.execution.hooks import TokenMasks, add_hook, unpadded_rows
 from llmrank.models import FFN, FFNs
 from llmrank.models.experts import Mixture, Routing
+from llmrank.models.forward import body_of, evaluation_mode, first_output, is_decoder, model_inputs, run_body
+from llmrank.progress import Progress
+from llmrank.text import TokenSequences
 
 __all__ = ["collect_statistics"]
 

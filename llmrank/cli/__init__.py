@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from graphs import GraphError
-from llmrank.calibration.processes import launched_processes
 from llmrank.cli.commands.components import run_components
 from llmrank.cli.commands.diff import add_diff_options, run_diff
 from llmrank.cli.commands.evaluate import add_evaluate_options, run_evaluate
@@ -32,9 +31,10 @@ from llmrank.cli.commands.rank import add_apply_options, add_rank_options, run_a
 from llmrank.cli.commands.sweep import add_sweep_options, run_sweep_command
 from llmrank.cli.config import CommandParser
 from llmrank.cli.console import QuietConsole, add_output_options, command_output, print_result
+from llmrank.cli.demo_models import DEMO_NAME
 from llmrank.cli.options import check_numbers
 from llmrank.errors import LLMRankError, ProcessError, is_out_of_memory
-from llmrank.models.demo_models import DEMO_NAME
+from llmrank.execution import launched_processes
 from llmrank.pipeline.report import environment
 
 __all__ = ["main"]

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmrank.calibration.text.dataset import without_folders
 from llmrank.errors import OptionError
 from llmrank.pipeline.specs import did_you_mean
+from llmrank.text.dataset import without_folders
 
 if sys.version_info >= (3, 11):
     import tomllib

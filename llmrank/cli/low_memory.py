@@ -17,9 +17,11 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from graphs import GraphError
-from llmrank.calibration.blocks.free_memory import free_memory
-from llmrank.calibration.blocks.recording import record_without_running
-from llmrank.calibration.blocks.work_directory import (
+from llmrank.cli.options import load
+from llmrank.errors import LLMRankError, OptionError
+from llmrank.execution.free_memory import free_memory
+from llmrank.execution.recording import record_without_running
+from llmrank.execution.work_directory import (
     SAVING,
     WorkDirectory,
     check_free,
@@ -27,17 +29,15 @@ from llmrank.calibration.blocks.work_directory import (
     read_progress,
     read_run,
 )
-from llmrank.calibration.text.built_in import BuiltInText
-from llmrank.calibration.text.generated import Automatic, Generated
-from llmrank.calibration.text.mixed_sources import MixedSources
-from llmrank.calibration.text.sources import find_source
-from llmrank.cli.options import load
-from llmrank.errors import LLMRankError, OptionError
 from llmrank.models import find_ffns
 from llmrank.models.loading import LoadedModel, parse_device
 from llmrank.pipeline import BasePipeline
 from llmrank.surgery.files import check_output
 from llmrank.surgery.hub import upload_command
+from llmrank.text.built_in import BuiltInText
+from llmrank.text.generated import Automatic, Generated
+from llmrank.text.mixed_sources import MixedSources
+from llmrank.text.sources import find_source
 
 __all__ = [
     "add_low_memory_options",

@@ -8,14 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from llmrank.calibration.forward import progress_step
-from llmrank.calibration.processes import Processes
-from llmrank.calibration.text import check_text
-from llmrank.calibration.text.sequences import Role
-from llmrank.calibration.text.sources import find_source, named_sources
+from llmrank.cli.demo_models import DEMO_NAME, demo_model
 from llmrank.errors import CalibrationError, CheckpointError, OptionError
+from llmrank.execution import Processes
 from llmrank.models.costs import UNITS
-from llmrank.models.demo_models import DEMO_NAME, demo_model
 from llmrank.models.loading import DTYPES, LoadedModel, parse_device, parse_dtype
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
 from llmrank.pipeline.options import CalibrationText, check_options
@@ -29,10 +25,14 @@ from llmrank.pipeline.registry import (
     make_repair,
     make_scorer,
 )
+from llmrank.progress import progress_step
 from llmrank.prune import BasePruner
 from llmrank.prune.records.units import parse_targets
 from llmrank.score import BaseScorer
 from llmrank.surgery import checkpoint
+from llmrank.text import check_text
+from llmrank.text.sequences import Role
+from llmrank.text.sources import find_source, named_sources
 
 __all__ = [
     "add_batch_and_seed",

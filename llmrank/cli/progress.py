@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from llmrank.calibration.forward import Progress
+from llmrank.progress import Progress
 
 __all__ = ["ProgressLog", "make_progress"]
 

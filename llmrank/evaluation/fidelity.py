@@ -13,19 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.forward import (
-    Progress,
-    at_least_float32,
-    check_ids,
-    evaluation_mode,
-    input_device,
-    longest_input,
-)
-from llmrank.calibration.generation import end_tokens, generation_settings
-from llmrank.calibration.logits import Prediction, Predictor, check_predicts
-from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.estimate import Estimate
+from llmrank.evaluation.logits import Prediction, Predictor, check_predicts
+from llmrank.models.forward import at_least_float32, check_ids, evaluation_mode, input_device, longest_input
+from llmrank.progress import Progress
+from llmrank.text import TokenSequences
+from llmrank.text.generation import end_tokens, generation_settings
 
 __all__ = ["Continuations", "Fidelity", "compare_predictions", "continuations", "divergences", "fidelity"]
 
@@ -100,7 +94,7 @@ def fidelity(
 
     Notes
     -----
-    Cost: a forward pass of the sequences for each model. Memory: twice that of :class:`llmrank.calibration.logits.Predictor`.
+    Cost: a forward pass of the sequences for each model. Memory: twice that of :class:`llmrank.evaluation.logits.Predictor`.
     """
     for compared in (dense, model):
         check_predicts(compared, "divergence")
@@ -130,7 +124,7 @@ def compare_predictions(
     Parameters
     ----------
     dense, model : iterable of (logits, targets, valid)
-        See :meth:`llmrank.calibration.logits.Predictor.bands`.
+        See :meth:`llmrank.evaluation.logits.Predictor.bands`.
     sequences : int
         Number of sequences in the batch.
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from llmrank.calibration.forward import Progress, check_ids, evaluation_mode, input_device, longest_input
-from llmrank.calibration.logits import predicts_next_token
-from llmrank.calibration.text.documents import plain_ids
-from llmrank.calibration.text.tokenisation import special_tokens
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.evaluation.estimate import Estimate
+from llmrank.models.forward import check_ids, evaluation_mode, input_device, longest_input, predicts_next_token
+from llmrank.progress import Progress
+from llmrank.text.documents import plain_ids
+from llmrank.text.tokenisation import special_tokens
 
 __all__ = ["LastWord", "Passage", "check_continues", "cut_passages", "last_word"]
 
@@ -172,7 +172,7 @@ def last_word(
         No passage is given, or all are skipped; there is no tokenizer, it fails, or it belongs to another model; or the
         predictions hold NaN.
     OptionError
-        See :func:`llmrank.calibration.forward.input_device`.
+        See :func:`llmrank.models.forward.input_device`.
 
     Notes
     -----

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmrank.calibration.forward import evaluation_mode, input_device
-from llmrank.calibration.logits import check_predicts
-from llmrank.calibration.text import read_text
-from llmrank.calibration.text.sources import find_source
 from llmrank.errors import CalibrationError, LLMRankError, OptionError, is_out_of_memory
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.last_word import cut_passages
+from llmrank.evaluation.logits import check_predicts
+from llmrank.models.forward import evaluation_mode, input_device
+from llmrank.text import read_text
+from llmrank.text.sources import find_source
 
 __all__ = ["TASKS", "LMEvalTasks", "find_tasks", "last_word_documents", "page_documents"]
 
@@ -79,7 +79,7 @@ class LMEvalTasks:
         CalibrationError
             There is no tokenizer, or a task fails, for example because its data cannot be loaded.
         OptionError
-            See :func:`llmrank.calibration.forward.input_device`.
+            See :func:`llmrank.models.forward.input_device`.
         """
         check_predicts(model, "likelihood for lm-eval")
         if tokenizer is None:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.forward import Progress, evaluation_mode, input_device
-from llmrank.calibration.logits import Predictor, check_predicts
-from llmrank.calibration.processes import Processes
-from llmrank.calibration.text import TokenSequences
+from llmrank.evaluation.logits import Predictor, check_predicts
+from llmrank.execution import Processes
 from llmrank.models import FFNs
+from llmrank.models.forward import evaluation_mode, input_device
+from llmrank.progress import Progress
+from llmrank.text import TokenSequences
 
 __all__ = [
     "ModelSize",
@@ -95,11 +96,11 @@ def perplexity(
     UnsupportedModelError
         The model predicts no next token (an encoder, a plain module).
     CalibrationError, OptionError
-        See :func:`llmrank.calibration.forward.model_inputs`.
+        See :func:`llmrank.models.forward.model_inputs`.
 
     Notes
     -----
-    Cost: a forward pass of the sequences, and the trial of :class:`llmrank.calibration.logits.Predictor`. Memory: that of the
+    Cost: a forward pass of the sequences, and the trial of :class:`llmrank.evaluation.logits.Predictor`. Memory: that of the
     Predictor.
     """
     processes = processes or Processes()

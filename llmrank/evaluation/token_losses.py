@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llmrank.calibration.forward import Progress, at_least_float32, evaluation_mode
-from llmrank.calibration.logits import Predictor, check_predicts
-from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.estimate import Estimate
+from llmrank.evaluation.logits import Predictor, check_predicts
 from llmrank.evaluation.token_texts import Context, TokenTexts
+from llmrank.models.forward import at_least_float32, evaluation_mode
+from llmrank.progress import Progress
+from llmrank.text import TokenSequences
 
 __all__ = ["GROUPINGS", "ChangedToken", "KindLoss", "LossChanges", "TokenLosses", "loss_changes", "token_losses"]
 

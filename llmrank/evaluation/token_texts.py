@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from llmrank.calibration.text.sequences import TokenSequences
-from llmrank.calibration.text.tokenisation import special_ids
 from llmrank.errors import OptionError
+from llmrank.text.sequences import TokenSequences
+from llmrank.text.tokenisation import special_ids
 
 __all__ = ["Context", "TokenTexts"]
 

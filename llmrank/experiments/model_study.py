@@ -16,33 +16,33 @@ from typing import Any
 
 from graphs import RankResult
 from graphs.io.files import hidden_directory
-from llmrank.calibration.blocks.recording import Recording, record_without_running
-from llmrank.calibration.blocks.work_directory import weights_digest
 from llmrank.calibration.collect import collect_statistics
-from llmrank.calibration.forward import Progress
 from llmrank.calibration.statistics import FFNStatistics
-from llmrank.calibration.text import TokenSequences, shared_passages
 from llmrank.errors import OptionError, StructureError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.lm_eval import LMEvalTasks
 from llmrank.evaluation.perplexity import Perplexity, model_size, sequence_losses
+from llmrank.execution.recording import Recording, record_without_running
 from llmrank.experiments.settings import RowSettings, SweepSettings
 from llmrank.experiments.speed import measure_speed
 from llmrank.models.costs import ModelCosts
+from llmrank.models.digest import weights_digest
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import BasePipeline, IsolatedFFNPipeline
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.options import RankedText
+from llmrank.pipeline.ranking import SETTINGS, Ranking
 from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.pipeline.report import choice_notes, environment, json_safe, model_source, repair_notes
+from llmrank.progress import Progress
 from llmrank.prune.masks import Masks
+from llmrank.repair import RepairedMap
 from llmrank.score import AutoScorer
 from llmrank.score.model_graph import ModelGraph
-from llmrank.score.ranking import SETTINGS, Ranking
 from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.equivalence import check_equivalence, masked_outputs
 from llmrank.surgery.files import atomic_directory
-from llmrank.surgery.repair import RepairedMap
+from llmrank.text import TokenSequences, shared_passages
 
 __all__ = ["ModelStudy"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.forward import evaluation_mode, model_inputs
-from llmrank.calibration.text import TokenSequences
+from llmrank.models.forward import evaluation_mode, model_inputs
+from llmrank.text import TokenSequences
 
 __all__ = ["Speed", "measure_speed"]
 

@@ -16,8 +16,6 @@ from typing import Any
 import torch
 
 from graphs import GraphError
-from llmrank.calibration.blocks.work_directory import weights_digest
-from llmrank.calibration.forward import Progress, progress_step
 from llmrank.errors import LLMRankError, OptionError, is_out_of_memory
 from llmrank.evaluation.lm_eval import LMEvalTasks
 from llmrank.experiments.identity import COMMIT, identity_of
@@ -26,9 +24,11 @@ from llmrank.experiments.settings import RowSettings, SweepSettings
 from llmrank.experiments.sweep_folder import IDENTITIES, SweepFolder
 from llmrank.experiments.sweep_result import SweepResult
 from llmrank.experiments.tracking import Tracker, make_tracker, numbers_of
+from llmrank.models.digest import weights_digest
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText, EvaluationText
 from llmrank.pipeline.registry import DEFAULTS
+from llmrank.progress import Progress, progress_step
 from llmrank.surgery import checkpoint
 
 __all__ = ["SweepModel", "run_sweep", "sweep"]

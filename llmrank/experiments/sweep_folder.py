@@ -10,8 +10,8 @@ from typing import Any
 
 from graphs import GraphError
 from graphs.io.files import checked_json, parse_checked_json
-from llmrank.calibration.blocks.work_directory import RUN_FILE, WorkDirectory, holds_run, read_run
 from llmrank.errors import OptionError
+from llmrank.execution.work_directory import RUN_FILE, WorkDirectory, holds_run, read_run
 
 __all__ = ["IDENTITIES", "ROWS", "SweepFolder", "read_rows"]
 

@@ -21,8 +21,8 @@ from graphs.analysis.measures import rank_correlation
 from graphs.io.files import read_json, read_tensors
 from graphs.linalg.blocks import FloatArray
 from llmrank.errors import CheckpointError, OptionError
+from llmrank.pipeline.ranking import SCORES, SETTINGS
 from llmrank.prune.masks import Masks
-from llmrank.score.ranking import SCORES, SETTINGS
 from llmrank.surgery.checkpoint import MASKS_FILE, REPORT_FILE
 
 __all__ = ["LayerDifference", "Run", "RunDifference", "compare_runs", "read_run"]

@@ -13,18 +13,18 @@ import numpy.typing as npt
 
 from graphs import LayeredGraph, RankResult
 from graphs.linalg.blocks import FloatArray
-from llmrank.calibration.forward import progress_step
-from llmrank.calibration.text import TokenSequences
 from llmrank.errors import OptionError
 from llmrank.inspection.budgets import Budgets, make_budgets
 from llmrank.inspection.layers import InspectedLayer, find_layers
 from llmrank.pipeline import BasePipeline, model_source
+from llmrank.progress import progress_step
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import Target
 from llmrank.prune.selection import choose_masks, prunes_jointly
 from llmrank.score import AutoScorer, BaseScorer
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.score.rank_graphs import rank_graphs
+from llmrank.text import TokenSequences
 
 __all__ = ["Inspection", "ScorerResult", "inspect_model"]
 

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.blocks.recording import Recording, record_without_running, recording
-from llmrank.calibration.blocks.work_directory import WorkDirectory, weights_digest
-from llmrank.calibration.forward import Progress, progress_step, run_sequences
-from llmrank.calibration.processes import join_processes, launched_processes
-from llmrank.calibration.text import TokenSequences, shared_passages
 from llmrank.errors import OptionError
 from llmrank.evaluation.perplexity import Perplexity, model_size, perplexity, unigram_perplexity
+from llmrank.execution import join_processes, launched_processes
+from llmrank.execution.recording import Recording, record_without_running, recording
+from llmrank.execution.work_directory import WorkDirectory
 from llmrank.models import FFNs
+from llmrank.models.digest import weights_digest
+from llmrank.models.forward import run_sequences
 from llmrank.pipeline.options import RankedText
 from llmrank.pipeline.report import (
     Evaluation,
@@ -35,13 +35,15 @@ from llmrank.pipeline.report import (
     repair_notes,
 )
 from llmrank.pipeline.stages import PipelineStages
+from llmrank.progress import Progress, progress_step
 from llmrank.prune.budget import budget_notes, reached_amounts
 from llmrank.prune.masks import Masks
 from llmrank.prune.schedule import ScheduleStep, amounts_after_steps
+from llmrank.repair import RepairedMap, repair_summary
 from llmrank.score import BaseScorer
 from llmrank.surgery.apply import apply_masks, temporarily_masked
 from llmrank.surgery.equivalence import check_equivalence, masked_outputs
-from llmrank.surgery.repair import RepairedMap, repair_summary
+from llmrank.text import TokenSequences, shared_passages
 
 __all__ = ["BasePipeline"]
 
@@ -74,7 +76,7 @@ class BasePipeline(PipelineStages):
     align : {"none", "pad"}
         "pad" fills compact layers up with zeros to one width; "none", the default, does not.
     repair : BaseRepair, optional
-        How new weights of the output maps make up for the removed neurons, see :mod:`llmrank.surgery.repair`; none by default,
+        How new weights of the output maps make up for the removed neurons, see :mod:`llmrank.repair`; none by default,
         and refused with a `structure_dict`. The repair is kept if it brings the model closer to the dense one on held-out
         sequences (see :meth:`llmrank.pipeline.CalibrationText.sequences`), or if nothing could be held out.
     targets : str or sequence of str

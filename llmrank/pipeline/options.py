@@ -9,22 +9,23 @@ from typing import Any
 
 from torch import nn
 
-from llmrank.calibration.blocks.work_directory import weights_digest
-from llmrank.calibration.forward import Progress, fitting_length
 from llmrank.calibration.statistics import FFNStatistics
-from llmrank.calibration.text import TokenSequences, n_held_out, tokenise
-from llmrank.calibration.text.sequences import Request
-from llmrank.calibration.text.sources import find_source, make_sequences
 from llmrank.errors import OptionError, check_type
 from llmrank.models import FFNs
 from llmrank.models.costs import unit_name
+from llmrank.models.digest import weights_digest
+from llmrank.models.forward import fitting_length
+from llmrank.pipeline.ranking import Ranking
+from llmrank.progress import Progress
 from llmrank.prune import BasePruner
 from llmrank.prune.schedule import check_steps
+from llmrank.repair import BaseRepair
 from llmrank.score import AutoScorer, BaseScorer
-from llmrank.score.ranking import Ranking
 from llmrank.surgery.forms import FORMS, Form
-from llmrank.surgery.repair import BaseRepair
 from llmrank.surgery.widths import ALIGNMENTS, Align
+from llmrank.text import TokenSequences, n_held_out, tokenise
+from llmrank.text.sequences import Request
+from llmrank.text.sources import find_source, make_sequences
 
 __all__ = ["DEFAULT_LENGTH", "DEFAULT_SAMPLES", "CalibrationText", "EvaluationText", "RankedText", "check_options"]
 
@@ -39,7 +40,7 @@ class CalibrationText:
     Parameters
     ----------
     source : path, text, list of texts, "dataset:NAME", "built-in", "generated", "auto", mapping, or tensor; optional
-        See :func:`llmrank.calibration.text.sources.make_sequences`; the built-in text by default. "generated" is text that the
+        See :func:`llmrank.text.sources.make_sequences`; the built-in text by default. "generated" is text that the
         model writes itself; "auto" is "generated" if the model can write text, else "built-in". A mapping from sources to shares
         is a mixture. A float tensor is for a module that is not a language model: each row is one example of its input.
     samples, sequence_length : int

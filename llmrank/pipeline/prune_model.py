@@ -11,21 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.blocks.work_directory import SHARD_BYTES, WorkDirectory
-from llmrank.calibration.forward import Progress
-from llmrank.calibration.processes import launched_processes
 from llmrank.errors import check_type
+from llmrank.execution import launched_processes
+from llmrank.execution.work_directory import SHARD_BYTES, WorkDirectory
 from llmrank.models.costs import Unit
 from llmrank.pipeline.base_pipeline import BasePipeline
 from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText
 from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.pipeline.report import Printed, PrintedGroup, Report
+from llmrank.progress import Progress
 from llmrank.prune import BasePruner
 from llmrank.prune.masks import Masks
+from llmrank.repair import BaseRepair
 from llmrank.score import BaseScorer
 from llmrank.surgery import checkpoint
 from llmrank.surgery.forms import Form
-from llmrank.surgery.repair import BaseRepair
 
 __all__ = ["PrunedModel", "prune_model"]
 

@@ -25,14 +25,14 @@ from functools import cached_property
 from importlib import metadata
 from typing import Any, Generic, TypeVar, get_type_hints
 
-from llmrank.calibration.text.sources import named_classes
 from llmrank.errors import OptionError
 from llmrank.pipeline.base_pipeline import BasePipeline
 from llmrank.pipeline.specs import Field, did_you_mean, parameter_docs, split_spec, split_specs
 from llmrank.pipeline.topologies import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import BasePruner
+from llmrank.repair import BaseRepair
 from llmrank.score import AutoScorer, BaseScorer
-from llmrank.surgery.repair import BaseRepair
+from llmrank.text.sources import named_classes
 
 __all__ = [
     "DEFAULTS",
@@ -243,7 +243,7 @@ PIPELINES: Registry[BasePipeline] = Registry(
     {entry.topology: entry for entry in (IsolatedFFNPipeline, ChainedFFNPipeline, ResidualFFNPipeline)},
 )
 REPAIRS: Registry[BaseRepair] = Registry(
-    "repair", BaseRepair, named_classes("llmrank.surgery.repair", BaseRepair), "llmrank.repairs"
+    "repair", BaseRepair, named_classes("llmrank.repair", BaseRepair), "llmrank.repairs"
 )
 REGISTRIES: tuple[Registry[Any], ...] = (PIPELINES, SCORERS, PRUNERS, REPAIRS)
 # The local pruner leaves equal layers equally wide, so transformers alone loads the checkpoint. The other defaults rest

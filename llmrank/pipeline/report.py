@@ -23,18 +23,18 @@ from torch import nn
 
 from graphs import RankResult
 from graphs.io.files import replace_file
-from llmrank.calibration.forward import input_device
 from llmrank.evaluation.perplexity import ModelSize, Perplexity
 from llmrank.models import FFNs
 from llmrank.models.costs import Unit, unit_name
+from llmrank.models.forward import input_device
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.closeness.validation import Validation
 from llmrank.prune import BasePruner, record_of_size, round_width
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import Target
+from llmrank.repair import BaseRepair
 from llmrank.score import BaseScorer
 from llmrank.score.model_graph import ModelGraph
-from llmrank.surgery.repair import BaseRepair
 
 __all__ = [
     "Evaluation",
@@ -164,7 +164,7 @@ class Report(Printed):
         See :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`; empty unless the pruner needs them.
     repaired : dict
         For each repaired map the target and the damping of the fit, and the errors, see
-        :class:`llmrank.surgery.repair.RepairedMap`.
+        :class:`llmrank.repair.RepairedMap`.
     choice : dict, optional
         How the scorer was chosen, see :class:`llmrank.pipeline.closeness.candidates.Choice`.
     validation : dict, optional

@@ -12,40 +12,41 @@ import torch
 from torch import nn
 
 from graphs import LayeredGraph, RankResult
-from llmrank.calibration.blocks.collect_by_block import collect_by_block
-from llmrank.calibration.blocks.onloading import onloaded_by_block
-from llmrank.calibration.blocks.recording import Recording, blocks_of, broken_error
-from llmrank.calibration.blocks.work_directory import WorkDirectory
 from llmrank.calibration.collect import collect_statistics
-from llmrank.calibration.forward import Progress, fitting_length, reached_by_tokens
-from llmrank.calibration.processes import Processes
+from llmrank.calibration.collect_by_block import collect_by_block
 from llmrank.calibration.statistics import FFNStatistics
-from llmrank.calibration.text import TokenSequences
 from llmrank.errors import OptionError
+from llmrank.execution import Processes
+from llmrank.execution.onloading import onloaded_by_block
+from llmrank.execution.recording import Recording, blocks_of, broken_error
+from llmrank.execution.work_directory import WorkDirectory
 from llmrank.models import FFNs, explicit_ffns, find_ffns
 from llmrank.models.checks import check_expert_biases
 from llmrank.models.costs import ModelCosts
+from llmrank.models.forward import fitting_length, reached_by_tokens
 from llmrank.models.loading import parse_device
 from llmrank.pipeline.closeness.candidates import Choice, other_text, pieces, tokens_of_a_trial, try_candidates
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.pipeline.closeness.validation import Validation, repair_where_it_helps
 from llmrank.pipeline.options import CalibrationText, EvaluationText, RankedText, check_kinds, check_options
 from llmrank.pipeline.report import Report, expected_widths, token_warning
+from llmrank.progress import Progress
 from llmrank.prune import BasePruner, LocalPruner
 from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import Target, check_targets, parse_targets, units_of
 from llmrank.prune.schedule import ScheduleStep
 from llmrank.prune.selection import Reselection, check_both, choose_masks, prunes_jointly
+from llmrank.repair import BaseRepair, RepairedMap
+from llmrank.repair.duration import repair_seconds
 from llmrank.score import AutoScorer, BaseScorer, ExpertScorer
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
 from llmrank.score.pagerank import default_scorer
 from llmrank.score.rank_graphs import rank_graphs
 from llmrank.surgery.apply import AppliedMasks, check_writable
 from llmrank.surgery.forms import Form
-from llmrank.surgery.repair import BaseRepair, RepairedMap
-from llmrank.surgery.repair.duration import repair_seconds
 from llmrank.surgery.widths import Align, check_padding
+from llmrank.text import TokenSequences
 
 __all__ = ["PipelineStages"]
 
@@ -196,7 +197,7 @@ class PipelineStages:
         return token_warning(self.repair, self.pruner, ffns, tokens, length, self.targets)
 
     def repair_seconds(self, ffns: FFNs) -> float:
-        """Estimate the seconds of the repair, without forward passes; see :mod:`llmrank.surgery.repair.duration`."""
+        """Estimate the seconds of the repair, without forward passes; see :mod:`llmrank.repair.duration`."""
         if self.repair is None:
             return 0.0
         tokens = self.calibration.samples * fitting_length(self.model, self.calibration.sequence_length)

@@ -24,7 +24,7 @@ class Masks(Mapping[str, torch.Tensor]):
     keep : mapping from str to (n,) tensor or sequence of bool, or of integers 0 and 1
         True (or 1) for kept neurons.
     weights : str
-        Digest of the model that the masks are made for (:func:`llmrank.calibration.blocks.work_directory.weights_digest`); empty
+        Digest of the model that the masks are made for (:func:`llmrank.models.digest.weights_digest`); empty
         if it is not known. A file of masks holds it too. Masks that are equal may have different digests.
 
     Raises

@@ -16,6 +16,7 @@ from llmrank.models.experts import ExpertMap, Mixture, RouteAround, route_around
 from llmrank.models.families import bias_attribute, text_config
 from llmrank.models.linear_map import bias_of, in_features, is_linear_map, out_features
 from llmrank.prune.masks import Masks
+from llmrank.repair import RepairedMap
 from llmrank.surgery.forms import (
     FORMS,
     Form,
@@ -27,7 +28,6 @@ from llmrank.surgery.forms import (
     write_repaired,
     zero_tensor,
 )
-from llmrank.surgery.repair import RepairedMap
 from llmrank.surgery.restores import Restore, restores_of
 from llmrank.surgery.widths import ALIGNMENTS, Align, check_padding, compact_widths, set_widths
 
@@ -127,7 +127,7 @@ def apply_masks(
         llmrank can load them. If no field of the configuration can state that width, they are filled up to the width of the dense
         model.
     repaired : mapping from str to RepairedMap, optional
-        Repaired output maps for the same masks; see :func:`llmrank.surgery.repair.repair_ffns`.
+        Repaired output maps for the same masks; see :func:`llmrank.repair.repair_ffns`.
     undoable : bool
         Whether to keep the original tensors. If not, each is freed as soon as it is replaced, and a failure half-way leaves the
         model pruned in part.

@@ -17,8 +17,8 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from llmrank.calibration.blocks.free_memory import free_memory
 from llmrank.errors import CheckpointError, is_out_of_memory
+from llmrank.execution.free_memory import free_memory
 from llmrank.models import FFNs, find_ffns
 from llmrank.models.experts import RouteAround, SeparateExperts, counts_of_experts
 from llmrank.models.loading import LoadedModel, load_pretrained, model_class_of, read_model

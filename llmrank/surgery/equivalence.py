@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.forward import evaluation_mode, first_output, model_inputs, run_body
-from llmrank.calibration.text import TokenSequences
 from llmrank.errors import UnsupportedModelError, is_out_of_memory
 from llmrank.models import FFNs, PrunableLayer
 from llmrank.models.experts import Mixture, by_expert, find_mixtures, route_around
+from llmrank.models.forward import evaluation_mode, first_output, model_inputs, run_body
 from llmrank.prune.masks import Masks
-from llmrank.surgery.repair import RepairedMap, substitute
+from llmrank.repair import RepairedMap, substitute
+from llmrank.text import TokenSequences
 
 __all__ = ["as_masked", "check_equivalence", "masked_outputs", "silence_layers"]
 

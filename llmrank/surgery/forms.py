@@ -15,7 +15,7 @@ from llmrank.models import FFNs, LinearMap
 from llmrank.models.experts import ExpertMap, SeparateExperts
 from llmrank.models.linear_map import as_stored, size_attributes
 from llmrank.prune.masks import Masks
-from llmrank.surgery.repair import RepairedMap
+from llmrank.repair import RepairedMap
 
 __all__ = [
     "FORMS",

@@ -12,9 +12,9 @@ import pytest
 import llmrank
 from benchmarks import quality
 from benchmarks.closeness import COLUMNS, Closeness, cells, columns
-from llmrank.calibration.text import tokenise
 from llmrank.evaluation.last_word import cut_passages
 from llmrank.models.loading import LoadedModel
+from llmrank.text import tokenise
 from tests.llmrank.tiny_models import TALE, disturbed, spelling_tokenizer, tiny_llama
 
 

@@ -12,10 +12,10 @@ import transformers
 
 from benchmarks import encoder
 from benchmarks.encoder import REPAIRS, SCORERS, Corpus, Setting, Study, agreement, main, sentences, settings
-from llmrank.calibration.text import tokenise
 from llmrank.models import find_ffns
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
+from llmrank.text import tokenise
 from tests.llmrank.tiny_models import Snapshot, family_config, named_family, text, tokenizer
 
 

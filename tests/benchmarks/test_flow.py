@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import across, flow
-from llmrank.calibration.text import TokenSequences
+from llmrank.text import TokenSequences
 from tests.llmrank.tiny_models import tiny_llama, token_ids
 
 

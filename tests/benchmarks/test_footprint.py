@@ -11,9 +11,8 @@ import torch
 
 import llmrank
 from benchmarks import footprint
-from llmrank.calibration import generation
-from llmrank.calibration.blocks.block_stream import BlockStream
-from llmrank.calibration.text import tokenise
+from llmrank.execution.block_stream import BlockStream
+from llmrank.text import generation, tokenise
 from tests.llmrank.tiny_models import TALE, spelling_tokenizer, tiny_llama, token_ids
 
 

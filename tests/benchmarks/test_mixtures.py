@@ -8,9 +8,9 @@ import torch
 import transformers
 
 from benchmarks import experts, mixtures
-from llmrank.calibration.text import TokenSequences
 from llmrank.models import find_ffns
 from llmrank.surgery import checkpoint
+from llmrank.text import TokenSequences
 from tests.llmrank.tiny_models import FFN, LLAMA, VOCABULARY
 
 SHAPE = mixtures.Shape(n_experts=5, top_k=3)

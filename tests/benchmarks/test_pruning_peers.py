@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks import pruning_peers
-from llmrank.calibration.text import tokenise
 from llmrank.models import find_ffns
+from llmrank.text import tokenise
 from tests.llmrank.tiny_models import Snapshot, tiny_llama, token_ids
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import repair
-from llmrank.surgery.repair import Moments
+from llmrank.repair import Moments
 
 
 def row(tokens: int, name: str, losses: list[float], **more: Any) -> dict[str, Any]:

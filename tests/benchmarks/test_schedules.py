@@ -7,8 +7,8 @@ import json
 import pytest
 
 from benchmarks import schedules
-from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.evaluation.perplexity import perplexity
+from llmrank.text import TokenSequences, tokenise
 from tests.llmrank.tiny_models import Snapshot, tiny_llama, token_ids
 
 

@@ -15,7 +15,6 @@ from torch import nn
 
 import llmrank
 from llmrank import Masks, prune_model
-from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CheckpointError, MaskError, OptionError, UnsupportedModelError
 from llmrank.models import find_ffns
 from llmrank.pipeline import IsolatedFFNPipeline
@@ -23,6 +22,7 @@ from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.equivalence import masked_outputs
 from llmrank.surgery.widths import WIDTHS_KEY
+from llmrank.text import TokenSequences
 from tests.llmrank.tiny_mixtures import MIXTURES, tiny_mixture
 from tests.llmrank.tiny_models import Snapshot
 from tests.pairwise import pairwise
@@ -163,7 +163,7 @@ def test_repaired_checkpoints_compute_what_the_model_computes(name: str, targets
 def test_the_experts_that_are_left_make_up_for_removed_ones(
     name: str, moment_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmrank.surgery.repair.sequential.MOMENT_BYTES", moment_bytes)
+    monkeypatch.setattr("llmrank.repair.sequential.MOMENT_BYTES", moment_bytes)
     ids = torch.randint(3, 64, (40, 32), generator=torch.Generator().manual_seed(3))
     options: dict[str, Any] = {"calibration": ids, "sequence_length": 32, "samples": 40}
     pruned = prune_model(tiny_mixture(name), None, 0.25, targets="experts", repair="lstsq", **options)

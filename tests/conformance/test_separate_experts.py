@@ -13,14 +13,14 @@ import transformers
 from benchmarks.hand_masks import experts_silenced, neurons_set_to_zero, readers_of
 from llmrank import prune_model
 from llmrank.calibration.collect import collect_statistics
-from llmrank.calibration.forward import evaluation_mode
-from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.models import find_ffns
+from llmrank.models.forward import evaluation_mode
 from llmrank.pipeline import IsolatedFFNPipeline
 from llmrank.prune import LocalPruner
 from llmrank.surgery.checkpoint import _class_for_config
 from llmrank.surgery.widths import WIDTHS_KEY
+from llmrank.text import TokenSequences
 from tests.llmrank.tiny_models import Snapshot
 from tests.llmrank.tiny_separate import MIXTRAL, SEPARATE, tiny_separate
 from tests.pairwise import pairwise

@@ -9,8 +9,8 @@ import torch
 import transformers
 
 import llmrank
-from llmrank.calibration.text import generated
 from llmrank.models.finding import detect
+from llmrank.text import generated
 from tests.devices import DeviceTraffic
 from tests.llmrank.tiny_models import text, tiny_llama, tokenizer
 

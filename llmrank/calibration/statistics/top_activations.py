@@ -9,20 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llmrank.calibration.forward import (
-    Progress,
-    TokenMasks,
-    add_hook,
-    body_of,
-    evaluation_mode,
-    is_decoder,
-    model_inputs,
-    run_body,
-)
-from llmrank.calibration.text.sequences import TokenSequences
 from llmrank.errors import CalibrationError, OptionError
+from llmrank.execution.hooks import TokenMasks, add_hook
 from llmrank.models import FFN, FFNs
 from llmrank.models.experts import Routing
+from llmrank.models.forward import body_of, evaluation_mode, is_decoder, model_inputs, run_body
+from llmrank.progress import Progress
+from llmrank.text.sequences import TokenSequences
 
 __all__ = ["TopActivations", "collect_top_activations"]
 

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.text import Text
 
 from graphs.io.files import replace_file
-from llmrank.calibration.forward import progress_step
-from llmrank.calibration.logits import predicts_next_token
 from llmrank.evaluation.perplexity import complete
 from llmrank.inspection.figures import draw_removed_neurons
+from llmrank.models.forward import predicts_next_token
 from llmrank.pipeline import BasePipeline
+from llmrank.progress import progress_step
 from llmrank.surgery import checkpoint
 from llmrank.surgery.files import check_output
 

@@ -13,8 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llmrank.calibration.forward import fitting_length
-from llmrank.calibration.text import TokenSequences, check_text, read_text, tokenise
 from llmrank.cli.commands.loss_changes import print_loss_changes
 from llmrank.cli.console import write_result
 from llmrank.cli.options import add_model_options, check_device_and_dtype, check_output_file, load, text_source
@@ -25,9 +23,11 @@ from llmrank.evaluation.last_word import CONTEXT_WORDS, Passage, check_continues
 from llmrank.evaluation.lm_eval import LMEvalTasks, find_tasks
 from llmrank.evaluation.perplexity import model_size, perplexity
 from llmrank.evaluation.token_losses import loss_changes, token_losses
+from llmrank.models.forward import fitting_length
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
 from llmrank.pipeline.report import dtype_name, environment
+from llmrank.text import TokenSequences, check_text, read_text, tokenise
 
 __all__ = ["add_evaluate_options", "run_evaluate"]
 

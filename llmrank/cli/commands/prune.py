@@ -14,14 +14,9 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from llmrank.calibration.blocks.work_directory import SAVING, SHARD_BYTES
-from llmrank.calibration.forward import fitting_length, progress_step
-from llmrank.calibration.logits import predicts_next_token
-from llmrank.calibration.processes import Processes, join_processes, launched_processes
-from llmrank.calibration.text import tokenise
-from llmrank.calibration.text.built_in import BuiltInText
-from llmrank.calibration.text.generated import Automatic, Generated
+from llmrank.cache import cache_directory
 from llmrank.cli.commands import demo
+from llmrank.cli.demo_models import DEMO_NAME
 from llmrank.cli.low_memory import (
     add_low_memory_options,
     check_low_memory,
@@ -40,11 +35,14 @@ from llmrank.cli.options import (
 )
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
-from llmrank.models.demo_models import DEMO_NAME, cache_directory
+from llmrank.execution import Processes, join_processes, launched_processes
+from llmrank.execution.work_directory import SAVING, SHARD_BYTES
+from llmrank.models.forward import fitting_length, predicts_next_token
 from llmrank.models.loading import parse_device
 from llmrank.pipeline import BasePipeline
 from llmrank.pipeline.report import Evaluation, Report
 from llmrank.pipeline.specs import split_spec
+from llmrank.progress import progress_step
 from llmrank.prune.budget import describe_amount
 from llmrank.prune.schedule import describe_steps
 from llmrank.surgery import checkpoint
@@ -52,6 +50,9 @@ from llmrank.surgery.files import check_output
 from llmrank.surgery.hub import check_hub, upload_command
 from llmrank.surgery.model_card import loading_code
 from llmrank.surgery.widths import WIDTHS_KEY
+from llmrank.text import tokenise
+from llmrank.text.built_in import BuiltInText
+from llmrank.text.generated import Automatic, Generated
 
 __all__ = [
     "add_demo_options",

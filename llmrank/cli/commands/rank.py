@@ -9,8 +9,6 @@ from typing import Any
 
 from rich.console import Console
 
-from llmrank.calibration.blocks.work_directory import SAVING, SHARD_BYTES, WorkDirectory, weights_digest
-from llmrank.calibration.forward import progress_step
 from llmrank.cli.commands.prune import add_evaluation, add_hub_options, check_upload, describe_checkpoint, run_prune
 from llmrank.cli.low_memory import (
     add_low_memory_options,
@@ -22,12 +20,15 @@ from llmrank.cli.low_memory import (
 )
 from llmrank.cli.options import add_method_options, add_model_options, check_method, directory, make_pipeline
 from llmrank.errors import OptionError
+from llmrank.execution.work_directory import SAVING, SHARD_BYTES, WorkDirectory
 from llmrank.models import find_ffns
+from llmrank.models.digest import weights_digest
 from llmrank.pipeline.options import RankedText
+from llmrank.pipeline.ranking import SETTINGS, Ranking
 from llmrank.pipeline.registry import DEFAULTS
 from llmrank.pipeline.report import json_safe, model_source
+from llmrank.progress import progress_step
 from llmrank.prune.masks import Masks
-from llmrank.score.ranking import SETTINGS, Ranking
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.files import atomic_directory, check_output

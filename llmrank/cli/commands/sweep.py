@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from llmrank.calibration.forward import progress_step
 from llmrank.cli.config import CommandParser
 from llmrank.cli.options import (
     add_batch_and_seed,
@@ -32,6 +31,7 @@ from llmrank.models.costs import UNITS
 from llmrank.pipeline import CalibrationText, EvaluationText
 from llmrank.pipeline.registry import DEFAULTS
 from llmrank.pipeline.specs import split_specs
+from llmrank.progress import progress_step
 
 __all__ = ["add_sweep_options", "run_sweep_command", "sweep_settings"]
 

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from llmrank.calibration.forward import TRIAL_TOKENS, evaluation_mode, model_inputs
-from llmrank.calibration.logits import check_predicts
 from llmrank.errors import UnsupportedModelError
+from llmrank.evaluation.logits import check_predicts
 from llmrank.models import FFN, FFNs
+from llmrank.models.forward import TRIAL_TOKENS, evaluation_mode, model_inputs
 
 __all__ = ["Norm", "Norms", "find_norms", "read_norm"]
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from llmrank.calibration.forward import Progress, is_decoder
 from llmrank.errors import OptionError
 from llmrank.inspection.meaning.final_norm import Norms, find_norms
 from llmrank.models import FFN, FFNs, PrunableLayer
+from llmrank.models.forward import is_decoder
+from llmrank.progress import Progress
 
 __all__ = ["LensTokens", "logit_lens"]
 

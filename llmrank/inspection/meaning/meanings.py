@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from llmrank.calibration.forward import Progress
 from llmrank.calibration.statistics.top_activations import TopActivations, collect_top_activations
-from llmrank.calibration.text import TokenSequences
 from llmrank.errors import OptionError, UnsupportedModelError
 from llmrank.evaluation.token_texts import Context, TokenTexts
 from llmrank.inspection.meaning.logit_lens import LensTokens, logit_lens
 from llmrank.models import FFNs
+from llmrank.progress import Progress
+from llmrank.text import TokenSequences
 
 __all__ = ["ActiveContext", "Meanings", "NeuronMeaning", "PromotedToken", "find_meanings"]
 

@@ -25,14 +25,14 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from llmrank.calibration.forward import Progress, progress_step
-from llmrank.calibration.processes import Processes
-from llmrank.calibration.text import TokenSequences, tokenise
-from llmrank.calibration.text.built_in import BuiltInText, builtin_texts
 from llmrank.evaluation.estimate import Estimate
+from llmrank.execution import Processes
 from llmrank.models import FFNs
 from llmrank.pipeline.closeness.distance import DenseReference, Distances, Measure
+from llmrank.progress import Progress, progress_step
 from llmrank.prune.masks import Masks
+from llmrank.text import TokenSequences, tokenise
+from llmrank.text.built_in import BuiltInText, builtin_texts
 
 __all__ = ["Choice", "Trial", "choose", "other_text", "pieces", "tokens_of_a_trial", "try_candidates"]
 

@@ -10,18 +10,18 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from llmrank.calibration.blocks.onloading import onloaded_by_block
-from llmrank.calibration.blocks.recording import blocks_of
-from llmrank.calibration.forward import evaluation_mode, first_output, model_inputs, run_body
-from llmrank.calibration.logits import Prediction, Predictor, predicts_next_token
-from llmrank.calibration.processes import Processes
-from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError
 from llmrank.evaluation.fidelity import compare_predictions
+from llmrank.evaluation.logits import Prediction, Predictor
+from llmrank.execution import Processes
+from llmrank.execution.onloading import onloaded_by_block
+from llmrank.execution.recording import blocks_of
 from llmrank.models import FFNs
+from llmrank.models.forward import evaluation_mode, first_output, model_inputs, predicts_next_token, run_body
 from llmrank.prune.masks import Masks
+from llmrank.repair import RepairedMap
 from llmrank.surgery.equivalence import as_masked
-from llmrank.surgery.repair import RepairedMap
+from llmrank.text import TokenSequences
 
 __all__ = ["DenseReference", "Distances", "Measure"]
 
@@ -58,7 +58,7 @@ class DenseReference:
     Notes
     -----
     Cost: one forward pass of the sequences, and one more for every pruned model. Memory: the hidden states (or first outputs) of
-    all tokens, and that of :class:`llmrank.calibration.logits.Predictor`.
+    all tokens, and that of :class:`llmrank.evaluation.logits.Predictor`.
     """
 
     def __init__(

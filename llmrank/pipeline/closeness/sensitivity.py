@@ -13,25 +13,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.blocks.recording import recording
-from llmrank.calibration.forward import (
-    Progress,
+from llmrank.errors import CalibrationError, OptionError
+from llmrank.evaluation.fidelity import divergences
+from llmrank.execution import Processes
+from llmrank.execution.hooks import unpadded_rows
+from llmrank.execution.recording import recording
+from llmrank.models import FFNs, PrunableLayer
+from llmrank.models.forward import (
     at_least_float32,
     evaluation_mode,
     first_output,
     model_inputs,
     run_body,
     substitute_forward,
-    unpadded_rows,
     write_count,
 )
-from llmrank.calibration.processes import Processes
-from llmrank.calibration.text import TokenSequences
-from llmrank.errors import CalibrationError, OptionError
-from llmrank.evaluation.fidelity import divergences
-from llmrank.models import FFNs, PrunableLayer
+from llmrank.progress import Progress
 from llmrank.prune.masks import Masks
 from llmrank.surgery.equivalence import silence_layers
+from llmrank.text import TokenSequences
 
 __all__ = ["layer_sensitivities"]
 
@@ -90,12 +90,12 @@ def layer_sensitivities(
     Raises
     ------
     OptionError
-        The FFNs come from a `structure_dict`; `samples` is below 1; or see :func:`llmrank.calibration.forward.model_inputs`.
+        The FFNs come from a `structure_dict`; `samples` is below 1; or see :func:`llmrank.models.forward.model_inputs`.
     MaskError
         The masks are those of another model, or a mask keeps no neuron.
     CalibrationError
         An output is not finite, or the dense output is zero for every token (the message names the layer); or see
-        :func:`llmrank.calibration.forward.model_inputs`.
+        :func:`llmrank.models.forward.model_inputs`.
 
     Notes
     -----
@@ -108,7 +108,7 @@ def layer_sensitivities(
     The output comes from the second neuron only; the first is read with weight 0:
 
     >>> from llmrank.models import find_ffns
-    >>> from llmrank.calibration.text import tokenise
+    >>> from llmrank.text import tokenise
     >>> mlp = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
     >>> _ = mlp[0].weight.data.copy_(torch.eye(2)), mlp[2].weight.data.copy_(torch.tensor([[0.0, 1.0], [0.0, 2.0]]))
     >>> sequences = tokenise(torch.ones(4, 2), None, 4, 2)

@@ -14,20 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.blocks.block_stream import open_stream
-from llmrank.calibration.blocks.recording import Recording
-from llmrank.calibration.blocks.work_directory import WorkDirectory
-from llmrank.calibration.forward import Progress, progress_step
-from llmrank.calibration.processes import Processes
-from llmrank.calibration.text import TokenSequences
 from llmrank.evaluation.estimate import Estimate
+from llmrank.execution import Processes
+from llmrank.execution.block_stream import open_stream
+from llmrank.execution.recording import Recording
+from llmrank.execution.work_directory import WorkDirectory
 from llmrank.models import FFNs
 from llmrank.pipeline.closeness.distance import DenseReference, Distances, Measure
+from llmrank.progress import Progress, progress_step
 from llmrank.prune.masks import Masks
-from llmrank.surgery.repair import BaseRepair, RepairedMap, repair_ffns
-from llmrank.surgery.repair.in_files import RepairsInFiles
-from llmrank.surgery.repair.in_place import RepairsInPlace
-from llmrank.surgery.repair.sequential import Reselect
+from llmrank.repair import BaseRepair, RepairedMap, repair_ffns
+from llmrank.repair.in_files import RepairsInFiles
+from llmrank.repair.in_place import RepairsInPlace
+from llmrank.repair.sequential import Reselect
+from llmrank.text import TokenSequences
 
 __all__ = ["Validation", "repair_where_it_helps"]
 
@@ -104,12 +104,12 @@ def repair_where_it_helps(
     model : nn.Module
         The dense model; not changed unless `in_place`.
     ffns, masks, method, choose, progress
-        See :func:`llmrank.surgery.repair.repair_ffns`.
+        See :func:`llmrank.repair.repair_ffns`.
     texts : tuple of TokenSequences
         The sequences that the repair is fitted to, and the held-out ones or None. The held-out sequences choose the damping and
         validate the repair.
     record : Recording
-        Record of the forward passes of both texts, see :func:`llmrank.calibration.blocks.block_stream.open_stream`.
+        Record of the forward passes of both texts, see :func:`llmrank.execution.block_stream.open_stream`.
     batch_size : int
     in_place : bool
         Write each repaired weight over the model's own as soon as it is solved, so that memory never holds two sets of weights.
@@ -133,7 +133,7 @@ def repair_where_it_helps(
     Raises
     ------
     CalibrationError, OptionError
-        See :func:`llmrank.surgery.repair.repair_ffns`; or the predictions hold NaN.
+        See :func:`llmrank.repair.repair_ffns`; or the predictions hold NaN.
     OSError
         `in_place`, and there is no space for the temporary file that keeps the model's weights.
     """

@@ -11,9 +11,9 @@ from torch import nn
 
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.residual import SkipSums, block_path, hidden_states
-from llmrank.calibration.text import tokenise
 from llmrank.errors import StructureError
 from llmrank.models import find_ffns
+from llmrank.text import tokenise
 from tests.llmrank.tiny_models import (
     family_model,
     features,

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from llmrank.calibration.collect import collect_statistics
-from llmrank.calibration.forward import evaluation_mode, longest_input, model_inputs
 from llmrank.calibration.statistics import FFNStatistics, LayerStatistics
-from llmrank.calibration.text import tokenise
 from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.models import find_ffns
+from llmrank.models.forward import evaluation_mode, longest_input, model_inputs
 from llmrank.pipeline import CalibrationText, ChainedFFNPipeline
+from llmrank.text import tokenise
 from tests.llmrank.tiny_models import (
     STRUCTURE,
     Snapshot,

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from llmrank.calibration.statistics.top_activations import collect_top_activations
-from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.models import find_ffns
+from llmrank.text import TokenSequences
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import (
     family_model,

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import llmrank.evaluation.fidelity
-from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.evaluation.fidelity import Continuations, continuations, divergences, fidelity
+from llmrank.text import TokenSequences, tokenise
 from tests.llmrank.tiny_models import (
     Snapshot,
     disturbed,

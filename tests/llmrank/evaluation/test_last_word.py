@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrank.calibration.text.documents import plain_ids
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.evaluation.last_word import Passage, cut_passages, last_word
+from llmrank.text.documents import plain_ids
 from tests.llmrank.tiny_models import (
     TALE,
     Snapshot,

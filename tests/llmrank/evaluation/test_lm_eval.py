@@ -16,7 +16,6 @@ import pytest
 import torch
 
 import llmrank
-from llmrank.calibration.text.documents import plain_ids
 from llmrank.errors import CalibrationError, LLMRankError, OptionError, UnsupportedModelError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.last_word import cut_passages, last_word
@@ -32,6 +31,7 @@ from llmrank.evaluation.lm_eval import (
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import ChainedFFNPipeline
 from llmrank.prune import GlobalPruner
+from llmrank.text.documents import plain_ids
 from tests.llmrank.commands import refused, run
 from tests.llmrank.tiny_models import (
     TALE,

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.calibration.logits import predicts_next_token
-from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.errors import UnsupportedModelError
 from llmrank.evaluation.perplexity import complete, model_size, perplexity, unigram_perplexity
 from llmrank.models import find_ffns
+from llmrank.models.forward import predicts_next_token
 from llmrank.pipeline import ChainedFFNPipeline
+from llmrank.text import TokenSequences, tokenise
 from tests.llmrank.tiny_models import (
     Snapshot,
     family_model,

@@ -11,10 +11,10 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models
 
-from llmrank.calibration.text import TokenSequences
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.evaluation.perplexity import sequence_losses
 from llmrank.evaluation.token_losses import GROUPINGS, TokenLosses, loss_changes, token_losses
+from llmrank.text import TokenSequences
 from tests.llmrank.tiny_models import (
     disturbed,
     family_model,

@@ -12,11 +12,11 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from torch import nn
 
 import llmrank
-from llmrank.calibration.forward import input_device
 from llmrank.errors import OptionError, UnsupportedModelError
 from llmrank.evaluation.fidelity import continuations, fidelity
 from llmrank.evaluation.last_word import Passage, last_word
 from llmrank.evaluation.perplexity import complete, perplexity
+from llmrank.models.forward import input_device
 from llmrank.pipeline import (
     BasePipeline,
     CalibrationText,
@@ -25,8 +25,8 @@ from llmrank.pipeline import (
     ResidualFFNPipeline,
 )
 from llmrank.prune import SensitivityPruner
+from llmrank.repair import LeastSquaresRepair
 from llmrank.score import FLAPScorer, ForwardBackwardScorer, WeightedPageRankScorer
-from llmrank.surgery.repair import LeastSquaresRepair
 from tests.devices import FIRST, SECOND
 from tests.llmrank.devices import on_two
 from tests.llmrank.tiny_models import logits, text, tiny_llama, token_ids, tokenizer, whole_sequences

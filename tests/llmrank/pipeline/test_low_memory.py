@@ -21,16 +21,17 @@ import torch
 from torch import nn
 
 from llmrank import prune_model
-from llmrank.calibration.blocks.recording import record_without_running
-from llmrank.calibration.blocks.states import States
-from llmrank.calibration.blocks.work_directory import WorkDirectory, weights_digest
-from llmrank.calibration.text import tokenise
 from llmrank.errors import OptionError
+from llmrank.execution.recording import record_without_running
+from llmrank.execution.states import States
+from llmrank.execution.work_directory import WorkDirectory
 from llmrank.models import FAMILIES, Family, find_ffns
+from llmrank.models.digest import weights_digest
 from llmrank.pipeline import CalibrationText, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
+from llmrank.repair import LeastSquaresRepair
 from llmrank.score import AutoScorer, FLAPScorer, WeightedPageRankScorer
-from llmrank.surgery.repair import LeastSquaresRepair
+from llmrank.text import tokenise
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import families, family_model, tiny_llama, token_ids
 
@@ -189,7 +190,7 @@ def test_a_finished_stage_is_not_repeated(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*_: Any) -> None:
         raise AssertionError("a block ran again")
 
-    monkeypatch.setattr("llmrank.calibration.blocks.collect_by_block.collect_statistics", fail)
+    monkeypatch.setattr("llmrank.calibration.collect_by_block.collect_statistics", fail)
     run(tiny_llama(), "repaired", tmp_path / "work", resume=True)
 
 
@@ -251,7 +252,7 @@ def test_a_model_on_another_device_is_refused(tmp_path: Path) -> None:
 def test_two_processes_in_one_directory_are_refused(tmp_path: Path) -> None:
     code = """
 import sys, time
-from llmrank.calibration.blocks.work_directory import WorkDirectory
+from llmrank.execution.work_directory import WorkDirectory
 work = WorkDirectory(sys.argv[1], {})
 print("open", flush=True)
 time.sleep(60)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from llmrank import prune_model
-from llmrank.calibration.blocks.states import States
 from llmrank.errors import OptionError
+from llmrank.execution.states import States
 from llmrank.models import FAMILIES, Family
 from llmrank.pipeline import IsolatedFFNPipeline
 from llmrank.pipeline.registry import make_pruner, make_repair
@@ -170,7 +170,7 @@ class Stopped(Exception):  # noqa: N818 -- no error of llmrank
 
 STOPS = {
     "calibration": "llmrank.calibration.collect._LayerSums.add",
-    "repair": "llmrank.surgery.repair.moments.MomentSums.end_batch",
+    "repair": "llmrank.repair.moments.MomentSums.end_batch",
     "sensitivities": "llmrank.pipeline.closeness.sensitivity.divergences",
     "evaluation": "llmrank.evaluation.perplexity.nn.functional.cross_entropy",
 }
@@ -242,7 +242,7 @@ def test_prune_model_takes_a_device_and_saves_from_the_cpu(tmp_path: Path) -> No
 
 def test_a_repair_takes_as_long_as_the_device_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.device] = []
-    monkeypatch.setattr("llmrank.surgery.repair.duration._speed", lambda device: asked.append(device) or 1e9)
+    monkeypatch.setattr("llmrank.repair.duration._speed", lambda device: asked.append(device) or 1e9)
     options: dict[str, Any] = {"repair": make_repair("lstsq"), "calibration": token_ids(8), "undoable": False}
     for more in ({}, {"device": "meta", "work_directory": tmp_path / "work"}):
         monkeypatch.setattr("llmrank.pipeline.stages.parse_device", torch.device)

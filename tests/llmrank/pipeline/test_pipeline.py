@@ -17,7 +17,6 @@ import llmrank.pipeline.base_pipeline
 import llmrank.surgery.apply
 from graphs import LayeredGraph, RankResult
 from llmrank import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
-from llmrank.calibration.text import tokenise
 from llmrank.errors import CalibrationError, MaskError, OptionError, UnsupportedModelError
 from llmrank.evaluation.fidelity import fidelity
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
@@ -26,10 +25,11 @@ from llmrank.pipeline import CalibrationText, EvaluationText
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.prune import LocalPruner, SensitivityPruner
 from llmrank.prune.masks import Masks
+from llmrank.repair import BiasRepair, LeastSquaresRepair, RepairedMap
 from llmrank.score import BaseScorer, NormScorer
 from llmrank.score.auto import default_candidates
 from llmrank.surgery.equivalence import masked_outputs
-from llmrank.surgery.repair import BiasRepair, LeastSquaresRepair, RepairedMap
+from llmrank.text import tokenise
 from tests.llmrank.tiny_models import (
     STRUCTURE,
     Snapshot,
@@ -389,7 +389,7 @@ def test_the_duration_of_a_repair_counts_operations_and_measures_speed(monkeypat
         pruner=LocalPruner(0.5),
     )
     ffns = find_ffns(pipeline.model)
-    monkeypatch.setattr("llmrank.surgery.repair.duration._speed", lambda device: 1000.0)
+    monkeypatch.setattr("llmrank.repair.duration._speed", lambda device: 1000.0)
     expected = 0.0
     for layer in ffns.layers.values():
         n, kept, out = layer.size, layer.size // 2, pipeline.model.config.hidden_size

@@ -15,8 +15,8 @@ from llmrank import prune_model
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.pipeline import CalibrationText, ChainedFFNPipeline
 from llmrank.prune import GlobalPruner
+from llmrank.repair import LeastSquaresRepair
 from llmrank.score import NormScorer
-from llmrank.surgery.repair import LeastSquaresRepair
 from tests.llmrank.tiny_models import LLAMA, Snapshot, logits, text, tiny_llama, tiny_t5, token_ids, tokenizer
 
 WIDTH = LLAMA["intermediate_size"]

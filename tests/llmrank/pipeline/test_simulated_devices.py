@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from llmrank import prune_model
-from llmrank.calibration.forward import input_device
 from llmrank.evaluation.fidelity import continuations, fidelity
 from llmrank.evaluation.last_word import Passage, last_word
 from llmrank.evaluation.perplexity import complete, perplexity
 from llmrank.evaluation.token_losses import token_losses
 from llmrank.inspection.meaning.meanings import find_meanings
 from llmrank.models import find_ffns
+from llmrank.models.forward import input_device
 from llmrank.pipeline import (
     BasePipeline,
     CalibrationText,

@@ -18,9 +18,9 @@ from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import record_of_size
 from llmrank.prune.schedule import amounts_after_steps, describe_steps
 from llmrank.prune.selection import Reselection
+from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair
 from llmrank.score import BaseScorer, ModifiedPageRankScorer, RandomScorer, WandaSPScorer, WeightedPageRankScorer
 from llmrank.surgery.apply import apply_masks, temporarily_masked
-from llmrank.surgery.repair import BaseRepair, BiasRepair, LeastSquaresRepair
 from tests.llmrank.tiny_models import STRUCTURE, Snapshot, features, logits, mlp, tiny_llama, tiny_t5, token_ids
 
 CALIBRATION = token_ids(5, 16)

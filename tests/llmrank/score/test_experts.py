@@ -10,16 +10,16 @@ import torch
 
 from llmrank import prune_model
 from llmrank.calibration.collect import collect_statistics
-from llmrank.calibration.text import TokenSequences
 from llmrank.errors import OptionError
 from llmrank.models import find_ffns
 from llmrank.models.experts import by_expert
 from llmrank.pipeline.registry import make_scorer
 from llmrank.prune.masks import Masks
+from llmrank.repair import LeastSquaresRepair
+from llmrank.repair.moments import MomentSums
 from llmrank.score import WeightedPageRankScorer
 from llmrank.score.model_graph import build_graphs, edge_weights
-from llmrank.surgery.repair import LeastSquaresRepair
-from llmrank.surgery.repair.moments import MomentSums
+from llmrank.text import TokenSequences
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import tiny_llama
 

@@ -15,6 +15,7 @@ from llmrank.errors import OptionError, StructureError
 from llmrank.models import find_ffns
 from llmrank.prune import GlobalPruner, LocalPruner
 from llmrank.prune.selection import Reselection
+from llmrank.repair import LeastSquaresRepair
 from llmrank.score import (
     ActivationScorer,
     BaseScorer,
@@ -29,7 +30,6 @@ from llmrank.score import (
 )
 from llmrank.score.model_graph import build_graphs
 from llmrank.score.rank_graphs import rank_graphs
-from llmrank.surgery.repair import LeastSquaresRepair
 from tests.llmrank import textbook
 from tests.llmrank.tiny_models import Snapshot, logits, mlp, repeated, tiny_llama, tiny_t5, token_ids
 

@@ -14,17 +14,17 @@ import torch
 from torch.nn.utils import prune as torch_prune
 
 import llmrank
-from llmrank.calibration.blocks.block_stream import BlockStream, open_stream
-from llmrank.calibration.blocks.recording import recording
-from llmrank.calibration.blocks.stream import PassStream, Stream
 from llmrank.calibration.collect import collect_statistics
-from llmrank.calibration.text import tokenise
+from llmrank.execution.block_stream import BlockStream, open_stream
+from llmrank.execution.pass_stream import PassStream, Stream
+from llmrank.execution.recording import recording
 from llmrank.models import find_ffns
 from llmrank.prune.masks import Masks
+from llmrank.repair import BiasRepair, LeastSquaresRepair, RepairedMap, repair_ffns
 from llmrank.surgery import apply
 from llmrank.surgery.apply import apply_masks, temporarily_masked
 from llmrank.surgery.equivalence import check_equivalence, masked_outputs
-from llmrank.surgery.repair import BiasRepair, LeastSquaresRepair, RepairedMap, repair_ffns
+from llmrank.text import tokenise
 from tests.llmrank.tiny_models import Snapshot, family_model, logits, named_family, tiny_llama, token_ids
 
 PACKAGE = Path(llmrank.__file__).parent

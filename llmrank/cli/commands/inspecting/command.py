@@ -15,10 +15,8 @@ from rich.console import Console
 from graphs import save_graph, save_rank
 from graphs.io.exchange import exchange_formats
 from graphs.reduction.subgraphs import top_subgraph
-from llmrank.calibration.forward import progress_step
-from llmrank.calibration.logits import predicts_next_token
-from llmrank.calibration.text.built_in import BuiltInText
 from llmrank.cli.commands.inspecting.tables import print_experts, print_layers, print_meaning, print_neuron
+from llmrank.cli.demo_models import DEMO_NAME
 from llmrank.cli.options import add_method_options, add_model_options, check_method, load, make_pipeline
 from llmrank.errors import OptionError
 from llmrank.evaluation.token_losses import LossChanges, loss_changes, token_losses
@@ -30,14 +28,16 @@ from llmrank.inspection.meaning.meaning_files import write_meanings_csv, write_m
 from llmrank.inspection.meaning.meanings import Meanings, find_meanings
 from llmrank.inspection.page import write_page
 from llmrank.inspection.summary import InspectionSummary, summarise_inspection, summarise_neuron
-from llmrank.models.demo_models import DEMO_NAME
+from llmrank.models.forward import predicts_next_token
 from llmrank.pipeline import BasePipeline
 from llmrank.pipeline.registry import SCORERS
 from llmrank.pipeline.specs import split_spec
+from llmrank.progress import progress_step
 from llmrank.score import AutoScorer, BaseScorer, ExpertScorer
 from llmrank.score.pagerank import default_scorer
 from llmrank.surgery.apply import temporarily_masked
 from llmrank.surgery.files import atomic_directory, check_output
+from llmrank.text.built_in import BuiltInText
 
 __all__ = ["add_inspect_options", "run_inspect"]
 

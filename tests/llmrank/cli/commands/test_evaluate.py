@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import llmrank
-from llmrank.calibration.text import tokenise
 from llmrank.evaluation.fidelity import continuations, fidelity
 from llmrank.evaluation.last_word import cut_passages, last_word
 from llmrank.evaluation.perplexity import perplexity
 from llmrank.evaluation.token_losses import loss_changes, token_losses
+from llmrank.text import tokenise
 from tests.llmrank.commands import refused, run
 from tests.llmrank.tiny_models import (
     TALE,

@@ -11,11 +11,11 @@ import pytest
 
 import llmrank
 from graphs import load_graph, load_rank
-from llmrank.calibration.text import tokenise
 from llmrank.cli.commands.inspecting import command as cli_inspect
 from llmrank.evaluation.token_losses import token_losses
 from llmrank.inspection.meaning.meanings import find_meanings
 from llmrank.models import find_ffns
+from llmrank.text import tokenise
 from tests.llmrank import commands
 from tests.llmrank.commands import SHORT
 from tests.llmrank.tiny_mixtures import tiny_mixture

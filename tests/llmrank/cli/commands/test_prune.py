@@ -21,9 +21,9 @@ import transformers
 
 import llmrank
 from llmrank import Masks, cli
-from llmrank.calibration.forward import longest_input
 from llmrank.cli.commands import demo
 from llmrank.cli.commands import prune as cli_prune
+from llmrank.models.forward import longest_input
 from llmrank.pipeline import registry
 from tests.llmrank.commands import SHORT, refused, run
 from tests.llmrank.tiny_models import FFN, family_model, logits, named_family, tiny_llama, tiny_t5, token_ids, tokenizer
@@ -132,7 +132,7 @@ def test_a_long_repair_is_announced_before_it_begins(
     arguments = ("prune", checkpoint, "--calibration", corpus, *SHORT, "--repair", "lstsq", "--output")
     assert run(*arguments, tmp_path / "short") == 0
     assert "The repair will take" not in capsys.readouterr().out
-    monkeypatch.setattr("llmrank.surgery.repair.duration._speed", lambda device: 1.0)
+    monkeypatch.setattr("llmrank.repair.duration._speed", lambda device: 1.0)
     assert run(*arguments, tmp_path / "long") == 0
     shown = " ".join(capsys.readouterr().out.split())
     announced = re.search(r"The repair will take about [0-9,]+ minutes", shown)

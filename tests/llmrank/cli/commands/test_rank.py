@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 
 import llmrank
 from llmrank import Masks
-from llmrank.calibration.blocks.work_directory import WorkDirectory
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.statistics.statistics_file import read_statistics, write_statistics
-from llmrank.calibration.text import tokenise
 from llmrank.cli import low_memory
 from llmrank.errors import OptionError
+from llmrank.execution.work_directory import WorkDirectory
 from llmrank.models import find_ffns
-from llmrank.score.ranking import Ranking
+from llmrank.pipeline.ranking import Ranking
+from llmrank.text import tokenise
 from tests.devices import FIRST, DeviceTraffic
 from tests.llmrank.commands import SHORT, refused, run
 from tests.llmrank.tiny_mixtures import tiny_mixture
@@ -234,7 +234,7 @@ def test_the_files_of_a_run_at_work_are_not_removed(
         killing.setattr(WorkDirectory, "remove", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
         assert run(*arguments, "--low-memory") == 130
     capsys.readouterr()
-    monkeypatch.setattr("llmrank.calibration.blocks.work_directory.take_lock", lambda *_, **__: None)
+    monkeypatch.setattr("llmrank.execution.work_directory.take_lock", lambda *_, **__: None)
     assert "another process is at work" in refused(capsys, *arguments, "--resume")
     assert (tmp_path / "out.unfinished" / "run.json").is_file()
 
@@ -303,7 +303,7 @@ def test_rankings_that_do_not_fit_are_refused(
     assert run("rank", checkpoint, "--output", stream, "--calibration", corpus, *SHORT, *residual) == 0
     assert run("apply", stream, checkpoint, *output, "--pipeline", "residual:attention=true") == 2
     assert "a ranking holds no statistics of attentions" in " ".join(capsys.readouterr().err.split())
-    monkeypatch.setattr("llmrank.calibration.text.generated.generate_text", None)  # refused before the model writes
+    monkeypatch.setattr("llmrank.text.generated.generate_text", None)  # refused before the model writes
     attention = ("rank", checkpoint, *output, "--calibration", "generated", *SHORT)
     attention += ("--pipeline", "residual:attention=true")
     assert run(*attention) == 2

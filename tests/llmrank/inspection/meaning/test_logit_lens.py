@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.calibration.logits import predicts_next_token
 from llmrank.errors import OptionError, UnsupportedModelError
 from llmrank.inspection.meaning import logit_lens as module
 from llmrank.inspection.meaning.final_norm import find_norms, read_norm
 from llmrank.inspection.meaning.logit_lens import LensTokens, logit_lens
 from llmrank.models import Family, find_ffns
+from llmrank.models.forward import predicts_next_token
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import every_family, family_model, mlp, named_family, tiny_llama, tiny_t5
 

@@ -15,7 +15,7 @@ from llmrank.models import find_ffns
 from llmrank.models.finding.tracing import is_odd_in, linear_chain
 from llmrank.pipeline import IsolatedFFNPipeline
 from llmrank.prune import GlobalPruner, LocalPruner
-from llmrank.surgery.repair import LeastSquaresRepair
+from llmrank.repair import LeastSquaresRepair
 from tests.llmrank.tiny_models import Snapshot, features, mlp
 
 

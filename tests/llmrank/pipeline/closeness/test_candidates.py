@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.pipeline import CalibrationText, IsolatedFFNPipeline
 from llmrank.pipeline.closeness import distance
@@ -20,6 +19,7 @@ from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.score import ActivationScorer, AutoScorer, BaseScorer, NormScorer, RandomScorer, WeightedPageRankScorer
 from llmrank.score.auto import default_candidates
 from llmrank.score.pagerank import default_scorer
+from llmrank.text import TokenSequences, tokenise
 from tests.llmrank.tiny_models import features, mlp, text, tiny_llama, token_ids, tokenizer, whole_sequences
 
 FOUR = [10, 10, 10, 10]

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 import llmrank.pipeline.closeness.sensitivity
-from llmrank.calibration.blocks.recording import Recording
-from llmrank.calibration.text import TokenSequences, tokenise
 from llmrank.errors import CalibrationError, MaskError, OptionError
+from llmrank.execution.recording import Recording
 from llmrank.models import FFN, Family, explicit_ffns, find_ffns
 from llmrank.models.linear_map import matrix_of
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.prune.masks import Masks
+from llmrank.text import TokenSequences, tokenise
 from tests.llmrank.tiny_models import (
     HIDDEN,
     STRUCTURE,

@@ -1,0 +1,312 @@
+"""Pass the calibration tokens through a model, block by block, while earlier FFNs change.
+
+If the blocks of a model follow one another directly, the hidden states in front of a block are kept, and the block runs without
+the rest of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmrank.execution.block_passes import BlockPasses
+from llmrank.execution.hooks import TokenMasks, add_hook
+from llmrank.execution.onloading import onloaded
+from llmrank.execution.pass_stream import PassStream, Readers, Stream
+from llmrank.execution.processes import Processes
+from llmrank.execution.recording import (
+    Call,
+    Recording,
+    broken_error,
+    can_copy,
+    copied_call,
+    record_calls,
+)
+from llmrank.execution.states import States, allocate_like
+from llmrank.execution.work_directory import WorkDirectory
+from llmrank.models import FFN, FFNs
+from llmrank.models.forward import at_least_float32, evaluation_mode, first_output, model_inputs
+from llmrank.text import TokenSequences
+
+__all__ = ["BlockStream", "open_stream"]
+
+# The stage of a work directory that notes how far a stream has come.
+STAGE = "repaired"
+
+
+class BlockStream:
+    """A stream that keeps the hidden states between blocks, and runs one block at a time.
+
+    Parameters
+    ----------
+    record : Recording
+        The recorded calls of the blocks. The recording must be unbroken: each block got exactly what the block before returned.
+    masks : sequence of TokenMasks
+        The masks of padding, one entry for each batch.
+    follow : bool
+        Whether to follow the dense model: to keep its hidden states too, and to compute from them the tensor `missing` for
+        :meth:`llmrank.execution.pass_stream.Reader.end_batch`. That tensor is known only if the block adds the map's output
+        to the residual stream unchanged, and if no other map of the block was pruned.
+    work : WorkDirectory, optional
+        Directory for files with the hidden states. The stream goes on at the block where an earlier process ended.
+    processes : Processes, optional
+        Processes that each pass other tokens through the model.
+    device : torch.device, optional
+        Where blocks compute, if that is not where their weights are.
+
+    Notes
+    -----
+    Cost, if one map of every FFN is read: two forward passes for all FFNs together, or three if the stream follows the dense
+    model. A block is transferred to a device once when its inputs are read (twice if experts are removed), and the block or its
+    FFN once more after that. Memory: the hidden states of all tokens (those of the dense model too if the stream follows it), and
+    the inputs of one FFN for all tokens. Memory of a device: one block, and what it needs for one batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ffns: FFNs,
+        record: Recording,
+        masks: Sequence[TokenMasks],
+        n_fitted_batches: int,
+        *,
+        follow: bool = False,
+        work: WorkDirectory | None = None,
+        processes: Processes | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.n_fitted_batches, self.device = n_fitted_batches, device
+        self._model, self._ffns = model, ffns
+        self._passes = BlockPasses(model, ffns, record, masks, device)
+        self._positions = self._passes.positions
+        self._work, self._processes = work, processes or Processes()
+        # What an earlier process noted: how many blocks the states have passed, and in which file (side) they are.
+        done = None if work is None else work.progress(STAGE)
+        self._states, self._dense_states = self._first_states(record, follow=follow, done=done)
+        # The numbers of the blocks that the pruned model's states, and the dense model's states, have reached.
+        self._position = self._dense_position = 0 if done is None else done["blocks"]
+        # The input of the last block that the dense model's states have passed: the dense model's states for the first batch.
+        self._dense_input: torch.Tensor | None = None
+        # What :meth:`_try_addition` returned, by the name of the FFN or mixture.
+        self._additions: dict[str, tuple[bool, bool]] = {}
+        # If the states already hold all of a block's output but the output of its FFN, only the FFN must run again after it is
+        # repaired: its module, its calls (one for each batch), and the memory that holds the inputs of these calls.
+        self._pending_ffn: nn.Module | None = None
+        self._pending_calls: list[Call] = []
+        self._pending_inputs: list[torch.Tensor] = []
+
+    def _first_states(self, record: Recording, *, follow: bool, done: Any) -> tuple[States, States | None]:
+        """Return the states of the pruned model and, with `follow`, of the dense model: the first, or those in files already."""
+        first = record.take_first_states()
+        if self._work is None:
+            return States.of(first), States.of(first) if follow else None
+        names = ("states", "dense-states") if follow else ("states",)
+        sides = [None if done is None else done[name] for name in names]
+        made = [States.in_files(self._work.file(n), first, side) for n, side in zip(names, sides, strict=True)]
+        return made[0], made[1] if follow else None
+
+    def has_passed(self, ffn: FFN) -> bool:
+        """See :meth:`Stream.has_passed`."""
+        return self._positions[ffn.name] < self._position
+
+    def feed(
+        self,
+        ffn: FFN,
+        readers: Readers,
+        dense_readers: Readers | None = None,
+        change: Callable[[], None] | None = None,
+    ) -> None:
+        """See :meth:`Stream.feed`."""
+        position = self._positions[ffn.name]
+        if position < self._position or (self._pending_ffn is not None and position == self._position):
+            raise RuntimeError(f"{ffn.name} or a later FFN was fed already, and the stream has left its block")
+        while self._position < position:
+            # If no FFN of this block was fed, the block is not pruned, and the dense model's states pass it as it is.
+            if self._dense_states is not None and self._dense_position == self._position:
+                self._passes.advance(self._position, self._dense_states)
+                self._dense_position += 1
+            self._advance()
+        with ExitStack() as onloaded_block:
+            onloaded_block.enter_context(self._passes.onloaded_block(position))
+            if self._dense_states is not None and self._dense_position == position:
+                self._advance_dense(self._dense_states, ffn, dense_readers or {})
+            is_added, ffn_suffices = False, False
+            if ffn.stages[-1][0].module in readers:
+                # Several groups of experts of one mixture may be fed one after the other. The trial runs for the first group,
+                # before the mixture is changed, and the other groups use its result.
+                name = ffn.mixture.name if ffn.is_routed and ffn.mixture is not None else ffn.name
+                if name not in self._additions:
+                    is_added, ffn_suffices = self._try_addition(position, ffn)
+                    # Rounding errors may decide `is_added`, and either all processes or none must compute what outputs lack.
+                    self._additions[name] = self._processes.first(is_added), ffn_suffices
+                is_added, ffn_suffices = self._additions[name]
+            if change is not None:
+                onloaded_block.close()  # so that the model's own tensors are changed, and not copies on a device
+                change()
+                onloaded_block.enter_context(self._passes.onloaded_block(position))
+            self._feed(position, ffn, readers, self._dense_states if is_added else None, ffn_suffices=ffn_suffices)
+
+    def _feed(
+        self, position: int, ffn: FFN, readers: Readers, dense_states: States | None, *, ffn_suffices: bool
+    ) -> None:
+        """Run a block on all batches, and tell the readers what its output lacks if the dense model's states are given."""
+        # If this FFN is the only one in the block, the states become the block's output minus the output of the FFN, which is
+        # added when the FFN is repaired. Then the rest of the block need not run again.
+        only_ffn = ffn_suffices and len(ffn.prunable) == 1 and list(self._positions.values()).count(position) == 1
+        calls: list[tuple[Call, Any]] = []
+        with ExitStack() as hooks:
+            for module, reader in readers.items():
+                add_hook(hooks, self._model, ffn, module, reader, self._passes.masks)
+            if only_ffn:
+                record_calls(hooks, ffn.module, calls)
+            for k, output in self._passes.outputs(position, self._states):
+                missing = None if dense_states is None else dense_states[k].to(output.device) - output
+                for reader in readers.values():
+                    reader.end_batch(missing)
+                if only_ffn:
+                    call, returned = calls.pop()
+                    if self.device is not None:
+                        call = call.to(self._states[k].device)  # where the call is kept until the FFN is repaired
+                    self._pending_inputs = self._pending_inputs or allocate_like(list(self._states))
+                    self._pending_calls.append(copied_call(call, self._pending_inputs[k], self._states[k]))
+                    self._states.store(k, output - returned)
+        self._pending_ffn = ffn.module if only_ffn else None
+
+    def _advance_dense(self, states: States, ffn: FFN, readers: Readers) -> None:
+        """Advance the dense model's states past a block, before anything in it is pruned."""
+        self._dense_input = states[0].clone()
+        with ExitStack() as hooks:
+            for module, reader in readers.items():
+                add_hook(hooks, self._model, ffn, module, reader, self._passes.masks)
+            for k, output in self._passes.outputs(self._dense_position, states):
+                for reader in readers.values():
+                    reader.end_batch(None)
+                states.store(k, output)
+        states.advance()
+        self._dense_position += 1
+
+    def _try_addition(self, position: int, ffn: FFN) -> tuple[bool, bool]:
+        """Try, on the first batch, what happens if a tensor is added to the output of the FFN's last map.
+
+        For an expert, the tensor is added to the sum of the outputs of all experts.
+
+        Returns
+        -------
+        is_added : bool
+            Whether the block's output changes by exactly that tensor.
+        ffn_suffices : bool
+            Whether the FFN's module, called outside the block, returns what it returned in the block minus that tensor.
+        """
+        if self._dense_input is not None and self._dense_states is not None:
+            block_input, output = self._dense_input, self._dense_states[0]
+            output = output if self.device is None else output.to(self.device)
+        else:
+            block_input = self._states[0]
+            _, output = next(self._passes.outputs(position, [block_input]))
+        module = ffn.mixture.summed if ffn.is_routed and ffn.mixture is not None else ffn.stages[-1][0].module
+        # The tensor to add: its values are as large as those of the residual stream, and differ from token to token.
+        added = output.roll(1, dims=-1)
+        has_fitting_size: list[bool] = []  # one entry for each call of the map
+        calls: list[tuple[Call, Any]] = []
+
+        def add(_module: nn.Module, _inputs: Any, returned: Any) -> Any:
+            values = first_output(returned)
+            has_fitting_size.append(values.numel() == added.numel())
+            if not has_fitting_size[-1]:
+                return returned
+            changed = values + added.reshape(values.shape)
+            return changed if isinstance(returned, torch.Tensor) else (changed, *returned[1:])
+
+        with ExitStack() as hooks:
+            hooks.callback(module.register_forward_hook(add).remove)
+            record_calls(hooks, ffn.module, calls)
+            _, changed = next(self._passes.outputs(position, [block_input]))
+        rounding = 16 * torch.finfo(output.dtype).eps * float(output.detach().abs().max())
+        if has_fitting_size != [True] or float((changed - output - added).abs().max()) > rounding:
+            return False, False
+        # The FFN's output is subtracted from the states and later added again. These two roundings matter in half precision.
+        if (
+            ffn.is_routed
+            or len(calls) != 1
+            or not can_copy(calls[0][0])
+            or at_least_float32(output).dtype != output.dtype
+        ):
+            return True, False
+        call, returned = calls[0]
+        again = ffn.module(*call.args, **call.kwargs)
+        like_stream = isinstance(again, torch.Tensor) and again.shape == added.shape
+        return True, like_stream and torch.equal(again + added, returned)
+
+    def _advance(self) -> None:
+        """Advance the states of the pruned model past a block."""
+        states = self._states
+        if self._pending_ffn is None:
+            self._passes.advance(self._position, states)
+        else:
+            ffn, device = self._pending_ffn, self.device
+            with torch.no_grad(), evaluation_mode(self._model, self._ffns), onloaded(ffn, device):
+                for k, call in enumerate(self._pending_calls):
+                    call, without_ffn = call.to(device), states.behind(k)
+                    added = ffn(*call.args, **call.kwargs)
+                    states.store(k, without_ffn.to(added.device) + added)
+            states.advance()
+            self._pending_calls.clear()
+            self._pending_ffn = None
+        self._position += 1
+        if self._work is not None:
+            kept = {"states": self._states}
+            if self._dense_states is not None:
+                kept["dense-states"] = self._dense_states
+            sides = {name: states.side for name, states in kept.items()}
+            files = [states.file for states in kept.values()]
+            unneeded = [file for states in kept.values() for file in states.files]
+            self._work.note(STAGE, {"blocks": self._position, **sides}, files, unneeded)
+
+
+def open_stream(
+    model: nn.Module,
+    ffns: FFNs,
+    sequences: TokenSequences,
+    batch_size: int,
+    record: Recording,
+    held_out: TokenSequences | None = None,
+    *,
+    follow: bool = False,
+    work: WorkDirectory | None = None,
+    processes: Processes | None = None,
+    device: torch.device | None = None,
+) -> Stream:
+    """Open a :class:`BlockStream` if the recording is unbroken and holds all batches, else a :class:`PassStream`.
+
+    Parameters
+    ----------
+    record : Recording
+        A recording of the forward passes of `sequences`, followed by those of `held_out`.
+    follow : bool
+        Whether a :class:`BlockStream` follows the dense model. A :class:`PassStream` never does.
+    work : WorkDirectory, optional
+    processes : Processes, optional
+    device : torch.device, optional
+        See :class:`BlockStream`.
+
+    Raises
+    ------
+    OptionError
+        A device is given, and the blocks do not follow one another directly.
+    """
+    batches = list(sequences.batches(batch_size))
+    n_fitted_batches = len(batches)
+    if held_out is not None:
+        batches += held_out.batches(batch_size)
+    if not record.unbroken or len(record.first_states) != len(batches):
+        if device is not None:
+            raise broken_error(model)
+        return PassStream(model, ffns, batches, n_fitted_batches)
+    masks = [TokenMasks(*model_inputs(model, *batch)[1:]) for batch in batches]
+    return BlockStream(
+        model, ffns, record, masks, n_fitted_batches, follow=follow, work=work, processes=processes, device=device
+    )

@@ -1,0 +1,89 @@
+"""Hooks that pass the activations of linear maps to accumulators, and the masks of padding."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from llmrank.errors import CalibrationError
+from llmrank.models import FFN
+from llmrank.models.forward import is_decoder
+
+__all__ = ["Accumulator", "TokenMasks", "add_hook", "unpadded_rows"]
+
+
+@dataclass
+class TokenMasks:
+    """Masks of the current batch, False at padding; None if no token is padding.
+
+    Attributes
+    ----------
+    input, decoder : (batch, length) bool tensor or None
+        Mask of the model's input, and of the input of an encoder-decoder model's decoder (None in other models).
+    """
+
+    input: torch.Tensor | None = None
+    decoder: torch.Tensor | None = None
+
+    def replace(self, other: TokenMasks) -> None:
+        """Set the masks to those of the next batch, in place, because hooks keep a reference to this object."""
+        self.input, self.decoder = other.input, other.decoder
+
+
+class Accumulator(Protocol):
+    """Receives the inputs or outputs of a module."""
+
+    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Add the values (..., n) of one batch; the mask is False at rows that do not count, None if all rows count."""
+
+
+def unpadded_rows(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return the rows (tokens, n) of values (..., n) that are not padding; without a mask, all rows."""
+    values = values.detach()
+    if mask is not None:
+        values = values[mask.to(values.device)]
+    return values.reshape(-1, values.shape[-1])
+
+
+def add_hook(
+    hooks: ExitStack,
+    model: nn.Module,
+    ffn: FFN,
+    module: nn.Module,
+    accumulator: Accumulator,
+    masks: TokenMasks,
+    *,
+    output: bool = False,
+) -> None:
+    """Pass the input (or with `output` the output) of a linear map of an FFN to an accumulator, until `hooks` closes.
+
+    Raises
+    ------
+    CalibrationError
+        In a forward pass: values do not fit the mask, so that padding cannot be told from text.
+    """
+    side = "decoder" if is_decoder(model, ffn) else "input"
+    routing = None if ffn.mixture is None else ffn.mixture.routing_of(module)
+
+    def add(values: torch.Tensor) -> None:
+        mask: torch.Tensor | None = getattr(masks, side)
+        if mask is not None and routing is not None:  # an expert gets only some of the tokens
+            mask, values = mask.reshape(-1)[routing.tokens.to(mask.device)], values.reshape(-1, values.shape[-1])
+        if mask is not None and values.shape[:-1] != mask.shape:
+            if values.shape[:-1] != (mask.numel(),):
+                raise CalibrationError(
+                    f"cannot tell padding from text: values at {ffn.name} have shape {tuple(values.shape)}, the tokens "
+                    f"have shape {tuple(mask.shape)}; calibrate on one text (sequences without padding), not on a list of texts"
+                )
+            mask = mask.reshape(-1)
+        accumulator.add(values, mask)
+
+    if output:
+        handle = module.register_forward_hook(lambda _module, _inputs, result: add(result))
+    else:
+        handle = module.register_forward_pre_hook(lambda _module, inputs: add(inputs[0]))
+    hooks.callback(handle.remove)

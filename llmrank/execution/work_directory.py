@@ -1,0 +1,215 @@
+"""A directory for a run that keeps most of its tensors in files; if the run is interrupted, another process can go on with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graphs import GraphError
+from graphs.io.files import LOCK, file_checksum, read_json, remove_leftovers, take_lock, write_json
+from llmrank.errors import OptionError
+from llmrank.execution.states import file_tensor
+
+__all__ = [
+    "SAVING",
+    "SHARD_BYTES",
+    "WorkDirectory",
+    "check_free",
+    "holds_run",
+    "read_progress",
+    "read_run",
+]
+
+# A run that has a work directory splits the weights that it writes into files of at most this size, because all weights of a
+# file are in memory while the file is written.
+SHARD_BYTES = 10**9
+RUN_FILE, PROGRESS_FILE = "run.json", "progress.json"
+# The stage in which a run writes its result, which appears whole or not at all. Its note holds the settings of the command.
+SAVING = "saving"
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a directory holds the files of a run; one that was made for a run which never began counts as empty."""
+    return (path / RUN_FILE).is_file()
+
+
+def check_free(path: Path) -> None:
+    """Raise an OptionError if a directory holds something else than a run; what a killed process has left there is removed."""
+    remove_leftovers(path, RUN_FILE)
+    is_free = not path.exists() or (path.is_dir() and {each.name for each in path.iterdir()} <= {LOCK})
+    if not holds_run(path) and not is_free:
+        raise OptionError(
+            f"{path} is in the way of the files of this run, and is no run of llmrank; choose another --output, or move it away"
+        )
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Return the settings of the run in a directory.
+
+    Raises
+    ------
+    OptionError
+        The file is damaged.
+    """
+    return _read(path / RUN_FILE)
+
+
+def read_progress(path: Path) -> dict[str, Any]:
+    """Return how far each stage of the run in a directory has come; empty if none has begun.
+
+    Raises
+    ------
+    OptionError
+        The file is damaged.
+    """
+    return dict(_read_notes(path).get("stages", {}))
+
+
+def _read_notes(path: Path) -> dict[str, Any]:
+    """Return what :meth:`WorkDirectory.note` has written last."""
+    return _read(path / PROGRESS_FILE) if (path / PROGRESS_FILE).is_file() else {}
+
+
+class WorkDirectory:
+    """The files of a run: tensors that need not be in memory, and a note of how far the run has come.
+
+    Parameters
+    ----------
+    path : path-like
+        A directory that does not exist yet, or is empty. With `resume`, the directory of an earlier run; the files that its
+        progress relies on are read and compared with their checksums.
+    run : mapping
+        The settings that decide the result of the run, as values that JSON can hold.
+    resume : bool
+        Whether to go on with the earlier run.
+
+    Raises
+    ------
+    OptionError
+        The directory holds an earlier run, and `resume` is False or the settings differ; or `resume` is True, and the directory
+        holds no run; or a file of the run is missing, or is not as the run left it; or another process is at work in the
+        directory.
+    OSError
+        The directory cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], run: Mapping[str, Any], *, resume: bool = False) -> None:
+        self.path = Path(path)
+        settings = json.loads(json.dumps(run))
+        run_file = self.path / RUN_FILE
+        if not holds_run(self.path):
+            if resume:
+                raise OptionError(f"there is no unfinished run in {self.path} to go on with; leave resume out")
+            check_free(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+        elif not resume:
+            raise OptionError(
+                f"{self.path} holds a run that has not finished; go on with it (--resume), or delete that directory"
+            )
+        # by_process=True: this process may still hold the lock from a run of its own that has failed, and go on with that run.
+        lock = take_lock(self.path, by_process=True)
+        if lock is None:
+            raise OptionError(
+                f"another process is at work in {self.path}; wait until it has ended, or choose another --output"
+            )
+        self._unlock = weakref.finalize(self, os.close, lock)
+        if run_file.is_file():
+            earlier = read_run(self.path)
+            differing = sorted(name for name in {*settings, *earlier} if settings.get(name) != earlier.get(name))
+            if differing:
+                raise OptionError(
+                    f"the run in {self.path} had another {', '.join(differing)}; give the options of that run, or delete that "
+                    "directory"
+                )
+        else:
+            write_json(run_file, settings)
+        noted = _read_notes(self.path)
+        self._progress: dict[str, Any] = noted.get("stages", {})
+        # The checksums of the files that the progress relies on, by name.
+        self._files: dict[str, str] = noted.get("files", {})
+        for name, known in self._files.items():
+            file = self.path / name
+            if not file.is_file() or file_checksum(file) != known:
+                raise OptionError(
+                    f"{file} is missing, or is not as the run left it, so the run cannot go on; delete {self.path}, and start "
+                    "again"
+                )
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether progress of some stage is noted, so that another process can go on from there."""
+        return bool(self._progress)
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of the run."""
+        return self.path / name
+
+    def progress(self, stage: str) -> Any:
+        """Return what :meth:`note` noted for a stage, or None."""
+        return self._progress.get(stage)
+
+    def keep(self, file: Path) -> None:
+        """Have the next note rely on a file, which is on the disk when this returns. Cost: the file is read."""
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
+        self._files[file.name] = file_checksum(file)
+
+    def keeps(self, file: Path) -> bool:
+        """Whether the progress relies on a file."""
+        return file.name in self._files
+
+    def note(self, stage: str, value: Any, files: Iterable[Path] = (), unneeded: Iterable[Path] = ()) -> None:
+        """Note how far a stage has come.
+
+        If the process is killed during the call, the previous note stays.
+
+        Parameters
+        ----------
+        stage : str
+        value : value for JSON
+            What :meth:`progress` will return.
+        files : iterable of Path
+            Files that a process which goes on from here reads, see :meth:`keep`.
+        unneeded : iterable of Path
+            Files that it does not read any more.
+        """
+        for file in unneeded:
+            self._files.pop(file.name, None)
+        for file in files:
+            self.keep(file)
+        self._progress[stage] = value
+        write_json(self.path / PROGRESS_FILE, {"stages": self._progress, "files": self._files}, allow_nan=True)
+
+    def copy_to_file(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Copy a tensor into a temporary file, and return the copy, so that the system need not hold its values in memory.
+
+        The file has no name, and vanishes when the copy is not used any more. A tensor on another device than the CPU is
+        returned as it is.
+        """
+        if tensor.device.type != "cpu":
+            return tensor
+        handle, name = tempfile.mkstemp(prefix="tensor-", dir=self.path)
+        os.close(handle)
+        copy = file_tensor(Path(name), tensor.shape, tensor.dtype)
+        Path(name).unlink()
+        return copy.copy_(tensor)
+
+    def remove(self) -> None:
+        """Delete the directory."""
+        self._unlock()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except GraphError as error:
+        raise OptionError(f"{error}; delete {path.parent}, and start again") from error

@@ -1,0 +1,109 @@
+"""A ranking in a directory: all that is needed to prune a model again, by any amount, without a new calibration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graphs import GraphError
+from graphs.io.files import read_json, read_tensors, tensors_checksum, write_json, write_tensors
+from llmrank.calibration.statistics import FFNStatistics
+from llmrank.calibration.statistics.statistics_file import read_statistics, write_statistics
+from llmrank.errors import OptionError
+from llmrank.text import TokenSequences
+
+__all__ = ["SCORES", "SETTINGS", "Ranking"]
+
+# The names of the files in the directory.
+SETTINGS, STATISTICS, TOKENS, SCORES = (
+    "ranking.json",
+    "statistics.safetensors",
+    "tokens.safetensors",
+    "scores.safetensors",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The calibration of a model, and the scores of its neurons.
+
+    Attributes
+    ----------
+    statistics : tuple of FFNStatistics
+        In the order of the model's FFNs.
+    sequences : TokenSequences
+        The sequences that the statistics were collected on.
+    held_out : TokenSequences or None
+        The sequences held out from a repair.
+    settings : mapping
+        The model, a digest of its weights (:func:`llmrank.models.digest.weights_digest`), its layers, and
+        the pipeline and the scorer that computed the scores, as values that JSON can hold.
+    scores : mapping from str to (n,) float64 tensor
+        The importance of every neuron, by the name of its layer. They are for people who read the file: pruning computes them
+        again from the statistics.
+    """
+
+    statistics: tuple[FFNStatistics, ...]
+    sequences: TokenSequences
+    held_out: TokenSequences | None
+    settings: Mapping[str, Any]
+    scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the ranking into a directory that exists.
+
+        Raises
+        ------
+        OSError
+            The disk is full, or the system refuses.
+        """
+        place = Path(directory)
+        write_statistics(place / STATISTICS, self.statistics)
+        tokens = {"ids": self.sequences.ids, "mask": self.sequences.mask}
+        about: dict[str, Any] = {"source": self.sequences.source, "held_out": self.sequences.held_out}
+        about["details"] = dict(self.sequences.details)
+        if self.held_out is not None:
+            tokens |= {"held_out_ids": self.held_out.ids, "held_out_mask": self.held_out.mask}
+            about |= {"held_out_source": self.held_out.source, "held_out_details": dict(self.held_out.details)}
+        write_tensors(place / TOKENS, {name: tensor.numpy() for name, tensor in tokens.items()}, about, "tokens")
+        write_tensors(place / SCORES, {name: tensor.numpy() for name, tensor in self.scores.items()}, {}, "scores")
+        # The checksums tie the files to each other: those of another ranking are not taken for these.
+        files = {name: tensors_checksum(place / name) for name in (STATISTICS, TOKENS, SCORES)}
+        write_json(place / SETTINGS, {**self.settings, "files": files})
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> Ranking:
+        """Read what :meth:`save` has written.
+
+        Raises
+        ------
+        OptionError
+            The directory holds no ranking, or a damaged one.
+        """
+        place = Path(directory)
+        try:
+            settings = read_json(place / SETTINGS)
+            for name, checksum in settings.pop("files").items():
+                if tensors_checksum(place / name) != checksum:
+                    raise GraphError(f"{name} is damaged, or that of another ranking")
+            statistics = read_statistics(place / STATISTICS)
+            about, tokens = read_tensors(place / TOKENS, "tokens")
+            _, scores = read_tensors(place / SCORES, "scores")
+        except (OSError, GraphError) as error:
+            raise OptionError(
+                f"{place} holds no complete ranking ({error}); expected a directory that llmrank rank has written"
+            ) from error
+        tensors = {name: torch.from_numpy(array) for name, array in tokens.items()}
+        sequences = TokenSequences.of(tensors["ids"], tensors["mask"], about["source"])
+        held_out = None
+        if "held_out_ids" in tensors:
+            held_out = TokenSequences.of(tensors["held_out_ids"], tensors["held_out_mask"], about["held_out_source"])
+            held_out = replace(held_out, details=about["held_out_details"])
+        sequences = replace(sequences, held_out=about["held_out"], details=about["details"])
+        found = {name: torch.from_numpy(array) for name, array in scores.items()}
+        return cls(statistics, sequences, held_out, settings, found)

@@ -1,0 +1,353 @@
+"""Repair all FFNs in the order of the model: a map is fitted for the inputs that it gets after earlier FFNs are repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from llmrank.errors import CalibrationError, OptionError
+from llmrank.execution import Processes
+from llmrank.execution.pass_stream import Stream
+from llmrank.models import FFN, FFNs, LinearMap, PrunableLayer
+from llmrank.models.experts import ExpertMap, route_around
+from llmrank.models.families import bias_attribute
+from llmrank.models.forward import substitute_forward
+from llmrank.models.linear_map import bias_of, matrix_of
+from llmrank.prune.masks import Masks
+from llmrank.repair.base_repair import BaseRepair, RepairedMap
+from llmrank.repair.in_files import RepairsInFiles
+from llmrank.repair.moments import Moments, MomentSums
+
+__all__ = ["Reselect", "WriteMap", "repair_ffns", "repair_summary", "substitute"]
+
+# Most memory that the second moments of the experts that are fitted together may take.
+MOMENT_BYTES = 1 << 30
+
+# See `choose` and `write` of repair_ffns.
+Reselect: TypeAlias = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
+WriteMap: TypeAlias = Callable[[LinearMap, RepairedMap], RepairedMap]
+
+
+def repair_ffns(
+    model: nn.Module,
+    ffns: FFNs,
+    masks: Masks,
+    method: BaseRepair,
+    stream: Stream,
+    progress: Callable[[Sequence[Any], str], Any] | None = None,
+    choose: Reselect | None = None,
+    write: WriteMap | None = None,
+    files: RepairsInFiles | None = None,
+    processes: Processes | None = None,
+) -> tuple[Masks, dict[str, RepairedMap]]:
+    """Repair the output maps of all FFNs, in the model's order; by default nothing is written to the model.
+
+    Parameters
+    ----------
+    model : nn.Module
+    ffns : FFNs
+        FFNs that were found (not explicit ones).
+    masks : Masks
+    method : BaseRepair
+    stream : Stream
+        Passes the calibration tokens through the model; no FFN has been fed yet.
+    progress : callable, optional
+        See :func:`llmrank.calibration.collect.collect_statistics`.
+    choose : callable, optional
+        Called if the method reselects: ``choose(layer, keep, unexplained)`` returns a keep mask, of as many neurons, that
+        replaces `keep`.
+    write : callable, optional
+        ``write(map, repaired)`` writes a map into the model as soon as it is solved, and returns what is still to be written; see
+        :class:`llmrank.repair.in_place.RepairsInPlace`.
+    files : RepairsInFiles, optional
+        Keeps every repaired map. If the stream passed an FFN in an earlier process, the maps of this FFN are read from its file.
+    processes : Processes, optional
+        The processes among which the calibration tokens are divided. Each map is solved by one process, and all get it.
+
+    Returns
+    -------
+    Masks
+        `masks`, or the keep masks that were chosen anew.
+    dict from str to RepairedMap
+        By the path of the output map's module, in its dtype; layers from which nothing is removed are left out.
+
+    Raises
+    ------
+    OptionError
+        FFNs are explicit, so that no output map is known; or the method needs a bias that the maps cannot have.
+    CalibrationError
+        Activations are not finite, or no calibration token reached a map.
+
+    Notes
+    -----
+    Memory, in addition to that of the stream: several (n, n) float64 matrices for one map at a time, and the repaired maps, if
+    they are not written into the model.
+    """
+    if ffns.explicit:
+        raise OptionError(
+            "repair needs whole FFNs; with structure_dict no map is known that reads the removed rows; leave the repair out"
+        )
+    can_add_bias = method.needs_bias and bool(bias_attribute(model))
+    fitting = _Fitting(method, stream, choose, processes or Processes(), can_add_bias=can_add_bias)
+    repaired: dict[str, RepairedMap] = {}
+    kept, kept_experts = dict(masks), _kept_experts(ffns, masks)
+    with ExitStack() as substitutes:
+        for group in progress(_groups(ffns), "Repairing") if progress else _groups(ffns):
+            mixture = group[0][1].mixture
+            experts = None if mixture is None else kept_experts.pop(mixture.name, None)
+            # If a mixture loses experts, the others are repaired even if they lose no neuron, to make up for the lost experts.
+            loses_experts = mixture is not None and not all(
+                bool(masks[name].any()) for name in ffns.experts[mixture.name]
+            )
+            chosen = [
+                (ffn, layer)
+                for ffn, layer in group
+                if bool(masks[layer.name].any()) and (loses_experts or not bool(masks[layer.name].all()))
+            ]
+            reroute = (
+                None if experts is None or mixture is None else partial(route_around, mixture, experts, substitutes)
+            )
+            has_passed = files is not None and stream.has_passed(group[0][0])
+            for layer, keep, solved in (
+                _solved_earlier(chosen, masks, files, choose) if has_passed else fitting.repair(chosen, masks, reroute)
+            ):
+                (output_map,) = layer.output_maps
+                kept[layer.name] = keep
+                if files is not None and not has_passed:
+                    files.save(layer.name, keep, solved, fitting.unexplained.pop(layer.name, None))
+                if write is not None:
+                    solved = write(output_map, solved)
+                repaired[output_map.name] = solved
+                substitute(substitutes, output_map.module, solved)
+    return Masks(kept), repaired
+
+
+def _solved_earlier(
+    group: Sequence[tuple[FFN, PrunableLayer]], masks: Masks, files: RepairsInFiles | None, choose: Reselect | None
+) -> Iterator[tuple[PrunableLayer, torch.Tensor, RepairedMap]]:
+    """Yield each layer of a group that was repaired earlier, with its keep mask and its repaired map."""
+    for _, layer in group:
+        found = None if files is None else files.load(layer.name)
+        if found is not None:
+            keep, solved, unexplained = found
+            if choose is not None and unexplained is not None:
+                choose(layer.name, masks[layer.name], unexplained)  # for later choices, which read its result
+            yield layer, keep, solved
+
+
+def _kept_experts(ffns: FFNs, masks: Masks) -> dict[str, torch.Tensor]:
+    """Return the keep masks of experts, by the name of each mixture that loses some."""
+    found = {name: torch.stack([masks[layer].any() for layer in layers]) for name, layers in ffns.experts.items()}
+    return {name: keep for name, keep in found.items() if not bool(keep.all())}
+
+
+def _groups(ffns: FFNs) -> list[list[tuple[FFN, PrunableLayer]]]:
+    """Return the layers in the model's order, experts of one mixture together, as many as memory allows."""
+    groups: list[list[tuple[FFN, PrunableLayer]]] = []
+    for ffn in ffns:
+        for layer in ffn.prunable.values():
+            last = groups[-1] if groups else []
+            # There are sums to fit to and held-out sums: of products of neurons, and of neurons with what the output lacks.
+            numbers_of_layer = 2 * layer.size * (layer.size + ffn.sizes[-1])
+            numbers = numbers_of_layer * (len(last) + 1)
+            together = last and layer.mixture is not None and last[-1][1].mixture is layer.mixture
+            if together and 8 * numbers <= MOMENT_BYTES:
+                last.append((ffn, layer))
+            else:
+                groups.append([(ffn, layer)])
+    return groups
+
+
+class _Fitting:
+    """Fits the output maps of layers with a method, on the tokens of the streams of all processes."""
+
+    def __init__(
+        self,
+        method: BaseRepair,
+        stream: Stream,
+        choose: Reselect | None,
+        processes: Processes,
+        *,
+        can_add_bias: bool,
+    ) -> None:
+        self._method, self._stream, self._choose, self._processes = method, stream, choose, processes
+        self._can_add_bias = can_add_bias
+        self._n_solved = 0
+        # For each layer whose neurons were chosen anew, the values by which they were chosen, see Moments.unexplained.
+        self.unexplained: dict[str, torch.Tensor] = {}
+
+    def repair(
+        self, group: Sequence[tuple[FFN, PrunableLayer]], masks: Masks, reroute: Callable[[], None] | None
+    ) -> Iterator[tuple[PrunableLayer, torch.Tensor, RepairedMap]]:
+        """Yield each layer of a group with its keep mask and its repaired map.
+
+        Experts that get no token to fit to are left out. `reroute` makes a router pass over removed experts, and is called before
+        the inputs of the layers are read, see :meth:`llmrank.execution.pass_stream.Stream.feed`.
+        """
+        sums = {layer.name: self._sums(layer) for _, layer in group}
+        dense_sums = {}
+        if self._choose is not None and self._method.reselects:
+            dense_sums = {layer.name: self._sums(layer, sum_held_out=False) for _, layer in group}
+        if not group:
+            if reroute is not None:
+                reroute()
+            return
+        modules = {layer.name: layer.output_maps[0].module for _, layer in group}
+        self._stream.feed(
+            group[0][0],
+            {modules[name]: reader for name, reader in sums.items()},
+            {modules[name]: reader for name, reader in dense_sums.items()},
+            reroute,
+        )
+        yield from self._solved([layer for _, layer in group], masks, sums, dense_sums)
+
+    def _solved(
+        self,
+        layers: Sequence[PrunableLayer],
+        masks: Masks,
+        sums: dict[str, MomentSums],
+        dense_sums: dict[str, MomentSums],
+    ) -> Iterator[tuple[PrunableLayer, torch.Tensor, RepairedMap]]:
+        """Solve the maps of layers from the sums of their inputs, and yield each layer with its keep mask and repaired map."""
+        if self._processes.count > 1:
+            yield from self._solved_together(layers, masks, sums, dense_sums)
+            return
+        for layer in layers:
+            moments = self._moments(layer, sums.pop(layer.name))
+            if moments is not None:
+                keep = masks[layer.name]
+                if dense_sums:
+                    keep = self._choose_anew(layer, keep, self._unexplained(moments[0], dense_sums.pop(layer.name)))
+                yield layer, keep, self._solve(layer, keep, *moments)
+
+    def _solved_together(
+        self,
+        layers: Sequence[PrunableLayer],
+        masks: Masks,
+        sums: dict[str, MomentSums],
+        dense_sums: dict[str, MomentSums],
+    ) -> Iterator[tuple[PrunableLayer, torch.Tensor, RepairedMap]]:
+        """Let each process add up the moments of some layers, and solve their maps for all processes."""
+        processes = self._processes
+        owners = {layer.name: processes.owner(self._n_solved + k) for k, layer in enumerate(layers)}
+        self._n_solved += len(layers)
+        for readers in (sums, dense_sums):
+            extents = processes.gather([reader.extent for reader in readers.values()])
+            for k, (name, reader) in enumerate(readers.items()):
+                processes.add_up(reader.parts([found[k] for found in extents]), owners[name])
+        mine = [layer for layer in layers if owners[layer.name] == processes.rank]
+        found = {layer.name: self._moments(layer, sums[layer.name]) for layer in mine}
+        moments = {name: each for name, each in found.items() if each is not None}
+        keeps = {layer.name: masks[layer.name] for layer in layers}
+        if dense_sums:
+            unexplained = {name: self._unexplained(fit, dense_sums[name]) for name, (fit, _) in moments.items()}
+            everywhere = {name: values for part in processes.gather(unexplained) for name, values in part.items()}
+            # A choice depends on earlier choices, so every process makes all choices.
+            keeps |= {
+                layer.name: self._choose_anew(layer, keeps[layer.name], everywhere[layer.name])
+                for layer in layers
+                if layer.name in everywhere
+            }
+        sums.clear()
+        dense_sums.clear()
+        solved: dict[str, RepairedMap] = {}
+        for layer in mine:
+            if layer.name in moments:
+                solution = self._solve(layer, keeps[layer.name], *moments.pop(layer.name))
+                solved[layer.name] = solution.to(torch.empty(0, dtype=layer.output_maps[0].weight.dtype))
+        for layer in layers:
+            repaired = processes.from_one(partial(solved.pop, layer.name, None), owners[layer.name])
+            if repaired is not None:
+                yield layer, keeps[layer.name], repaired.to(layer.output_maps[0].weight)
+
+    def _sums(self, layer: PrunableLayer, *, sum_held_out: bool = True) -> MomentSums:
+        (output_map,) = layer.output_maps
+        module = output_map.module
+        routing = None if layer.mixture is None else layer.mixture.routing_of(module)
+        device = self._stream.device or output_map.weight.device
+        return MomentSums(layer.size, device, self._stream.n_fitted_batches, sum_held_out=sum_held_out, routing=routing)
+
+    def _moments(self, layer: PrunableLayer, sums: MomentSums) -> tuple[Moments, Moments | None] | None:
+        """Return the moments to fit to, and the held-out ones; None for an expert that gets no token."""
+        (output_map,) = layer.output_maps
+        fit, held_out = sums.moments()
+        if not fit.count:
+            if layer.mixture is not None:
+                return None
+            raise CalibrationError(
+                f"no calibration token to fit the repair to reached {output_map.name}; give more and longer texts, or use no "
+                "repair"
+            )
+        if not fit.finite or (held_out is not None and not held_out.finite):
+            raise CalibrationError(
+                f"the inputs of {output_map.name}, or the residual stream behind it, are not finite once the FFNs before it are "
+                "pruned; prune less, or load the model in float32"
+            )
+        return fit, held_out
+
+    @staticmethod
+    def _unexplained(fit: Moments, dense_sums: MomentSums) -> torch.Tensor:
+        # The sums of the dense model may have received nothing, see Stream.feed.
+        return (dense_sums.moments()[0] if dense_sums.count else fit).unexplained().cpu()
+
+    def _choose_anew(self, layer: PrunableLayer, keep: torch.Tensor, unexplained: torch.Tensor) -> torch.Tensor:
+        if self._choose is None:
+            return keep
+        self.unexplained[layer.name] = unexplained
+        return self._choose(layer.name, keep, unexplained)
+
+    def _solve(self, layer: PrunableLayer, keep: torch.Tensor, fit: Moments, held_out: Moments | None) -> RepairedMap:
+        (output_map,) = layer.output_maps
+        weight = output_map.weight.to(fit.second.device).to(fit.second)  # its own device may have no float64
+        # Maps of experts without a bias are not given one.
+        can_add_bias = self._can_add_bias and layer.mixture is None
+        bias = _bias(output_map.module, weight, can_add_bias=can_add_bias)
+        # In float64, the maps of a half-precision model would take more memory than the model, so they are converted.
+        solved = self._method.solve(weight, bias, keep.to(weight.device), fit, held_out)
+        return solved.to(output_map.weight)
+
+
+def _bias(module: nn.Module, weight: torch.Tensor, *, can_add_bias: bool) -> torch.Tensor | None:
+    """Return the bias of a map, (out,); zeros if the map has none but can be given one."""
+    bias = bias_of(module)
+    if bias is not None:
+        return bias.detach().to(weight)
+    return weight.new_zeros(len(weight)) if can_add_bias else None
+
+
+def substitute(hooks: ExitStack, module: nn.Module, solved: RepairedMap) -> None:
+    """Let a repaired map compute in place of a module, until `hooks` closes.
+
+    If the module holds a copy of its weight on another device for a while, the map computes there too, with a copy of its own
+    weight that is freed together with the module's.
+    """
+    copies = WeakTensorKeyDictionary()
+
+    def compute(values: torch.Tensor) -> torch.Tensor:
+        parameter = module.weight_part.parameter if isinstance(module, ExpertMap) else module.weight
+        own_weight = matrix_of(module)
+        if parameter not in copies:
+            copies[parameter] = solved.to(own_weight)
+        weight = own_weight if solved.weight is None else copies[parameter].weight
+        return nn.functional.linear(values.to(own_weight.device), weight, copies[parameter].bias)
+
+    substitute_forward(hooks, module, compute)
+
+
+def repair_summary(repaired: Mapping[str, RepairedMap]) -> dict[str, Any]:
+    """Summarise a repair for a report: for each map the target, the damping, and the held-out errors (see RepairedMap)."""
+    return {
+        name: {
+            "target": solved.target,
+            "damping": solved.damping,
+            "held_out_error_when_cut": solved.before,
+            "held_out_error_when_repaired": solved.after,
+        }
+        for name, solved in repaired.items()
+    }

@@ -1,0 +1,475 @@
+"""The block-by-block stream equals the stream of full forward passes, for every family."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from llmrank.calibration.collect import collect_statistics
+from llmrank.execution.block_stream import BlockStream, open_stream
+from llmrank.execution.hooks import TokenMasks
+from llmrank.execution.pass_stream import PassStream, Stream
+from llmrank.execution.recording import Recording, recording
+from llmrank.models import Family, FFNs, find_ffns
+from llmrank.models.forward import first_output
+from llmrank.text import TokenSequences, tokenise
+from tests.llmrank.tiny_models import (
+    every_family,
+    families,
+    family_model,
+    features,
+    mlp,
+    text,
+    tiny_llama,
+    token_ids,
+    tokenizer,
+)
+
+
+class InputKeeper:
+    """A reader that keeps every batch without padding, and the lack of the stream behind it."""
+
+    def __init__(self) -> None:
+        self.batches: list[torch.Tensor] = []
+        self.lacks: list[torch.Tensor | None] = []
+
+    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        self.batches.append(values.detach() if mask is None else values.detach()[mask])
+
+    def end_batch(self, lack: torch.Tensor | None) -> None:
+        self.lacks.append(lack)
+
+
+def whole_passes(model: Any, ffns: Any, sequences: TokenSequences, batch_size: int) -> PassStream:
+    batches = list(sequences.batches(batch_size))
+    return PassStream(model, ffns, batches, len(batches))
+
+
+def feed_halved(model: nn.Module, stream: Stream) -> list[InputKeeper]:
+    """Return the inputs of every output map while the output maps before it return half of their output."""
+    found = []
+    with ExitStack() as halved:
+        for ffn in find_ffns(model):
+            reader, module = InputKeeper(), ffn.stages[-1][0].module
+            stream.feed(ffn, {module: reader})
+            found.append(reader)
+            halved.callback(module.register_forward_hook(lambda _m, _i, output: output / 2).remove)
+    return found
+
+
+def read(model: nn.Module, stream: Stream) -> list[torch.Tensor]:
+    return [
+        torch.cat([batch.reshape(-1, batch.shape[-1]) for batch in reader.batches])
+        for reader in feed_halved(model, stream)
+    ]
+
+
+def recorded(model: nn.Module, sequences: TokenSequences, batch_size: int = 2) -> Recording:
+    ffns = find_ffns(model)
+    with recording(model, ffns) as record:
+        collect_statistics(model, ffns, sequences, batch_size)
+    return record
+
+
+@every_family
+def test_both_streams_carry_the_same(family: Family) -> None:
+    model = family_model(family)
+    ffns, sequences = find_ffns(model), tokenise(token_ids(5, 20), None, 5, 20)
+    stream = open_stream(model, ffns, sequences, 2, recorded(model, sequences))
+    # An encoder and a decoder are two stacks, and the decoder reads the output of the changed encoder.
+    assert isinstance(stream, PassStream if family.model_type == "t5" else BlockStream)
+    expected = read(model, whole_passes(model, ffns, sequences, 2))
+    for found, wanted in zip(read(model, stream), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+# These normalise the output of the FFN, or the stream after the addition; T5 has two stacks.
+NOT_ADDED = {"BERT", "RoBERTa", "Gemma 2", "Gemma 3 (text)", "OLMo 2", "T5", "T5 v1.1, Flan-T5"}
+# Some of their blocks do so: those with full attention, and those that attend to an image, with a gate behind the FFN.
+ADDED_BY_SOME = {"OLMo Hybrid", "Llama 3.2 Vision (text)"}
+
+
+def behind_blocks(model: nn.Module, record: Recording, ids: torch.Tensor, halved: int) -> list[torch.Tensor]:
+    """Return the hidden states behind every block while the first `halved` output maps return half of their output."""
+    states: list[torch.Tensor] = []
+    with ExitStack() as hooks, torch.no_grad():
+        for ffn in find_ffns(model)[:halved]:
+            module = ffn.stages[-1][0].module
+            hooks.callback(module.register_forward_hook(lambda _m, _i, output: output / 2).remove)
+        for block in record.blocks:
+            hooks.callback(
+                block.register_forward_hook(lambda _b, _i, output: states.append(first_output(output))).remove
+            )
+        model.eval()
+        model(input_ids=ids, use_cache=False)
+    return states
+
+
+@every_family
+def test_the_lack_is_the_dense_stream_minus_the_pruned_one(family: Family) -> None:
+    model, ids = family_model(family), token_ids(5, 20)
+    ffns, sequences = find_ffns(model), tokenise(ids, None, 5, 20)
+    record = recorded(model, sequences)
+    found = feed_halved(model, open_stream(model, ffns, sequences, 2, record, follow=True))
+    follows = {lack is not None for reader in found for lack in reader.lacks}
+    assert follows == ({True, False} if family.name in ADDED_BY_SOME else {family.name not in NOT_ADDED})
+    if follows == {True}:
+        whole = behind_blocks(model, record, ids, 0)
+        for position, reader in enumerate(found):
+            now = behind_blocks(model, record, ids, position)
+            lacks = torch.cat([lack for lack in reader.lacks if lack is not None])
+            torch.testing.assert_close(lacks, whole[position] - now[position], rtol=1e-4, atol=1e-4)
+
+
+# Norms behind the FFN, FFNs without a module (OPT, the encoders), and an FFN that adds the stream itself (BLOOM).
+NOT_BY_FFN = {"Gemma 2", "Gemma 3 (text)", "OLMo 2", "OPT", "BLOOM", "BERT", "RoBERTa"}
+
+
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize("family", families("T5", "T5 v1.1, Flan-T5"))
+def test_only_the_ffn_runs_again_if_the_block_adds_its_output(family: Family, follow: bool) -> None:
+    model, sequences, batches = family_model(family), tokenise(token_ids(5, 20), None, 5, 20), 3
+    first, second, *_ = find_ffns(model)
+    stream = open_stream(model, FFNs((first, second)), sequences, 2, recorded(model, sequences), follow=follow)
+    assert isinstance(stream, BlockStream)
+    calls: list[int] = []
+    with ExitStack() as hooks:
+        stream.feed(first, {first.stages[-1][0].module: InputKeeper()})
+        block = recorded(model, sequences).blocks[0]
+        hooks.callback(block.register_forward_pre_hook(lambda _block, _args: calls.append(1)).remove)
+        stream.feed(second, {second.stages[-1][0].module: InputKeeper()})
+    assert len(calls) == (batches if family.name in NOT_BY_FFN else 0)
+
+
+def test_half_precision_runs_complete_blocks_again() -> None:
+    """A tensor that is subtracted from the stream and added again would be rounded twice."""
+    model = tiny_llama().to(torch.bfloat16)
+    sequences = tokenise(token_ids(5, 20), None, 5, 20)
+    expected = read(model, whole_passes(model, find_ffns(model), sequences, 2))
+    stream = open_stream(model, find_ffns(model), sequences, 2, recorded(model, sequences))
+    for found, wanted in zip(read(model, stream), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_both_of_two_parallel_ffns_are_fed() -> None:
+    class Pair(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.one, self.other = mlp(6, 12, 6, seed=seed), mlp(6, 9, 6, seed=seed + 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.one(x) + self.other(x)
+
+    model = BlockRow(Pair(0), Pair(2))
+    assert len(find_ffns(model)) == 4
+    sequences = tokenise(features(600, 6), None, 1, 2)
+    stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1), follow=True)
+    assert isinstance(stream, BlockStream)
+    expected = read(model, whole_passes(model, find_ffns(model), sequences, 1))
+    for found, wanted in zip(read(model, stream), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+class FFNWithStream(nn.Module):
+    """An FFN that gets the stream as a second argument, and does not change it."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.up, _, self.down = mlp(6, 12, 6, seed=seed)
+
+    def forward(self, x: torch.Tensor, beside: Any) -> torch.Tensor:
+        stream = beside[0] if isinstance(beside, tuple) else beside
+        out: torch.Tensor = self.down(torch.relu(self.up(x) * stream.mean()))
+        return out
+
+
+class BlockPassingStream(nn.Module):
+    """A block that passes its FFN the stream: as its input (bare), as a second argument, or inside a tuple."""
+
+    def __init__(self, seed: int, way: str) -> None:
+        super().__init__()
+        self.mlp, self.way = FFNWithStream(seed), way
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        between = 0.5 * x + 1.0
+        read = x if self.way == "bare" else torch.tanh(between)
+        given = self.mlp(read.reshape(-1, 6), beside=(x,) if self.way == "in a tuple" else x)
+        out: torch.Tensor = between + given.reshape(x.shape)
+        return out
+
+
+class Aliasing(nn.Module):
+    """A block that returns its input in another order, or a tensor that it keeps."""
+
+    def __init__(self, seed: int, way: str) -> None:
+        super().__init__()
+        self.mlp, self.way = mlp(6, 12, 6, seed=seed), way
+        self.latents = nn.Parameter(torch.ones(2, 6)) if way == "a parameter" and seed == 0 else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = x + self.mlp(torch.tanh(x))
+        if self.way == "another order":
+            return x.contiguous().as_strided(x.shape, (1, len(x)))
+        return out if self.latents is None else self.latents
+
+
+class BlockRow(nn.Module):
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize("way", ["bare", "beside", "in a tuple"])
+def test_the_arguments_of_an_ffn_survive_when_states_are_overwritten(way: str, follow: bool) -> None:
+    """New states overwrite the old ones, but not the arguments that an FFN will get again."""
+    check_against_passes(BlockRow(*(BlockPassingStream(k, way) for k in range(3))), follow=follow)
+
+
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize("way", ["another order", "a parameter"])
+def test_tensors_that_a_block_keeps_are_not_overwritten(way: str, follow: bool) -> None:
+    model = BlockRow(*(Aliasing(k, way) for k in range(3)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    check_against_passes(model, follow=follow)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def check_against_passes(model: nn.Module, *, follow: bool) -> None:
+    sequences = tokenise(features(600, 6), None, 1, 2)
+    expected = read(model, whole_passes(model, find_ffns(model), sequences, 1))
+    stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1), follow=follow)
+    assert isinstance(stream, BlockStream)
+    for found, wanted in zip(read(model, stream), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_kept_record_serves_another_stream(follow: bool) -> None:
+    model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
+    record = recorded(model, sequences)
+    first = [states.clone() for states in record.first_states]
+    found = read(model, open_stream(model, find_ffns(model), sequences, 2, record, follow=follow))
+    assert all(torch.equal(one, other) for one, other in zip(record.first_states, first, strict=True))
+    again = read(model, open_stream(model, find_ffns(model), sequences, 2, record, follow=follow))
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
+def test_states_keep_a_dtype_that_differs_from_the_first() -> None:
+    class Widens(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.mlp = mlp(6, 12, 6, seed=seed).double()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = x + self.mlp(torch.tanh(x.double()))
+            return out
+
+    class Narrows(BlockRow):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.float())
+
+    model = Narrows(Widens(0), Widens(1), Widens(2))
+    sequences = tokenise(features(600, 6), None, 1, 2)
+    expected = read(model, whole_passes(model, find_ffns(model), sequences, 1))
+    stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1), follow=True)
+    assert isinstance(stream, BlockStream)
+    for found, wanted in zip(read(model, stream), expected, strict=True):
+        # If they were kept in float32, they would differ by 1e-7.
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+def test_padding_masks_follow_the_batches() -> None:
+    model = tiny_llama()
+    texts = [text(5, 1), text(17, 2), text(11, 3)]
+    sequences = tokenise(texts, tokenizer(), 3, 20)
+    assert not bool(sequences.mask.all())
+    stream = open_stream(model, find_ffns(model), sequences, 2, recorded(model, sequences))
+    found = read(model, stream)
+    expected = read(model, whole_passes(model, find_ffns(model), sequences, 2))
+    assert len(found[0]) == sequences.n_tokens
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+class BetweenBlocks(nn.Module):
+    """A model that changes the hidden states between the blocks, so that blocks cannot run by themselves."""
+
+    def __init__(self, *, between: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([mlp(6, 12, 6, seed=k) for k in range(3)])
+        self.between = between
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x) + (1.0 if self.between else 0.0) if self.between else block(x)
+        return x
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_blocks_run_by_themselves_only_if_they_follow_one_another(between: bool) -> None:
+    model = BetweenBlocks(between=between)
+    sequences = tokenise(features(600, 6), None, 1, 2)
+    stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1))
+    assert isinstance(stream, PassStream if between else BlockStream)
+    expected = read(model, whole_passes(model, find_ffns(model), sequences, 1))
+    for found, wanted in zip(read(model, stream), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_a_block_that_is_called_twice_breaks_the_record() -> None:
+    class Twice(BetweenBlocks):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(super().forward(x))
+
+    model = Twice(between=False)
+    record = recorded(model, tokenise(features(300, 6), None, 1, 2))
+    # Two rounds in a pass look like two batches, but the number of batches shows the difference.
+    stream = open_stream(model, find_ffns(model), tokenise(features(300, 6), None, 1, 2), 1, record)
+    assert isinstance(stream, PassStream)
+    reader, ffn = InputKeeper(), find_ffns(model)[0]
+    stream.feed(ffn, {ffn.stages[-1][0].module: reader})
+    # 300 rows of features are two batches, and each of them runs the block twice.
+    assert [len(batch) for batch in reader.batches] == [256, 256, 44, 44]
+    assert reader.lacks == [None, None]
+
+
+def test_a_block_that_writes_to_its_input_does_not_run_by_itself() -> None:
+    """The hidden states kept in front of the block would be those behind it."""
+
+    class Writes(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.mlp = mlp(6, 12, 6, seed=seed)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x += self.mlp(x)
+            return x
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Writes(0), Writes(1)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x * 1.0
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    model = Model()
+    sequences = tokenise(features(600, 6), None, 1, 2)
+    assert isinstance(open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1)), PassStream)
+
+
+def test_a_record_that_is_not_kept_loses_its_states_to_the_stream() -> None:
+    model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
+    record = recorded(model, sequences)
+    open_stream(model, find_ffns(model), sequences, 2, record)
+    assert len(record.first_states) == 3
+    record.keeps_first_states = False
+    open_stream(model, find_ffns(model), sequences, 2, record)
+    assert record.first_states == []
+
+
+def test_feeding_a_map_twice_raises() -> None:
+    model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
+    stream = open_stream(model, find_ffns(model), sequences, 2, recorded(model, sequences))
+    ffn = find_ffns(model)[0]
+    stream.feed(ffn, {ffn.stages[-1][0].module: InputKeeper()})
+    with pytest.raises(RuntimeError, match="was fed already"):
+        stream.feed(ffn, {ffn.stages[-1][0].module: InputKeeper()})
+
+
+def test_feeding_an_earlier_ffn_after_a_later_one_raises() -> None:
+    model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
+    stream = open_stream(model, find_ffns(model), sequences, 2, recorded(model, sequences))
+    first, second = find_ffns(model)
+    stream.feed(second, {second.stages[-1][0].module: InputKeeper()})
+    with pytest.raises(RuntimeError, match=r"layers\.0\.mlp or a later FFN was fed already"):
+        stream.feed(first, {first.stages[-1][0].module: InputKeeper()})
+
+
+class LeavesValues(nn.Module):
+    """A block that adds what the block before left for it in a mapping, as in Gemma 3n, and leaves its own output."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.mlp = mlp(6, 12, 6, seed=seed)
+
+    def forward(self, hidden_states: torch.Tensor, left: dict[str, torch.Tensor]) -> torch.Tensor:
+        left["values"] = self.mlp(hidden_states) + left.get("values", 0.0)
+        return hidden_states + left["values"]
+
+
+class Reversible(nn.Module):
+    """A block with two streams, of which the hidden states are the second, as in Reformer."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.mlp = mlp(6, 12, 6, seed=seed)
+
+    def forward(self, other: torch.Tensor, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        other = other + hidden_states
+        return hidden_states + self.mlp(other), other
+
+
+class TwoWays(nn.Module):
+    def __init__(self, block: type[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(block(seed) for seed in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        other, left = x, {}
+        for block in self.blocks:
+            if isinstance(block, Reversible):
+                x, other = block(hidden_states=x, other=other)
+            else:
+                x = block(x, left=left)
+        return x
+
+
+@pytest.mark.parametrize("block", [LeavesValues, Reversible])
+def test_blocks_that_pass_on_more_than_the_hidden_states_do_not_run_by_themselves(block: type[nn.Module]) -> None:
+    model = TwoWays(block)
+    sequences = tokenise(features(600, 6), None, 1, 2)
+    stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1))
+    assert isinstance(stream, PassStream)
+    expected = read(model, whole_passes(model, find_ffns(model), sequences, 1))
+    for found, wanted in zip(read(model, stream), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_blocks_out_of_order_break_the_record() -> None:
+    record = Recording([nn.Identity(), nn.Identity()])
+    hidden: Any = torch.ones(1, 2)
+    record.record_call(1, (hidden,), {})
+    assert not record.unbroken
+    assert record.first_states == []
+
+
+def test_a_block_that_the_last_batch_does_not_reach_breaks_the_record() -> None:
+    model, ids = tiny_llama(), token_ids(2, 8)
+    ffns = find_ffns(model)
+    with recording(model, ffns) as record, torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+        model.config.num_hidden_layers = 1
+        model(input_ids=ids, use_cache=False)
+    assert [len(calls) for calls in record.calls] == [2, 1]
+    assert not record.unbroken
+
+
+def test_token_masks_are_replaced_in_place() -> None:
+    masks, mask = TokenMasks(), torch.tensor([[True, False]])
+    masks.replace(TokenMasks(mask))
+    assert masks.input is mask
+    assert masks.decoder is None
