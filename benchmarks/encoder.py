@@ -31,6 +31,7 @@ from benchmarks.wikitext import add_wikitext, check_wikitext
 from llmrank import Masks
 from llmrank.calibration.collect import collect_statistics
 from llmrank.cli.demo_models import demo_encoder
+from llmrank.execution import Execution
 from llmrank.execution.recording import recording
 from llmrank.models import find_ffns
 from llmrank.models.forward import evaluation_mode, model_inputs
@@ -172,7 +173,7 @@ class Study:
         self.ffns = find_ffns(model)
         self.dense = corpus.embeddings(model)
         with recording(model, self.ffns) as self.record:
-            self.statistics = collect_statistics(model, self.ffns, self.calibration, BATCH)
+            self.statistics = collect_statistics(model, self.ffns, self.calibration, Execution(BATCH))
 
     def masks(self, setting: Setting) -> tuple[Masks, Reselection]:
         """Return the keep masks of a setting, and the function that reselects neurons during a repair."""
@@ -196,7 +197,7 @@ class Study:
         method = make_repair(name, **knobs)
         if method is not None:
             masks, repaired, _ = repair_where_it_helps(
-                self.model, self.ffns, masks, method, self.calibration.parts, self.record, BATCH, choose
+                self.model, self.ffns, masks, method, self.calibration.parts, self.record, Execution(BATCH), choose
             )
         application = apply_masks(self.model, self.ffns, masks, repaired=repaired)
         try:

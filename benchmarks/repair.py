@@ -25,6 +25,7 @@ from llmrank.calibration.collect import collect_statistics
 from llmrank.cli.demo_models import demo_model
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
+from llmrank.execution import Execution
 from llmrank.execution.block_stream import open_stream
 from llmrank.execution.recording import Recording, recording
 from llmrank.models import find_ffns
@@ -149,7 +150,7 @@ class Study:
     def before(
         self, masks: Masks, parts: tuple[TokenSequences, TokenSequences], record: Recording
     ) -> tuple[dict[str, Any], Masks, dict[str, RepairedMap]]:
-        stream = open_stream(self.model, self.ffns, parts[0], 1, record, parts[1], follow=True)
+        stream = open_stream(self.model, self.ffns, parts[0], record, Execution(), parts[1], follow=True)
         masks, repaired = repair_ffns(self.model, self.ffns, masks, OneRidge(), stream)
         return {"dampings": sorted(one.damping or 0.0 for one in repaired.values())}, masks, repaired
 

@@ -23,12 +23,11 @@ from llmrank.calibration.statistics import (
     RoutingStatistics,
 )
 from llmrank.errors import CalibrationError, LLMRankError
-from llmrank.execution import Processes
+from llmrank.execution import Execution
 from llmrank.execution.hooks import TokenMasks, add_hook, unpadded_rows
 from llmrank.models import FFN, FFNs
 from llmrank.models.experts import Mixture, Routing
 from llmrank.models.forward import body_of, evaluation_mode, first_output, is_decoder, model_inputs, run_body
-from llmrank.progress import Progress
 from llmrank.text import TokenSequences
 
 __all__ = ["collect_statistics"]
@@ -120,13 +119,11 @@ def collect_statistics(
     model: nn.Module,
     ffns: FFNs,
     sequences: TokenSequences,
-    batch_size: int = 1,
-    progress: Progress | None = None,
+    execution: Execution = Execution(),
     *,
     skips: bool = False,
     attentions: Mapping[str, FFN] | None = None,
     run: Callable[[TokenMasks], None] | None = None,
-    processes: Processes | None = None,
 ) -> tuple[FFNStatistics, ...]:
     """Run a model on the calibration sequences, and collect the statistics of every layer of its FFNs.
 
@@ -136,10 +133,8 @@ def collect_statistics(
         A transformers model, or a plain module that takes token ids or features as its only argument.
     ffns : FFNs
     sequences : TokenSequences
-    batch_size : int
-        Number of sequences in one forward pass; it changes the result by round-off only.
-    progress : callable, optional
-        ``progress(items, description)`` returns an iterable over the items, and shows the progress.
+    execution : Execution
+        Each process runs the model on its share of the sequences. The sums are added up, so all return the same statistics.
     skips : bool
         Whether to measure, for every block, the share of the residual stream that skips it.
     attentions : mapping from str to FFN, optional
@@ -147,8 +142,6 @@ def collect_statistics(
     run : callable, optional
         Runs the FFNs on all sequences, in place of the forward passes of the model. It gets an object for the masks of padding,
         and replaces these masks before it runs each batch.
-    processes : Processes, optional
-        Processes that each run the model on other sequences. The sums are added up, so all processes return the same statistics.
 
     Returns
     -------
@@ -184,14 +177,12 @@ def collect_statistics(
         if run is not None:
             run(masks)
         else:
-            batches = list(sequences.batches(batch_size))
-            for batch in progress(batches, "Calibrating") if progress else batches:
+            for batch in execution.steps(execution.batches(sequences), "Calibrating"):
                 inputs, *batch_masks = model_inputs(model, *batch)
                 masks.replace(TokenMasks(*batch_masks))
                 _run(model, body, inputs)
-    if processes is not None:
-        of_mixtures = [part for entry in mixture_sums.values() for part in entry.parts]
-        processes.add_up([*(part for entry in sums for part in entry.parts), *of_mixtures, *skip_sums.values()])
+    of_mixtures = [part for entry in mixture_sums.values() for part in entry.parts]
+    execution.processes.add_up([*(part for entry in sums for part in entry.parts), *of_mixtures, *skip_sums.values()])
     layers = [entry.finish() for entry in sums]
     mixtures = {name: entry.finish() for name, entry in mixture_sums.items()}
     # `sums` and `layers` hold first the FFNs, and then the attentions.

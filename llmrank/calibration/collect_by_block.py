@@ -13,6 +13,7 @@ from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.statistics import FFNStatistics
 from llmrank.calibration.statistics.statistics_file import read_statistics, write_statistics
 from llmrank.errors import OptionError
+from llmrank.execution import Execution
 from llmrank.execution.block_passes import BlockPasses
 from llmrank.execution.hooks import TokenMasks
 from llmrank.execution.recording import broken_error, record_without_running
@@ -20,7 +21,6 @@ from llmrank.execution.states import States
 from llmrank.execution.work_directory import WorkDirectory
 from llmrank.models import FFN, FFNs
 from llmrank.models.forward import model_inputs
-from llmrank.progress import Progress
 from llmrank.text import TokenSequences
 
 __all__ = ["block_passes", "collect_by_block"]
@@ -32,13 +32,11 @@ def collect_by_block(
     model: nn.Module,
     ffns: FFNs,
     sequences: TokenSequences,
-    batch_size: int,
+    execution: Execution,
     work: WorkDirectory,
-    progress: Progress | None = None,
     *,
     skips: bool = False,
     attentions: Mapping[str, FFN] | None = None,
-    device: torch.device | None = None,
 ) -> tuple[FFNStatistics, ...]:
     """Collect the statistics of :func:`llmrank.calibration.collect.collect_statistics`, one block after the other.
 
@@ -49,9 +47,7 @@ def collect_by_block(
     Parameters
     ----------
     work : WorkDirectory
-    device : torch.device, optional
-        Where blocks compute, and where their statistics are summed up, if that is not where the weights are.
-    model, ffns, sequences, batch_size, progress, skips, attentions
+    model, ffns, sequences, execution, skips, attentions
         See :func:`llmrank.calibration.collect.collect_statistics`, also for the exceptions.
 
     Raises
@@ -70,13 +66,13 @@ def collect_by_block(
             "attentions are not measured block by block; leave attention out, or run without --low-memory (in Python: "
             "work_directory)"
         )
-    passes, first_states = block_passes(model, ffns, list(sequences.batches(batch_size)), device)
+    passes, first_states = block_passes(model, ffns, execution.batches(sequences), execution.device)
     done = work.progress(STAGE)
     states = States.in_files(work.file("states"), first_states, None if done is None else done["side"])
     del first_states
     found: dict[str, FFNStatistics] = {}
     members = [FFNs(ffn for ffn in ffns if passes.positions[ffn.name] == k) for k in range(len(passes.blocks))]
-    for position, inside in enumerate(progress(members, "Calibrating, block by block") if progress else members):
+    for position, inside in enumerate(execution.steps(members, "Calibrating, block by block")):
         file = work.file(f"statistics-{position}.safetensors")
         if done is not None and position < done["blocks"]:
             statistics = read_statistics(file) if inside else ()

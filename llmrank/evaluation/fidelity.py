@@ -16,8 +16,9 @@ from torch import nn
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.logits import Prediction, Predictor, check_predicts
+from llmrank.execution import Execution
 from llmrank.models.forward import at_least_float32, check_ids, evaluation_mode, input_device, longest_input
-from llmrank.progress import Progress
+from llmrank.progress import Progress, shown
 from llmrank.text import TokenSequences
 from llmrank.text.generation import end_tokens, generation_settings
 
@@ -67,9 +68,7 @@ class Continuations:
 
 
 @torch.no_grad()
-def fidelity(
-    dense: Any, model: Any, sequences: TokenSequences, batch_size: int = 1, progress: Progress | None = None
-) -> Fidelity:
+def fidelity(dense: Any, model: Any, sequences: TokenSequences, execution: Execution = Execution()) -> Fidelity:
     """Measure how far a model's next-token distributions are from the dense model's, and how often the likeliest tokens agree.
 
     Parameters
@@ -78,10 +77,7 @@ def fidelity(
         They must share a vocabulary, and may be on different devices.
     sequences : TokenSequences
         The means are taken over the tokens that :func:`llmrank.evaluation.perplexity.perplexity` counts.
-    batch_size : int
-        Number of sequences in a forward pass.
-    progress : callable, optional
-        See :func:`llmrank.calibration.collect.collect_statistics`.
+    execution : Execution
 
     Raises
     ------
@@ -103,8 +99,8 @@ def fidelity(
     agreement_totals: list[float] = []
     counts: list[int] = []
     with evaluation_mode(dense), evaluation_mode(model):
-        batches = list(sequences.batches(batch_size))
-        for ids, mask in progress(batches, "Comparing") if progress else batches:
+        batches = list(sequences.batches(execution.batch_size))
+        for ids, mask in execution.steps(batches, "Comparing"):
             totals, tokens = compare_predictions(
                 predictors[0].bands(ids, mask), predictors[1].bands(ids, mask), len(ids)
             )
@@ -275,7 +271,7 @@ def continuations(
         for compared in {id(dense): dense, id(model): model}.values():
             stack.enter_context(evaluation_mode(compared))
             stack.enter_context(generation_settings(compared, do_sample=False, max_new_tokens=new_tokens))
-        for batch in progress(batches, "Continuing") if progress else batches:
+        for batch in shown(progress, batches, "Continuing"):
             for of_dense, of_model in zip(_continue(dense, batch), _continue(model, batch), strict=True):
                 equal = [a == b for a, b in zip(of_dense, of_model, strict=False)]
                 longer = max(len(of_dense), len(of_model))

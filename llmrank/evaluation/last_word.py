@@ -17,7 +17,7 @@ import torch
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.models.forward import check_ids, evaluation_mode, input_device, longest_input, predicts_next_token
-from llmrank.progress import Progress
+from llmrank.progress import Progress, shown
 from llmrank.text.documents import plain_ids
 from llmrank.text.tokenisation import special_tokens
 
@@ -192,7 +192,7 @@ def last_word(
     n_right = 0
     with evaluation_mode(model):
         batches = list(_batches(encoded, batch_tokens))
-        for batch in progress(batches, "Asking last words") if progress else batches:
+        for batch in shown(progress, batches, "Asking last words"):
             n_right += _count_right(model, batch, can_leave_out_logits=can_leave_out_logits)
     # The estimate does not depend on the order of the passages.
     return LastWord(Estimate.of([1] * n_right + [0] * (len(encoded) - n_right)), len(passages) - len(encoded))

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from llmrank.evaluation.logits import Predictor, check_predicts
-from llmrank.execution import Processes
+from llmrank.execution import Execution
 from llmrank.models import FFNs
 from llmrank.models.forward import evaluation_mode, input_device
-from llmrank.progress import Progress
 from llmrank.text import TokenSequences
 
 __all__ = [
@@ -74,9 +73,8 @@ class ModelSize:
 def perplexity(
     model: Any,
     sequences: TokenSequences,
-    batch_size: int = 1,
-    progress: Progress | None = None,
-    processes: Processes | None = None,
+    execution: Execution = Execution(),
+    description: str = "Evaluating",
 ) -> Perplexity:
     """Measure the perplexity of a model on token sequences. Each token is predicted from its own sequence alone.
 
@@ -84,12 +82,9 @@ def perplexity(
     ----------
     model : transformers causal or encoder-decoder language model
     sequences : TokenSequences
-    batch_size : int
-        Number of sequences in a forward pass.
-    progress : callable, optional
-        See :func:`llmrank.calibration.collect.collect_statistics`.
-    processes : Processes, optional
-        Processes among which the sequences are divided.
+    execution : Execution
+    description : str
+        What the progress says.
 
     Raises
     ------
@@ -103,21 +98,20 @@ def perplexity(
     Cost: a forward pass of the sequences, and the trial of :class:`llmrank.evaluation.logits.Predictor`. Memory: that of the
     Predictor.
     """
-    processes = processes or Processes()
-    parts = processes.gather(sequence_losses(model, processes.share(sequences, batch_size), batch_size, progress))
+    parts = execution.processes.gather(sequence_losses(model, execution.share(sequences), execution, description))
     return Perplexity.of([value for losses, _ in parts for value in losses], [n for _, counts in parts for n in counts])
 
 
 @torch.no_grad()
 def sequence_losses(
-    model: Any, sequences: TokenSequences, batch_size: int = 1, progress: Progress | None = None
+    model: Any, sequences: TokenSequences, execution: Execution = Execution(), description: str = "Evaluating"
 ) -> tuple[list[float], list[int]]:
     """Compute the negative log-likelihood of every sequence, and the number of its predicted tokens.
 
     Parameters
     ----------
-    model, sequences, batch_size, progress
-        See :func:`perplexity`, also for the exceptions and the cost.
+    model, sequences, execution, description
+        See :func:`perplexity`, also for the exceptions and the cost. This process measures all the sequences.
 
     Returns
     -------
@@ -131,8 +125,8 @@ def sequence_losses(
     totals: list[float] = []
     counts: list[int] = []
     with evaluation_mode(model):
-        batches = list(sequences.batches(batch_size))
-        for ids, mask in progress(batches, "Evaluating") if progress else batches:
+        batches = list(sequences.batches(execution.batch_size))
+        for ids, mask in execution.steps(batches, description):
             batch_totals = torch.zeros(len(ids), dtype=torch.float64)
             batch_counts = torch.zeros(len(ids), dtype=torch.int64)
             for logits, targets, valid in predictor.bands(ids, mask):

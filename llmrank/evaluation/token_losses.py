@@ -14,8 +14,8 @@ from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.logits import Predictor, check_predicts
 from llmrank.evaluation.token_texts import Context, TokenTexts
+from llmrank.execution import Execution
 from llmrank.models.forward import at_least_float32, evaluation_mode
-from llmrank.progress import Progress
 from llmrank.text import TokenSequences
 
 __all__ = ["GROUPINGS", "ChangedToken", "KindLoss", "LossChanges", "TokenLosses", "loss_changes", "token_losses"]
@@ -119,14 +119,12 @@ class LossChanges:
 
 
 @torch.no_grad()
-def token_losses(
-    model: Any, sequences: TokenSequences, batch_size: int = 1, progress: Progress | None = None
-) -> TokenLosses:
+def token_losses(model: Any, sequences: TokenSequences, execution: Execution = Execution()) -> TokenLosses:
     """Measure how well a model predicts every token of a text.
 
     Parameters
     ----------
-    model, sequences, batch_size, progress
+    model, sequences, execution
         See :func:`llmrank.evaluation.perplexity.perplexity`, also for the exceptions and the cost.
 
     Raises
@@ -138,8 +136,8 @@ def token_losses(
     predictor, row = Predictor(model), 0
     parts: list[tuple[torch.Tensor, ...]] = []
     with evaluation_mode(model):
-        batches = list(sequences.batches(batch_size))
-        for ids, mask in progress(batches, "Predicting") if progress else batches:
+        batches = list(sequences.batches(execution.batch_size))
+        for ids, mask in execution.steps(batches, "Predicting"):
             bands = [_read_band(*band) for band in predictor.bands(ids, mask)]
             losses, likeliest, probabilities, valid = (torch.cat(part, dim=1) for part in zip(*bands, strict=True))
             # The n last tokens of a sequence are predicted: all but the first or, by an encoder-decoder, the second half.

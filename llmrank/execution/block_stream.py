@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from llmrank.execution.block_passes import BlockPasses
+from llmrank.execution.execution import Execution
 from llmrank.execution.hooks import TokenMasks, add_hook
 from llmrank.execution.onloading import onloaded
 from llmrank.execution.pass_stream import PassStream, Readers, Stream
-from llmrank.execution.processes import Processes
 from llmrank.execution.recording import (
     Call,
     Recording,
@@ -27,7 +27,6 @@ from llmrank.execution.recording import (
     record_calls,
 )
 from llmrank.execution.states import States, allocate_like
-from llmrank.execution.work_directory import WorkDirectory
 from llmrank.models import FFN, FFNs
 from llmrank.models.forward import at_least_float32, evaluation_mode, first_output, model_inputs
 from llmrank.text import TokenSequences
@@ -47,16 +46,13 @@ class BlockStream:
         The recorded calls of the blocks. The recording must be unbroken: each block got exactly what the block before returned.
     masks : sequence of TokenMasks
         The masks of padding, one entry for each batch.
+    execution : Execution
+        With a work directory, the hidden states are in its files, and the stream goes on at the block where an earlier process
+        ended.
     follow : bool
         Whether to follow the dense model: to keep its hidden states too, and to compute from them the tensor `missing` for
         :meth:`llmrank.execution.pass_stream.Reader.end_batch`. That tensor is known only if the block adds the map's output
         to the residual stream unchanged, and if no other map of the block was pruned.
-    work : WorkDirectory, optional
-        Directory for files with the hidden states. The stream goes on at the block where an earlier process ended.
-    processes : Processes, optional
-        Processes that each pass other tokens through the model.
-    device : torch.device, optional
-        Where blocks compute, if that is not where their weights are.
 
     Notes
     -----
@@ -73,19 +69,17 @@ class BlockStream:
         record: Recording,
         masks: Sequence[TokenMasks],
         n_fitted_batches: int,
+        execution: Execution,
         *,
         follow: bool = False,
-        work: WorkDirectory | None = None,
-        processes: Processes | None = None,
-        device: torch.device | None = None,
     ) -> None:
-        self.n_fitted_batches, self.device = n_fitted_batches, device
+        self.n_fitted_batches, self.device = n_fitted_batches, execution.device
         self._model, self._ffns = model, ffns
-        self._passes = BlockPasses(model, ffns, record, masks, device)
+        self._passes = BlockPasses(model, ffns, record, masks, execution.device)
         self._positions = self._passes.positions
-        self._work, self._processes = work, processes or Processes()
+        self._work, self._processes = execution.work, execution.processes
         # What an earlier process noted: how many blocks the states have passed, and in which file (side) they are.
-        done = None if work is None else work.progress(STAGE)
+        done = None if self._work is None else self._work.progress(STAGE)
         self._states, self._dense_states = self._first_states(record, follow=follow, done=done)
         # The numbers of the blocks that the pruned model's states, and the dense model's states, have reached.
         self._position = self._dense_position = 0 if done is None else done["blocks"]
@@ -271,42 +265,34 @@ def open_stream(
     model: nn.Module,
     ffns: FFNs,
     sequences: TokenSequences,
-    batch_size: int,
     record: Recording,
+    execution: Execution = Execution(),
     held_out: TokenSequences | None = None,
     *,
     follow: bool = False,
-    work: WorkDirectory | None = None,
-    processes: Processes | None = None,
-    device: torch.device | None = None,
 ) -> Stream:
     """Open a :class:`BlockStream` if the recording is unbroken and holds all batches, else a :class:`PassStream`.
 
     Parameters
     ----------
     record : Recording
-        A recording of the forward passes of `sequences`, followed by those of `held_out`.
+        A recording of the forward passes of this process's share of `sequences`, followed by those of `held_out`.
+    execution : Execution
     follow : bool
         Whether a :class:`BlockStream` follows the dense model. A :class:`PassStream` never does.
-    work : WorkDirectory, optional
-    processes : Processes, optional
-    device : torch.device, optional
-        See :class:`BlockStream`.
 
     Raises
     ------
     OptionError
         A device is given, and the blocks do not follow one another directly.
     """
-    batches = list(sequences.batches(batch_size))
+    batches = execution.batches(sequences)
     n_fitted_batches = len(batches)
     if held_out is not None:
-        batches += held_out.batches(batch_size)
+        batches += execution.batches(held_out)
     if not record.unbroken or len(record.first_states) != len(batches):
-        if device is not None:
+        if execution.device is not None:
             raise broken_error(model)
         return PassStream(model, ffns, batches, n_fitted_batches)
     masks = [TokenMasks(*model_inputs(model, *batch)[1:]) for batch in batches]
-    return BlockStream(
-        model, ffns, record, masks, n_fitted_batches, follow=follow, work=work, processes=processes, device=device
-    )
+    return BlockStream(model, ffns, record, masks, n_fitted_batches, execution, follow=follow)

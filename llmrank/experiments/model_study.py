@@ -22,6 +22,7 @@ from llmrank.errors import OptionError, StructureError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.lm_eval import LMEvalTasks
 from llmrank.evaluation.perplexity import Perplexity, model_size, sequence_losses
+from llmrank.execution import Execution
 from llmrank.execution.recording import Recording, record_without_running
 from llmrank.experiments.settings import RowSettings, SweepSettings
 from llmrank.experiments.speed import measure_speed
@@ -248,8 +249,8 @@ class ModelStudy:
     def _collect(
         self, sequences: TokenSequences, progress: Progress | None, *, skips: bool
     ) -> tuple[FFNStatistics, ...]:
-        size = self._settings.calibration.batch_size
-        return collect_statistics(self._model, self._ffns, sequences, size, progress, skips=skips)
+        execution = Execution(self._settings.calibration.batch_size, progress)
+        return collect_statistics(self._model, self._ffns, sequences, execution, skips=skips)
 
     def _pipeline(self, spec: str, row: RowSettings | None = None, progress: Progress | None = None) -> BasePipeline:
         """Make a pipeline of the topology, with the components of a row."""
@@ -320,8 +321,8 @@ class ModelStudy:
 
     def _results(self, progress: Progress | None) -> dict[str, Any]:
         """Measure the model in its present state, dense or pruned."""
-        size = self._calibration_text.batch_size
-        losses, counts = sequence_losses(self._model, self._evaluation_sequences, size, progress)
+        execution = Execution(self._calibration_text.batch_size, progress)
+        losses, counts = sequence_losses(self._model, self._evaluation_sequences, execution)
         if not sum(counts):
             raise OptionError("the evaluation text predicts no token; give a longer text")
         parameters = model_size(self._model)
@@ -334,7 +335,7 @@ class ModelStudy:
         }
         if self._tasks is not None:
             with redirect_stdout(sys.stderr):  # lm-eval prints what it does
-                tasks = self._tasks.run(self._model, self._tokenizer, self._settings.documents, size)
+                tasks = self._tasks.run(self._model, self._tokenizer, self._settings.documents, execution.batch_size)
             found["tasks"] = {
                 task: {name: vars(each) for name, each in metrics.items()} for task, metrics in tasks.items()
             }

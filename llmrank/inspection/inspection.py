@@ -17,7 +17,6 @@ from llmrank.errors import OptionError
 from llmrank.inspection.budgets import Budgets, make_budgets
 from llmrank.inspection.layers import InspectedLayer, find_layers
 from llmrank.pipeline import BasePipeline, model_source
-from llmrank.progress import progress_step
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import Target
 from llmrank.prune.selection import choose_masks, prunes_jointly
@@ -192,7 +191,7 @@ def inspect_model(
     # By topology: whether one budget covers the neurons of all graphs.
     jointly = {each: prunes_jointly(pipeline.structure_dict, each) for each in (topology, other)}
     targets = pipeline.targets
-    with progress_step(pipeline.progress, "Finding FFNs"):
+    with pipeline.execution.step("Finding FFNs"):
         ffns = pipeline.find()
     budgets = make_budgets(pipeline.pruner, ffns, jointly=all(jointly.values()), targets=targets)
     if budget in budgets.refusals:
@@ -209,9 +208,9 @@ def inspect_model(
     named = list(scorers.items())
     results = {
         name: _rank_and_prune(graphs, each, budgets, targets, jointly=jointly[topology])
-        for name, each in (pipeline.progress(named, "Ranking") if pipeline.progress else named)
+        for name, each in pipeline.execution.steps(named, "Ranking")
     }
-    with progress_step(pipeline.progress, f"Ranking, {other}"):
+    with pipeline.execution.step(f"Ranking, {other}"):
         in_other_topology = _rank_and_prune(
             build_graphs(ffns, statistics, other), scorers[scorer], budgets, targets, jointly=jointly[other]
         )

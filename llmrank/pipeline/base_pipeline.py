@@ -35,7 +35,6 @@ from llmrank.pipeline.report import (
     repair_notes,
 )
 from llmrank.pipeline.stages import PipelineStages
-from llmrank.progress import Progress, progress_step
 from llmrank.prune.budget import budget_notes, reached_amounts
 from llmrank.prune.masks import Masks
 from llmrank.prune.schedule import ScheduleStep, amounts_after_steps
@@ -147,7 +146,7 @@ class BasePipeline(PipelineStages):
     def _run(self) -> nn.Module:
         self._check_processes()
         self._seconds = {}
-        with self._timed("find"), progress_step(self.progress, "Finding FFNs"):
+        with self._timed("find"), self.execution.step("Finding FFNs"):
             ffns, _ = self.prepare()
         kinds = ", ".join(sorted({ffn.kind for ffn in ffns}))
         logger.info("found %d FFNs (%s) with %d neurons", len(ffns), kinds, sum(ffns.sizes.values()))
@@ -168,7 +167,7 @@ class BasePipeline(PipelineStages):
         logger.info(f"{ranked}, error at most %(error_bound).1e", report.graph)
         if not self.undoable:
             self.model_graphs = ()
-        with self._timed("apply"), progress_step(self.progress, "Applying the masks"):
+        with self._timed("apply"), self.execution.step("Applying the masks"):
             expected = None
             if self.form == "compact":
                 with self.onloaded():
@@ -188,7 +187,7 @@ class BasePipeline(PipelineStages):
             self.repaired = {}
         try:
             if expected is not None:
-                checking = progress_step(self.progress, "Checking the pruned model")
+                checking = self.execution.step("Checking the pruned model")
                 with self._timed("check"), checking, self.onloaded():
                     check_equivalence(self.model, expected, sequences)
             with self._timed("evaluate after"):
@@ -238,16 +237,14 @@ class BasePipeline(PipelineStages):
                 # A repair runs the model block by block, so the passes of the calibration record how the model calls its blocks.
                 # With a work directory or a ranking, the calibration makes no passes of the complete model.
                 makes_passes = self.work is None and not isinstance(self.calibration, RankedText)
-                size = self.calibration.batch_size
                 recorded = ffns if is_first and self.repair and makes_passes else FFNs()
                 with self._timed("calibrate"), recording(self.model, recorded) as new_record:
                     statistics = self.calibrate(ffns, sequences)
                     if new_record.blocks and held_out is not None:
-                        run_sequences(self.model, ffns, self.processes.share(held_out, size).batches(size))
+                        run_sequences(self.model, ffns, self.execution.batches(held_out))
                 if not makes_passes and self.repair is not None:
                     texts = sequences.parts if held_out is None else (sequences, held_out)
-                    shares = [self.processes.share(text, size) for text in texts if text is not None]
-                    batches = [batch for share in shares for batch in share.batches(size)]
+                    batches = [batch for text in texts if text is not None for batch in self.execution.batches(text)]
                     # With a work directory, the calibration has already checked that the blocks can be called one by one.
                     new_record = record_without_running(self.model, ffns, batches, repeat=self.work is None)
                 with self._timed("rank"):
@@ -294,10 +291,8 @@ class BasePipeline(PipelineStages):
         return Evaluation(protocol, before, unigram=unigram_perplexity(texts)), texts
 
     def _perplexity(self, texts: TokenSequences, description: str) -> Perplexity:
-        progress = self.progress
-        shown: Progress | None = None if progress is None else lambda items, _: progress(items, description)
         with self.onloaded():
-            return perplexity(self.model, texts, self.calibration.batch_size, shown, self.processes)
+            return perplexity(self.model, texts, self.execution, description)
 
     def undo(self) -> nn.Module:
         """Restore the model as it was before :meth:`run`, bit for bit, but on `device`; refused unless :attr:`undoable`."""

@@ -16,7 +16,7 @@ from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.collect_by_block import collect_by_block
 from llmrank.calibration.statistics import FFNStatistics
 from llmrank.errors import OptionError
-from llmrank.execution import Processes
+from llmrank.execution import Execution, Processes
 from llmrank.execution.onloading import onloaded_by_block
 from llmrank.execution.recording import Recording, blocks_of, broken_error
 from llmrank.execution.work_directory import WorkDirectory
@@ -149,6 +149,11 @@ class PipelineStages:
         by_block = self.work_directory is not None and self.device is not None and self.device.type != "cpu"
         return self.device if by_block else None
 
+    @property
+    def execution(self) -> Execution:
+        """How the run computes."""
+        return Execution(self.calibration.batch_size, self.progress, self.processes, self.block_device, self.work)
+
     def onloaded(self) -> AbstractContextManager[None]:
         """Let forward passes of the complete model compute on :attr:`block_device` within the context."""
         return onloaded_by_block(self.model, self._blocks, self.block_device)
@@ -240,13 +245,8 @@ class PipelineStages:
             return known
         options = self.statistics_options(ffns)
         if self.work is not None:
-            size, device = self.calibration.batch_size, self.block_device
-            return collect_by_block(
-                self.model, ffns, sequences, size, self.work, self.progress, device=device, **options
-            )
-        size = self.calibration.batch_size
-        share = self.processes.share(sequences, size)
-        return collect_statistics(self.model, ffns, share, size, self.progress, processes=self.processes, **options)
+            return collect_by_block(self.model, ffns, sequences, self.execution, self.work, **options)
+        return collect_statistics(self.model, ffns, sequences, self.execution, **options)
 
     def statistics_options(self, ffns: FFNs) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that override this
         """Return further options of :func:`llmrank.calibration.collect.collect_statistics`."""
@@ -258,8 +258,7 @@ class PipelineStages:
 
     def rank_graphs(self, graphs: Sequence[ModelGraph]) -> tuple[RankResult, ...]:
         """Rank every graph."""
-        steps = self.progress(graphs, "Ranking") if self.progress else graphs
-        return rank_graphs(self.chosen_scorer, steps)
+        return rank_graphs(self.chosen_scorer, self.execution.steps(graphs, "Ranking"))
 
     def choose_scorer(
         self,
@@ -285,7 +284,7 @@ class PipelineStages:
         given = () if pruner is None else (pruner,)
         needs_sensitivity = (pruner or self.pruner).needs_sensitivity
         masks = {}
-        for each in self.progress(self.candidates, "Ranking by every candidate") if self.progress else self.candidates:
+        for each in self.execution.steps(self.candidates, "Ranking by every candidate"):
             ranks = rank_graphs(each, graphs)
             cut = self.trial_masks(graphs, ranks) if needs_sensitivity else self.choose_masks(graphs, ranks, *given)
             masks[each.label()] = Masks(self.processes.first(dict(cut)))
@@ -298,9 +297,7 @@ class PipelineStages:
             other_text(sequences, self.tokenizer, tokens),
             # With weights on disk, every pass reads all of them, so there is one pass for each text.
             self.calibration.batch_size * sequences.length if self.work is None else 2 * tokens,
-            progress=self.progress,
-            processes=self.processes,
-            device=self.block_device,
+            self.execution,
         )
         if self.work is not None:
             self.work.note("choice", choice.to_dict())
@@ -317,16 +314,7 @@ class PipelineStages:
         masks = self.trial_masks(self.model_graphs, self.ranks)
         groups = {units.name: units.layers for units in units_of(ffns.layers.values(), self._trial_targets)}
         with self.onloaded():
-            return layer_sensitivities(
-                self.model,
-                ffns,
-                masks,
-                sequences,
-                self.calibration.batch_size,
-                progress=self.progress,
-                groups=groups,
-                processes=self.processes,
-            )
+            return layer_sensitivities(self.model, ffns, masks, sequences, self.execution, groups=groups)
 
     def trial_masks(self, graphs: Sequence[ModelGraph], ranks: Sequence[RankResult]) -> Masks:
         """Choose masks for a trial: those of a :class:`LocalPruner` with the pruner's amount; of two targets, only neurons."""
@@ -381,24 +369,18 @@ class PipelineStages:
         if self.repair is None:
             return masks, {}
         choose = Reselection(self.chosen_scorer, graphs, present)
-        size = self.calibration.batch_size
-        fit, held_out_part = (sequences, held_out) if held_out is not None else sequences.parts
-        held_out_share = None if held_out_part is None else self.processes.share(held_out_part, size)
+        texts = (sequences, held_out) if held_out is not None else sequences.parts
         overwrites_weights = not (self.undoable or (self.repair.reselects and choose.reads_earlier_layers))
         kept, repaired, self.validation = repair_where_it_helps(
             self.model,
             ffns,
             masks,
             self.repair,
-            (self.processes.share(fit, size), held_out_share),
+            texts,
             record,
-            size,
+            self.execution,
             choose,
-            self.progress,
             in_place=overwrites_weights,
-            work=self.work,
-            processes=self.processes,
-            device=self.block_device,
         )
         self._changed_for_good = overwrites_weights and bool(repaired)
         return kept, repaired

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from llmrank.errors import CalibrationError, OptionError
-from llmrank.execution import Processes
+from llmrank.execution import Execution, Processes
 from llmrank.execution.pass_stream import Stream
 from llmrank.models import FFN, FFNs, LinearMap, PrunableLayer
 from llmrank.models.experts import ExpertMap, route_around
@@ -40,11 +40,10 @@ def repair_ffns(
     masks: Masks,
     method: BaseRepair,
     stream: Stream,
-    progress: Callable[[Sequence[Any], str], Any] | None = None,
+    execution: Execution = Execution(),
     choose: Reselect | None = None,
     write: WriteMap | None = None,
     files: RepairsInFiles | None = None,
-    processes: Processes | None = None,
 ) -> tuple[Masks, dict[str, RepairedMap]]:
     """Repair the output maps of all FFNs, in the model's order; by default nothing is written to the model.
 
@@ -57,8 +56,8 @@ def repair_ffns(
     method : BaseRepair
     stream : Stream
         Passes the calibration tokens through the model; no FFN has been fed yet.
-    progress : callable, optional
-        See :func:`llmrank.calibration.collect.collect_statistics`.
+    execution : Execution
+        Each map is solved by one of the processes, and all get it.
     choose : callable, optional
         Called if the method reselects: ``choose(layer, keep, unexplained)`` returns a keep mask, of as many neurons, that
         replaces `keep`.
@@ -67,8 +66,6 @@ def repair_ffns(
         :class:`llmrank.repair.in_place.RepairsInPlace`.
     files : RepairsInFiles, optional
         Keeps every repaired map. If the stream passed an FFN in an earlier process, the maps of this FFN are read from its file.
-    processes : Processes, optional
-        The processes among which the calibration tokens are divided. Each map is solved by one process, and all get it.
 
     Returns
     -------
@@ -94,11 +91,11 @@ def repair_ffns(
             "repair needs whole FFNs; with structure_dict no map is known that reads the removed rows; leave the repair out"
         )
     can_add_bias = method.needs_bias and bool(bias_attribute(model))
-    fitting = _Fitting(method, stream, choose, processes or Processes(), can_add_bias=can_add_bias)
+    fitting = _Fitting(method, stream, choose, execution.processes, can_add_bias=can_add_bias)
     repaired: dict[str, RepairedMap] = {}
     kept, kept_experts = dict(masks), _kept_experts(ffns, masks)
     with ExitStack() as substitutes:
-        for group in progress(_groups(ffns), "Repairing") if progress else _groups(ffns):
+        for group in execution.steps(_groups(ffns), "Repairing"):
             mixture = group[0][1].mixture
             experts = None if mixture is None else kept_experts.pop(mixture.name, None)
             # If a mixture loses experts, the others are repaired even if they lose no neuron, to make up for the lost experts.

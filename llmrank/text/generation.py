@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError, is_out_of_memory
 from llmrank.models.forward import evaluation_mode, fitting_length, input_device, predicts_next_token
-from llmrank.progress import Progress
+from llmrank.progress import Progress, shown
 from llmrank.text.sequences import TokenSequences
 from llmrank.text.tokenisation import special_ids
 
@@ -156,7 +156,7 @@ def generate_text(
     text_length = -(-length // n_texts)
     draws = torch.rand(samples * n_texts, text_length - 1, generator=torch.Generator().manual_seed(seed))
     steps = range(-(-len(draws) // batch_size) * draws.shape[1])
-    bar = iter(progress(steps, "Writing calibration text") if progress else steps)
+    bar = iter(shown(progress, steps, "Writing calibration text"))
     with evaluation_mode(model), generation_settings(model, eos_token_id=None, max_new_tokens=text_length - 1):
         texts = [_write(model, first, forbidden, batch, bar) for batch in torch.split(draws, batch_size)]
     deque(bar, maxlen=0)  # takes the progress to its end

@@ -14,6 +14,7 @@ from benchmarks.hand_masks import experts_silenced, neurons_set_to_zero, readers
 from llmrank import prune_model
 from llmrank.calibration.collect import collect_statistics
 from llmrank.errors import CalibrationError, UnsupportedModelError
+from llmrank.execution import Execution
 from llmrank.models import find_ffns
 from llmrank.models.forward import evaluation_mode
 from llmrank.pipeline import IsolatedFFNPipeline
@@ -112,7 +113,9 @@ def test_statistics_are_those_of_shared_tensors() -> None:
     mask = torch.ones_like(IDS, dtype=torch.bool)
     mask[1, 15:] = mask[4, 3:] = False
     sequences = TokenSequences.of(IDS, mask, "ids")
-    found, expected = (collect_statistics(model, find_ffns(model), sequences, 2) for model in (listed, fused))
+    found, expected = (
+        collect_statistics(model, find_ffns(model), sequences, Execution(2)) for model in (listed, fused)
+    )
     for one, other in zip(found, expected, strict=True):
         assert one.routing is not None
         assert other.routing is not None

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from llmrank.errors import CalibrationError, OptionError
+from llmrank.execution import Execution
 from llmrank.execution.hooks import TokenMasks, add_hook
 from llmrank.models import FFN, FFNs
 from llmrank.models.experts import Routing
 from llmrank.models.forward import body_of, evaluation_mode, is_decoder, model_inputs, run_body
-from llmrank.progress import Progress
 from llmrank.text.sequences import TokenSequences
 
 __all__ = ["TopActivations", "collect_top_activations"]
@@ -46,8 +46,7 @@ def collect_top_activations(
     ffns: FFNs,
     sequences: TokenSequences,
     k: int = 5,
-    batch_size: int = 1,
-    progress: Progress | None = None,
+    execution: Execution = Execution(),
     *,
     layers: Collection[str] | None = None,
     skip: int = 1,
@@ -67,10 +66,7 @@ def collect_top_activations(
         Padding does not count. For the neurons of an expert, only the tokens count that the router sends to the expert.
     k : int
         Number of activations to keep for each neuron.
-    batch_size : int
-        Number of sequences in one forward pass; it changes the result by round-off only.
-    progress : callable, optional
-        See :func:`llmrank.calibration.collect.collect_statistics`.
+    execution : Execution
     layers : collection of str, optional
         Names of the prunable layers to watch; all by default.
     skip : int
@@ -106,8 +102,8 @@ def collect_top_activations(
             for index, layer in ffn.prunable.items():
                 if layers is None or layer.name in layers:
                     found[layer.name] = _watch(hooks, model, ffn, index, k, masks, positions)
-        batches, first_row = list(sequences.batches(batch_size)), 0
-        for ids, mask in progress(batches, "Finding contexts") if progress else batches:
+        batches, first_row = list(sequences.batches(execution.batch_size)), 0
+        for ids, mask in execution.steps(batches, "Finding contexts"):
             inputs, *_ = model_inputs(model, ids, mask)
             is_encoder_decoder = "decoder_input_ids" in inputs
             positions.replace(_positions(mask, first_row, skip, is_encoder_decoder=is_encoder_decoder))

@@ -23,6 +23,7 @@ from llmrank.evaluation.last_word import CONTEXT_WORDS, Passage, check_continues
 from llmrank.evaluation.lm_eval import LMEvalTasks, find_tasks
 from llmrank.evaluation.perplexity import model_size, perplexity
 from llmrank.evaluation.token_losses import loss_changes, token_losses
+from llmrank.execution import Execution
 from llmrank.models.forward import fitting_length
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
@@ -129,7 +130,7 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
         _check_tokenizers(loaded, dense, texts, options)
     if passages is not None:
         check_continues(model)
-    result = perplexity(model, texts, options.batch_size, options.progress)
+    result = perplexity(model, texts, _execution(options))
     size = model_size(model)
     content: dict[str, Any] = {
         "model": loaded.source,
@@ -157,7 +158,7 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
     if rows:
         console.print(_table(rows))
     if dense is not None and options.contexts:
-        measured = [token_losses(each, texts, options.batch_size, options.progress) for each in (dense.model, model)]
+        measured = [token_losses(each, texts, _execution(options)) for each in (dense.model, model)]
         changes = loss_changes(measured[0], measured[1], texts, tokenizer)
         print_loss_changes(changes, console)
         content["contexts"] = asdict(changes)
@@ -227,7 +228,7 @@ def _compare_with_dense(
     dense: Any, model: Any, texts: TokenSequences, options: argparse.Namespace, batch_tokens: int
 ) -> dict[str, Any]:
     """Measure how close the model is to the dense model; return the metrics by name."""
-    compared = fidelity(dense, model, texts, options.batch_size, options.progress)
+    compared = fidelity(dense, model, texts, _execution(options))
     metrics: dict[str, Any] = {"divergence": compared.divergence, "top1": compared.agreement}
     if options.prompts:
         # A prompt must leave room for the new tokens.
@@ -272,3 +273,7 @@ def _estimates_to_dicts(value: Any) -> Any:
     if isinstance(value, Estimate):
         return vars(value)
     return {key: _estimates_to_dicts(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+
+
+def _execution(options: argparse.Namespace) -> Execution:
+    return Execution(options.batch_size, options.progress)

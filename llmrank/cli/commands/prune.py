@@ -351,7 +351,7 @@ def _check_collapse(pipeline: BasePipeline, report: Report) -> bool:
     length = min(fitting_length(pipeline.model, report.calibration["sequence_length"]), CHECK_LENGTH)
     try:
         texts = tokenise(None, pipeline.tokenizer, CHECK_SAMPLES, length, "evaluation")
-        with progress_step(pipeline.progress, "Checking whether the pruned model has collapsed"), pipeline.onloaded():
+        with pipeline.execution.step("Checking whether the pruned model has collapsed"), pipeline.onloaded():
             after = perplexity(pipeline.model, texts)
     except CalibrationError as error:
         report.notes.append(f"whether the pruned model has collapsed was not checked: {error}")

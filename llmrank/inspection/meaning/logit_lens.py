@@ -12,7 +12,7 @@ from llmrank.errors import OptionError
 from llmrank.inspection.meaning.final_norm import Norms, find_norms
 from llmrank.models import FFN, FFNs, PrunableLayer
 from llmrank.models.forward import is_decoder
-from llmrank.progress import Progress
+from llmrank.progress import Progress, shown
 
 __all__ = ["LensTokens", "logit_lens"]
 
@@ -107,7 +107,7 @@ def logit_lens(
     }
     best = {name: (_Best(len(chosen), k), _Best(len(chosen), k)) for name, (*_, chosen) in writing.items()}
     blocks = list(torch.split(allowed, TOKENS_AT_ONCE))
-    for block in progress(blocks, "Reading the logit lens") if progress else blocks:
+    for block in shown(progress, blocks, "Reading the logit lens"):
         weight = head[block.to(head.device)].float()
         for name, (ffn, layer, chosen) in writing.items():
             for start in range(0, len(chosen), NEURONS_AT_ONCE):

@@ -11,9 +11,9 @@ import torch
 from llmrank.calibration.statistics.top_activations import TopActivations, collect_top_activations
 from llmrank.errors import OptionError, UnsupportedModelError
 from llmrank.evaluation.token_texts import Context, TokenTexts
+from llmrank.execution import Execution
 from llmrank.inspection.meaning.logit_lens import LensTokens, logit_lens
 from llmrank.models import FFNs
-from llmrank.progress import Progress
 from llmrank.text import TokenSequences
 
 __all__ = ["ActiveContext", "Meanings", "NeuronMeaning", "PromotedToken", "find_meanings"]
@@ -122,8 +122,7 @@ def find_meanings(
     ffns: FFNs,
     sequences: TokenSequences,
     k: int = 5,
-    batch_size: int = 1,
-    progress: Progress | None = None,
+    execution: Execution = Execution(),
     *,
     neurons: Mapping[str, Sequence[int]] | None = None,
 ) -> Meanings:
@@ -138,7 +137,7 @@ def find_meanings(
         The text of the contexts.
     k : int
         Number of contexts of each neuron, and of tokens that it promotes and demotes.
-    batch_size, progress
+    execution : Execution
         See :func:`llmrank.calibration.statistics.top_activations.collect_top_activations`.
     neurons : mapping from str to sequence of int, optional
         Chosen neurons, by prunable layer; all by default.
@@ -162,11 +161,11 @@ def find_meanings(
         size = ffns.layers[name].size
         if not all(0 <= neuron < size for neuron in chosen):
             raise OptionError(f"neurons of {name} must be integers from 0 to {size - 1}, got {list(chosen)}")
-    top = collect_top_activations(model, ffns, sequences, k, batch_size, progress, layers=neurons)
+    top = collect_top_activations(model, ffns, sequences, k, execution, layers=neurons)
     tokens = torch.ones(len(texts), dtype=torch.bool)
     tokens[[token for token in texts.special if token < len(tokens)]] = False
     try:
-        lens, reason = logit_lens(model, ffns, k, neurons, tokens, progress), None
+        lens, reason = logit_lens(model, ffns, k, neurons, tokens, execution.progress), None
     except UnsupportedModelError as error:
         lens, reason = {}, str(error)
     return Meanings(top, lens, reason, texts, neurons)

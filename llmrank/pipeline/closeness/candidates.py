@@ -16,7 +16,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -26,10 +26,9 @@ from rich.text import Text
 from torch import nn
 
 from llmrank.evaluation.estimate import Estimate
-from llmrank.execution import Processes
+from llmrank.execution import Execution
 from llmrank.models import FFNs
 from llmrank.pipeline.closeness.distance import DenseReference, Distances, Measure
-from llmrank.progress import Progress, progress_step
 from llmrank.prune.masks import Masks
 from llmrank.text import TokenSequences, tokenise
 from llmrank.text.built_in import BuiltInText, builtin_texts
@@ -231,9 +230,7 @@ def try_candidates(
     held_out: TokenSequences,
     other: TokenSequences | None,
     batch_tokens: int,
-    progress: Progress | None = None,
-    processes: Processes | None = None,
-    device: torch.device | None = None,
+    execution: Execution = Execution(),
 ) -> Choice:
     """Cut a model by each candidate in turn, and choose one. The model's weights do not change.
 
@@ -249,27 +246,22 @@ def try_candidates(
         Text of another kind.
     batch_tokens : int
         Number of tokens in a forward pass.
-    progress : callable, optional
-    processes : Processes, optional
-        Processes that divide the sequences; all pass the same sequences and masks.
-    device : torch.device, optional
-        See :class:`llmrank.pipeline.closeness.distance.DenseReference`.
+    execution : Execution
+        Its batch size is not used.
 
     Notes
     -----
     Cost: a forward pass of both texts through the dense model, and one for each candidate.
     """
-    processes = processes or Processes()
     texts = [held_out] if other is None else [held_out, other]
     references = []
-    with progress_step(progress, "Running the dense model on short texts"):
+    with execution.step("Running the dense model on short texts"):
         for text in texts:
-            size = max(1, batch_tokens // text.length)
-            share = processes.share(text, size)
-            references.append(DenseReference(model, ffns, share, size, processes, device))
+            sized = replace(execution, batch_size=max(1, batch_tokens // text.length))
+            references.append(DenseReference(model, ffns, text, sized))
     found = []
     for reference in references:  # of every text all candidates together, so that the dense model's head runs once
-        cuts = progress(list(masks.values()), "Trying candidates") if progress else masks.values()
+        cuts = execution.steps(list(masks.values()), "Trying candidates")
         found.append(dict(zip(masks, reference.distances_of(cuts), strict=True)))
     chosen, trials = choose(found[0], found[1] if len(found) > 1 else None)
     for trial in trials:

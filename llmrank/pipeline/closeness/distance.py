@@ -13,7 +13,7 @@ from torch import nn
 from llmrank.errors import CalibrationError
 from llmrank.evaluation.fidelity import compare_predictions
 from llmrank.evaluation.logits import Prediction, Predictor
-from llmrank.execution import Processes
+from llmrank.execution import Execution
 from llmrank.execution.onloading import onloaded_by_block
 from llmrank.execution.recording import blocks_of
 from llmrank.models import FFNs
@@ -42,12 +42,8 @@ class DenseReference:
     model : nn.Module
     ffns : FFNs
     sequences : TokenSequences
-        Of several processes, each passes its own sequences; some may have none.
-    batch_size : int
-        Number of sequences in a forward pass.
-    processes : Processes, optional
-    device : torch.device, optional
-        Device to compute on, to which blocks are brought one after the other. By default the weights stay where they are.
+    execution : Execution
+        Of several processes, some may have no sequences.
 
     Attributes
     ----------
@@ -66,15 +62,13 @@ class DenseReference:
         model: nn.Module,
         ffns: FFNs,
         sequences: TokenSequences,
-        batch_size: int,
-        processes: Processes | None = None,
-        device: torch.device | None = None,
+        execution: Execution,
     ) -> None:
-        self._model, self._ffns, self._processes = model, ffns, processes or Processes()
-        self._onloaded = partial(onloaded_by_block, model, blocks_of(model, ffns), device)
+        self._model, self._ffns, self._processes = model, ffns, execution.processes
+        self._onloaded = partial(onloaded_by_block, model, blocks_of(model, ffns), execution.device)
         self.measure: Measure = "divergence" if predicts_next_token(model) else "squared error"
         self._predictor = Predictor(model)
-        self._batches = list(sequences.batches(batch_size))
+        self._batches = execution.batches(sequences)
         with self._onloaded():
             self._dense = list(self._outputs())
 

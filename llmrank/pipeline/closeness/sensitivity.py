@@ -15,7 +15,7 @@ from torch import nn
 
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.fidelity import divergences
-from llmrank.execution import Processes
+from llmrank.execution import Execution
 from llmrank.execution.hooks import unpadded_rows
 from llmrank.execution.recording import recording
 from llmrank.models import FFNs, PrunableLayer
@@ -28,7 +28,6 @@ from llmrank.models.forward import (
     substitute_forward,
     write_count,
 )
-from llmrank.progress import Progress
 from llmrank.prune.masks import Masks
 from llmrank.surgery.equivalence import silence_layers
 from llmrank.text import TokenSequences
@@ -48,11 +47,9 @@ def layer_sensitivities(
     ffns: FFNs,
     masks: Masks,
     sequences: TokenSequences,
-    batch_size: int = 1,
+    execution: Execution = Execution(),
     samples: int | None = None,
-    progress: Progress | None = None,
     groups: Mapping[str, Sequence[PrunableLayer]] | None = None,
-    processes: Processes | None = None,
 ) -> dict[str, float]:
     """Measure how much the model's output changes when each layer alone loses the neurons that its mask removes.
 
@@ -70,17 +67,13 @@ def layer_sensitivities(
     ffns : FFNs
     masks : Masks
     sequences : TokenSequences
-    batch_size : int
-        Number of sequences in a forward pass.
+    execution : Execution
+        Each process measures some of the groups; all return all sensitivities.
     samples : int, optional
         Number of sequences that are used, from the first on; 256 rows of features count as one sequence. By default as many
         sequences as hold 2,048 tokens, but at least two. The default for rows of features is two.
-    progress : callable, optional
-        See :func:`llmrank.calibration.collect.collect_statistics`.
     groups : mapping from str to sequence of PrunableLayer, optional
         Layers that are pruned together, by a name for each group; by default every layer is a group of its own.
-    processes : Processes, optional
-        Processes that each measure some of the groups; all return all sensitivities.
 
     Returns
     -------
@@ -125,16 +118,15 @@ def layer_sensitivities(
     if samples is not None and samples < 1:
         raise OptionError(f"samples must be an integer >= 1, got {samples!r}")
     masks.check(ffns.layers)
-    batches = list(_first_sequences(sequences, samples).batches(batch_size))
+    batches = list(_first_sequences(sequences, samples).batches(execution.batch_size))
     groups = groups or {name: [layer] for name, layer in ffns.layers.items()}
     pruned = [name for name, layers in groups.items() if not all(bool(masks[layer.name].all()) for layer in layers)]
-    processes = processes or Processes()
-    pruned = processes.share_of(pruned)
+    pruned = execution.processes.share_of(pruned)
     steps = [(batch, name) for batch in batches for name in pruned]
     totals = dict.fromkeys(groups, 0.0)
     count = 0
     with evaluation_mode(model, ffns):
-        for batch, name in progress(steps, "Measuring sensitivities") if progress else steps:
+        for batch, name in execution.steps(steps, "Measuring sensitivities"):
             if name is pruned[0]:
                 dense = _DenseBatch(model, ffns, *batch)
                 count += dense.count
@@ -150,7 +142,7 @@ def layer_sensitivities(
             )
         # Round-off can make a divergence negative.
         totals[name] = max(float(mean), 0.0)
-    parts = processes.gather({name: totals[name] for name in pruned})
+    parts = execution.processes.gather({name: totals[name] for name in pruned})
     return totals | {name: value for part in parts for name, value in part.items()}
 
 

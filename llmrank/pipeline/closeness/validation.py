@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import nn
 
 from llmrank.evaluation.estimate import Estimate
-from llmrank.execution import Processes
+from llmrank.execution import Execution
 from llmrank.execution.block_stream import open_stream
 from llmrank.execution.recording import Recording
-from llmrank.execution.work_directory import WorkDirectory
 from llmrank.models import FFNs
 from llmrank.pipeline.closeness.distance import DenseReference, Distances, Measure
-from llmrank.progress import Progress, progress_step
 from llmrank.prune.masks import Masks
 from llmrank.repair import BaseRepair, RepairedMap, repair_ffns
 from llmrank.repair.in_files import RepairsInFiles
@@ -88,14 +84,10 @@ def repair_where_it_helps(
     method: BaseRepair,
     texts: tuple[TokenSequences, TokenSequences | None],
     record: Recording,
-    batch_size: int = 1,
+    execution: Execution = Execution(),
     choose: Reselect | None = None,
-    progress: Progress | None = None,
     *,
     in_place: bool = False,
-    work: WorkDirectory | None = None,
-    processes: Processes | None = None,
-    device: torch.device | None = None,
 ) -> tuple[Masks, dict[str, RepairedMap], Validation | None]:
     """Repair the output maps of all FFNs, and keep the repair if it brings the model closer to the dense one.
 
@@ -103,24 +95,19 @@ def repair_where_it_helps(
     ----------
     model : nn.Module
         The dense model; not changed unless `in_place`.
-    ffns, masks, method, choose, progress
+    ffns, masks, method, choose
         See :func:`llmrank.repair.repair_ffns`.
     texts : tuple of TokenSequences
         The sequences that the repair is fitted to, and the held-out ones or None. The held-out sequences choose the damping and
         validate the repair.
     record : Recording
         Record of the forward passes of both texts, see :func:`llmrank.execution.block_stream.open_stream`.
-    batch_size : int
+    execution : Execution
+        With `in_place` and a work directory, repaired weights and hidden states are kept in its files, and the repair goes on
+        where an earlier process ended. Of several processes, each has sequences to fit to, but some may have no held-out ones.
     in_place : bool
         Write each repaired weight over the model's own as soon as it is solved, so that memory never holds two sets of weights.
         The old weights are restored if the repair is not kept, or anything is raised.
-    work : WorkDirectory, optional
-        With `in_place`: keep repaired weights and hidden states in its files, and go on where an earlier process ended.
-    processes : Processes, optional
-        Processes that divide the text: each passes `texts` and a `record` of its own sequences. Each has sequences to fit to, but
-        some may have no held-out ones.
-    device : torch.device, optional
-        Device to compute on, to which blocks are brought one after the other. By default the weights stay where they are.
 
     Returns
     -------
@@ -140,19 +127,18 @@ def repair_where_it_helps(
     fit, held_out = texts
     reference = cut = None
     if held_out is not None:
-        with progress_step(progress, "Running the held-out text"):
-            reference = DenseReference(model, ffns, held_out, batch_size, processes, device)
+        with execution.step("Running the held-out text"):
+            reference = DenseReference(model, ffns, held_out, execution)
             cut = reference.distances(masks)
-    options: dict[str, Any] = {"work": work, "processes": processes, "device": device}
-    stream = open_stream(model, ffns, fit, batch_size, record, held_out, follow=method.needs_dense_stream, **options)
+    stream = open_stream(model, ffns, fit, record, execution, held_out, follow=method.needs_dense_stream)
     validation = None
-    files = None if work is None else RepairsInFiles(work)
+    files = None if execution.work is None else RepairsInFiles(execution.work)
     with contextlib.closing(files or RepairsInPlace()) as in_place_repairs:
         try:
             write = in_place_repairs.write if in_place else None
-            kept, repaired = repair_ffns(model, ffns, masks, method, stream, progress, choose, write, files, processes)
+            kept, repaired = repair_ffns(model, ffns, masks, method, stream, execution, choose, write, files)
             if reference is not None and cut is not None:
-                with progress_step(progress, "Validating the repair on the held-out text"):
+                with execution.step("Validating the repair on the held-out text"):
                     validation = Validation.of(reference.measure, cut, reference.distances(kept, repaired))
             if validation is not None and not validation.improves:
                 in_place_repairs.restore()

@@ -12,6 +12,7 @@ from torch import nn
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.residual import SkipSums, block_path, hidden_states
 from llmrank.errors import StructureError
+from llmrank.execution import Execution
 from llmrank.models import find_ffns
 from llmrank.text import tokenise
 from tests.llmrank.tiny_models import (
@@ -50,7 +51,7 @@ def test_the_share_of_every_block(name: str, stack: str) -> None:
             ),
             with_kwargs=True,
         )
-    found = collect_statistics(model, ffns, whole_sequences(ids), batch_size=2, skips=True)
+    found = collect_statistics(model, ffns, whole_sequences(ids), Execution(2), skips=True)
     assert [entry.skip for entry in found] == pytest.approx([share_by_hand(states[k]) for k in (0, 1)], rel=1e-5)
     assert all(entry.skip is None for entry in collect_statistics(model, ffns, whole_sequences(ids)))
 
@@ -60,7 +61,7 @@ def test_padding_does_not_count() -> None:
     ffns = find_ffns(model)
     padded = tokenise([text(20), text(7, seed=1)], tokenizer(), 2, 32)
     assert not bool(padded.mask.all())
-    together = [entry.skip for entry in collect_statistics(model, ffns, padded, batch_size=2, skips=True)]
+    together = [entry.skip for entry in collect_statistics(model, ffns, padded, Execution(2), skips=True)]
     alone = SkipSums("first")
     model.model.layers[0].register_forward_hook(
         lambda _b, args, output: alone.add(args[0].flatten(0, -2), output.flatten(0, -2))

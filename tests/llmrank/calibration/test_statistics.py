@@ -13,6 +13,7 @@ from torch import nn
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.statistics import FFNStatistics, LayerStatistics
 from llmrank.errors import CalibrationError, UnsupportedModelError
+from llmrank.execution import Execution
 from llmrank.models import find_ffns
 from llmrank.models.forward import evaluation_mode, longest_input, model_inputs
 from llmrank.pipeline import CalibrationText, ChainedFFNPipeline
@@ -74,7 +75,7 @@ def test_statistics_of_a_gated_ffn() -> None:
     model, ids = tiny_llama(), token_ids(3, 10)
     paths = [f"model.layers.{k}.mlp.{name}" for k in range(2) for name in ("up_proj", "down_proj")]
     seen = captured(model, lambda: model(input_ids=ids), paths)
-    for k, entry in enumerate(collect_statistics(model, find_ffns(model), whole_sequences(ids), batch_size=2)):
+    for k, entry in enumerate(collect_statistics(model, find_ffns(model), whole_sequences(ids), Execution(2))):
         residual, hidden, output = entry.layers
         assert_statistics(residual, seen[f"model.layers.{k}.mlp.up_proj"])
         # The input of down is the product of gate and up.
@@ -102,9 +103,9 @@ def test_the_batch_size_does_not_matter(name: str) -> None:
     model = family_model(named_family(name))
     data = whole_sequences(token_ids(5, 12))
     ffns = find_ffns(model)
-    one = collect_statistics(model, ffns, data, batch_size=1)
+    one = collect_statistics(model, ffns, data, Execution(1))
     for batch_size in (2, 5, 100):
-        assert_same(one, collect_statistics(model, ffns, data, batch_size=batch_size))
+        assert_same(one, collect_statistics(model, ffns, data, Execution(batch_size)))
 
 
 # OPT flattens its tokens in front of the FFN; GPT-2 has learnt positions; BERT attends in both directions.
@@ -116,7 +117,7 @@ def test_padding_does_not_count(name: str) -> None:
     together = tokenise(texts, tok, 8, 32)
     assert together.ids.shape == (3, 19)
     assert together.mask.sum(1).tolist() == [11, 6, 19]
-    padded = collect_statistics(model, ffns, together, batch_size=3)
+    padded = collect_statistics(model, ffns, together, Execution(3))
     singles = [
         collect_statistics(model, ffns, whole_sequences(row[mask][None]))
         for row, mask in zip(together.ids, together.mask, strict=True)
@@ -127,7 +128,7 @@ def test_padding_does_not_count(name: str) -> None:
             assert found.count == sum(part.count for part in parts) == 36
             squares = torch.stack([part.norm.square() for part in parts]).sum(0)
             torch.testing.assert_close(found.norm, squares.sqrt(), rtol=1e-5, atol=1e-6)
-    assert_same(padded, collect_statistics(model, ffns, together, batch_size=1), rtol=1e-5)
+    assert_same(padded, collect_statistics(model, ffns, together, Execution(1)), rtol=1e-5)
 
 
 def test_encoder_and_decoder_have_their_own_masks() -> None:
@@ -144,9 +145,9 @@ def test_encoder_and_decoder_have_their_own_masks() -> None:
     # Teacher forcing: the decoder reads the second half, shifted by its start token.
     assert inputs["decoder_input_ids"][:, 0].tolist() == [0, 0, 0]
     assert torch.equal(inputs["decoder_input_ids"][:, 1:], ids[:, 5:-1])
-    entries = collect_statistics(model, find_ffns(model), whole_sequences(ids, mask), batch_size=3)
+    entries = collect_statistics(model, find_ffns(model), whole_sequences(ids, mask), Execution(3))
     assert [entry.layers[1].count for entry in entries] == [14, 14, 7, 7]
-    full = collect_statistics(model, find_ffns(model), whole_sequences(ids), batch_size=3)
+    full = collect_statistics(model, find_ffns(model), whole_sequences(ids), Execution(3))
     assert [entry.layers[1].count for entry in full] == [15] * 4
 
 
@@ -197,7 +198,7 @@ def test_everything_is_restored_after_an_exception() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect_statistics(model, find_ffns(model), whole_sequences(token_ids()), progress=broken)
+        collect_statistics(model, find_ffns(model), whole_sequences(token_ids()), Execution(progress=broken))
     snapshot.assert_restored()
 
     def fail() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from llmrank.calibration.statistics.top_activations import collect_top_activations
 from llmrank.errors import CalibrationError, OptionError
+from llmrank.execution import Execution
 from llmrank.models import find_ffns
 from llmrank.text import TokenSequences
 from tests.llmrank.tiny_mixtures import tiny_mixture
@@ -49,7 +50,7 @@ def read_by_down_projection(model: Any, module: torch.nn.Module, sequences: Toke
 
 
 def check(model: Any, layer: str, module: torch.nn.Module, sequences: TokenSequences, k: int, batch_size: int) -> None:
-    found = collect_top_activations(model, find_ffns(model), sequences, k, batch_size)
+    found = collect_top_activations(model, find_ffns(model), sequences, k, Execution(batch_size))
     seen = read_by_down_projection(model, module, sequences)
     for neuron in range(len(found.activations[layer])):
         expected = highest(seen, neuron, k)
@@ -104,7 +105,7 @@ def test_experts_see_only_their_tokens(sequences: TokenSequences) -> None:
     with block.register_forward_pre_hook(note), torch.no_grad():
         for row, (ids, mask) in enumerate(zip(sequences.ids, sequences.mask, strict=True)):  # noqa: B007
             model(input_ids=ids[mask][None])
-    found = collect_top_activations(model, find_ffns(model), sequences, 3, batch_size=2)
+    found = collect_top_activations(model, find_ffns(model), sequences, 3, Execution(2))
     n_seen = []
     for expert in range(8):
         gate, up = block.experts.gate_up_proj[expert].detach().chunk(2)

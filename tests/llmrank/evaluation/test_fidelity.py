@@ -13,6 +13,7 @@ import torch
 import llmrank.evaluation.fidelity
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.evaluation.fidelity import Continuations, continuations, divergences, fidelity
+from llmrank.execution import Execution
 from llmrank.text import TokenSequences, tokenise
 from tests.llmrank.tiny_models import (
     Snapshot,
@@ -68,7 +69,7 @@ def test_divergence_and_agreement_equal_a_loop_over_tokens(
     model = disturbed(dense)
     terms, same = textbook(dense, model, [r[m] for r, m in zip(data.ids, data.mask, strict=True)], lambda _: 1)
     for batch_size in (1, 2, 5):
-        found = fidelity(dense, model, data, batch_size)
+        found = fidelity(dense, model, data, Execution(batch_size))
         for estimate, groups in ((found.divergence, terms), (found.agreement, same)):
             assert estimate.count == sum(map(len, groups)) == 11 * 3 + 7 + 4
             assert estimate.value == pytest.approx(sum(map(sum, groups)) / estimate.count, rel=1e-3)
@@ -81,7 +82,7 @@ def test_encoder_decoders_are_compared_on_their_second_half() -> None:
     dense, data = tiny_t5(), tokenise(token_ids(3, 10), None, 3, 10)
     model = disturbed(dense)
     terms, same = textbook(dense, model, list(data.ids), lambda length: length // 2)
-    found = fidelity(dense, model, data, 2)
+    found = fidelity(dense, model, data, Execution(2))
     assert found.divergence.count == 15
     assert found.divergence.value == pytest.approx(sum(map(sum, terms)) / 15, rel=1e-3)
     assert found.agreement.value == pytest.approx(sum(map(sum, same)) / 15)
@@ -91,7 +92,7 @@ def test_a_model_agrees_with_itself_and_is_not_changed() -> None:
     model = tiny_llama(attention_dropout=0.5)
     model.train()
     snapshot = Snapshot(model)
-    found = fidelity(model, model, padded_sequences(), 2)
+    found = fidelity(model, model, padded_sequences(), Execution(2))
     assert found.divergence.value == 0.0
     assert (found.agreement.value, found.agreement.error) == (1.0, 0.0)
     assert continuations(model, model, padded_sequences(), 5, 4, 6).equal_texts.value == 1.0

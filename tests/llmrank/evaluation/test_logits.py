@@ -11,6 +11,7 @@ from transformers import BartConfig, BartForConditionalGeneration, LlamaForCausa
 import llmrank.evaluation.logits
 from llmrank.evaluation.logits import Predictor
 from llmrank.evaluation.perplexity import perplexity
+from llmrank.execution import Execution
 from llmrank.models import FAMILIES, find_ffns
 from llmrank.models.forward import evaluation_mode, predicts_next_token
 from tests.llmrank.tiny_models import (
@@ -171,7 +172,7 @@ def test_the_size_of_a_band_does_not_change_a_perplexity(monkeypatch: pytest.Mon
     model, found = tiny_llama(), []
     for places in (1, 14, 4096):
         monkeypatch.setattr(llmrank.evaluation.logits, "POSITIONS_AT_ONCE", places)
-        found.append(perplexity(model, padded_sequences(), 2))
+        found.append(perplexity(model, padded_sequences(), Execution(2)))
     assert {one.tokens for one in found} == {44}
     assert found[0].value == pytest.approx(found[2].value, rel=1e-6)
     assert found[1].value == pytest.approx(found[2].value, rel=1e-6)

@@ -11,6 +11,7 @@ from torch import nn
 
 from llmrank.errors import UnsupportedModelError
 from llmrank.evaluation.perplexity import complete, model_size, perplexity, unigram_perplexity
+from llmrank.execution import Execution
 from llmrank.models import find_ffns
 from llmrank.models.forward import predicts_next_token
 from llmrank.pipeline import ChainedFFNPipeline
@@ -52,7 +53,7 @@ def test_perplexity_equals_a_loop_over_tokens(name: str) -> None:
     assert len(logs) == 11 * 3 + 7 + 4
     wanted = math.exp(-sum(logs) / len(logs))
     for batch_size in (1, 2, 5):
-        found = perplexity(model, data, batch_size)
+        found = perplexity(model, data, Execution(batch_size))
         assert found.tokens == len(logs)
         assert found.value == pytest.approx(wanted, rel=1e-4)
 
@@ -60,7 +61,7 @@ def test_perplexity_equals_a_loop_over_tokens(name: str) -> None:
 def test_perplexity_of_an_encoder_decoder_is_that_of_the_second_half() -> None:
     model, data = tiny_t5(), tokenise(token_ids(3, 10), None, 3, 10)
     logs = [v for row in data.ids for v in log_likelihood(model, row, 5)]
-    found = perplexity(model, data, 2)
+    found = perplexity(model, data, Execution(2))
     assert found.tokens == len(logs) == 15
     assert found.value == pytest.approx(math.exp(-sum(logs) / 15), rel=1e-4)
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.evaluation.perplexity import sequence_losses
 from llmrank.evaluation.token_losses import GROUPINGS, TokenLosses, loss_changes, token_losses
+from llmrank.execution import Execution
 from llmrank.text import TokenSequences
 from tests.llmrank.tiny_models import (
     disturbed,
@@ -33,7 +34,7 @@ from tests.llmrank.tiny_models import (
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_losses_and_likeliest_tokens_against_a_loop(batch_size: int) -> None:
     model, sequences = tiny_llama(), padded_sequences()
-    found = token_losses(model, sequences, batch_size)
+    found = token_losses(model, sequences, Execution(batch_size))
     k = 0
     for row, (ids, mask) in enumerate(zip(sequences.ids, sequences.mask, strict=True)):
         predictions = logits(model, ids[mask][None])[0].tolist()
@@ -51,7 +52,7 @@ def test_losses_and_likeliest_tokens_against_a_loop(batch_size: int) -> None:
 @pytest.mark.parametrize("build", [tiny_llama, tiny_t5])
 def test_their_sums_are_the_losses_of_the_sequences(build: Any) -> None:
     model, sequences = build(), whole_sequences(token_ids(3, 12))
-    found = token_losses(model, sequences, 2)
+    found = token_losses(model, sequences, Execution(2))
     totals, counts = sequence_losses(model, sequences)
     rows = found.positions // 12
     assert np.bincount(rows).tolist() == counts

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from llmrank.calibration.collect import collect_statistics
+from llmrank.execution import Execution
 from llmrank.execution.block_stream import BlockStream, open_stream
 from llmrank.execution.hooks import TokenMasks
 from llmrank.execution.pass_stream import PassStream, Stream
@@ -71,7 +72,7 @@ def read(model: nn.Module, stream: Stream) -> list[torch.Tensor]:
 def recorded(model: nn.Module, sequences: TokenSequences, batch_size: int = 2) -> Recording:
     ffns = find_ffns(model)
     with recording(model, ffns) as record:
-        collect_statistics(model, ffns, sequences, batch_size)
+        collect_statistics(model, ffns, sequences, Execution(batch_size))
     return record
 
 
@@ -79,7 +80,7 @@ def recorded(model: nn.Module, sequences: TokenSequences, batch_size: int = 2) -
 def test_both_streams_carry_the_same(family: Family) -> None:
     model = family_model(family)
     ffns, sequences = find_ffns(model), tokenise(token_ids(5, 20), None, 5, 20)
-    stream = open_stream(model, ffns, sequences, 2, recorded(model, sequences))
+    stream = open_stream(model, ffns, sequences, recorded(model, sequences), Execution(2))
     # An encoder and a decoder are two stacks, and the decoder reads the output of the changed encoder.
     assert isinstance(stream, PassStream if family.model_type == "t5" else BlockStream)
     expected = read(model, whole_passes(model, ffns, sequences, 2))
@@ -114,7 +115,7 @@ def test_the_lack_is_the_dense_stream_minus_the_pruned_one(family: Family) -> No
     model, ids = family_model(family), token_ids(5, 20)
     ffns, sequences = find_ffns(model), tokenise(ids, None, 5, 20)
     record = recorded(model, sequences)
-    found = feed_halved(model, open_stream(model, ffns, sequences, 2, record, follow=True))
+    found = feed_halved(model, open_stream(model, ffns, sequences, record, Execution(2), follow=True))
     follows = {lack is not None for reader in found for lack in reader.lacks}
     assert follows == ({True, False} if family.name in ADDED_BY_SOME else {family.name not in NOT_ADDED})
     if follows == {True}:
@@ -134,7 +135,9 @@ NOT_BY_FFN = {"Gemma 2", "Gemma 3 (text)", "OLMo 2", "OPT", "BLOOM", "BERT", "Ro
 def test_only_the_ffn_runs_again_if_the_block_adds_its_output(family: Family, follow: bool) -> None:
     model, sequences, batches = family_model(family), tokenise(token_ids(5, 20), None, 5, 20), 3
     first, second, *_ = find_ffns(model)
-    stream = open_stream(model, FFNs((first, second)), sequences, 2, recorded(model, sequences), follow=follow)
+    stream = open_stream(
+        model, FFNs((first, second)), sequences, recorded(model, sequences), Execution(2), follow=follow
+    )
     assert isinstance(stream, BlockStream)
     calls: list[int] = []
     with ExitStack() as hooks:
@@ -150,7 +153,7 @@ def test_half_precision_runs_complete_blocks_again() -> None:
     model = tiny_llama().to(torch.bfloat16)
     sequences = tokenise(token_ids(5, 20), None, 5, 20)
     expected = read(model, whole_passes(model, find_ffns(model), sequences, 2))
-    stream = open_stream(model, find_ffns(model), sequences, 2, recorded(model, sequences))
+    stream = open_stream(model, find_ffns(model), sequences, recorded(model, sequences), Execution(2))
     for found, wanted in zip(read(model, stream), expected, strict=True):
         assert torch.equal(found, wanted)
 
@@ -167,7 +170,7 @@ def test_both_of_two_parallel_ffns_are_fed() -> None:
     model = BlockRow(Pair(0), Pair(2))
     assert len(find_ffns(model)) == 4
     sequences = tokenise(features(600, 6), None, 1, 2)
-    stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1), follow=True)
+    stream = open_stream(model, find_ffns(model), sequences, recorded(model, sequences, 1), follow=True)
     assert isinstance(stream, BlockStream)
     expected = read(model, whole_passes(model, find_ffns(model), sequences, 1))
     for found, wanted in zip(read(model, stream), expected, strict=True):
@@ -247,7 +250,7 @@ def test_tensors_that_a_block_keeps_are_not_overwritten(way: str, follow: bool) 
 def check_against_passes(model: nn.Module, *, follow: bool) -> None:
     sequences = tokenise(features(600, 6), None, 1, 2)
     expected = read(model, whole_passes(model, find_ffns(model), sequences, 1))
-    stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1), follow=follow)
+    stream = open_stream(model, find_ffns(model), sequences, recorded(model, sequences, 1), follow=follow)
     assert isinstance(stream, BlockStream)
     for found, wanted in zip(read(model, stream), expected, strict=True):
         torch.testing.assert_close(found, wanted)
@@ -258,9 +261,9 @@ def test_a_kept_record_serves_another_stream(follow: bool) -> None:
     model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
     record = recorded(model, sequences)
     first = [states.clone() for states in record.first_states]
-    found = read(model, open_stream(model, find_ffns(model), sequences, 2, record, follow=follow))
+    found = read(model, open_stream(model, find_ffns(model), sequences, record, Execution(2), follow=follow))
     assert all(torch.equal(one, other) for one, other in zip(record.first_states, first, strict=True))
-    again = read(model, open_stream(model, find_ffns(model), sequences, 2, record, follow=follow))
+    again = read(model, open_stream(model, find_ffns(model), sequences, record, Execution(2), follow=follow))
     assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
 
 
@@ -281,7 +284,7 @@ def test_states_keep_a_dtype_that_differs_from_the_first() -> None:
     model = Narrows(Widens(0), Widens(1), Widens(2))
     sequences = tokenise(features(600, 6), None, 1, 2)
     expected = read(model, whole_passes(model, find_ffns(model), sequences, 1))
-    stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1), follow=True)
+    stream = open_stream(model, find_ffns(model), sequences, recorded(model, sequences, 1), follow=True)
     assert isinstance(stream, BlockStream)
     for found, wanted in zip(read(model, stream), expected, strict=True):
         # If they were kept in float32, they would differ by 1e-7.
@@ -293,7 +296,7 @@ def test_padding_masks_follow_the_batches() -> None:
     texts = [text(5, 1), text(17, 2), text(11, 3)]
     sequences = tokenise(texts, tokenizer(), 3, 20)
     assert not bool(sequences.mask.all())
-    stream = open_stream(model, find_ffns(model), sequences, 2, recorded(model, sequences))
+    stream = open_stream(model, find_ffns(model), sequences, recorded(model, sequences), Execution(2))
     found = read(model, stream)
     expected = read(model, whole_passes(model, find_ffns(model), sequences, 2))
     assert len(found[0]) == sequences.n_tokens
@@ -319,7 +322,7 @@ class BetweenBlocks(nn.Module):
 def test_blocks_run_by_themselves_only_if_they_follow_one_another(between: bool) -> None:
     model = BetweenBlocks(between=between)
     sequences = tokenise(features(600, 6), None, 1, 2)
-    stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1))
+    stream = open_stream(model, find_ffns(model), sequences, recorded(model, sequences, 1))
     assert isinstance(stream, PassStream if between else BlockStream)
     expected = read(model, whole_passes(model, find_ffns(model), sequences, 1))
     for found, wanted in zip(read(model, stream), expected, strict=True):
@@ -334,7 +337,7 @@ def test_a_block_that_is_called_twice_breaks_the_record() -> None:
     model = Twice(between=False)
     record = recorded(model, tokenise(features(300, 6), None, 1, 2))
     # Two rounds in a pass look like two batches, but the number of batches shows the difference.
-    stream = open_stream(model, find_ffns(model), tokenise(features(300, 6), None, 1, 2), 1, record)
+    stream = open_stream(model, find_ffns(model), tokenise(features(300, 6), None, 1, 2), record)
     assert isinstance(stream, PassStream)
     reader, ffn = InputKeeper(), find_ffns(model)[0]
     stream.feed(ffn, {ffn.stages[-1][0].module: reader})
@@ -368,22 +371,22 @@ def test_a_block_that_writes_to_its_input_does_not_run_by_itself() -> None:
 
     model = Model()
     sequences = tokenise(features(600, 6), None, 1, 2)
-    assert isinstance(open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1)), PassStream)
+    assert isinstance(open_stream(model, find_ffns(model), sequences, recorded(model, sequences, 1)), PassStream)
 
 
 def test_a_record_that_is_not_kept_loses_its_states_to_the_stream() -> None:
     model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
     record = recorded(model, sequences)
-    open_stream(model, find_ffns(model), sequences, 2, record)
+    open_stream(model, find_ffns(model), sequences, record, Execution(2))
     assert len(record.first_states) == 3
     record.keeps_first_states = False
-    open_stream(model, find_ffns(model), sequences, 2, record)
+    open_stream(model, find_ffns(model), sequences, record, Execution(2))
     assert record.first_states == []
 
 
 def test_feeding_a_map_twice_raises() -> None:
     model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
-    stream = open_stream(model, find_ffns(model), sequences, 2, recorded(model, sequences))
+    stream = open_stream(model, find_ffns(model), sequences, recorded(model, sequences), Execution(2))
     ffn = find_ffns(model)[0]
     stream.feed(ffn, {ffn.stages[-1][0].module: InputKeeper()})
     with pytest.raises(RuntimeError, match="was fed already"):
@@ -392,7 +395,7 @@ def test_feeding_a_map_twice_raises() -> None:
 
 def test_feeding_an_earlier_ffn_after_a_later_one_raises() -> None:
     model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
-    stream = open_stream(model, find_ffns(model), sequences, 2, recorded(model, sequences))
+    stream = open_stream(model, find_ffns(model), sequences, recorded(model, sequences), Execution(2))
     first, second = find_ffns(model)
     stream.feed(second, {second.stages[-1][0].module: InputKeeper()})
     with pytest.raises(RuntimeError, match=r"layers\.0\.mlp or a later FFN was fed already"):
@@ -442,7 +445,7 @@ class TwoWays(nn.Module):
 def test_blocks_that_pass_on_more_than_the_hidden_states_do_not_run_by_themselves(block: type[nn.Module]) -> None:
     model = TwoWays(block)
     sequences = tokenise(features(600, 6), None, 1, 2)
-    stream = open_stream(model, find_ffns(model), sequences, 1, recorded(model, sequences, 1))
+    stream = open_stream(model, find_ffns(model), sequences, recorded(model, sequences, 1))
     assert isinstance(stream, PassStream)
     expected = read(model, whole_passes(model, find_ffns(model), sequences, 1))
     for found, wanted in zip(read(model, stream), expected, strict=True):

@@ -13,6 +13,7 @@ from llmrank.evaluation.fidelity import continuations, fidelity
 from llmrank.evaluation.last_word import Passage, last_word
 from llmrank.evaluation.perplexity import complete, perplexity
 from llmrank.evaluation.token_losses import token_losses
+from llmrank.execution import Execution
 from llmrank.inspection.meaning.meanings import find_meanings
 from llmrank.models import find_ffns
 from llmrank.models.forward import input_device
@@ -136,7 +137,7 @@ def test_evaluations_give_the_numbers_of_the_cpu(place: str) -> None:
 @pytest.mark.parametrize("place", PLACES)
 def test_meanings_are_those_of_the_cpu(build: Callable[[], Any], place: str) -> None:
     expected, found = (
-        find_meanings(model, tokenizer(), find_ffns(model), whole_sequences(token_ids(3, 12)), 2, batch_size=2)
+        find_meanings(model, tokenizer(), find_ffns(model), whole_sequences(token_ids(3, 12)), 2, Execution(2))
         for model in (build(), PLACES[place](build()))
     )
     for layer, neuron in list(expected)[::7]:

@@ -326,9 +326,7 @@ def test_neurons_that_depend_on_kept_ones_cost_nothing(family: str, form: Any) -
     sequences = tokenise(ids, None, 5, 24)
     with recording(model, ffns) as record:
         collect_statistics(model, ffns, sequences)
-    _, repaired = repair_ffns(
-        model, ffns, masks, LeastSquaresRepair(0.0), open_stream(model, ffns, sequences, 1, record)
-    )
+    _, repaired = repair_ffns(model, ffns, masks, LeastSquaresRepair(0.0), open_stream(model, ffns, sequences, record))
     apply_masks(model, ffns, masks, form, repaired=repaired)
     torch.testing.assert_close(logits(model, ids[:2]), expected, rtol=1e-6, atol=1e-6)
 
@@ -404,7 +402,7 @@ def test_moments_are_those_of_the_model_as_pruned_so_far() -> None:
     masks = Masks({ffn.name: torch.arange(ffn.sizes[1]) % 3 > 0 for ffn in ffns})
     with recording(model, ffns) as record:
         collect_statistics(model, ffns, sequences)
-    _, repaired = repair_ffns(model, ffns, masks, Look(), open_stream(model, ffns, sequences, 1, record))
+    _, repaired = repair_ffns(model, ffns, masks, Look(), open_stream(model, ffns, sequences, record))
     apply_masks(model, ffns, masks, "zero", repaired=repaired)
     read: list[torch.Tensor] = []
     ffns[1].stages[1][0].module.register_forward_pre_hook(lambda _m, inputs: read.append(inputs[0].detach()))
@@ -489,7 +487,7 @@ def test_the_message_for_non_finite_inputs_names_the_map() -> None:
     sequences = tokenise(token_ids(3), None, 3, 24)
     with recording(model, ffns) as record:
         collect_statistics(model, ffns, sequences)
-    stream = open_stream(model, ffns, sequences, 1, record)
+    stream = open_stream(model, ffns, sequences, record)
     with pytest.raises(CalibrationError, match=r"the inputs of model\.layers\.1\.mlp\.down_proj.*are not finite"):
         repair_ffns(model, ffns, masks, Boundless(), stream)
     before.assert_restored()
@@ -501,7 +499,7 @@ def test_explicit_ffns_cannot_be_repaired() -> None:
     masks = Masks({name: torch.arange(layer.size) > 3 for name, layer in ffns.layers.items()})
     with recording(model, ffns) as record:
         collect_statistics(model, ffns, sequences)
-    stream = open_stream(model, ffns, sequences, 1, record)
+    stream = open_stream(model, ffns, sequences, record)
     with pytest.raises(OptionError, match="repair needs whole FFNs"):
         repair_ffns(model, ffns, masks, LeastSquaresRepair(), stream)
 
@@ -541,7 +539,7 @@ def test_a_repair_may_be_applied_to_two_models(form: Any) -> None:
     masks = Masks({ffn.name: torch.arange(ffn.sizes[1]) % 3 > 0 for ffn in ffns})
     with recording(models[0], ffns) as record:
         collect_statistics(models[0], ffns, sequences)
-    stream = open_stream(models[0], ffns, sequences, 1, record)
+    stream = open_stream(models[0], ffns, sequences, record)
     _, repaired = repair_ffns(models[0], ffns, masks, LeastSquaresRepair(), stream)
     for model in models:
         apply_masks(model, find_ffns(model), masks, form, repaired=repaired)

@@ -11,6 +11,7 @@ import torch
 from llmrank import prune_model
 from llmrank.calibration.collect import collect_statistics
 from llmrank.errors import OptionError
+from llmrank.execution import Execution
 from llmrank.models import find_ffns
 from llmrank.models.experts import by_expert
 from llmrank.pipeline.registry import make_scorer
@@ -60,7 +61,7 @@ class Textbook:
 def mixture() -> tuple[Any, Any, Any, Textbook]:
     model = tiny_mixture("qwen2_moe")
     ffns = find_ffns(model)
-    return model, ffns, collect_statistics(model, ffns, SEQUENCES, batch_size=3), Textbook(model, 1)
+    return model, ffns, collect_statistics(model, ffns, SEQUENCES, Execution(3)), Textbook(model, 1)
 
 
 def of_layer(ffns: Any, statistics: Any, layer: int) -> list[tuple[Any, Any]]:

@@ -15,6 +15,7 @@ from torch.nn.utils import prune as torch_prune
 
 import llmrank
 from llmrank.calibration.collect import collect_statistics
+from llmrank.execution import Execution
 from llmrank.execution.block_stream import BlockStream, open_stream
 from llmrank.execution.pass_stream import PassStream, Stream
 from llmrank.execution.recording import recording
@@ -250,8 +251,8 @@ def test_interrupted_repair_and_checks_leave_no_trace(method: Any, by_blocks: bo
 
     def whole() -> None:
         with recording(model, ffns) as record:
-            collect_statistics(model, ffns, SEQUENCES, 2)
-        stream: Stream = open_stream(model, ffns, SEQUENCES, 2, record, follow=method.needs_dense_stream)
+            collect_statistics(model, ffns, SEQUENCES, Execution(2))
+        stream: Stream = open_stream(model, ffns, SEQUENCES, record, Execution(2), follow=method.needs_dense_stream)
         assert isinstance(stream, BlockStream)
         if not by_blocks:
             stream = PassStream(model, ffns, list(SEQUENCES.batches(2)), 2)

@@ -259,8 +259,7 @@ def _meanings(
         pipeline.tokenizer,
         pipeline.find(),
         inspection.sequences,
-        batch_size=options.batch_size,
-        progress=options.progress,
+        execution=pipeline.execution,
         neurons=None if options.contexts else chosen,
     )
 
@@ -275,7 +274,7 @@ def _loss_changes(options: argparse.Namespace, pipeline: BasePipeline, inspectio
     measured = []
     for masks in (None, inspection.main.masks[inspection.budget]):
         with temporarily_masked(pipeline.model, pipeline.find(), masks):
-            measured.append(token_losses(pipeline.model, inspection.sequences, options.batch_size, options.progress))
+            measured.append(token_losses(pipeline.model, inspection.sequences, pipeline.execution))
     return loss_changes(measured[0], measured[1], inspection.sequences, pipeline.tokenizer, WORST)
 
 

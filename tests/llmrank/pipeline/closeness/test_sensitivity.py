@@ -14,6 +14,7 @@ from torch import nn
 
 import llmrank.pipeline.closeness.sensitivity
 from llmrank.errors import CalibrationError, MaskError, OptionError
+from llmrank.execution import Execution
 from llmrank.execution.recording import Recording
 from llmrank.models import FFN, Family, explicit_ffns, find_ffns
 from llmrank.models.linear_map import matrix_of
@@ -120,14 +121,14 @@ def test_both_methods_equal_the_textbook_loop(family: Family, monkeypatch: pytes
     snapshot = Snapshot(model)
     ffns, ids = find_ffns(model), token_ids(3, 12)
     masks = third(ffns)
-    found = layer_sensitivities(model, ffns, masks, sequences_of(ids), batch_size=2)
+    found = layer_sensitivities(model, ffns, masks, sequences_of(ids), Execution(2))
     snapshot.assert_restored()
     assert list(found) == list(masks)
     assert all(value > 1e-5 for value in found.values())
     # Two of the three sequences are used.
     assert found == pytest.approx(textbook(model, masks, list(ids[:2])), rel=1e-3)
     whole_passes(monkeypatch)
-    assert found == pytest.approx(layer_sensitivities(model, ffns, masks, sequences_of(ids), 2), rel=1e-5)
+    assert found == pytest.approx(layer_sensitivities(model, ffns, masks, sequences_of(ids), Execution(2)), rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
@@ -138,7 +139,7 @@ def test_padding_does_not_count_nor_do_batches(batch_size: int) -> None:
     sequences = tokenise([text(5, 1), text(17, 2), text(11, 3)], tokenizer(), 3, 20)
     rows = [row[mask] for row, mask in zip(sequences.ids, sequences.mask, strict=True)]
     assert len({len(row) for row in rows}) == 3
-    found = layer_sensitivities(model, ffns, masks, sequences, batch_size, samples=3)
+    found = layer_sensitivities(model, ffns, masks, sequences, Execution(batch_size), samples=3)
     assert found == pytest.approx(textbook(model, masks, rows), rel=1e-4)
 
 
@@ -297,7 +298,7 @@ def test_one_output_for_a_sequence_has_no_padding() -> None:
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
         ffns = find_ffns(model)
         masks = third(ffns)
-        found = layer_sensitivities(model, ffns, masks, sequences, batch_size=2)
+        found = layer_sensitivities(model, ffns, masks, sequences, Execution(2))
         for name, keep in masks.items():
             inputs = {"input_ids": sequences.ids, "attention_mask": sequences.mask.long()}
             with torch.no_grad():
@@ -359,7 +360,7 @@ def test_progress_counts_batches_times_layers() -> None:
 
     model = tiny_llama()
     ffns = find_ffns(model)
-    layer_sensitivities(model, ffns, third(ffns), sequences_of(token_ids(5)), 2, 3, progress)
+    layer_sensitivities(model, ffns, third(ffns), sequences_of(token_ids(5)), Execution(2, progress), 3)
     assert seen == {"Measuring sensitivities": 4}
 
 
@@ -443,7 +444,7 @@ def test_by_default_some_two_thousand_tokens_are_enough(length: int, count: int)
     model, sequences = tiny_llama(num_hidden_layers=1), sequences_of(token_ids(40, length))
     ffns = find_ffns(model)
     found, *others = (
-        layer_sensitivities(model, ffns, third(ffns), sequences, 40, samples)
+        layer_sensitivities(model, ffns, third(ffns), sequences, Execution(40), samples)
         for samples in (None, count - 1, count, count + 1)
     )
     assert [found == other for other in others] == [False, True, False]
