@@ -127,6 +127,7 @@ def test_undo_restores_every_bit(name: str, targets: str, form: Any) -> None:
     torch.testing.assert_close(masked.float(), cut, rtol=0.0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pairwise(
     name=["qwen2_moe", "deepseek_v3", "gpt_oss", "llama4_text"],
     topology=["chained", "residual"],
@@ -158,6 +159,7 @@ def test_repaired_checkpoints_compute_what_the_model_computes(name: str, targets
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0.0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment_bytes", [1 << 30, 1])
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt_oss", "qwen2_moe"])
 def test_the_experts_that_are_left_make_up_for_removed_ones(
@@ -172,6 +174,7 @@ def test_the_experts_that_are_left_make_up_for_removed_ones(
     assert {entry["target"] for entry in pruned.report.repaired.values()} == {"stream"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
 def test_rounding_that_sends_tokens_to_other_experts_is_no_reason_to_refuse(name: str, dtype: torch.dtype) -> None:

@@ -120,6 +120,7 @@ def layers_names(layers: tuple[int, ...]) -> list[str]:
     return [f"layer {k}" for k in range(len(layers))]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:gauss-seidel iteration stopped")
 def test_aggregation_is_dropped_where_it_leads_astray() -> None:
     for seed in range(120):

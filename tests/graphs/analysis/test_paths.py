@@ -22,6 +22,7 @@ from graphs.analysis.paths import Path, strongest_paths
 from graphs.linalg.blocks import DenseBlock
 from tests.graphs.cases import SHARES, Array, Case, cases, random_case, transition_matrix
 from tests.graphs.forms import as_scores, every_form, formed
+from tests.pairwise import pairwise
 
 
 def all_paths(matrices: list[Array], layer: int, node: int, before: int, after: int) -> list[Path]:
@@ -73,9 +74,7 @@ def dyadic_case(seed: int, sizes: tuple[int, ...]) -> Case:
     return Case(weights, np.ones(sizes[0]), [np.ones(size) for size in sizes[1:]])
 
 
-@pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("elements", [5, 1 << 19])
-@pytest.mark.parametrize("form", ["csr", "float32", "column-major"])
+@pairwise(seed=range(8), elements=[5, 1 << 19], form=["csr", "float32", "column-major"])
 def test_equal_paths_are_ordered_by_node(seed: int, elements: int, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DenseBlock.bands, "__defaults__", (elements,))
     for module in (incident_edges, paths):

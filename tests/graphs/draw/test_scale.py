@@ -130,6 +130,7 @@ def test_the_ribbons_of_a_7b_layer(seven_billion: tuple[LayeredGraph, RankResult
     assert len(ax.get_legend().get_texts()) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["ten_million_edges", "seven_billion"])
 def test_node_link_takes_a_subgraph_or_refuses(case: str, request: pytest.FixtureRequest) -> None:
     graph, rank = request.getfixturevalue(case)

@@ -673,6 +673,7 @@ def test_clipping_keeps_the_mass_of_every_column() -> None:
 # --- accelerated solvers need fewer steps
 
 
+@pytest.mark.slow
 def test_acceleration_needs_fewer_products_where_one_mode_is_slow() -> None:
     # Two cliques with weak edges between them: one eigenvalue near 1, all others small.
     graph = residual_graph(LayeredGraph.from_weights(*two_blocks()), beta=0.5)

@@ -65,6 +65,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counted
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_single_runs(settings: dict[str, Any], passes: Counter[str]) -> None:
     grid = {
         "scorers": ["wpr:gamma=0.9", "flap"],
@@ -229,6 +230,7 @@ def test_a_killed_sweep_goes_on(
     assert not passes
 
 
+@pytest.mark.slow
 def test_a_grid_grows(settings: dict[str, Any], passes: Counter[str]) -> None:
     """The calibration is repeated only for what it lacks, and rows are those of one whole sweep."""
     first: dict[str, Any] = {"repairs": ["none"], "amounts": [0.2], "scorers": ["wpr"]}

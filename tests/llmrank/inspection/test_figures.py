@@ -122,6 +122,7 @@ def test_a_layer_at_the_end_of_its_graph_is_drawn() -> None:
     drawn(draw_layer(inspection, list(inspection.layer_positions())[-1], top=3))
 
 
+@pytest.mark.slow
 def test_files_have_their_names_and_are_reproducible(inspection: Inspection, tmp_path: Path) -> None:
     names = list(inspection.layer_positions())
     for place in ("once", "again"):
@@ -137,6 +138,7 @@ def test_files_have_their_names_and_are_reproducible(inspection: Inspection, tmp
     assert plt.get_fignums() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "wanted"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (6, [0, 2, 5])])
 def test_the_first_the_middle_and_the_last_layer_are_drawn_by_default(
     tmp_path: Path, layers: int, wanted: list[int]

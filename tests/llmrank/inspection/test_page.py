@@ -69,6 +69,7 @@ def removals(content: dict[str, Any], table: dict[str, str]) -> np.ndarray:
 # --- what is removed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_the_page_holds_the_masks_of_every_amount_and_multiple(topology: str) -> None:
     inspection = inspected(topology, LocalPruner(0.3, multiple_of=6))

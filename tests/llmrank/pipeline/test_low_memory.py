@@ -150,6 +150,7 @@ def test_a_run_goes_on_where_it_was_killed(kind: str, tmp_path: Path, stores: St
         assert all(torch.equal(values[name], value) for name, value in expected.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["isolated", "repaired", "repaired, chosen anew"])
 def test_files_that_were_damaged_in_between_are_refused(kind: str, tmp_path: Path, stores: Stores) -> None:
     """A run goes on to the same result, or says that it cannot: whatever happens to its files, there is no other result."""

@@ -23,6 +23,9 @@ from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import family_model, tiny_llama, token_ids
 from tests.llmrank.tiny_separate import tiny_separate
 
+# Simulated devices answer every operation in Python.
+pytestmark = pytest.mark.slow
+
 on_a_device = pytest.mark.usefixtures("two_devices")
 BUDGETS = ["local:amount=3", "global:normalize=robust,amount_of=flops", "global:amount_of=ffn-bytes", "sensitivity"]
 # Falcon indexes by lists of numbers, which simulated devices cannot.
@@ -101,7 +104,6 @@ def test_mixtures(mixture: str, kind: str, targets: str, tmp_path: Path) -> None
     same_on_device(MIXTURES[mixture], kind, tmp_path, targets=targets)
 
 
-@pytest.mark.slow
 @on_a_device
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.name not in NOT_RUN][::3], ids=lambda f: f.name)
 def test_families(family: Family, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from tests.llmrank.pipeline.test_devices import WRITTEN, same_outcome
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import logits, text, tiny_llama, token_ids, tokenizer, whole_sequences
 
-pytestmark = pytest.mark.usefixtures("two_devices")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_devices")]  # they answer every operation in Python
 
 PLACES: dict[str, Callable[[Any], Any]] = {"one": lambda model: model.to(FIRST), "two": on_two}
 DEVICES = {"one": {FIRST}, "two": {FIRST, SECOND}}

@@ -190,6 +190,7 @@ save(sys.argv[1], model)
 """
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_leaves_no_target(tmp_path: Path) -> None:
     outcome = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "out")], capture_output=True, text=True, check=False

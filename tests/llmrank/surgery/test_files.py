@@ -122,6 +122,7 @@ def test_a_mount_is_detected(tmp_path: Path) -> None:
     assert not files._is_mount(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
 def test_a_mount_from_the_same_file_system_is_filled(tmp_path: Path) -> None:
     (tmp_path / "from").mkdir()

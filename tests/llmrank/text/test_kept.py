@@ -122,6 +122,7 @@ def test_a_damaged_file_that_cannot_be_replaced_is_not_said_to_keep_the_text(
     assert "kept_in" not in Generated().sequences(request())[0].provenance()
 
 
+@pytest.mark.slow
 def test_a_command_says_where_the_text_is_kept(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,6 +134,7 @@ def test_options_of_global_pruning_apply_whichever_pruner_is_named(
 # --- the files
 
 
+@pytest.mark.slow
 def test_it_writes_all_formats(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
     output = tmp_path / "seen"
     options = ("--calibration", corpus, *SHORT, "--layers", "1", "--top", "5", "--pipeline", "chained")
@@ -175,6 +176,7 @@ def test_the_page_is_opened_or_its_path_is_printed(
     assert ("in a browser" in output) is not opens
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_no_files(
     checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
@@ -320,6 +322,7 @@ def test_a_mixture_is_one_row_and_its_experts_are_listed_on_demand(mixture: Path
     assert "no prunable layer 'model.x'" in refused(capsys, *common, "--layers", "model.x")
 
 
+@pytest.mark.slow
 def test_a_neuron_of_an_expert_and_all_formats(mixture: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
     common = (mixture, "--calibration", corpus, *SHORT, "--compare", "none")
     formats = "png,svg,html,graphml,gexf,safetensors,npz,csv"

@@ -700,6 +700,7 @@ def test_how_to_load_tells_unequal_widths_from_unsayable_ones(
     assert "differ in width" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_who_names_no_text_gets_the_models_own_where_it_writes(
     checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any
 ) -> None:

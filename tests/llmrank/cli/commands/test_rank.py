@@ -135,6 +135,7 @@ def test_a_model_that_does_not_fit_is_pruned_block_by_block(
     assert "GB of memory are free on cpu: it is pruned block by block, as with --low-memory" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_with_little_memory_a_device_computes(
     checkpoint: Path, corpus: Path, tmp_path: Path, two_devices: DeviceTraffic, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +155,7 @@ def test_with_little_memory_a_device_computes(
     assert "got --device-map auto; leave one of the two out" in refused(capsys, *common, *device_map)
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_fit_on_a_device_is_brought_there_by_block(
     checkpoint: Path,
     corpus: Path,
