@@ -21,6 +21,7 @@ from llmrank.errors import OptionError, ProcessError
 from llmrank.execution.heartbeat import ARRIVAL, Heartbeat
 from llmrank.execution.processes import Processes
 from llmrank.execution.several_processes import SeveralProcesses
+from llmrank.models.compat import process_store
 
 __all__ = ["join_processes", "launched_processes"]
 
@@ -120,7 +121,7 @@ def _stores(arrival: float, *, sets_up: bool) -> tuple[Any, Any]:
             options["use_libuv"] = os.environ.get("USE_LIBUV", "0" if os.name == "nt" else "1") == "1"
             store: Any = dist.TCPStore(address, int(port), count, makes, **options)  # type: ignore[attr-defined]
         else:
-            store = dist.distributed_c10d._get_default_store()
+            store = process_store()
         shared = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
         return shared, shared.clone() if hasattr(shared, "clone") else shared
 

@@ -10,16 +10,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from llmrank.errors import OptionError, is_out_of_memory
 from llmrank.models import FFNs
+from llmrank.models.compat import tree_leaves, tree_map_only, write_count
 from llmrank.models.forward import (
     evaluation_mode,
     first_output,
     run_sequences,
     substitute_forward,
-    write_count,
 )
 
 __all__ = [

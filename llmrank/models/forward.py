@@ -33,7 +33,6 @@ __all__ = [
     "run_sequences",
     "substitute_forward",
     "token_embeddings",
-    "write_count",
 ]
 
 # Length of the sequence that shows which FFNs tokens reach.
@@ -262,11 +261,6 @@ def substitute_forward(hooks: ExitStack, module: nn.Module, forward: Callable[..
     else:
         hooks.callback(attributes.pop, "forward", None)
     attributes["forward"] = forward
-
-
-def write_count(values: torch.Tensor) -> int | None:
-    """Return how often a tensor was written to in place, or None if torch does not count (inference tensors)."""
-    return None if values.is_inference() else values._version
 
 
 def first_output(output: Any) -> Any:

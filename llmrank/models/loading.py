@@ -16,6 +16,7 @@ import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from llmrank.errors import LLMRankError, ModelSourceError, OptionError
+from llmrank.models.compat import known_model_class
 
 __all__ = [
     "DTYPES",
@@ -303,16 +304,14 @@ def model_class_of(config: Any, name: str = "", *, trust_remote_code: bool = Fal
         named_class = getattr(transformers, architecture, None)
         if isinstance(named_class, type) and issubclass(named_class, transformers.PreTrainedModel):
             return named_class
-    known_class = next(filter(None, (_known_class(auto, config) for auto in AUTO_CLASSES[:-1])), transformers.AutoModel)
+    known_class = next(
+        filter(None, (known_model_class(auto, config) for auto in AUTO_CLASSES[:-1])),
+        transformers.AutoModel,
+    )
     # transformers spells some names with other capitals than checkpoints do: MptForCausalLM, not MPTForCausalLM.
     if in_code and architectures and known_class.__name__.casefold() not in map(str.casefold, architectures):
         raise _untrusted_code_error(name)
     return known_class
-
-
-def _known_class(auto: str, config: Any) -> Any:
-    """Return the model class that an auto class chooses for a configuration, or None."""
-    return getattr(transformers, auto)._model_mapping.get(type(config), None)
 
 
 def _loading_error(source: str, error: Exception) -> ModelSourceError:
@@ -383,7 +382,7 @@ def _keys_of_other_heads(model: Any, keys: Iterable[str]) -> set[str]:
     """Return those keys that belong to other model classes of the same configuration (a language head, a pooler)."""
     keys_of_others: set[str] = set()
     for auto in (*AUTO_CLASSES, "AutoModelForPreTraining"):
-        other = _known_class(auto, model.config)
+        other = known_model_class(auto, model.config)
         if other is not None:
             with torch.device("meta"):
                 keys_of_others |= {

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmrank.models.compat import gated_hidden
 from llmrank.models.experts.layout import Layout
 
 __all__ = ["Expert", "ExpertMap", "Routing", "TensorPart", "set_forward"]
@@ -158,11 +159,7 @@ class Expert(nn.Module):
             hidden = owner.act_fn(maps["up"](values))
         else:
             gate, up = maps["gate"](values), maps["up"](values)
-            if hasattr(owner, "_apply_gate"):
-                joined = torch.stack([gate, up], -1).flatten(-2) if self._interleaved else torch.cat([gate, up], -1)
-                hidden = owner._apply_gate(joined)
-            else:
-                hidden = owner.act_fn(gate) * up
+            hidden = gated_hidden(owner, gate, up, interleaved=self._interleaved)
         output: torch.Tensor = maps["down"](hidden)
         return owner.post_expert_norm(output) if getattr(owner, "has_post_expert_norm", False) else output
 

@@ -9,7 +9,9 @@ from inspect import signature
 import torch
 from torch import nn
 
-__all__ = ["Layout", "Place", "is_dispatched", "read_layout"]
+from llmrank.models.compat import is_dispatched
+
+__all__ = ["Layout", "Place", "read_layout"]
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,6 @@ class Layout:
     transposed: bool
     interleaved: bool
     presorted: bool
-
-
-def is_dispatched(owner: nn.Module) -> bool:
-    """Whether transformers lets one choose the function that computes these experts."""
-    return all(hasattr(owner, flag) for flag in ("is_transposed", "is_concatenated", "has_bias", "has_gate", "config"))
 
 
 def read_layout(owner: nn.Module) -> Layout | None:

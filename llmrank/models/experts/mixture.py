@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from llmrank.models.compat import experts_computed_by, is_dispatched
 from llmrank.models.experts.expert_map import Expert, ExpertMap, Routing, set_forward
-from llmrank.models.experts.layout import is_dispatched, read_layout
+from llmrank.models.experts.layout import read_layout
 from llmrank.models.experts.separate import SeparateExperts
 
 __all__ = ["ExpertTensor", "Mixture", "RouteAround", "RoutedExperts", "by_expert", "route_around"]
-
-# Each use of by_expert registers a function with transformers under a new number.
-_numbers = count()
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,10 +231,6 @@ def _one_by_one(routed: dict[int, RoutedExperts]) -> Iterator[None]:
 
     `routed` holds the experts by the id of that module, and is extended if the model calls another module of experts.
     """
-    # Imported here, because this import takes a second.
-    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-
-    name = f"llmrank-{next(_numbers)}"
 
     def compute(owner: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # Experts that are not listed may share the configuration by which transformers finds this function.
@@ -246,20 +239,15 @@ def _one_by_one(routed: dict[int, RoutedExperts]) -> Iterator[None]:
         return routed[id(owner)](*args, *kwargs.values())
 
     with ExitStack() as cleanup:
-        ALL_EXPERTS_FUNCTIONS[name] = compute
-        cleanup.callback(ALL_EXPERTS_FUNCTIONS.pop, name)
         configs = {}
         for experts in routed.values():
             owner: Any = experts.owner
             if is_dispatched(owner):
                 configs[id(owner.config)] = owner.config
             else:
-                forward = vars(owner).get("forward")
-                cleanup.callback(set_forward, owner, forward)
+                cleanup.callback(set_forward, owner, vars(owner).get("forward"))
                 owner.forward = experts.__call__
-        for config in configs.values():
-            cleanup.callback(setattr, config, "_experts_implementation_internal", config._experts_implementation)
-            config._experts_implementation_internal = name
+        cleanup.enter_context(experts_computed_by(compute, configs.values()))
         yield
 
 

@@ -19,6 +19,7 @@ from llmrank.execution import Execution
 from llmrank.execution.hooks import unpadded_rows
 from llmrank.execution.recording import recording
 from llmrank.models import FFNs, PrunableLayer
+from llmrank.models.compat import write_count
 from llmrank.models.forward import (
     at_least_float32,
     evaluation_mode,
@@ -26,7 +27,6 @@ from llmrank.models.forward import (
     model_inputs,
     run_body,
     substitute_forward,
-    write_count,
 )
 from llmrank.prune.masks import Masks
 from llmrank.surgery.equivalence import silence_layers

@@ -1,0 +1,91 @@
+"""What torch and transformers do not promise, such as private names and registries. No other module touches it.
+
+Where a version changes one of these things, the change belongs here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+__all__ = [
+    "experts_computed_by",
+    "gated_hidden",
+    "is_dispatched",
+    "known_model_class",
+    "process_store",
+    "tree_leaves",
+    "tree_map_only",
+    "write_count",
+]
+
+# Each use of experts_computed_by registers a function with transformers under a new number.
+_numbers = count()
+
+
+def is_dispatched(owner: nn.Module) -> bool:
+    """Whether transformers lets one choose the function that computes these experts."""
+    return all(hasattr(owner, flag) for flag in ("is_transposed", "is_concatenated", "has_bias", "has_gate", "config"))
+
+
+@contextmanager
+def experts_computed_by(compute: Callable[..., Any], configs: Iterable[Any]) -> Iterator[None]:
+    """Let a function compute the dispatched experts of modules with these configurations within the context.
+
+    The public ``model.set_experts_implementation`` needs the complete model, and refuses functions that it does not list.
+
+    Parameters
+    ----------
+    compute : callable
+        Gets the module that holds the tensors of the experts, and the arguments of that module's forward function.
+    configs : iterable of transformers configurations
+    """
+    # Imported here, because this import takes a second.
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    name = f"llmrank-{next(_numbers)}"
+    with ExitStack() as cleanup:
+        ALL_EXPERTS_FUNCTIONS[name] = compute
+        cleanup.callback(ALL_EXPERTS_FUNCTIONS.pop, name)
+        for config in configs:
+            cleanup.callback(setattr, config, "_experts_implementation_internal", config._experts_implementation)
+            config._experts_implementation_internal = name
+        yield
+
+
+def gated_hidden(owner: Any, gate: torch.Tensor, up: torch.Tensor, *, interleaved: bool) -> torch.Tensor:
+    """Return the activations of an expert's hidden neurons, joined from gate and up as the module of all experts joins them.
+
+    Some modules clamp or scale the two, in a method that takes both in one tensor, in the order in which they are stored.
+    """
+    if not hasattr(owner, "_apply_gate"):
+        joined: torch.Tensor = owner.act_fn(gate) * up
+        return joined
+    both = torch.stack([gate, up], -1).flatten(-2) if interleaved else torch.cat([gate, up], -1)
+    hidden: torch.Tensor = owner._apply_gate(both)
+    return hidden
+
+
+def known_model_class(auto: str, config: Any) -> Any:
+    """Return the model class that an auto class, such as "AutoModelForCausalLM", chooses for a configuration, or None."""
+    import transformers
+
+    known: Mapping[type, Any] = getattr(transformers, auto)._model_mapping
+    return known.get(type(config), None)
+
+
+def process_store() -> Any:
+    """Return the store of keys and values by which torch.distributed has connected the processes."""
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
+def write_count(values: torch.Tensor) -> int | None:
+    """Return how often a tensor was written to in place, or None if torch does not count (inference tensors)."""
+    return None if values.is_inference() else values._version
