@@ -28,7 +28,9 @@ from tests.pairwise import pairwise
 
 IDS = torch.randint(3, 64, (6, 24), generator=torch.Generator().manual_seed(0))
 TARGETS = ("neurons", "experts", "neurons,experts")
-every_mixture = pytest.mark.parametrize("name", SEPARATE)
+every_mixture = pytest.mark.parametrize(
+    "name", ["listed", *(pytest.param(name, marks=pytest.mark.slow) for name in SEPARATE if name != "listed")]
+)
 
 
 @torch.no_grad()
@@ -75,7 +77,7 @@ def test_pruned_checkpoints_load_and_compute_what_the_masked_model_does(
     assert again.report.neurons["removed"] > 0
 
 
-@pairwise(name=SEPARATE, targets=TARGETS, form=["compact", "zero", "mask"])
+@pairwise(name=SEPARATE, targets=TARGETS, form=["compact", "zero", "mask"], slow={"shared", "switch_transformers"})
 def test_undo_restores_every_bit(name: str, targets: str, form: Any) -> None:
     model = tiny_separate(name)
     dense = logits(model)  # a router of Switch notes its dtype in the first call

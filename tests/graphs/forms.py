@@ -44,7 +44,11 @@ FORMS: dict[str, Callable[[Array], tuple[Any, Array]]] = {
     "stacked targets": lambda w: stacked(w, 0),
     "stacked sources": lambda w: stacked(w, 1),
 }
-every_form = pytest.mark.parametrize("form", FORMS)
+# These go other ways through the code; the others are slow tests.
+DISTINCT = {"csr", "bfloat16", "parallel", "stacked sources"}
+every_form = pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=[] if form in DISTINCT else [pytest.mark.slow]) for form in FORMS]
+)
 
 
 def formed(case: Case, form: str) -> tuple[LayeredGraph, Case]:

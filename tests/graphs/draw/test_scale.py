@@ -107,6 +107,7 @@ def test_score_figures(name: str, case: str, request: pytest.FixtureRequest) -> 
     assert page.tell() < 3 * MB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["ten_million_edges", "seven_billion"])
 def test_blocks_become_buckets(case: str, request: pytest.FixtureRequest) -> None:
     graph, rank = request.getfixturevalue(case)

@@ -289,6 +289,7 @@ def test_appended_bytes_are_refused(path: Path, kind: str) -> None:
         load(path, kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["graph", "rank"])
 @settings(max_examples=400)
 @given(data=st.data())

@@ -183,6 +183,7 @@ def test_small_graphs_load_no_compiler() -> None:
     assert not loaded & {"numba", "llvmlite", "graphs.linalg.kernels", "torch"}
 
 
+@pytest.mark.slow
 def test_large_graphs_load_it_and_not_torch() -> None:
     loaded = modules_after(f"""
         import graphs, numpy

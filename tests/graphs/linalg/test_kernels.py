@@ -353,6 +353,7 @@ def test_concurrent_ranks_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(result, weighted_pagerank(graph, 0.7, 0.4, backend="scipy").stacked, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_kernels_leave_the_threads_of_torch_alone() -> None:
     # numba's OpenMP layer would set the number of threads of torch too, which slows down its small products.
     code = """

@@ -98,6 +98,7 @@ def test_files_that_cannot_be_read_are_refused(settings: Path, capsys: Any) -> N
         assert message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_a_report_repeats_its_run(checkpoint: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(corpus.parent)
     Path("model").symlink_to(checkpoint)

@@ -53,6 +53,7 @@ def test_schemas_are_schemas_and_every_command_has_one() -> None:
     assert COMMANDS.keys() <= SCHEMAS["$defs"].keys()
 
 
+@pytest.mark.slow
 def test_json_is_one_document_that_fits_its_schema(
     given: dict[str, tuple[Any, ...]], tmp_path: Path, capsys: Any
 ) -> None:

@@ -148,6 +148,7 @@ def test_prune_logs_every_stage_and_prints_results_to_standard_output(
     assert stages(capsys.readouterr().err)[-2:] == list(last)
 
 
+@pytest.mark.slow
 def test_other_commands_log_their_stages(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
     output, loading = tmp_path / "out", f"Loading {checkpoint}"
     assert run("demo", "--model", checkpoint, "--output", output, *MANY) == 0

@@ -132,6 +132,7 @@ def stores(monkeypatch: pytest.MonkeyPatch) -> Stores:
     return counted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["isolated", "repaired", "scorer chosen", "repaired, chosen anew"])
 def test_a_run_goes_on_where_it_was_killed(kind: str, tmp_path: Path, stores: Stores) -> None:
     model = tiny_llama()
@@ -250,6 +251,7 @@ def test_a_model_on_another_device_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_in_one_directory_are_refused(tmp_path: Path) -> None:
     code = """
 import sys, time

@@ -45,6 +45,7 @@ from tests.llmrank.tiny_models import (
     tokenizer,
 )
 from tests.llmrank.tiny_separate import tiny_separate
+from tests.pairwise import pairwise
 
 
 def raises(error: type[BaseException]) -> Any:
@@ -255,9 +256,7 @@ FOR_GOOD: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
 }
 
 
-@topologies
-@pytest.mark.parametrize("reselect", [True, False])
-@pytest.mark.parametrize("name", FOR_GOOD)
+@pairwise(name=FOR_GOOD, reselect=[True, False], topology=[ChainedFFNPipeline, IsolatedFFNPipeline])
 def test_for_good_is_the_same_model_bit_for_bit(name: str, reselect: bool, topology: type[BasePipeline]) -> None:
     make, more = FOR_GOOD[name]
     options: dict[str, Any] = {"calibration": token_ids(), "repair": LeastSquaresRepair(reselect=reselect), **more}

@@ -22,6 +22,7 @@ from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair
 from llmrank.score import BaseScorer, ModifiedPageRankScorer, RandomScorer, WandaSPScorer, WeightedPageRankScorer
 from llmrank.surgery.apply import apply_masks, temporarily_masked
 from tests.llmrank.tiny_models import STRUCTURE, Snapshot, features, logits, mlp, tiny_llama, tiny_t5, token_ids
+from tests.pairwise import pairwise
 
 CALIBRATION = token_ids(5, 16)
 topologies = pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
@@ -87,17 +88,15 @@ def test_steps_are_described_with_their_cost() -> None:
 # --- removed neurons
 
 
-@topologies
-@pytest.mark.parametrize("scorer", [WeightedPageRankScorer(), ModifiedPageRankScorer(), WandaSPScorer()])
-@pytest.mark.parametrize(
-    "pruner",
-    [
+@pairwise(
+    topology=[ChainedFFNPipeline, IsolatedFFNPipeline],
+    scorer=[WeightedPageRankScorer(), ModifiedPageRankScorer(), WandaSPScorer()],
+    pruner=[
         LocalPruner,
         GlobalPruner,
         lambda n: GlobalPruner(n, normalize="robust"),
         lambda n: GlobalPruner(n, 3, normalize="mean"),
     ],
-    ids=["local", "zscore", "robust", "mean"],
 )
 def test_steps_are_compact_models_pruned_again(topology: type[BasePipeline], scorer: BaseScorer, pruner: Any) -> None:
     """Each step separately: make the model compact, calibrate it and prune it."""

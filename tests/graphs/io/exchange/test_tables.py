@@ -296,6 +296,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
     write_tables(GRAPH, tmp_path / "new", format="csv")
 
 
+@pytest.mark.slow
 @every_form
 def test_a_block_is_written_with_the_memory_of_a_band(
     form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

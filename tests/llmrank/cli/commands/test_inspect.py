@@ -269,6 +269,7 @@ def test_formats_without_an_output_directory_are_refused(capsys: Any) -> None:
 # --- the residual topology
 
 
+@pytest.mark.slow
 def test_the_residual_topology_is_inspected_as_the_others_are(
     checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any
 ) -> None:
