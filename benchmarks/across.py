@@ -32,8 +32,8 @@ from llmrank.models import find_ffns
 from llmrank.models.forward import run_sequences
 from llmrank.pipeline import IsolatedFFNPipeline
 from llmrank.pipeline.closeness.candidates import Choice
+from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
-from llmrank.pipeline.closeness.validation import repair_where_it_helps
 from llmrank.pipeline.registry import DEFAULTS, make_pruner, make_scorer
 from llmrank.pipeline.report import dtype_name
 from llmrank.prune import LocalPruner

@@ -36,7 +36,7 @@ from llmrank.execution.recording import recording
 from llmrank.models import find_ffns
 from llmrank.models.forward import evaluation_mode, model_inputs
 from llmrank.pipeline import CalibrationText
-from llmrank.pipeline.closeness.validation import repair_where_it_helps
+from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
 from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.prune.selection import Reselection
 from llmrank.surgery import checkpoint

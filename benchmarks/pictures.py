@@ -9,7 +9,7 @@ import llmrank
 from llmrank import ChainedFFNPipeline
 from llmrank.cli.demo_models import demo_model
 from llmrank.inspection.figures import DPI, draw_concentration, draw_layer, draw_removed_neurons
-from llmrank.inspection.inspection import inspect_model
+from llmrank.inspection.inspect_model import inspect_model
 from llmrank.pipeline import CalibrationText
 from llmrank.pipeline.registry import SCORERS
 from llmrank.prune import GlobalPruner

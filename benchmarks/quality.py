@@ -35,7 +35,7 @@ from llmrank.execution.recording import Recording, recording
 from llmrank.models import explicit_ffns, find_ffns
 from llmrank.models.forward import run_sequences
 from llmrank.models.loading import LoadedModel
-from llmrank.pipeline.closeness.validation import repair_where_it_helps
+from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
 from llmrank.pipeline.registry import PIPELINES, PRUNERS, make_pruner, make_repair, make_scorer
 from llmrank.prune.selection import Reselection
 from llmrank.surgery import checkpoint

@@ -30,7 +30,7 @@ from llmrank.execution.block_stream import open_stream
 from llmrank.execution.recording import Recording, recording
 from llmrank.models import find_ffns
 from llmrank.models.forward import run_sequences
-from llmrank.pipeline.closeness.validation import repair_where_it_helps
+from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
 from llmrank.pipeline.registry import PIPELINES, make_pruner, make_scorer
 from llmrank.repair import LeastSquaresRepair, Moments, RepairedMap, repair_ffns
 from llmrank.surgery import checkpoint

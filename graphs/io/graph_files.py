@@ -15,7 +15,7 @@ import numpy as np
 
 from graphs.errors import GraphError
 from graphs.io.arrays import graph_arrays, graph_from_arrays, graph_metadata
-from graphs.io.files import read_tensors, write_tensors
+from graphs.io.tensor_files import read_tensors, write_tensors
 from graphs.solvers.certificate import Certificate
 from graphs.solvers.result import DegenerateLayer, RankResult, StopReason
 from graphs.structures.layered import LayeredGraph
@@ -105,7 +105,7 @@ def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     GraphError, OSError
-        As for :func:`graphs.io.files.write_tensors`.
+        As for :func:`graphs.io.tensor_files.write_tensors`.
 
     Examples
     --------

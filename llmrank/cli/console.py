@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import transformers
-import transformers.modeling_gguf_pytorch_utils
 from rich.console import Console
 
-from graphs.io.files import replace_file
+from graphs.io.replacement import replace_file
 from llmrank.cli.progress import ProgressLog, make_progress
+from llmrank.models.compat import show_no_progress_bars
 from llmrank.pipeline.report import json_safe
 
 __all__ = ["QuietConsole", "add_output_options", "command_output", "print_result", "write_result"]
@@ -68,9 +67,7 @@ def command_output(options: argparse.Namespace) -> Iterator[Console]:
     options.result = {}
     options.progress = None if quiet else ProgressLog() if verbose else make_progress()
     # Progress bars of libraries would mix with the output of the command. Their log repeats errors that are raised anyway.
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    # The GGUF module ignores the setting above, unless it gets this tqdm.
-    transformers.modeling_gguf_pytorch_utils.tqdm = transformers.utils.logging.tqdm  # type: ignore[attr-defined]
+    show_no_progress_bars()
     for library in ("transformers", "lm_eval"):
         logging.getLogger(library).setLevel(logging.ERROR)
     logger, handler = logging.getLogger("llmrank"), logging.StreamHandler()

@@ -10,7 +10,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from graphs.io.files import hidden_directory, remove_leftovers
+from graphs.io.replacement import hidden_directory, remove_leftovers
 from llmrank.cache import cache_directory
 from llmrank.errors import ModelSourceError
 

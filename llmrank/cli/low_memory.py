@@ -32,7 +32,7 @@ from llmrank.execution.work_directory import (
 from llmrank.models import find_ffns
 from llmrank.models.loading import LoadedModel, parse_device
 from llmrank.pipeline import BasePipeline
-from llmrank.surgery.files import check_output
+from llmrank.surgery.atomic import check_output
 from llmrank.surgery.hub import upload_command
 from llmrank.text.built_in import BuiltInText
 from llmrank.text.generated import Automatic, Generated

@@ -14,7 +14,7 @@ from llmrank.execution import Processes
 from llmrank.models.costs import UNITS
 from llmrank.models.loading import DTYPES, LoadedModel, parse_device, parse_dtype
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
-from llmrank.pipeline.options import CalibrationText, check_options
+from llmrank.pipeline.option_checks import check_options
 from llmrank.pipeline.registry import (
     DEFAULTS,
     PIPELINES,
@@ -25,6 +25,7 @@ from llmrank.pipeline.registry import (
     make_repair,
     make_scorer,
 )
+from llmrank.pipeline.texts import CalibrationText, RankedText, Text
 from llmrank.progress import progress_step
 from llmrank.prune import BasePruner
 from llmrank.prune.records.units import parse_targets
@@ -275,7 +276,7 @@ def check_method(options: argparse.Namespace) -> BaseScorer:
     check_options(None, scorer, pruner, form, align, make_repair(options.repair), options.steps)
     parse_targets(options.targets)
     check_device_and_dtype(options)
-    if not isinstance(options.calibration, CalibrationText):
+    if not isinstance(options.calibration, (CalibrationText, RankedText)):
         check_text(options.calibration)
     evaluation = getattr(options, "evaluate", None)
     if evaluation is not None and evaluation is not True:
@@ -323,8 +324,8 @@ def make_pipeline(
     )
 
 
-def _calibration(options: argparse.Namespace) -> CalibrationText:
-    if isinstance(options.calibration, CalibrationText):
+def _calibration(options: argparse.Namespace) -> Text:
+    if isinstance(options.calibration, (CalibrationText, RankedText)):
         return options.calibration
     return CalibrationText(
         options.calibration, options.samples, options.sequence_length, options.batch_size, options.seed

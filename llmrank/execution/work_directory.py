@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from graphs import GraphError
-from graphs.io.files import LOCK, file_checksum, read_json, remove_leftovers, take_lock, write_json
+from graphs.io.replacement import LOCK, remove_leftovers, take_lock
 from llmrank.errors import OptionError
+from llmrank.execution.json_files import file_checksum, read_json, write_json
 from llmrank.execution.states import file_tensor
 
 __all__ = [

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from graphs import RankResult
-from graphs.io.files import hidden_directory
+from graphs.io.replacement import hidden_directory
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.statistics import FFNStatistics
 from llmrank.errors import OptionError, StructureError
@@ -31,18 +31,18 @@ from llmrank.models.digest import weights_digest
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import BasePipeline, IsolatedFFNPipeline
 from llmrank.pipeline.closeness.candidates import Choice
-from llmrank.pipeline.options import RankedText
 from llmrank.pipeline.ranking import SETTINGS, Ranking
 from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.pipeline.report import choice_notes, environment, json_safe, model_source, repair_notes
+from llmrank.pipeline.texts import RankedText
 from llmrank.progress import Progress
 from llmrank.prune.masks import Masks
 from llmrank.repair import RepairedMap
 from llmrank.score import AutoScorer
 from llmrank.score.model_graph import ModelGraph
 from llmrank.surgery.apply import apply_masks
+from llmrank.surgery.atomic import atomic_directory
 from llmrank.surgery.equivalence import check_equivalence, masked_outputs
-from llmrank.surgery.files import atomic_directory
 from llmrank.text import TokenSequences, shared_passages
 
 __all__ = ["ModelStudy"]
@@ -102,8 +102,8 @@ class ModelStudy:
         self._ffns = IsolatedFFNPipeline(self._model, self._tokenizer).find()
         self._weights_digest = weights_digest(self._model)
         ranking = self._find_calibration(directory, progress)
-        self._calibration_text = RankedText.of_ranking(ranking, settings.calibration.batch_size)
-        self._statistics = self._calibration_text.statistics(self._model, self._ffns)
+        self._calibration_text = RankedText(ranking, settings.calibration.batch_size)
+        self._statistics = ranking.statistics_of(self._model, self._ffns)
         self._evaluation_sequences: TokenSequences = settings.evaluation.sequences(
             self._model, self._tokenizer, settings.calibration.sequence_length
         )
@@ -210,7 +210,7 @@ class ModelStudy:
                 raise OptionError(
                     f"{error}. Delete {directory}, and repeat the command: it calibrates again"
                 ) from error
-            RankedText.of_ranking(saved).statistics(self._model, self._ffns)  # raises if they are of another model
+            saved.statistics_of(self._model, self._ffns)  # raises if they are of another model
             has = set(saved.settings["collected"])
             if needs <= has:
                 return saved

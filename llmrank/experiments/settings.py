@@ -16,16 +16,16 @@ from typing import Any
 from llmrank.errors import OptionError
 from llmrank.evaluation.lm_eval import LMEvalTasks, find_tasks
 from llmrank.experiments.identity import identity_of
-from llmrank.pipeline.options import CalibrationText, EvaluationText
 from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
+from llmrank.pipeline.texts import CalibrationText, EvaluationText
 from llmrank.progress import Progress
 from llmrank.prune.records.units import parse_targets
 from llmrank.text import check_text
 from llmrank.text.base_source import BaseSource
-from llmrank.text.files import TextFiles
 from llmrank.text.mixed_sources import MixedSources
 from llmrank.text.sequences import Role
 from llmrank.text.sources import find_source, open_text
+from llmrank.text.text_files import TextFiles
 
 __all__ = ["RowSettings", "SweepSettings"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from graphs import GraphError
-from graphs.io.files import checked_json, parse_checked_json
 from llmrank.errors import OptionError
+from llmrank.execution.json_files import checked_json, parse_checked_json
 from llmrank.execution.work_directory import RUN_FILE, WorkDirectory, holds_run, read_run
 
 __all__ = ["IDENTITIES", "ROWS", "SweepFolder", "read_rows"]

@@ -18,9 +18,10 @@ import torch
 
 from graphs import GraphError
 from graphs.analysis.measures import rank_correlation
-from graphs.io.files import read_json, read_tensors
+from graphs.io.tensor_files import read_tensors
 from graphs.linalg.blocks import FloatArray
 from llmrank.errors import CheckpointError, OptionError
+from llmrank.execution.json_files import read_json
 from llmrank.pipeline.ranking import SCORES, SETTINGS
 from llmrank.prune.masks import Masks
 from llmrank.surgery.checkpoint import MASKS_FILE, REPORT_FILE

@@ -16,8 +16,8 @@ from graphs.linalg.blocks import FloatArray
 from graphs.reduction.subgraphs import top_subgraph
 from llmrank.errors import OptionError
 from llmrank.inspection.budgets import amount_label
-from llmrank.inspection.experts import ExpertSummary, summarise_experts
-from llmrank.inspection.inspection import Inspection, ScorerResult
+from llmrank.inspection.inspect_model import Inspection, ScorerResult
+from llmrank.inspection.mixtures import ExpertSummary, summarise_experts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +76,7 @@ def write_figures(
     --------
     >>> import tempfile
     >>> import torch
-    >>> from llmrank.inspection.inspection import inspect_model
+    >>> from llmrank.inspection.inspect_model import inspect_model
     >>> from llmrank.pipeline import IsolatedFFNPipeline
     >>> from llmrank.score import ActivationScorer
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))

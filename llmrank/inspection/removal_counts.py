@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from llmrank.inspection.budgets import reason_to_refuse
-from llmrank.inspection.inspection import Inspection, ScorerResult
+from llmrank.inspection.inspect_model import Inspection, ScorerResult
 from llmrank.prune import BasePruner, LayerRecord, LocalPruner, global_count, local_count, record_of_size, round_width
 from llmrank.prune.amounts import Multiple
 from llmrank.prune.records.units import Units, units_of

@@ -14,9 +14,9 @@ from graphs.analysis.layer_summary import LayerSummary, shares_through_graph, su
 from graphs.analysis.measures import rank_correlation, share_also_kept
 from graphs.analysis.node_summary import NodeSummary, summarise_node
 from graphs.analysis.paths import Path, strongest_paths
-from llmrank.inspection.experts import ExpertSummary, summarise_experts
-from llmrank.inspection.inspection import Inspection, ScorerResult
+from llmrank.inspection.inspect_model import Inspection, ScorerResult
 from llmrank.inspection.layers import InspectedLayer, check_neuron
+from llmrank.inspection.mixtures import ExpertSummary, summarise_experts
 from llmrank.pipeline.report import environment
 
 __all__ = [
@@ -136,7 +136,7 @@ def summarise_inspection(inspection: Inspection, names: Sequence[str] | None = N
     Examples
     --------
     >>> import torch
-    >>> from llmrank.inspection.inspection import inspect_model
+    >>> from llmrank.inspection.inspect_model import inspect_model
     >>> from llmrank.pipeline import IsolatedFFNPipeline
     >>> from llmrank.score import ActivationScorer
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
@@ -279,7 +279,7 @@ def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int =
     Examples
     --------
     >>> import torch
-    >>> from llmrank.inspection.inspection import inspect_model
+    >>> from llmrank.inspection.inspect_model import inspect_model
     >>> from llmrank.pipeline import IsolatedFFNPipeline
     >>> from llmrank.score import ActivationScorer
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))

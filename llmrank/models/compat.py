@@ -21,6 +21,7 @@ __all__ = [
     "is_dispatched",
     "known_model_class",
     "process_store",
+    "show_no_progress_bars",
     "tree_leaves",
     "tree_map_only",
     "write_count",
@@ -84,6 +85,15 @@ def known_model_class(auto: str, config: Any) -> Any:
 def process_store() -> Any:
     """Return the store of keys and values by which torch.distributed has connected the processes."""
     return torch.distributed.distributed_c10d._get_default_store()
+
+
+def show_no_progress_bars() -> None:
+    """Turn off the progress bars of transformers in this process, also that of its GGUF reader, which ignores the setting."""
+    from transformers import modeling_gguf_pytorch_utils as gguf_reader
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    gguf_reader.tqdm = logging.tqdm  # type: ignore[attr-defined]
 
 
 def write_count(values: torch.Tensor) -> int | None:

@@ -21,7 +21,6 @@ from llmrank.execution.work_directory import WorkDirectory
 from llmrank.models import FFNs
 from llmrank.models.digest import weights_digest
 from llmrank.models.forward import run_sequences
-from llmrank.pipeline.options import RankedText
 from llmrank.pipeline.report import (
     Evaluation,
     Report,
@@ -236,7 +235,7 @@ class BasePipeline(PipelineStages):
             with temporarily_masked(self.model, ffns, present):
                 # A repair runs the model block by block, so the passes of the calibration record how the model calls its blocks.
                 # With a work directory or a ranking, the calibration makes no passes of the complete model.
-                makes_passes = self.work is None and not isinstance(self.calibration, RankedText)
+                makes_passes = self.work is None and self.calibration.ranking is None
                 recorded = ffns if is_first and self.repair and makes_passes else FFNs()
                 with self._timed("calibrate"), recording(self.model, recorded) as new_record:
                     statistics = self.calibrate(ffns, sequences)

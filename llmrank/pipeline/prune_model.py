@@ -16,9 +16,9 @@ from llmrank.execution import launched_processes
 from llmrank.execution.work_directory import SHARD_BYTES, WorkDirectory
 from llmrank.models.costs import Unit
 from llmrank.pipeline.base_pipeline import BasePipeline
-from llmrank.pipeline.options import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText
 from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.pipeline.report import Printed, PrintedGroup, Report
+from llmrank.pipeline.texts import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText
 from llmrank.progress import Progress
 from llmrank.prune import BasePruner
 from llmrank.prune.masks import Masks

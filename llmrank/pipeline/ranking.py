@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from graphs import GraphError
-from graphs.io.files import read_json, read_tensors, tensors_checksum, write_json, write_tensors
+from graphs.io.tensor_files import read_tensors, tensors_checksum, write_tensors
 from llmrank.calibration.statistics import FFNStatistics
 from llmrank.calibration.statistics.statistics_file import read_statistics, write_statistics
 from llmrank.errors import OptionError
+from llmrank.execution.json_files import read_json, write_json
+from llmrank.models import FFNs
+from llmrank.models.digest import weights_digest
 from llmrank.text import TokenSequences
 
 __all__ = ["SCORES", "SETTINGS", "Ranking"]
@@ -75,6 +79,21 @@ class Ranking:
         # The checksums tie the files to each other: those of another ranking are not taken for these.
         files = {name: tensors_checksum(place / name) for name in (STATISTICS, TOKENS, SCORES)}
         write_json(place / SETTINGS, {**self.settings, "files": files})
+
+    def statistics_of(self, model: nn.Module, ffns: FFNs) -> tuple[FFNStatistics, ...]:
+        """Return the statistics of the FFNs of a model.
+
+        Raises
+        ------
+        OptionError
+            The ranking is of another model, or of other FFNs.
+        """
+        if self.settings["weights"] != weights_digest(model) or self.settings["layers"] != ffns.sizes:
+            raise OptionError(
+                f"the ranking is of {self.settings['model']}, and this {type(model).__name__} has other weights; give the "
+                "model that was ranked, in the same dtype"
+            )
+        return self.statistics
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Ranking:

@@ -22,13 +22,13 @@ from rich.text import Text
 from torch import nn
 
 from graphs import RankResult
-from graphs.io.files import replace_file
+from graphs.io.replacement import replace_file
 from llmrank.evaluation.perplexity import ModelSize, Perplexity
 from llmrank.models import FFNs
 from llmrank.models.costs import Unit, unit_name
 from llmrank.models.forward import input_device
 from llmrank.pipeline.closeness.candidates import Choice
-from llmrank.pipeline.closeness.validation import Validation
+from llmrank.pipeline.closeness.repair_validation import Validation
 from llmrank.prune import BasePruner, record_of_size, round_width
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import Target
@@ -168,7 +168,7 @@ class Report(Printed):
     choice : dict, optional
         How the scorer was chosen, see :class:`llmrank.pipeline.closeness.candidates.Choice`.
     validation : dict, optional
-        See :class:`llmrank.pipeline.closeness.validation.Validation`.
+        See :class:`llmrank.pipeline.closeness.repair_validation.Validation`.
     evaluation : Evaluation, optional
     environment : dict
     notes : list of str

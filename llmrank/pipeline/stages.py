@@ -33,10 +33,11 @@ from llmrank.pipeline.closeness.candidates import (
     tokens_of_a_trial,
     try_candidates,
 )
+from llmrank.pipeline.closeness.repair_validation import Validation, repair_where_it_helps
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
-from llmrank.pipeline.closeness.validation import Validation, repair_where_it_helps
-from llmrank.pipeline.options import CalibrationText, EvaluationText, RankedText, check_kinds, check_options
+from llmrank.pipeline.option_checks import check_kinds, check_options
 from llmrank.pipeline.report import Report, expected_widths, token_warning
+from llmrank.pipeline.texts import CalibrationText, EvaluationText
 from llmrank.progress import Progress
 from llmrank.prune import BasePruner, LocalPruner
 from llmrank.prune.budget import check_budget
@@ -95,7 +96,7 @@ class PipelineStages:
         self.pruner = pruner if pruner is not None else LocalPruner()
         self.device = None if device is None else parse_device(device)
         self.calibration = CalibrationText.of(calibration).for_model(model)
-        if isinstance(self.calibration, RankedText) and steps != 1:
+        if self.calibration.ranking is not None and steps != 1:
             raise OptionError(
                 "a ranking is of the whole model, so it prunes in one step; leave steps out, or calibrate on text"
             )
@@ -247,9 +248,8 @@ class PipelineStages:
 
     def calibrate(self, ffns: FFNs, sequences: TokenSequences) -> tuple[FFNStatistics, ...]:
         """Collect statistics of every layer of nodes, or return those of a ranking."""
-        known = self.calibration.statistics(self.model, ffns)
-        if known is not None:
-            return known
+        if self.calibration.ranking is not None:
+            return self.calibration.ranking.statistics_of(self.model, ffns)
         options = self.statistics_options(ffns)
         if self.work is not None:
             return collect_by_block(self.model, ffns, sequences, self.execution, self.work, **options)

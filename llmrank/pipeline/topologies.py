@@ -11,7 +11,6 @@ from llmrank.calibration.statistics import FFNStatistics
 from llmrank.errors import OptionError
 from llmrank.models import FFNs
 from llmrank.pipeline.base_pipeline import BasePipeline
-from llmrank.pipeline.options import RankedText
 from llmrank.score.model_graph import ModelGraph, Topology, build_graphs, check_beta
 
 __all__ = ["ChainedFFNPipeline", "IsolatedFFNPipeline", "ResidualFFNPipeline"]
@@ -64,7 +63,7 @@ class ResidualFFNPipeline(BasePipeline):
                 "structure_dict lists Linears, and a residual stream skips whole FFNs; leave it out, or use the chained or the "
                 "isolated pipeline"
             )
-        if attention and isinstance(self.calibration, RankedText):
+        if attention and self.calibration.ranking is not None:
             raise OptionError(
                 "a ranking holds no statistics of attentions; leave attention=true out, or calibrate on text (llmrank prune)"
             )

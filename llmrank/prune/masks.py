@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 
 from graphs import GraphError
-from graphs.io.files import read_tensors, write_tensors
+from graphs.io.tensor_files import read_tensors, write_tensors
 from llmrank.errors import MaskError
 from llmrank.models import PrunableLayer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from graphs.io.files import read_tensors, write_tensors
+from graphs.io.tensor_files import read_tensors, write_tensors
 from llmrank.execution.work_directory import WorkDirectory
 from llmrank.models import LinearMap
 from llmrank.models.experts import ExpertMap

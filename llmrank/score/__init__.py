@@ -7,7 +7,7 @@ each layer in turn. The PageRank scorers pass a complete graph to ``graphs``, an
 from llmrank.score.auto import AutoScorer
 from llmrank.score.base_scorer import BaseScorer
 from llmrank.score.baselines import ActivationScorer, NormScorer, RandomScorer
-from llmrank.score.experts import EANScorer, ExpertScorer, FrequencyScorer, MoNEScorer, REAPScorer
+from llmrank.score.expert_scorers import EANScorer, ExpertScorer, FrequencyScorer, MoNEScorer, REAPScorer
 from llmrank.score.forward_backward import ForwardBackwardScorer
 from llmrank.score.pagerank import ModifiedPageRankScorer, WeightedPageRankScorer
 from llmrank.score.weighted_statistics import FLAPScorer, WandaScorer, WandaSPScorer

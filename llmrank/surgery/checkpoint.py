@@ -23,7 +23,7 @@ from llmrank.models import FFNs, find_ffns
 from llmrank.models.experts import RouteAround, SeparateExperts, counts_of_experts
 from llmrank.models.loading import LoadedModel, load_pretrained, model_class_of, read_model
 from llmrank.prune.masks import Masks
-from llmrank.surgery.files import atomic_directory, check_output
+from llmrank.surgery.atomic import atomic_directory, check_output
 from llmrank.surgery.forms import remove_experts, replace_tensor, set_sizes, tensor_masks
 from llmrank.surgery.hub import check_hub, push
 from llmrank.surgery.model_card import write_model_card
@@ -52,7 +52,7 @@ def save(
 ) -> Path:
     """Write a checkpoint: model, tokenizer, masks and report; and upload it if `push_to_hub` names a repository.
 
-    The directory appears completely or not at all, see :func:`llmrank.surgery.files.atomic_directory`. Before it appears, the
+    The directory appears completely or not at all, see :func:`llmrank.surgery.atomic.atomic_directory`. Before it appears, the
     names and shapes of the written tensors are compared with the parameters of the model that a loader would build. If there is
     memory for a second model, the checkpoint is also loaded, and every tensor is compared with that of `model`.
 
@@ -81,7 +81,7 @@ def save(
     OptionError
         `push_to_hub` is not valid for a repository, or the hub does not know the user; nothing was written.
     CheckpointError
-        The directory cannot be written, see :func:`llmrank.surgery.files.check_output`; the disk is full; the model is not a
+        The directory cannot be written, see :func:`llmrank.surgery.atomic.check_output`; the disk is full; the model is not a
         transformers model or has no data; experts were removed in another form than compact; the written tensors do not fit the
         written configuration.
     """

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from graphs import GraphError
-from graphs.io.files import read_tensors, write_tensors
+from graphs.io.tensor_files import read_tensors, write_tensors
 from llmrank.cache import cache_directory
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.models.digest import weights_digest

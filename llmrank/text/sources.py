@@ -22,9 +22,9 @@ from llmrank.errors import CalibrationError
 from llmrank.text.base_source import BaseSource
 from llmrank.text.built_in import BuiltInText
 from llmrank.text.documents import Documents
-from llmrank.text.files import ENDINGS, TextFiles
 from llmrank.text.mixed_sources import MixedSources, split_shares
 from llmrank.text.sequences import Request, Role, TokenSequences
+from llmrank.text.text_files import ENDINGS, TextFiles
 from llmrank.text.tokenisation import sequences_of_tensor, sequences_of_text
 
 __all__ = [

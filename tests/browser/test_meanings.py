@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 
 from llmrank import ChainedFFNPipeline
 from llmrank.evaluation.token_losses import LossChanges, loss_changes, token_losses
-from llmrank.inspection.inspection import Inspection, inspect_model
+from llmrank.inspection.inspect_model import Inspection, inspect_model
 from llmrank.inspection.meaning.meanings import Meanings, find_meanings
 from llmrank.inspection.page import write_page
 from llmrank.models import find_ffns

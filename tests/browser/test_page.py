@@ -16,8 +16,8 @@ import torch
 from graphs.analysis.measures import share_also_kept
 from graphs.analysis.node_summary import summarise_node
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
-from llmrank.inspection.experts import summarise_experts
-from llmrank.inspection.inspection import Inspection, inspect_model
+from llmrank.inspection.inspect_model import Inspection, inspect_model
+from llmrank.inspection.mixtures import summarise_experts
 from llmrank.inspection.page import write_page
 from llmrank.inspection.summary import margin, summarise_neuron
 from llmrank.prune import GlobalPruner, LayerRecord, LocalPruner

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from graphs.errors import GraphError
 from graphs.io.arrays import graph_arrays, graph_from_arrays, graph_metadata
 from graphs.io.exchange.formats import Format
-from graphs.io.files import replace_file
+from graphs.io.replacement import replace_file
 from graphs.structures.layered import LayeredGraph
 
 __all__ = ["read_npz", "write_npz"]

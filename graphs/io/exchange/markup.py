@@ -17,7 +17,7 @@ import numpy as np
 from graphs.errors import GraphError
 from graphs.io.convert import to_networkx
 from graphs.io.exchange.formats import Format
-from graphs.io.files import replace_file
+from graphs.io.replacement import replace_file
 from graphs.reduction.subgraphs import Subgraph
 from graphs.solvers.result import RankResult
 from graphs.structures.layered import LayeredGraph

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from graphs.errors import GraphError
 from graphs.io.convert import scores_to_write
 from graphs.io.exchange.formats import Format
-from graphs.io.files import replace_file
+from graphs.io.replacement import replace_file
 from graphs.linalg.blocks import FloatArray
 from graphs.reduction.edge_selection import check_finite_weights, row_bands
 from graphs.reduction.subgraphs import Subgraph

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from graphs.io.files import read_tensors, write_tensors
+from graphs.io.tensor_files import read_tensors, write_tensors
 from llmrank.calibration.statistics.ffn_statistics import (
     FFNStatistics,
     LayerStatistics,

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from graphs.io.files import replace_file
+from graphs.io.replacement import replace_file
 from llmrank.evaluation.perplexity import complete
 from llmrank.inspection.figures import draw_removed_neurons
 from llmrank.models.forward import predicts_next_token
 from llmrank.pipeline import BasePipeline
 from llmrank.progress import progress_step
 from llmrank.surgery import checkpoint
-from llmrank.surgery.files import check_output
+from llmrank.surgery.atomic import check_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -46,7 +46,7 @@ from llmrank.progress import progress_step
 from llmrank.prune.budget import describe_amount
 from llmrank.prune.schedule import describe_steps
 from llmrank.surgery import checkpoint
-from llmrank.surgery.files import check_output
+from llmrank.surgery.atomic import check_output
 from llmrank.surgery.hub import check_hub, upload_command
 from llmrank.surgery.model_card import loading_code
 from llmrank.surgery.widths import WIDTHS_KEY

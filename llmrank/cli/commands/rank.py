@@ -23,15 +23,15 @@ from llmrank.errors import OptionError
 from llmrank.execution.work_directory import SAVING, SHARD_BYTES, WorkDirectory
 from llmrank.models import find_ffns
 from llmrank.models.digest import weights_digest
-from llmrank.pipeline.options import RankedText
 from llmrank.pipeline.ranking import SETTINGS, Ranking
 from llmrank.pipeline.registry import DEFAULTS
 from llmrank.pipeline.report import json_safe, model_source
+from llmrank.pipeline.texts import RankedText
 from llmrank.progress import progress_step
 from llmrank.prune.masks import Masks
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
-from llmrank.surgery.files import atomic_directory, check_output
+from llmrank.surgery.atomic import atomic_directory, check_output
 
 __all__ = ["add_apply_options", "add_rank_options", "run_apply", "run_rank"]
 
@@ -161,7 +161,7 @@ def run_apply(options: argparse.Namespace, console: Console) -> int:
     for name in ("scorer", "pipeline"):
         if getattr(options, name) == OF_RANKING:
             setattr(options, name, ranking.settings[name])
-    options.calibration = RankedText.of_ranking(ranking, options.batch_size)
+    options.calibration = RankedText(ranking, options.batch_size)
     return run_prune(options, console)
 
 

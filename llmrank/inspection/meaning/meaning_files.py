@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from graphs.io.files import replace_file
+from graphs.io.replacement import replace_file
 from llmrank.inspection.meaning.meanings import Meanings, NeuronMeaning
 
 __all__ = ["write_meanings_csv", "write_meanings_json"]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from llmrank.evaluation.token_losses import LossChanges
-from llmrank.inspection.inspection import Inspection
+from llmrank.inspection.inspect_model import Inspection
 from llmrank.inspection.meaning.logit_lens import LensTokens
 from llmrank.inspection.meaning.meanings import Meanings
 from llmrank.inspection.page.arrays import encode_array, index_dtype

@@ -22,9 +22,9 @@ from graphs.linalg.blocks import FloatArray
 from llmrank.errors import OptionError
 from llmrank.evaluation.token_losses import LossChanges
 from llmrank.inspection.budgets import amount_label
-from llmrank.inspection.experts import summarise_experts
-from llmrank.inspection.inspection import Inspection, ScorerResult
+from llmrank.inspection.inspect_model import Inspection, ScorerResult
 from llmrank.inspection.meaning.meanings import Meanings
+from llmrank.inspection.mixtures import summarise_experts
 from llmrank.inspection.page.arrays import IndexType, encode_array, index_dtype
 from llmrank.inspection.page.meaning_data import changes_data, meanings_data
 from llmrank.inspection.removal_counts import (
@@ -103,7 +103,7 @@ def payload(
     Examples
     --------
     >>> import torch
-    >>> from llmrank.inspection.inspection import inspect_model
+    >>> from llmrank.inspection.inspect_model import inspect_model
     >>> from llmrank.pipeline import IsolatedFFNPipeline
     >>> from llmrank.score import ActivationScorer
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))

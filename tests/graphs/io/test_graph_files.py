@@ -37,7 +37,8 @@ from graphs import (
     save_rank,
     weighted_pagerank,
 )
-from graphs.io.files import hidden_directory, read_tensors, remove_leftovers, replace_file, take_lock, write_tensors
+from graphs.io.replacement import hidden_directory, remove_leftovers, replace_file, take_lock
+from graphs.io.tensor_files import read_tensors, write_tensors
 from graphs.linalg.blocks import SparseBlock
 from tests.graphs.cases import SHARES, Case, cases, random_case
 
@@ -413,7 +414,7 @@ def test_the_arrays_of_another_kind_are_not_even_read(path: Path, monkeypatch: p
         def metadata(self) -> Any:
             return self.inner.metadata()
 
-    monkeypatch.setattr("graphs.io.files.safe_open", Watched)
+    monkeypatch.setattr("graphs.io.tensor_files.safe_open", Watched)
     with pytest.raises(GraphError, match="is not a graph file"):
         load_graph(path)
 
@@ -627,7 +628,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial_one(
         file.write_bytes(b"half of it")
         raise failure
 
-    monkeypatch.setattr("graphs.io.files.save_file", fail)
+    monkeypatch.setattr("graphs.io.tensor_files.save_file", fail)
     with pytest.raises(type(failure)):
         save_graph(random_case(2, (2, 2)).graph(), target)
     assert list(tmp_path.iterdir()) == ([target] if before else [])
@@ -657,7 +658,7 @@ def test_a_new_file_is_not_visible_before_it_is_complete(tmp_path: Path) -> None
 def test_leftovers_of_a_killed_process_are_removed_by_the_next_write(tmp_path: Path) -> None:
     code = """
         import os, sys
-        from graphs.io.files import replace_file
+        from graphs.io.replacement import replace_file
         with replace_file(sys.argv[1]) as partial:
             partial.write_text("half")
             print(partial.parent.name, flush=True)
@@ -701,7 +702,7 @@ def test_a_lock_is_held_against_other_processes_and_perhaps_against_its_own(by_p
     code = f"""
 import sys
 from pathlib import Path
-from graphs.io.files import take_lock
+from graphs.io.replacement import take_lock
 print(take_lock(Path(sys.argv[1]), by_process={by_process}) is None)
 """
 
@@ -821,7 +822,7 @@ def test_certificates_of_missing_layers_are_refused(path: Path, layer: int, monk
 @pytest.mark.skipif(os.name != "posix", reason="needs locks")
 def test_leftovers_of_another_name_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("graphs.io.files._remove", lambda place: None)  # as if the process were killed
+        patch.setattr("graphs.io.replacement._remove", lambda place: None)  # as if the process were killed
         with hidden_directory(tmp_path, "model.v2") as left:
             pass
     remove_leftovers(tmp_path, "model")

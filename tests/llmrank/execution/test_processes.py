@@ -23,7 +23,7 @@ import llmrank
 from llmrank.errors import CalibrationError, OptionError, ProcessError
 from llmrank.execution import Processes, heartbeat, join_processes
 from llmrank.pipeline import CalibrationText, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
-from llmrank.pipeline.closeness.validation import Validation
+from llmrank.pipeline.closeness.repair_validation import Validation
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.repair import LeastSquaresRepair
 from llmrank.score import AutoScorer, FLAPScorer

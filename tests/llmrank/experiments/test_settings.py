@@ -9,8 +9,8 @@ import pytest
 
 from llmrank.errors import CalibrationError, LLMRankError, OptionError
 from llmrank.experiments.settings import SweepSettings
-from llmrank.pipeline.options import CalibrationText, EvaluationText
 from llmrank.pipeline.specs import split_specs
+from llmrank.pipeline.texts import CalibrationText, EvaluationText
 from llmrank.score import NormScorer
 
 BUILT_IN = CalibrationText("built-in")

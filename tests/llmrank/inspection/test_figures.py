@@ -20,7 +20,7 @@ from llmrank.inspection.figures import (
     draw_removed_neurons,
     write_figures,
 )
-from llmrank.inspection.inspection import Inspection, inspect_model
+from llmrank.inspection.inspect_model import Inspection, inspect_model
 from llmrank.inspection.summary import summarise_inspection
 from llmrank.prune import GlobalPruner
 from llmrank.score import ActivationScorer, NormScorer, WeightedPageRankScorer

@@ -23,7 +23,7 @@ from graphs import GraphError
 from graphs.analysis.node_summary import summarise_node
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import OptionError
-from llmrank.inspection.inspection import Inspection, inspect_model
+from llmrank.inspection.inspect_model import Inspection, inspect_model
 from llmrank.inspection.page import SCRIPTS, payload, render, write_page
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
@@ -387,7 +387,7 @@ def test_a_failure_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(before) < 200_000
     with pytest.raises(GraphError, match="no directory"):
         write_page(inspection, tmp_path / "absent" / "index.html")
-    monkeypatch.setattr("llmrank.inspection.page.page.payload", lambda *_: {"source": "model", "score": math.nan})
+    monkeypatch.setattr("llmrank.inspection.page.rendering.payload", lambda *_: {"source": "model", "score": math.nan})
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_page(inspection, target)
     assert target.read_bytes() == before

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Report, prune_model
 from llmrank.evaluation.perplexity import Perplexity
-from llmrank.pipeline.closeness.validation import Validation
+from llmrank.pipeline.closeness.repair_validation import Validation
 from llmrank.pipeline.report import Evaluation, environment, model_source
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.score import BaseScorer

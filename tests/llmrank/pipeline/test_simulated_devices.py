@@ -25,7 +25,7 @@ from llmrank.pipeline import (
     ResidualFFNPipeline,
 )
 from llmrank.pipeline.registry import SCORERS, make_pruner, make_repair, make_scorer
-from llmrank.score.experts import ExpertScorer
+from llmrank.score.expert_scorers import ExpertScorer
 from tests.devices import FIRST, SECOND
 from tests.llmrank.devices import on_two
 from tests.llmrank.pipeline.test_devices import WRITTEN, same_outcome

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from graphs.io.files import write_tensors
+from graphs.io.tensor_files import write_tensors
 from llmrank.errors import MaskError
 from llmrank.models import find_ffns
 from llmrank.prune.masks import Masks
@@ -179,7 +179,7 @@ def test_full_disk_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPa
         Path(path).write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("graphs.io.files.save_file", full)
+    monkeypatch.setattr("graphs.io.tensor_files.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         Masks({"other": [1]}).save(saved)
     assert saved.read_bytes() == content

@@ -23,8 +23,8 @@ from llmrank.pipeline import ChainedFFNPipeline
 from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.surgery.apply import apply_masks
+from llmrank.surgery.atomic import check_output
 from llmrank.surgery.checkpoint import load, save
-from llmrank.surgery.files import check_output
 from tests.llmrank.tiny_models import LLAMA, logits, mlp, tiny_llama, token_ids, tokenizer
 
 IDS = token_ids(2, 8, seed=5)

@@ -22,7 +22,7 @@ from llmrank.errors import OptionError
 from llmrank.evaluation.token_losses import LossChanges, loss_changes, token_losses
 from llmrank.inspection.figures import FORMATS as FIGURES
 from llmrank.inspection.figures import write_figures
-from llmrank.inspection.inspection import Inspection, inspect_model
+from llmrank.inspection.inspect_model import Inspection, inspect_model
 from llmrank.inspection.layers import find_part, parse_neuron, parts_by_layer, split_neuron
 from llmrank.inspection.meaning.meaning_files import write_meanings_csv, write_meanings_json
 from llmrank.inspection.meaning.meanings import Meanings, find_meanings
@@ -36,7 +36,7 @@ from llmrank.progress import progress_step
 from llmrank.score import AutoScorer, BaseScorer, ExpertScorer
 from llmrank.score.pagerank import default_scorer
 from llmrank.surgery.apply import temporarily_masked
-from llmrank.surgery.files import atomic_directory, check_output
+from llmrank.surgery.atomic import atomic_directory, check_output
 from llmrank.text.built_in import BuiltInText
 
 __all__ = ["add_inspect_options", "run_inspect"]

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from llmrank.cli.printing import compact_table, marked, print_full_width, short_names, shown
 from llmrank.inspection.budgets import amount_label
-from llmrank.inspection.experts import ExpertSummary
-from llmrank.inspection.inspection import Inspection
+from llmrank.inspection.inspect_model import Inspection
 from llmrank.inspection.meaning.meanings import NeuronMeaning
+from llmrank.inspection.mixtures import ExpertSummary
 from llmrank.inspection.summary import InspectionSummary, NeuronSummary, Verdict
 
 __all__ = ["print_experts", "print_layers", "print_meaning", "print_neuron"]

@@ -16,13 +16,13 @@ from llmrank import ChainedFFNPipeline
 from llmrank.calibration.statistics.top_activations import collect_top_activations
 from llmrank.errors import OptionError
 from llmrank.evaluation.token_losses import loss_changes, token_losses
-from llmrank.inspection.inspection import Inspection, inspect_model
+from llmrank.inspection.inspect_model import Inspection, inspect_model
 from llmrank.inspection.meaning.logit_lens import logit_lens
 from llmrank.inspection.meaning.meaning_files import write_meanings_csv, write_meanings_json
 from llmrank.inspection.meaning.meanings import Meanings, find_meanings
 from llmrank.inspection.page.meaning_data import meanings_data
-from llmrank.inspection.page.page import render
 from llmrank.inspection.page.page_data import payload
+from llmrank.inspection.page.rendering import render
 from llmrank.models import find_ffns
 from llmrank.score import WeightedPageRankScorer
 from tests.llmrank.tiny_mixtures import tiny_mixture

@@ -12,7 +12,7 @@ from scipy import stats
 
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import OptionError
-from llmrank.inspection.inspection import Inspection, inspect_model
+from llmrank.inspection.inspect_model import Inspection, inspect_model
 from llmrank.inspection.layers import parse_neuron, split_neuron
 from llmrank.inspection.summary import margin, summarise_inspection, summarise_neuron
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner

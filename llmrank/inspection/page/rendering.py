@@ -13,9 +13,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from graphs.io.files import replace_file
+from graphs.io.replacement import replace_file
 from llmrank.evaluation.token_losses import LossChanges
-from llmrank.inspection.inspection import Inspection
+from llmrank.inspection.inspect_model import Inspection
 from llmrank.inspection.meaning.meanings import Meanings
 from llmrank.inspection.page.page_data import payload
 
@@ -57,7 +57,7 @@ def write_page(
     --------
     >>> import tempfile
     >>> import torch
-    >>> from llmrank.inspection.inspection import inspect_model
+    >>> from llmrank.inspection.inspect_model import inspect_model
     >>> from llmrank.pipeline import IsolatedFFNPipeline
     >>> from llmrank.score import ActivationScorer
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from graphs.io.files import LOCK, hidden_directory, remove_leftovers
+from graphs.io.replacement import LOCK, hidden_directory, remove_leftovers
 from llmrank.errors import CheckpointError
 
 __all__ = ["atomic_directory", "check_output"]

@@ -14,10 +14,10 @@ import torch
 
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.errors import OptionError
-from llmrank.inspection.experts import summarise_experts
 from llmrank.inspection.figures import draw_experts, draw_layer, write_figures
-from llmrank.inspection.inspection import Inspection, inspect_model
+from llmrank.inspection.inspect_model import Inspection, inspect_model
 from llmrank.inspection.layers import parse_neuron, parts_by_layer
+from llmrank.inspection.mixtures import summarise_experts
 from llmrank.inspection.page import payload
 from llmrank.inspection.summary import summarise_inspection, summarise_neuron
 from llmrank.models import find_ffns

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from graphs.io.files import hidden_directory
+from graphs.io.replacement import hidden_directory
 from llmrank.errors import CheckpointError
-from llmrank.surgery import files
-from llmrank.surgery.files import atomic_directory, check_output
+from llmrank.surgery import atomic
+from llmrank.surgery.atomic import atomic_directory, check_output
 
 
 def fill(directory: Path) -> None:
@@ -69,7 +69,7 @@ def fixed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "here":
         monkeypatch.chdir(target)
     elif request.param == "mount":
-        monkeypatch.setattr(files, "_is_mount", lambda path: path == target)
+        monkeypatch.setattr(atomic, "_is_mount", lambda path: path == target)
     else:
         monkeypatch.setattr(os, "geteuid", lambda: target.stat().st_uid + 1)
     return target
@@ -118,8 +118,8 @@ def test_entries_that_a_killed_process_moved_are_removed(fixed: Path, moved: int
 
 
 def test_a_mount_is_detected(tmp_path: Path) -> None:
-    assert files._is_mount(Path("/proc").resolve())
-    assert not files._is_mount(tmp_path)
+    assert atomic._is_mount(Path("/proc").resolve())
+    assert not atomic._is_mount(tmp_path)
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_a_mount_from_the_same_file_system_is_filled(tmp_path: Path) -> None:
     (tmp_path / "from").mkdir()
     (tmp_path / "a place").mkdir()
     code = (
-        "import sys; from llmrank.surgery.files import atomic_directory\n"
+        "import sys; from llmrank.surgery.atomic import atomic_directory\n"
         "with atomic_directory(sys.argv[1]) as partial: (partial / 'summary.json').write_text('{}')"
     )
     script = 'mount --bind "$1" "$2" || exit 77; shift; exec "$0" -c "$2" "$1"'

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmrank.errors import OptionError
-from llmrank.inspection.inspection import Inspection, ScorerResult
+from llmrank.inspection.inspect_model import Inspection, ScorerResult
 
 __all__ = ["ExpertSummary", "summarise_experts"]
 

@@ -1,0 +1,205 @@
+"""The texts that a pipeline reads, and how they pass through the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from llmrank.errors import OptionError
+from llmrank.models.forward import fitting_length
+from llmrank.pipeline.ranking import Ranking
+from llmrank.progress import Progress
+from llmrank.text import TokenSequences, n_held_out, tokenise
+from llmrank.text.sequences import Request
+from llmrank.text.sources import find_source, make_sequences
+
+__all__ = ["DEFAULT_LENGTH", "DEFAULT_SAMPLES", "CalibrationText", "EvaluationText", "RankedText", "Text"]
+
+DEFAULT_SAMPLES = 16
+DEFAULT_LENGTH = 1024
+
+
+class Text(Protocol):
+    """A text that statistics are taken on: one to make token sequences of, or the sequences of a ranking.
+
+    Attributes
+    ----------
+    source : object
+        See :class:`CalibrationText`; None if it is the default, or not known any more.
+    samples, sequence_length, batch_size : int
+        See :class:`CalibrationText`.
+    ranking : Ranking or None
+        The ranking that holds the statistics of this text already.
+    """
+
+    @property
+    def source(self) -> Any: ...  # noqa: D102 -- see the class
+    @property
+    def samples(self) -> int: ...  # noqa: D102
+    @property
+    def sequence_length(self) -> int: ...  # noqa: D102
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+    @property
+    def ranking(self) -> Ranking | None: ...  # noqa: D102
+
+    def for_model(self, model: Any, /) -> Text:
+        """Return the text with the source that it has for this model."""
+
+    def sequences(
+        self, model: Any, tokenizer: Any, *, hold_out: bool, progress: Progress | None = None
+    ) -> tuple[TokenSequences, TokenSequences | None]:
+        """Make the calibration sequences, and those to hold out from a repair, see :meth:`CalibrationText.sequences`."""
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """The text that statistics are taken on, and how it passes through the model.
+
+    Parameters
+    ----------
+    source : path, text, list of texts, "dataset:NAME", "built-in", "generated", "auto", mapping, or tensor; optional
+        See :func:`llmrank.text.sources.make_sequences`; the built-in text by default. "generated" is text that the
+        model writes itself; "auto" is "generated" if the model can write text, else "built-in". A mapping from sources to shares
+        is a mixture. A float tensor is for a module that is not a language model: each row is one example of its input.
+    samples, sequence_length : int
+        Largest number of sequences that are cut from a text, and their length in tokens (at most what the model takes). All of
+        a tensor is used; a list of several texts gives one sequence for each text.
+    batch_size : int
+        Number of sequences in a forward pass. Of a float tensor, a pass takes at least 256 rows.
+    seed : int
+        Seed of generated text, of what is drawn from datasets, and of the order in a mixture.
+
+    Raises
+    ------
+    OptionError
+        `samples`, `sequence_length` or `batch_size` is not an integer >= 1.
+    """
+
+    source: Any = None
+    samples: int = DEFAULT_SAMPLES
+    sequence_length: int = DEFAULT_LENGTH
+    batch_size: int = 1
+    seed: int = 0
+    ranking: None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_counts(samples=self.samples, sequence_length=self.sequence_length, batch_size=self.batch_size)
+
+    @classmethod
+    def of(cls, source: Any) -> Text:
+        """Make settings from a source, unless it is a text with settings already."""
+        return source if isinstance(source, (CalibrationText, RankedText)) else cls(source)
+
+    def for_model(self, model: Any) -> CalibrationText:
+        """Return these settings with the source "auto" replaced by the one that it means for this model."""
+        source = find_source(self.source)
+        chosen = None if source is None else source.for_model(model)
+        return self if chosen is source else replace(self, source=str(chosen))
+
+    def sequences(
+        self, model: Any, tokenizer: Any, *, hold_out: bool, progress: Progress | None = None
+    ) -> tuple[TokenSequences, TokenSequences | None]:
+        """Make the calibration sequences, and those to hold out from a repair.
+
+        Parameters
+        ----------
+        model : nn.Module
+        tokenizer : transformers tokenizer or None
+        hold_out : bool
+            Whether to hold out sequences: one for every eight, but at least one.
+        progress : callable, optional
+            Shows the writing of generated text.
+
+        Returns
+        -------
+        sequences : TokenSequences
+            If sequences must be held out, but the text ends here, the last of these sequences are marked as held out, unless
+            there is only one.
+        held_out : TokenSequences or None
+            The sequences that follow in the text; None if the text ends before, or without `hold_out`.
+        """
+        further = n_held_out(self.samples) if hold_out else 0
+        length = fitting_length(model, self.sequence_length)
+        request = Request(tokenizer, self.samples, length, further, model=model, seed=self.seed, progress=progress)
+        sequences, held_out = make_sequences(self.source, request)
+        if further and held_out is None and len(sequences) > 1:
+            sequences = replace(sequences, held_out=n_held_out(len(sequences)))
+        return sequences, held_out
+
+
+@dataclass(frozen=True)
+class RankedText:
+    """The text of a ranking: a directory with the statistics, tokens and scores of a model, which need not run on the text again.
+
+    Parameters
+    ----------
+    ranking : Ranking
+    batch_size : int
+        Number of sequences in a forward pass of a repair.
+    """
+
+    ranking: Ranking
+    batch_size: int = 1
+    source: None = field(default=None, init=False)
+
+    @property
+    def samples(self) -> int:
+        """Number of sequences."""
+        return len(self.ranking.sequences)
+
+    @property
+    def sequence_length(self) -> int:
+        """Length of the sequences in tokens."""
+        return self.ranking.sequences.length
+
+    def for_model(self, _model: Any) -> RankedText:
+        """Return these settings: the text is known."""
+        return self
+
+    def sequences(self, *_: Any, hold_out: bool, **__: Any) -> tuple[TokenSequences, TokenSequences | None]:
+        """See :meth:`Text.sequences`."""
+        return self.ranking.sequences, self.ranking.held_out if hold_out else None
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """The text that perplexity is measured on, before and after pruning; its sequences are as long as those for calibration.
+
+    Parameters
+    ----------
+    source : path, text, list of texts, "dataset:NAME", "built-in", or tensor of token ids; optional
+        "built-in", the default, is the part of the built-in text that is not used for calibration.
+    samples : int
+        Largest number of sequences that are cut from a text.
+
+    Raises
+    ------
+    OptionError
+        `samples` is not an integer >= 1.
+    """
+
+    source: Any = None
+    samples: int = DEFAULT_SAMPLES
+
+    def __post_init__(self) -> None:
+        _check_counts(samples=self.samples)
+
+    @classmethod
+    def of(cls, source: Any) -> EvaluationText | None:
+        """Make settings from a source, or the default settings from True; None and False give None (no evaluation)."""
+        if source is None or source is False:
+            return None
+        if source is True:
+            return cls()
+        return source if isinstance(source, EvaluationText) else cls(source)
+
+    def sequences(self, model: Any, tokenizer: Any, sequence_length: int) -> TokenSequences:
+        """Make sequences of `sequence_length` tokens, or of fewer if the model takes fewer."""
+        return tokenise(self.source, tokenizer, self.samples, fitting_length(model, sequence_length), "evaluation")
+
+
+def _check_counts(**counts: int) -> None:
+    for name, number in counts.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise OptionError(f"{name} must be an integer >= 1, got {number!r}")
