@@ -185,9 +185,9 @@ class Study:
         pipeline = PIPELINES[topology](
             self.model, self.tokenizer, None, scorer, pruner, calibration=CalibrationText(batch_size=BATCH)
         )
-        pipeline.model_graphs = graphs = pipeline.build_graphs(self.ffns, self.statistics)
-        pipeline.ranks = ranks = pipeline.rank_graphs(graphs)
-        pipeline.sensitivities = pipeline.measure_sensitivities(self.ffns, self.calibration)
+        graphs = pipeline.build_graphs(self.ffns, self.statistics)
+        ranks = pipeline.rank_graphs(graphs)
+        pipeline.sensitivities = pipeline.measure_sensitivities(self.ffns, self.calibration, graphs, ranks)
         return pipeline.choose_masks(graphs, ranks), Reselection(scorer, graphs)
 
     def row(self, setting: Setting, masks: Masks, choose: Reselection) -> dict[str, Any]:

@@ -251,9 +251,9 @@ class Study:
             **options,
         )
         ffns = self.ffns[setting.graph]
-        pipeline.model_graphs = graphs = pipeline.build_graphs(ffns, self.statistics[setting.graph])
-        pipeline.ranks = ranks = pipeline.rank_graphs(graphs)
-        pipeline.sensitivities = pipeline.measure_sensitivities(ffns, self.calibration)
+        graphs = pipeline.build_graphs(ffns, self.statistics[setting.graph])
+        ranks = pipeline.rank_graphs(graphs)
+        pipeline.sensitivities = pipeline.measure_sensitivities(ffns, self.calibration, graphs, ranks)
         return pipeline.choose_masks(graphs, ranks), Reselection(pipeline.scorer, graphs)
 
     def row(self, setting: Setting, masks: Masks, choose: Reselection | None) -> dict[str, Any]:

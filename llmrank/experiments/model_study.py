@@ -285,9 +285,9 @@ class ModelStudy:
         if (row.pipeline, scorer) not in self._ranks:
             self._ranks[row.pipeline, scorer] = pipeline.rank_graphs(graphs)
         ranks = self._ranks[row.pipeline, scorer]
-        pipeline.model_graphs, pipeline.ranks = graphs, ranks
         if without_repair not in self._sensitivities:
-            self._sensitivities[without_repair] = pipeline.measure_sensitivities(self._ffns, sequences)
+            measured = pipeline.measure_sensitivities(self._ffns, sequences, graphs, ranks)
+            self._sensitivities[without_repair] = measured
         pipeline.sensitivities = self._sensitivities[without_repair]
         masks = pipeline.choose_masks(graphs, ranks)
         choice = None if pipeline.choice is None else pipeline.choice.to_dict()

@@ -256,7 +256,7 @@ class BasePipeline(PipelineStages):
                 if is_first:
                     record, self.model_graphs, self.ranks = new_record, graphs, ranks
                     with self._timed("measure"):
-                        self.sensitivities = self.measure_sensitivities(ffns, sequences)
+                        self.sensitivities = self.measure_sensitivities(ffns, sequences, graphs, ranks)
                 with self._timed("prune"):
                     if is_first and is_last:
                         # An override of choose_masks() may lack the arguments that only several steps need.

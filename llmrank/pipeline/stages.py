@@ -310,7 +310,9 @@ class PipelineStages:
             self.work.note("choice", choice.to_dict())
         return choice
 
-    def measure_sensitivities(self, ffns: FFNs, sequences: TokenSequences) -> dict[str, float]:
+    def measure_sensitivities(
+        self, ffns: FFNs, sequences: TokenSequences, graphs: Sequence[ModelGraph], ranks: Sequence[RankResult]
+    ) -> dict[str, float]:
         """Measure the sensitivity of every prunable layer; return an empty dict if the pruner needs none.
 
         One layer at a time is pruned, by a :class:`LocalPruner` with the amount of the pipeline's pruner, see
@@ -318,7 +320,7 @@ class PipelineStages:
         """
         if not self.pruner.needs_sensitivity:
             return {}
-        masks = self.trial_masks(self.model_graphs, self.ranks)
+        masks = self.trial_masks(graphs, ranks)
         groups = {units.name: units.layers for units in units_of(ffns.layers.values(), self._trial_targets)}
         with self.onloaded():
             return layer_sensitivities(self.model, ffns, masks, sequences, self.execution, groups=groups)

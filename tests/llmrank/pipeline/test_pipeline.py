@@ -547,8 +547,8 @@ def test_choosing_may_be_overridden_and_finds_the_sensitivities() -> None:
             assert set(self.sensitivities) == {"model.layers.0.mlp", "model.layers.1.mlp"}
             return super().choose_masks(graphs, ranks)
 
-        def measure_sensitivities(self, ffns: Any, sequences: Any) -> dict[str, float]:
-            return {name: float(k) for k, name in enumerate(super().measure_sensitivities(ffns, sequences))}
+        def measure_sensitivities(self, *arguments: Any) -> dict[str, float]:
+            return {name: float(k) for k, name in enumerate(super().measure_sensitivities(*arguments))}
 
     pipeline = Halves(tiny_llama(), None, calibration=token_ids(), pruner=SensitivityPruner(0.5, limit=0.5))
     pipeline.run()
