@@ -27,11 +27,11 @@ SLOW = [Path(__file__).parent / name for name in ("benchmarks", "browser")]
 
 @pytest.hookimpl(tryfirst=True)  # before -m leaves tests out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the slow tests: at the end, one worker would run the last of them alone."""
+    """Begin with the slow tests, real models first: at the end, one worker would run the last of them alone."""
     for item in items:
         if any(folder in item.path.parents for folder in SLOW):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.name != "test_real_model.py"))
 
 
 @pytest.fixture
