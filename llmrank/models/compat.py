@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 __all__ = [
     "experts_computed_by",
     "gated_hidden",
+    "gguf_read_once",
     "is_dispatched",
     "known_model_class",
     "process_store",
@@ -72,6 +74,24 @@ def gated_hidden(owner: Any, gate: torch.Tensor, up: torch.Tensor, *, interleave
     both = torch.stack([gate, up], -1).flatten(-2) if interleaved else torch.cat([gate, up], -1)
     hidden: torch.Tensor = owner._apply_gate(both)
     return hidden
+
+
+@contextmanager
+def gguf_read_once() -> Iterator[None]:
+    """Let transformers read a GGUF file once within the context.
+
+    By itself it reads the file for the configuration, for the weights and for the tokenizer, each time with the complete
+    vocabulary, and makes the same map of names for every module: two thirds of the time of loading a small model.
+    """
+    import gguf
+
+    package: Any = gguf
+    reader, name_map = package.GGUFReader, package.get_tensor_name_map
+    package.GGUFReader, package.get_tensor_name_map = cache(reader), cache(name_map)
+    try:
+        yield
+    finally:
+        package.GGUFReader, package.get_tensor_name_map = reader, name_map
 
 
 def known_model_class(auto: str, config: Any) -> Any:
