@@ -105,7 +105,19 @@ def test_two_commands_of_a_user(tmp_path: Path) -> None:
         outcome = subprocess.run(command, capture_output=True, text=True, check=False)
         assert outcome.returncode == 0, outcome.stderr
 
-    llmrank("prune", GGUF, "--output", tmp_path / "out", "--samples", 2, "--calibration", "built-in", "--evaluate")
+    llmrank(
+        "prune",
+        GGUF,
+        "--output",
+        tmp_path / "out",
+        "--samples",
+        2,
+        "--calibration",
+        "built-in",
+        "--repair",
+        "none",
+        "--evaluate",
+    )
     # --samples of prune are calibration sequences; both commands evaluate on as many as they do by default.
     llmrank("evaluate", tmp_path / "out", "--output", tmp_path / "again.json")
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
@@ -118,21 +130,21 @@ def test_two_commands_of_a_user(tmp_path: Path) -> None:
     not Path(WIKITEXT, "valid.txt").is_file(), reason="LLMRANK_WIKITEXT does not name WikiText-2's directory"
 )
 def test_default_reaches_its_perplexity(loaded: Any) -> None:
-    """The default of the command line at 30 %, calibrated on valid, evaluated on test: at or below 36.5."""
+    """The default of the command line at 30 %, calibrated on 8 sequences of valid, evaluated on 4 of test: at most 35.5."""
 
     def text(name: str) -> str:
         return Path(WIKITEXT, name).read_text(encoding="utf-8").replace("<unk>", "unk")
 
     model, tokenizer = loaded.model, loaded.tokenizer
-    test: TokenSequences = tokenise(text("test.txt"), tokenizer, 16, 1024, "evaluation")
+    test: TokenSequences = tokenise(text("test.txt"), tokenizer, 4, 1024, "evaluation")
     pipeline = PIPELINES[DEFAULTS["pipeline"]](
         model,
         tokenizer,
         scorer=make_scorer(DEFAULTS["scorer"]),
         pruner=make_pruner(DEFAULTS["pruner"], amount=0.3),
-        calibration=text("valid.txt"),
+        calibration=CalibrationText(text("valid.txt"), samples=8),
     )
     pipeline.run()
     after = perplexity(model, test).value
     pipeline.undo()
-    assert 22.63 < after <= 36.5
+    assert 21.19 < after <= 35.5

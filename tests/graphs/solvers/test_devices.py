@@ -40,7 +40,7 @@ NOT_CYCLIC = ("sweep",)
 STEPS = 10
 # With a tolerance of 0, the later ones do not lower the residual, and are tried twice.
 KRYLOV_STEPS = 5
-DEPTHS = (3, 13, 61)
+DEPTHS = (3, 31)
 # A step's numbers come in one copy; Gauss-Seidel reads before and after a sweep, and some steps try twice.
 MOST_SYNCHRONISATIONS = 2
 

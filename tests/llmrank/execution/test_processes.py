@@ -223,7 +223,7 @@ def run_failing(rank: int, count: int, port: int, folder: Path, kind: type[Faili
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "failing", "way"),
-    [(Failing, 0, "dies"), (Failing, 2, "raises"), (Busy, 1, "dies")],
+    [(Failing, 0, "raises"), (Busy, 1, "dies")],
 )
 def test_a_process_that_fails_ends_the_others(kind: type[Failing], failing: int, way: str, tmp_path: Path) -> None:
     context, port = mp.get_context("spawn"), free_port()
