@@ -130,21 +130,21 @@ def test_two_commands_of_a_user(tmp_path: Path) -> None:
     not Path(WIKITEXT, "valid.txt").is_file(), reason="LLMRANK_WIKITEXT does not name WikiText-2's directory"
 )
 def test_default_reaches_its_perplexity(loaded: Any) -> None:
-    """The default of the command line at 30 %, calibrated on 8 sequences of valid, evaluated on 4 of test: at most 35.5."""
+    """The default of the command line at 30 %, calibrated on valid, evaluated on test: at or below 36.5."""
 
     def text(name: str) -> str:
         return Path(WIKITEXT, name).read_text(encoding="utf-8").replace("<unk>", "unk")
 
     model, tokenizer = loaded.model, loaded.tokenizer
-    test: TokenSequences = tokenise(text("test.txt"), tokenizer, 4, 1024, "evaluation")
+    test: TokenSequences = tokenise(text("test.txt"), tokenizer, 16, 1024, "evaluation")
     pipeline = PIPELINES[DEFAULTS["pipeline"]](
         model,
         tokenizer,
         scorer=make_scorer(DEFAULTS["scorer"]),
         pruner=make_pruner(DEFAULTS["pruner"], amount=0.3),
-        calibration=CalibrationText(text("valid.txt"), samples=8),
+        calibration=text("valid.txt"),
     )
     pipeline.run()
     after = perplexity(model, test).value
     pipeline.undo()
-    assert 21.19 < after <= 35.5
+    assert 22.63 < after <= 36.5
