@@ -105,19 +105,8 @@ def test_two_commands_of_a_user(tmp_path: Path) -> None:
         outcome = subprocess.run(command, capture_output=True, text=True, check=False)
         assert outcome.returncode == 0, outcome.stderr
 
-    llmrank(
-        "prune",
-        GGUF,
-        "--output",
-        tmp_path / "out",
-        "--samples",
-        2,
-        "--calibration",
-        "built-in",
-        "--repair",
-        "none",
-        "--evaluate",
-    )
+    options = ["--samples", 2, "--calibration", "built-in", "--repair", "none", "--evaluate"]
+    llmrank("prune", GGUF, "--output", tmp_path / "out", *options)
     # --samples of prune are calibration sequences; both commands evaluate on as many as they do by default.
     llmrank("evaluate", tmp_path / "out", "--output", tmp_path / "again.json")
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))

@@ -121,9 +121,9 @@ def has_finished(
         The process of the run is still at work, or its settings were others.
     """
     work = unfinished_directory(options.output)
-    if not options.resume or SAVING not in read_progress(work) or not (options.output / file).is_file():
+    noted = read_progress(work).get(SAVING) if options.resume else None
+    if noted is None or not (options.output / file).is_file():
         return False
-    noted = read_progress(work)[SAVING]
     names = {*noted, *options.settings} - {"low-memory"}
     differ = sorted(name for name in names if noted.get(name) != options.settings.get(name))
     try:
