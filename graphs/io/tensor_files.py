@@ -54,6 +54,7 @@ def write_tensors(
 
     Examples
     --------
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_tensors(Path(folder, "file"), {"a": np.arange(3)}, {"colour": "red"}, "example")
     ...     read_tensors(Path(folder, "file"), "example")
@@ -169,6 +170,7 @@ def tensors_checksum(path: str | os.PathLike[str]) -> str | None:
 
     Examples
     --------
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_tensors(Path(folder, "file"), {"a": np.arange(3, dtype=np.int64)}, {}, "example")
     ...     tensors_checksum(Path(folder, "file"))

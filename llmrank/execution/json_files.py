@@ -39,6 +39,7 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any], *, allo
 
     Examples
     --------
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_json(Path(folder, "file"), {"colour": "red"})
     ...     read_json(Path(folder, "file"))
@@ -149,6 +150,7 @@ def file_checksum(path: str | os.PathLike[str]) -> str:
 
     Examples
     --------
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = Path(folder, "file").write_bytes(b"abc")
     ...     file_checksum(Path(folder, "file"))
