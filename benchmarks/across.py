@@ -27,10 +27,11 @@ from llmrank.calibration.collect import collect_statistics
 from llmrank.cli.demo_models import demo_model
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
+from llmrank.execution import Execution
 from llmrank.execution.recording import recording
 from llmrank.models import find_ffns
 from llmrank.models.forward import run_sequences
-from llmrank.pipeline import IsolatedFFNPipeline
+from llmrank.pipeline import Recipe, stages
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
@@ -45,7 +46,7 @@ from llmrank.score.model_graph import build_graphs
 from llmrank.score.rank_graphs import rank_graphs
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
-from llmrank.text import TokenSequences, tokenise
+from llmrank.text import CalibrationTokens, TokenSequences, tokenise
 
 RESULTS = Path(__file__).parent / "results"
 DEFAULT = (DEFAULTS["scorer"], "local")
@@ -123,10 +124,9 @@ class Study:
     def choice(self, amount: float) -> Choice:
         """Let the default choose a scorer for an amount, as the command line does."""
         if amount not in self.choices:
-            pipeline = IsolatedFFNPipeline(
-                self.model, self.tokenizer, scorer=AutoScorer(), pruner=LocalPruner(amount, multiple_of=1)
-            )
-            choice = pipeline.choose_scorer(self.ffns, self.graphs, *self.parts)
+            recipe, execution = Recipe(scorer=AutoScorer(), pruner=LocalPruner(amount, multiple_of=1)), Execution()
+            prepared = stages.find(self.model, self.tokenizer, recipe, execution)
+            choice = stages.choose_scorer(prepared, recipe, self.graphs, CalibrationTokens(*self.parts), execution)
             if choice is None:
                 raise RuntimeError("no scorer was tried, though sequences are held out")
             self.choices[amount] = choice

@@ -35,13 +35,14 @@ from llmrank.execution import Execution
 from llmrank.execution.recording import recording
 from llmrank.models import find_ffns
 from llmrank.models.forward import evaluation_mode, model_inputs
-from llmrank.pipeline import CalibrationText
+from llmrank.pipeline import Recipe, stages
 from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
-from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair, make_scorer
+from llmrank.pipeline.plan import rank_model
+from llmrank.pipeline.registry import make_pruner, make_repair, make_scorer
 from llmrank.prune.selection import Reselection
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
-from llmrank.text import TokenSequences, n_held_out, tokenise
+from llmrank.text import CalibrationTokens, TokenSequences, n_held_out, tokenise
 
 RESULTS = Path(__file__).parent / "results"
 # Number of words of a sentence: shorter sentences are mostly captions, longer ones mostly lists.
@@ -182,13 +183,12 @@ class Study:
         pruner = make_pruner(
             setting.budget, amount=setting.amount, multiple_of=1, **BUDGET_OPTIONS.get(setting.budget, {})
         )
-        pipeline = PIPELINES[topology](
-            self.model, self.tokenizer, None, scorer, pruner, calibration=CalibrationText(batch_size=BATCH)
-        )
-        graphs = pipeline.build_graphs(self.ffns, self.statistics)
-        ranks = pipeline.rank_graphs(graphs)
-        pipeline.sensitivities = pipeline.measure_sensitivities(self.ffns, self.calibration, graphs, ranks)
-        return pipeline.choose_masks(graphs, ranks), Reselection(scorer, graphs)
+        recipe, execution = Recipe(topology, scorer, pruner), Execution(BATCH)
+        prepared = stages.find(self.model, self.tokenizer, recipe, execution)
+        tokens = CalibrationTokens(self.calibration, None)
+        ranked = rank_model(prepared, recipe, self.statistics, tokens, execution)
+        sensitivities = stages.measure_sensitivities(prepared, recipe, ranked, tokens, execution)
+        return stages.choose(prepared, recipe, ranked, sensitivities), Reselection(scorer, ranked.graphs)
 
     def row(self, setting: Setting, masks: Masks, choose: Reselection) -> dict[str, Any]:
         """Prune, repair, embed, undo."""

@@ -35,7 +35,9 @@ from llmrank.evaluation.perplexity import perplexity
 from llmrank.models import find_ffns
 from llmrank.models.forward import evaluation_mode, model_inputs
 from llmrank.models.linear_map import in_features, out_features
-from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
+from llmrank.pipeline.pruning_run import PruningRun
+from llmrank.pipeline.registry import make_recipe
+from llmrank.pipeline.texts import CalibrationText
 from llmrank.score.model_graph import build_graphs
 from llmrank.score.pagerank import default_scorer
 from llmrank.surgery import checkpoint
@@ -107,21 +109,14 @@ def measure(
     written: list[TokenSequences] = []
     part("write", lambda: written.append(write_text()))
     (calibration,) = written
-    pipeline = PIPELINES.find(DEFAULTS["pipeline"])(
-        model,
-        tokenizer,
-        scorer=make_scorer(DEFAULTS["scorer"]),
-        pruner=make_pruner(DEFAULTS["pruner"], amount=amount),
-        repair=make_repair(DEFAULTS["repair"]),
-        calibration=calibration.ids,
-        undoable=False,
-    )
+    recipe = make_recipe(amount=amount, calibration=CalibrationText(calibration.ids))
+    run = PruningRun(model, tokenizer, recipe, undoable=False)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    widest = max(ffn.sizes[1] for ffn in pipeline.find())
+    widest = max(ffn.sizes[1] for ffn in run.find().ffns)
     part("evaluate before", lambda: perplexity(model, texts))
-    part("prune", pipeline.run)
+    part("prune", run.run)
     part("evaluate after", lambda: perplexity(model, texts))
-    choice_seconds = 0.0 if pipeline.report is None else pipeline.report.seconds.get("choose", 0.0)
+    choice_seconds = 0.0 if run.report is None else run.report.seconds.get("choose", 0.0)
     passes = len(calibration) + 2 * len(texts)
     return {
         "sequences": {"calibration": len(calibration), "evaluation": len(texts)},

@@ -29,10 +29,14 @@ from benchmarks.mlp_networks import BATCH, DATA, NETWORKS, Images, accuracy, mis
 from benchmarks.provenance import provenance, write
 from benchmarks.quality import BUDGET_OPTIONS
 from graphs import LayeredGraph, RankResult
-from llmrank import IsolatedFFNPipeline, Masks
+from llmrank import Masks
 from llmrank.calibration.statistics import LayerStatistics
+from llmrank.execution import Execution
 from llmrank.execution.recording import recording
+from llmrank.pipeline import CalibrationText, Recipe, stages
 from llmrank.pipeline.registry import make_pruner, make_repair, make_scorer
+from llmrank.pipeline.stages import RankedModel
+from llmrank.prune.selection import Reselection
 from llmrank.score import BaseScorer
 from llmrank.surgery.apply import apply_masks
 
@@ -114,17 +118,21 @@ def settings() -> Iterator[Setting]:
     yield from (Setting(scorer, "local", "lstsq") for scorer in REPAIRED)
 
 
+EXECUTION = Execution()
+
+
 class Pruning:
     """A trained network, its graph, and its accuracies after pruning."""
 
     def __init__(self, model: nn.Module, images: Images) -> None:
         self.model, self.images = model, images
         self.dense = self.accuracies()
-        self.pipeline = IsolatedFFNPipeline(model, None, calibration=images.train.x[:CALIBRATION])
-        self.ffns, self.sequences = self.pipeline.find(), self.pipeline.calibration_texts()[0]
-        with recording(model, self.ffns) as self.record:
-            self.statistics = self.pipeline.calibrate(self.ffns, self.sequences)
-        self.graphs = self.pipeline.build_graphs(self.ffns, self.statistics)
+        self.recipe = Recipe(calibration=CalibrationText(images.train.x[:CALIBRATION]))
+        self.prepared = stages.find(model, None, self.recipe, EXECUTION)
+        self.tokens = stages.calibration_tokens(self.prepared, self.recipe, EXECUTION)
+        with recording(model, self.prepared.ffns) as self.record:
+            self.statistics = stages.calibrate(self.prepared, self.recipe, self.tokens, EXECUTION)
+        self.graphs = stages.build(self.prepared, self.recipe, self.statistics)
         self._known: dict[tuple[int, str], tuple[float, float]] = {}
 
     def accuracies(self) -> tuple[float, float]:
@@ -133,23 +141,22 @@ class Pruning:
 
     def masks(self, scorer: BaseScorer, pruner: str) -> list[Masks]:
         """Return the keep masks for every amount."""
-        self.pipeline.scorer = scorer
-        ranks = self.pipeline.rank_graphs(self.graphs)
-        kept = []
-        for amount in AMOUNTS:
-            self.pipeline.pruner = make_pruner(pruner, amount=amount, multiple_of=1, **BUDGET_OPTIONS.get(pruner, {}))
-            kept.append(self.pipeline.choose_masks(self.graphs, ranks))
-        return kept
+        self.choose_again = Reselection(scorer, self.graphs)
+        ranked = RankedModel(self.graphs, stages.rank(scorer, self.graphs, EXECUTION), scorer)
+        pruners = (
+            make_pruner(pruner, amount=each, multiple_of=1, **BUDGET_OPTIONS.get(pruner, {})) for each in AMOUNTS
+        )
+        return [stages.choose(self.prepared, self.recipe, ranked, pruner=each) for each in pruners]
 
     def cut(self, masks: Masks, repair: str) -> tuple[float, float]:
         """Return the accuracies of the compact network. The same masks are measured once."""
         key = (hash(masks), repair)
         if key not in self._known:
-            self.pipeline.repair = make_repair(repair)
-            masks, repaired = self.pipeline.repair_output_maps(
-                self.ffns, masks, self.sequences, self.record, self.graphs
+            recipe = replace(self.recipe, repair=make_repair(repair))
+            masks, repaired, _ = stages.repair(
+                self.prepared, recipe, masks, self.tokens, self.record, self.choose_again, EXECUTION
             )
-            application = apply_masks(self.model, self.ffns, masks, "compact", "none", repaired)
+            application = apply_masks(self.model, self.prepared.ffns, masks, "compact", "none", repaired)
             try:
                 self._known[key] = self.accuracies()
             finally:

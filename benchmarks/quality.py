@@ -31,16 +31,19 @@ from llmrank.calibration.statistics import FFNStatistics
 from llmrank.cli.demo_models import demo_model
 from llmrank.evaluation.last_word import cut_passages
 from llmrank.evaluation.perplexity import model_size, perplexity
+from llmrank.execution import Execution
 from llmrank.execution.recording import Recording, recording
 from llmrank.models import explicit_ffns, find_ffns
 from llmrank.models.forward import run_sequences
 from llmrank.models.loading import LoadedModel
+from llmrank.pipeline import Recipe, stages
 from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
-from llmrank.pipeline.registry import PIPELINES, PRUNERS, make_pruner, make_repair, make_scorer
+from llmrank.pipeline.plan import rank_model
+from llmrank.pipeline.registry import PRUNERS, make_pruner, make_repair, make_scorer
 from llmrank.prune.selection import Reselection
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
-from llmrank.text import TokenSequences
+from llmrank.text import CalibrationTokens, TokenSequences
 
 RESULTS = Path(__file__).parent / "results"
 PAPER = {"path_to_layers": ["model", "layers"], "path_to_modules": (("mlp", "up_proj"), ("mlp", "down_proj"))}
@@ -242,19 +245,16 @@ class Study:
             self.statistics[setting.graph] = collect_statistics(self.model, self.ffns[setting.graph], self.calibration)
         name, knobs = SCORERS[setting.scorer]
         topology, options = TOPOLOGIES[setting.topology]
-        pipeline = PIPELINES.find(topology)(
-            self.model,
-            self.tokenizer,
-            PAPER if setting.graph == "paper" else None,
-            make_scorer(name, **knobs),
-            make_pruner(setting.pruner, amount=setting.amount, multiple_of=1, **BUDGET_OPTIONS.get(setting.pruner, {})),
-            **options,
+        of_paper: dict[str, Any] = {"structure_dict": PAPER, "form": "zero"} if setting.graph == "paper" else {}
+        pruner = make_pruner(
+            setting.pruner, amount=setting.amount, multiple_of=1, **BUDGET_OPTIONS.get(setting.pruner, {})
         )
-        ffns = self.ffns[setting.graph]
-        graphs = pipeline.build_graphs(ffns, self.statistics[setting.graph])
-        ranks = pipeline.rank_graphs(graphs)
-        pipeline.sensitivities = pipeline.measure_sensitivities(ffns, self.calibration, graphs, ranks)
-        return pipeline.choose_masks(graphs, ranks), Reselection(pipeline.scorer, graphs)
+        recipe, execution = Recipe(topology, make_scorer(name, **knobs), pruner, **of_paper, **options), Execution()
+        prepared = stages.find(self.model, self.tokenizer, recipe, execution)
+        tokens = CalibrationTokens(self.calibration, None)
+        ranked = rank_model(prepared, recipe, self.statistics[setting.graph], tokens, execution)
+        sensitivities = stages.measure_sensitivities(prepared, recipe, ranked, tokens, execution)
+        return stages.choose(prepared, recipe, ranked, sensitivities), Reselection(ranked.scorer, ranked.graphs)
 
     def row(self, setting: Setting, masks: Masks, choose: Reselection | None) -> dict[str, Any]:
         """Prune, repair, evaluate, undo."""

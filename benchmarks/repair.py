@@ -31,8 +31,11 @@ from llmrank.execution.recording import Recording, recording
 from llmrank.models import find_ffns
 from llmrank.models.forward import run_sequences
 from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
-from llmrank.pipeline.registry import PIPELINES, make_pruner, make_scorer
+from llmrank.pipeline.registry import make_pruner, make_scorer
+from llmrank.prune.selection import choose_masks
 from llmrank.repair import LeastSquaresRepair, Moments, RepairedMap, repair_ffns
+from llmrank.score.model_graph import build_graphs
+from llmrank.score.rank_graphs import rank_graphs
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
 from llmrank.text import TokenSequences
@@ -133,11 +136,11 @@ class Study:
         with recording(self.model, self.ffns) as record:
             statistics = collect_statistics(self.model, self.ffns, parts[0])
             run_sequences(self.model, self.ffns, parts[1].batches(1))
-        pipeline = PIPELINES.find("isolated")(
-            self.model, self.tokenizer, None, make_scorer("wpr"), make_pruner("local", amount=0.3, multiple_of=1)
+        graphs, pruner = (
+            build_graphs(self.ffns, statistics, "isolated"),
+            make_pruner("local", amount=0.3, multiple_of=1),
         )
-        graphs = pipeline.build_graphs(self.ffns, statistics)
-        masks = pipeline.choose_masks(graphs, pipeline.rank_graphs(graphs))
+        masks = choose_masks(pruner, graphs, rank_graphs(make_scorer("wpr"), graphs), jointly=True)
         cut = self.losses(masks)
         keep({"tokens": tokens, "repair": "none", "losses": cut[0], "counts": cut[1]})
         for name, run in (("before", self.before), ("now", self.now)):

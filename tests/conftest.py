@@ -10,9 +10,11 @@ from hypothesis import HealthCheck, settings
 
 from tests.devices import DeviceTraffic, simulated_devices
 
-# Each worker has a core: threads of torch in every one of them would only wait for each other.
+# Each worker has a core: threads of torch in every one of them, and in the commands that they start, would only wait for
+# each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 # Derandomised: a run tells about the change under test, never about the draw.
 settings.register_profile(

@@ -18,7 +18,8 @@ import llmrank
 from llmrank.cli import parser
 from llmrank.cli.commands.rank import OF_RANKING
 from llmrank.cli.commands.sweep import sweep_settings
-from llmrank.cli.options import make_scorer_and_pruner
+from llmrank.cli.options import recipe_of
+from llmrank.pipeline import CalibrationText
 from llmrank.pipeline.registry import (
     DEFAULTS,
     PIPELINES,
@@ -135,9 +136,8 @@ def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         if hasattr(options, "scorer"):
             if options.scorer == OF_RANKING:  # what the ranking names was checked when it was made
                 options.scorer, options.pipeline = DEFAULTS["scorer"], DEFAULTS["pipeline"]
-            make_scorer_and_pruner(options)
-            PIPELINES.options(options.pipeline)
-            make_repair(options.repair)
+                options.calibration = CalibrationText()
+            recipe_of(options)
         if options.command == "sweep":
             for name, make in (
                 ("scorers", make_scorer),

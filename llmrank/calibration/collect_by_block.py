@@ -18,7 +18,6 @@ from llmrank.execution.block_passes import BlockPasses
 from llmrank.execution.hooks import TokenMasks
 from llmrank.execution.recording import broken_error, record_without_running
 from llmrank.execution.states import States
-from llmrank.execution.work_directory import WorkDirectory
 from llmrank.models import FFN, FFNs
 from llmrank.models.forward import model_inputs
 from llmrank.text import TokenSequences
@@ -33,7 +32,6 @@ def collect_by_block(
     ffns: FFNs,
     sequences: TokenSequences,
     execution: Execution,
-    work: WorkDirectory,
     *,
     skips: bool = False,
     attentions: Mapping[str, FFN] | None = None,
@@ -46,9 +44,8 @@ def collect_by_block(
 
     Parameters
     ----------
-    work : WorkDirectory
     model, ffns, sequences, execution, skips, attentions
-        See :func:`llmrank.calibration.collect.collect_statistics`, also for the exceptions.
+        See :func:`llmrank.calibration.collect.collect_statistics`, also for the exceptions. The execution has a work directory.
 
     Raises
     ------
@@ -66,6 +63,9 @@ def collect_by_block(
             "attentions are not measured block by block; leave attention out, or run without --low-memory (in Python: "
             "work_directory)"
         )
+    if execution.work is None:
+        raise OptionError("statistics are collected block by block in a work directory; give the execution one")
+    work = execution.work
     passes, first_states = block_passes(model, ffns, execution.batches(sequences), execution.device)
     done = work.progress(STAGE)
     states = States.in_files(work.file("states"), first_states, None if done is None else done["side"])

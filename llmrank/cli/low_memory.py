@@ -31,7 +31,7 @@ from llmrank.execution.work_directory import (
 )
 from llmrank.models import find_ffns
 from llmrank.models.loading import LoadedModel, parse_device
-from llmrank.pipeline import BasePipeline
+from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.surgery.atomic import check_output
 from llmrank.surgery.hub import upload_command
 from llmrank.text.built_in import BuiltInText
@@ -211,7 +211,7 @@ def _runs_by_block(model: Any) -> bool:
 
 
 @contextmanager
-def resumable(pipeline: BasePipeline, console: Console) -> Iterator[None]:
+def resumable(run: PruningRun, console: Console) -> Iterator[None]:
     """Clean up after a run block by block that fails or is interrupted within the context.
 
     If the run has done nothing yet, its files are removed. If it has, they are kept, and a sentence says how to go on.
@@ -220,12 +220,10 @@ def resumable(pipeline: BasePipeline, console: Console) -> Iterator[None]:
         yield
     except (LLMRankError, GraphError, OSError, KeyboardInterrupt) as error:
         causes = error, error.__cause__  # saving turns errors of the system into errors of its own
-        if pipeline.work is not None and not pipeline.work.has_progress:
-            pipeline.work.remove()
-        elif pipeline.work is not None and any(
-            isinstance(each, (*SYSTEM_ERRORS, KeyboardInterrupt)) for each in causes
-        ):
-            kept = f"The run's files are kept in {pipeline.work.path}."
+        if run.work is not None and not run.work.has_progress:
+            run.work.remove()
+        elif run.work is not None and any(isinstance(each, (*SYSTEM_ERRORS, KeyboardInterrupt)) for each in causes):
+            kept = f"The run's files are kept in {run.work.path}."
             ended = "Interrupted." if isinstance(error, KeyboardInterrupt) else kept
             console.print(f"{ended} The same command with --resume goes on.", markup=False, highlight=False)
         raise

@@ -13,23 +13,19 @@ from llmrank.errors import CalibrationError, CheckpointError, OptionError
 from llmrank.execution import Processes
 from llmrank.models.costs import UNITS
 from llmrank.models.loading import DTYPES, LoadedModel, parse_device, parse_dtype
-from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, BasePipeline
-from llmrank.pipeline.option_checks import check_options
+from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
+from llmrank.pipeline.pruning_run import PruningRun
+from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.registry import (
     DEFAULTS,
     PIPELINES,
     PRUNERS,
     REPAIRS,
     SCORERS,
-    make_pruner,
-    make_repair,
-    make_scorer,
+    make_recipe,
 )
-from llmrank.pipeline.texts import CalibrationText, RankedText, Text
+from llmrank.pipeline.texts import CalibrationText, EvaluationText, RankedText
 from llmrank.progress import progress_step
-from llmrank.prune import BasePruner
-from llmrank.prune.records.units import parse_targets
-from llmrank.score import BaseScorer
 from llmrank.surgery import checkpoint
 from llmrank.text import check_text
 from llmrank.text.sequences import Role
@@ -47,8 +43,8 @@ __all__ = [
     "check_output_file",
     "directory",
     "load",
-    "make_pipeline",
-    "make_scorer_and_pruner",
+    "make_run",
+    "recipe_of",
     "text_source",
 ]
 
@@ -268,20 +264,16 @@ def check_numbers(options: argparse.Namespace) -> None:
             raise OptionError(f"--{name.replace('_', '-')} must be {bound}, got {number}")
 
 
-def check_method(options: argparse.Namespace) -> BaseScorer:
-    """Check the options of a pipeline as far as that is possible without the model; return the scorer."""
-    scorer, pruner = make_scorer_and_pruner(options)
-    PIPELINES.options(options.pipeline)
-    form, align = _form_and_alignment(options)
-    check_options(None, scorer, pruner, form, align, make_repair(options.repair), options.steps)
-    parse_targets(options.targets)
+def check_method(options: argparse.Namespace) -> Recipe:
+    """Check the options of a pipeline as far as that is possible without the model, and return them as a recipe."""
+    recipe = recipe_of(options)
     check_device_and_dtype(options)
     if not isinstance(options.calibration, (CalibrationText, RankedText)):
         check_text(options.calibration)
     evaluation = getattr(options, "evaluate", None)
     if evaluation is not None and evaluation is not True:
         check_text(evaluation, "evaluation")
-    return scorer
+    return recipe
 
 
 def check_device_and_dtype(options: argparse.Namespace) -> None:
@@ -290,32 +282,20 @@ def check_device_and_dtype(options: argparse.Namespace) -> None:
     parse_dtype(options.dtype)
 
 
-def make_pipeline(
+def make_run(
     options: argparse.Namespace,
     loaded: LoadedModel,
     *,
-    evaluation: Any,
     undoable: bool = True,
     work: Path | None = None,
     processes: Processes | None = None,
-) -> BasePipeline:
-    """Make the pipeline that the options describe, for a loaded model; it runs block by block if `work` is a directory."""
-    pipeline_class, pipeline_options = PIPELINES.options(options.pipeline)
-    form, align = _form_and_alignment(options)
-    return pipeline_class(
+) -> PruningRun:
+    """Make the run that the options describe, for a loaded model; it runs block by block if `work` is a directory."""
+    return PruningRun(
         loaded.model,
         loaded.tokenizer,
-        None,
-        *make_scorer_and_pruner(options),
+        recipe_of(options),
         options.device,
-        **pipeline_options,
-        repair=make_repair(options.repair),
-        targets=options.targets,
-        steps=options.steps,
-        calibration=_calibration(options),
-        form=form,
-        align=align,
-        evaluation=evaluation,
         progress=options.progress,
         undoable=undoable,
         work_directory=work,
@@ -324,21 +304,27 @@ def make_pipeline(
     )
 
 
-def _calibration(options: argparse.Namespace) -> Text:
-    if isinstance(options.calibration, (CalibrationText, RankedText)):
-        return options.calibration
-    return CalibrationText(
-        options.calibration, options.samples, options.sequence_length, options.batch_size, options.seed
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """Make the recipe that the options describe."""
+    calibration = options.calibration
+    if not isinstance(calibration, (CalibrationText, RankedText)):
+        calibration = CalibrationText(
+            calibration, options.samples, options.sequence_length, options.batch_size, options.seed
+        )
+    return make_recipe(
+        options.pipeline,
+        options.scorer,
+        options.pruner,
+        options.repair,
+        amount=options.amount,
+        amount_of=options.amount_of,
+        targets=options.targets,
+        form="compact" if options.form == "padded" else options.form,
+        align="pad" if options.form == "padded" else "none",
+        steps=options.steps,
+        calibration=calibration,
+        evaluation=EvaluationText.of(getattr(options, "evaluate", None)),
     )
-
-
-def make_scorer_and_pruner(options: argparse.Namespace) -> tuple[BaseScorer, BasePruner]:
-    """Make the scorer and the pruner that the options name."""
-    return make_scorer(options.scorer), make_pruner(options.pruner, amount=options.amount, amount_of=options.amount_of)
-
-
-def _form_and_alignment(options: argparse.Namespace) -> tuple[Any, Any]:
-    return ("compact", "pad") if options.form == "padded" else (options.form, "none")
 
 
 def check_output_file(path: Path | None) -> None:

@@ -28,7 +28,7 @@ class Execution:
     batch_size : int
         Number of sequences in a forward pass.
     progress : callable, optional
-        ``progress(items, description)`` returns an iterable over the items, and shows the progress.
+        ``progress(items, description)`` returns an iterable over the items, and shows the progress; in process 0 only.
     processes : Processes
         The processes that divide the work; by default this one alone.
     device : torch.device, optional
@@ -50,6 +50,10 @@ class Execution:
     processes: Processes = field(default_factory=Processes)
     device: torch.device | None = None
     work: WorkDirectory | None = None
+
+    def __post_init__(self) -> None:
+        if self.processes.rank:  # only process 0 shows progress
+            object.__setattr__(self, "progress", None)
 
     def steps(self, items: Sequence[Item], description: str) -> Iterable[Item]:
         """Return the items, and show how many of them the run has taken."""

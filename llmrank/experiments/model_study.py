@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -26,24 +26,26 @@ from llmrank.execution import Execution
 from llmrank.execution.recording import Recording, record_without_running
 from llmrank.experiments.settings import RowSettings, SweepSettings
 from llmrank.experiments.speed import measure_speed
-from llmrank.models.costs import ModelCosts
 from llmrank.models.digest import weights_digest
 from llmrank.models.loading import LoadedModel
-from llmrank.pipeline import BasePipeline, IsolatedFFNPipeline
+from llmrank.pipeline import stages
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.ranking import SETTINGS, Ranking
-from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
+from llmrank.pipeline.recipe import Recipe
+from llmrank.pipeline.registry import DEFAULTS, make_recipe, make_repair, make_scorer
 from llmrank.pipeline.report import choice_notes, environment, json_safe, model_source, repair_notes
+from llmrank.pipeline.stages import RankedModel
 from llmrank.pipeline.texts import RankedText
 from llmrank.progress import Progress
 from llmrank.prune.masks import Masks
+from llmrank.prune.selection import Reselection
 from llmrank.repair import RepairedMap
 from llmrank.score import AutoScorer
 from llmrank.score.model_graph import ModelGraph
 from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.atomic import atomic_directory
 from llmrank.surgery.equivalence import check_equivalence, masked_outputs
-from llmrank.text import TokenSequences, shared_passages
+from llmrank.text import CalibrationTokens, TokenSequences, shared_passages
 
 __all__ = ["ModelStudy"]
 
@@ -99,7 +101,8 @@ class ModelStudy:
     ) -> None:
         self._model, self._tokenizer = loaded.model, loaded.tokenizer
         self._settings, self._tasks = settings, tasks
-        self._ffns = IsolatedFFNPipeline(self._model, self._tokenizer).find()
+        self._prepared = stages.find(self._model, self._tokenizer, Recipe(), Execution())
+        self._ffns = self._prepared.ffns
         self._weights_digest = weights_digest(self._model)
         ranking = self._find_calibration(directory, progress)
         self._calibration_text = RankedText(ranking, settings.calibration.batch_size)
@@ -114,7 +117,7 @@ class ModelStudy:
 
     def describe(self) -> dict[str, Any]:
         """Return what all rows of the model have in common."""
-        sequences, held_out = self._sequences
+        sequences, held_out = self._tokens
         return {
             "source": model_source(self._model),
             "weights": self._weights_digest,
@@ -150,7 +153,7 @@ class ModelStudy:
             The row cannot be measured, for example because a layer cannot lose its amount.
         """
         begun = perf_counter()
-        costs = ModelCosts(self._model, self._ffns)
+        costs = self._prepared.costs
         if row is None:
             found: dict[str, Any] = {"removed": 0.0, "flops": costs.model.flops, **self._results(progress)}
             if self._settings.speed:
@@ -177,27 +180,20 @@ class ModelStudy:
         return dict(json_safe({**found, "seconds": round(perf_counter() - begun, 2)}))
 
     @property
-    def _sequences(self) -> tuple[TokenSequences, TokenSequences | None]:
-        """The calibration sequences, and the held-out ones."""
+    def _tokens(self) -> CalibrationTokens:
         return self._calibration_text.sequences(self._model, self._tokenizer, hold_out=True)
 
     @cached_property
     def _record(self) -> Recording:
         """The record of how the model calls its blocks on these sequences."""
-        sequences, held_out = self._sequences
-        texts = sequences.parts if held_out is None else (sequences, held_out)
         size = self._calibration_text.batch_size
-        batches = [batch for text in texts if text is not None for batch in text.batches(size)]
+        batches = [batch for text in self._tokens.parts if text is not None for batch in text.batches(size)]
         return record_without_running(self._model, self._ffns, batches)
 
     def _find_calibration(self, directory: Path, progress: Progress | None) -> Ranking:
         """Return the calibration from the directory. It is made first if there is none, or if it lacks what the grid needs."""
         # The pipelines whose graphs need the shares of the residual stream that skip the blocks.
-        with_skips = [
-            name
-            for name in self._settings.pipelines
-            if self._pipeline(name).statistics_options(self._ffns).get("skips")
-        ]
+        with_skips = [name for name in self._settings.pipelines if make_recipe(name).measures_skips]
         needs = {SKIPS} if with_skips else set()
         repairs = any(make_repair(repair) is not None for repair in self._settings.repairs)
         if repairs or any(isinstance(make_scorer(scorer), AutoScorer) for scorer in self._settings.scorers):
@@ -252,56 +248,53 @@ class ModelStudy:
         execution = Execution(self._settings.calibration.batch_size, progress)
         return collect_statistics(self._model, self._ffns, sequences, execution, skips=skips)
 
-    def _pipeline(self, spec: str, row: RowSettings | None = None, progress: Progress | None = None) -> BasePipeline:
-        """Make a pipeline of the topology, with the components of a row."""
-        kind, options = PIPELINES.options(spec)
-        if row is not None:
-            options |= {
-                "scorer": make_scorer(row.scorer),
-                "pruner": make_pruner(row.pruner, amount=row.amount, amount_of=self._settings.amount_of),
-                "repair": make_repair(row.repair),
-                "targets": self._settings.targets,
-                "calibration": self._calibration_text,
-                "progress": progress,
-            }
-        return kind(self._model, self._tokenizer, **options)
+    def _recipe(self, row: RowSettings) -> Recipe:
+        return make_recipe(
+            row.pipeline,
+            row.scorer,
+            row.pruner,
+            row.repair,
+            amount=row.amount,
+            amount_of=self._settings.amount_of,
+            targets=self._settings.targets,
+            calibration=self._calibration_text,
+        )
 
     def _prune(self, row: RowSettings, progress: Progress | None) -> _Pruned:
-        """Choose keep masks and compute the repair as :meth:`llmrank.pipeline.BasePipeline.select` does.
-
-        Nothing is written to the model.
-        """
-        pipeline = self._pipeline(row.pipeline, row, progress)
-        pipeline.check(self._ffns)
+        """Choose keep masks and compute the repair. Nothing is written to the model."""
+        prepared, recipe, tokens = self._prepared, self._recipe(row), self._tokens
+        execution = Execution(self._calibration_text.batch_size, progress)
+        stages.check(prepared, recipe)
         if row.pipeline not in self._graphs:
-            self._graphs[row.pipeline] = pipeline.build_graphs(self._ffns, self._statistics)
+            self._graphs[row.pipeline] = stages.build(prepared, recipe, self._statistics)
         graphs = self._graphs[row.pipeline]
-        sequences, held_out = self._sequences
-        without_repair = RowSettings(row.pipeline, row.scorer, row.pruner, row.amount, "none")
+        without_repair = replace(row, repair="none")
         if without_repair not in self._choices:
-            self._choices[without_repair] = pipeline.choose_scorer(self._ffns, graphs, sequences, held_out)
-        pipeline.choice = self._choices[without_repair]
-        scorer = pipeline.chosen_scorer.label()
-        if (row.pipeline, scorer) not in self._ranks:
-            self._ranks[row.pipeline, scorer] = pipeline.rank_graphs(graphs)
-        ranks = self._ranks[row.pipeline, scorer]
+            self._choices[without_repair] = stages.choose_scorer(prepared, recipe, graphs, tokens, execution)
+        choice = self._choices[without_repair]
+        scorer = recipe.chosen_scorer(choice)
+        if (row.pipeline, scorer.label()) not in self._ranks:
+            self._ranks[row.pipeline, scorer.label()] = stages.rank(scorer, graphs, execution)
+        ranked = RankedModel(graphs, self._ranks[row.pipeline, scorer.label()], scorer, choice)
         if without_repair not in self._sensitivities:
-            measured = pipeline.measure_sensitivities(self._ffns, sequences, graphs, ranks)
+            measured = stages.measure_sensitivities(prepared, recipe, ranked, tokens, execution)
             self._sensitivities[without_repair] = measured
-        pipeline.sensitivities = self._sensitivities[without_repair]
-        masks = pipeline.choose_masks(graphs, ranks)
-        choice = None if pipeline.choice is None else pipeline.choice.to_dict()
-        notes = choice_notes(pipeline.candidates, pipeline.choice, masks.removed_share)
-        if pipeline.repair is None:
-            return _Pruned(masks, {}, choice, None, notes)
-        masks, repaired = pipeline.repair_output_maps(
-            self._ffns, masks, sequences, self._record, graphs, held_out=held_out
+        masks = stages.choose(prepared, recipe, ranked, self._sensitivities[without_repair])
+        notes = choice_notes(recipe.candidates, choice, masks.removed_share)
+        repaired: dict[str, RepairedMap] = {}
+        validation = None
+        if recipe.repair is not None:
+            again = Reselection(scorer, graphs)
+            masks, repaired, validation = stages.repair(prepared, recipe, masks, tokens, self._record, again, execution)
+            too_few = stages.warning_of_few_tokens(prepared, recipe, tokens.parts[0].n_tokens)
+            notes += repair_notes(recipe.repair, validation, too_few)
+        return _Pruned(
+            masks,
+            repaired,
+            None if choice is None else choice.to_dict(),
+            None if validation is None else asdict(validation),
+            notes,
         )
-        fit_sequences = sequences if held_out is not None else sequences.parts[0]
-        too_few = pipeline.token_warning(self._ffns, fit_sequences.n_tokens)
-        validation = pipeline.validation
-        notes += repair_notes(pipeline.repair, validation, too_few)
-        return _Pruned(masks, repaired, choice, None if validation is None else asdict(validation), notes)
 
     @contextmanager
     def _applied(self, pruned: _Pruned, *, check: bool) -> Iterator[None]:
@@ -309,7 +302,7 @@ class ModelStudy:
 
         With `check`, raise an error if the outputs are not those of the masked model.
         """
-        sequences, _ = self._sequences
+        sequences = self._tokens.sequences
         expected = masked_outputs(self._model, self._ffns, pruned.masks, sequences, pruned.repaired) if check else None
         application = apply_masks(self._model, self._ffns, pruned.masks, repaired=pruned.repaired)
         try:

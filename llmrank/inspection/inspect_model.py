@@ -16,7 +16,8 @@ from graphs.linalg.blocks import FloatArray
 from llmrank.errors import OptionError
 from llmrank.inspection.budgets import Budgets, make_budgets
 from llmrank.inspection.layers import InspectedLayer, find_layers
-from llmrank.pipeline import BasePipeline, model_source
+from llmrank.pipeline import model_source, stages
+from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import Target
 from llmrank.prune.selection import choose_masks, prunes_jointly
@@ -139,19 +140,18 @@ class Inspection:
         return self.layers[name]
 
 
-def inspect_model(
-    pipeline: BasePipeline, scorers: Mapping[str, BaseScorer], scorer: str, budget: str = "local"
-) -> Inspection:
+def inspect_model(run: PruningRun, scorers: Mapping[str, BaseScorer], scorer: str, budget: str = "local") -> Inspection:
     """Calibrate a model, build its graphs, and rank them by every scorer. The model's weights do not change.
 
     Parameters
     ----------
-    pipeline : BasePipeline
-        It finds the FFNs, calibrates, and builds the graphs. Its targets are used, and those settings of its pruner that
-        :func:`make_budgets` reads. Its scorer is used only to choose one, if it is an :class:`llmrank.score.AutoScorer`.
+    run : PruningRun
+        A run, or a pipeline, that has not begun. Its recipe says how to calibrate, how to build the graphs, and what pruning
+        would remove; of its pruner, the settings are used that :func:`make_budgets` reads. Its scorer is used only to choose one,
+        if it is an :class:`llmrank.score.AutoScorer`.
     scorers : mapping from str to BaseScorer
     scorer : str
-        Name of the main scorer; the others are compared with it. If it is that of the pipeline and a choice, the scorer that
+        Name of the main scorer; the others are compared with it. If it is that of the recipe and a choice, the scorer that
         is chosen takes its place, by its own name.
     budget : {"local", "global"}
         The main budget.
@@ -161,7 +161,7 @@ def inspect_model(
     OptionError
         The scorer or the budget is unknown, or the budget refuses the amount; or see :func:`make_budgets`.
     LLMRankError, graphs.GraphError
-        As :meth:`BasePipeline.run`.
+        As :meth:`llmrank.pipeline.pruning_run.PruningRun.run`.
 
     Notes
     -----
@@ -186,36 +186,37 @@ def inspect_model(
             f"expected one of the scorers {', '.join(scorers)} and the budget local or global, got {scorer!r} and {budget!r}"
         )
     started = perf_counter()
-    topology: Topology = pipeline.topology
+    recipe, execution = run.recipe, run.execution
+    topology, targets = recipe.topology, recipe.targets
     other = _other_topology(topology)
     # By topology: whether one budget covers the neurons of all graphs.
-    jointly = {each: prunes_jointly(pipeline.structure_dict, each) for each in (topology, other)}
-    targets = pipeline.targets
-    with pipeline.execution.step("Finding FFNs"):
-        ffns = pipeline.find()
-    budgets = make_budgets(pipeline.pruner, ffns, jointly=all(jointly.values()), targets=targets)
+    jointly = {each: prunes_jointly(recipe.structure_dict, each) for each in (topology, other)}
+    with execution.step("Finding FFNs"):
+        prepared = run.find()
+    budgets = make_budgets(recipe.pruner, prepared.ffns, jointly=all(jointly.values()), targets=targets)
     if budget in budgets.refusals:
         raise OptionError(budgets.refusals[budget])
-    sequences, held_out = pipeline.calibration_texts()
-    statistics = pipeline.calibrate(ffns, sequences)
+    tokens = stages.calibration_tokens(prepared, recipe, execution)
+    statistics = stages.calibrate(prepared, recipe, tokens, execution)
     calibrated = perf_counter()
-    graphs = pipeline.build_graphs(ffns, statistics)
+    graphs = stages.build(prepared, recipe, statistics)
     if isinstance(scorers[scorer], AutoScorer):
-        pipeline.choice = pipeline.choose_scorer(ffns, graphs, sequences, held_out, budgets.accepting()[budget])
+        choice = stages.choose_scorer(prepared, recipe, graphs, tokens, execution, budgets.accepting()[budget])
         others = {name: each for name, each in scorers.items() if name != scorer}
-        scorer = pipeline.chosen_scorer.label()
-        scorers = {scorer: pipeline.chosen_scorer, **others}
+        chosen = recipe.chosen_scorer(choice)
+        scorer = chosen.label()
+        scorers = {scorer: chosen, **others}
     named = list(scorers.items())
     results = {
         name: _rank_and_prune(graphs, each, budgets, targets, jointly=jointly[topology])
-        for name, each in pipeline.execution.steps(named, "Ranking")
+        for name, each in execution.steps(named, "Ranking")
     }
-    with pipeline.execution.step(f"Ranking, {other}"):
+    with execution.step(f"Ranking, {other}"):
         in_other_topology = _rank_and_prune(
-            build_graphs(ffns, statistics, other), scorers[scorer], budgets, targets, jointly=jointly[other]
+            build_graphs(prepared.ffns, statistics, other), scorers[scorer], budgets, targets, jointly=jointly[other]
         )
     return Inspection(
-        source=model_source(pipeline.model),
+        source=model_source(run.model),
         topology=topology,
         budgets=budgets,
         graphs=graphs,
@@ -227,7 +228,7 @@ def inspect_model(
             scorers[scorer].explained(entry.graph, rank)
             for entry, rank in zip(graphs, results[scorer].ranks, strict=True)
         ),
-        sequences=sequences,
+        sequences=tokens.sequences,
         seconds={"calibrate": calibrated - started, "rank": perf_counter() - calibrated},
         targets=targets,
     )

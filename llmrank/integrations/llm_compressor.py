@@ -7,15 +7,18 @@ YAML. Without llm-compressor the module can be imported, but no modifier can be 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from llmrank.errors import CalibrationError, OptionError
-from llmrank.pipeline.base_pipeline import BasePipeline
-from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
+from llmrank.pipeline.pruning_run import PruningRun
+from llmrank.pipeline.recipe import Recipe
+from llmrank.pipeline.registry import DEFAULTS, make_recipe
 from llmrank.pipeline.report import Report
 from llmrank.pipeline.specs import split_spec
+from llmrank.pipeline.texts import CalibrationText
 from llmrank.prune.masks import Masks
 from llmrank.text.sequences import TokenSequences
 from llmrank.text.tokenisation import sequences_of_rows
@@ -90,7 +93,7 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
 
     def model_post_init(self, context: Any) -> None:  # noqa: ARG002 -- pydantic passes it
         """Refuse options that no pipeline takes."""
-        self._components()
+        self._recipe()
 
     def on_initialize(self, state: Any, **_: Any) -> bool:
         """Prune the model of a session of llm-compressor.
@@ -114,11 +117,9 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
         """
         self._check_place(state)
         sequences = sequences_of_batches(state.data.calib)
-        pipeline_class, components = self._components()
-        pruning: BasePipeline = pipeline_class(
-            state.model, None, calibration=sequences, align="pad", undoable=False, **components
-        )
-        if pruning.prepare()[0].mixtures:
+        calibration = CalibrationText.of(sequences)
+        pruning = PruningRun(state.model, None, replace(self._recipe(), calibration=calibration), undoable=False)
+        if pruning.prepare().ffns.mixtures:
             # llm-compressor replaces the mixtures, and by default sends every token to all experts.
             raise OptionError(
                 "a mixture of experts cannot be pruned in a recipe, where tokens reach other experts than the router chooses; "
@@ -132,14 +133,12 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
         state.model.config._name_or_path = ""
         return True
 
-    def _components(self) -> tuple[type[BasePipeline], dict[str, Any]]:
-        """Return the class of the pipeline, and its options: those of its spec, and the components that the other specs name."""
-        pipeline_class, options = PIPELINES.options(self.pipeline)
-        has_multiple = "multiple_of" in split_spec(self.pruner)[1]
-        multiple = None if has_multiple else self.multiple_of
-        options["pruner"] = make_pruner(self.pruner, amount=self.amount, multiple_of=multiple)
-        options |= {"scorer": make_scorer(self.scorer), "repair": make_repair(self.repair)}
-        return pipeline_class, options
+    def _recipe(self) -> Recipe:
+        """Return the recipe that the specs describe."""
+        multiple = None if "multiple_of" in split_spec(self.pruner)[1] else self.multiple_of
+        return make_recipe(
+            self.pipeline, self.scorer, self.pruner, self.repair, amount=self.amount, multiple_of=multiple, align="pad"
+        )
 
     def _check_place(self, state: Any) -> None:
         modifiers = active_session().lifecycle.recipe.modifiers

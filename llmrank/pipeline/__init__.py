@@ -1,9 +1,14 @@
 """Pipelines: all stages from a model to a pruned one, one after the other."""
 
-from llmrank.pipeline.base_pipeline import BasePipeline
+from llmrank.pipeline.pipelines import (
+    BasePipeline,
+    ChainedFFNPipeline,
+    IsolatedFFNPipeline,
+    ResidualFFNPipeline,
+)
+from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.report import model_source
 from llmrank.pipeline.texts import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText, EvaluationText
-from llmrank.pipeline.topologies import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 
 __all__ = [
     "DEFAULT_LENGTH",
@@ -13,6 +18,7 @@ __all__ = [
     "ChainedFFNPipeline",
     "EvaluationText",
     "IsolatedFFNPipeline",
+    "Recipe",
     "ResidualFFNPipeline",
     "model_source",
 ]

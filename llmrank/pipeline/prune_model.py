@@ -15,10 +15,11 @@ from llmrank.errors import check_type
 from llmrank.execution import launched_processes
 from llmrank.execution.work_directory import SHARD_BYTES, WorkDirectory
 from llmrank.models.costs import Unit
-from llmrank.pipeline.base_pipeline import BasePipeline
-from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
+from llmrank.pipeline.pipelines import BasePipeline
+from llmrank.pipeline.pruning_run import PruningRun
+from llmrank.pipeline.registry import DEFAULTS, make_pruner, make_recipe
 from llmrank.pipeline.report import Printed, PrintedGroup, Report
-from llmrank.pipeline.texts import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText
+from llmrank.pipeline.texts import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText, EvaluationText
 from llmrank.progress import Progress
 from llmrank.prune import BasePruner
 from llmrank.prune.masks import Masks
@@ -185,33 +186,33 @@ def prune_model(
     """
     for name, value in {"amount_of": amount_of, "form": form}.items():
         check_type(name, value, str, "a name")
-    if not isinstance(pipeline, type) or not issubclass(pipeline, BasePipeline):
-        check_type("pipeline", pipeline, str, "a spec such as 'isolated', or a subclass of BasePipeline")
-    pipeline_class, pipeline_options = PIPELINES.options(pipeline) if isinstance(pipeline, str) else (pipeline, {})
+    if isinstance(pipeline, type) and issubclass(pipeline, BasePipeline):
+        pipeline = pipeline.topology
+    check_type("pipeline", pipeline, str, "a spec such as 'isolated', or a pipeline class of llmrank")
     if not isinstance(calibration, CalibrationText):
         calibration = CalibrationText(calibration, samples, sequence_length, batch_size)
-    if isinstance(pruner, str):
-        pruner = make_pruner(pruner, amount=amount, amount_of=amount_of)
-    built_pipeline = pipeline_class(
+    recipe = make_recipe(
+        pipeline,
+        scorer,
+        make_pruner(pruner, amount=amount, amount_of=amount_of) if isinstance(pruner, str) else pruner,
+        repair,
+        targets=targets,
+        form=form,
+        steps=steps,
+        calibration=calibration,
+        evaluation=EvaluationText.of(evaluation),
+    )
+    run = PruningRun(
         model,
         tokenizer,
-        None,
-        make_scorer(scorer),
-        pruner,
+        recipe,
         device,
-        calibration=calibration,
-        form=form,
-        repair=make_repair(repair),
-        targets=targets,
-        steps=steps,
-        evaluation=evaluation,
         progress=progress,
         undoable=False,
         work_directory=work_directory,
         resume=resume,
-        **pipeline_options,
     )
-    built_pipeline.run()
-    if built_pipeline.masks is None or built_pipeline.report is None:
-        raise RuntimeError("the pipeline ran without leaving masks and a report")
-    return PrunedModel(model, built_pipeline.masks, built_pipeline.report, tokenizer, built_pipeline.work)
+    run.run()
+    if run.masks is None or run.report is None:
+        raise RuntimeError("the run has left no masks and no report")
+    return PrunedModel(model, run.masks, run.report, tokenizer, run.work)

@@ -26,10 +26,11 @@ from importlib import metadata
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from llmrank.errors import OptionError
-from llmrank.pipeline.base_pipeline import BasePipeline
+from llmrank.pipeline.pipelines import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
+from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.specs import Field, did_you_mean, parameter_docs, split_spec, split_specs
-from llmrank.pipeline.topologies import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.prune import BasePruner
+from llmrank.prune.records.units import parse_targets
 from llmrank.repair import BaseRepair
 from llmrank.score import AutoScorer, BaseScorer
 from llmrank.text.sources import named_classes
@@ -255,6 +256,48 @@ DEFAULTS: dict[str, str] = {
     "repair": "lstsq",
     "calibration": "auto",
 }
+
+
+def make_recipe(
+    pipeline: str = DEFAULTS["pipeline"],
+    scorer: str | BaseScorer | Sequence[str | BaseScorer] = DEFAULTS["scorer"],
+    pruner: str | BasePruner = DEFAULTS["pruner"],
+    repair: str | BaseRepair | None = DEFAULTS["repair"],
+    *,
+    amount: float | int | None = None,
+    amount_of: str | None = None,
+    multiple_of: int | None = None,
+    targets: str | Sequence[str] = "neurons",
+    **settings: Any,
+) -> Recipe:
+    """Make a recipe from specs.
+
+    Parameters
+    ----------
+    pipeline, scorer, pruner, repair : str or component
+        Specs, see :meth:`Registry.options`.
+    amount, amount_of, multiple_of
+        Options of the pruner; None stands for its default.
+    targets : str or sequence of str
+    **settings : object
+        Other fields of the recipe.
+
+    Examples
+    --------
+    >>> recipe = make_recipe("residual:beta=0.5", "wpr", amount=0.2, repair="none")
+    >>> recipe.topology, recipe.beta, recipe.pruner.amount
+    ('residual', 0.5, 0.2)
+    """
+    pipeline_class, topology = PIPELINES.options(pipeline)
+    return Recipe(
+        pipeline_class.topology,
+        make_scorer(scorer),
+        make_pruner(pruner, amount=amount, amount_of=amount_of, multiple_of=multiple_of),
+        make_repair(repair),
+        parse_targets(targets),
+        **topology,
+        **settings,
+    )
 
 
 def make_scorer(spec: str | BaseScorer | Sequence[str | BaseScorer], **options: Any) -> BaseScorer:

@@ -1,30 +1,33 @@
-"""The stages of a pipeline as methods, which topologies and users can override."""
+"""The stages of pruning, in their order: functions from values to values, none of which writes to the model.
+
+:func:`find`, :func:`check`, :func:`calibrate`, :func:`build`, :func:`choose_scorer`, :func:`rank`, :func:`measure_sensitivities`,
+:func:`choose` and :func:`repair`. :func:`llmrank.pipeline.plan.select` calls them in this order.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from graphs import LayeredGraph, RankResult
+from graphs import RankResult
+from llmrank.calibration.attention import find_attentions
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.collect_by_block import collect_by_block
 from llmrank.calibration.statistics import FFNStatistics
 from llmrank.errors import OptionError
-from llmrank.execution import Execution, Processes
+from llmrank.evaluation.perplexity import Perplexity, perplexity, unigram_perplexity
+from llmrank.execution import Execution
 from llmrank.execution.onloading import onloaded_by_block
 from llmrank.execution.recording import Recording, blocks_of, broken_error
-from llmrank.execution.work_directory import WorkDirectory
 from llmrank.models import FFNs, explicit_ffns, find_ffns
 from llmrank.models.checks import check_expert_biases
 from llmrank.models.costs import ModelCosts
 from llmrank.models.forward import fitting_length, reached_by_tokens
-from llmrank.models.loading import parse_device
 from llmrank.pipeline.closeness.candidates import (
     FEWEST_TOKENS,
     Choice,
@@ -35,376 +38,362 @@ from llmrank.pipeline.closeness.candidates import (
 )
 from llmrank.pipeline.closeness.repair_validation import Validation, repair_where_it_helps
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
-from llmrank.pipeline.option_checks import check_kinds, check_options
-from llmrank.pipeline.report import Report, expected_widths, token_warning
-from llmrank.pipeline.texts import CalibrationText, EvaluationText
-from llmrank.progress import Progress
+from llmrank.pipeline.recipe import Recipe
+from llmrank.pipeline.report import Evaluation, dtype_name, expected_widths, token_warning
 from llmrank.prune import BasePruner, LocalPruner
 from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
-from llmrank.prune.records.units import Target, check_targets, parse_targets, units_of
-from llmrank.prune.schedule import ScheduleStep
-from llmrank.prune.selection import Reselection, check_both, choose_masks, prunes_jointly
-from llmrank.repair import BaseRepair, RepairedMap
+from llmrank.prune.records.units import check_targets, units_of
+from llmrank.prune.selection import Reselection, check_both, choose_masks
+from llmrank.repair import RepairedMap
 from llmrank.repair.duration import repair_seconds
-from llmrank.score import AutoScorer, BaseScorer, ExpertScorer
-from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
-from llmrank.score.pagerank import default_scorer
+from llmrank.score import BaseScorer, ExpertScorer
+from llmrank.score.model_graph import ModelGraph, build_graphs
 from llmrank.score.rank_graphs import rank_graphs
-from llmrank.surgery.apply import AppliedMasks, check_writable
-from llmrank.surgery.forms import Form
-from llmrank.surgery.widths import Align, check_padding
-from llmrank.text import TokenSequences
+from llmrank.surgery.apply import check_writable
+from llmrank.surgery.widths import check_padding
+from llmrank.text import CalibrationTokens, TokenSequences
 
-__all__ = ["PipelineStages"]
+__all__ = [
+    "PreparedModel",
+    "RankedModel",
+    "build",
+    "calibrate",
+    "calibration_tokens",
+    "check",
+    "choose",
+    "choose_scorer",
+    "evaluate",
+    "find",
+    "measure_sensitivities",
+    "perplexity_of",
+    "rank",
+    "repair",
+    "seconds_of_repair",
+    "trial_masks",
+    "warning_of_few_tokens",
+]
 
 
-class PipelineStages:
-    """The options of a pipeline, and its stages; see :class:`llmrank.pipeline.BasePipeline`, which runs them."""
+@dataclass(frozen=True, eq=False)
+class PreparedModel:
+    """A model with its FFNs, which fit a recipe.
 
-    topology: ClassVar[Topology]
+    Attributes
+    ----------
+    model : nn.Module
+    tokenizer : transformers tokenizer or None
+    ffns : FFNs
+        Those that text reaches.
+    costs : ModelCosts
+    not_reached : tuple of str
+        The stacks whose FFNs no text reaches.
+    blocks : tuple of nn.Module
+        The blocks that a run brings to its device one at a time; empty if the model computes where it is.
+    """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        structure_dict: Mapping[str, Any] | None = None,
-        scorer: BaseScorer | None = None,
-        pruner: BasePruner | None = None,
-        device: str | torch.device | None = None,
-        *,
-        calibration: Any = None,
-        form: Form | None = None,
-        align: Align = "none",
-        repair: BaseRepair | None = None,
-        targets: str | Sequence[str] = "neurons",
-        steps: int = 1,
-        evaluation: Any = None,
-        progress: Progress | None = None,
-        undoable: bool = True,
-        work_directory: str | os.PathLike[str] | None = None,
-        resume: bool = False,
-        processes: Processes | None = None,
-    ) -> None:
-        check_kinds(model, progress, work_directory)
-        by_block = work_directory is not None
-        check_options(structure_dict, scorer, pruner, form, align, repair, steps, by_block=by_block, undoable=undoable)
-        self.model = model
-        self.tokenizer = tokenizer
-        self.structure_dict = structure_dict
-        self.scorer = scorer or default_scorer(whole_ffns=structure_dict is None)
-        self.pruner = pruner if pruner is not None else LocalPruner()
-        self.device = None if device is None else parse_device(device)
-        self.calibration = CalibrationText.of(calibration).for_model(model)
-        if self.calibration.ranking is not None and steps != 1:
+    model: nn.Module
+    tokenizer: Any
+    ffns: FFNs
+    costs: ModelCosts
+    not_reached: tuple[str, ...] = ()
+    blocks: tuple[nn.Module, ...] = ()
+
+    def onloaded(self, execution: Execution) -> AbstractContextManager[None]:
+        """Let forward passes of the complete model compute on the device of the execution within the context."""
+        return onloaded_by_block(self.model, self.blocks, execution.device)
+
+
+@dataclass(frozen=True, eq=False)
+class RankedModel:
+    """The graphs of a model, and their ranks by the scorer that was chosen.
+
+    Attributes
+    ----------
+    graphs : tuple of ModelGraph
+        They hold the weights that they were built from.
+    ranks : tuple of RankResult
+        One for each graph.
+    scorer : BaseScorer
+    choice : Choice or None
+        The trials that the scorer was chosen by, if there was a choice.
+    """
+
+    graphs: tuple[ModelGraph, ...]
+    ranks: tuple[RankResult, ...]
+    scorer: BaseScorer
+    choice: Choice | None = None
+
+    def importance(self) -> dict[str, torch.Tensor]:
+        """Return the scores of the neurons of every prunable layer, by its name."""
+        pairs = zip(self.graphs, self.ranks, strict=True)
+        return {name: scores for graph, ranked in pairs for name, scores in graph.importance(ranked).items()}
+
+
+def find(
+    model: nn.Module, tokenizer: Any, recipe: Recipe, execution: Execution, move_to: torch.device | None = None
+) -> PreparedModel:
+    """Find the FFNs that text reaches, and refuse a model that cannot be written to or does not fit the execution.
+
+    Parameters
+    ----------
+    model : nn.Module
+    tokenizer : transformers tokenizer or None
+    recipe : Recipe
+    execution : Execution
+    move_to : torch.device, optional
+        The device that the complete model is moved to.
+
+    Raises
+    ------
+    LLMRankError
+        The model has no FFNs that can be pruned, or they cannot be written to.
+    """
+    structure = recipe.structure_dict
+    ffns = find_ffns(model) if structure is None else explicit_ffns(model, structure)
+    check_writable(ffns)  # checked now, because an error after hours of calibration would come too late
+    if move_to is not None:
+        placed = getattr(model, "hf_device_map", None) or {}
+        if len(set(placed.values())) > 1 or any(parameter.is_meta for parameter in model.parameters()):
             raise OptionError(
-                "a ranking is of the whole model, so it prunes in one step; leave steps out, or calibrate on text"
+                f"device={str(move_to)!r} would move the whole model, but it is spread over several devices or partly "
+                "offloaded; leave device out: the model is run where its parts are"
             )
-        self.form: Form = form if form is not None else ("zero" if structure_dict is not None else "compact")
-        self.align: Align = align
-        self.repair = repair
-        self.targets = parse_targets(targets)
-        self.evaluation = EvaluationText.of(evaluation)
-        self.progress = progress
-        self.work_directory = None if work_directory is None else Path(work_directory)
-        self.steps, self.undoable, self.resume = steps, undoable, resume
-        self.processes = processes or Processes()
-        self.work: WorkDirectory | None = None
-        self.report: Report | None = None
-        self.masks: Masks | None = None
-        self.choice: Choice | None = None
-        self.sensitivities: dict[str, float] = {}
-        self.application: AppliedMasks | None = None
-        self.model_graphs: tuple[ModelGraph, ...] = ()
-        self.ranks: tuple[RankResult, ...] = ()
-        self.repaired: dict[str, RepairedMap] = {}
-        self.validation: Validation | None = None
-        self.costs: ModelCosts | None = None
-        self.step_results: list[ScheduleStep] = []
-        self._prepared: tuple[FFNs, ModelCosts] | None = None
-        self._not_reached: set[str] = set()
-        self._blocks: list[nn.Module] = []
-        self._changed_for_good = False
-        self._seconds: dict[str, float] = {}
+        model.to(move_to)
+    reached = reached_by_tokens(model, ffns)
+    not_reached = {ffn.stack for ffn in ffns} - {ffn.stack for ffn in reached}
+    blocks: list[nn.Module] = []
+    if execution.device is not None:
+        blocks = blocks_of(model, reached)
+        if not blocks:
+            raise broken_error(model)
+    if recipe.attention:
+        find_attentions(model, reached)  # raises an error for attentions that cannot be edges
+    return PreparedModel(
+        model, tokenizer, reached, ModelCosts(model, reached), tuple(sorted(not_reached)), tuple(blocks)
+    )
 
-    def find(self) -> FFNs:
-        """Return the FFNs of the model that text reaches, and move the model to the device if one is set.
 
-        In a run with little memory the model stays where it is, see :attr:`block_device`.
-        """
-        structure = self.structure_dict
-        ffns = find_ffns(self.model) if structure is None else explicit_ffns(self.model, structure)
-        check_writable(ffns)  # checked now, because an error after hours of calibration would come too late
-        if self.device is not None and self.work_directory is None:
-            placed = getattr(self.model, "hf_device_map", None) or {}
-            if len(set(placed.values())) > 1 or any(parameter.is_meta for parameter in self.model.parameters()):
-                raise OptionError(
-                    f"device={str(self.device)!r} would move the whole model, but it is spread over several devices or partly "
-                    "offloaded; leave device out: the model is run where its parts are"
-                )
-            self.model.to(self.device)
-        reached = reached_by_tokens(self.model, ffns)
-        self._not_reached = {ffn.stack for ffn in ffns} - {ffn.stack for ffn in reached}
-        if self.block_device is not None:
-            self._blocks = blocks_of(self.model, reached)
-            if not self._blocks:
-                raise broken_error(self.model)
-        return reached
-
-    @property
-    def block_device(self) -> torch.device | None:
-        """The device that a run with little memory brings one block at a time to; None if it computes where the weights are."""
-        by_block = self.work_directory is not None and self.device is not None and self.device.type != "cpu"
-        return self.device if by_block else None
-
-    @property
-    def execution(self) -> Execution:
-        """How the run computes."""
-        return Execution(self.calibration.batch_size, self.progress, self.processes, self.block_device, self.work)
-
-    def onloaded(self) -> AbstractContextManager[None]:
-        """Let forward passes of the complete model compute on :attr:`block_device` within the context."""
-        return onloaded_by_block(self.model, self._blocks, self.block_device)
-
-    def prepare(self) -> tuple[FFNs, ModelCosts]:
-        """Find and check the FFNs (:meth:`find`, :meth:`check`). The result is kept, so that ``run`` need not do it again.
-
-        Returns
-        -------
-        ffns : FFNs
-        costs : ModelCosts
-
-        Raises
-        ------
-        LLMRankError
-            The model has no FFNs that can be pruned, or the options do not fit it.
-        """
-        if self._prepared is None:
-            ffns = self.find()
-            self._prepared = ffns, self.check(ffns)
-        return self._prepared
-
-    def check(self, ffns: FFNs) -> ModelCosts:
-        """Compute the costs of the model, and refuse an impossible amount or alignment before anything is measured."""
-        check_targets(self.targets, ffns)
-        check_both(self.pruner, self.targets)
-        of_experts = [each for each in self.candidates if isinstance(each, ExpertScorer)]
-        if of_experts and self.targets != ("experts",):
-            raise OptionError(
-                f"{type(of_experts[0]).__name__} scores whole experts, so it does not tell their neurons apart; expected "
-                "targets='experts' (--targets experts), or a scorer of neurons such as wpr"
-            )
-        if self.repair is not None and self.repair.needs_bias:
-            check_expert_biases(ffns)
-        self.costs = ModelCosts(self.model, ffns)
-        jointly = prunes_jointly(self.structure_dict, self.topology)
-        check_budget(self.pruner, ffns, self.costs, jointly=jointly, targets=self.targets)
-        if self.align == "pad":
-            check_padding(ffns.sizes.values())
-        return self.costs
-
-    def token_warning(self, ffns: FFNs, tokens: int | None = None) -> str | None:
-        """Return a warning if `tokens` are too few for the repair; by default they are those that the settings ask for."""
-        length = fitting_length(self.model, self.calibration.sequence_length)
-        tokens = self.calibration.samples * length if tokens is None else tokens
-        return token_warning(self.repair, self.pruner, ffns, tokens, length, self.targets)
-
-    def repair_seconds(self, ffns: FFNs) -> float:
-        """Estimate the seconds of the repair, without forward passes; see :mod:`llmrank.repair.duration`."""
-        if self.repair is None:
-            return 0.0
-        tokens = self.calibration.samples * fitting_length(self.model, self.calibration.sequence_length)
-        kept = expected_widths(self.pruner, ffns, self.targets)
-        return repair_seconds(self.repair, ffns, kept, tokens, self.block_device)
-
-    @property
-    def candidates(self) -> tuple[BaseScorer, ...]:
-        """The scorers to choose from; the scorer alone if it is no choice."""
-        return self.scorer.candidates if isinstance(self.scorer, AutoScorer) else (self.scorer,)
-
-    @property
-    def chosen_scorer(self) -> BaseScorer:
-        """The scorer that ranks: the one that was chosen, the first candidate if nothing was, or the only one."""
-        chosen = None if self.choice is None else self.choice.chosen
-        return next((each for each in self.candidates if each.label() == chosen), self.candidates[0])
-
-    @property
-    def holds_out(self) -> bool:
-        """Whether the run needs held-out calibration sequences, for a repair or for a choice."""
-        return self.repair is not None or len(self.candidates) > 1
-
-    def calibration_texts(self) -> tuple[TokenSequences, TokenSequences | None]:
-        """Make the calibration sequences, and those to hold out from a repair; see :meth:`CalibrationText.sequences`.
-
-        If there are several processes, one of them makes the sequences for all.
-        """
-        sequences, held_out = self.processes.from_one(
-            lambda: self.calibration.sequences(
-                self.model, self.tokenizer, hold_out=self.holds_out, progress=self.progress
-            )
+def check(prepared: PreparedModel, recipe: Recipe) -> None:
+    """Refuse a recipe that does not fit the model, such as an impossible amount, before anything is measured."""
+    ffns = prepared.ffns
+    check_targets(recipe.targets, ffns)
+    check_both(recipe.pruner, recipe.targets)
+    of_experts = [each for each in recipe.candidates if isinstance(each, ExpertScorer)]
+    if of_experts and recipe.targets != ("experts",):
+        raise OptionError(
+            f"{type(of_experts[0]).__name__} scores whole experts, so it does not tell their neurons apart; expected "
+            "targets='experts' (--targets experts), or a scorer of neurons such as wpr"
         )
-        self.processes.check_batches(sequences, self.calibration.batch_size)
-        return sequences, held_out
+    if recipe.repair is not None and recipe.repair.needs_bias:
+        check_expert_biases(ffns)
+    check_budget(recipe.pruner, ffns, prepared.costs, jointly=recipe.jointly, targets=recipe.targets)
+    if recipe.align == "pad":
+        check_padding(ffns.sizes.values())
 
-    def calibrate(self, ffns: FFNs, sequences: TokenSequences) -> tuple[FFNStatistics, ...]:
-        """Collect statistics of every layer of nodes, or return those of a ranking."""
-        if self.calibration.ranking is not None:
-            return self.calibration.ranking.statistics_of(self.model, ffns)
-        options = self.statistics_options(ffns)
-        if self.work is not None:
-            return collect_by_block(self.model, ffns, sequences, self.execution, self.work, **options)
-        return collect_statistics(self.model, ffns, sequences, self.execution, **options)
 
-    def statistics_options(self, ffns: FFNs) -> dict[str, Any]:  # noqa: ARG002 -- for topologies that override this
-        """Return further options of :func:`llmrank.calibration.collect.collect_statistics`."""
+def warning_of_few_tokens(prepared: PreparedModel, recipe: Recipe, tokens: int | None = None) -> str | None:
+    """Return a warning if `tokens` are too few for the repair; by default they are those that the recipe asks for."""
+    length = fitting_length(prepared.model, recipe.calibration.sequence_length)
+    tokens = recipe.calibration.samples * length if tokens is None else tokens
+    return token_warning(recipe.repair, recipe.pruner, prepared.ffns, tokens, length, recipe.targets)
+
+
+def seconds_of_repair(prepared: PreparedModel, recipe: Recipe, execution: Execution) -> float:
+    """Estimate the seconds of the repair, without forward passes; see :mod:`llmrank.repair.duration`."""
+    if recipe.repair is None:
+        return 0.0
+    tokens = recipe.calibration.samples * fitting_length(prepared.model, recipe.calibration.sequence_length)
+    kept = expected_widths(recipe.pruner, prepared.ffns, recipe.targets)
+    return repair_seconds(recipe.repair, prepared.ffns, kept, tokens, execution.device)
+
+
+def evaluate(
+    prepared: PreparedModel, recipe: Recipe, execution: Execution
+) -> tuple[Evaluation | None, TokenSequences | None]:
+    """Measure the perplexity of the dense model, and return it with its sequences; (None, None) without a text."""
+    source, length = recipe.evaluation, recipe.calibration.sequence_length
+    if source is None:
+        return None, None
+    model, tokenizer = prepared.model, prepared.tokenizer
+    texts = execution.processes.from_one(lambda: source.sequences(model, tokenizer, length))
+    before = perplexity_of(prepared, texts, execution, "Evaluating the dense model")
+    protocol = {**texts.provenance(), "dtype": dtype_name(model), "torch_seed": torch.initial_seed()}
+    return Evaluation(protocol, before, unigram=unigram_perplexity(texts)), texts
+
+
+def perplexity_of(
+    prepared: PreparedModel, texts: TokenSequences, execution: Execution, description: str = "Evaluating"
+) -> Perplexity:
+    """Measure the perplexity of the model in its present state."""
+    with prepared.onloaded(execution):
+        return perplexity(prepared.model, texts, execution, description)
+
+
+def calibration_tokens(prepared: PreparedModel, recipe: Recipe, execution: Execution) -> CalibrationTokens:
+    """Make the calibration sequences, and those to hold out; see :meth:`llmrank.pipeline.CalibrationText.sequences`.
+
+    If there are several processes, one of them makes the sequences for all.
+    """
+    tokens = execution.processes.from_one(
+        lambda: recipe.calibration.sequences(
+            prepared.model, prepared.tokenizer, hold_out=recipe.holds_out, progress=execution.progress
+        )
+    )
+    execution.processes.check_batches(tokens.sequences, execution.batch_size)
+    return tokens
+
+
+def calibrate(
+    prepared: PreparedModel, recipe: Recipe, tokens: CalibrationTokens, execution: Execution
+) -> tuple[FFNStatistics, ...]:
+    """Collect statistics of every layer of nodes, or return those of a ranking."""
+    model, ffns = prepared.model, prepared.ffns
+    if recipe.calibration.ranking is not None:
+        return recipe.calibration.ranking.statistics_of(model, ffns)
+    attentions = find_attentions(model, ffns) if recipe.attention else None
+    collect = collect_statistics if execution.work is None else collect_by_block
+    return collect(model, ffns, tokens.sequences, execution, skips=recipe.measures_skips, attentions=attentions)
+
+
+def build(prepared: PreparedModel, recipe: Recipe, statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
+    """Build the graphs in the topology of the recipe."""
+    if recipe.topology == "residual" and not recipe.attention:
+        statistics = [replace(entry, attention=None) for entry in statistics]
+    beta = None if recipe.topology != "residual" or recipe.beta == "measured" else recipe.beta
+    return build_graphs(prepared.ffns, statistics, recipe.topology, beta)
+
+
+def rank(scorer: BaseScorer, graphs: Sequence[ModelGraph], execution: Execution) -> tuple[RankResult, ...]:
+    """Rank every graph."""
+    return rank_graphs(scorer, execution.steps(graphs, "Ranking"))
+
+
+def choose_scorer(
+    prepared: PreparedModel,
+    recipe: Recipe,
+    graphs: Sequence[ModelGraph],
+    tokens: CalibrationTokens,
+    execution: Execution,
+    pruner: BasePruner | None = None,
+) -> Choice | None:
+    """Try the candidates on held-out tokens and on text of another kind, see :mod:`llmrank.pipeline.closeness.candidates`.
+
+    Each cut is that of the pruner (by default the recipe's own), or that of :func:`trial_masks` if the pruner needs
+    sensitivities. Return None if there is only one candidate, or nothing was held out. A run with little memory notes the
+    choice, and does not try again.
+    """
+    held_out = tokens.parts[1]
+    if len(recipe.candidates) == 1 or held_out is None:
+        return None
+    work = execution.work
+    noted = None if work is None else work.progress("choice")
+    if noted is not None:
+        return Choice.of_dict(noted)
+    pruner = pruner or recipe.pruner
+    masks = {}
+    for each in execution.steps(recipe.candidates, "Ranking by every candidate"):
+        ranked = RankedModel(tuple(graphs), rank_graphs(each, graphs), each)
+        needs_sensitivity = pruner.needs_sensitivity
+        cut = (
+            trial_masks(prepared, recipe, ranked)
+            if needs_sensitivity
+            else choose(prepared, recipe, ranked, pruner=pruner)
+        )
+        masks[each.label()] = Masks(execution.processes.first(dict(cut)))
+    count = tokens_of_a_trial(tokens.sequences.n_tokens, len(recipe.candidates))
+    choice = try_candidates(
+        prepared.model,
+        prepared.ffns,
+        masks,
+        pieces(held_out, count, tokens.sequences),
+        other_text(tokens.sequences, prepared.tokenizer, count),
+        # With weights on disk, every pass reads all of them, so there is one pass for each text.
+        max(execution.batch_size * tokens.sequences.length, FEWEST_TOKENS) if work is None else 2 * count,
+        execution,
+    )
+    if work is not None:
+        work.note("choice", choice.to_dict())
+    return choice
+
+
+def trial_masks(prepared: PreparedModel, recipe: Recipe, ranked: RankedModel) -> Masks:
+    """Choose masks for a trial: those of a :class:`LocalPruner` with the recipe's amount; of two targets, only neurons."""
+    pruner = recipe.pruner
+    common = (pruner.amount, pruner.min_keep, pruner.multiple_of)
+    trial = LocalPruner(*common, protect=pruner.protect, amount_of=pruner.amount_of)
+    return choose_masks(
+        trial, ranked.graphs, ranked.ranks, jointly=True, costs=prepared.costs, targets=recipe.trial_targets
+    )
+
+
+def measure_sensitivities(
+    prepared: PreparedModel, recipe: Recipe, ranked: RankedModel, tokens: CalibrationTokens, execution: Execution
+) -> dict[str, float]:
+    """Measure the sensitivity of every prunable layer; return an empty dict if the pruner needs none.
+
+    One layer at a time is pruned as in :func:`trial_masks`, see
+    :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`.
+    """
+    if not recipe.pruner.needs_sensitivity:
         return {}
+    ffns, masks = prepared.ffns, trial_masks(prepared, recipe, ranked)
+    groups = {units.name: units.layers for units in units_of(ffns.layers.values(), recipe.trial_targets)}
+    with prepared.onloaded(execution):
+        return layer_sensitivities(prepared.model, ffns, masks, tokens.sequences, execution, groups=groups)
 
-    def build_graphs(self, ffns: FFNs, statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
-        """Build the graphs, in the topology of the pipeline."""
-        return build_graphs(ffns, statistics, self.topology)
 
-    def rank_graphs(self, graphs: Sequence[ModelGraph]) -> tuple[RankResult, ...]:
-        """Rank every graph."""
-        return rank_graphs(self.chosen_scorer, self.execution.steps(graphs, "Ranking"))
+def choose(
+    prepared: PreparedModel,
+    recipe: Recipe,
+    ranked: RankedModel,
+    sensitivities: Mapping[str, float] | None = None,
+    pruner: BasePruner | None = None,
+    present: Masks | None = None,
+) -> Masks:
+    """Choose the keep masks of all prunable layers.
 
-    def choose_scorer(
-        self,
-        ffns: FFNs,
-        graphs: Sequence[ModelGraph],
-        sequences: TokenSequences,
-        held_out: TokenSequences | None,
-        pruner: BasePruner | None = None,
-    ) -> Choice | None:
-        """Try the candidates on held-out tokens and on text of another kind, see :mod:`llmrank.pipeline.closeness.candidates`.
+    In all steps but the last, `pruner` has a smaller amount than the recipe's. `present` holds the masks of the step before;
+    neurons that these masks remove stay removed.
+    """
+    return choose_masks(
+        pruner or recipe.pruner,
+        ranked.graphs,
+        ranked.ranks,
+        jointly=recipe.jointly,
+        sensitivities=sensitivities,
+        costs=prepared.costs,
+        present=present,
+        targets=recipe.targets,
+    )
 
-        Each cut is that of the pruner (by default the pipeline's own), or that of :meth:`trial_masks` if the pruner needs
-        sensitivities. Return None if there is only one candidate, or nothing was held out. A run with little memory notes the
-        choice, and does not try again.
-        """
-        kept = sequences.parts[1] if held_out is None else held_out
-        if len(self.candidates) == 1 or kept is None:
-            return None
-        noted = None if self.work is None else self.work.progress("choice")
-        if noted is not None:
-            return Choice.of_dict(noted)
-        # An override of choose_masks() may lack the argument.
-        given = () if pruner is None else (pruner,)
-        needs_sensitivity = (pruner or self.pruner).needs_sensitivity
-        masks = {}
-        for each in self.execution.steps(self.candidates, "Ranking by every candidate"):
-            ranks = rank_graphs(each, graphs)
-            cut = self.trial_masks(graphs, ranks) if needs_sensitivity else self.choose_masks(graphs, ranks, *given)
-            masks[each.label()] = Masks(self.processes.first(dict(cut)))
-        tokens = tokens_of_a_trial(sequences.n_tokens, len(self.candidates))
-        choice = try_candidates(
-            self.model,
-            ffns,
-            masks,
-            pieces(kept, tokens, sequences),
-            other_text(sequences, self.tokenizer, tokens),
-            # With weights on disk, every pass reads all of them, so there is one pass for each text.
-            max(self.calibration.batch_size * sequences.length, FEWEST_TOKENS) if self.work is None else 2 * tokens,
-            self.execution,
-        )
-        if self.work is not None:
-            self.work.note("choice", choice.to_dict())
-        return choice
 
-    def measure_sensitivities(
-        self, ffns: FFNs, sequences: TokenSequences, graphs: Sequence[ModelGraph], ranks: Sequence[RankResult]
-    ) -> dict[str, float]:
-        """Measure the sensitivity of every prunable layer; return an empty dict if the pruner needs none.
+def repair(
+    prepared: PreparedModel,
+    recipe: Recipe,
+    masks: Masks,
+    tokens: CalibrationTokens,
+    record: Recording,
+    choose_again: Reselection,
+    execution: Execution,
+    *,
+    in_place: bool = False,
+) -> tuple[Masks, dict[str, RepairedMap], Validation | None]:
+    """Repair the output maps of the FFNs; return the keep masks, the repaired maps and the validation.
 
-        One layer at a time is pruned, by a :class:`LocalPruner` with the amount of the pipeline's pruner, see
-        :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`. With two targets, only neurons are removed for this.
-        """
-        if not self.pruner.needs_sensitivity:
-            return {}
-        masks = self.trial_masks(graphs, ranks)
-        groups = {units.name: units.layers for units in units_of(ffns.layers.values(), self._trial_targets)}
-        with self.onloaded():
-            return layer_sensitivities(self.model, ffns, masks, sequences, self.execution, groups=groups)
-
-    def trial_masks(self, graphs: Sequence[ModelGraph], ranks: Sequence[RankResult]) -> Masks:
-        """Choose masks for a trial: those of a :class:`LocalPruner` with the pruner's amount; of two targets, only neurons."""
-        pruner = self.pruner
-        common = (pruner.amount, pruner.min_keep, pruner.multiple_of)
-        trial = LocalPruner(*common, protect=pruner.protect, amount_of=pruner.amount_of)
-        return choose_masks(trial, graphs, ranks, jointly=True, costs=self.costs, targets=self._trial_targets)
-
-    @property
-    def _trial_targets(self) -> tuple[Target, ...]:
-        return self.targets if len(self.targets) == 1 else ("neurons",)
-
-    def choose_masks(
-        self,
-        graphs: Sequence[ModelGraph],
-        ranks: Sequence[RankResult],
-        pruner: BasePruner | None = None,
-        present: Masks | None = None,
-    ) -> Masks:
-        """Choose the keep masks of all prunable layers.
-
-        In all steps but the last, `pruner` has a smaller amount. `present` holds the masks of the step before; neurons that these
-        masks remove stay removed.
-        """
-        return choose_masks(
-            pruner or self.pruner,
-            graphs,
-            ranks,
-            jointly=prunes_jointly(self.structure_dict, self.topology),
-            sensitivities=self.sensitivities,
-            costs=self.costs,
-            present=present,
-            targets=self.targets,
-        )
-
-    def repair_output_maps(
-        self,
-        ffns: FFNs,
-        masks: Masks,
-        sequences: TokenSequences,
-        record: Recording,
-        graphs: Sequence[ModelGraph],
-        present: Masks | None = None,
-        held_out: TokenSequences | None = None,
-    ) -> tuple[Masks, dict[str, RepairedMap]]:
-        """Repair the output maps of the FFNs; return the keep masks and the repaired maps.
-
-        If the repair does not improve the model on the held-out tokens, the masks are those that were passed in, and no map is
-        repaired. If the pipeline is not undoable, repaired weights are written into the model as soon as they are solved. The
-        exception is a repair that chooses the neurons of later layers anew by the dense weights of earlier ones.
-        """
-        if self.repair is None:
-            return masks, {}
-        choose = Reselection(self.chosen_scorer, graphs, present)
-        texts = (sequences, held_out) if held_out is not None else sequences.parts
-        overwrites_weights = not (self.undoable or (self.repair.reselects and choose.reads_earlier_layers))
-        kept, repaired, self.validation = repair_where_it_helps(
-            self.model,
-            ffns,
-            masks,
-            self.repair,
-            texts,
-            record,
-            self.execution,
-            choose,
-            in_place=overwrites_weights,
-        )
-        self._changed_for_good = overwrites_weights and bool(repaired)
-        return kept, repaired
-
-    def parameters(self) -> dict[str, Any]:
-        """Return the settings of the topology, for reports."""
-        return {}
-
-    @property
-    def graph(self) -> LayeredGraph | tuple[LayeredGraph, ...]:
-        """The graph, or a tuple of graphs if there are several."""
-        graphs = tuple(entry.graph for entry in self.model_graphs)
-        return graphs[0] if len(graphs) == 1 else graphs
-
-    @property
-    def rank(self) -> RankResult | tuple[RankResult, ...]:
-        """The rank of :attr:`graph`, or a tuple of ranks if there are several graphs."""
-        return self.ranks[0] if len(self.ranks) == 1 else self.ranks
+    If the repair does not improve the model on the held-out tokens, the masks are those that were passed in, and no map is
+    repaired. See :func:`llmrank.pipeline.closeness.repair_validation.repair_where_it_helps`, also for `in_place`.
+    """
+    if recipe.repair is None:
+        return masks, {}, None
+    return repair_where_it_helps(
+        prepared.model,
+        prepared.ffns,
+        masks,
+        recipe.repair,
+        tokens.parts,
+        record,
+        execution,
+        choose_again,
+        in_place=in_place,
+    )

@@ -9,7 +9,7 @@ from llmrank.errors import OptionError
 from llmrank.models.forward import fitting_length
 from llmrank.pipeline.ranking import Ranking
 from llmrank.progress import Progress
-from llmrank.text import TokenSequences, n_held_out, tokenise
+from llmrank.text import CalibrationTokens, TokenSequences, n_held_out, tokenise
 from llmrank.text.sequences import Request
 from llmrank.text.sources import find_source, make_sequences
 
@@ -48,7 +48,7 @@ class Text(Protocol):
 
     def sequences(
         self, model: Any, tokenizer: Any, *, hold_out: bool, progress: Progress | None = None
-    ) -> tuple[TokenSequences, TokenSequences | None]:
+    ) -> CalibrationTokens:
         """Make the calibration sequences, and those to hold out from a repair, see :meth:`CalibrationText.sequences`."""
 
 
@@ -99,7 +99,7 @@ class CalibrationText:
 
     def sequences(
         self, model: Any, tokenizer: Any, *, hold_out: bool, progress: Progress | None = None
-    ) -> tuple[TokenSequences, TokenSequences | None]:
+    ) -> CalibrationTokens:
         """Make the calibration sequences, and those to hold out from a repair.
 
         Parameters
@@ -113,11 +113,9 @@ class CalibrationText:
 
         Returns
         -------
-        sequences : TokenSequences
-            If sequences must be held out, but the text ends here, the last of these sequences are marked as held out, unless
-            there is only one.
-        held_out : TokenSequences or None
-            The sequences that follow in the text; None if the text ends before, or without `hold_out`.
+        CalibrationTokens
+            If sequences must be held out, but the text ends before, the last sequences are marked as held out, unless there is
+            only one.
         """
         further = n_held_out(self.samples) if hold_out else 0
         length = fitting_length(model, self.sequence_length)
@@ -125,7 +123,7 @@ class CalibrationText:
         sequences, held_out = make_sequences(self.source, request)
         if further and held_out is None and len(sequences) > 1:
             sequences = replace(sequences, held_out=n_held_out(len(sequences)))
-        return sequences, held_out
+        return CalibrationTokens(sequences, held_out)
 
 
 @dataclass(frozen=True)
@@ -157,9 +155,9 @@ class RankedText:
         """Return these settings: the text is known."""
         return self
 
-    def sequences(self, *_: Any, hold_out: bool, **__: Any) -> tuple[TokenSequences, TokenSequences | None]:
+    def sequences(self, *_: Any, hold_out: bool, **__: Any) -> CalibrationTokens:
         """See :meth:`Text.sequences`."""
-        return self.ranking.sequences, self.ranking.held_out if hold_out else None
+        return CalibrationTokens(self.ranking.sequences, self.ranking.held_out if hold_out else None)
 
 
 @dataclass(frozen=True)

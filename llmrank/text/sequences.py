@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import torch
 
 from llmrank.errors import CalibrationError
 
-__all__ = ["Request", "Role", "TokenSequences", "n_held_out", "shared_passages"]
+__all__ = ["CalibrationTokens", "Request", "Role", "TokenSequences", "n_held_out", "shared_passages"]
 
 Role: TypeAlias = Literal["calibration", "evaluation"]
 # For this many calibration sequences, one more is held out from a repair.
@@ -136,6 +136,26 @@ class TokenSequences:
             "sha256_of_tokens": self.digest,
             **self.details,
         }
+
+
+class CalibrationTokens(NamedTuple):
+    """The sequences that a model is calibrated on, and those to hold out.
+
+    Attributes
+    ----------
+    sequences : TokenSequences
+        Statistics are taken on all of them. If nothing follows in the text, the last of them are marked as held out.
+    held_out : TokenSequences or None
+        The sequences that follow in the text; None if the text ends before, or none were asked for.
+    """
+
+    sequences: TokenSequences
+    held_out: TokenSequences | None
+
+    @property
+    def parts(self) -> tuple[TokenSequences, TokenSequences | None]:
+        """The sequences to fit a repair to, and those to compare models on."""
+        return self.sequences.parts if self.held_out is None else (self.sequences, self.held_out)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from graphs.io.replacement import replace_file
 from llmrank.evaluation.perplexity import complete
 from llmrank.inspection.figures import draw_removed_neurons
 from llmrank.models.forward import predicts_next_token
-from llmrank.pipeline import BasePipeline
+from llmrank.pipeline.plan import Plan
+from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.progress import progress_step
 from llmrank.surgery import checkpoint
 from llmrank.surgery.atomic import check_output
@@ -20,7 +21,7 @@ from llmrank.surgery.atomic import check_output
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_figure", "run"]
+__all__ = ["draw_figure", "run_and_show"]
 
 PROMPT = "The capital of France is Paris. The capital of Italy is"
 FIGURE_FILE = "removed_neurons.png"
@@ -31,17 +32,17 @@ DIFFERENT_COMPLETION = (
 )
 
 
-def run(
-    pipeline: BasePipeline, output: Path, console: Console, config: dict[str, Any] | None = None, prompt: str = PROMPT
+def run_and_show(
+    run: PruningRun, output: Path, console: Console, config: dict[str, Any] | None = None, prompt: str = PROMPT
 ) -> dict[str, Any]:
-    """Run a pipeline, save the checkpoint and the report, print the results, write a figure, and return the report.
+    """Make a run, save the checkpoint and the report, print the results, write a figure, and return the report.
 
     If the figure cannot be written, a warning is printed.
 
     Parameters
     ----------
-    pipeline : BasePipeline
-        A pipeline that has not run yet.
+    run : PruningRun
+        One that has not begun, and can be undone.
     output : Path
         Directory to write: one that does not exist yet, or an empty one.
     console : rich Console
@@ -53,21 +54,21 @@ def run(
     Raises
     ------
     LLMRankError
-        See :meth:`BasePipeline.run` and :func:`llmrank.surgery.checkpoint.save`.
+        See :meth:`llmrank.pipeline.pruning_run.PruningRun.run` and :func:`llmrank.surgery.checkpoint.save`.
     """
     check_output(output)
-    can_complete = pipeline.tokenizer is not None and predicts_next_token(pipeline.model)
-    completions = {"dense": complete(pipeline.model, pipeline.tokenizer, prompt)} if can_complete else {}
-    model = pipeline.run()
+    can_complete = run.tokenizer is not None and predicts_next_token(run.model)
+    completions = {"dense": complete(run.model, run.tokenizer, prompt)} if can_complete else {}
+    model = run.run()
     if can_complete:
-        completions["pruned"] = complete(model, pipeline.tokenizer, prompt)
-    report = pipeline.report
-    if report is None:
-        raise RuntimeError("the pipeline ran without leaving a report")
+        completions["pruned"] = complete(model, run.tokenizer, prompt)
+    report, plan = run.report, run.plan
+    if report is None or plan is None:
+        raise RuntimeError("the run has left no report")
     report.config = config
     report_content = {**report.to_dict(), "completions": completions}
-    with progress_step(pipeline.progress, f"Saving {output}"):
-        directory = checkpoint.save(output, model, pipeline.tokenizer, pipeline.masks, report_content)
+    with progress_step(run.execution.progress, f"Saving {output}"):
+        directory = checkpoint.save(output, model, run.tokenizer, run.masks, report_content)
     console.print(report.table())
     for name, text in completions.items():
         # The text of a model may look like rich's markup; Text shows it unchanged.
@@ -77,7 +78,7 @@ def run(
     figure = directory / FIGURE_FILE
     try:
         with replace_file(figure) as partial:
-            draw_figure(pipeline).savefig(partial, dpi=150, format="png")
+            draw_figure(plan).savefig(partial, dpi=150, format="png")
     except OSError as error:
         warning = f"Warning: {FIGURE_FILE} could not be written ({error}); the checkpoint is complete without it"
         console.print(Text(warning, style="bold yellow"))
@@ -89,11 +90,7 @@ def _first_word(text: str) -> str:
     return next(iter(text.split()), "").strip(".,;:!?")
 
 
-def draw_figure(pipeline: BasePipeline) -> Figure:
-    """Draw the scores and the removed neurons of a pipeline that has run."""
-    scores = {
-        name: values.numpy()
-        for model_graph, rank in zip(pipeline.model_graphs, pipeline.ranks, strict=True)
-        for name, values in model_graph.importance(rank).items()
-    }
-    return draw_removed_neurons(scores, pipeline.masks or {})
+def draw_figure(plan: Plan) -> Figure:
+    """Draw the scores and the removed neurons of a plan that holds its graphs."""
+    scores = {name: values.numpy() for name, values in plan.selection.ranked.importance().items()}
+    return draw_removed_neurons(scores, plan.selection.masks)

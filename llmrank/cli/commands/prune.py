@@ -30,7 +30,7 @@ from llmrank.cli.options import (
     add_model_options,
     check_method,
     directory,
-    make_pipeline,
+    make_run,
     text_source,
 )
 from llmrank.errors import CalibrationError, OptionError
@@ -39,7 +39,8 @@ from llmrank.execution import Processes, join_processes, launched_processes
 from llmrank.execution.work_directory import SAVING, SHARD_BYTES
 from llmrank.models.forward import fitting_length, predicts_next_token
 from llmrank.models.loading import parse_device
-from llmrank.pipeline import BasePipeline
+from llmrank.pipeline import stages
+from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.report import Evaluation, Report
 from llmrank.pipeline.specs import split_spec
 from llmrank.progress import progress_step
@@ -131,11 +132,11 @@ def check_upload(options: argparse.Namespace) -> None:
 
 def run_demo(options: argparse.Namespace, console: Console) -> int:
     """Run ``llmrank demo``; return the exit status."""
-    pipeline = _checked_pipeline(options, console, undoable=True)
-    report = demo.run(pipeline, options.output, console, options.settings)
+    run = _checked_run(options, console, undoable=True)
+    report = demo.run_and_show(run, options.output, console, options.settings)
     options.result = {"output": str(options.output), "report": report}
     _say_written(options.output, [checkpoint.REPORT_FILE, checkpoint.MASKS_FILE, demo.FIGURE_FILE], console)
-    _say_how_to_load(options.output, pipeline.model, console)
+    _say_how_to_load(options.output, run.model, console)
     return 0
 
 
@@ -148,23 +149,23 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
         if processes.rank:  # only process 0 prints
             console, options.progress = Console(quiet=True), None
             warnings.simplefilter("ignore")
-        pipeline = _checked_pipeline(options, console, undoable=False, processes=processes)
+        run = _checked_run(options, console, undoable=False, processes=processes)
         if options.calibration == Automatic.name:
-            _say_if_model_writes_text(pipeline, console)
+            _say_if_model_writes_text(run, console)
         if processes.count > 1:
             console.print(f"{processes.count} processes divide the calibration text.", highlight=False)
-        with resumable(pipeline, console):
-            model = pipeline.run()
+        with resumable(run, console):
+            model = run.run()
     if processes.rank:
         return 0
-    report = pipeline.report
+    report = run.report
     if report is None:
         raise RuntimeError("the pipeline ran without leaving a report")
     report.config = options.settings
-    collapsed = _check_collapse(pipeline, report) if report.evaluation is None else report.evaluation.collapsed
+    collapsed = _check_collapse(run, report) if report.evaluation is None else report.evaluation.collapsed
     repository = None if collapsed else options.push_to_hub
-    with resumable(pipeline, console):
-        written = _save(options, pipeline, report, console, repository)
+    with resumable(run, console):
+        written = _save(options, run, report, console, repository)
     pushed = {} if repository is None else {"pushed": repository}
     options.result = {"output": str(written), "report": report.to_dict(), **pushed}
     console.print(report.table())
@@ -175,9 +176,9 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
         warning = f"Warning: it was not uploaded to {options.push_to_hub}, because it has collapsed"
         console.print(Text(warning, style="bold yellow"))
     _say_how_to_load(written, model, console)
-    _say_if_no_quantiser_fits(options, pipeline, report, console)
+    _say_if_no_quantiser_fits(options, run, report, console)
     if options.calibration == Automatic.name:
-        _say_what_text(pipeline, console)
+        _say_what_text(run, console)
     _say_where_text_is_kept(report, console)
     return 0
 
@@ -194,20 +195,20 @@ def describe_checkpoint(directory: Path) -> dict[str, Any]:
 
 
 def _save(
-    options: argparse.Namespace, pipeline: BasePipeline, report: Report, console: Console, repository: str | None
+    options: argparse.Namespace, run: PruningRun, report: Report, console: Console, repository: str | None
 ) -> Path:
     """Write the checkpoint, and upload it to a repository; return its directory."""
     try:
         with progress_step(options.progress, f"Saving {options.output}"):
-            if pipeline.work is not None:
-                pipeline.work.note(SAVING, options.settings)
+            if run.work is not None:
+                run.work.note(SAVING, options.settings)
             return checkpoint.save(
                 options.output,
-                pipeline.model,
-                pipeline.tokenizer,
-                pipeline.masks,
+                run.model,
+                run.tokenizer,
+                run.masks,
                 report.to_dict(),
-                shard_bytes=None if pipeline.work is None else SHARD_BYTES,
+                shard_bytes=None if run.work is None else SHARD_BYTES,
                 push_to_hub=repository,
                 private=options.private or None,
             )
@@ -218,9 +219,9 @@ def _save(
         raise
     finally:
         # A failed upload leaves a complete checkpoint, and nothing to resume.
-        if pipeline.work is not None and (options.output / "config.json").exists():
-            pipeline.work.remove()
-            pipeline.work = None
+        if run.work is not None and (options.output / "config.json").exists():
+            run.work.remove()
+            run.work = None
 
 
 def check_processes(options: argparse.Namespace) -> None:
@@ -258,9 +259,9 @@ def check_processes(options: argparse.Namespace) -> None:
         )
 
 
-def _checked_pipeline(
+def _checked_run(
     options: argparse.Namespace, console: Console, *, undoable: bool, processes: Processes | None = None
-) -> BasePipeline:
+) -> PruningRun:
     """Check the options, load the model and make the pipeline; print what will be removed, what steps cost, and warnings."""
     check_output(options.output)
     check_method(options)
@@ -269,37 +270,34 @@ def _checked_pipeline(
     # Several processes cannot share the files of a run.
     in_memory = undoable or (processes is not None and processes.count > 1)
     work = None if in_memory else work_directory(options, loaded.model, console)
-    pipeline = make_pipeline(
-        options, loaded, evaluation=options.evaluate, undoable=undoable, work=work, processes=processes
-    )
-    pruner, steps = pipeline.pruner, pipeline.steps
-    ffns, costs = pipeline.prepare()
-    amount = describe_amount(pruner, ffns, costs, pipeline.targets)
+    run = make_run(options, loaded, undoable=undoable, work=work, processes=processes)
+    prepared, recipe = run.prepare(), run.recipe
+    pruner = recipe.pruner
+    amount = describe_amount(pruner, prepared.ffns, prepared.costs, recipe.targets)
     may_mean_percent = isinstance(pruner.amount, int) and 0 < pruner.amount < 100
     hint = f" (for {pruner.amount} % write --amount {pruner.amount / 100:.2f})" if may_mean_percent else ""
     console.print(f"--amount {pruner.amount}: {amount}{hint}.", markup=False, highlight=False)
-    warning = pipeline.token_warning(ffns)
+    warning = stages.warning_of_few_tokens(prepared, recipe)
     if warning is not None:
         console.print(Text(f"Warning: {warning}", style="bold yellow"))
-    seconds = pipeline.repair_seconds(ffns)
+    seconds = stages.seconds_of_repair(prepared, recipe, run.execution)
     if seconds > LONG_REPAIR:
         console.print(
             f"The repair will take about {seconds / 60.0:,.0f} minutes, besides forward passes of the text; "
             "--repair none leaves it out.",
             highlight=False,
         )
-    if steps > 1:
-        cost = describe_steps(steps, pruner.amount, pruner.amount_of, repairs=pipeline.repair is not None)
+    if recipe.steps > 1:
+        repairs = recipe.repair is not None
+        cost = describe_steps(recipe.steps, pruner.amount, pruner.amount_of, repairs=repairs)
         console.print(cost, markup=False, highlight=False)
-    return pipeline
+    return run
 
 
-def _say_if_no_quantiser_fits(
-    options: argparse.Namespace, pipeline: BasePipeline, report: Report, console: Console
-) -> None:
+def _say_if_no_quantiser_fits(options: argparse.Namespace, run: PruningRun, report: Report, console: Console) -> None:
     """Say how to round the widths, if GGUF could quantise the output maps of the dense model, but not those of the pruned one."""
     widths = [width for width in report.neurons["widths_with_padding"].values() if width % QUANTISED_BLOCK]
-    if widths and all(len(mask) % QUANTISED_BLOCK == 0 for mask in (pipeline.masks or {}).values()):
+    if widths and all(len(mask) % QUANTISED_BLOCK == 0 for mask in (run.masks or {}).values()):
         name, written = split_spec(options.pruner)
         written["multiple_of"] = [str(QUANTISED_BLOCK)]
         rounded = f"{name}:{','.join(f'{key}={value}' for key, values in written.items() for value in values)}"
@@ -311,9 +309,9 @@ def _say_if_no_quantiser_fits(
         )
 
 
-def _say_if_model_writes_text(pipeline: BasePipeline, console: Console) -> None:
+def _say_if_model_writes_text(run: PruningRun, console: Console) -> None:
     """Say that the model first writes its calibration text, which takes time."""
-    if pipeline.calibration.source == Generated.name:
+    if run.recipe.calibration.source == Generated.name:
         console.print(
             f"The model first writes the text to calibrate on; with --calibration FILE or {BuiltInText.name} it writes none.",
             markup=False,
@@ -321,9 +319,9 @@ def _say_if_model_writes_text(pipeline: BasePipeline, console: Console) -> None:
         )
 
 
-def _say_what_text(pipeline: BasePipeline, console: Console) -> None:
+def _say_what_text(run: PruningRun, console: Console) -> None:
     """Say on which text the model was calibrated, and which text is better."""
-    is_generated = pipeline.calibration.source == Generated.name
+    is_generated = run.recipe.calibration.source == Generated.name
     console.print(
         f"The model was calibrated on {'text that it wrote' if is_generated else 'the Python language reference'}. Text of the "
         "kind that it will read is better: --calibration FILE.",
@@ -344,15 +342,17 @@ def _say_where_text_is_kept(report: Report, console: Console) -> None:
             )
 
 
-def _check_collapse(pipeline: BasePipeline, report: Report) -> bool:
+def _check_collapse(run: PruningRun, report: Report) -> bool:
     """Return whether the pruned model collapses on a few sequences of the built-in text, and note it in the report."""
-    if pipeline.tokenizer is None or not predicts_next_token(pipeline.model) or not report.neurons["removed"]:
+    plan = run.plan
+    if plan is None or run.tokenizer is None or not predicts_next_token(run.model) or not report.neurons["removed"]:
         return False
-    length = min(fitting_length(pipeline.model, report.calibration["sequence_length"]), CHECK_LENGTH)
+    length = min(fitting_length(run.model, report.calibration["sequence_length"]), CHECK_LENGTH)
     try:
-        texts = tokenise(None, pipeline.tokenizer, CHECK_SAMPLES, length, "evaluation")
-        with pipeline.execution.step("Checking whether the pruned model has collapsed"), pipeline.onloaded():
-            after = perplexity(pipeline.model, texts)
+        texts = tokenise(None, run.tokenizer, CHECK_SAMPLES, length, "evaluation")
+        checking = run.execution.step("Checking whether the pruned model has collapsed")
+        with checking, plan.prepared.onloaded(run.execution):
+            after = perplexity(run.model, texts)
     except CalibrationError as error:
         report.notes.append(f"whether the pruned model has collapsed was not checked: {error}")
         return False

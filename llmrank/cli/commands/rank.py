@@ -18,11 +18,13 @@ from llmrank.cli.low_memory import (
     resumable,
     work_directory,
 )
-from llmrank.cli.options import add_method_options, add_model_options, check_method, directory, make_pipeline
+from llmrank.cli.options import add_method_options, add_model_options, check_method, directory, make_run
 from llmrank.errors import OptionError
 from llmrank.execution.work_directory import SAVING, SHARD_BYTES, WorkDirectory
 from llmrank.models import find_ffns
 from llmrank.models.digest import weights_digest
+from llmrank.pipeline import stages
+from llmrank.pipeline.plan import rank_model
 from llmrank.pipeline.ranking import SETTINGS, Ranking
 from llmrank.pipeline.registry import DEFAULTS
 from llmrank.pipeline.report import json_safe, model_source
@@ -87,47 +89,43 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
     check_method(options)
     loaded = load_on_cpu(options)
     work = work_directory(options, loaded.model, console)
-    pipeline = make_pipeline(options, loaded, evaluation=None, undoable=False, work=work)
-    ffns, _ = pipeline.prepare()
-    if pipeline.statistics_options(ffns).get("attentions"):
+    run = make_run(options, loaded, undoable=False, work=work)
+    recipe, prepared = run.recipe, run.prepare()
+    if recipe.attention:
         raise OptionError(
             "statistics of attentions cannot be kept in a file; leave attention=true out, or use llmrank prune"
         )
-    sequences, held_out = pipeline.calibration.sequences(
-        loaded.model, loaded.tokenizer, hold_out=True, progress=options.progress
-    )
+    tokens = recipe.calibration.sequences(loaded.model, loaded.tokenizer, hold_out=True, progress=options.progress)
     with progress_step(options.progress, "Reading the weights"):
         # Before the calibration, because this raises an error if weights are missing.
         weights = weights_digest(loaded.model)
-    with resumable(pipeline, console):
-        pipeline.open_work_directory(sequences, held_out)
-        statistics = pipeline.calibrate(ffns, sequences)
-        graphs = pipeline.build_graphs(ffns, statistics)
-        pipeline.choice = pipeline.choose_scorer(ffns, graphs, sequences, held_out)
-        ranks = pipeline.rank_graphs(graphs)
+    with resumable(run, console):
+        execution = run.open_work_directory(prepared, tokens)
+        statistics = stages.calibrate(prepared, recipe, tokens, execution)
+        ranked = rank_model(prepared, recipe, statistics, tokens, execution)
     settings = {
         "model": model_source(loaded.model),
         "weights": weights,
-        "layers": ffns.sizes,
+        "layers": prepared.ffns.sizes,
         "pipeline": options.pipeline,
-        "scorer": options.scorer if len(pipeline.candidates) == 1 else pipeline.chosen_scorer.label(),
-        "choice": None if pipeline.choice is None else json_safe(pipeline.choice.to_dict()),
-        "calibration": sequences.provenance(),
+        "scorer": options.scorer if len(recipe.candidates) == 1 else ranked.scorer.label(),
+        "choice": None if ranked.choice is None else json_safe(ranked.choice.to_dict()),
+        "calibration": tokens.sequences.provenance(),
     }
-    scores = {k: v for graph, rank in zip(graphs, ranks, strict=True) for k, v in graph.importance(rank).items()}
-    with resumable(pipeline, console), progress_step(options.progress, f"Saving {options.output}"):
-        if pipeline.work is not None:
-            pipeline.work.note(SAVING, options.settings)
+    with resumable(run, console), progress_step(options.progress, f"Saving {options.output}"):
+        if run.work is not None:
+            run.work.note(SAVING, options.settings)
         with atomic_directory(options.output) as partial:
-            Ranking(statistics, sequences, held_out, settings, scores).save(partial)
-    if pipeline.work is not None:
-        pipeline.work.remove()
-    options.result = {"output": str(options.output), "ranking": settings, "tokens": sequences.n_tokens}
-    if pipeline.choice is not None:
-        console.print(pipeline.choice.table())
+            Ranking(statistics, *tokens, settings, ranked.importance()).save(partial)
+    if run.work is not None:
+        run.work.remove()
+    options.result = {"output": str(options.output), "ranking": settings, "tokens": tokens.sequences.n_tokens}
+    if ranked.choice is not None:
+        console.print(ranked.choice.table())
+    sizes = prepared.ffns.sizes
     console.print(
-        f"Wrote {options.output}: the scores of {sum(ffns.sizes.values()):,} neurons in {len(ffns.sizes)} layers, and the "
-        f"statistics of {sequences.n_tokens:,} tokens.\n"
+        f"Wrote {options.output}: the scores of {sum(sizes.values()):,} neurons in {len(sizes)} layers, and the "
+        f"statistics of {tokens.sequences.n_tokens:,} tokens.\n"
         f"Prune with llmrank apply {options.output} {options.model} --amount 0.3 --output pruned",
         markup=False,
         highlight=False,

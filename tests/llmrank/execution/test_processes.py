@@ -24,7 +24,7 @@ from llmrank.cli import parser
 from llmrank.cli.commands.prune import check_processes
 from llmrank.errors import CalibrationError, OptionError, ProcessError
 from llmrank.execution import Processes, heartbeat, join_processes
-from llmrank.pipeline import CalibrationText, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
+from llmrank.pipeline import CalibrationText, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline, stages
 from llmrank.pipeline.closeness.repair_validation import Validation
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.repair import LeastSquaresRepair
@@ -87,25 +87,25 @@ def outcome(case: str) -> dict[str, Any]:
     has_text = isinstance(text_source, (str, list)) and options["calibration"] is not WRITTEN
     pipeline = pipeline_class(model, tokenizer() if has_text else None, **{"pruner": LocalPruner(0.3), **options})
     statistics: list[Any] = []
-    calibrate = pipeline.calibrate
+    calibrate = stages.calibrate
 
     def keep(*arguments: Any) -> Any:
         statistics.append(calibrate(*arguments))
         return statistics[-1]
 
-    pipeline.calibrate = keep
-    with patch.object(Validation, "improves", new=True):  # so that all repairs are kept, and compared
+    # All repairs are kept, so that they are compared.
+    with patch.object(Validation, "improves", new=True), patch.object(stages, "calibrate", keep):
         pipeline.run()
-    report = pipeline.report
+    report, selection = pipeline.report, pipeline.plan.selection
     assert report is not None
     return {
         "masks": dict(pipeline.masks),
         "statistics": numbers(statistics),
-        "sensitivities": pipeline.sensitivities,
+        "sensitivities": selection.sensitivities,
         "choice": report.choice,
-        "repaired": {name: solved.weight for name, solved in pipeline.repaired.items()},
-        "dampings": {name: solved.damping for name, solved in pipeline.repaired.items()},
-        "validation": None if pipeline.validation is None else vars(pipeline.validation),
+        "repaired": {name: solved.weight for name, solved in selection.repaired.items()},
+        "dampings": {name: solved.damping for name, solved in selection.repaired.items()},
+        "validation": None if selection.validation is None else vars(selection.validation),
         "perplexity": report.evaluation and [vars(report.evaluation.before), vars(report.evaluation.after)],
         "state": dict(model.state_dict()),
     }
@@ -183,37 +183,30 @@ def test_they_give_the_result_of_one(
     assert all(expected[case]["repaired"] for case in CASES if "repair" in CASES[case][2])
 
 
-class Failing(IsolatedFFNPipeline):
-    """Fails in process 1, or in the one that it is told, after the calibration text was made."""
+def failing(rank: int, failing_rank: int, way: str, *, busy: bool) -> Callable[..., Any]:
+    """Return a calibration that fails in one process; with `busy`, the others compute for a long time without waiting."""
+    calibrate = stages.calibrate
 
-    rank, way = 1, "dies"
-
-    def calibrate(self, *arguments: Any) -> Any:
-        if self.processes.rank != self.rank:
-            return super().calibrate(*arguments)
-        if self.way == "raises":
+    def calibrates(*arguments: Any) -> Any:
+        if rank == failing_rank and way == "raises":
             raise CalibrationError("no more text")
-        os._exit(7)
+        if rank == failing_rank:
+            os._exit(7)
+        end = time.monotonic() + 120 * busy
+        while time.monotonic() < end:
+            sum(range(1000))
+        return calibrate(*arguments)
+
+    return calibrates
 
 
-class Busy(Failing):
-    """The others compute for a long time, and do not wait for each other."""
-
-    def calibrate(self, *arguments: Any) -> Any:
-        if self.processes.rank != self.rank:
-            end = time.monotonic() + 120
-            while time.monotonic() < end:
-                sum(range(1000))
-        return super().calibrate(*arguments)
-
-
-def run_failing(rank: int, count: int, port: int, folder: Path, kind: type[Failing], failing: int, way: str) -> None:
+def run_failing(rank: int, count: int, port: int, folder: Path, busy: bool, failing_rank: int, way: str) -> None:
     connect(rank, count, port)
     heartbeat.SILENCE = 5.0
-    kind.rank, kind.way = failing, way
+    stages.calibrate = failing(rank, failing_rank, way, busy=busy)
     start = time.monotonic()
     try:
-        pruned = llmrank.prune_model(tiny_llama(), pipeline=kind, calibration=TEXT, repair="none")
+        pruned = llmrank.prune_model(tiny_llama(), calibration=TEXT, repair="none")
         pruned.save(folder / "pruned")
     except BaseException as error:
         (folder / str(rank)).write_text(f"{type(error).__name__} {time.monotonic() - start:.0f} {error}")
@@ -222,24 +215,25 @@ def run_failing(rank: int, count: int, port: int, folder: Path, kind: type[Faili
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "failing", "way"),
-    [(Failing, 0, "raises"), (Busy, 1, "dies")],
+    ("busy", "failing_rank", "way"),
+    [(False, 0, "raises"), (True, 1, "dies")],
 )
-def test_a_process_that_fails_ends_the_others(kind: type[Failing], failing: int, way: str, tmp_path: Path) -> None:
+def test_a_process_that_fails_ends_the_others(busy: bool, failing_rank: int, way: str, tmp_path: Path) -> None:
     context, port = mp.get_context("spawn"), free_port()
     children = [
-        context.Process(target=run_failing, args=(rank, 3, port, tmp_path, kind, failing, way)) for rank in range(3)
+        context.Process(target=run_failing, args=(rank, 3, port, tmp_path, busy, failing_rank, way))
+        for rank in range(3)
     ]
     for child in children:
         child.start()
     for child in children:
         child.join(120)
-    assert [child.exitcode for child in children] == [7 if k == failing and way == "dies" else 2 for k in range(3)]
-    for rank in {0, 1, 2} - {failing}:
+    assert [child.exitcode for child in children] == [7 if k == failing_rank and way == "dies" else 2 for k in range(3)]
+    for rank in {0, 1, 2} - {failing_rank}:
         name, seconds, sentence = (tmp_path / str(rank)).read_text().split(maxsplit=2)
         assert name == ProcessError.__name__
         assert int(seconds) < 30
-        assert f"process {failing} of the processes 0 to 2 has failed" in sentence
+        assert f"process {failing_rank} of the processes 0 to 2 has failed" in sentence
         assert way == "dies" or sentence.endswith("CalibrationError: no more text")
     assert not (tmp_path / "pruned").exists()
 
@@ -272,14 +266,14 @@ def test_command(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
 DYING = """
 import os, sys
 from llmrank import cli
-from llmrank.pipeline import BasePipeline
+from llmrank.pipeline import stages
 
-def die(self, graphs):
+def die(*arguments):
     if os.environ["RANK"] == "1":
         os._exit(7)
-    return rank_graphs(self, graphs)
+    return rank(*arguments)
 
-rank_graphs, BasePipeline.rank_graphs = BasePipeline.rank_graphs, die
+rank, stages.rank = stages.rank, die
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -31,7 +31,7 @@ from llmrank.pipeline import CalibrationText, ChainedFFNPipeline, IsolatedFFNPip
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.repair import LeastSquaresRepair
 from llmrank.score import AutoScorer, FLAPScorer, WeightedPageRankScorer
-from llmrank.text import tokenise
+from llmrank.text import CalibrationTokens, tokenise
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import families, family_model, tiny_llama, token_ids
 
@@ -245,9 +245,10 @@ def test_prune_model_takes_a_work_directory_and_save_deletes_it(tmp_path: Path) 
 
 def test_a_model_on_another_device_is_refused(tmp_path: Path) -> None:
     pipeline = IsolatedFFNPipeline(tiny_llama(), None, undoable=False, work_directory=tmp_path / "work")
+    prepared = pipeline.find()
     pipeline.model.to("meta")
     with pytest.raises(OptionError, match="leaves the weights on the CPU, and parts of the model are on meta"):
-        pipeline.open_work_directory(tokenise(token_ids(2, 8), None, 2, 8), None)
+        pipeline.open_work_directory(prepared, CalibrationTokens(tokenise(token_ids(2, 8), None, 2, 8), None))
     assert not (tmp_path / "work").exists()
 
 

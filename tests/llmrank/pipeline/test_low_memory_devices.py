@@ -15,7 +15,7 @@ from llmrank import prune_model
 from llmrank.errors import OptionError
 from llmrank.execution.states import States
 from llmrank.models import FAMILIES, Family
-from llmrank.pipeline import IsolatedFFNPipeline
+from llmrank.pipeline import IsolatedFFNPipeline, stages
 from llmrank.pipeline.registry import make_pruner, make_repair
 from tests.devices import FIRST, DeviceTraffic, DistantTensor
 from tests.llmrank.pipeline.test_low_memory import BROKEN, SETTINGS, Killed, assert_same, run
@@ -45,7 +45,9 @@ def same_on_device(make: Callable[[], Any], kind: str, work: Path, **options: An
     expected = run(make(), kind, work / "cpu", **options)
     found = run(make(), kind, work / "device", device=FIRST, **options)
     assert_same(found, expected)
-    assert found.sensitivities == pytest.approx(expected.sensitivities, rel=1e-3, abs=1e-7)
+    assert found.plan.selection.sensitivities == pytest.approx(
+        expected.plan.selection.sensitivities, rel=1e-3, abs=1e-7
+    )
     assert found.report.model["device"] == str(FIRST)
     assert_at_home(found.model)
     return found
@@ -82,7 +84,7 @@ def test_budgets(budget: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("repair", REPAIRS)
 def test_repairs(repair: str, tmp_path: Path) -> None:
     found = same_on_device(tiny_llama, "isolated", tmp_path, repair=make_repair(repair))
-    assert found.validation is not None
+    assert found.plan.selection.validation is not None
 
 
 MIXTURES: dict[str, Callable[[], Any]] = {
@@ -125,7 +127,7 @@ def test_a_block_is_transferred_once_a_pass(kind: str, tmp_path: Path, two_devic
     found = run(tiny_llama(), kind, tmp_path / "work", device=FIRST)
     shapes = [tuple(shape) for shape, _ in two_devices.copied]
     n_blocks, n_held_out = 2, 0 if found.report.held_out is None else found.report.held_out["sequences"]
-    repairs = found.repair is not None
+    repairs = found.recipe.repair is not None
     # The calibration; the dense, the cut and the repaired model on each held-out sequence; the masked model.
     complete = n_blocks * (2 + (3 * n_held_out if repairs else 0))
     # A block is fed. Then its FFN alone runs again, but for that of the last block.
@@ -134,7 +136,7 @@ def test_a_block_is_transferred_once_a_pass(kind: str, tmp_path: Path, two_devic
     assert shapes.count(QUERY) == 2 * (complete + n_blocks + fed)
     assert shapes.count(GATE) == 2 * (complete + fed + again)
     # A map is solved. Repaired maps that are not in the model yet travel beside the old ones.
-    uses = n_held_out + (found.validation is not None and found.validation.improves)
+    uses = n_held_out + (found.plan.selection.validation is not None and found.plan.selection.validation.improves)
     beside = again + n_blocks * uses if kind == "repaired, chosen anew" else 0
     assert shapes.count(DOWN) == complete + 2 * fed + again + beside
 
@@ -245,9 +247,9 @@ def test_a_repair_takes_as_long_as_the_device_needs(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("llmrank.repair.duration._speed", lambda device: asked.append(device) or 1e9)
     options: dict[str, Any] = {"repair": make_repair("lstsq"), "calibration": token_ids(8), "undoable": False}
     for more in ({}, {"device": "meta", "work_directory": tmp_path / "work"}):
-        monkeypatch.setattr("llmrank.pipeline.stages.parse_device", torch.device)
+        monkeypatch.setattr("llmrank.pipeline.pruning_run.parse_device", torch.device)
         pipeline = IsolatedFFNPipeline(tiny_llama(), None, **options, **more)
-        assert pipeline.repair_seconds(pipeline.prepare()[0]) > 0.0
+        assert stages.seconds_of_repair(pipeline.prepare(), pipeline.recipe, pipeline.execution) > 0.0
     assert [device.type for device in asked] == ["cpu", "meta"]
 
 
@@ -260,7 +262,7 @@ def test_gpu_prunes_block_by_block_as_in_its_memory(kind: str, tmp_path: Path) -
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     torch.cuda.reset_peak_memory_stats()
     found = run(model, kind, tmp_path / "work", device="cuda")
-    if found.repair is None:  # second moments are larger than these blocks
+    if found.recipe.repair is None:  # second moments are larger than these blocks
         assert torch.cuda.max_memory_allocated() < size / 2
     expected = run(tiny_llama(**sizes).to("cuda"), kind)
     assert found.masks == expected.masks

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-import llmrank.pipeline.base_pipeline
+import llmrank.pipeline.pruning_run
+import llmrank.pipeline.stages
 import llmrank.surgery.apply
 from graphs import LayeredGraph, RankResult
 from llmrank import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
@@ -21,10 +22,9 @@ from llmrank.errors import CalibrationError, MaskError, OptionError, Unsupported
 from llmrank.evaluation.fidelity import fidelity
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
 from llmrank.models import find_ffns
-from llmrank.pipeline import CalibrationText, EvaluationText
+from llmrank.pipeline import CalibrationText, EvaluationText, stages
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.prune import LocalPruner, SensitivityPruner
-from llmrank.prune.masks import Masks
 from llmrank.repair import BiasRepair, LeastSquaresRepair, RepairedMap
 from llmrank.score import BaseScorer, NormScorer
 from llmrank.score.auto import default_candidates
@@ -62,9 +62,9 @@ topologies = pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFF
 
 def test_defaults() -> None:
     pipeline = ChainedFFNPipeline(tiny_llama(), None, calibration=token_ids())
-    assert pipeline.scorer == default_candidates()[0]
-    assert isinstance(pipeline.pruner, LocalPruner)
-    assert (pipeline.pruner.amount, pipeline.form, pipeline.align) == (0.3, "compact", "none")
+    assert pipeline.recipe.scorer == default_candidates()[0]
+    assert isinstance(pipeline.recipe.pruner, LocalPruner)
+    assert (pipeline.recipe.pruner.amount, pipeline.recipe.form, pipeline.recipe.align) == (0.3, "compact", "none")
     assert pipeline.report is pipeline.masks is None
 
 
@@ -172,7 +172,7 @@ def test_evaluation_measures_before_and_after() -> None:
     assert pipeline.report is not None
     evaluation = pipeline.report.evaluation
     assert evaluation is not None
-    _, sequences = pipeline.evaluate()
+    _, sequences = stages.evaluate(pipeline.find(), pipeline.recipe, pipeline.execution)
     assert sequences is not None
     assert len(sequences) == 3
     assert evaluation.before == perplexity(dense, sequences)
@@ -195,7 +195,7 @@ def test_failing_evaluation_after_the_cut_undoes_it(monkeypatch: pytest.MonkeyPa
             raise KeyboardInterrupt
         return honest(*arguments)
 
-    monkeypatch.setattr(llmrank.pipeline.base_pipeline, "perplexity", second_fails)
+    monkeypatch.setattr(llmrank.pipeline.stages, "perplexity", second_fails)
     pipeline = ChainedFFNPipeline(model, None, calibration=token_ids(), evaluation=token_ids(2, 8, seed=3))
     with pytest.raises(KeyboardInterrupt):
         pipeline.run()
@@ -233,7 +233,7 @@ def test_for_good_is_the_same_cut_of_which_nothing_is_kept(
     assert pipeline.report.method == undoable.report.method
     assert pipeline.report.repaired == undoable.report.repaired
     gc.collect()
-    assert (pipeline.graph, pipeline.repaired) == ((), {})
+    assert (pipeline.graph, pipeline.plan.selection.repaired) == ((), {})
     assert pipeline.application is not None
     assert not pipeline.application._restores
     if form == "compact":  # elsewhere the parameters stay, with other numbers in them
@@ -280,7 +280,7 @@ def test_for_good_repaired_weights_are_written_over_the_model_s(
         written.extend(solved.weight is None for solved in repaired.values())
         return masked_outputs(model, ffns, masks, sequences, repaired)
 
-    monkeypatch.setattr(llmrank.pipeline.base_pipeline, "masked_outputs", look)
+    monkeypatch.setattr(llmrank.pipeline.pruning_run, "masked_outputs", look)
     repair = LeastSquaresRepair(reselect=reselect)
     topology(tiny_llama(), None, calibration=token_ids(), repair=repair, undoable=False).run()
     assert written == [topology is IsolatedFFNPipeline or not reselect] * 2
@@ -307,11 +307,10 @@ def test_a_repair_for_good_that_fails_half_way_leaves_the_model_as_it_was() -> N
     with pytest.raises(KeyboardInterrupt):
         pipeline.run()
     before.assert_restored()
-    pipeline.repair = LeastSquaresRepair()
+    pipeline.recipe = replace(pipeline.recipe, repair=LeastSquaresRepair())
     pipeline.run()
-    for again in (pipeline.run, lambda: pipeline.select((), pipeline.calibration_texts()[0])):
-        with pytest.raises(OptionError, match="changed its model for good"):
-            again()
+    with pytest.raises(OptionError, match="changed its model for good"):
+        pipeline.run()
 
 
 @pytest.mark.parametrize("undoable", [True, False])
@@ -329,12 +328,12 @@ def test_a_repair_that_does_harm_is_dropped_and_said(undoable: bool, half: bool)
         return pipeline, model.state_dict()
 
     (cut, wanted), (harmed, found) = run(None), run(Harms())
-    assert harmed.validation.repaired > harmed.validation.cut
+    assert harmed.plan.selection.validation.repaired > harmed.plan.selection.validation.cut
     assert harmed.masks == cut.masks
     assert all(torch.equal(value, wanted[key]) for key, value in found.items())
     assert any("so the repair was dropped" in note for note in harmed.report.notes)
     assert harmed.report.to_dict()["repaired"] == {}
-    assert cut.validation is None
+    assert cut.plan.selection.validation is None
 
 
 def test_what_is_held_out_follows_in_the_text_or_is_taken_from_what_was_given() -> None:
@@ -342,18 +341,18 @@ def test_what_is_held_out_follows_in_the_text_or_is_taken_from_what_was_given() 
     pipeline = IsolatedFFNPipeline(
         model, tokenizer(), calibration=CalibrationText(words, 16, 12), repair=LeastSquaresRepair()
     )
-    sequences, further = pipeline.calibration_texts()
+    sequences, further = stages.calibration_tokens(pipeline.prepare(), pipeline.recipe, pipeline.execution)
     assert (len(sequences), len(further)) == (16, 2)
     whole = tokenise(words, tokenizer(), 18, 12)
     assert torch.equal(torch.cat([sequences.ids, further.ids]), whole.ids)
     given = IsolatedFFNPipeline(model, None, calibration=CalibrationText(whole.ids, 4), repair=LeastSquaresRepair())
-    assert given.calibration_texts()[1] is None
+    assert stages.calibration_tokens(given.prepare(), given.recipe, given.execution).held_out is None
     given.run()
-    assert given.validation.count == 2 * 11
+    assert given.plan.selection.validation.count == 2 * 11
     assert given.report.held_out == tokenise(whole.ids[16:], None, 2, 12).provenance()
     single = IsolatedFFNPipeline(tiny_llama(), None, calibration=whole.ids[:1], repair=LeastSquaresRepair())
     single.run()
-    assert single.validation is None
+    assert single.plan.selection.validation is None
     assert any("nothing could be held out" in note for note in single.report.notes)
 
 
@@ -366,17 +365,17 @@ def test_a_repair_from_few_tokens_says_how_many_would_do() -> None:
         repair=LeastSquaresRepair(),
         pruner=LocalPruner(0.5),
     )
-    ffns = find_ffns(model)
-    width = ffns[0].sizes[1]
+    prepared = pipeline.find()
+    width = prepared.ffns[0].sizes[1]
     wanted = 4 * width // 2
-    assert pipeline.token_warning(ffns, wanted) is None
-    said = pipeline.token_warning(ffns, wanted - 1)
+    assert stages.warning_of_few_tokens(prepared, pipeline.recipe, wanted) is None
+    said = stages.warning_of_few_tokens(prepared, pipeline.recipe, wanted - 1)
     assert said is not None
     assert f"give {wanted:,} or more (--samples {-(-wanted // 32)} of 32 tokens)" in said
-    pipeline.pruner = LocalPruner(3)
-    assert f"for {width:,} neurons" in str(pipeline.token_warning(ffns, 1))
-    pipeline.repair = None
-    assert pipeline.token_warning(ffns, 1) is None
+    pipeline.recipe = replace(pipeline.recipe, pruner=LocalPruner(3))
+    assert f"for {width:,} neurons" in str(stages.warning_of_few_tokens(prepared, pipeline.recipe, 1))
+    pipeline.recipe = replace(pipeline.recipe, repair=None)
+    assert stages.warning_of_few_tokens(prepared, pipeline.recipe, 1) is None
 
 
 def test_the_duration_of_a_repair_counts_operations_and_measures_speed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,20 +386,20 @@ def test_the_duration_of_a_repair_counts_operations_and_measures_speed(monkeypat
         repair=LeastSquaresRepair(damping=1.0),
         pruner=LocalPruner(0.5),
     )
-    ffns = find_ffns(pipeline.model)
+    prepared = pipeline.find()
     monkeypatch.setattr("llmrank.repair.duration._speed", lambda device: 1000.0)
     expected = 0.0
-    for layer in ffns.layers.values():
+    for layer in prepared.ffns.layers.values():
         n, kept, out = layer.size, layer.size // 2, pipeline.model.config.hidden_size
         equations, factor, solution = 2 * kept * (n - kept) * out, kept**3 / 3, 2 * kept**2 * out
         moments, errors = 8 * 32 * (n * n / 2 + n * out), 6 * n * n * out
         expected += equations + factor + solution + moments + errors
-    assert pipeline.repair_seconds(ffns) == pytest.approx(expected / 1000.0)
-    pipeline.repair = LeastSquaresRepair()
-    assert pipeline.repair_seconds(ffns) > expected / 1000.0
+    assert stages.seconds_of_repair(prepared, pipeline.recipe, pipeline.execution) == pytest.approx(expected / 1000.0)
+    pipeline.recipe = replace(pipeline.recipe, repair=LeastSquaresRepair())
+    assert stages.seconds_of_repair(prepared, pipeline.recipe, pipeline.execution) > expected / 1000.0
     for repair in (BiasRepair(), None):
-        pipeline.repair = repair
-        assert pipeline.repair_seconds(ffns) == 0.0
+        pipeline.recipe = replace(pipeline.recipe, repair=repair)
+        assert stages.seconds_of_repair(prepared, pipeline.recipe, pipeline.execution) == 0.0
 
 
 def test_a_token_warning_counts_the_tokens_that_reach_an_expert() -> None:
@@ -409,10 +408,10 @@ def test_a_token_warning_counts_the_tokens_that_reach_an_expert() -> None:
     pipeline = IsolatedFFNPipeline(
         model, None, calibration=calibration, repair=LeastSquaresRepair(), pruner=LocalPruner(0.5)
     )
-    ffns = find_ffns(model)
+    prepared = pipeline.find()
     # 4 tokens for each of 12 kept neurons, and 2 of 8 experts get a token.
-    assert pipeline.token_warning(ffns, 4 * 12 * 4) is None
-    said = pipeline.token_warning(ffns, 4 * 12 * 4 - 1)
+    assert stages.warning_of_few_tokens(prepared, pipeline.recipe, 4 * 12 * 4) is None
+    said = stages.warning_of_few_tokens(prepared, pipeline.recipe, 4 * 12 * 4 - 1)
     assert said is not None
     assert "for 12 neurons of an expert, which gets 25% of them" in said
     assert "give 192 or more" in said
@@ -429,7 +428,7 @@ def test_the_validation_is_the_divergence_from_the_dense_model_before_and_after(
         expected = fidelity(dense, model, held_out).divergence
         if name == "cut":
             cut = expected
-    found = pipelines["repaired"].validation
+    found = pipelines["repaired"].plan.selection.validation
     assert found.measure == "divergence"
     assert found.count == expected.count
     assert found.cut == pytest.approx(cut.value, rel=1e-4)
@@ -444,7 +443,7 @@ def test_a_repair_for_good_that_fails_at_first_has_changed_nothing() -> None:
     with pytest.raises(KeyboardInterrupt):
         pipeline.run()
     snapshot.assert_restored()
-    pipeline.repair = LeastSquaresRepair()
+    pipeline.recipe = replace(pipeline.recipe, repair=LeastSquaresRepair())
     pipeline.run()
 
 
@@ -458,7 +457,7 @@ def test_widths_that_cannot_be_padded_are_refused_before_anything_is_repaired() 
 
 
 def test_what_fails_for_good_is_not_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llmrank.pipeline.base_pipeline, "check_equivalence", raises(KeyboardInterrupt))
+    monkeypatch.setattr(llmrank.pipeline.pruning_run, "check_equivalence", raises(KeyboardInterrupt))
     model = tiny_llama()
     with pytest.raises(KeyboardInterrupt):
         IsolatedFFNPipeline(model, None, calibration=token_ids(), undoable=False).run()
@@ -522,7 +521,7 @@ def test_sensitivities_are_those_of_the_even_cut_and_shift_the_budget(topology: 
     even = topology(model, None, calibration=calibration, pruner=LocalPruner(0.25))
     even.run()
     even.undo()
-    assert even.sensitivities == {}
+    assert even.plan.selection.sensitivities == {}
     assert even.masks is not None
     pipeline = topology(model, None, calibration=calibration, pruner=SensitivityPruner(0.25))
     pipeline.run()
@@ -530,8 +529,8 @@ def test_sensitivities_are_those_of_the_even_cut_and_shift_the_budget(topology: 
     assert masks is not None
     pipeline.undo()
     snapshot.assert_restored()
-    expected = layer_sensitivities(model, pipeline.find(), even.masks, pipeline.calibration_texts()[0])
-    assert pipeline.sensitivities == expected
+    expected = layer_sensitivities(model, find_ffns(model), even.masks, pipeline.plan.tokens.sequences)
+    assert pipeline.plan.selection.sensitivities == expected
     spared = max(expected, key=lambda name: expected[name])
     assert spared == "model.layers.2.mlp"
     assert masks.widths[spared] > 30
@@ -541,16 +540,15 @@ def test_sensitivities_are_those_of_the_even_cut_and_shift_the_budget(topology: 
     assert all(bool((masks[name] & ~even.masks[name] == 0).all()) for name in masks if name != spared)
 
 
-def test_choosing_may_be_overridden_and_finds_the_sensitivities() -> None:
-    class Halves(IsolatedFFNPipeline):
-        def choose_masks(self, graphs: Any, ranks: Any) -> Masks:
-            assert set(self.sensitivities) == {"model.layers.0.mlp", "model.layers.1.mlp"}
-            return super().choose_masks(graphs, ranks)
+def test_sensitivities_decide_the_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_position(*arguments: Any) -> dict[str, float]:
+        return {name: float(k) for k, name in enumerate(measure(*arguments))}
 
-        def measure_sensitivities(self, *arguments: Any) -> dict[str, float]:
-            return {name: float(k) for k, name in enumerate(super().measure_sensitivities(*arguments))}
-
-    pipeline = Halves(tiny_llama(), None, calibration=token_ids(), pruner=SensitivityPruner(0.5, limit=0.5))
+    measure = stages.measure_sensitivities
+    monkeypatch.setattr(stages, "measure_sensitivities", by_position)
+    pipeline = IsolatedFFNPipeline(
+        tiny_llama(), None, calibration=token_ids(), pruner=SensitivityPruner(0.5, limit=0.5)
+    )
     pipeline.run()
     assert pipeline.masks is not None
     # 1 is four times half the median of 0 and 1: a quarter of 20, and the rest from the other.
@@ -563,7 +561,7 @@ def test_sensitivities_of_models_of_other_kinds() -> None:
         pipeline.run()
         assert pipeline.masks is not None
         assert pipeline.masks.size - pipeline.masks.kept == pipeline.masks.size // 4
-        assert set(pipeline.sensitivities) == set(pipeline.masks)
+        assert set(pipeline.plan.selection.sensitivities) == set(pipeline.masks)
 
 
 def test_sensitivities_of_listed_linears_are_refused_at_construction() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from llmrank.errors import OptionError
 from llmrank.models import find_ffns
-from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, stages
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, SensitivityPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import record_of_size
@@ -125,16 +125,17 @@ def test_steps_are_compact_models_pruned_again(topology: type[BasePipeline], sco
     ids=["local", "global", "sensitivity", "bytes", "flops"],
 )
 def test_removed_neurons_do_not_come_back_and_the_last_step_reaches_the_amount(
-    topology: type[BasePipeline], pruner: BasePruner
+    topology: type[BasePipeline], pruner: BasePruner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[Masks] = []
+    choose = stages.choose
 
-    class Watched(topology):  # type: ignore[misc, valid-type]
-        def choose_masks(self, *arguments: Any) -> Masks:
-            steps.append(super().choose_masks(*arguments))
-            return steps[-1]
+    def watched(*arguments: Any) -> Masks:
+        steps.append(choose(*arguments))
+        return steps[-1]
 
-    run = ran(Watched, model_of(), pruner=pruner, steps=4)
+    monkeypatch.setattr(stages, "choose", watched)
+    run = ran(topology, model_of(), pruner=pruner, steps=4)
     assert len(steps) == 4
     for before, after in itertools.pairwise(steps):
         assert (before & after) == after
@@ -239,23 +240,29 @@ def test_models_of_other_kinds_are_pruned_in_steps() -> None:
 
 
 @pytest.mark.parametrize("repair", [None, BiasRepair(), LeastSquaresRepair(reselect=True)])
-def test_later_steps_calibrate_on_the_model_as_pruned_so_far(repair: BaseRepair | None) -> None:
+def test_later_steps_calibrate_on_the_model_as_pruned_so_far(
+    repair: BaseRepair | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_of()
     dense = copy.deepcopy(model)
     seen: list[torch.Tensor] = []
     kept: list[Masks] = []
 
-    class Watched(IsolatedFFNPipeline):
-        def build_graphs(self, *arguments: Any) -> Any:
-            seen.append(logits(self.model, CALIBRATION))
-            return super().build_graphs(*arguments)
+    build, mend = stages.build, stages.repair
 
-        def repair_output_maps(self, ffns: Any, masks: Masks, *arguments: Any) -> Any:
-            found = super().repair_output_maps(ffns, masks, *arguments)
-            kept.append(found[0])
-            return found
+    def watched_build(prepared: Any, *arguments: Any) -> Any:
+        seen.append(logits(prepared.model, CALIBRATION))
+        return build(prepared, *arguments)
 
-    run = ran(Watched, model, pruner=LocalPruner(0.5), repair=repair, steps=2)
+    def watched_repair(*arguments: Any, **options: Any) -> Any:
+        found = mend(*arguments, **options)
+        kept.append(found[0])
+        return found
+
+    with monkeypatch.context() as watching:
+        watching.setattr(stages, "build", watched_build)
+        watching.setattr(stages, "repair", watched_repair)
+        run = ran(IsolatedFFNPipeline, model, pruner=LocalPruner(0.5), repair=repair, steps=2)
     final = logits(run.undo(), CALIBRATION)
     assert torch.equal(seen[0], logits(dense, CALIBRATION))
     assert torch.equal(final, seen[0])
@@ -282,8 +289,8 @@ def test_the_repair_starts_from_the_dense_model() -> None:
 
     once = ran(IsolatedFFNPipeline, model_of(), pruner=Given(0.5), repair=LeastSquaresRepair(0.01))
     assert once.masks == run.masks
-    for name, solved in once.repaired.items():
-        assert torch.equal(run.repaired[name].weight, solved.weight)
+    for name, solved in once.plan.selection.repaired.items():
+        assert torch.equal(run.plan.selection.repaired[name].weight, solved.weight)
 
 
 def test_reselection_chooses_among_the_remaining_neurons() -> None:
@@ -291,7 +298,7 @@ def test_reselection_chooses_among_the_remaining_neurons() -> None:
     first = run.model_graphs[0]
     (name,) = (place.layer.name for place in first.prunable)
     among = Masks({n: torch.arange(40) < 20 for n in masks_of(run)})
-    choose = Reselection(run.scorer, run.model_graphs, among)
+    choose = Reselection(run.recipe.scorer, run.model_graphs, among)
     keep = choose(name, torch.arange(40) < 10, torch.arange(40, dtype=torch.float64))
     assert int(keep.sum()) == 10
     assert not bool(keep[20:].any())
@@ -301,7 +308,7 @@ def test_graphs_and_sensitivities_are_those_of_the_dense_model() -> None:
     model = model_of()
     run = ran(ChainedFFNPipeline, model, pruner=SensitivityPruner(0.5), steps=3)
     once = ran(ChainedFFNPipeline, model_of(), pruner=SensitivityPruner(0.5))
-    assert run.sensitivities == once.sensitivities
+    assert run.plan.selection.sensitivities == once.plan.selection.sensitivities
     for a, b in zip(run.ranks[0].scores, once.ranks[0].scores, strict=True):
         assert (a == b).all()
     assert torch.equal(run.model_graphs[0].statistics[1].norm, once.model_graphs[0].statistics[1].norm)
@@ -320,19 +327,21 @@ def test_forms_agree_and_are_undone(form: Any) -> None:
     run.undo()
     snapshot.assert_restored()
     again = model_of()
-    apply_masks(again, find_ffns(again), masks_of(run), "zero", repaired=run.repaired)
+    apply_masks(again, find_ffns(again), masks_of(run), "zero", repaired=run.plan.selection.repaired)
     torch.testing.assert_close(found, logits(again, CALIBRATION), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("stage", "step"),
     [
-        *itertools.product(("calibrate", "build_graphs", "rank_graphs", "choose_masks"), (1, 2, 3)),
-        ("repair_output_maps", 1),
+        *itertools.product(("calibrate", "build", "rank", "choose"), (1, 2, 3)),
+        ("repair", 1),
     ],
 )
 @pytest.mark.parametrize("repair", [LeastSquaresRepair(reselect=True), BiasRepair()], ids=["lstsq", "bias"])
-def test_an_exception_in_a_step_leaves_the_model_dense(stage: str, step: int, repair: BaseRepair) -> None:
+def test_an_exception_in_a_step_leaves_the_model_dense(
+    stage: str, step: int, repair: BaseRepair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_of()
     model.train()
     snapshot = Snapshot(model)
@@ -344,23 +353,23 @@ def test_an_exception_in_a_step_leaves_the_model_dense(stage: str, step: int, re
         repair=repair,
         steps=3,
     )
-    honest, calls = getattr(pipeline, stage), []
+    honest, calls = getattr(stages, stage), []
 
-    def interrupted(*arguments: Any) -> Any:
+    def interrupted(*arguments: Any, **options: Any) -> Any:
         calls.append(stage)
+        found = honest(*arguments, **options)
         if len(calls) < step:
-            return honest(*arguments)
-        honest(*arguments)
+            return found
         raise KeyboardInterrupt
 
-    setattr(pipeline, stage, interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.run()
+    with monkeypatch.context() as interrupting:
+        interrupting.setattr(stages, stage, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run()
     assert len(calls) == step
     snapshot.assert_restored()
     with pytest.raises(OptionError, match="nothing to undo"):
         pipeline.undo()
-    setattr(pipeline, stage, honest)
     pipeline.run()
     pipeline.undo()
     snapshot.assert_restored()

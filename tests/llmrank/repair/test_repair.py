@@ -510,7 +510,7 @@ def test_repaired_maps_take_no_more_memory_than_the_maps_of_the_model() -> None:
         model, None, calibration=token_ids(), repair=LeastSquaresRepair(reselect=True), form="zero"
     )
     pipeline.run()
-    assert {solved.weight.dtype for solved in pipeline.repaired.values()} == {torch.bfloat16}
+    assert {solved.weight.dtype for solved in pipeline.plan.selection.repaired.values()} == {torch.bfloat16}
 
 
 def test_a_substitute_computes_alone_until_it_is_removed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,12 @@ import torch
 from graphs import pagerank
 from graphs.structures.digraph import BlockDigraph, EdgeBlock
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
+from llmrank.calibration.collect import collect_statistics
 from llmrank.errors import OptionError, StructureError
+from llmrank.execution import Execution
 from llmrank.models import find_ffns
+from llmrank.pipeline import CalibrationText, Recipe, stages
+from llmrank.pipeline.plan import rank_model
 from llmrank.prune import GlobalPruner, LocalPruner
 from llmrank.prune.selection import Reselection
 from llmrank.repair import LeastSquaresRepair
@@ -30,6 +35,7 @@ from llmrank.score import (
 )
 from llmrank.score.model_graph import build_graphs
 from llmrank.score.rank_graphs import rank_graphs
+from llmrank.text import tokenise
 from tests.llmrank import textbook
 from tests.llmrank.tiny_models import Snapshot, logits, mlp, repeated, tiny_llama, tiny_t5, token_ids
 
@@ -37,14 +43,14 @@ IDS = token_ids()
 EXACT = WeightedPageRankScorer(dtype="float64")
 
 
-def ranked(scorer: BaseScorer = EXACT, layers: int = 3, **options: Any) -> ResidualFFNPipeline:
-    """Make a pipeline that has ranked its graphs and pruned nothing."""
-    model = tiny_llama(num_hidden_layers=layers)
-    pipeline = ResidualFFNPipeline(model, None, scorer=scorer, calibration=IDS, **options)
-    ffns = pipeline.find()
-    pipeline.model_graphs = pipeline.build_graphs(ffns, pipeline.calibrate(ffns, pipeline.calibration_texts()[0]))
-    pipeline.ranks = pipeline.rank_graphs(pipeline.model_graphs)
-    return pipeline
+def ranked(scorer: BaseScorer = EXACT, layers: int = 3, **options: Any) -> Any:
+    """Rank the residual graphs of a model, and prune nothing."""
+    model, execution = tiny_llama(num_hidden_layers=layers), Execution()
+    recipe = Recipe("residual", scorer, calibration=CalibrationText(IDS), **options)
+    prepared = stages.find(model, None, recipe, execution)
+    tokens = stages.calibration_tokens(prepared, recipe, execution)
+    found = rank_model(prepared, recipe, stages.calibrate(prepared, recipe, tokens, execution), tokens, execution)
+    return SimpleNamespace(model=model, attention=recipe.attention, model_graphs=found.graphs, ranks=found.ranks)
 
 
 def importance(pipeline: Any) -> dict[str, torch.Tensor]:
@@ -52,7 +58,7 @@ def importance(pipeline: Any) -> dict[str, torch.Tensor]:
     return {name: scores for entry, rank in pairs for name, scores in entry.importance(rank).items()}
 
 
-def by_hand(pipeline: ResidualFFNPipeline, beta: float, gamma: float = 0.5) -> dict[str, list[float]]:
+def by_hand(pipeline: Any, beta: float, gamma: float = 0.5) -> dict[str, list[float]]:
     """Compute the ranks with loops: past and through attention and FFN, block by block."""
     model, activations = pipeline.model, [list(map(list, e.graph.activations)) for e in pipeline.model_graphs]
     units: list[tuple[str, Any, Any]] = []
@@ -222,9 +228,8 @@ def test_models_without_a_residual_stream_raise() -> None:
 
 def test_build_graphs_checks_its_arguments() -> None:
     model = tiny_llama()
-    pipeline = IsolatedFFNPipeline(model, None, calibration=IDS)
     ffns = find_ffns(model)
-    statistics = pipeline.calibrate(ffns, pipeline.calibration_texts()[0])
+    statistics = collect_statistics(model, ffns, tokenise(IDS, None, 8, 24))
     with pytest.raises(OptionError, match="set beta, or collect statistics with skips=True"):
         build_graphs(ffns, statistics, "residual")
     with pytest.raises(OptionError, match="the chained topology has none"):

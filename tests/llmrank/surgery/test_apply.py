@@ -246,7 +246,7 @@ def test_graphs_keep_the_weights_they_were_built_from(topology: Any, form: Any) 
     pipeline = topology(tiny_llama(), None, calibration=token_ids(), form=form)
     pipeline.run()
     for entry, rank in zip(pipeline.model_graphs, pipeline.ranks, strict=True):
-        again = pipeline.scorer.rank(entry.graph, entry.statistics)
+        again = pipeline.recipe.scorer.rank(entry.graph, entry.statistics)
         for old, new in zip(rank.scores, again.scores, strict=True):
             np.testing.assert_array_equal(old, new)
     if topology is ChainedFFNPipeline:

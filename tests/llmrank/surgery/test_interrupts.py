@@ -128,7 +128,7 @@ CASES = [
     ("GPT-2", "mask", "none", True),
 ]
 every_case = pytest.mark.parametrize(("name", "form", "align", "uniform"), CASES)
-every_amount = pytest.mark.parametrize("points", [25, pytest.param(100, marks=pytest.mark.slow)])
+every_amount = pytest.mark.parametrize("points", [25, pytest.param(60, marks=pytest.mark.slow)])
 
 
 @every_case

@@ -17,7 +17,7 @@ from graphs.io.exchange import exchange_formats
 from graphs.reduction.subgraphs import top_subgraph
 from llmrank.cli.commands.inspecting.tables import print_experts, print_layers, print_meaning, print_neuron
 from llmrank.cli.demo_models import DEMO_NAME
-from llmrank.cli.options import add_method_options, add_model_options, check_method, load, make_pipeline
+from llmrank.cli.options import add_method_options, add_model_options, check_method, load, make_run
 from llmrank.errors import OptionError
 from llmrank.evaluation.token_losses import LossChanges, loss_changes, token_losses
 from llmrank.inspection.figures import FORMATS as FIGURES
@@ -29,7 +29,7 @@ from llmrank.inspection.meaning.meanings import Meanings, find_meanings
 from llmrank.inspection.page import write_page
 from llmrank.inspection.summary import InspectionSummary, summarise_inspection, summarise_neuron
 from llmrank.models.forward import predicts_next_token
-from llmrank.pipeline import BasePipeline
+from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.registry import SCORERS
 from llmrank.pipeline.specs import split_spec
 from llmrank.progress import progress_step
@@ -119,8 +119,8 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
     settings = argparse.Namespace(**{**vars(options), "pruner": "global" + options.pruner[len(budget) :]})
     scorers = _scorers(settings)
     loaded = load(options)
-    pipeline = make_pipeline(settings, loaded, evaluation=None)
-    ffns = pipeline.find()
+    run = make_run(settings, loaded)
+    ffns = run.find().ffns
     if options.compare is None and any(ffn.mixture is None for ffn in ffns):
         # By default, scorers of whole experts are left out if there is an FFN outside mixtures, which they cannot score.
         main = next(iter(scorers))
@@ -128,14 +128,14 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
     layers = parts_by_layer(ffns)
     shown = _chosen_layers(layers, choices, options.layers)
     neurons = [parse_neuron(layers, text) for text in options.neuron]
-    inspection = inspect_model(pipeline, scorers, next(iter(scorers)), budget)
+    inspection = inspect_model(run, scorers, next(iter(scorers)), budget)
     with progress_step(options.progress, "Summarising the graph"):
         summary = summarise_inspection(inspection, shown)
     options.result = {"output": None if options.output is None else str(options.output), "summary": summary.to_dict()}
     print_layers(summary, console)
     for name in summary.experts if options.layers is not None else ():
         print_experts(summary, name, console)
-    meanings = _meanings(options, pipeline, inspection, neurons)
+    meanings = _meanings(options, run, inspection, neurons)
     for layer, neuron in neurons:
         print_neuron(summarise_neuron(inspection, layer, neuron), list(layers).index(layer), console)
         if meanings is not None:
@@ -147,7 +147,7 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
         console.print("No files were written; --output DIR writes figures and a page to explore.", style="dim")
         return 0
     with progress_step(options.progress, f"Writing {options.output}"), atomic_directory(options.output) as partial:
-        changes = _loss_changes(options, pipeline, inspection) if "html" in formats else None
+        changes = _loss_changes(options, run, inspection) if "html" in formats else None
         _write_files(partial, summary, formats, options, meanings if options.contexts else None, changes)
     names = sorted(path.name for path in options.output.iterdir())
     console.print(f"Wrote {options.output}: {', '.join(names)}.", markup=False)
@@ -194,7 +194,7 @@ def _formats(options: argparse.Namespace) -> tuple[str, ...]:
 
 def _scorers(settings: argparse.Namespace) -> dict[str, BaseScorer]:
     """Check the options; return the scorers of ``--scorer`` and ``--compare`` by name, the main scorer first."""
-    scorer = check_method(settings)
+    scorer = check_method(settings).scorer
     # Scores of whole experts do not tell the neurons of an expert apart.
     of_neurons = [name for name in SCORERS.names() if not issubclass(SCORERS.get(name, BaseScorer), ExpertScorer)]
     names = of_neurons if settings.targets == "neurons" else SCORERS.names()
@@ -245,7 +245,7 @@ def _chosen_layers(
 
 
 def _meanings(
-    options: argparse.Namespace, pipeline: BasePipeline, inspection: Inspection, neurons: Sequence[tuple[str, int]]
+    options: argparse.Namespace, run: PruningRun, inspection: Inspection, neurons: Sequence[tuple[str, int]]
 ) -> Meanings | None:
     """Find the meanings of all neurons (``--contexts``) or of some (``--neuron``); return None if no option asks for them."""
     if not neurons and not options.contexts:
@@ -255,27 +255,27 @@ def _meanings(
         part = inspection.layer(name).part_of(neuron)
         chosen.setdefault(part.layer.name, []).append(neuron - part.start)
     return find_meanings(
-        pipeline.model,
-        pipeline.tokenizer,
-        pipeline.find(),
+        run.model,
+        run.tokenizer,
+        run.find().ffns,
         inspection.sequences,
-        execution=pipeline.execution,
+        execution=run.execution,
         neurons=None if options.contexts else chosen,
     )
 
 
-def _loss_changes(options: argparse.Namespace, pipeline: BasePipeline, inspection: Inspection) -> LossChanges | None:
+def _loss_changes(options: argparse.Namespace, run: PruningRun, inspection: Inspection) -> LossChanges | None:
     """Measure what the masked model predicts worse than the dense one.
 
     Return None without ``--contexts``, or if the model predicts no tokens.
     """
-    if not options.contexts or not predicts_next_token(pipeline.model):
+    if not options.contexts or not predicts_next_token(run.model):
         return None
     measured = []
     for masks in (None, inspection.main.masks[inspection.budget]):
-        with temporarily_masked(pipeline.model, pipeline.find(), masks):
-            measured.append(token_losses(pipeline.model, inspection.sequences, pipeline.execution))
-    return loss_changes(measured[0], measured[1], inspection.sequences, pipeline.tokenizer, WORST)
+        with temporarily_masked(run.model, run.find().ffns, masks):
+            measured.append(token_losses(run.model, inspection.sequences, run.execution))
+    return loss_changes(measured[0], measured[1], inspection.sequences, run.tokenizer, WORST)
 
 
 # --- the files

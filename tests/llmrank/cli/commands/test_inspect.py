@@ -251,7 +251,7 @@ def test_wrong_options_are_found_before_a_model_is_loaded(
 def test_options_that_do_not_fit_the_model_are_found_before_the_calibration(
     checkpoint: Path, capsys: Any, monkeypatch: Any, arguments: tuple[Any, ...], message: str
 ) -> None:
-    monkeypatch.setattr("llmrank.pipeline.BasePipeline.calibrate", lambda *_: pytest.fail("began to calibrate"))
+    monkeypatch.setattr("llmrank.pipeline.stages.calibrate", lambda *_: pytest.fail("began to calibrate"))
     assert message in refused(capsys, checkpoint, *SHORT, *arguments)
 
 

@@ -184,7 +184,7 @@ def test_a_killed_run_is_resumed_by_its_name(
         def stop(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
-        killing.setattr("llmrank.pipeline.base_pipeline.apply_masks", stop)
+        killing.setattr("llmrank.pipeline.pruning_run.apply_masks", stop)
         assert run(*arguments, "--low-memory") == 130
     capsys.readouterr()
     assert "has not finished; go on with it (--resume)" in refused(capsys, *arguments, "--low-memory")

@@ -127,7 +127,7 @@ def test_compact_raises_before_anything_is_changed() -> None:
     with pytest.raises(OptionError, match="compact"):
         ChainedFFNPipeline(model, None, STRUCTURE, calibration=token_ids(), form="compact")
     pipeline = ChainedFFNPipeline(model, None, STRUCTURE, calibration=token_ids())
-    snapshot, ffns = Snapshot(model), pipeline.find()
+    snapshot, ffns = Snapshot(model), pipeline.find().ffns
     masks = Masks.full({name: 40 if "up" in name else 16 for name in NAMES})
     with pytest.raises(OptionError, match="compact"):
         apply_masks(model, ffns, masks, "compact")

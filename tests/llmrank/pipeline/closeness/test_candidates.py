@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from llmrank.errors import CalibrationError, OptionError
-from llmrank.pipeline import CalibrationText, IsolatedFFNPipeline
+from llmrank.pipeline import CalibrationText, IsolatedFFNPipeline, stages
 from llmrank.pipeline.closeness import distance
 from llmrank.pipeline.closeness.candidates import PIECE, Choice, Trial, choose, other_text, pieces, tokens_of_a_trial
 from llmrank.pipeline.registry import DEFAULTS, make_scorer
@@ -204,8 +204,8 @@ def test_modules_that_predict_no_tokens_are_compared_by_their_outputs() -> None:
         mlp(6, 32, 4), None, calibration=features(900, 6), scorer=AutoScorer(RandomScorer(), ActivationScorer())
     )
     pipeline.run()
-    assert pipeline.choice is not None
-    assert (pipeline.choice.measure, pipeline.choice.other_tokens) == ("squared error", 0)
+    choice = pipeline.plan.selection.ranked.choice
+    assert (choice.measure, choice.other_tokens) == ("squared error", 0)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -227,8 +227,7 @@ def test_a_candidate_that_breaks_the_model_does_not_end_the_run(order: int, monk
     calibration = CalibrationText(text(24 * 30), 16, 24)
     pipeline = IsolatedFFNPipeline(model, tokenizer(), calibration=calibration, scorer=AutoScorer(*scorers))
     pipeline.run()
-    assert pipeline.choice is not None
-    assert pipeline.choice.chosen == "activation"
+    assert pipeline.plan.selection.ranked.choice.chosen == "activation"
     assert "inf" in json.dumps(pipeline.report.to_dict()["choice"])
 
 
@@ -238,10 +237,10 @@ def test_the_model_is_unchanged_by_trials() -> None:
     pipeline = IsolatedFFNPipeline(
         model, tokenizer(), calibration=CalibrationText(text(300), 8, 24), scorer=AutoScorer()
     )
-    ffns, _ = pipeline.prepare()
-    sequences, held_out = pipeline.calibration_texts()
-    graphs = pipeline.build_graphs(ffns, pipeline.calibrate(ffns, sequences))
-    assert pipeline.choose_scorer(ffns, graphs, sequences, held_out) is not None
+    prepared, recipe, execution = pipeline.prepare(), pipeline.recipe, pipeline.execution
+    tokens = stages.calibration_tokens(prepared, recipe, execution)
+    graphs = stages.build(prepared, recipe, stages.calibrate(prepared, recipe, tokens, execution))
+    assert stages.choose_scorer(prepared, recipe, graphs, tokens, execution) is not None
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_pre_hooks for module in model.modules())
 

@@ -1,0 +1,178 @@
+"""The pipelines: runs whose recipes are given as arguments. They differ in how they join the graphs of FFNs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from llmrank.execution import Processes
+from llmrank.pipeline.pruning_run import PruningRun
+from llmrank.pipeline.recipe import Recipe
+from llmrank.pipeline.texts import CalibrationText, EvaluationText
+from llmrank.progress import Progress
+from llmrank.prune import BasePruner, LocalPruner
+from llmrank.prune.records.units import parse_targets
+from llmrank.repair import BaseRepair
+from llmrank.score import BaseScorer
+from llmrank.score.model_graph import Topology
+from llmrank.score.pagerank import default_scorer
+from llmrank.surgery.forms import Form
+from llmrank.surgery.widths import Align
+
+__all__ = ["BasePipeline", "ChainedFFNPipeline", "IsolatedFFNPipeline", "ResidualFFNPipeline"]
+
+
+class BasePipeline(PruningRun):
+    """Base class of pipelines: find FFNs, calibrate, build and rank graphs, choose keep masks, repair, and apply the masks.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place by :meth:`run`.
+    tokenizer : transformers tokenizer or None
+        May be None if `calibration`, and `evaluation` if given, are tensors.
+    structure_dict : mapping, optional
+        A mapping (``path_to_layers``, ``path_to_modules``) that names Linears whose rows are pruned, as in the paper. By default
+        the FFNs are found in the model.
+    scorer : BaseScorer, optional
+        That of :func:`llmrank.score.pagerank.default_scorer` by default. An :class:`llmrank.score.AutoScorer` is tried first.
+    pruner : BasePruner, optional
+        :class:`LocalPruner` of 30 % by default. A pruner that needs sensitivities is refused with a `structure_dict`.
+    device : str or torch.device, optional
+        The device that the model is moved to; by default it stays where it is. With a work directory, blocks are brought to the
+        device one at a time, and the model stays on the CPU.
+    calibration : CalibrationText, or a source as for :class:`CalibrationText`; optional
+        The text that statistics are taken on; by default up to 16 sequences of at most 1,024 tokens of the built-in text.
+    form : {"compact", "zero", "mask"}, optional
+        See :func:`llmrank.surgery.apply.apply_masks`. Compact by default; zero with a `structure_dict`, which refuses compact.
+    align : {"none", "pad"}
+        "pad" fills compact layers up with zeros to one width; "none", the default, does not.
+    repair : BaseRepair, optional
+        How new weights of the output maps make up for the removed neurons, see :mod:`llmrank.repair`; none by default,
+        and refused with a `structure_dict`. The repair is kept if it brings the model closer to the dense one on held-out
+        sequences (see :meth:`llmrank.pipeline.CalibrationText.sequences`), or if nothing could be held out.
+    targets : str or sequence of str
+        What is removed: "neurons" (the default), in a mixture of experts from every expert; "experts"; or "neurons,experts".
+    steps : int
+        Number of steps to prune in, 1 to 1000, see :mod:`llmrank.prune.schedule`.
+    evaluation : EvaluationText, a source as for :class:`EvaluationText`, or True; optional
+        The text that the perplexity before and after pruning is measured on; True is the part of the built-in text that is not
+        used for calibration. By default no perplexity is measured.
+    progress : callable, optional
+        A function such as ``rich.progress.track``; by default no progress is shown.
+    undoable : bool
+        Keep the original weights for :meth:`undo`. Otherwise the plan holds no repaired maps and no graphs after :meth:`run`,
+        and an error that comes later than the repair can leave the model repaired or pruned, completely or in part.
+    work_directory : path-like, optional
+        Run with little memory, block by block. What the present block does not need is kept in files of this directory. The run
+        makes the directory, and the caller deletes it after saving the model (``pipeline.work.remove()``). The model should be
+        loaded on the CPU in the dtype of its checkpoint, so that its weights stay on disk. With a `device`, forward passes,
+        sums and repairs are computed there; ranks are always computed on the CPU.
+    resume : bool
+        Go on with an earlier run in the work directory, at the block where it ended.
+    processes : Processes, optional
+        The processes that divide the run among themselves. By default :meth:`run` joins those that a launcher has started
+        (torchrun, accelerate) or that torch.distributed has connected. Each process calls :meth:`run` with the same model and
+        options, and gets the same result.
+
+    See :class:`llmrank.pipeline.pruning_run.PruningRun` for its attributes and methods.
+    """
+
+    topology: ClassVar[Topology]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        structure_dict: Mapping[str, Any] | None = None,
+        scorer: BaseScorer | None = None,
+        pruner: BasePruner | None = None,
+        device: str | torch.device | None = None,
+        *,
+        calibration: Any = None,
+        form: Form | None = None,
+        align: Align = "none",
+        repair: BaseRepair | None = None,
+        targets: str | Sequence[str] = "neurons",
+        steps: int = 1,
+        evaluation: Any = None,
+        progress: Progress | None = None,
+        undoable: bool = True,
+        work_directory: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        processes: Processes | None = None,
+    ) -> None:
+        recipe = Recipe(
+            self.topology,
+            default_scorer(whole_ffns=structure_dict is None) if scorer is None else scorer,
+            LocalPruner() if pruner is None else pruner,
+            repair,
+            parse_targets(targets),
+            ("zero" if structure_dict is not None else "compact") if form is None else form,
+            align,
+            steps,
+            CalibrationText.of(calibration),
+            EvaluationText.of(evaluation),
+            structure_dict=structure_dict,
+        )
+        super().__init__(
+            model,
+            tokenizer,
+            recipe,
+            device,
+            progress=progress,
+            undoable=undoable,
+            work_directory=work_directory,
+            resume=resume,
+            processes=processes,
+        )
+
+
+class IsolatedFFNPipeline(BasePipeline):
+    """Every FFN is a graph of its own. See :class:`BasePipeline`."""
+
+    topology: ClassVar[Topology] = "isolated"
+
+
+class ChainedFFNPipeline(BasePipeline):
+    """Consecutive FFNs of an encoder or decoder are one graph: the output layer of one is the input layer of the next.
+
+    Where the sizes of two consecutive FFNs do not fit, another graph begins. See :class:`BasePipeline`.
+    """
+
+    topology: ClassVar[Topology] = "chained"
+
+
+class ResidualFFNPipeline(BasePipeline):
+    """Every FFN is a graph of its own, with the residual stream around it: skip edges lead past the FFN to the next one.
+
+    Node j of the stream in front of an FFN passes a share beta of its importance to node j behind it. The rest of the importance
+    behind the FFN comes from the FFN's own scores, see :func:`llmrank.score.rank_graphs.rank_graphs`. A `structure_dict` is
+    refused. See :class:`BasePipeline`.
+
+    Parameters
+    ----------
+    *args, **options
+        As for :class:`BasePipeline`.
+    beta : "measured" or float
+        Share of the importance that skip edges pass on, 0..1. If it is 0, and `attention` is False, PageRanks are those of the
+        chained pipeline. "measured" computes the share for each block on the calibration tokens, as a / (a + b), where a sums the
+        norms of the hidden states that enter the block, and b the norms of what the block adds
+        (:class:`llmrank.calibration.residual.SkipSums`). If a block has several graphs, this share is the product of their betas.
+    attention : bool
+        Whether the value and output maps of every attention are edges too. They are in a graph of their own in front of the graph
+        of the FFN, see :func:`llmrank.calibration.attention.find_attentions`.
+    """
+
+    topology: ClassVar[Topology] = "residual"
+
+    def __init__(
+        self, *args: Any, beta: float | Literal["measured"] = "measured", attention: bool = False, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self.recipe = replace(self.recipe, beta=beta, attention=attention)

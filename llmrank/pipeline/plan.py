@@ -1,0 +1,327 @@
+"""What to remove from a model, and what its output maps become: all stages up to the moment when the model changes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+from llmrank.calibration.statistics import FFNStatistics
+from llmrank.errors import OptionError
+from llmrank.evaluation.perplexity import model_size
+from llmrank.execution import Execution
+from llmrank.execution.recording import Recording, record_without_running, recording
+from llmrank.execution.work_directory import WorkDirectory
+from llmrank.models.digest import weights_digest
+from llmrank.models.forward import run_sequences
+from llmrank.pipeline import stages
+from llmrank.pipeline.closeness.repair_validation import Validation
+from llmrank.pipeline.recipe import Recipe
+from llmrank.pipeline.report import (
+    Report,
+    choice_notes,
+    describe_graphs,
+    describe_model,
+    describe_neurons,
+    json_safe,
+    model_source,
+    repair_notes,
+)
+from llmrank.pipeline.stages import PreparedModel, RankedModel
+from llmrank.prune.budget import budget_notes, reached_amounts
+from llmrank.prune.masks import Masks
+from llmrank.prune.schedule import ScheduleStep, amounts_after_steps
+from llmrank.prune.selection import Reselection
+from llmrank.repair import RepairedMap, repair_summary
+from llmrank.score import BaseScorer
+from llmrank.surgery.apply import temporarily_masked
+from llmrank.text import CalibrationTokens
+
+__all__ = ["Plan", "Selection", "Stopwatch", "make_plan", "open_work_directory", "rank_model", "select"]
+
+logger = logging.getLogger(__name__)
+
+
+class Stopwatch:
+    """Adds up the seconds of stages."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds of the work inside the context to those of a stage."""
+        start = perf_counter()
+        yield
+        seconds = perf_counter() - start
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        logger.debug("%s took %.2f s", stage, seconds)
+
+    def since(self, earlier: Mapping[str, float]) -> dict[str, float]:
+        """Return the seconds of every stage since a copy of :attr:`seconds`."""
+        spent = {stage: total - earlier.get(stage, 0.0) for stage, total in self.seconds.items()}
+        return {stage: seconds for stage, seconds in spent.items() if seconds}
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What was chosen to be removed.
+
+    Attributes
+    ----------
+    masks : Masks
+    repaired : dict from str to RepairedMap
+        The repaired output maps, by the path of the module.
+    validation : Validation or None
+    ranked : RankedModel
+        The graphs and ranks of the first step, on the dense model.
+    sensitivities : dict from str to float
+    steps : tuple of ScheduleStep
+    overwrote : bool
+        Whether the repaired weights are in the model already.
+    """
+
+    masks: Masks
+    repaired: dict[str, RepairedMap]
+    validation: Validation | None
+    ranked: RankedModel
+    sensitivities: dict[str, float]
+    steps: tuple[ScheduleStep, ...]
+    overwrote: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All that a run has found out before it changes the model.
+
+    Attributes
+    ----------
+    prepared : PreparedModel
+    recipe : Recipe
+    tokens : CalibrationTokens
+    selection : Selection
+    report : Report
+        It lacks what only the pruned model can tell.
+    """
+
+    prepared: PreparedModel
+    recipe: Recipe
+    tokens: CalibrationTokens
+    selection: Selection
+    report: Report
+
+
+def rank_model(
+    prepared: PreparedModel,
+    recipe: Recipe,
+    statistics: tuple[FFNStatistics, ...],
+    tokens: CalibrationTokens,
+    execution: Execution,
+    watch: Stopwatch | None = None,
+    scorer: BaseScorer | None = None,
+) -> RankedModel:
+    """Build the graphs, choose a scorer and rank by it.
+
+    Parameters
+    ----------
+    prepared, recipe, statistics, tokens, execution
+        See :mod:`llmrank.pipeline.stages`.
+    watch : Stopwatch, optional
+    scorer : BaseScorer, optional
+        The scorer that an earlier step has chosen; by default one is chosen, if the recipe has candidates.
+    """
+    watch, choice = watch or Stopwatch(), None
+    with watch.timed("rank"):
+        graphs = stages.build(prepared, recipe, statistics)
+    if scorer is None:
+        with watch.timed("choose"):
+            choice = stages.choose_scorer(prepared, recipe, graphs, tokens, execution)
+        scorer = recipe.chosen_scorer(choice)
+    with watch.timed("rank"):
+        ranks = stages.rank(scorer, graphs, execution)
+    return RankedModel(graphs, ranks, scorer, choice)
+
+
+def select(
+    prepared: PreparedModel,
+    recipe: Recipe,
+    tokens: CalibrationTokens,
+    execution: Execution,
+    watch: Stopwatch | None = None,
+    *,
+    undoable: bool = True,
+) -> Selection:
+    """Rank a model and choose what to remove, in the steps of the recipe; repair after the last one.
+
+    Parameters
+    ----------
+    prepared, recipe, tokens, execution
+        See :mod:`llmrank.pipeline.stages`.
+    watch : Stopwatch, optional
+    undoable : bool
+        Leave the model as it is. Otherwise repaired weights are written into the model as soon as they are solved. The exception
+        is a repair that chooses the neurons of later layers anew by the dense weights of earlier ones.
+    """
+    watch = watch or Stopwatch()
+    first: RankedModel | None = None
+    sensitivities: dict[str, float] = {}
+    present: Masks | None = None  # the masks of the step before
+    steps: list[ScheduleStep] = []
+    record = Recording([])
+    repaired: dict[str, RepairedMap] = {}
+    validation, in_place = None, False
+    for number, amount in enumerate(amounts_after_steps(recipe.pruner.amount, recipe.steps), start=1):
+        before, is_last = dict(watch.seconds), number == recipe.steps
+        with temporarily_masked(prepared.model, prepared.ffns, present):
+            with watch.timed("calibrate"):
+                if first is None and recipe.repair is not None:
+                    statistics, record = _calibrate_and_record(prepared, recipe, tokens, execution)
+                else:
+                    statistics = stages.calibrate(prepared, recipe, tokens, execution)
+            scorer = None if first is None else first.scorer
+            ranked = rank_model(prepared, recipe, statistics, tokens, execution, watch, scorer)
+            if first is None:
+                first = ranked
+                with watch.timed("measure"):
+                    sensitivities = stages.measure_sensitivities(prepared, recipe, ranked, tokens, execution)
+            with watch.timed("prune"):
+                pruner = recipe.pruner if is_last else recipe.pruner.with_amount(amount)
+                masks = stages.choose(prepared, recipe, ranked, sensitivities, pruner, present)
+                if execution.processes.count > 1:
+                    masks = Masks(execution.processes.first(dict(masks)))
+        if recipe.repair is not None and is_last:
+            record.keeps_first_states = False
+            again = Reselection(ranked.scorer, ranked.graphs, present)
+            in_place = not (undoable or (recipe.repair.reselects and again.reads_earlier_layers))
+            with watch.timed("repair"):
+                masks, repaired, validation = stages.repair(
+                    prepared, recipe, masks, tokens, record, again, execution, in_place=in_place
+                )
+        # These graphs may hold the last references to masked weights.
+        del ranked
+        present = masks
+        repairs_now = recipe.repair is not None and is_last
+        steps.append(ScheduleStep(amount, masks.size - masks.kept, repairs_now, watch.since(before)))
+    if first is None:
+        raise RuntimeError("a recipe has one step or more")
+    return Selection(masks, repaired, validation, first, sensitivities, tuple(steps), in_place and bool(repaired))
+
+
+def _calibrate_and_record(
+    prepared: PreparedModel, recipe: Recipe, tokens: CalibrationTokens, execution: Execution
+) -> tuple[tuple[FFNStatistics, ...], Recording]:
+    """Calibrate, and record how the model calls its blocks: a repair runs the model block by block."""
+    model, ffns = prepared.model, prepared.ffns
+    if execution.work is not None or recipe.calibration.ranking is not None:
+        # The calibration makes no passes of the complete model. With a work directory, it has already checked that the blocks
+        # can be called one by one.
+        statistics = stages.calibrate(prepared, recipe, tokens, execution)
+        batches = [batch for text in tokens.parts if text is not None for batch in execution.batches(text)]
+        return statistics, record_without_running(model, ffns, batches, repeat=execution.work is None)
+    with recording(model, ffns) as record:
+        statistics = stages.calibrate(prepared, recipe, tokens, execution)
+        if record.blocks and tokens.held_out is not None:
+            run_sequences(model, ffns, execution.batches(tokens.held_out))
+    return statistics, record
+
+
+def open_work_directory(
+    directory: Path,
+    prepared: PreparedModel,
+    recipe: Recipe,
+    tokens: CalibrationTokens,
+    execution: Execution,
+    *,
+    resume: bool,
+) -> WorkDirectory:
+    """Make or resume a work directory. It belongs to this model, these texts and settings."""
+    model = prepared.model
+    devices = sorted({parameter.device.type for parameter in model.parameters()} - {"cpu"})
+    if devices:
+        raise OptionError(
+            f"a run with little memory leaves the weights on the CPU, and parts of the model are on {', '.join(devices)}; "
+            "load it on the CPU and give device= to the run, or leave work_directory out"
+        )
+    run = {
+        "model": model_source(model),
+        "weights": weights_digest(model),
+        "calibration": tokens.sequences.provenance(),
+        "held_out": None if tokens.held_out is None else tokens.held_out.provenance(),
+        "batch_size": execution.batch_size,
+        "device": str(execution.device or "cpu"),  # because rounding differs between devices
+        **recipe.settings(),
+    }
+    return WorkDirectory(directory, json_safe(run), resume=resume)
+
+
+def make_plan(
+    prepared: PreparedModel,
+    recipe: Recipe,
+    tokens: CalibrationTokens,
+    execution: Execution,
+    watch: Stopwatch | None = None,
+    *,
+    undoable: bool = True,
+) -> Plan:
+    """Select what to remove, and begin the report.
+
+    Parameters
+    ----------
+    prepared, recipe, tokens, execution, watch, undoable
+        See :func:`select`. A plan that is not undoable holds no graphs, so that the old weights are freed as soon as others take
+        their places.
+    """
+    # Before the repair, which may change the weights in place. Offloaded weights cannot be read.
+    digest = ""
+    with suppress(OptionError):
+        digest = weights_digest(prepared.model)
+    selection = select(prepared, recipe, tokens, execution, watch, undoable=undoable)
+    selection = replace(selection, masks=Masks(selection.masks, digest))
+    report = _begin_report(prepared, recipe, tokens, execution, selection)
+    ranked = "ranked %(graphs)d graphs of %(nodes)d nodes by %(solver)s in %(iterations)d iterations"
+    logger.info(f"{ranked}, error at most %(error_bound).1e", report.graph)
+    if not undoable:
+        selection = replace(selection, ranked=replace(selection.ranked, graphs=()))
+    return Plan(prepared, recipe, tokens, selection, report)
+
+
+def _begin_report(
+    prepared: PreparedModel, recipe: Recipe, tokens: CalibrationTokens, execution: Execution, selection: Selection
+) -> Report:
+    """Make the report of all that is known before the masks are applied."""
+    model, ffns, masks, ranked = prepared.model, prepared.ffns, selection.masks, selection.ranked
+    size, reached = model_size(model, ffns), reached_amounts(masks, prepared.costs)
+    processes = {"processes": execution.processes.count} if execution.processes.count > 1 else {}
+    device = {} if execution.device is None else {"device": str(execution.device)}
+    fit, held_out = tokens.parts
+    notes = [
+        *(f"no token reaches {stack}: its FFNs were left as they are" for stack in prepared.not_reached),
+        *budget_notes(recipe.pruner, reached),
+        *choice_notes(recipe.candidates, ranked.choice, masks.removed_share),
+        *repair_notes(
+            recipe.repair, selection.validation, stages.warning_of_few_tokens(prepared, recipe, fit.n_tokens)
+        ),
+        *(f"{each.names[entry.layer]}: {entry.reason}" for each in ranked.ranks for entry in each.degenerate),
+    ]
+    betas = {"beta": [entry.skip for entry in ranked.graphs]} if recipe.topology == "residual" else {}
+    return Report(
+        model=describe_model(model, ffns) | device,
+        method=recipe.settings(ranked.scorer) | betas,
+        choice=None if ranked.choice is None else ranked.choice.to_dict(),
+        calibration=tokens.sequences.provenance() | processes,
+        held_out=None if held_out is None else held_out.provenance(),
+        graph=describe_graphs(ranked.graphs, ranked.ranks),
+        neurons=describe_neurons(masks, recipe.pruner, ffns),
+        before=size,
+        after=size,
+        reached={str(unit): found for unit, found in reached.items()},
+        steps=[asdict(step) for step in selection.steps],
+        sensitivities=selection.sensitivities,
+        repaired=repair_summary(selection.repaired),
+        validation=None if selection.validation is None else asdict(selection.validation),
+        seconds={},
+        notes=notes,
+    )

@@ -1,0 +1,197 @@
+"""What is done to a model: a frozen value that all stages read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from llmrank.errors import OptionError
+from llmrank.models.costs import unit_name
+from llmrank.pipeline.closeness.candidates import Choice
+from llmrank.pipeline.texts import CalibrationText, EvaluationText, Text
+from llmrank.prune import BasePruner, LocalPruner
+from llmrank.prune.records.units import Target
+from llmrank.prune.schedule import check_steps
+from llmrank.prune.selection import prunes_jointly
+from llmrank.repair import BaseRepair
+from llmrank.score import AutoScorer, BaseScorer
+from llmrank.score.model_graph import Topology, check_beta
+from llmrank.score.pagerank import default_scorer
+from llmrank.surgery.forms import FORMS, Form
+from llmrank.surgery.widths import ALIGNMENTS, Align
+
+__all__ = ["Recipe"]
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """What is done to a model. How it is computed is said by :class:`llmrank.execution.Execution`.
+
+    Parameters
+    ----------
+    topology : {"isolated", "chained", "residual"}
+        How the graphs of FFNs are joined, see :mod:`llmrank.pipeline.pipelines`.
+    scorer : BaseScorer
+        An :class:`llmrank.score.AutoScorer` is a choice, which is made by trials.
+    pruner : BasePruner
+    repair : BaseRepair or None
+    targets : tuple of {"neurons", "experts"}
+    form : {"compact", "zero", "mask"}
+    align : {"none", "pad"}
+    steps : int
+    calibration : CalibrationText or RankedText
+    evaluation : EvaluationText or None
+    beta : "measured" or float
+        Of a residual topology: the share of the importance that skip edges pass on, 0..1.
+    attention : bool
+        Of a residual topology: whether attentions are edges too.
+    structure_dict : mapping or None
+        Linears whose rows are pruned instead of FFNs, as in the paper.
+
+    Raises
+    ------
+    OptionError
+        A field is of the wrong kind or out of range, or two do not go together.
+
+    Examples
+    --------
+    >>> from llmrank.score import ActivationScorer
+    >>> Recipe(scorer=ActivationScorer(), pruner=LocalPruner(0.2)).settings()["pruner"]["amount"]
+    0.2
+    """
+
+    topology: Topology = "isolated"
+    scorer: BaseScorer = field(default_factory=default_scorer)
+    pruner: BasePruner = field(default_factory=LocalPruner)
+    repair: BaseRepair | None = None
+    targets: tuple[Target, ...] = ("neurons",)
+    form: Form = "compact"
+    align: Align = "none"
+    steps: int = 1
+    calibration: Text = field(default_factory=CalibrationText)
+    evaluation: EvaluationText | None = None
+    beta: float | Literal["measured"] = "measured"
+    attention: bool = False
+    structure_dict: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self._check_components()
+        if self.beta != "measured":
+            check_beta(self.beta)
+        if self.form not in FORMS:
+            raise OptionError(f"unknown form {self.form!r}; expected one of {', '.join(FORMS)}")
+        if self.align not in ALIGNMENTS:
+            raise OptionError(f"unknown align {self.align!r}; expected one of {', '.join(ALIGNMENTS)}")
+        check_steps(self.steps)
+        if self.structure_dict is not None:
+            self._check_listed_linears()
+        if self.align == "pad" and self.form != "compact":
+            raise OptionError(f"align='pad' is for the compact form; form={self.form!r} keeps every width anyway")
+        if self.calibration.ranking is not None and self.steps != 1:
+            raise OptionError(
+                "a ranking is of the whole model, so it prunes in one step; leave steps out, or calibrate on text"
+            )
+        if self.calibration.ranking is not None and self.attention:
+            raise OptionError(
+                "a ranking holds no statistics of attentions; leave attention=true out, or calibrate on text (llmrank prune)"
+            )
+
+    def _check_components(self) -> None:
+        for name, base in (("scorer", BaseScorer), ("pruner", BasePruner), ("repair", BaseRepair)):
+            value = getattr(self, name)
+            if not isinstance(value, base) and not (name == "repair" and value is None):
+                raise OptionError(
+                    f"{name} must be an instance of {base.__name__}, got {value!r}; make_{name} of llmrank.pipeline.registry "
+                    "makes one by its name"
+                )
+
+    def _check_listed_linears(self) -> None:
+        """Refuse what needs whole FFNs."""
+        if self.topology == "residual":
+            raise OptionError(
+                "structure_dict lists Linears, and a residual stream skips whole FFNs; leave it out, or use the chained or the "
+                "isolated pipeline"
+            )
+        if self.repair is not None:
+            raise OptionError(
+                "repair needs whole FFNs, and structure_dict prunes rows of Linears; leave one of them out"
+            )
+        if self.is_choice:
+            raise OptionError(
+                "a choice of scorers tries cuts of whole FFNs, and structure_dict prunes rows of Linears; give one scorer with "
+                "it, such as WeightedPageRankScorer()"
+            )
+        if self.pruner.needs_sensitivity:
+            raise OptionError(
+                f"{type(self.pruner).__name__} needs the sensitivities of whole FFNs, and structure_dict prunes rows of Linears; "
+                "use LocalPruner or GlobalPruner with it"
+            )
+        if self.pruner.amount_of != "neurons":
+            raise OptionError(
+                "structure_dict zeroes rows of Linears, which makes nothing smaller: an amount of "
+                f"{unit_name(self.pruner.amount_of)} means nothing there; use amount_of='neurons' with it"
+            )
+        if self.form == "compact" or self.align == "pad":
+            raise OptionError(
+                "form='compact' and align='pad' are refused with structure_dict, which keeps every width; use form 'zero' or "
+                "'mask' and align 'none'"
+            )
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether the scorer is chosen among candidates."""
+        return isinstance(self.scorer, AutoScorer)
+
+    @property
+    def candidates(self) -> tuple[BaseScorer, ...]:
+        """The scorers to choose from; the scorer alone if it is no choice."""
+        return self.scorer.candidates if isinstance(self.scorer, AutoScorer) else (self.scorer,)
+
+    def chosen_scorer(self, choice: Choice | None) -> BaseScorer:
+        """Return the scorer that ranks: the one that was chosen, the first candidate if nothing was, or the only one."""
+        chosen = None if choice is None else choice.chosen
+        return next((each for each in self.candidates if each.label() == chosen), self.candidates[0])
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether the run needs held-out calibration sequences, for a repair or for a choice."""
+        return self.repair is not None or len(self.candidates) > 1
+
+    @property
+    def measures_skips(self) -> bool:
+        """Whether the calibration measures the share of the residual stream that skips each block."""
+        return self.topology == "residual" and self.beta == "measured"
+
+    @property
+    def jointly(self) -> bool:
+        """Whether the neurons of all graphs share one budget."""
+        return prunes_jointly(self.structure_dict, self.topology)
+
+    @property
+    def trial_targets(self) -> tuple[Target, ...]:
+        """What a trial cut removes: of two targets, only neurons."""
+        return self.targets if len(self.targets) == 1 else ("neurons",)
+
+    def settings(self, scorer: BaseScorer | None = None) -> dict[str, Any]:
+        """Return the settings as values for a report.
+
+        Parameters
+        ----------
+        scorer : BaseScorer, optional
+            The scorer that was chosen; by default that of the recipe.
+        """
+        scorer = scorer or self.scorer
+        topology = {"beta": self.beta, "attention": self.attention} if self.topology == "residual" else {}
+        return {
+            "pipeline": self.topology,
+            **topology,
+            "scorer": {"name": type(scorer).__name__, **scorer.parameters()},
+            "pruner": {"name": type(self.pruner).__name__, **vars(self.pruner)},
+            "targets": list(self.targets),
+            "form": self.form,
+            "align": self.align,
+            "steps": self.steps,
+            "repair": {"name": type(self.repair).__name__, **self.repair.parameters()} if self.repair else None,
+            "structure_dict": self.structure_dict,
+        }
