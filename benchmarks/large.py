@@ -30,6 +30,7 @@ from benchmarks.quality import RESULTS
 from llmrank.execution.work_directory import SHARD_BYTES
 from llmrank.pipeline import CalibrationText, IsolatedFFNPipeline
 from llmrank.pipeline.registry import make_repair
+from llmrank.pipeline.stopwatch import Stopwatch
 from llmrank.surgery import checkpoint
 
 # Hidden size, neurons, layers, heads, key and value heads: of Llama 3.2 1B, Llama 3.1 8B, and the first 4 layers of the latter.
@@ -115,21 +116,29 @@ class Memory:
         return peak
 
 
-def measure(directory: Path, mode: str, repair: str, sequences: int, length: int) -> dict[str, Any]:
-    """Prune a checkpoint and save the result; return seconds and peak memory by stage."""
-    memory = Memory()
-    stages: dict[str, dict[str, float]] = {"start": {"seconds": 0.0, "peak_bytes": memory.take()}}
+class MemoryWatch(Stopwatch):
+    """Adds up the seconds of stages, and takes the peak of the memory in each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = Memory()
+        self.peaks = {"start": self.memory.take()}
 
     @contextmanager
-    def timed(stage: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        yield
-        entry = stages.setdefault(stage, {"seconds": 0.0, "peak_bytes": 0})
-        entry["seconds"] += time.perf_counter() - begun
-        entry["peak_bytes"] = max(entry["peak_bytes"], memory.take())
+    def timed(self, stage: str) -> Iterator[None]:
+        with super().timed(stage):
+            yield
+        self.peaks[stage] = max(self.peaks.get(stage, 0), self.memory.take())
 
+    def stages(self) -> dict[str, dict[str, float]]:
+        return {name: {"seconds": self.seconds.get(name, 0.0), "peak_bytes": peak} for name, peak in self.peaks.items()}
+
+
+def measure(directory: Path, mode: str, repair: str, sequences: int, length: int) -> dict[str, Any]:
+    """Prune a checkpoint and save the result; return seconds and peak memory by stage."""
+    watch = MemoryWatch()
     with TemporaryDirectory(dir=directory.parent) as place:
-        with timed("load"):
+        with watch.timed("load"):
             loaded = checkpoint.load(directory)
         ids = torch.randint(VOCABULARY, (sequences, length), generator=torch.Generator().manual_seed(1))
         low = mode == "block by block"
@@ -141,13 +150,13 @@ def measure(directory: Path, mode: str, repair: str, sequences: int, length: int
             undoable=False,
             work_directory=Path(place) / "work" if low else None,
         )
-        pipeline._timed = timed  # type: ignore[method-assign]
-        pipeline.run()
-        with timed("save"):
+        pipeline.run(watch)
+        with watch.timed("save"):
             report = None if pipeline.report is None else pipeline.report.to_dict()
             shard_bytes = SHARD_BYTES if low else None
             checkpoint.save(Path(place) / "out", loaded.model, None, pipeline.masks, report, shard_bytes=shard_bytes)
         written = sum(file.stat().st_size for file in (Path(place) / "out").glob("*.safetensors"))
+    stages = watch.stages()
     return {
         "stages": stages,
         "seconds": sum(entry["seconds"] for entry in stages.values()),

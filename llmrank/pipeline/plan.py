@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from time import perf_counter
 
 from llmrank.calibration.statistics import FFNStatistics
 from llmrank.errors import OptionError
@@ -31,6 +29,7 @@ from llmrank.pipeline.report import (
     repair_notes,
 )
 from llmrank.pipeline.stages import PreparedModel, RankedModel
+from llmrank.pipeline.stopwatch import Stopwatch
 from llmrank.prune.budget import budget_notes, reached_amounts
 from llmrank.prune.masks import Masks
 from llmrank.prune.schedule import ScheduleStep, amounts_after_steps
@@ -40,30 +39,9 @@ from llmrank.score import BaseScorer
 from llmrank.surgery.apply import temporarily_masked
 from llmrank.text import CalibrationTokens
 
-__all__ = ["Plan", "Selection", "Stopwatch", "make_plan", "open_work_directory", "rank_model", "select"]
+__all__ = ["Plan", "Selection", "make_plan", "open_work_directory", "rank_model", "select"]
 
 logger = logging.getLogger(__name__)
-
-
-class Stopwatch:
-    """Adds up the seconds of stages."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the seconds of the work inside the context to those of a stage."""
-        start = perf_counter()
-        yield
-        seconds = perf_counter() - start
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        logger.debug("%s took %.2f s", stage, seconds)
-
-    def since(self, earlier: Mapping[str, float]) -> dict[str, float]:
-        """Return the seconds of every stage since a copy of :attr:`seconds`."""
-        spent = {stage: total - earlier.get(stage, 0.0) for stage, total in self.seconds.items()}
-        return {stage: seconds for stage, seconds in spent.items() if seconds}
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,10 +18,11 @@ from llmrank.execution import Execution, Processes, join_processes, launched_pro
 from llmrank.execution.work_directory import WorkDirectory
 from llmrank.models.loading import parse_device
 from llmrank.pipeline import stages
-from llmrank.pipeline.plan import Plan, Stopwatch, make_plan, open_work_directory
+from llmrank.pipeline.plan import Plan, make_plan, open_work_directory
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.report import Report
 from llmrank.pipeline.stages import PreparedModel
+from llmrank.pipeline.stopwatch import Stopwatch
 from llmrank.progress import Progress
 from llmrank.prune.masks import Masks
 from llmrank.score.model_graph import ModelGraph
@@ -140,8 +141,13 @@ class PruningRun:
             self._prepared = prepared
         return self._prepared
 
-    def run(self) -> nn.Module:
+    def run(self, watch: Stopwatch | None = None) -> nn.Module:
         """Prune the model and return it.
+
+        Parameters
+        ----------
+        watch : Stopwatch, optional
+            Adds up the seconds of every stage; by default a new one, for the report.
 
         Raises
         ------
@@ -156,13 +162,12 @@ class PruningRun:
         if self.application is not None:
             raise OptionError("this pipeline has pruned its model already; call undo() first, or make another pipeline")
         if self.execution.processes.count > 1 or launched_processes()[1] == 1:
-            return self._run(self.execution)
+            return self._run(self.execution, watch or Stopwatch())
         with join_processes() as processes:
-            return self._run(replace(self.execution, processes=processes))
+            return self._run(replace(self.execution, processes=processes), watch or Stopwatch())
 
-    def _run(self, execution: Execution) -> nn.Module:
+    def _run(self, execution: Execution, watch: Stopwatch) -> nn.Module:
         _check_processes(self.model, self.recipe, execution.processes.count, by_block=self.work_directory is not None)
-        watch = Stopwatch()
         with watch.timed("find"), execution.step("Finding FFNs"):
             prepared = self.prepare()
         self._prepared = None

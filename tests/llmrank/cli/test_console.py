@@ -119,7 +119,7 @@ def test_verbose_prints_the_log(given: dict[str, tuple[Any, ...]], capsys: Any) 
     assert run("prune", *given["prune"], "--verbose") == 0
     said = capsys.readouterr().err
     for sentence in (
-        "llmrank.pipeline.plan: calibrate took 0.",
+        "llmrank.pipeline.stopwatch: calibrate took 0.",
         "llmrank.pipeline.pruning_run: found 2 FFNs (gated) with 80 neurons",
         "llmrank.pipeline.plan: ranked 2 graphs of 144 nodes by",
         "llmrank.surgery.checkpoint: loading the checkpoint again",
