@@ -16,7 +16,8 @@ from llmrank import ChainedFFNPipeline
 from llmrank.evaluation.perplexity import perplexity
 from llmrank.models import find_ffns
 from llmrank.pipeline import CalibrationText
-from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_scorer
+from llmrank.pipeline.pruning_run import PruningRun
+from llmrank.pipeline.registry import make_recipe
 from llmrank.prune import GlobalPruner, LocalPruner
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
@@ -105,7 +106,7 @@ def test_two_commands_of_a_user(tmp_path: Path) -> None:
         outcome = subprocess.run(command, capture_output=True, text=True, check=False)
         assert outcome.returncode == 0, outcome.stderr
 
-    options = ["--samples", 2, "--calibration", "built-in", "--repair", "none", "--evaluate"]
+    options = ["--samples", 2, "--calibration", "built-in", "--scorer", "activation", "--repair", "none", "--evaluate"]
     llmrank("prune", GGUF, "--output", tmp_path / "out", *options)
     # --samples of prune are calibration sequences; both commands evaluate on as many as they do by default.
     llmrank("evaluate", tmp_path / "out", "--output", tmp_path / "again.json")
@@ -119,21 +120,20 @@ def test_two_commands_of_a_user(tmp_path: Path) -> None:
     not Path(WIKITEXT, "valid.txt").is_file(), reason="LLMRANK_WIKITEXT does not name WikiText-2's directory"
 )
 def test_default_reaches_its_perplexity(loaded: Any) -> None:
-    """The default of the command line at 30 %, calibrated on valid, evaluated on test: at or below 36.5."""
+    """The default scorer at 30 %, calibrated on 8 sequences of valid, without a repair.
+
+    On the first 4 of test the perplexity is 1.549 times that of the dense model; the activation alone has 1.583 times.
+    """
 
     def text(name: str) -> str:
         return Path(WIKITEXT, name).read_text(encoding="utf-8").replace("<unk>", "unk")
 
     model, tokenizer = loaded.model, loaded.tokenizer
-    test: TokenSequences = tokenise(text("test.txt"), tokenizer, 16, 1024, "evaluation")
-    pipeline = PIPELINES[DEFAULTS["pipeline"]](
-        model,
-        tokenizer,
-        scorer=make_scorer(DEFAULTS["scorer"]),
-        pruner=make_pruner(DEFAULTS["pruner"], amount=0.3),
-        calibration=text("valid.txt"),
-    )
-    pipeline.run()
+    test: TokenSequences = tokenise(text("test.txt"), tokenizer, 4, 1024, "evaluation")
+    dense = perplexity(model, test).value
+    recipe = make_recipe(amount=0.3, repair="none", calibration=CalibrationText(text("valid.txt"), samples=8))
+    run = PruningRun(model, tokenizer, recipe)
+    run.run()
     after = perplexity(model, test).value
-    pipeline.undo()
-    assert 22.63 < after <= 36.5
+    run.undo()
+    assert 1.0 < after / dense <= 1.57
