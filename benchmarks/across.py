@@ -124,7 +124,7 @@ class Study:
     def choice(self, amount: float) -> Choice:
         """Let the default choose a scorer for an amount, as the command line does."""
         if amount not in self.choices:
-            recipe, execution = Recipe(scorer=AutoScorer(), pruner=LocalPruner(amount, multiple_of=1)), Execution()
+            recipe, execution = Recipe(pruner=LocalPruner(amount, multiple_of=1)), Execution()
             prepared = stages.find(self.model, self.tokenizer, recipe, execution)
             choice = stages.choose_scorer(prepared, recipe, self.graphs, CalibrationTokens(*self.parts), execution)
             if choice is None:

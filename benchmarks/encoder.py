@@ -183,7 +183,7 @@ class Study:
         pruner = make_pruner(
             setting.budget, amount=setting.amount, multiple_of=1, **BUDGET_OPTIONS.get(setting.budget, {})
         )
-        recipe, execution = Recipe(topology, scorer, pruner), Execution(BATCH)
+        recipe, execution = Recipe(topology, scorer, pruner, None), Execution(BATCH)
         prepared = stages.find(self.model, self.tokenizer, recipe, execution)
         tokens = CalibrationTokens(self.calibration, None)
         ranked = rank_model(prepared, recipe, self.statistics, tokens, execution)

@@ -37,7 +37,7 @@ from llmrank.pipeline import CalibrationText, Recipe, stages
 from llmrank.pipeline.registry import make_pruner, make_repair, make_scorer
 from llmrank.pipeline.stages import RankedModel
 from llmrank.prune.selection import Reselection
-from llmrank.score import BaseScorer
+from llmrank.score import ActivationScorer, BaseScorer
 from llmrank.surgery.apply import apply_masks
 
 RESULTS = Path(__file__).parent / "results"
@@ -127,7 +127,8 @@ class Pruning:
     def __init__(self, model: nn.Module, images: Images) -> None:
         self.model, self.images = model, images
         self.dense = self.accuracies()
-        self.recipe = Recipe(calibration=CalibrationText(images.train.x[:CALIBRATION]))
+        calibration = CalibrationText(images.train.x[:CALIBRATION])
+        self.recipe = Recipe(scorer=ActivationScorer(), repair=None, calibration=calibration)  # no scorer to choose
         self.prepared = stages.find(model, None, self.recipe, EXECUTION)
         self.tokens = stages.calibration_tokens(self.prepared, self.recipe, EXECUTION)
         with recording(model, self.prepared.ffns) as self.record:

@@ -249,7 +249,10 @@ class Study:
         pruner = make_pruner(
             setting.pruner, amount=setting.amount, multiple_of=1, **BUDGET_OPTIONS.get(setting.pruner, {})
         )
-        recipe, execution = Recipe(topology, make_scorer(name, **knobs), pruner, **of_paper, **options), Execution()
+        recipe, execution = (
+            Recipe(topology, make_scorer(name, **knobs), pruner, None, **of_paper, **options),
+            Execution(),
+        )
         prepared = stages.find(self.model, self.tokenizer, recipe, execution)
         tokens = CalibrationTokens(self.calibration, None)
         ranked = rank_model(prepared, recipe, self.statistics[setting.graph], tokens, execution)

@@ -26,6 +26,7 @@ from llmrank.prune.masks import Masks
 from llmrank.repair import BaseRepair
 from llmrank.score import BaseScorer
 from llmrank.surgery import checkpoint
+from llmrank.surgery.apply import AppliedMasks
 from llmrank.surgery.forms import Form
 
 __all__ = ["PrunedModel", "prune_model"]
@@ -43,6 +44,8 @@ class PrunedModel(Printed):
         Keep masks over the neurons of the dense model.
     report : Report
         The protocol and the outcome.
+    application : AppliedMasks
+        What :meth:`undo` undoes.
     tokenizer : transformers tokenizer or None
     work : WorkDirectory or None
         The directory with the files of a run with little memory; :meth:`save` deletes it.
@@ -51,11 +54,25 @@ class PrunedModel(Printed):
     model: nn.Module
     masks: Masks
     report: Report
+    application: AppliedMasks
     tokenizer: Any = None
     work: WorkDirectory | None = None
 
     def __rich__(self) -> PrintedGroup:
         return self.report.table()
+
+    def undo(self) -> nn.Module:
+        """Restore the model as it was before, bit for bit, and return it.
+
+        Raises
+        ------
+        OptionError
+            It was pruned for good: the original weights were not kept.
+        MaskError
+            Parameters were replaced in between.
+        """
+        self.application.undo()
+        return self.model
 
     def save(
         self, directory: str | os.PathLike[str], *, push_to_hub: str | None = None, private: bool | None = None
@@ -116,6 +133,7 @@ def prune_model(
     steps: int = 1,
     form: Form = "compact",
     device: str | torch.device | None = None,
+    undoable: bool = False,
     progress: Progress | None = None,
     work_directory: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -125,8 +143,7 @@ def prune_model(
     Parameters
     ----------
     model : nn.Module
-        A transformers model or another module with FFNs. It is changed in place and cannot be restored; the pipelines of
-        :mod:`llmrank.pipeline` can be undone.
+        A transformers model or another module with FFNs. It is changed in place.
     tokenizer : transformers tokenizer, optional
         Not needed if `calibration`, and `evaluation` if given, are tensors.
     amount : float or int
@@ -155,6 +172,8 @@ def prune_model(
     device : str or torch.device, optional
         The device that the model is moved to; by default it stays where it is. With a work directory, blocks are brought to the
         device one at a time, and the model stays on the CPU.
+    undoable : bool
+        Keep the original weights in memory, for :meth:`PrunedModel.undo`.
     progress : callable, optional
         A function such as ``rich.progress.track``; by default no progress is shown. :func:`llmrank.cli.progress.make_progress`
         makes one: bars on a terminal, and lines in a notebook or a log.
@@ -208,11 +227,11 @@ def prune_model(
         recipe,
         device,
         progress=progress,
-        undoable=False,
+        undoable=undoable,
         work_directory=work_directory,
         resume=resume,
     )
     run.run()
-    if run.masks is None or run.report is None:
+    if run.masks is None or run.report is None or run.application is None:
         raise RuntimeError("the run has left no masks and no report")
-    return PrunedModel(model, run.masks, run.report, tokenizer, run.work)
+    return PrunedModel(model, run.masks, run.report, run.application, tokenizer, run.work)

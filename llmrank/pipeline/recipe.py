@@ -14,10 +14,9 @@ from llmrank.prune import BasePruner, LocalPruner
 from llmrank.prune.records.units import Target
 from llmrank.prune.schedule import check_steps
 from llmrank.prune.selection import prunes_jointly
-from llmrank.repair import BaseRepair
+from llmrank.repair import BaseRepair, LeastSquaresRepair
 from llmrank.score import AutoScorer, BaseScorer
 from llmrank.score.model_graph import Topology, check_beta
-from llmrank.score.pagerank import default_scorer
 from llmrank.surgery.forms import FORMS, Form
 from llmrank.surgery.widths import ALIGNMENTS, Align
 
@@ -27,6 +26,8 @@ __all__ = ["Recipe"]
 @dataclass(frozen=True, eq=False)
 class Recipe:
     """What is done to a model. How it is computed is said by :class:`llmrank.execution.Execution`.
+
+    Its defaults are those of ``llmrank prune`` and :func:`llmrank.prune_model`.
 
     Parameters
     ----------
@@ -62,14 +63,14 @@ class Recipe:
     """
 
     topology: Topology = "isolated"
-    scorer: BaseScorer = field(default_factory=default_scorer)
+    scorer: BaseScorer = field(default_factory=AutoScorer)
     pruner: BasePruner = field(default_factory=LocalPruner)
-    repair: BaseRepair | None = None
+    repair: BaseRepair | None = field(default_factory=LeastSquaresRepair)
     targets: tuple[Target, ...] = ("neurons",)
     form: Form = "compact"
     align: Align = "none"
     steps: int = 1
-    calibration: Text = field(default_factory=CalibrationText)
+    calibration: Text = field(default_factory=lambda: CalibrationText("auto"))
     evaluation: EvaluationText | None = None
     beta: float | Literal["measured"] = "measured"
     attention: bool = False

@@ -15,6 +15,7 @@ import pytest
 
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.errors import OptionError
+from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.registry import (
     DEFAULTS,
     PIPELINES,
@@ -24,6 +25,7 @@ from llmrank.pipeline.registry import (
     SCORERS,
     Registry,
     make_pruner,
+    make_recipe,
     make_scorer,
 )
 from llmrank.prune import BasePruner, GlobalPruner
@@ -234,3 +236,9 @@ def test_another_distribution_adds_a_scorer(tmp_path: Path) -> None:
         [sys.executable, "-c", used], capture_output=True, text=True, env=environment, check=True, cwd=tmp_path
     )
     assert outcome.stdout == "2.0\n"
+
+
+def test_the_defaults_of_specs_are_those_of_a_recipe() -> None:
+    by_spec, plain = make_recipe(), Recipe()
+    assert by_spec.settings() == plain.settings()
+    assert plain.calibration.source == DEFAULTS["calibration"]

@@ -46,7 +46,7 @@ EXACT = WeightedPageRankScorer(dtype="float64")
 def ranked(scorer: BaseScorer = EXACT, layers: int = 3, **options: Any) -> Any:
     """Rank the residual graphs of a model, and prune nothing."""
     model, execution = tiny_llama(num_hidden_layers=layers), Execution()
-    recipe = Recipe("residual", scorer, calibration=CalibrationText(IDS), **options)
+    recipe = Recipe("residual", scorer, repair=None, calibration=CalibrationText(IDS), **options)
     prepared = stages.find(model, None, recipe, execution)
     tokens = stages.calibration_tokens(prepared, recipe, execution)
     found = rank_model(prepared, recipe, stages.calibrate(prepared, recipe, tokens, execution), tokens, execution)
