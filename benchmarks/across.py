@@ -35,15 +35,15 @@ from llmrank.pipeline import Recipe, stages
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
+from llmrank.pipeline.descriptions import dtype_name
 from llmrank.pipeline.registry import DEFAULTS, make_pruner, make_scorer
-from llmrank.pipeline.report import dtype_name
 from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.selection import choose_masks
 from llmrank.repair import LeastSquaresRepair
 from llmrank.score import AutoScorer
-from llmrank.score.model_graph import build_graphs
 from llmrank.score.rank_graphs import rank_graphs
+from llmrank.score.topologies import build_graphs
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
 from llmrank.text import CalibrationTokens, TokenSequences, tokenise

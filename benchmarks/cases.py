@@ -1,4 +1,4 @@
-"""The graphs of the benchmarks: chains of real FFNs, random controls of the same size, graphs with cycles, the gallery."""
+"""The graphs of the benchmarks: chains of real FFNs, random controls of the same size, graphs with cycles, the random_graphs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from scipy import sparse
 
 from graphs import BlockDigraph, LayeredGraph, bidirectional_graph, residual_graph
-from graphs.structures import gallery
+from graphs.structures import random_graphs
 from llmrank.calibration.collect import collect_statistics
 from llmrank.cli.demo_models import demo_model
 from llmrank.models import find_ffns
-from llmrank.score.model_graph import build_graphs
+from llmrank.score.topologies import build_graphs
 from llmrank.surgery import checkpoint
 from llmrank.text import builtin_texts, tokenise
 
@@ -54,7 +54,7 @@ def model_chains(source: str | os.PathLike[str] | None, depths: list[int]) -> di
 
 def small_chain(n_ffns: int, seed: int = 0) -> LayeredGraph:
     """Return a chain of small random FFNs, for smoke tests."""
-    return gallery.layered([48, *[128, 48] * n_ffns], seed=seed)
+    return random_graphs.layered([48, *[128, 48] * n_ffns], seed=seed)
 
 
 def random_control(graph: LayeredGraph, seed: int) -> LayeredGraph:
@@ -116,8 +116,8 @@ def scipy_residual(weights: list[tuple[Any, ...]], beta: float = 0.5) -> sparse.
 def gallery_graphs(scale: int, seed: int) -> dict[str, sparse.csr_array]:
     """Return four seeded graphs like those of the GAP suite, of about ``2**scale`` nodes."""
     return {
-        "kronecker": gallery.kronecker(scale, seed=seed),
-        "uniform": gallery.uniform(scale, seed=seed),
-        "road": gallery.road(round(2 ** (scale / 2)), seed=seed),
-        "power law": gallery.power_law(2**scale, seed=seed),
+        "kronecker": random_graphs.kronecker(scale, seed=seed),
+        "uniform": random_graphs.uniform(scale, seed=seed),
+        "road": random_graphs.road(round(2 ** (scale / 2)), seed=seed),
+        "power law": random_graphs.power_law(2**scale, seed=seed),
     }

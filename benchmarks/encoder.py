@@ -39,10 +39,11 @@ from llmrank.pipeline import Recipe, stages
 from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
 from llmrank.pipeline.plan import rank_model
 from llmrank.pipeline.registry import make_pruner, make_repair, make_scorer
+from llmrank.pipeline.texts import n_held_out
 from llmrank.prune.selection import Reselection
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
-from llmrank.text import CalibrationTokens, TokenSequences, n_held_out, tokenise
+from llmrank.text import CalibrationTokens, TokenSequences, tokenise
 
 RESULTS = Path(__file__).parent / "results"
 # Number of words of a sentence: shorter sentences are mostly captions, longer ones mostly lists.

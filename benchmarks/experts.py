@@ -41,8 +41,8 @@ from llmrank.models.loading import LoadedModel
 from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
 from llmrank.pipeline.registry import SCORERS, make_pruner, make_repair, make_scorer
 from llmrank.prune.selection import choose_masks
-from llmrank.score.model_graph import build_graphs
 from llmrank.score.rank_graphs import rank_graphs
+from llmrank.score.topologies import build_graphs
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
 from llmrank.text import TokenSequences

@@ -25,8 +25,9 @@ from llmrank.cli.demo_models import demo_model
 from llmrank.models import find_ffns
 from llmrank.pipeline.registry import make_pruner, make_scorer
 from llmrank.prune.selection import choose_masks
-from llmrank.score.model_graph import build_graphs, edge_weights
+from llmrank.score.model_graph import edge_weights
 from llmrank.score.rank_graphs import rank_graphs
+from llmrank.score.topologies import build_graphs
 from llmrank.surgery import checkpoint
 
 RESULTS = Path(__file__).parent / "results"

@@ -38,8 +38,8 @@ from llmrank.models.linear_map import in_features, out_features
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.registry import make_recipe
 from llmrank.pipeline.texts import CalibrationText
-from llmrank.score.model_graph import build_graphs
 from llmrank.score.pagerank import default_scorer
+from llmrank.score.topologies import build_graphs
 from llmrank.surgery import checkpoint
 from llmrank.text import TokenSequences
 from llmrank.text.generation import generate_text

@@ -142,7 +142,7 @@ class Pruning:
 
     def masks(self, scorer: BaseScorer, pruner: str) -> list[Masks]:
         """Return the keep masks for every amount."""
-        self.choose_again = Reselection(scorer, self.graphs)
+        self.scorer = scorer
         ranked = RankedModel(self.graphs, stages.rank(scorer, self.graphs, EXECUTION), scorer)
         pruners = (
             make_pruner(pruner, amount=each, multiple_of=1, **BUDGET_OPTIONS.get(pruner, {})) for each in AMOUNTS
@@ -154,9 +154,8 @@ class Pruning:
         key = (hash(masks), repair)
         if key not in self._known:
             recipe = replace(self.recipe, repair=make_repair(repair))
-            masks, repaired, _ = stages.repair(
-                self.prepared, recipe, masks, self.tokens, self.record, self.choose_again, EXECUTION
-            )
+            again = Reselection(self.scorer, self.graphs)
+            masks, repaired, _ = stages.repair(self.prepared, recipe, masks, self.tokens, self.record, again, EXECUTION)
             application = apply_masks(self.model, self.prepared.ffns, masks, "compact", "none", repaired)
             try:
                 self._known[key] = self.accuracies()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from llmrank.pipeline.report import environment
+from llmrank.pipeline.descriptions import environment
 
 
 def provenance(**more: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from llmrank.calibration.statistics import FFNStatistics, LayerStatistics
 from llmrank.cli.demo_models import demo_model
 from llmrank.models import FFNs, find_ffns
 from llmrank.score import ModifiedPageRankScorer, WeightedPageRankScorer
-from llmrank.score.model_graph import build_graphs
+from llmrank.score.topologies import build_graphs
 from llmrank.surgery import checkpoint
 
 RESULTS = Path(__file__).parent / "results"

@@ -34,8 +34,8 @@ from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
 from llmrank.pipeline.registry import make_pruner, make_scorer
 from llmrank.prune.selection import choose_masks
 from llmrank.repair import LeastSquaresRepair, Moments, RepairedMap, repair_ffns
-from llmrank.score.model_graph import build_graphs
 from llmrank.score.rank_graphs import rank_graphs
+from llmrank.score.topologies import build_graphs
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
 from llmrank.text import TokenSequences

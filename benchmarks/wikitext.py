@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from llmrank.text import TokenSequences, n_held_out, tokenise
+from llmrank.pipeline.texts import n_held_out
+from llmrank.text import TokenSequences, tokenise
 
 __all__ = ["add_wikitext", "check_wikitext", "read", "read_and_hold_out"]
 

@@ -45,7 +45,8 @@ def collect_by_block(
     Parameters
     ----------
     model, ffns, sequences, execution, skips, attentions
-        See :func:`llmrank.calibration.collect.collect_statistics`, also for the exceptions. The execution has a work directory.
+        See :func:`llmrank.calibration.collect.collect_statistics`, also for the exceptions. The execution must have a work
+        directory.
 
     Raises
     ------

@@ -26,16 +26,17 @@ from llmrank.cli.commands.diff import add_diff_options, run_diff
 from llmrank.cli.commands.evaluate import add_evaluate_options, run_evaluate
 from llmrank.cli.commands.families import add_families_options, run_families
 from llmrank.cli.commands.inspecting.command import add_inspect_options, run_inspect
-from llmrank.cli.commands.prune import add_demo_options, add_prune_options, check_processes, run_demo, run_prune
+from llmrank.cli.commands.prune import add_demo_options, add_prune_options, run_demo, run_prune
 from llmrank.cli.commands.rank import add_apply_options, add_rank_options, run_apply, run_rank
 from llmrank.cli.commands.sweep import add_sweep_options, run_sweep_command
 from llmrank.cli.config import CommandParser
 from llmrank.cli.console import QuietConsole, add_output_options, command_output, print_result
 from llmrank.cli.demo_models import DEMO_NAME
 from llmrank.cli.options import check_numbers
+from llmrank.cli.processes import check_processes
 from llmrank.errors import LLMRankError, ProcessError, is_out_of_memory
 from llmrank.execution import launched_processes
-from llmrank.pipeline.report import environment
+from llmrank.pipeline.descriptions import environment
 
 __all__ = ["main"]
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from graphs.io.replacement import replace_file
 from llmrank.cli.progress import ProgressLog, make_progress
 from llmrank.models.compat import show_no_progress_bars
-from llmrank.pipeline.report import json_safe
+from llmrank.pipeline.descriptions import json_safe
 
 __all__ = ["QuietConsole", "add_output_options", "command_output", "print_result", "write_result"]
 

@@ -24,7 +24,7 @@ from llmrank.pipeline.registry import (
     SCORERS,
     make_recipe,
 )
-from llmrank.pipeline.texts import CalibrationText, EvaluationText, RankedText
+from llmrank.pipeline.texts import CalibrationText, RankedText
 from llmrank.progress import progress_step
 from llmrank.surgery import checkpoint
 from llmrank.text import check_text
@@ -265,7 +265,7 @@ def check_numbers(options: argparse.Namespace) -> None:
 
 
 def check_method(options: argparse.Namespace) -> Recipe:
-    """Check the options of a pipeline as far as that is possible without the model, and return them as a recipe."""
+    """Check the options of a run as far as that is possible without the model, and return the recipe that they describe."""
     recipe = recipe_of(options)
     check_device_and_dtype(options)
     if not isinstance(options.calibration, (CalibrationText, RankedText)):
@@ -285,16 +285,17 @@ def check_device_and_dtype(options: argparse.Namespace) -> None:
 def make_run(
     options: argparse.Namespace,
     loaded: LoadedModel,
+    recipe: Recipe,
     *,
     undoable: bool = True,
     work: Path | None = None,
     processes: Processes | None = None,
 ) -> PruningRun:
-    """Make the run that the options describe, for a loaded model; it runs block by block if `work` is a directory."""
+    """Make a run of a recipe on a loaded model; it runs block by block if `work` is a directory."""
     return PruningRun(
         loaded.model,
         loaded.tokenizer,
-        recipe_of(options),
+        recipe,
         options.device,
         progress=options.progress,
         undoable=undoable,
@@ -323,7 +324,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
         align="pad" if options.form == "padded" else "none",
         steps=options.steps,
         calibration=calibration,
-        evaluation=EvaluationText.of(getattr(options, "evaluate", None)),
+        evaluation=getattr(options, "evaluate", None),
     )
 
 

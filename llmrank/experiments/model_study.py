@@ -23,17 +23,18 @@ from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.lm_eval import LMEvalTasks
 from llmrank.evaluation.perplexity import Perplexity, model_size, sequence_losses
 from llmrank.execution import Execution
-from llmrank.execution.recording import Recording, record_without_running
+from llmrank.execution.recording import Recording
 from llmrank.experiments.settings import RowSettings, SweepSettings
 from llmrank.experiments.speed import measure_speed
 from llmrank.models.digest import weights_digest
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import stages
 from llmrank.pipeline.closeness.candidates import Choice
+from llmrank.pipeline.descriptions import environment, json_safe, model_source
+from llmrank.pipeline.notes import choice_notes, repair_notes
 from llmrank.pipeline.ranking import SETTINGS, Ranking
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.registry import DEFAULTS, make_recipe, make_repair, make_scorer
-from llmrank.pipeline.report import choice_notes, environment, json_safe, model_source, repair_notes
 from llmrank.pipeline.stages import RankedModel
 from llmrank.pipeline.texts import RankedText
 from llmrank.progress import Progress
@@ -186,9 +187,7 @@ class ModelStudy:
     @cached_property
     def _record(self) -> Recording:
         """The record of how the model calls its blocks on these sequences."""
-        size = self._calibration_text.batch_size
-        batches = [batch for text in self._tokens.parts if text is not None for batch in text.batches(size)]
-        return record_without_running(self._model, self._ffns, batches)
+        return stages.record(self._prepared, self._tokens, Execution(self._calibration_text.batch_size))
 
     def _find_calibration(self, directory: Path, progress: Progress | None) -> Ranking:
         """Return the calibration from the directory. It is made first if there is none, or if it lacks what the grid needs."""

@@ -22,8 +22,9 @@ from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import Target
 from llmrank.prune.selection import choose_masks, prunes_jointly
 from llmrank.score import AutoScorer, BaseScorer
-from llmrank.score.model_graph import ModelGraph, Topology, build_graphs
+from llmrank.score.model_graph import ModelGraph
 from llmrank.score.rank_graphs import rank_graphs
+from llmrank.score.topologies import Topology, build_graphs
 from llmrank.text import TokenSequences
 
 __all__ = ["Inspection", "ScorerResult", "inspect_model"]

@@ -17,7 +17,7 @@ from graphs.analysis.paths import Path, strongest_paths
 from llmrank.inspection.inspect_model import Inspection, ScorerResult
 from llmrank.inspection.layers import InspectedLayer, check_neuron
 from llmrank.inspection.mixtures import ExpertSummary, summarise_experts
-from llmrank.pipeline.report import environment
+from llmrank.pipeline.descriptions import environment
 
 __all__ = [
     "Agreement",

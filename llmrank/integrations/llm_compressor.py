@@ -93,7 +93,7 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
 
     def model_post_init(self, context: Any) -> None:  # noqa: ARG002 -- pydantic passes it
         """Refuse options that no pipeline takes."""
-        self._recipe()
+        self._pruning_recipe()
 
     def on_initialize(self, state: Any, **_: Any) -> bool:
         """Prune the model of a session of llm-compressor.
@@ -118,7 +118,9 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
         self._check_place(state)
         sequences = sequences_of_batches(state.data.calib)
         calibration = CalibrationText.of(sequences)
-        pruning = PruningRun(state.model, None, replace(self._recipe(), calibration=calibration), undoable=False)
+        pruning = PruningRun(
+            state.model, None, replace(self._pruning_recipe(), calibration=calibration), undoable=False
+        )
         if pruning.prepare().ffns.mixtures:
             # llm-compressor replaces the mixtures, and by default sends every token to all experts.
             raise OptionError(
@@ -133,8 +135,8 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
         state.model.config._name_or_path = ""
         return True
 
-    def _recipe(self) -> Recipe:
-        """Return the recipe that the specs describe."""
+    def _pruning_recipe(self) -> Recipe:
+        """Return the recipe of llmrank that the specs describe."""
         multiple = None if "multiple_of" in split_spec(self.pruner)[1] else self.multiple_of
         return make_recipe(
             self.pipeline, self.scorer, self.pruner, self.repair, amount=self.amount, multiple_of=multiple, align="pad"

@@ -1,5 +1,6 @@
 """Pipelines: all stages from a model to a pruned one, one after the other."""
 
+from llmrank.pipeline.descriptions import model_source
 from llmrank.pipeline.pipelines import (
     BasePipeline,
     ChainedFFNPipeline,
@@ -7,7 +8,6 @@ from llmrank.pipeline.pipelines import (
     ResidualFFNPipeline,
 )
 from llmrank.pipeline.recipe import Recipe
-from llmrank.pipeline.report import model_source
 from llmrank.pipeline.texts import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText, EvaluationText
 
 __all__ = [

@@ -13,14 +13,13 @@ from torch import nn
 from llmrank.execution import Processes
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.recipe import Recipe
-from llmrank.pipeline.texts import CalibrationText, EvaluationText
+from llmrank.pipeline.texts import CalibrationText
 from llmrank.progress import Progress
 from llmrank.prune import BasePruner, LocalPruner
-from llmrank.prune.records.units import parse_targets
 from llmrank.repair import BaseRepair
 from llmrank.score import BaseScorer
-from llmrank.score.model_graph import Topology
 from llmrank.score.pagerank import default_scorer
+from llmrank.score.topologies import Topology
 from llmrank.surgery.forms import Form
 from llmrank.surgery.widths import Align
 
@@ -43,9 +42,8 @@ class BasePipeline(PruningRun):
         That of :func:`llmrank.score.pagerank.default_scorer` by default. An :class:`llmrank.score.AutoScorer` is tried first.
     pruner : BasePruner, optional
         :class:`LocalPruner` of 30 % by default. A pruner that needs sensitivities is refused with a `structure_dict`.
-    device : str or torch.device, optional
-        The device that the model is moved to; by default it stays where it is. With a work directory, blocks are brought to the
-        device one at a time, and the model stays on the CPU.
+    device, progress, undoable, work_directory, resume, processes
+        As for :class:`llmrank.pipeline.pruning_run.PruningRun`.
     calibration : CalibrationText, or a source as for :class:`CalibrationText`; optional
         The text that statistics are taken on; by default up to 16 sequences of at most 1,024 tokens of the built-in text.
     form : {"compact", "zero", "mask"}, optional
@@ -63,22 +61,6 @@ class BasePipeline(PruningRun):
     evaluation : EvaluationText, a source as for :class:`EvaluationText`, or True; optional
         The text that the perplexity before and after pruning is measured on; True is the part of the built-in text that is not
         used for calibration. By default no perplexity is measured.
-    progress : callable, optional
-        A function such as ``rich.progress.track``; by default no progress is shown.
-    undoable : bool
-        Keep the original weights for :meth:`undo`. Otherwise the plan holds no repaired maps and no graphs after :meth:`run`,
-        and an error that comes later than the repair can leave the model repaired or pruned, completely or in part.
-    work_directory : path-like, optional
-        Run with little memory, block by block. What the present block does not need is kept in files of this directory. The run
-        makes the directory, and the caller deletes it after saving the model (``pipeline.work.remove()``). The model should be
-        loaded on the CPU in the dtype of its checkpoint, so that its weights stay on disk. With a `device`, forward passes,
-        sums and repairs are computed there; ranks are always computed on the CPU.
-    resume : bool
-        Go on with an earlier run in the work directory, at the block where it ended.
-    processes : Processes, optional
-        The processes that divide the run among themselves. By default :meth:`run` joins those that a launcher has started
-        (torchrun, accelerate) or that torch.distributed has connected. Each process calls :meth:`run` with the same model and
-        options, and gets the same result.
 
     See :class:`llmrank.pipeline.pruning_run.PruningRun` for its attributes and methods.
     """
@@ -108,16 +90,16 @@ class BasePipeline(PruningRun):
         processes: Processes | None = None,
     ) -> None:
         recipe = Recipe(
-            self.topology,
-            default_scorer(whole_ffns=structure_dict is None) if scorer is None else scorer,
-            LocalPruner() if pruner is None else pruner,
-            repair,
-            parse_targets(targets),
-            ("zero" if structure_dict is not None else "compact") if form is None else form,
-            align,
-            steps,
-            CalibrationText.of(calibration),
-            EvaluationText.of(evaluation),
+            topology=self.topology,
+            scorer=default_scorer(whole_ffns=structure_dict is None) if scorer is None else scorer,
+            pruner=LocalPruner() if pruner is None else pruner,
+            repair=repair,
+            targets=targets,  # type: ignore[arg-type]  # it converts what is no tuple
+            form=("zero" if structure_dict is not None else "compact") if form is None else form,
+            align=align,
+            steps=steps,
+            calibration=CalibrationText.of(calibration),
+            evaluation=evaluation,
             structure_dict=structure_dict,
         )
         super().__init__(

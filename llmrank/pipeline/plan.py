@@ -1,4 +1,4 @@
-"""What to remove from a model, and what its output maps become: all stages up to the moment when the model changes."""
+"""What to remove from a model, and what its output maps become: all stages before the masks are applied."""
 
 from __future__ import annotations
 
@@ -11,23 +11,16 @@ from llmrank.calibration.statistics import FFNStatistics
 from llmrank.errors import OptionError
 from llmrank.evaluation.perplexity import model_size
 from llmrank.execution import Execution
-from llmrank.execution.recording import Recording, record_without_running, recording
+from llmrank.execution.recording import Recording, recording
 from llmrank.execution.work_directory import WorkDirectory
 from llmrank.models.digest import weights_digest
 from llmrank.models.forward import run_sequences
 from llmrank.pipeline import stages
 from llmrank.pipeline.closeness.repair_validation import Validation
+from llmrank.pipeline.descriptions import describe_graphs, describe_model, describe_neurons, json_safe, model_source
+from llmrank.pipeline.notes import choice_notes, repair_notes
 from llmrank.pipeline.recipe import Recipe
-from llmrank.pipeline.report import (
-    Report,
-    choice_notes,
-    describe_graphs,
-    describe_model,
-    describe_neurons,
-    json_safe,
-    model_source,
-    repair_notes,
-)
+from llmrank.pipeline.report import Report
 from llmrank.pipeline.stages import PreparedModel, RankedModel
 from llmrank.pipeline.stopwatch import Stopwatch
 from llmrank.prune.budget import budget_notes, reached_amounts
@@ -77,16 +70,12 @@ class Plan:
 
     Attributes
     ----------
-    prepared : PreparedModel
-    recipe : Recipe
     tokens : CalibrationTokens
     selection : Selection
     report : Report
         It lacks what only the pruned model can tell.
     """
 
-    prepared: PreparedModel
-    recipe: Recipe
     tokens: CalibrationTokens
     selection: Selection
     report: Report
@@ -151,8 +140,13 @@ def select(
     record = Recording([])
     repaired: dict[str, RepairedMap] = {}
     validation, in_place = None, False
+    # Before the repair, which may change the weights in place. Offloaded weights cannot be read.
+    digest = ""
+    with suppress(OptionError):
+        digest = weights_digest(prepared.model)
     for number, amount in enumerate(amounts_after_steps(recipe.pruner.amount, recipe.steps), start=1):
         before, is_last = dict(watch.seconds), number == recipe.steps
+        repairs_now = recipe.repair is not None and is_last
         with temporarily_masked(prepared.model, prepared.ffns, present):
             with watch.timed("calibrate"):
                 if first is None and recipe.repair is not None:
@@ -181,28 +175,24 @@ def select(
         # These graphs may hold the last references to masked weights.
         del ranked
         present = masks
-        repairs_now = recipe.repair is not None and is_last
         steps.append(ScheduleStep(amount, masks.size - masks.kept, repairs_now, watch.since(before)))
-    if first is None:
-        raise RuntimeError("a recipe has one step or more")
-    return Selection(masks, repaired, validation, first, sensitivities, tuple(steps), in_place and bool(repaired))
+    assert first is not None  # a recipe has one step or more
+    return Selection(
+        Masks(masks, digest), repaired, validation, first, sensitivities, tuple(steps), in_place and bool(repaired)
+    )
 
 
 def _calibrate_and_record(
     prepared: PreparedModel, recipe: Recipe, tokens: CalibrationTokens, execution: Execution
 ) -> tuple[tuple[FFNStatistics, ...], Recording]:
-    """Calibrate, and record how the model calls its blocks: a repair runs the model block by block."""
-    model, ffns = prepared.model, prepared.ffns
+    """Calibrate, and record how the model calls its blocks, in the same passes if these are passes of the complete model."""
     if execution.work is not None or recipe.calibration.ranking is not None:
-        # The calibration makes no passes of the complete model. With a work directory, it has already checked that the blocks
-        # can be called one by one.
         statistics = stages.calibrate(prepared, recipe, tokens, execution)
-        batches = [batch for text in tokens.parts if text is not None for batch in execution.batches(text)]
-        return statistics, record_without_running(model, ffns, batches, repeat=execution.work is None)
-    with recording(model, ffns) as record:
+        return statistics, stages.record(prepared, tokens, execution)
+    with recording(prepared.model, prepared.ffns) as record:
         statistics = stages.calibrate(prepared, recipe, tokens, execution)
         if record.blocks and tokens.held_out is not None:
-            run_sequences(model, ffns, execution.batches(tokens.held_out))
+            run_sequences(prepared.model, prepared.ffns, execution.batches(tokens.held_out))
     return statistics, record
 
 
@@ -240,30 +230,27 @@ def make_plan(
     recipe: Recipe,
     tokens: CalibrationTokens,
     execution: Execution,
-    watch: Stopwatch | None = None,
+    selection: Selection,
     *,
-    undoable: bool = True,
+    keeps_graphs: bool = True,
 ) -> Plan:
-    """Select what to remove, and begin the report.
+    """Begin the report of a selection.
 
     Parameters
     ----------
-    prepared, recipe, tokens, execution, watch, undoable
-        See :func:`select`. A plan that is not undoable holds no graphs, so that the old weights are freed as soon as others take
-        their places.
+    prepared, recipe, tokens, execution
+        See :mod:`llmrank.pipeline.stages`.
+    selection : Selection
+        What :func:`select` has returned for them.
+    keeps_graphs : bool
+        Without its graphs, a plan does not keep the old weights in memory.
     """
-    # Before the repair, which may change the weights in place. Offloaded weights cannot be read.
-    digest = ""
-    with suppress(OptionError):
-        digest = weights_digest(prepared.model)
-    selection = select(prepared, recipe, tokens, execution, watch, undoable=undoable)
-    selection = replace(selection, masks=Masks(selection.masks, digest))
     report = _begin_report(prepared, recipe, tokens, execution, selection)
     ranked = "ranked %(graphs)d graphs of %(nodes)d nodes by %(solver)s in %(iterations)d iterations"
     logger.info(f"{ranked}, error at most %(error_bound).1e", report.graph)
-    if not undoable:
+    if not keeps_graphs:
         selection = replace(selection, ranked=replace(selection.ranked, graphs=()))
-    return Plan(prepared, recipe, tokens, selection, report)
+    return Plan(tokens, selection, report)
 
 
 def _begin_report(

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.errors import check_type
+from llmrank.errors import OptionError, check_type
 from llmrank.execution import launched_processes
 from llmrank.execution.work_directory import SHARD_BYTES, WorkDirectory
 from llmrank.models.costs import Unit
 from llmrank.pipeline.pipelines import BasePipeline
+from llmrank.pipeline.printed import Printed, PrintedGroup
 from llmrank.pipeline.pruning_run import PruningRun
-from llmrank.pipeline.registry import DEFAULTS, make_pruner, make_recipe
-from llmrank.pipeline.report import Printed, PrintedGroup, Report
-from llmrank.pipeline.texts import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText, EvaluationText
+from llmrank.pipeline.registry import DEFAULTS, make_recipe
+from llmrank.pipeline.report import Report
+from llmrank.pipeline.texts import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText
 from llmrank.progress import Progress
 from llmrank.prune import BasePruner
 from llmrank.prune.masks import Masks
@@ -67,10 +68,12 @@ class PrunedModel(Printed):
         Raises
         ------
         OptionError
-            It was pruned for good: the original weights were not kept.
+            It was pruned for good: the original weights were not kept; or it was restored already.
         MaskError
             Parameters were replaced in between.
         """
+        if self.application.is_undone:
+            raise OptionError("there is nothing to undo: the model was restored already")
         self.application.undo()
         return self.model
 
@@ -96,6 +99,10 @@ class PrunedModel(Printed):
         CheckpointError, OptionError
             See :func:`llmrank.save`.
         """
+        if self.application.is_undone:
+            raise OptionError(
+                "undo() has restored the dense model, so there is no pruned model to save; prune it again"
+            )
         if launched_processes()[0]:
             return Path(directory)
         shard_bytes = None if self.work is None else SHARD_BYTES
@@ -205,21 +212,20 @@ def prune_model(
     """
     for name, value in {"amount_of": amount_of, "form": form}.items():
         check_type(name, value, str, "a name")
-    if isinstance(pipeline, type) and issubclass(pipeline, BasePipeline):
-        pipeline = pipeline.topology
-    check_type("pipeline", pipeline, str, "a spec such as 'isolated', or a pipeline class of llmrank")
     if not isinstance(calibration, CalibrationText):
         calibration = CalibrationText(calibration, samples, sequence_length, batch_size)
     recipe = make_recipe(
         pipeline,
         scorer,
-        make_pruner(pruner, amount=amount, amount_of=amount_of) if isinstance(pruner, str) else pruner,
+        pruner,
         repair,
+        amount=amount,
+        amount_of=amount_of,
         targets=targets,
         form=form,
         steps=steps,
         calibration=calibration,
-        evaluation=EvaluationText.of(evaluation),
+        evaluation=evaluation,
     )
     run = PruningRun(
         model,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ from graphs import LayeredGraph, RankResult
 from llmrank.errors import OptionError, check_type
 from llmrank.evaluation.perplexity import model_size
 from llmrank.execution import Execution, Processes, join_processes, launched_processes
+from llmrank.execution.onloading import onloaded_by_block
 from llmrank.execution.work_directory import WorkDirectory
+from llmrank.models import FFNs
 from llmrank.models.loading import parse_device
 from llmrank.pipeline import stages
-from llmrank.pipeline.plan import Plan, make_plan, open_work_directory
+from llmrank.pipeline.plan import Plan, make_plan, open_work_directory, select
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.report import Report
 from llmrank.pipeline.stages import PreparedModel
@@ -56,7 +60,7 @@ class PruningRun:
         and an error that comes later than the repair can leave the model repaired or pruned, completely or in part.
     work_directory : path-like, optional
         Run with little memory, block by block. What the present block does not need is kept in files of this directory. The run
-        makes the directory, and the caller deletes it after saving the model (``pipeline.work.remove()``). The model should be
+        makes the directory, and the caller deletes it after saving the model (``run.work.remove()``). The model should be
         loaded on the CPU in the dtype of its checkpoint, so that its weights stay on disk. With a `device`, forward passes,
         sums and repairs are computed there; ranks are always computed on the CPU.
     resume : bool
@@ -71,7 +75,7 @@ class PruningRun:
     execution : Execution
         How it is computed.
     plan : Plan or None
-        After :meth:`run`: the prepared model, the calibration tokens and the selection. With several steps, sensitivities, graphs
+        After :meth:`run`: the calibration tokens and the selection. With several steps, sensitivities, graphs
         and ranks are those of the first step, on the dense model. Graphs keep the original weights in memory.
     report : Report or None
         After :meth:`run`: the protocol and the outcome.
@@ -97,6 +101,7 @@ class PruningRun:
         check_type("model", model, nn.Module, "a torch module (llmrank.load(...).model loads one)")
         if progress is not None and not callable(progress):
             raise OptionError(f"progress must be a function such as rich.progress.track, or None, got {progress!r}")
+        check_type("recipe", recipe, Recipe, "a Recipe; make_recipe of llmrank.pipeline.registry makes one from specs")
         if work_directory is not None:
             check_type("work_directory", work_directory, (str, os.PathLike), "a path")
             if undoable or recipe.structure_dict is not None or recipe.steps != 1 or recipe.form != "compact":
@@ -119,6 +124,7 @@ class PruningRun:
         self.application: AppliedMasks | None = None
         self.report: Report | None = None
         self._prepared: PreparedModel | None = None
+        self._blocks: Sequence[nn.Module] = ()
         self._changed_for_good = False
 
     def find(self) -> PreparedModel:
@@ -153,64 +159,89 @@ class PruningRun:
         ------
         LLMRankError, graphs.GraphError
             Bad options, data or models, or a second run without :meth:`undo` in between. The weights are unchanged if the
-            pipeline is undoable, or if the error comes before the end of the repair and before any mask is applied.
+            run is undoable, or if the error comes before the end of the repair and before any mask is applied.
         """
         if self._changed_for_good:
-            raise OptionError(
-                "this pipeline has changed its model for good; load the model again, and make another pipeline"
-            )
+            raise OptionError("this run has changed its model for good; load the model again, and make another run")
         if self.application is not None:
-            raise OptionError("this pipeline has pruned its model already; call undo() first, or make another pipeline")
+            raise OptionError("this run has pruned its model already; call undo() first, or make another run")
         if self.execution.processes.count > 1 or launched_processes()[1] == 1:
             return self._run(self.execution, watch or Stopwatch())
         with join_processes() as processes:
             return self._run(replace(self.execution, processes=processes), watch or Stopwatch())
 
     def _run(self, execution: Execution, watch: Stopwatch) -> nn.Module:
-        _check_processes(self.model, self.recipe, execution.processes.count, by_block=self.work_directory is not None)
+        recipe, begun = self.recipe, dict(watch.seconds)
+        _check_processes(self.model, recipe, execution.processes.count, by_block=self.work_directory is not None)
+        self.plan = self.report = None
         with watch.timed("find"), execution.step("Finding FFNs"):
             prepared = self.prepare()
-        self._prepared = None
+        self._prepared, self._blocks = None, prepared.blocks
         kinds = ", ".join(sorted({ffn.kind for ffn in prepared.ffns}))
         n_neurons = sum(prepared.ffns.sizes.values())
         logger.info("found %d FFNs (%s) with %d neurons", len(prepared.ffns), kinds, n_neurons)
         with watch.timed("evaluate before"):
-            evaluation, text = stages.evaluate(prepared, self.recipe, execution)
+            evaluation, text = stages.evaluate(prepared, recipe, execution)
         with watch.timed("calibrate"):
-            tokens = stages.calibration_tokens(prepared, self.recipe, execution)
-            execution = self.open_work_directory(prepared, tokens, execution)
-        plan = self.plan = make_plan(prepared, self.recipe, tokens, execution, watch, undoable=self.undoable)
-        self._changed_for_good = plan.selection.overwrote
+            tokens = stages.calibration_tokens(prepared, recipe, execution)
+            execution = self.with_work_directory(prepared, tokens, execution)
+        selection = select(prepared, recipe, tokens, execution, watch, undoable=self.undoable)
+        self._changed_for_good = selection.overwrote
+        self.plan = make_plan(prepared, recipe, tokens, execution, selection, keeps_graphs=self.undoable)
+        del selection  # its graphs may hold the last references to old weights
         expected = None
         with watch.timed("apply"), execution.step("Applying the masks"):
-            if self.recipe.form == "compact":
-                expected = _expected_outputs(plan, execution)
+            if recipe.form == "compact":
+                with self.onloaded():
+                    masks, repaired = self.plan.selection.masks, self.plan.selection.repaired
+                    expected = masked_outputs(self.model, prepared.ffns, masks, tokens.sequences, repaired)
+                    del repaired
             self._changed_for_good = not self.undoable
-            self.application = _apply(plan, self.work, undoable=self.undoable)
+            self.application = self._apply(prepared.ffns, execution)
+        if not self.undoable:  # so that no second set of weights stays in memory
+            self.plan = replace(self.plan, selection=replace(self.plan.selection, repaired={}))
         try:
             if expected is not None:
                 checking = execution.step("Checking the pruned model")
-                with watch.timed("check"), checking, prepared.onloaded(execution):
+                with watch.timed("check"), checking, self.onloaded():
                     check_equivalence(self.model, expected, tokens.sequences)
             with watch.timed("evaluate after"):
                 if evaluation is not None and text is not None:
                     evaluation.after = stages.perplexity_of(prepared, text, execution, "Evaluating the pruned model")
                     evaluation.calibration_overlap = shared_passages(tokens.sequences.joined(tokens.held_out), text)
-            plan.report.after = model_size(self.model, prepared.ffns)
+            size = model_size(self.model, prepared.ffns)
         except BaseException:
             if self.undoable:
                 self.undo()
             raise
-        plan.report.neurons["widths_with_padding"] = self.application.widths
-        plan.report.seconds, plan.report.evaluation = dict(watch.seconds), evaluation
-        self.report = plan.report
+        report = self.plan.report
+        neurons = {**report.neurons, "widths_with_padding": self.application.widths}
+        seconds = watch.since(begun)
+        self.report = replace(report, after=size, neurons=neurons, seconds=seconds, evaluation=evaluation)
         return self.model
 
-    def open_work_directory(
-        self, prepared: PreparedModel, tokens: CalibrationTokens, execution: Execution | None = None
+    def _apply(self, ffns: FFNs, execution: Execution) -> AppliedMasks:
+        plan, recipe, work = self.plan, self.recipe, execution.work
+        assert plan is not None
+        return apply_masks(
+            self.model,
+            ffns,
+            plan.selection.masks,
+            recipe.form,
+            recipe.align,
+            plan.selection.repaired,
+            undoable=self.undoable,
+            store=None if work is None else work.copy_to_file,
+        )
+
+    def onloaded(self) -> AbstractContextManager[None]:
+        """Let forward passes of the complete model compute on the device of the execution within the context."""
+        return onloaded_by_block(self.model, self._blocks, self.execution.device)
+
+    def with_work_directory(
+        self, prepared: PreparedModel, tokens: CalibrationTokens, execution: Execution
     ) -> Execution:
-        """Make or resume the work directory, if the pipeline has one, and return the execution that uses it."""
-        execution = execution or self.execution
+        """Make or resume the work directory, if the run has one, and return the execution that uses it."""
         if self.work_directory is None:
             return execution
         self.work = open_work_directory(
@@ -238,7 +269,7 @@ class PruningRun:
 
     @property
     def model_graphs(self) -> tuple[ModelGraph, ...]:
-        """After :meth:`run`: the graphs; empty if the pipeline is not undoable."""
+        """After :meth:`run`: the graphs; empty if the run is not undoable."""
         return () if self.plan is None else self.plan.selection.ranked.graphs
 
     @property
@@ -251,30 +282,6 @@ class PruningRun:
     def rank(self) -> RankResult | tuple[RankResult, ...]:
         """The rank of :attr:`graph`, or a tuple of ranks if there are several graphs."""
         return self.ranks[0] if len(self.ranks) == 1 else self.ranks
-
-
-def _expected_outputs(plan: Plan, execution: Execution) -> torch.Tensor:
-    """Return what the pruned model must compute: the outputs of the masked one."""
-    prepared, selection = plan.prepared, plan.selection
-    with prepared.onloaded(execution):
-        return masked_outputs(prepared.model, prepared.ffns, selection.masks, plan.tokens.sequences, selection.repaired)
-
-
-def _apply(plan: Plan, work: WorkDirectory | None, *, undoable: bool) -> AppliedMasks:
-    recipe, selection = plan.recipe, plan.selection
-    applied = apply_masks(
-        plan.prepared.model,
-        plan.prepared.ffns,
-        selection.masks,
-        recipe.form,
-        recipe.align,
-        selection.repaired,
-        undoable=undoable,
-        store=None if work is None else work.copy_to_file,
-    )
-    if not undoable:
-        selection.repaired.clear()  # so that no second set of weights stays in memory
-    return applied
 
 
 def _check_processes(model: nn.Module, recipe: Recipe, count: int, *, by_block: bool) -> None:

@@ -11,12 +11,12 @@ from llmrank.models.costs import unit_name
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.texts import CalibrationText, EvaluationText, Text
 from llmrank.prune import BasePruner, LocalPruner
-from llmrank.prune.records.units import Target
+from llmrank.prune.records.units import Target, parse_targets
 from llmrank.prune.schedule import check_steps
 from llmrank.prune.selection import prunes_jointly
 from llmrank.repair import BaseRepair, LeastSquaresRepair
 from llmrank.score import AutoScorer, BaseScorer
-from llmrank.score.model_graph import Topology, check_beta
+from llmrank.score.topologies import TOPOLOGIES, Topology, check_beta
 from llmrank.surgery.forms import FORMS, Form
 from llmrank.surgery.widths import ALIGNMENTS, Align
 
@@ -27,7 +27,8 @@ __all__ = ["Recipe"]
 class Recipe:
     """What is done to a model. How it is computed is said by :class:`llmrank.execution.Execution`.
 
-    Its defaults are those of ``llmrank prune`` and :func:`llmrank.prune_model`.
+    Its defaults are those of ``llmrank prune`` and :func:`llmrank.prune_model`. Those of the pipelines differ: one scorer, no
+    repair, and the built-in text.
 
     Parameters
     ----------
@@ -37,12 +38,17 @@ class Recipe:
         An :class:`llmrank.score.AutoScorer` is a choice, which is made by trials.
     pruner : BasePruner
     repair : BaseRepair or None
-    targets : tuple of {"neurons", "experts"}
+    targets : str or sequence of {"neurons", "experts"}
+        What is removed; a tuple after construction.
     form : {"compact", "zero", "mask"}
+        See :func:`llmrank.surgery.apply.apply_masks`, also for `align`.
     align : {"none", "pad"}
     steps : int
-    calibration : CalibrationText or RankedText
-    evaluation : EvaluationText or None
+        Number of steps to prune in, see :mod:`llmrank.prune.schedule`.
+    calibration : CalibrationText or RankedText, or a source of a text
+        The text that statistics are taken on, and what a repair is fitted to.
+    evaluation : EvaluationText, a source of one, or True; optional
+        The text that perplexity is measured on; by default none is measured.
     beta : "measured" or float
         Of a residual topology: the share of the importance that skip edges pass on, 0..1.
     attention : bool
@@ -78,8 +84,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._check_components()
+        texts = {"calibration": CalibrationText.of(self.calibration), "evaluation": EvaluationText.of(self.evaluation)}
+        for name, value in {"targets": parse_targets(self.targets), **texts}.items():
+            object.__setattr__(self, name, value)
+        if self.topology not in TOPOLOGIES:
+            raise OptionError(f"unknown topology {self.topology!r}; expected one of {', '.join(TOPOLOGIES)}")
         if self.beta != "measured":
             check_beta(self.beta)
+        if self.topology != "residual" and (self.beta != "measured" or self.attention):
+            raise OptionError(
+                f"beta and attention are options of the residual topology, got the {self.topology} one; leave them out"
+            )
         if self.form not in FORMS:
             raise OptionError(f"unknown form {self.form!r}; expected one of {', '.join(FORMS)}")
         if self.align not in ALIGNMENTS:
@@ -183,10 +198,10 @@ class Recipe:
             The scorer that was chosen; by default that of the recipe.
         """
         scorer = scorer or self.scorer
-        topology = {"beta": self.beta, "attention": self.attention} if self.topology == "residual" else {}
+        options = {"beta": self.beta, "attention": self.attention} if self.topology == "residual" else {}
         return {
             "pipeline": self.topology,
-            **topology,
+            **options,
             "scorer": {"name": type(scorer).__name__, **scorer.parameters()},
             "pruner": {"name": type(self.pruner).__name__, **vars(self.pruner)},
             "targets": list(self.targets),

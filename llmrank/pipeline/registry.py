@@ -26,14 +26,14 @@ from importlib import metadata
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from llmrank.errors import OptionError
+from llmrank.named_classes import named_classes
 from llmrank.pipeline.pipelines import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.specs import Field, did_you_mean, parameter_docs, split_spec, split_specs
 from llmrank.prune import BasePruner
-from llmrank.prune.records.units import parse_targets
 from llmrank.repair import BaseRepair
 from llmrank.score import AutoScorer, BaseScorer
-from llmrank.text.sources import named_classes
+from llmrank.score.topologies import TOPOLOGIES
 
 __all__ = [
     "DEFAULTS",
@@ -44,6 +44,7 @@ __all__ = [
     "SCORERS",
     "Registry",
     "make_pruner",
+    "make_recipe",
     "make_repair",
     "make_scorer",
 ]
@@ -238,10 +239,11 @@ SCORERS: Registry[BaseScorer] = Registry(
 PRUNERS: Registry[BasePruner] = Registry(
     "pruner", BasePruner, named_classes("llmrank.prune", BasePruner), "llmrank.pruners"
 )
+TOPOLOGY_CLASSES: tuple[type[BasePipeline], ...] = (IsolatedFFNPipeline, ChainedFFNPipeline, ResidualFFNPipeline)
 PIPELINES: Registry[BasePipeline] = Registry(
     "pipeline",
     BasePipeline,
-    {entry.topology: entry for entry in (IsolatedFFNPipeline, ChainedFFNPipeline, ResidualFFNPipeline)},
+    {entry.topology: entry for entry in TOPOLOGY_CLASSES},
 )
 REPAIRS: Registry[BaseRepair] = Registry(
     "repair", BaseRepair, named_classes("llmrank.repair", BaseRepair), "llmrank.repairs"
@@ -259,7 +261,7 @@ DEFAULTS: dict[str, str] = {
 
 
 def make_recipe(
-    pipeline: str = DEFAULTS["pipeline"],
+    pipeline: str | type[BasePipeline] = DEFAULTS["pipeline"],
     scorer: str | BaseScorer | Sequence[str | BaseScorer] = DEFAULTS["scorer"],
     pruner: str | BasePruner = DEFAULTS["pruner"],
     repair: str | BaseRepair | None = DEFAULTS["repair"],
@@ -267,7 +269,6 @@ def make_recipe(
     amount: float | int | None = None,
     amount_of: str | None = None,
     multiple_of: int | None = None,
-    targets: str | Sequence[str] = "neurons",
     **settings: Any,
 ) -> Recipe:
     """Make a recipe from specs.
@@ -275,12 +276,16 @@ def make_recipe(
     Parameters
     ----------
     pipeline, scorer, pruner, repair : str or component
-        Specs, see :meth:`Registry.options`.
+        Each a spec (see :meth:`Registry.options`), or an object; for a pipeline, its class.
     amount, amount_of, multiple_of
-        Options of the pruner; None stands for its default.
-    targets : str or sequence of str
+        Options of the pruner; None stands for its default. Ignored if the pruner is an object.
     **settings : object
         Other fields of the recipe.
+
+    Raises
+    ------
+    OptionError
+        See :meth:`Registry.make` and :class:`Recipe`.
 
     Examples
     --------
@@ -288,14 +293,18 @@ def make_recipe(
     >>> recipe.topology, recipe.beta, recipe.pruner.amount
     ('residual', 0.5, 0.2)
     """
-    pipeline_class, topology = PIPELINES.options(pipeline)
+    pipeline_class, options = PIPELINES.options(pipeline) if isinstance(pipeline, str) else (pipeline, {})
+    if not any(pipeline_class is known for known in TOPOLOGY_CLASSES):
+        raise OptionError(
+            f"pipeline must be {', '.join(TOPOLOGIES)}, or the class of one, got {pipeline!r}; to change a stage, call the "
+            "functions of llmrank.pipeline.stages"
+        )
     return Recipe(
         pipeline_class.topology,
         make_scorer(scorer),
         make_pruner(pruner, amount=amount, amount_of=amount_of, multiple_of=multiple_of),
         make_repair(repair),
-        parse_targets(targets),
-        **topology,
+        **options,
         **settings,
     )
 

@@ -1,7 +1,21 @@
-"""The stages of pruning, in their order: functions from values to values, none of which writes to the model.
+"""The stages of pruning, in their order: functions from values to values.
 
-:func:`find`, :func:`check`, :func:`calibrate`, :func:`build`, :func:`choose_scorer`, :func:`rank`, :func:`measure_sensitivities`,
-:func:`choose` and :func:`repair`. :func:`llmrank.pipeline.plan.select` calls them in this order.
+None of them writes to the model, except :func:`find` if it moves the model to a device, and :func:`repair` if it is told to
+(`in_place`). :class:`llmrank.pipeline.pruning_run.PruningRun` calls :func:`find`, :func:`check`, :func:`evaluate` and
+:func:`calibration_tokens`, and :func:`llmrank.pipeline.plan.select` calls the others.
+
+Parameters of all stages
+------------------------
+prepared : PreparedModel
+    What :func:`find` has returned.
+recipe : Recipe
+    What is done.
+tokens : CalibrationTokens
+    What :func:`calibration_tokens` has returned.
+execution : Execution
+    How it is computed. Its batch size counts, not that of the recipe's text.
+ranked : RankedModel
+    Graphs and their ranks, see :func:`llmrank.pipeline.plan.rank_model`.
 """
 
 from __future__ import annotations
@@ -20,10 +34,11 @@ from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.collect_by_block import collect_by_block
 from llmrank.calibration.statistics import FFNStatistics
 from llmrank.errors import OptionError
+from llmrank.evaluation.before_and_after import Evaluation
 from llmrank.evaluation.perplexity import Perplexity, perplexity, unigram_perplexity
 from llmrank.execution import Execution
 from llmrank.execution.onloading import onloaded_by_block
-from llmrank.execution.recording import Recording, blocks_of, broken_error
+from llmrank.execution.recording import Recording, blocks_of, broken_error, record_without_running
 from llmrank.models import FFNs, explicit_ffns, find_ffns
 from llmrank.models.checks import check_expert_biases
 from llmrank.models.costs import ModelCosts
@@ -38,8 +53,9 @@ from llmrank.pipeline.closeness.candidates import (
 )
 from llmrank.pipeline.closeness.repair_validation import Validation, repair_where_it_helps
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
+from llmrank.pipeline.descriptions import dtype_name
+from llmrank.pipeline.notes import expected_widths, token_warning
 from llmrank.pipeline.recipe import Recipe
-from llmrank.pipeline.report import Evaluation, dtype_name, expected_widths, token_warning
 from llmrank.prune import BasePruner, LocalPruner
 from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
@@ -48,8 +64,9 @@ from llmrank.prune.selection import Reselection, check_both, choose_masks
 from llmrank.repair import RepairedMap
 from llmrank.repair.duration import repair_seconds
 from llmrank.score import BaseScorer, ExpertScorer
-from llmrank.score.model_graph import ModelGraph, build_graphs
+from llmrank.score.model_graph import ModelGraph
 from llmrank.score.rank_graphs import rank_graphs
+from llmrank.score.topologies import build_graphs
 from llmrank.surgery.apply import check_writable
 from llmrank.surgery.widths import check_padding
 from llmrank.text import CalibrationTokens, TokenSequences
@@ -68,6 +85,7 @@ __all__ = [
     "measure_sensitivities",
     "perplexity_of",
     "rank",
+    "record",
     "repair",
     "seconds_of_repair",
     "trial_masks",
@@ -222,9 +240,7 @@ def evaluate(
     return Evaluation(protocol, before, unigram=unigram_perplexity(texts)), texts
 
 
-def perplexity_of(
-    prepared: PreparedModel, texts: TokenSequences, execution: Execution, description: str = "Evaluating"
-) -> Perplexity:
+def perplexity_of(prepared: PreparedModel, texts: TokenSequences, execution: Execution, description: str) -> Perplexity:
     """Measure the perplexity of the model in its present state."""
     with prepared.onloaded(execution):
         return perplexity(prepared.model, texts, execution, description)
@@ -254,6 +270,13 @@ def calibrate(
     attentions = find_attentions(model, ffns) if recipe.attention else None
     collect = collect_statistics if execution.work is None else collect_by_block
     return collect(model, ffns, tokens.sequences, execution, skips=recipe.measures_skips, attentions=attentions)
+
+
+def record(prepared: PreparedModel, tokens: CalibrationTokens, execution: Execution) -> Recording:
+    """Record how the model calls its blocks, for a repair, without running the blocks; see :func:`record_without_running`."""
+    batches = [batch for text in tokens.parts if text is not None for batch in execution.batches(text)]
+    # With a work directory, the calibration has already checked that the blocks can be called one by one.
+    return record_without_running(prepared.model, prepared.ffns, batches, repeat=execution.work is None)
 
 
 def build(prepared: PreparedModel, recipe: Recipe, statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
@@ -294,12 +317,10 @@ def choose_scorer(
     masks = {}
     for each in execution.steps(recipe.candidates, "Ranking by every candidate"):
         ranked = RankedModel(tuple(graphs), rank_graphs(each, graphs), each)
-        needs_sensitivity = pruner.needs_sensitivity
-        cut = (
-            trial_masks(prepared, recipe, ranked)
-            if needs_sensitivity
-            else choose(prepared, recipe, ranked, pruner=pruner)
-        )
+        if pruner.needs_sensitivity:
+            cut = trial_masks(prepared, recipe, ranked)
+        else:
+            cut = choose(prepared, recipe, ranked, pruner=pruner)
         masks[each.label()] = Masks(execution.processes.first(dict(cut)))
     count = tokens_of_a_trial(tokens.sequences.n_tokens, len(recipe.candidates))
     choice = try_candidates(
@@ -373,7 +394,7 @@ def repair(
     recipe: Recipe,
     masks: Masks,
     tokens: CalibrationTokens,
-    record: Recording,
+    recording: Recording,
     choose_again: Reselection,
     execution: Execution,
     *,
@@ -392,7 +413,7 @@ def repair(
         masks,
         recipe.repair,
         tokens.parts,
-        record,
+        recording,
         execution,
         choose_again,
         in_place=in_place,

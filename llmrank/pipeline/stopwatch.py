@@ -13,7 +13,13 @@ logger = logging.getLogger(__name__)
 
 
 class Stopwatch:
-    """Adds up the seconds of stages."""
+    """Adds up the seconds of stages.
+
+    Attributes
+    ----------
+    seconds : dict from str to float
+        By the name of the stage.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

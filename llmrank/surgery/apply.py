@@ -54,6 +54,12 @@ class AppliedMasks:
     undoable: bool = True
     _restores: list[Restore] = field(default_factory=list, repr=False)
     _unchanged_checks: list[Callable[[], bool]] = field(default_factory=list, repr=False)
+    _is_undone: bool = field(default=False, repr=False)
+
+    @property
+    def is_undone(self) -> bool:
+        """Whether the model was restored completely."""
+        return self._is_undone
 
     def undo(self) -> None:
         """Restore every parameter, attribute and configuration entry that was changed, bit for bit.
@@ -76,6 +82,7 @@ class AppliedMasks:
             )
         self._unchanged_checks.clear()
         self._roll_back()
+        self._is_undone = True
 
     def _roll_back(self) -> None:
         try:
@@ -173,7 +180,10 @@ def apply_masks(
         else:
             for mixture, kept_experts in _mixtures_that_lose_experts(ffns, masks):
                 route_around(mixture, kept_experts, ExitStack())  # the restores above undo it; nobody closes this stack
-        application._unchanged_checks += [_unchanged_check(module) for module in (*ffns.modules, *ffns.router_modules)]
+        if undoable:  # they would keep removed experts in memory
+            application._unchanged_checks += [
+                _unchanged_check(module) for module in (*ffns.modules, *ffns.router_modules)
+            ]
         return application
     except BaseException:
         application._roll_back()

@@ -13,11 +13,9 @@ import torch
 
 from llmrank.errors import CalibrationError
 
-__all__ = ["CalibrationTokens", "Request", "Role", "TokenSequences", "n_held_out", "shared_passages"]
+__all__ = ["CalibrationTokens", "Request", "Role", "TokenSequences", "shared_passages"]
 
 Role: TypeAlias = Literal["calibration", "evaluation"]
-# For this many calibration sequences, one more is held out from a repair.
-FITTED_PER_HELD_OUT = 8
 # Number of consecutive tokens that make a passage (fewer in shorter sequences).
 PASSAGE_LENGTH = 32
 
@@ -200,11 +198,6 @@ class Request:
             raise CalibrationError(
                 f"expected at least 1 sample and a sequence length of at least 2, got {self.samples} and {self.length}"
             )
-
-
-def n_held_out(samples: int) -> int:
-    """Return how many sequences to hold out from a repair: one for every eight of `samples`, and at least one."""
-    return max(1, samples // FITTED_PER_HELD_OUT)
 
 
 def shared_passages(first: TokenSequences, second: TokenSequences) -> float:

@@ -5,20 +5,19 @@ Each source is a class with a ``name`` in a module of this package, so a new sou
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from llmrank.errors import CalibrationError
+from llmrank.named_classes import named_classes
 from llmrank.text.base_source import BaseSource
 from llmrank.text.built_in import BuiltInText
 from llmrank.text.documents import Documents
@@ -31,29 +30,12 @@ __all__ = [
     "check_text",
     "find_source",
     "make_sequences",
-    "named_classes",
     "named_sources",
     "open_text",
     "read_text",
     "tokenise",
     "tokenise_and_hold_out",
 ]
-
-T = TypeVar("T")
-
-
-def named_classes(package: str, base: type[T]) -> dict[str, type[T]]:
-    """Return, by their names, the subclasses of `base` in the modules of a package that set a class attribute ``name``."""
-    found: dict[str, type[T]] = {}
-    for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        module = importlib.import_module(f"{package}.{info.name}")
-        for entry in vars(module).values():
-            is_defined_here = (
-                isinstance(entry, type) and issubclass(entry, base) and entry.__module__ == module.__name__
-            )
-            if is_defined_here and "name" in vars(entry):
-                found[entry.name] = entry
-    return found
 
 
 @cache

@@ -27,7 +27,7 @@ from graphs.solvers import (
     solver_by_name,
 )
 from graphs.structures.digraph import as_digraph
-from graphs.structures.gallery import layered
+from graphs.structures.random_graphs import layered
 from tests.graphs.cases import Array
 from tests.graphs.known_graphs import SEEDED, TINY
 from tests.pairwise import pairwise

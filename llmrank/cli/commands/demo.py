@@ -35,7 +35,7 @@ DIFFERENT_COMPLETION = (
 def run_and_show(
     run: PruningRun, output: Path, console: Console, config: dict[str, Any] | None = None, prompt: str = PROMPT
 ) -> dict[str, Any]:
-    """Make a run, save the checkpoint and the report, print the results, write a figure, and return the report.
+    """Carry out a run, save the checkpoint and the report, print the results, write a figure, and return the report.
 
     If the figure cannot be written, a warning is printed.
 

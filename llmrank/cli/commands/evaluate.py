@@ -27,7 +27,7 @@ from llmrank.execution import Execution
 from llmrank.models.forward import fitting_length
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
-from llmrank.pipeline.report import dtype_name, environment
+from llmrank.pipeline.descriptions import dtype_name, environment
 from llmrank.text import TokenSequences, check_text, read_text, tokenise
 
 __all__ = ["add_evaluate_options", "run_evaluate"]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.text import Text
 
@@ -34,14 +32,14 @@ from llmrank.cli.options import (
     text_source,
 )
 from llmrank.errors import CalibrationError, OptionError
+from llmrank.evaluation.before_and_after import Evaluation
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
-from llmrank.execution import Processes, join_processes, launched_processes
+from llmrank.execution import Processes, join_processes
 from llmrank.execution.work_directory import SAVING, SHARD_BYTES
 from llmrank.models.forward import fitting_length, predicts_next_token
-from llmrank.models.loading import parse_device
 from llmrank.pipeline import stages
 from llmrank.pipeline.pruning_run import PruningRun
-from llmrank.pipeline.report import Evaluation, Report
+from llmrank.pipeline.report import Report
 from llmrank.pipeline.specs import split_spec
 from llmrank.progress import progress_step
 from llmrank.prune.budget import describe_amount
@@ -60,7 +58,6 @@ __all__ = [
     "add_evaluation",
     "add_hub_options",
     "add_prune_options",
-    "check_processes",
     "check_upload",
     "run_demo",
     "run_prune",
@@ -160,7 +157,7 @@ def run_prune(options: argparse.Namespace, console: Console) -> int:
         return 0
     report = run.report
     if report is None:
-        raise RuntimeError("the pipeline ran without leaving a report")
+        raise RuntimeError("the run has left no report")
     report.config = options.settings
     collapsed = _check_collapse(run, report) if report.evaluation is None else report.evaluation.collapsed
     repository = None if collapsed else options.push_to_hub
@@ -224,54 +221,19 @@ def _save(
             run.work = None
 
 
-def check_processes(options: argparse.Namespace) -> None:
-    """Check, before any work, that the command can run in as many processes as a launcher has started.
-
-    Raises
-    ------
-    OptionError
-        Several processes were started, and the command or an option works only in one.
-    """
-    count = launched_processes()[1]
-    if count == 1:
-        return
-    if options.command != "prune":
-        raise OptionError(
-            f"{count} processes were started, and llmrank {options.command} runs in one; start it without a launcher "
-            "(torchrun, accelerate): only llmrank prune divides its work"
-        )
-    if options.low_memory or options.resume:
-        raise OptionError(
-            f"--low-memory and --resume keep the files of a run in one place, and {count} processes were started; start one "
-            "process, or leave them out"
-        )
-    if options.device_map is not None:
-        raise OptionError(
-            f"--device-map places one model over the devices, and {count} processes were started, each with a model; start one "
-            "process, or leave it out"
-        )
-    device = parse_device(options.device)
-    n_local = int(os.environ.get("LOCAL_WORLD_SIZE", count))
-    if device.type == "cuda" and (":" in options.device or n_local > torch.cuda.device_count()):
-        raise OptionError(
-            f"each of {n_local} processes on this machine needs a GPU of its own, got --device {options.device} and "
-            f"{torch.cuda.device_count()} GPUs; write --device cuda, and start at most as many processes as there are GPUs"
-        )
-
-
 def _checked_run(
     options: argparse.Namespace, console: Console, *, undoable: bool, processes: Processes | None = None
 ) -> PruningRun:
-    """Check the options, load the model and make the pipeline; print what will be removed, what steps cost, and warnings."""
+    """Check the options, load the model and make the run; print what will be removed, what steps cost, and warnings."""
     check_output(options.output)
-    check_method(options)
+    recipe = check_method(options)
     check_upload(options)
     loaded = load_on_cpu(options)
     # Several processes cannot share the files of a run.
     in_memory = undoable or (processes is not None and processes.count > 1)
     work = None if in_memory else work_directory(options, loaded.model, console)
-    run = make_run(options, loaded, undoable=undoable, work=work, processes=processes)
-    prepared, recipe = run.prepare(), run.recipe
+    run = make_run(options, loaded, recipe, undoable=undoable, work=work, processes=processes)
+    prepared = run.prepare()
     pruner = recipe.pruner
     amount = describe_amount(pruner, prepared.ffns, prepared.costs, recipe.targets)
     may_mean_percent = isinstance(pruner.amount, int) and 0 < pruner.amount < 100
@@ -344,14 +306,13 @@ def _say_where_text_is_kept(report: Report, console: Console) -> None:
 
 def _check_collapse(run: PruningRun, report: Report) -> bool:
     """Return whether the pruned model collapses on a few sequences of the built-in text, and note it in the report."""
-    plan = run.plan
-    if plan is None or run.tokenizer is None or not predicts_next_token(run.model) or not report.neurons["removed"]:
+    if run.tokenizer is None or not predicts_next_token(run.model) or not report.neurons["removed"]:
         return False
     length = min(fitting_length(run.model, report.calibration["sequence_length"]), CHECK_LENGTH)
     try:
         texts = tokenise(None, run.tokenizer, CHECK_SAMPLES, length, "evaluation")
         checking = run.execution.step("Checking whether the pruned model has collapsed")
-        with checking, plan.prepared.onloaded(run.execution):
+        with checking, run.onloaded():
             after = perplexity(run.model, texts)
     except CalibrationError as error:
         report.notes.append(f"whether the pruned model has collapsed was not checked: {error}")

@@ -24,10 +24,10 @@ from llmrank.execution.work_directory import SAVING, SHARD_BYTES, WorkDirectory
 from llmrank.models import find_ffns
 from llmrank.models.digest import weights_digest
 from llmrank.pipeline import stages
+from llmrank.pipeline.descriptions import json_safe, model_source
 from llmrank.pipeline.plan import rank_model
 from llmrank.pipeline.ranking import SETTINGS, Ranking
 from llmrank.pipeline.registry import DEFAULTS
-from llmrank.pipeline.report import json_safe, model_source
 from llmrank.pipeline.texts import RankedText
 from llmrank.progress import progress_step
 from llmrank.prune.masks import Masks
@@ -86,21 +86,21 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
     if has_finished(options, console, SETTINGS, _describe_ranking):
         return 0
     check_output(options.output)
-    check_method(options)
-    loaded = load_on_cpu(options)
-    work = work_directory(options, loaded.model, console)
-    run = make_run(options, loaded, undoable=False, work=work)
-    recipe, prepared = run.recipe, run.prepare()
+    recipe = check_method(options)
     if recipe.attention:
         raise OptionError(
             "statistics of attentions cannot be kept in a file; leave attention=true out, or use llmrank prune"
         )
+    loaded = load_on_cpu(options)
+    work = work_directory(options, loaded.model, console)
+    run = make_run(options, loaded, recipe, undoable=False, work=work)
+    recipe, prepared = run.recipe, run.prepare()  # its text is chosen for the model
     tokens = recipe.calibration.sequences(loaded.model, loaded.tokenizer, hold_out=True, progress=options.progress)
     with progress_step(options.progress, "Reading the weights"):
         # Before the calibration, because this raises an error if weights are missing.
         weights = weights_digest(loaded.model)
     with resumable(run, console):
-        execution = run.open_work_directory(prepared, tokens)
+        execution = run.with_work_directory(prepared, tokens, run.execution)
         statistics = stages.calibrate(prepared, recipe, tokens, execution)
         ranked = rank_model(prepared, recipe, statistics, tokens, execution)
     settings = {

@@ -36,7 +36,7 @@ from llmrank.inspection.removal_counts import (
     offered_choices,
     removal_order,
 )
-from llmrank.pipeline.report import environment
+from llmrank.pipeline.descriptions import environment
 
 __all__ = ["DATA_LIMIT", "payload"]
 

@@ -18,7 +18,8 @@ from llmrank.prune.local_pruner import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import LayerRecord
 from llmrank.prune.records.units import Target, Units, units_of
-from llmrank.score.model_graph import LayerNodes, ModelGraph, Topology, edge_weights
+from llmrank.score.model_graph import LayerNodes, ModelGraph, edge_weights
+from llmrank.score.topologies import Topology
 
 __all__ = ["check_both", "choose_masks", "prunes_jointly"]
 

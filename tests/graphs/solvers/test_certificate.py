@@ -28,7 +28,7 @@ from graphs import (
     weighted_pagerank,
 )
 from graphs.structures.digraph import as_digraph
-from graphs.structures.gallery import layered
+from graphs.structures.random_graphs import layered
 from tests.graphs.cases import Array, cases, random_case, transition_matrix
 from tests.graphs.ranking.make_golden import textbook_modified, textbook_weighted
 

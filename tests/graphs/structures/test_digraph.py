@@ -18,7 +18,7 @@ from graphs.linalg.layer_vectors import total_scores
 from graphs.ranking.digraph_problem import DigraphProblem
 from graphs.solvers import GaussSeidel
 from graphs.structures.digraph import EdgeBlock, as_digraph, teleport_vector
-from graphs.structures.gallery import layered
+from graphs.structures.random_graphs import layered
 from tests.graphs.cases import Array, Case, cases, random_case, unit
 
 BETAS = (0.0, 0.25, 1.0)

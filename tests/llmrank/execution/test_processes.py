@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 import llmrank
 from llmrank.cli import parser
-from llmrank.cli.commands.prune import check_processes
+from llmrank.cli.processes import check_processes
 from llmrank.errors import CalibrationError, OptionError, ProcessError
 from llmrank.execution import Processes, heartbeat, join_processes
 from llmrank.pipeline import CalibrationText, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline, stages

@@ -245,10 +245,10 @@ def test_prune_model_takes_a_work_directory_and_save_deletes_it(tmp_path: Path) 
 
 def test_a_model_on_another_device_is_refused(tmp_path: Path) -> None:
     pipeline = IsolatedFFNPipeline(tiny_llama(), None, undoable=False, work_directory=tmp_path / "work")
-    prepared = pipeline.find()
+    prepared, tokens = pipeline.find(), CalibrationTokens(tokenise(token_ids(2, 8), None, 2, 8), None)
     pipeline.model.to("meta")
     with pytest.raises(OptionError, match="leaves the weights on the CPU, and parts of the model are on meta"):
-        pipeline.open_work_directory(prepared, CalibrationTokens(tokenise(token_ids(2, 8), None, 2, 8), None))
+        pipeline.with_work_directory(prepared, tokens, pipeline.execution)
     assert not (tmp_path / "work").exists()
 
 

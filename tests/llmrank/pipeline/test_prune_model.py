@@ -161,13 +161,17 @@ def test_bad_options_leave_the_model_untouched(options: dict[str, Any], message:
     before.assert_restored()
 
 
-def test_it_can_be_undone_if_that_was_asked_for() -> None:
+def test_it_can_be_undone_if_that_was_asked_for(tmp_path: Path) -> None:
     model = tiny_llama()
     snapshot = Snapshot(model)
     pruned = prune_model(model, tokenizer(), undoable=True, **SHORT)
     assert model.config.intermediate_size < WIDTH
     assert pruned.undo() is model
     snapshot.assert_restored()
+    with pytest.raises(OptionError, match="nothing to undo: the model was restored already"):
+        pruned.undo()
+    with pytest.raises(OptionError, match="no pruned model to save"):
+        pruned.save(tmp_path / "dense")
     pruned = prune_model(model, tokenizer(), **SHORT)
     with pytest.raises(OptionError, match="applied for good"):
         pruned.undo()

@@ -19,7 +19,8 @@ from llmrank.prune.masks import Masks
 from llmrank.repair import LeastSquaresRepair
 from llmrank.repair.moments import MomentSums
 from llmrank.score import WeightedPageRankScorer
-from llmrank.score.model_graph import build_graphs, edge_weights
+from llmrank.score.model_graph import edge_weights
+from llmrank.score.topologies import build_graphs
 from llmrank.text import TokenSequences
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import tiny_llama

@@ -33,8 +33,8 @@ from llmrank.score import (
     WandaSPScorer,
     WeightedPageRankScorer,
 )
-from llmrank.score.model_graph import build_graphs
 from llmrank.score.rank_graphs import rank_graphs
+from llmrank.score.topologies import build_graphs
 from llmrank.text import tokenise
 from tests.llmrank import textbook
 from tests.llmrank.tiny_models import Snapshot, logits, mlp, repeated, tiny_llama, tiny_t5, token_ids

@@ -30,7 +30,8 @@ from llmrank.score import (
     WandaSPScorer,
     WeightedPageRankScorer,
 )
-from llmrank.score.model_graph import build_graphs, edge_weights
+from llmrank.score.model_graph import edge_weights
+from llmrank.score.topologies import build_graphs
 from tests.llmrank import textbook
 from tests.llmrank.tiny_models import mlp, tiny_llama, token_ids
 

@@ -142,7 +142,7 @@ def test_the_command_uploads_what_it_saved(
     assert stub.uploads == {}
     assert out.is_dir()
 
-    monkeypatch.setattr("llmrank.pipeline.report.Evaluation.collapsed", False)
+    monkeypatch.setattr("llmrank.evaluation.before_and_after.Evaluation.collapsed", False)
     out = tmp_path / "again"
     assert run("prune", checkpoint, "--output", out, *given, "--push-to-hub", "small", "--private") == 0
     assert "Uploaded it to me/small." in capsys.readouterr().out

@@ -117,9 +117,10 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
         raise OptionError(f"inspect expects --pruner local or global, got {budget!r}")
     # Both budgets are shown. The settings of both come from a global pruner, which has the options of both.
     settings = argparse.Namespace(**{**vars(options), "pruner": "global" + options.pruner[len(budget) :]})
-    scorers = _scorers(settings)
+    recipe = check_method(settings)
+    scorers = _scorers(settings, recipe.scorer)
     loaded = load(options)
-    run = make_run(settings, loaded)
+    run = make_run(settings, loaded, recipe)
     ffns = run.find().ffns
     if options.compare is None and any(ffn.mixture is None for ffn in ffns):
         # By default, scorers of whole experts are left out if there is an FFN outside mixtures, which they cannot score.
@@ -192,9 +193,8 @@ def _formats(options: argparse.Namespace) -> tuple[str, ...]:
     return formats
 
 
-def _scorers(settings: argparse.Namespace) -> dict[str, BaseScorer]:
-    """Check the options; return the scorers of ``--scorer`` and ``--compare`` by name, the main scorer first."""
-    scorer = check_method(settings).scorer
+def _scorers(settings: argparse.Namespace, scorer: BaseScorer) -> dict[str, BaseScorer]:
+    """Return the scorers of ``--scorer`` and ``--compare`` by name, the main scorer first."""
     # Scores of whole experts do not tell the neurons of an expert apart.
     of_neurons = [name for name in SCORERS.names() if not issubclass(SCORERS.get(name, BaseScorer), ExpertScorer)]
     names = of_neurons if settings.targets == "neurons" else SCORERS.names()

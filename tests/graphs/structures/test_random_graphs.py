@@ -1,4 +1,4 @@
-"""Tests of the gallery and of the known graphs: their ranks on paper, and the traits of the random graphs."""
+"""Tests of the random and of the known graphs: their ranks on paper, and the traits of the random graphs."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from scipy.sparse import csgraph
 
 from graphs import GraphError, pagerank, weighted_pagerank
 from graphs.linalg.blocks import SparseBlock
-from graphs.structures.gallery import kronecker, layered, power_law, road, uniform
+from graphs.structures.random_graphs import kronecker, layered, power_law, road, uniform
 from tests.graphs.cases import Array, transition_matrix
 from tests.graphs.known_graphs import SEEDED, TINY, Tiny
 

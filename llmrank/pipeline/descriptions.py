@@ -1,0 +1,116 @@
+"""Descriptions of a model, its graphs, its neurons and the machine, as values for a report."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphs import RankResult
+from llmrank.models import FFNs
+from llmrank.models.forward import input_device
+from llmrank.prune import BasePruner
+from llmrank.prune.masks import Masks
+from llmrank.score.model_graph import ModelGraph
+
+__all__ = [
+    "describe_graphs",
+    "describe_model",
+    "describe_neurons",
+    "dtype_name",
+    "environment",
+    "json_safe",
+    "model_source",
+]
+
+
+def environment() -> dict[str, str]:
+    """Return the versions of packages, and the facts of the machine, that can change results."""
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "scipy", "safetensors")}
+    try:
+        versions["llmrank"] = metadata.version("llmrank")
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        versions["llmrank"] = "unknown"
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def describe_model(model: nn.Module, ffns: FFNs) -> dict[str, Any]:
+    """Describe a model and what was found in it."""
+    return {
+        "source": model_source(model),
+        "class": type(model).__name__,
+        "ffns": len(ffns),
+        "kinds": sorted({ffn.kind for ffn in ffns}),
+        "device": str(input_device(model)),
+        "dtype": dtype_name(model),
+    }
+
+
+def describe_graphs(model_graphs: Sequence[ModelGraph], ranks: Sequence[RankResult]) -> dict[str, Any]:
+    """Describe the sizes of the graphs, and how they were ranked."""
+    graphs = [entry.graph for entry in model_graphs]
+    return {
+        "graphs": len(graphs),
+        "layers": sum(len(graph.layer_sizes) for graph in graphs),
+        "nodes": sum(graph.n_nodes for graph in graphs),
+        "edges_at_most": sum(graph.capacity for graph in graphs),
+        "solver": ranks[0].solver,
+        "backend": ranks[0].backend,
+        "iterations": max(rank.iterations for rank in ranks),
+        "converged": all(rank.converged for rank in ranks),
+        "error_bound": max(rank.error_bound for rank in ranks),
+    }
+
+
+def describe_neurons(masks: Masks, pruner: BasePruner, ffns: FFNs) -> dict[str, Any]:
+    """Describe how many neurons there are, how many were to be removed, and how many are removed."""
+    return {
+        "unit": "rows of the listed Linears" if ffns.explicit else "hidden neurons",
+        "before": masks.size,
+        "removed": masks.size - masks.kept,
+        "amount_asked": pruner.amount,
+        "amount_of": pruner.amount_of,
+        "share_reached": masks.removed_share,
+        "widths": masks.widths,
+    }
+
+
+def dtype_name(model: nn.Module) -> str:
+    """Return the dtype of a model's first parameter, such as ``float32``."""
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
+def model_source(model: nn.Module) -> str:
+    """Return a model's hub name, the last part of its path (reports should name no local folders), or its class."""
+    name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+    is_path = Path(name).exists() or Path(name).is_absolute() or name.startswith(".")
+    return Path(name).name if is_path else name
+
+
+def json_safe(value: Any) -> Any:
+    """Convert a value, with all that it holds, for strict JSON; what JSON lacks, such as infinity, becomes a string.
+
+    Examples
+    --------
+    >>> json_safe({"perplexity": float("inf"), "widths": (3, 4)})
+    {'perplexity': 'inf', 'widths': [3, 4]}
+    """
+    if isinstance(value, dict):
+        return {str(key): json_safe(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    # Scorers and pruners of third parties may hold attributes of any type.
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
