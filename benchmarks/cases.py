@@ -1,4 +1,4 @@
-"""The graphs of the benchmarks: chains of real FFNs, random controls of the same size, graphs with cycles, the random_graphs."""
+"""The graphs of the benchmarks: chains of real FFNs, random controls of the same size, graphs with cycles, random digraphs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from benchmarks import random_graphs
 from graphs import BlockDigraph, LayeredGraph, bidirectional_graph, residual_graph
-from graphs.structures import random_graphs
 from llmrank.calibration.collect import collect_statistics
 from llmrank.cli.demo_models import demo_model
 from llmrank.models import find_ffns

@@ -13,6 +13,7 @@ import pytest
 from scipy import sparse
 from scipy.sparse.linalg import splu
 
+from benchmarks.random_graphs import layered
 from graphs import BlockDigraph, GraphError, RankResult, bidirectional_graph, pagerank, residual_graph
 from graphs.linalg.backends import make_backend
 from graphs.ranking.digraph_problem import DigraphProblem, _BlockTransition
@@ -27,7 +28,6 @@ from graphs.solvers import (
     solver_by_name,
 )
 from graphs.structures.digraph import as_digraph
-from graphs.structures.random_graphs import layered
 from tests.graphs.cases import Array
 from tests.graphs.known_graphs import SEEDED, TINY
 from tests.pairwise import pairwise

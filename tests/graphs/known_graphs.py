@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from graphs.structures.random_graphs import kronecker, power_law, road, uniform
+from benchmarks.random_graphs import kronecker, power_law, road, uniform
 from tests.graphs.cases import Array
 
 

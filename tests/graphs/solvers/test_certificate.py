@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from benchmarks.random_graphs import layered
 from graphs import (
     Certificate,
     GraphError,
@@ -28,7 +29,6 @@ from graphs import (
     weighted_pagerank,
 )
 from graphs.structures.digraph import as_digraph
-from graphs.structures.random_graphs import layered
 from tests.graphs.cases import Array, cases, random_case, transition_matrix
 from tests.graphs.ranking.make_golden import textbook_modified, textbook_weighted
 

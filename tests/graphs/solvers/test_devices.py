@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.random_graphs import layered
 from graphs import (
     GraphError,
     LayeredGraph,
@@ -26,7 +27,6 @@ from graphs.linalg.stacking import StackedBlock
 from graphs.solvers import SOLVERS, Krylov, Solver, SparseLU, solver_by_name
 from graphs.solvers.certificate import KeepHighest
 from graphs.solvers.krylov_cycles import CYCLES, gmres_cycle
-from graphs.structures.random_graphs import layered
 from tests.devices import FIRST, SECOND, DeviceTraffic, on_device
 from tests.graphs.cases import assert_layers_equal, random_case
 from tests.pairwise import pairwise

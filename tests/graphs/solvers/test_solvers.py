@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from benchmarks.random_graphs import layered, uniform
 from graphs import (
     ConvergenceError,
     GraphError,
@@ -43,7 +44,6 @@ from graphs.solvers import (
     solve,
     solver_by_name,
 )
-from graphs.structures.random_graphs import layered, uniform
 from tests.graphs.cases import DAMPINGS, SHARES, Array, Case, assert_layers_equal, cases, distance, random_case
 from tests.graphs.ranking.make_golden import modified_step, textbook_modified, textbook_weighted, weighted_step
 

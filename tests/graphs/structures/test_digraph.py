@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
+from benchmarks.random_graphs import layered
 from graphs import BlockDigraph, GraphError, LayeredGraph, bidirectional_graph, pagerank, residual_graph
 from graphs.linalg.backends import make_backend
 from graphs.linalg.blocks import DenseBlock, SparseBlock
@@ -18,7 +19,6 @@ from graphs.linalg.layer_vectors import total_scores
 from graphs.ranking.digraph_problem import DigraphProblem
 from graphs.solvers import GaussSeidel
 from graphs.structures.digraph import EdgeBlock, as_digraph, teleport_vector
-from graphs.structures.random_graphs import layered
 from tests.graphs.cases import Array, Case, cases, random_case, unit
 
 BETAS = (0.0, 0.25, 1.0)

@@ -9,9 +9,9 @@ import pytest
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from benchmarks.random_graphs import kronecker, layered, power_law, road, uniform
 from graphs import GraphError, pagerank, weighted_pagerank
 from graphs.linalg.blocks import SparseBlock
-from graphs.structures.random_graphs import kronecker, layered, power_law, road, uniform
 from tests.graphs.cases import Array, transition_matrix
 from tests.graphs.known_graphs import SEEDED, TINY, Tiny
 
