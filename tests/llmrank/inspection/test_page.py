@@ -14,13 +14,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from torch import nn
 
 from graphs import GraphError
 from graphs.analysis.node_summary import summarise_node
+from graphs.draw.colours import COLOUR_MAP
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import OptionError
 from llmrank.inspection.inspect_model import Inspection, inspect_model
@@ -392,3 +395,12 @@ def test_a_failure_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.Monke
         write_page(inspection, target)
     assert target.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+
+def test_the_page_has_the_colour_map_of_the_figures() -> None:
+    script = files("llmrank.inspection.page").joinpath("templates/scripts/charts.js").read_text(encoding="utf-8")
+    written = re.search(r"const COLOUR_MAP = (\[.*?\]);", script)
+    assert written is not None
+    colours = json.loads(written[1])
+    places = np.linspace(0.0, 1.0, len(colours))
+    assert colours == [to_hex(colour) for colour in matplotlib.colormaps[COLOUR_MAP](places)]

@@ -2,8 +2,8 @@
 // Colours come from the style sheet, so that a chart follows light and dark without being drawn again.
 
 const COUNT = new Intl.NumberFormat("en-US");
-// Colours of matplotlib's colour map cividis at equal distances. It can be read with any colour vision.
-const CIVIDIS = ["#00224e", "#1a386f", "#434e6c", "#61656f", "#7d7c78", "#9b9476", "#bcae6c", "#dec958", "#fee838"];
+// Colours at equal distances of the colour map of the figures, COLOUR_MAP in graphs/draw/colours.py.
+const COLOUR_MAP = ["#00224e", "#1a386f", "#434e6c", "#61656f", "#7d7c78", "#9b9476", "#bcae6c", "#dec958", "#fee838"];
 
 // --- numbers as text
 
@@ -108,10 +108,10 @@ function leftAxis(x, y, ticks, title, middle) {
 
 /** [red, green, blue] of a share from 0 to 1. */
 function heatColour(share) {
-  const at = Math.min(Math.max(share, 0), 1) * (CIVIDIS.length - 1);
-  const k = Math.min(Math.floor(at), CIVIDIS.length - 2);
+  const at = Math.min(Math.max(share, 0), 1) * (COLOUR_MAP.length - 1);
+  const k = Math.min(Math.floor(at), COLOUR_MAP.length - 2);
   const channels = (colour) => [1, 3, 5].map((from) => parseInt(colour.slice(from, from + 2), 16));
-  const [one, other] = [channels(CIVIDIS[k]), channels(CIVIDIS[k + 1])];
+  const [one, other] = [channels(COLOUR_MAP[k]), channels(COLOUR_MAP[k + 1])];
   return one.map((value, channel) => Math.round(value + (at - k) * (other[channel] - value)));
 }
 

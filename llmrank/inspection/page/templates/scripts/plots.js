@@ -36,7 +36,7 @@ function heatMap(model, scorer) {
 
 /** A bar of the heat map's colours, and the scores that they mean. */
 function colourBar(x, width, low, high) {
-  const stops = CIVIDIS.map((colour, k) => svg("stop", { offset: k / (CIVIDIS.length - 1), "stop-color": colour }));
+  const stops = COLOUR_MAP.map((colour, k) => svg("stop", { offset: k / (COLOUR_MAP.length - 1), "stop-color": colour }));
   const place = scale([low, high], [x, x + width]);
   return svg(
     "g",
