@@ -78,6 +78,7 @@ def fidelity(dense: Any, model: Any, sequences: TokenSequences, execution: Execu
     sequences : TokenSequences
         The means are taken over the tokens that :func:`llmrank.evaluation.perplexity.perplexity` counts.
     execution : Execution
+        Its processes do not divide the text: each measures all of it.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A sixth of all causal language models of transformers: none goes wrong. And the parts of the sweep."""
+"""A twelfth of all causal language models of transformers: none goes wrong. And the parts of the sweep."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ OUTCOMES = {
 }
 
 
-def test_a_sixth_of_all_types_and_those_with_a_history() -> None:
-    chosen = [*MODEL_TYPES[::6], *OUTCOMES]
-    assert len(chosen) > 35
+def test_a_twelfth_of_all_types_and_those_with_a_history() -> None:
+    chosen = [*MODEL_TYPES[::12], *OUTCOMES]
+    assert len(chosen) > 18
     rows = dict(run_all(list(dict.fromkeys(chosen)), timeout=60.0))
     bad = {name: row for name, row in rows.items() if row["outcome"] in ("wrong", "traceback", "timeout")}
     assert not bad
@@ -43,7 +43,7 @@ def test_a_sixth_of_all_types_and_those_with_a_history() -> None:
     assert {name for name, row in rows.items() if row["outcome"] == "cannot build"} <= {"gemma3n"}
     assert {name: rows[name]["outcome"] for name in OUTCOMES} == OUTCOMES
     of_experts = [row["experts"] for row in rows.values() if "experts" in row]
-    assert sum(row["outcome"] == "stock" for row in of_experts) > 5
+    assert sum(row["outcome"] == "stock" for row in of_experts) > 2
     assert {row["outcome"] for row in of_experts} <= {"stock", "refused"}
     for row in [*rows.values(), *of_experts]:
         if row["outcome"] in ("stock", "llmrank.load"):

@@ -73,7 +73,7 @@ class Lines:
             sys.settrace(before)
 
 
-def every_line(files: set[str], points: int, begin: Callable[[], tuple[Callable[[], Any], Callable[[], None]]]) -> None:
+def every_line(files: set[str], begin: Callable[[], tuple[Callable[[], Any], Callable[[], None]]]) -> None:
     """Run an action again and again, interrupt it at another line each time, and check the state that it left.
 
     `begin` returns the action and the check.
@@ -83,7 +83,7 @@ def every_line(files: set[str], points: int, begin: Callable[[], tuple[Callable[
     with lines.traced():
         action()
     assert lines.count > 20
-    for last in sorted({round(k * (lines.count - 1) / (points - 1)) + 1 for k in range(points)}):
+    for last in sorted({round(k * (lines.count - 1) / (POINTS - 1)) + 1 for k in range(POINTS)}):
         action, check = begin()
         lines = Lines(files, last)
         with suppress(Interrupted), lines.traced():
@@ -128,14 +128,12 @@ CASES = [
     ("GPT-2", "mask", "none", True),
 ]
 every_case = pytest.mark.parametrize(("name", "form", "align", "uniform"), CASES)
-every_amount = pytest.mark.parametrize("points", [25, pytest.param(60, marks=pytest.mark.slow)])
+# At so many places, evenly spaced over the lines that run.
+POINTS = 30
 
 
 @every_case
-@every_amount
-def test_an_interrupted_application_leaves_the_model_dense(
-    name: str, form: Any, align: Any, uniform: bool, points: int
-) -> None:
+def test_an_interrupted_application_leaves_the_model_dense(name: str, form: Any, align: Any, uniform: bool) -> None:
     model = MODELS[name]()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=uniform)
     repaired = repaired_of(model, masks)
@@ -146,14 +144,11 @@ def test_an_interrupted_application_leaves_the_model_dense(
             taken.pop().undo()
         return lambda: taken.append(apply_masks(model, ffns, masks, form, align, repaired)), snapshot.assert_restored
 
-    every_line(WRITERS, points, begin)
+    every_line(WRITERS, begin)
 
 
 @every_case
-@every_amount
-def test_a_second_undo_finishes_an_interrupted_one(
-    name: str, form: Any, align: Any, uniform: bool, points: int
-) -> None:
+def test_a_second_undo_finishes_an_interrupted_one(name: str, form: Any, align: Any, uniform: bool) -> None:
     model = MODELS[name]()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=uniform)
     repaired = repaired_of(model, masks)
@@ -167,13 +162,12 @@ def test_a_second_undo_finishes_an_interrupted_one(
 
         return application.undo, check
 
-    every_line(WRITERS, points, begin)
+    every_line(WRITERS, begin)
 
 
 @every_case
-@every_amount
 def test_an_interrupted_roll_back_goes_on(
-    name: str, form: Any, align: Any, uniform: bool, points: int, monkeypatch: pytest.MonkeyPatch
+    name: str, form: Any, align: Any, uniform: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An exception is raised after everything is written, and another one during the roll back."""
     model = MODELS[name]()
@@ -201,7 +195,7 @@ def test_an_interrupted_roll_back_goes_on(
         return traced
 
     total = count_and_restore()
-    for last in sorted({round(k * (total - 1) / (points - 1)) + 1 for k in range(points)}):
+    for last in sorted({round(k * (total - 1) / (POINTS - 1)) + 1 for k in range(POINTS)}):
         monkeypatch.setattr(apply.AppliedMasks, "_roll_back", traced_by(restore, Lines(WRITERS, last)))
         with pytest.raises(Interrupted):
             apply_masks(model, ffns, masks, form, align, repaired)
@@ -227,8 +221,7 @@ def test_each_module_is_restored_even_if_another_fails(failure: type[BaseExcepti
         snapshot.assert_restored()
 
 
-@every_amount
-def test_an_interrupted_trial_leaves_the_model_dense(points: int) -> None:
+def test_an_interrupted_trial_leaves_the_model_dense() -> None:
     model = tiny_llama()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=False)
 
@@ -236,15 +229,14 @@ def test_an_interrupted_trial_leaves_the_model_dense(points: int) -> None:
         with temporarily_masked(model, ffns, masks):
             logits(model, SEQUENCES.ids)
 
-    every_line(WRITERS, points, lambda: (trial, snapshot.assert_restored))
+    every_line(WRITERS, lambda: (trial, snapshot.assert_restored))
 
 
 # An abandoned generator is closed where no exception can leave it; the model is checked all the same.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("method", [LeastSquaresRepair(), BiasRepair()], ids=["lstsq", "bias"])
 @pytest.mark.parametrize("by_blocks", [True, False])
-@every_amount
-def test_interrupted_repair_and_checks_leave_no_trace(method: Any, by_blocks: bool, points: int) -> None:
+def test_interrupted_repair_and_checks_leave_no_trace(method: Any, by_blocks: bool) -> None:
     model = tiny_llama()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=True)
     applied: list[Any] = []
@@ -270,4 +262,4 @@ def test_interrupted_repair_and_checks_leave_no_trace(method: Any, by_blocks: bo
         check()
         return whole, check
 
-    every_line(WATCHERS, points, begin)
+    every_line(WATCHERS, begin)

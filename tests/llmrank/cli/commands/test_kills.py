@@ -149,7 +149,7 @@ def leftovers(place: Path, before: str) -> list[str]:
 
 
 def test_the_target_is_as_it_was_or_whole(tmp_path: Path) -> None:
-    seen = kills(tmp_path, 18, ["absent", "empty", "link"])
+    seen = kills(tmp_path, 15, ["absent", "empty", "link"])
     for before, name, status, after, _, end, later in seen:
         assert after in ({"absent": "absent"}.get(before, "empty"), "whole")
         assert (end, later) == ("whole", "0 left")
@@ -168,7 +168,7 @@ def test_the_target_is_as_it_was_or_whole(tmp_path: Path) -> None:
 
 def test_a_part_in_the_current_directory_is_taken_back(tmp_path: Path) -> None:
     """It cannot be replaced; a kill within the renames leaves a part that no loader takes."""
-    seen = kills(tmp_path, 12, ["here"])
+    seen = kills(tmp_path, 8, ["here"])
     for _, name, _, after, _, end, later in seen:
         assert after in ("empty", "whole", *(["part that no loader takes"] if name == "SIGKILL" else []))
         assert (end, later) == ("whole", "0 left")
