@@ -149,7 +149,7 @@ def leftovers(place: Path, before: str) -> list[str]:
 
 
 def test_the_target_is_as_it_was_or_whole(tmp_path: Path) -> None:
-    seen = kills(tmp_path, 15, ["absent", "empty", "link"])
+    seen = kills(tmp_path, 18, ["absent", "empty", "link"])
     for before, name, status, after, _, end, later in seen:
         assert after in ({"absent": "absent"}.get(before, "empty"), "whole")
         assert (end, later) == ("whole", "0 left")
