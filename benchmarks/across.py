@@ -35,8 +35,9 @@ from llmrank.pipeline import Recipe, stages
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
+from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.descriptions import dtype_name
-from llmrank.pipeline.registry import DEFAULTS, make_pruner, make_scorer
+from llmrank.pipeline.registry import make_pruner, make_scorer
 from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.selection import choose_masks

@@ -20,16 +20,8 @@ from llmrank.cli.commands.rank import OF_RANKING
 from llmrank.cli.commands.sweep import sweep_settings
 from llmrank.cli.options import recipe_of
 from llmrank.pipeline import CalibrationText
-from llmrank.pipeline.registry import (
-    DEFAULTS,
-    PIPELINES,
-    PRUNERS,
-    REPAIRS,
-    SCORERS,
-    make_pruner,
-    make_repair,
-    make_scorer,
-)
+from llmrank.pipeline.defaults import DEFAULTS
+from llmrank.pipeline.registry import PIPELINES, PRUNERS, REPAIRS, SCORERS, make_pruner, make_repair, make_scorer
 from llmrank.pipeline.specs import split_specs
 from llmrank.prune import LayerRecord
 from tests.llmrank.tiny_mixtures import tiny_mixture

@@ -14,16 +14,10 @@ from llmrank.execution import Processes
 from llmrank.models.costs import UNITS
 from llmrank.models.loading import DTYPES, LoadedModel, parse_device, parse_dtype
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
+from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.recipe import Recipe
-from llmrank.pipeline.registry import (
-    DEFAULTS,
-    PIPELINES,
-    PRUNERS,
-    REPAIRS,
-    SCORERS,
-    make_recipe,
-)
+from llmrank.pipeline.registry import PIPELINES, PRUNERS, REPAIRS, SCORERS, make_recipe
 from llmrank.pipeline.texts import CalibrationText, RankedText
 from llmrank.progress import progress_step
 from llmrank.surgery import checkpoint

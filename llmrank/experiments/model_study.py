@@ -30,11 +30,12 @@ from llmrank.models.digest import weights_digest
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import stages
 from llmrank.pipeline.closeness.candidates import Choice
+from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.descriptions import environment, json_safe, model_source
 from llmrank.pipeline.notes import choice_notes, repair_notes
 from llmrank.pipeline.ranking import SETTINGS, Ranking
 from llmrank.pipeline.recipe import Recipe
-from llmrank.pipeline.registry import DEFAULTS, make_recipe, make_repair, make_scorer
+from llmrank.pipeline.registry import make_recipe, make_repair, make_scorer
 from llmrank.pipeline.stages import RankedModel
 from llmrank.pipeline.texts import RankedText
 from llmrank.progress import Progress

@@ -16,7 +16,8 @@ from typing import Any
 from llmrank.errors import OptionError
 from llmrank.evaluation.lm_eval import LMEvalTasks, find_tasks
 from llmrank.experiments.identity import identity_of
-from llmrank.pipeline.registry import DEFAULTS, PIPELINES, make_pruner, make_repair, make_scorer
+from llmrank.pipeline.defaults import DEFAULTS
+from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.pipeline.texts import CalibrationText, EvaluationText
 from llmrank.progress import Progress
 from llmrank.prune.records.units import parse_targets

@@ -27,7 +27,7 @@ from llmrank.experiments.tracking import Tracker, make_tracker, numbers_of
 from llmrank.models.digest import weights_digest
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText, EvaluationText
-from llmrank.pipeline.registry import DEFAULTS
+from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.progress import Progress, progress_step
 from llmrank.surgery import checkpoint
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from llmrank.errors import CalibrationError, OptionError
+from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.recipe import Recipe
-from llmrank.pipeline.registry import DEFAULTS, make_recipe
+from llmrank.pipeline.registry import make_recipe
 from llmrank.pipeline.report import Report
 from llmrank.pipeline.specs import split_spec
 from llmrank.pipeline.texts import CalibrationText

@@ -15,10 +15,11 @@ from llmrank.errors import OptionError, check_type
 from llmrank.execution import launched_processes
 from llmrank.execution.work_directory import SHARD_BYTES, WorkDirectory
 from llmrank.models.costs import Unit
+from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.pipelines import BasePipeline
 from llmrank.pipeline.printed import Printed, PrintedGroup
 from llmrank.pipeline.pruning_run import PruningRun
-from llmrank.pipeline.registry import DEFAULTS, make_recipe
+from llmrank.pipeline.registry import make_recipe
 from llmrank.pipeline.report import Report
 from llmrank.pipeline.texts import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText
 from llmrank.progress import Progress

@@ -27,6 +27,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from llmrank.errors import OptionError
 from llmrank.named_classes import named_classes
+from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.pipelines import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.specs import Field, did_you_mean, parameter_docs, split_spec, split_specs
@@ -36,7 +37,6 @@ from llmrank.score import AutoScorer, BaseScorer
 from llmrank.score.topologies import TOPOLOGIES
 
 __all__ = [
-    "DEFAULTS",
     "PIPELINES",
     "PRUNERS",
     "REGISTRIES",
@@ -249,15 +249,6 @@ REPAIRS: Registry[BaseRepair] = Registry(
     "repair", BaseRepair, named_classes("llmrank.repair", BaseRepair), "llmrank.repairs"
 )
 REGISTRIES: tuple[Registry[Any], ...] = (PIPELINES, SCORERS, PRUNERS, REPAIRS)
-# The local pruner leaves equal layers equally wide, so transformers alone loads the checkpoint. The other defaults rest
-# on benchmarks/results/across.md (scorer), quality.md (pipeline) and out_of_domain.md (repair, calibration).
-DEFAULTS: dict[str, str] = {
-    "scorer": "auto",
-    "pruner": "local",
-    "pipeline": "isolated",
-    "repair": "lstsq",
-    "calibration": "auto",
-}
 
 
 def make_recipe(

@@ -7,18 +7,17 @@ from typing import Any, Protocol
 
 from llmrank.errors import OptionError
 from llmrank.models.forward import fitting_length
+from llmrank.pipeline.held_out import n_held_out
 from llmrank.pipeline.ranking import Ranking
 from llmrank.progress import Progress
 from llmrank.text import CalibrationTokens, TokenSequences, tokenise
 from llmrank.text.sequences import Request
 from llmrank.text.sources import find_source, make_sequences
 
-__all__ = ["DEFAULT_LENGTH", "DEFAULT_SAMPLES", "CalibrationText", "EvaluationText", "RankedText", "Text", "n_held_out"]
+__all__ = ["DEFAULT_LENGTH", "DEFAULT_SAMPLES", "CalibrationText", "EvaluationText", "RankedText", "Text"]
 
 DEFAULT_SAMPLES = 16
 DEFAULT_LENGTH = 1024
-# For this many calibration sequences, one more is held out from a repair.
-FITTED_PER_HELD_OUT = 8
 
 
 class Text(Protocol):
@@ -203,8 +202,3 @@ def _check_counts(**counts: int) -> None:
     for name, number in counts.items():
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise OptionError(f"{name} must be an integer >= 1, got {number!r}")
-
-
-def n_held_out(samples: int) -> int:
-    """Return how many sequences to hold out from a repair: one for every eight of `samples`, and at least one."""
-    return max(1, samples // FITTED_PER_HELD_OUT)

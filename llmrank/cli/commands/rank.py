@@ -24,10 +24,10 @@ from llmrank.execution.work_directory import SAVING, SHARD_BYTES, WorkDirectory
 from llmrank.models import find_ffns
 from llmrank.models.digest import weights_digest
 from llmrank.pipeline import stages
+from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.descriptions import json_safe, model_source
 from llmrank.pipeline.plan import rank_model
 from llmrank.pipeline.ranking import SETTINGS, Ranking
-from llmrank.pipeline.registry import DEFAULTS
 from llmrank.pipeline.texts import RankedText
 from llmrank.progress import progress_step
 from llmrank.prune.masks import Masks

@@ -29,7 +29,7 @@ from llmrank.experiments.sweep_result import SweepResult
 from llmrank.experiments.tracking import TRACKERS
 from llmrank.models.costs import UNITS
 from llmrank.pipeline import CalibrationText, EvaluationText
-from llmrank.pipeline.registry import DEFAULTS
+from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.specs import split_specs
 from llmrank.progress import progress_step
 

@@ -15,9 +15,9 @@ import pytest
 
 from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.errors import OptionError
+from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.registry import (
-    DEFAULTS,
     PIPELINES,
     PRUNERS,
     REGISTRIES,

@@ -17,7 +17,7 @@ import pytest
 from llmrank.cli import parser
 from llmrank.experiments.model_study import ModelStudy
 from llmrank.experiments.sweep_folder import read_rows
-from llmrank.pipeline.registry import DEFAULTS
+from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.score import NormScorer
 from tests.llmrank.commands import SHORT, refused, run
 from tests.llmrank.tiny_models import text

@@ -14,7 +14,8 @@ from llmrank.errors import CalibrationError, OptionError
 from llmrank.pipeline import CalibrationText, IsolatedFFNPipeline, stages
 from llmrank.pipeline.closeness import distance
 from llmrank.pipeline.closeness.candidates import PIECE, Choice, Trial, choose, other_text, pieces, tokens_of_a_trial
-from llmrank.pipeline.registry import DEFAULTS, make_scorer
+from llmrank.pipeline.defaults import DEFAULTS
+from llmrank.pipeline.registry import make_scorer
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.score import ActivationScorer, AutoScorer, BaseScorer, NormScorer, RandomScorer, WeightedPageRankScorer
 from llmrank.score.auto import default_candidates
