@@ -255,7 +255,7 @@ class _Run:
         except Exception as error:
             return [{"model": model.name, **self.settings.describe_row(None), **_error_result(error)}]
         about = study.describe()
-        self._check_same_inputs(model, about)
+        self.folder.check_same_inputs(model.name, about)
         if dense is None:
             dense = self._add(model, None, measured, about)
         failed = []
@@ -274,20 +274,7 @@ class _Run:
         return None if progress is None else lambda items, stage: progress(items, f"{name}: {stage}")
 
     def _find_row(self, model: SweepModel, row: RowSettings | None) -> dict[str, Any] | None:
-        """Return the row with these settings if it has been measured, else None."""
-        wanted = {"model": model.name, **self.settings.describe_row(row)}
-        return next((each for each in self.folder.rows if wanted.items() <= each.items()), None)
-
-    def _check_same_inputs(self, model: SweepModel, about: dict[str, Any]) -> None:
-        """Raise an OptionError if rows of this model were measured on other weights or texts, whatever its name says."""
-        digests = _digests(about)
-        for row in self.folder.rows:
-            differing = [name for name, value in _digests(row).items() if value != digests[name]]
-            if row["model"] == model.name and differing:
-                raise OptionError(
-                    f"row {row['row']} in {self.folder.path} was measured with another {' and '.join(differing)} of "
-                    f"{model.name}, which has changed since; choose another --output"
-                )
+        return self.folder.find({"model": model.name, **self.settings.describe_row(row)})
 
     def _add(
         self, model: SweepModel, row: RowSettings | None, results: dict[str, Any], about: dict[str, Any]
@@ -331,12 +318,6 @@ def _error_result(error: Exception) -> dict[str, Any]:
         raise error
     expected = isinstance(error, (LLMRankError, GraphError))
     return {"error": str(error) if expected else f"{type(error).__name__}: {error}", "unexpected": not expected}
-
-
-def _digests(about: Mapping[str, Any]) -> dict[str, str]:
-    """Return what tells the weights and texts of a row apart from others."""
-    texts = {f"{name} text": about[name]["sha256_of_tokens"] for name in ("calibration", "evaluation")}
-    return {"set of weights": about["weights"], **texts}
 
 
 def _return_loaded(loaded: LoadedModel) -> LoadedModel:

@@ -69,6 +69,21 @@ class SweepFolder:
                 os.truncate(file, len(complete_lines))
             self.rows = read_rows(self.path)
 
+    def find(self, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the row with these settings if it has been measured, else None."""
+        return next((row for row in self.rows if wanted.items() <= row.items()), None)
+
+    def check_same_inputs(self, model: str, about: Mapping[str, Any]) -> None:
+        """Raise an OptionError if rows of this model were measured on other weights or texts, whatever its name says."""
+        digests = _digests(about)
+        for row in self.rows:
+            differing = [name for name, value in _digests(row).items() if value != digests[name]]
+            if row["model"] == model and differing:
+                raise OptionError(
+                    f"row {row['row']} in {self.path} was measured with another {' and '.join(differing)} of {model}, which has "
+                    "changed since; choose another --output"
+                )
+
     def append(self, row: dict[str, Any]) -> None:
         """Add a row."""
         line = checked_json(row) + "\n"
@@ -120,3 +135,9 @@ def _check_same(path: Path, earlier: dict[str, Any], wanted: dict[str, Any]) -> 
 def _short(value: Any) -> str:
     text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def _digests(about: Mapping[str, Any]) -> dict[str, str]:
+    """Return what tells the weights and texts of a row apart from others."""
+    texts = {f"{name} text": about[name]["sha256_of_tokens"] for name in ("calibration", "evaluation")}
+    return {"set of weights": about["weights"], **texts}
