@@ -144,6 +144,7 @@ def test_a_block_is_transferred_once_a_pass(kind: str, tmp_path: Path, two_devic
 @on_a_device
 @pytest.mark.parametrize("kind", ["isolated", "repaired"])
 def test_the_device_holds_one_block_at_a_time(kind: str, tmp_path: Path) -> None:
+    gc.collect()  # of what other tests have left
     model = tiny_llama(num_hidden_layers=3)
     seen: set[int] = set()
     last: list[nn.Module] = [model]

@@ -303,6 +303,8 @@ def test_a_block_is_written_with_the_memory_of_a_band(
 ) -> None:
     monkeypatch.setattr("graphs.reduction.edge_selection.BAND_ELEMENTS", 1 << 14)
     graph = LayeredGraph.from_weights([np.broadcast_to(np.ones(500), (500, 500))], np.ones(500), [np.ones(500)])
+    small = LayeredGraph.from_weights([np.ones((2, 2))], np.ones(2), [np.ones(2)])
+    write_tables(small, tmp_path / "small", format=form)  # imports what writes this format
     tracemalloc.start()
     try:
         write_tables(graph, tmp_path, format=form)
