@@ -32,18 +32,22 @@ SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
 PAUSE = 0.02
 
 
-def slowed(function: Callable[..., Any]) -> Callable[..., Any]:
+def slowed(function: Callable[..., Any], step: int) -> Callable[..., Any]:
+    """The function, slow; a byte is written to `step` before and after it."""
+
     def slow(*arguments: Any, **options: Any) -> Any:
+        os.write(step, b".")
         time.sleep(PAUSE)
         result = function(*arguments, **options)
+        os.write(step, b".")
         time.sleep(PAUSE)
         return result
 
     return slow
 
 
-def child(arguments: list[str], started: int, cwd: Path | None) -> None:
-    """In a fork: a command whose renames and removals are slow; a byte is written to `started` when it begins to save."""
+def child(arguments: list[str], step: int, cwd: Path | None) -> None:
+    """In a fork: a command whose renames and removals are slow; a byte is written to `step` for each step of its saving."""
     status = 70
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -52,12 +56,12 @@ def child(arguments: list[str], started: int, cwd: Path | None) -> None:
         if cwd is not None:
             os.chdir(cwd)
         torch.set_num_threads(1)
-        for name in ("rename", "replace", "rmdir"):
-            setattr(os, name, slowed(getattr(os, name)))
         save = checkpoint.save
 
         def announced(*arguments: Any, **options: Any) -> Any:
-            os.write(started, b"!")
+            os.write(step, b".")
+            for name in ("rename", "replace", "rmdir"):
+                setattr(os, name, slowed(getattr(os, name), step))
             return save(*arguments, **options)
 
         checkpoint.save = announced
@@ -75,12 +79,13 @@ class Command:
         self.corpus = folder / "corpus.txt"
         self.corpus.write_text(text(200), encoding="utf-8")
         assert self.run(folder / "whole") == 0
-        assert self.run(folder / "again") == 0
-        self.saving = self.seconds
         self.whole = {path.name: path.stat().st_size for path in (folder / "whole").iterdir()}
 
-    def run(self, output: Path, cwd: Path | None = None, kill: tuple[int, float] | None = None) -> int:
-        """The exit status; minus the number of the signal that ended it."""
+    def run(self, output: Path, cwd: Path | None = None, kill: tuple[int, int, float] | None = None) -> int:
+        """The exit status; minus the number of the signal that ended it.
+
+        `kill` is a signal, the step of saving in which it comes, and how many seconds after the beginning of that step.
+        """
         arguments = ["prune", str(self.model), "--output", str(output), "--calibration", str(self.corpus), *SHORT]
         read, write = os.pipe()
         pid = os.fork()
@@ -88,15 +93,14 @@ class Command:
             os.close(read)
             child(arguments, write, cwd)
         os.close(write)
-        began = os.read(read, 1)
+        self.steps_seen = 0
+        while os.read(read, 1):
+            self.steps_seen += 1
+            if kill is not None and self.steps_seen == kill[1]:
+                time.sleep(kill[2])
+                os.kill(pid, kill[0])
         os.close(read)
-        started = time.monotonic()
-        if kill is not None and began:
-            time.sleep(kill[1])
-            os.kill(pid, kill[0])
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        self.seconds = time.monotonic() - started
-        return status
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def state(self, output: Path) -> str:
         if not output.exists():
@@ -110,33 +114,44 @@ class Command:
 
 
 def kills(folder: Path, n: int, targets: list[str]) -> Counter[tuple[str, ...]]:
-    """What `n` kills at random moments of saving left: (target before, signal, target after, leftovers at once, later)."""
+    """What `n` kills left, spread over all steps of saving: (target before, signal, target after, leftovers at once, later)."""
     command, seen, generator = Command(folder), Counter[tuple[str, ...]](), random.Random(0)
-    for k in itertools.count():
-        if sum(seen.values()) == n:
-            break
-        before, number = targets[k % len(targets)], SIGNALS[k // len(targets) % len(SIGNALS)]
-        place = folder / f"{k}"
-        place.mkdir()
-        output = place / "out"
-        if before != "absent":
-            output.mkdir()
-        if before == "link":
-            (place / "link").symlink_to("out")
-        shown = {"link": place / "link", "here": Path()}.get(before, output)
-        cwd = output if before == "here" else None
-        status = command.run(shown, cwd, (number, generator.uniform(0, command.saving)))
-        if status == 0:  # it was faster
-            continue
-        after = command.state(output)
-        left = leftovers(place, before)
-        again = command.run(shown, cwd)
-        end = command.state(output)
-        if end != "whole" or again not in (0, 2):
-            end = f"{end} with status {again}"
-        later = leftovers(place, before)
-        seen[before, number.name, str(status), after, f"{len(left)} left", end, f"{len(later)} left"] += 1
+    places = (folder / str(number) for number in itertools.count())
+    for before in targets:
+        _, output, shown, cwd = target(next(places), before)
+        assert command.run(shown, cwd) == 0
+        n_steps, n_kills = command.steps_seen, n // len(targets)
+        for k in range(n_kills):
+            number, step = SIGNALS[k % len(SIGNALS)], 1 + round(k * (n_steps - 1) / (n_kills - 1))
+            status = 0
+            while status == 0:  # the command was faster than the signal
+                place, output, shown, cwd = target(next(places), before)
+                status = command.run(shown, cwd, (number, step, generator.uniform(0, 2 * PAUSE)))
+            after = command.state(output)
+            left = leftovers(place, before)
+            again = command.run(shown, cwd)
+            end = command.state(output)
+            if end != "whole" or again not in (0, 2):
+                end = f"{end} with status {again}"
+            later = leftovers(place, before)
+            seen[before, number.name, str(status), after, f"{len(left)} left", end, f"{len(later)} left"] += 1
     return seen
+
+
+def target(place: Path, before: str) -> tuple[Path, Path, Path, Path | None]:
+    """A place of its own, the output in it, what the command line says for it, and the directory the command runs in."""
+    place.mkdir()
+    output = place / "out"
+    if before != "absent":
+        output.mkdir()
+    if before == "link":
+        (place / "link").symlink_to("out")
+    return (
+        place,
+        output,
+        {"link": place / "link", "here": Path()}.get(before, output),
+        output if before == "here" else None,
+    )
 
 
 def leftovers(place: Path, before: str) -> list[str]:
