@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -55,9 +55,11 @@ class Execution:
         if self.processes.rank:  # only process 0 shows progress
             object.__setattr__(self, "progress", None)
 
-    def steps(self, items: Sequence[Item], description: str) -> Iterable[Item]:
-        """Return the items, and show how many of them the run has taken."""
-        return shown(self.progress, items, description)
+    def steps(self, items: Sequence[Item], description: str) -> Iterator[Item]:
+        """Yield the items, and show how many of them the run has taken; end before an item if another process has failed."""
+        for item in shown(self.progress, items, description):
+            self.processes.check()
+            yield item
 
     def step(self, description: str) -> AbstractContextManager[None]:
         """Show the work inside the context as one step."""

@@ -1,4 +1,4 @@
-"""Notice within a minute that another process of a run has failed or has been killed.
+"""Know within a minute that another process of a run has failed or has been killed.
 
 The processes share a store of keys and values. Every process regularly raises a number of its own in the store, its beat, and
 reads the beats of the others. A process that fails writes the reason into the store. Without this, the others would wait for the
@@ -8,7 +8,6 @@ failed process until the time limit of a collective operation.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import threading
 import time
@@ -48,8 +47,7 @@ class Heartbeat:
     Attributes
     ----------
     failure : ProcessError or None
-        Names the first other process that has failed. If the main thread does not soon call :meth:`check` after a failure, the
-        thread of this object raises KeyboardInterrupt in the main thread.
+        Names the first other process that has failed. The main thread learns it from :meth:`check`.
     """
 
     def __init__(self, store: Any, rank: int, count: int, arrival: float = ARRIVAL) -> None:
@@ -58,19 +56,15 @@ class Heartbeat:
         self._store, self._rank, self._count = store, rank, count
         store.set_timeout(timedelta(seconds=SILENCE))
         self._stopped = threading.Event()
-        self._noticed = threading.Event()
-        self._has_interrupted = False
         # The last beat of every other process, and the time at which it was first read.
         now = time.monotonic()
         self._seen = {other: (0, now) for other in range(count) if other != rank}
-        self._is_main = threading.current_thread() is threading.main_thread()
         self._thread = threading.Thread(target=self._beat, name="llmrank-heartbeat", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
         """Raise if another process has failed."""
         if self.failure is not None:
-            self._noticed.set()
             raise self.failure
 
     def cause_of(self, error: BaseException) -> ProcessError | None:
@@ -79,10 +73,8 @@ class Heartbeat:
         If a connection breaks, or the launcher ends this process, another process has failed, but it is not known which one.
         Then this method waits a few seconds to find it.
         """
-        self._noticed.set()
-        if isinstance(error, KeyboardInterrupt) and not error.args:  # from Ctrl-C, or from the thread of this object
-            return self.failure if self._has_interrupted else None
-        if not isinstance(error, (ProcessError, KeyboardInterrupt)):
+        is_ctrl_c = isinstance(error, KeyboardInterrupt) and not error.args
+        if is_ctrl_c or not isinstance(error, (ProcessError, KeyboardInterrupt)):
             return None
         if isinstance(error, KeyboardInterrupt) or error.rank is None:
             start = time.monotonic()
@@ -110,32 +102,22 @@ class Heartbeat:
 
     def stop(self) -> None:
         """Stop beating, and end the thread."""
-        self._noticed.set()
         self._stopped.set()
         self._thread.join(SILENCE)
 
     def _beat(self) -> None:
         beat = 0
-        while not self._stopped.is_set():
+        while not self._stopped.wait(BEAT if beat else 0.0):
             beat += 1
             try:
+                # After a failure too, so that the others do not take this process for the dead one.
                 self._store.set(f"beat/{self._rank}", str(beat))
-                self._look_for_failure()
+                if self.failure is None:
+                    self._look_for_failure()
             except Exception as error:  # torch raises several types when the store is gone
-                if not self._stopped.is_set():
+                if self.failure is None and not self._stopped.is_set():
                     reason = f"the store that the processes share is gone ({str(error).splitlines()[0]})"
                     self._set_failure(0, f"it, or the launcher, has ended: {reason}")
-            if self.failure is not None:
-                break
-            self._stopped.wait(BEAT)
-        # A main thread that waits for the others notices the failure itself, by check(). Any other main thread is interrupted.
-        if not self._stopped.is_set() and not self._noticed.wait(2 * BEAT) and self._is_main:
-            self._has_interrupted = True
-            _interrupt_main()
-        with contextlib.suppress(Exception):
-            while not self._stopped.wait(BEAT):  # beat on, so that the others do not take this process for the dead one
-                beat += 1
-                self._store.set(f"beat/{self._rank}", str(beat))
 
     def _look_for_failure(self) -> None:
         """Set :attr:`failure` if another process has reported a failure, or has not beaten for too long."""
@@ -174,12 +156,6 @@ class Heartbeat:
             rank,
             said_why=said_why,
         )
-
-
-def _interrupt_main() -> None:
-    """Raise KeyboardInterrupt in the main thread, also if the process ignores SIGINT, as a command started by ``nohup`` does."""
-    ident = ctypes.c_ulong(threading.main_thread().ident or 0)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(KeyboardInterrupt))
 
 
 def _pause(seconds: float) -> None:

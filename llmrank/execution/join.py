@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -53,8 +53,8 @@ def join_processes(arrival: float = ARRIVAL) -> Iterator[Processes]:
     """Connect this process to the others of its run, and yield the object by which it exchanges values with them.
 
     At the end, the context waits for the other processes. They are connected by gloo, and for tensors on CUDA devices by NCCL. If
-    torch.distributed is not set up yet, each process also chooses the CUDA device whose number is its own number among the
-    processes on its machine.
+    torch.distributed is not set up yet, the current CUDA device of each process is, inside the context, the one whose number is
+    its own number among the processes on its machine.
 
     Parameters
     ----------
@@ -64,7 +64,8 @@ def join_processes(arrival: float = ARRIVAL) -> Iterator[Processes]:
     Raises
     ------
     ProcessError
-        Another process has failed, which is noticed within a minute, or did not come. If this process fails, the others are told.
+        Another process has failed, or did not come: raised within a minute by an exchange that waits for it, and by the next step
+        of a computation. If this process fails, the others are told.
     OptionError
         RANK and WORLD_SIZE do not fit each other, or do not come with the address of process 0.
     """
@@ -73,8 +74,13 @@ def join_processes(arrival: float = ARRIVAL) -> Iterator[Processes]:
         return
     sets_up = not dist.is_initialized()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if sets_up and local_rank < torch.cuda.device_count():
-        torch.cuda.set_device(local_rank)
+    own_device = sets_up and local_rank < torch.cuda.device_count()
+    with torch.cuda.device(local_rank) if own_device else nullcontext(), _joined(arrival, sets_up=sets_up) as processes:
+        yield processes
+
+
+@contextmanager
+def _joined(arrival: float, *, sets_up: bool) -> Iterator[Processes]:
     store, own = _stores(arrival, sets_up=sets_up)
     # The heartbeat comes first: while the processes connect, one of them may be killed.
     heartbeat = Heartbeat(own, *launched_processes(), arrival)

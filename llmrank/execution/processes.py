@@ -63,6 +63,9 @@ class Processes:
         """Return the rank of the process that works on the item with this number, see :meth:`share_of`."""
         return number % self.count
 
+    def check(self) -> None:
+        """Raise a ProcessError if another process has failed; nothing is exchanged."""
+
     def add_up(self, sums: Iterable[object], owner: int | None = None) -> None:
         """Replace tensors and numbers by their sums over the processes: those that are attributes of the given objects.
 

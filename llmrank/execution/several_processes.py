@@ -46,6 +46,10 @@ class SeveralProcesses(Processes):
         self._groups, self._store, self._heartbeat = groups, store, heartbeat
         self._n_meetings = 0
 
+    def check(self) -> None:
+        """See :meth:`Processes.check`."""
+        self._heartbeat.check()
+
     def add_up(self, sums: Iterable[object], owner: int | None = None) -> None:
         """See :meth:`Processes.add_up`."""
         holders = list(sums)

@@ -189,18 +189,17 @@ def test_they_give_the_result_of_one(
 
 
 def failing(rank: int, failing_rank: int, way: str, *, busy: bool) -> Callable[..., Any]:
-    """Return a calibration that fails in one process; with `busy`, the others compute for a long time without waiting."""
+    """Return a calibration that fails in one process; with `busy`, the others compute for long without an exchange."""
     calibrate = stages.calibrate
 
-    def calibrates(*arguments: Any) -> Any:
+    def calibrates(prepared: Any, recipe: Any, tokens: Any, execution: Any) -> Any:
         if rank == failing_rank and way == "raises":
             raise CalibrationError("no more text")
         if rank == failing_rank:
             os._exit(7)
-        end = time.monotonic() + 120 * busy
-        while time.monotonic() < end:
-            sum(range(1000))
-        return calibrate(*arguments)
+        for _ in execution.steps(range(1200 if busy else 0), "Computing"):
+            time.sleep(0.1)
+        return calibrate(prepared, recipe, tokens, execution)
 
     return calibrates
 
