@@ -126,10 +126,10 @@ def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         options = parser().parse_args(shlex.split(command, comments=True)[1:])
         assert callable(options.run), command
         if hasattr(options, "scorer"):
+            ranked: dict[str, Any] = {}
             if options.scorer == OF_RANKING:  # what the ranking names was checked when it was made
-                options.scorer, options.pipeline = DEFAULTS["scorer"], DEFAULTS["pipeline"]
-                options.calibration = CalibrationText()
-            recipe_of(options)
+                ranked = {name: DEFAULTS[name] for name in ("scorer", "pipeline")} | {"calibration": CalibrationText()}
+            recipe_of(options, **ranked)
         if options.command == "sweep":
             for name, make in (
                 ("scorers", make_scorer),

@@ -30,10 +30,11 @@ from llmrank.cli.commands.prune import add_demo_options, add_prune_options, run_
 from llmrank.cli.commands.rank import add_apply_options, add_rank_options, run_apply, run_rank
 from llmrank.cli.commands.sweep import add_sweep_options, run_sweep_command
 from llmrank.cli.config import CommandParser
-from llmrank.cli.console import QuietConsole, add_output_options, command_output, print_result
 from llmrank.cli.demo_models import DEMO_NAME
 from llmrank.cli.options import check_numbers
 from llmrank.cli.processes import check_processes
+from llmrank.cli.result import CommandResult, print_result
+from llmrank.cli.terminal import Terminal, add_output_options, command_output
 from llmrank.errors import LLMRankError, ProcessError, is_out_of_memory
 from llmrank.execution import launched_processes
 from llmrank.pipeline.descriptions import environment
@@ -105,12 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             root.error(f"argument {argument.removesuffix('=--')}: expected a value, got '--'")
     options = root.parse_args(arguments)
     try:
-        with command_output(options) as console, _signals_interrupt():
+        with command_output(options) as terminal, _signals_interrupt():
             check_numbers(options)
             check_processes(options)
             torch.manual_seed(getattr(options, "seed", 0))
-            status: int = options.run(options, console)
-        print_result(options)
+            result: CommandResult = options.run(options, terminal)
+        if getattr(options, "json", False):
+            print_result(options.command, result)
+        return result.status
     except (Exception, KeyboardInterrupt) as error:
         if getattr(options, "debug", False):
             traceback.print_exc()
@@ -118,10 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Process 0 prints the error. If process 0 has died without saying why, the others print it.
         if rank == 0 or (isinstance(error, ProcessError) and error.rank == 0 and not error.said_why):
             with contextlib.suppress(OSError):  # standard error is closed
-                QuietConsole(stderr=True, soft_wrap=True).print(f"llmrank: {sentence}", markup=False, highlight=False)
+                Terminal(stderr=True, soft_wrap=True).say(f"llmrank: {sentence}")
         if count > 1:
             _end_with_others(status, rank)
-    return status
+        return status
 
 
 def _end_with_others(status: int, rank: int) -> None:
@@ -197,7 +200,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"llmrank {environment()['llmrank']}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
 
-    def add(name: str, run: Callable[..., int], summary: str) -> CommandParser:
+    def add(name: str, run: Callable[[argparse.Namespace, Terminal], CommandResult], summary: str) -> CommandParser:
         command = commands.add_parser(name, help=summary, parents=[common])
         command.set_defaults(run=run)
         return command

@@ -9,15 +9,17 @@ import argparse
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors import SafetensorError
 
 from graphs import GraphError
 from llmrank.cli.options import load
+from llmrank.cli.result import CommandResult
+from llmrank.cli.terminal import Terminal
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.execution.free_memory import free_memory
 from llmrank.execution.recording import record_without_running
@@ -32,6 +34,8 @@ from llmrank.execution.work_directory import (
 from llmrank.models import find_ffns
 from llmrank.models.loading import LoadedModel, parse_device
 from llmrank.pipeline.pruning_run import PruningRun
+from llmrank.pipeline.recipe import Recipe
+from llmrank.pipeline.texts import CalibrationText
 from llmrank.surgery.atomic import check_output
 from llmrank.surgery.hub import upload_command
 from llmrank.text.built_in import BuiltInText
@@ -42,9 +46,10 @@ from llmrank.text.sources import find_source
 __all__ = [
     "add_low_memory_options",
     "check_low_memory",
-    "has_finished",
+    "finished",
     "load_on_cpu",
     "resumable",
+    "without_generation",
     "work_directory",
 ]
 
@@ -103,10 +108,12 @@ def check_low_memory(options: argparse.Namespace) -> None:
         )
 
 
-def has_finished(
-    options: argparse.Namespace, console: Console, file: str, describe: Callable[[Path], dict[str, Any]]
-) -> bool:
-    """Whether the run to resume has written its output, and ended before it removed its files; then these are removed.
+def finished(
+    options: argparse.Namespace, terminal: Terminal, file: str, describe: Callable[[Path], dict[str, Any]]
+) -> CommandResult | None:
+    """Return the result of the run to resume if it has written its output, and only ended before it removed its files.
+
+    These are removed then. If there is no such run, the result is None.
 
     Parameters
     ----------
@@ -123,7 +130,7 @@ def has_finished(
     work = unfinished_directory(options.output)
     noted = read_progress(work).get(SAVING) if options.resume else None
     if noted is None or not (options.output / file).is_file():
-        return False
+        return None
     names = {*noted, *options.settings} - {"low-memory"}
     differ = sorted(name for name in names if noted.get(name) != options.settings.get(name))
     try:
@@ -135,20 +142,18 @@ def has_finished(
                 + ", ".join(f"{name} {noted.get(name)!r}, not {options.settings.get(name)!r}" for name in differ)
                 + f"; to remove the files in {work}, repeat the command of that run; for these settings, give another --output"
             ) from None
-        options.result = {"output": str(options.output), **describe(options.output)}
+        result = CommandResult({"output": str(options.output), **describe(options.output)})
         # Opening the directory takes its lock, so that the files of a process that still uploads are not removed.
         WorkDirectory(work, read_run(work), resume=True).remove()
-        console.print(
-            f"{options.output} is complete. Its run ended before it had removed the files in {work}, which is done now.",
-            markup=False,
-            highlight=False,
+        terminal.say(
+            f"{options.output} is complete. Its run ended before it had removed the files in {work}, which is done now."
         )
         repository = getattr(options, "push_to_hub", None)
         if repository is not None:
             command = upload_command(options.output, repository, options.private or None)
-            console.print(f"Whether it was uploaded is not known; {command} uploads it.", markup=False, highlight=False)
-        return True
-    return False
+            terminal.say(f"Whether it was uploaded is not known; {command} uploads it.")
+        return result
+    return None
 
 
 def _model_writes(calibration: Any) -> bool:
@@ -158,22 +163,19 @@ def _model_writes(calibration: Any) -> bool:
     return isinstance(source, Generated) or any(isinstance(part, (Generated, Automatic)) for part in parts)
 
 
-def load_on_cpu(options: argparse.Namespace) -> LoadedModel:
+def load_on_cpu(options: argparse.Namespace, terminal: Terminal) -> LoadedModel:
     """Load the model that the options name on the CPU. A pipeline later brings it to ``--device``, completely or by block.
 
     On the CPU the weights can stay in the files of the checkpoint. With ``--device-map`` the model is loaded on the devices of
     that map.
     """
-    if options.device_map is not None:
-        return load(options)
-    return load(argparse.Namespace(**{**vars(options), "device": None}))
+    return load(options, terminal) if options.device_map is not None else load(options, terminal, device=None)
 
 
-def work_directory(options: argparse.Namespace, model: Any, console: Console) -> Path | None:
+def work_directory(options: argparse.Namespace, model: Any, terminal: Terminal) -> Path | None:
     """Return the directory for the files of a run block by block, or None if the model is pruned in memory.
 
-    A model that does not fit in the free memory of ``--device`` is pruned block by block, and a sentence on the console says so.
-    In a run block by block the calibration text is the built-in one if the options name none.
+    A model that does not fit in the free memory of ``--device`` is pruned block by block, and a sentence on the terminal says so.
     """
     if not (options.low_memory or options.resume):
         tensors = [*model.parameters(), *model.buffers()]
@@ -184,21 +186,23 @@ def work_directory(options: argparse.Namespace, model: Any, console: Console) ->
         options_allow = options_allow and not _model_writes(options.calibration)
         if size <= free or not (on_cpu and options_allow and _runs_by_block(model)):
             return None
-        console.print(
+        terminal.say(
             f"The model takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free on {device}: it is pruned block by "
-            "block, as with --low-memory.",
-            markup=False,
-            highlight=False,
-        )
-    if options.calibration == Automatic.name:
-        options.calibration = BuiltInText.name
-        console.print(
-            f"It is calibrated on the {BuiltInText.name} text, because a model whose weights stay on disk generates text slowly; "
-            "--calibration FILE is better.",
-            markup=False,
-            highlight=False,
+            "block, as with --low-memory."
         )
     return unfinished_directory(options.output)
+
+
+def without_generation(recipe: Recipe, terminal: Terminal) -> Recipe:
+    """Return the recipe of a run block by block: if the calibration text is ``auto``, it becomes the built-in one."""
+    text = recipe.calibration
+    if not isinstance(text, CalibrationText) or text.source != Automatic.name:
+        return recipe
+    terminal.say(
+        f"It is calibrated on the {BuiltInText.name} text, because a model whose weights stay on disk generates text slowly; "
+        "--calibration FILE is better."
+    )
+    return replace(recipe, calibration=replace(text, source=BuiltInText.name))
 
 
 def _runs_by_block(model: Any) -> bool:
@@ -211,7 +215,7 @@ def _runs_by_block(model: Any) -> bool:
 
 
 @contextmanager
-def resumable(run: PruningRun, console: Console) -> Iterator[None]:
+def resumable(run: PruningRun, terminal: Terminal) -> Iterator[None]:
     """Clean up after a run block by block that fails or is interrupted within the context.
 
     If the run has done nothing yet, its files are removed. If it has, they are kept, and a sentence says how to go on.
@@ -225,5 +229,5 @@ def resumable(run: PruningRun, console: Console) -> Iterator[None]:
         elif run.work is not None and any(isinstance(each, (*SYSTEM_ERRORS, KeyboardInterrupt)) for each in causes):
             kept = f"The run's files are kept in {run.work.path}."
             ended = "Interrupted." if isinstance(error, KeyboardInterrupt) else kept
-            console.print(f"{ended} The same command with --resume goes on.", markup=False, highlight=False)
+            terminal.say(f"{ended} The same command with --resume goes on.")
         raise

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrank.cli.demo_models import DEMO_NAME, demo_model
+from llmrank.cli.terminal import Terminal
 from llmrank.errors import CalibrationError, CheckpointError, OptionError
 from llmrank.execution import Processes
 from llmrank.models.costs import UNITS
@@ -18,8 +19,7 @@ from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.registry import PIPELINES, PRUNERS, REPAIRS, SCORERS, make_recipe
-from llmrank.pipeline.texts import CalibrationText, RankedText
-from llmrank.progress import progress_step
+from llmrank.pipeline.texts import CalibrationText, Text
 from llmrank.surgery import checkpoint
 from llmrank.text import check_text
 from llmrank.text.sequences import Role
@@ -258,12 +258,12 @@ def check_numbers(options: argparse.Namespace) -> None:
             raise OptionError(f"--{name.replace('_', '-')} must be {bound}, got {number}")
 
 
-def check_method(options: argparse.Namespace) -> Recipe:
-    """Check the options of a run as far as that is possible without the model, and return the recipe that they describe."""
-    recipe = recipe_of(options)
+def check_method(options: argparse.Namespace, **changed: Any) -> Recipe:
+    """Check the options of a run as far as that is possible without the model, and return their recipe, see :func:`recipe_of`."""
+    recipe = recipe_of(options, **changed)
     check_device_and_dtype(options)
-    if not isinstance(options.calibration, (CalibrationText, RankedText)):
-        check_text(options.calibration)
+    if recipe.calibration.ranking is None:
+        check_text(recipe.calibration.source)
     evaluation = getattr(options, "evaluate", None)
     if evaluation is not None and evaluation is not True:
         check_text(evaluation, "evaluation")
@@ -280,6 +280,7 @@ def make_run(
     options: argparse.Namespace,
     loaded: LoadedModel,
     recipe: Recipe,
+    terminal: Terminal,
     *,
     undoable: bool = True,
     work: Path | None = None,
@@ -291,7 +292,7 @@ def make_run(
         loaded.tokenizer,
         recipe,
         options.device,
-        progress=options.progress,
+        progress=terminal.progress,
         undoable=undoable,
         work_directory=work,
         resume=work is not None and options.resume,
@@ -299,17 +300,23 @@ def make_run(
     )
 
 
-def recipe_of(options: argparse.Namespace) -> Recipe:
-    """Make the recipe that the options describe."""
-    calibration = options.calibration
-    if not isinstance(calibration, (CalibrationText, RankedText)):
+def recipe_of(
+    options: argparse.Namespace,
+    *,
+    pipeline: str | None = None,
+    scorer: str | None = None,
+    pruner: str | None = None,
+    calibration: Text | None = None,
+) -> Recipe:
+    """Make the recipe that the options describe; what is given besides them takes the place of an option."""
+    if calibration is None:
         calibration = CalibrationText(
-            calibration, options.samples, options.sequence_length, options.batch_size, options.seed
+            options.calibration, options.samples, options.sequence_length, options.batch_size, options.seed
         )
     return make_recipe(
-        options.pipeline,
-        options.scorer,
-        options.pruner,
+        pipeline or options.pipeline,
+        scorer or options.scorer,
+        pruner or options.pruner,
         options.repair,
         amount=options.amount,
         amount_of=options.amount_of,
@@ -339,18 +346,22 @@ def check_output_file(path: Path | None) -> None:
         raise CheckpointError(f"cannot write {path}: {error.strerror}; choose another place for --output") from error
 
 
-def load(options: argparse.Namespace) -> LoadedModel:
-    """Load the model that the options name, or the demo model if they name none."""
-    source = options.model
+def load(options: argparse.Namespace, terminal: Terminal, **changed: Any) -> LoadedModel:
+    """Load the model that the options name, or the demo model if they name none.
+
+    A `model`, a `revision` or a `device` given besides the options takes their place.
+    """
+    names = {name: getattr(options, name) for name in ("model", "revision", "device")} | changed
+    source = names["model"]
     if source is None:
-        with progress_step(options.progress, f"Fetching {DEMO_NAME} (93 MB, once)"):
+        with terminal.step(f"Fetching {DEMO_NAME} (93 MB, once)"):
             source = demo_model()
-    with progress_step(options.progress, f"Loading {source}"):
+    with terminal.step(f"Loading {source}"):
         return checkpoint.load(
             source,
             options.dtype,
-            options.device,
+            names["device"],
             trust_remote_code=options.trust_remote_code,
-            revision=options.revision,
+            revision=names["revision"],
             placement=_placement(options),
         )

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from llmrank.cli.terminal import Terminal
 from llmrank.evaluation.token_texts import Context
 
 __all__ = ["compact_table", "marked", "print_full_width", "short_names", "shown"]
@@ -26,14 +26,14 @@ def compact_table(**options: Any) -> Table:
     return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, **options)
 
 
-def print_full_width(table: Table, console: Console) -> None:
+def print_full_width(table: Table, terminal: Terminal) -> None:
     """Print a table at its full width, because numbers that are broken over two lines cannot be read."""
-    usual = console.width
-    console.width = max(
-        usual, Measurement.get(console, console.options.update(max_width=MAX_TABLE_WIDTH), table).maximum
+    usual = terminal.width
+    terminal.width = max(
+        usual, Measurement.get(terminal, terminal.options.update(max_width=MAX_TABLE_WIDTH), table).maximum
     )
-    console.print(table)
-    console.width = usual
+    terminal.print(table)
+    terminal.width = usual
 
 
 def short_names(names: Iterable[str], all_names: Iterable[str]) -> list[str]:

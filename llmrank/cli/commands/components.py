@@ -7,33 +7,32 @@ import inspect
 import re
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llmrank.cli.result import CommandResult
+from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
 from llmrank.pipeline.registry import REGISTRIES, Registry
 
 __all__ = ["run_components"]
 
 
-def run_components(options: argparse.Namespace, console: Console) -> int:
+def run_components(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run ``llmrank components``."""
     if options.name is None:
         found = {registry.kind: _summaries(registry) for registry in REGISTRIES}
-        options.result = {
-            kind: {name: {"summary": summary} for name, summary in named.items()} for kind, named in found.items()
-        }
-        _print_all(console)
-        return 0
+        _print_all(terminal)
+        return CommandResult(
+            {kind: {name: {"summary": summary} for name, summary in named.items()} for kind, named in found.items()}
+        )
     registries = [registry for registry in REGISTRIES if options.name in registry.names()]
     if not registries:
         names = ", ".join(name for registry in REGISTRIES for name in registry.names())
         raise OptionError(f"unknown component {options.name!r}; expected one of {names}")
-    options.result = {registry.kind: {options.name: _described(registry, options.name)} for registry in registries}
     for registry in registries:
-        _print_component(registry, options.name, console)
-    return 0
+        _print_component(registry, options.name, terminal)
+    return CommandResult({each.kind: {options.name: _described(each, options.name)} for each in registries})
 
 
 def _summaries(registry: Registry[Any]) -> dict[str, str]:
@@ -48,15 +47,15 @@ def _summaries(registry: Registry[Any]) -> dict[str, str]:
     return {name: summary(name) for name in registry.names()}
 
 
-def _print_all(console: Console) -> None:
+def _print_all(terminal: Terminal) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("kind", "name", "what it is"):
         table.add_column(heading, overflow="fold")
     for registry in REGISTRIES:
         for name, summary in _summaries(registry).items():
             table.add_row(registry.kind, name, Text(summary))
-    console.print(table)
-    console.print("llmrank components NAME prints the options of one component.", highlight=False)
+    terminal.print(table)
+    terminal.say("llmrank components NAME prints the options of one component.")
 
 
 def _described(registry: Registry[Any], name: str) -> dict[str, Any]:
@@ -68,15 +67,15 @@ def _described(registry: Registry[Any], name: str) -> dict[str, Any]:
     return {"summary": _without_markup(_summary(registry.find(name))), "options": options}
 
 
-def _print_component(registry: Registry[Any], name: str, console: Console) -> None:
+def _print_component(registry: Registry[Any], name: str, terminal: Terminal) -> None:
     component = registry.find(name)
-    console.print(
+    terminal.print(
         Text(f"{registry.kind} {name}", style="bold"), Text(f"({component.__module__}.{component.__qualname__})")
     )
-    console.print(Text(_without_markup(_summary(component))))
+    terminal.print(Text(_without_markup(_summary(component))))
     fields = registry.fields(name)
     if not fields:
-        console.print("It has no options.")
+        terminal.say("It has no options.")
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("option", "type", "default", "what it is"):
@@ -84,7 +83,7 @@ def _print_component(registry: Registry[Any], name: str, console: Console) -> No
     for field in fields:
         default = "" if field.default in ((), []) else str(field.default).lower()
         table.add_row(field.name, Text(field.kind), Text(default), Text(_without_markup(field.doc)))
-    console.print(table)
+    terminal.print(table)
 
 
 def _summary(component: type) -> str:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.text import Text
 
 from graphs.io.replacement import replace_file
+from llmrank.cli.terminal import Terminal
 from llmrank.evaluation.perplexity import complete
 from llmrank.inspection.figures import draw_removed_neurons
 from llmrank.models.forward import predicts_next_token
 from llmrank.pipeline.plan import Plan
 from llmrank.pipeline.pruning_run import PruningRun
-from llmrank.progress import progress_step
 from llmrank.surgery import checkpoint
 from llmrank.surgery.atomic import check_output
 
@@ -33,7 +32,7 @@ DIFFERENT_COMPLETION = (
 
 
 def run_and_show(
-    run: PruningRun, output: Path, console: Console, config: dict[str, Any] | None = None, prompt: str = PROMPT
+    run: PruningRun, output: Path, terminal: Terminal, config: dict[str, Any] | None = None, prompt: str = PROMPT
 ) -> dict[str, Any]:
     """Carry out a run, save the checkpoint and the report, print the results, write a figure, and return the report.
 
@@ -45,7 +44,7 @@ def run_and_show(
         One that has not begun, and can be undone.
     output : Path
         Directory to write: one that does not exist yet, or an empty one.
-    console : rich Console
+    terminal : Terminal
     config : dict, optional
         The options of the command, for the report.
     prompt : str
@@ -67,21 +66,20 @@ def run_and_show(
         raise RuntimeError("the run has left no report")
     report.config = config
     report_content = {**report.to_dict(), "completions": completions}
-    with progress_step(run.execution.progress, f"Saving {output}"):
+    with terminal.step(f"Saving {output}"):
         directory = checkpoint.save(output, model, run.tokenizer, run.masks, report_content)
-    console.print(report.table())
+    terminal.print(report.table())
     for name, text in completions.items():
         # The text of a model may look like rich's markup; Text shows it unchanged.
-        console.print(Text.assemble(f"{name:>7}: {prompt}", (text, "bold")), highlight=False)
+        terminal.print(Text.assemble(f"{name:>7}: {prompt}", (text, "bold")), highlight=False)
     if can_complete and _first_word(completions["pruned"]) != _first_word(completions["dense"]):
-        console.print(Text(f"Warning: {DIFFERENT_COMPLETION}", style="bold yellow"))
+        terminal.warn(DIFFERENT_COMPLETION)
     figure = directory / FIGURE_FILE
     try:
         with replace_file(figure) as partial:
             draw_figure(plan).savefig(partial, dpi=150, format="png")
     except OSError as error:
-        warning = f"Warning: {FIGURE_FILE} could not be written ({error}); the checkpoint is complete without it"
-        console.print(Text(warning, style="bold yellow"))
+        terminal.warn(f"{FIGURE_FILE} could not be written ({error}); the checkpoint is complete without it")
     return report_content
 
 

@@ -9,12 +9,12 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 
-from llmrank.cli.console import write_result
 from llmrank.cli.options import check_output_file
 from llmrank.cli.printing import compact_table, print_full_width
+from llmrank.cli.result import CommandResult, write_result
+from llmrank.cli.terminal import Terminal
 from llmrank.inspection.difference import LayerDifference, RunDifference, compare_runs, read_run
 
 __all__ = ["add_diff_options", "run_diff"]
@@ -33,30 +33,30 @@ def add_diff_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def run_diff(options: argparse.Namespace, console: Console) -> int:
-    """Run ``llmrank diff``; return the exit status."""
+def run_diff(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
+    """Run ``llmrank diff``."""
     check_output_file(options.output)
     difference = compare_runs(read_run(options.a), read_run(options.b))
-    console.print(f"A: {options.a}\nB: {options.b}\n", markup=False, highlight=False)
+    terminal.say(f"A: {options.a}\nB: {options.b}\n")
     if difference.layers:
-        _print_layers(difference, console)
+        _print_layers(difference, terminal)
     elif difference.widths:
         _print_table(
-            "widths", [(name, *pair) for name, pair in difference.widths.items() if pair[0] != pair[1]], console
+            "widths", [(name, *pair) for name, pair in difference.widths.items() if pair[0] != pair[1]], terminal
         )
     if difference.correlations:
         rows = [(name, _number(value)) for name, value in difference.correlations.items()]
-        _print_table("Spearman's correlation of the scores", rows, console, headings=("", ""))
-    _print_table("outcomes", [(name, *map(_number, pair)) for name, pair in difference.outcomes.items()], console)
-    _print_table("settings that differ", [(name, *pair) for name, pair in difference.settings.items()], console)
+        _print_table("Spearman's correlation of the scores", rows, terminal, headings=("", ""))
+    _print_table("outcomes", [(name, *map(_number, pair)) for name, pair in difference.outcomes.items()], terminal)
+    _print_table("settings that differ", [(name, *pair) for name, pair in difference.settings.items()], terminal)
     for note in difference.notes:
-        console.print(f"Note: {note}.", markup=False, highlight=False)
-    options.result = difference.to_dict()
-    write_result(options)
-    return 0
+        terminal.say(f"Note: {note}.")
+    content = difference.to_dict()
+    write_result(content, options.output)
+    return CommandResult(content)
 
 
-def _print_layers(difference: RunDifference, console: Console) -> None:
+def _print_layers(difference: RunDifference, terminal: Terminal) -> None:
     """Print a table with a row for each layer and a row of sums, and what the columns mean."""
     table = compact_table(show_footer=True)
     layers = difference.layers.values()
@@ -68,12 +68,10 @@ def _print_layers(difference: RunDifference, console: Console) -> None:
     for name, layer in difference.layers.items():
         kappa = "-" if layer.kappa is None else f"{layer.kappa:.3f}"
         table.add_row(escape(name), *(f"{value:,}" for value in _counts(layer)), f"{layer.expected:,.0f}", kappa)
-    print_full_width(table, console)
-    console.print(
+    print_full_width(table, terminal)
+    terminal.say(
         "\nboth: number of neurons that both keep; by chance: the number if B's choice had nothing to do with A's.\n"
-        "kappa: agreement of the keep masks, 1 if they are equal, 0 if they agree as by chance (Cohen's kappa).\n",
-        markup=False,
-        highlight=False,
+        "kappa: agreement of the keep masks, 1 if they are equal, 0 if they agree as by chance (Cohen's kappa).\n"
     )
 
 
@@ -82,7 +80,7 @@ def _counts(layer: LayerDifference) -> tuple[int, ...]:
 
 
 def _print_table(
-    title: str, rows: Iterable[tuple[Any, ...]], console: Console, headings: tuple[str, ...] = ("", "A", "B")
+    title: str, rows: Iterable[tuple[Any, ...]], terminal: Terminal, headings: tuple[str, ...] = ("", "A", "B")
 ) -> None:
     """Print a table unless it has no rows."""
     rows = list(rows)
@@ -93,8 +91,8 @@ def _print_table(
         table.add_column(escape(heading), overflow="fold")
     for row in rows:
         table.add_row(*("-" if value is None else escape(DIGEST.sub(r"\1", str(value))) for value in row))
-    console.print(table)
-    console.print()
+    terminal.print(table)
+    terminal.print()
 
 
 def _number(value: Any) -> str | None:

@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from llmrank.cli.commands.loss_changes import print_loss_changes
-from llmrank.cli.console import write_result
 from llmrank.cli.options import add_model_options, check_device_and_dtype, check_output_file, load, text_source
+from llmrank.cli.result import CommandResult, write_result
+from llmrank.cli.terminal import Terminal
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.fidelity import continuations, fidelity
@@ -115,14 +115,16 @@ def _add_dense_options(command: argparse.ArgumentParser) -> None:
     dense.add_argument("--new-tokens", type=int, default=32, help="largest number of tokens to write (%(default)s)")
 
 
-def run_evaluate(options: argparse.Namespace, console: Console) -> int:
-    """Run ``llmrank evaluate``; return the exit status."""
+def run_evaluate(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
+    """Run ``llmrank evaluate``."""
     _check_options(options)
     passages = _passages(options) if options.last_word else None
     tasks = _tasks(options)
-    loaded = load(options)
-    dense_options = {**vars(options), "model": options.against, "revision": options.against_revision}
-    dense = None if options.against is None else load(argparse.Namespace(**dense_options))
+    loaded = load(options, terminal)
+    dense = None
+    if options.against is not None:
+        dense = load(options, terminal, model=options.against, revision=options.against_revision)
+    execution = Execution(options.batch_size, terminal.progress)
     model, tokenizer = loaded.model, loaded.tokenizer
     length = fitting_length(model, options.sequence_length)
     texts = tokenise(options.text, tokenizer, options.samples, length, "evaluation")
@@ -130,7 +132,7 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
         _check_tokenizers(loaded, dense, texts, options)
     if passages is not None:
         check_continues(model)
-    result = perplexity(model, texts, _execution(options))
+    result = perplexity(model, texts, execution)
     size = model_size(model)
     content: dict[str, Any] = {
         "model": loaded.source,
@@ -139,33 +141,31 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> int:
         "parameters": size.parameters,
         "bytes": size.bytes,
     }
-    console.print(
+    terminal.say(
         f"{loaded.source}: perplexity {result.value:.3f} over {result.tokens:,} tokens "
-        f"({len(texts)} x {texts.length}, {texts.source}); {size.parameters:,} parameters, {size.bytes:,} bytes",
-        markup=False,
+        f"({len(texts)} x {texts.length}, {texts.source}); {size.parameters:,} parameters, {size.bytes:,} bytes"
     )
-    batch_tokens = options.batch_size * length
     if dense is not None:
         content["against"] = dense.source
-        content |= _compare_with_dense(dense.model, model, texts, options, batch_tokens)
+        content |= _compare_with_dense(dense.model, model, texts, options, execution)
     if passages is not None:
-        words = last_word(model, tokenizer, passages, batch_tokens, options.progress)
+        words = last_word(model, tokenizer, passages, options.batch_size * length, terminal.progress)
         content["last_word"] = {"accuracy": words.accuracy, "skipped": words.skipped}
     if tasks is not None:
         with redirect_stdout(sys.stderr):  # lm-eval prints what it does
             content["tasks"] = tasks.run(model, tokenizer, options.documents, options.batch_size)
     rows = _rows(content)
     if rows:
-        console.print(_table(rows))
+        terminal.print(_table(rows))
     if dense is not None and options.contexts:
-        measured = [token_losses(each, texts, _execution(options)) for each in (dense.model, model)]
+        measured = [token_losses(each, texts, execution) for each in (dense.model, model)]
         changes = loss_changes(measured[0], measured[1], texts, tokenizer)
-        print_loss_changes(changes, console)
+        print_loss_changes(changes, terminal)
         content["contexts"] = asdict(changes)
     content["protocol"] = {**texts.provenance(), "dtype": dtype_name(model), **environment()}
-    options.result = _estimates_to_dicts(content)
-    write_result(options)
-    return 0
+    content = _estimates_to_dicts(content)
+    write_result(content, options.output)
+    return CommandResult(content)
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -225,10 +225,10 @@ def _check_tokenizers(
 
 
 def _compare_with_dense(
-    dense: Any, model: Any, texts: TokenSequences, options: argparse.Namespace, batch_tokens: int
+    dense: Any, model: Any, texts: TokenSequences, options: argparse.Namespace, execution: Execution
 ) -> dict[str, Any]:
     """Measure how close the model is to the dense model; return the metrics by name."""
-    compared = fidelity(dense, model, texts, _execution(options))
+    compared = fidelity(dense, model, texts, execution)
     metrics: dict[str, Any] = {"divergence": compared.divergence, "top1": compared.agreement}
     if options.prompts:
         # A prompt must leave room for the new tokens.
@@ -237,8 +237,9 @@ def _compare_with_dense(
             "prompt_length": max(1, min(options.prompt_length, texts.length, longest)),
             "new_tokens": options.new_tokens,
         }
+        batch_tokens = execution.batch_size * texts.length
         agreement = continuations(
-            dense, model, texts, options.prompts, **protocol, batch_tokens=batch_tokens, progress=options.progress
+            dense, model, texts, options.prompts, **protocol, batch_tokens=batch_tokens, progress=execution.progress
         )
         metrics["continuations"] = {**vars(agreement), **protocol}
     return metrics
@@ -273,7 +274,3 @@ def _estimates_to_dicts(value: Any) -> Any:
     if isinstance(value, Estimate):
         return vars(value)
     return {key: _estimates_to_dicts(entry) for key, entry in value.items()} if isinstance(value, dict) else value
-
-
-def _execution(options: argparse.Namespace) -> Execution:
-    return Execution(options.batch_size, options.progress)

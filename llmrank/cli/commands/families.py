@@ -8,10 +8,11 @@ from fnmatch import fnmatch
 from textwrap import shorten
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from llmrank.cli.result import CommandResult
+from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
 from llmrank.models.families import measured_families
 
@@ -33,18 +34,16 @@ def add_families_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def run_families(options: argparse.Namespace, console: Console) -> int:
-    """Run ``llmrank families``; return the exit status."""
+def run_families(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
+    """Run ``llmrank families``."""
     measured = measured_families()
     pattern = options.pattern or "*"
     rows = {name: row for name, row in measured.rows.items() if pattern in name or fnmatch(name, pattern)}
     if not rows:
         raise OptionError(f"no model type matches {pattern!r}; `llmrank families` lists all {len(measured.rows)}")
-    options.result = {"transformers": measured.transformers, "families": rows}
-    console.print(
+    terminal.say(
         f"Tiny models of the causal language models of transformers {measured.transformers}, saved after "
-        f"{measured.neuron_share:.0%} of their neurons, or {measured.expert_share:.0%} of their experts, were removed:",
-        highlight=False,
+        f"{measured.neuron_share:.0%} of their neurons, or {measured.expert_share:.0%} of their experts, were removed:"
     )
     counts = (Counter(row["outcome"] for row in rows.values()), Counter(row["experts"] for row in rows.values()))
     summary = Table(box=SIMPLE_HEAD)
@@ -53,7 +52,7 @@ def run_families(options: argparse.Namespace, console: Console) -> int:
     for outcome in dict.fromkeys([*MEANINGS, *counts[0]]):
         if counts[0][outcome] or counts[1][outcome]:
             summary.add_row(str(counts[0][outcome]), str(counts[1][outcome]), outcome, MEANINGS.get(outcome, ""))
-    console.print(summary)
+    terminal.print(summary)
     table = Table(box=SIMPLE_HEAD)
     for heading in ("model type", "outcome", "experts", "reason"):
         table.add_column(heading)
@@ -61,6 +60,6 @@ def run_families(options: argparse.Namespace, console: Console) -> int:
         # A single model is shown in full.
         reason = row["reason"] if len(rows) == 1 else shorten(row["reason"], 160, placeholder=" ...")
         table.add_row(name, row["outcome"], row["experts"], escape(reason))
-    console.print(table)
-    console.print("Other models work too if their FFNs are found by their shapes.")
-    return 0
+    terminal.print(table)
+    terminal.print("Other models work too if their FFNs are found by their shapes.")
+    return CommandResult({"transformers": measured.transformers, "families": rows})

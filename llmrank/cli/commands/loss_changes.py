@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from math import isfinite
 
-from rich.console import Console
 from rich.text import Text
 
 from llmrank.cli.printing import compact_table, marked, print_full_width, shown
+from llmrank.cli.terminal import Terminal
 from llmrank.evaluation.token_losses import ChangedToken, LossChanges
 
 __all__ = ["print_loss_changes"]
 
 
-def print_loss_changes(changes: LossChanges, console: Console) -> None:
+def print_loss_changes(changes: LossChanges, terminal: Terminal) -> None:
     """Print the losses by kind of token, and the tokens whose loss in the pruned model is most above that in the dense model."""
-    console.print(
-        "\nWhich tokens does the pruned model predict worse? Mean loss in nats\n", markup=False, highlight=False
-    )
+    terminal.say("\nWhich tokens does the pruned model predict worse? Mean loss in nats\n")
     table = compact_table()
     for heading in ("predicted token", "tokens", "dense", "pruned", "change", "error", "of total"):
         table.add_column(heading, justify="left" if heading == "predicted token" else "right", no_wrap=True)
@@ -35,20 +33,18 @@ def print_loss_changes(changes: LossChanges, console: Console) -> None:
             )
         if number < len(groups):
             table.add_section()
-    print_full_width(table, console)
-    console.print(
+    print_full_width(table, terminal)
+    terminal.say(
         "\nword beginning, word continuation: behind a letter or digit a token continues a word.\n"
         "frequent: the commonest tokens of the text, which together make up half of it; rare: the others.\n"
         "repeated: a token that occurs earlier in its sequence; new: any other.\n"
-        "of total: the part of the whole change.",
-        markup=False,
-        highlight=False,
+        "of total: the part of the whole change."
     )
     if changes.worst:
-        console.print("\nThe tokens that lose the most\n", markup=False, highlight=False)
+        terminal.say("\nThe tokens that lose the most\n")
     for each in changes.worst:
-        console.print(Text.assemble("  ", marked(each.context)), soft_wrap=True)
-        console.print(Text(f"    {_sides(each)}", style="dim"), soft_wrap=True)
+        terminal.print(Text.assemble("  ", marked(each.context)), soft_wrap=True)
+        terminal.print(Text(f"    {_sides(each)}", style="dim"), soft_wrap=True)
 
 
 def _sides(token: ChangedToken) -> str:

@@ -9,18 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
 from llmrank.cache import cache_directory
 from llmrank.cli.commands import demo
 from llmrank.cli.demo_models import DEMO_NAME
 from llmrank.cli.low_memory import (
     add_low_memory_options,
     check_low_memory,
-    has_finished,
+    finished,
     load_on_cpu,
     resumable,
+    without_generation,
     work_directory,
 )
 from llmrank.cli.options import (
@@ -31,6 +29,8 @@ from llmrank.cli.options import (
     make_run,
     text_source,
 )
+from llmrank.cli.result import CommandResult
+from llmrank.cli.terminal import Terminal
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.before_and_after import Evaluation
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
@@ -39,9 +39,9 @@ from llmrank.execution.work_directory import SAVING, SHARD_BYTES
 from llmrank.models.forward import fitting_length, predicts_next_token
 from llmrank.pipeline import stages
 from llmrank.pipeline.pruning_run import PruningRun
+from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.report import Report
 from llmrank.pipeline.specs import split_spec
-from llmrank.progress import progress_step
 from llmrank.prune.budget import describe_amount
 from llmrank.prune.schedule import describe_steps
 from llmrank.surgery import checkpoint
@@ -59,6 +59,7 @@ __all__ = [
     "add_hub_options",
     "add_prune_options",
     "check_upload",
+    "prune",
     "run_demo",
     "run_prune",
 ]
@@ -119,65 +120,71 @@ def add_evaluation(group: Any) -> None:
     )
 
 
-def check_upload(options: argparse.Namespace) -> None:
-    """Raise an error now if the checkpoint could not be uploaded later; add the owner to the name of the repository."""
-    if getattr(options, "push_to_hub", None) is not None:
-        options.push_to_hub = check_hub(options.push_to_hub)
-    elif getattr(options, "private", False):
+def check_upload(options: argparse.Namespace) -> str | None:
+    """Return the repository of ``--push-to-hub`` with its owner; raise an error now if it could not be uploaded to later."""
+    if options.push_to_hub is not None:
+        return check_hub(options.push_to_hub)
+    if options.private:
         raise OptionError("--private is for the repository of --push-to-hub NAME; add that, or leave --private out")
+    return None
 
 
-def run_demo(options: argparse.Namespace, console: Console) -> int:
-    """Run ``llmrank demo``; return the exit status."""
-    run = _checked_run(options, console, undoable=True)
-    report = demo.run_and_show(run, options.output, console, options.settings)
-    options.result = {"output": str(options.output), "report": report}
-    _say_written(options.output, [checkpoint.REPORT_FILE, checkpoint.MASKS_FILE, demo.FIGURE_FILE], console)
-    _say_how_to_load(options.output, run.model, console)
-    return 0
+def run_demo(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
+    """Run ``llmrank demo``."""
+    check_output(options.output)
+    run = _checked_run(options, check_method(options), terminal, undoable=True)
+    report = demo.run_and_show(run, options.output, terminal, options.settings)
+    _say_written(options.output, [checkpoint.REPORT_FILE, checkpoint.MASKS_FILE, demo.FIGURE_FILE], terminal)
+    _say_how_to_load(options.output, run.model, terminal)
+    return CommandResult({"output": str(options.output), "report": report})
 
 
-def run_prune(options: argparse.Namespace, console: Console) -> int:
-    """Run ``llmrank prune``; return the exit status."""
+def run_prune(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
+    """Run ``llmrank prune``."""
     check_low_memory(options)
-    if has_finished(options, console, "config.json", describe_checkpoint):
-        return 0
+    result = finished(options, terminal, "config.json", describe_checkpoint)
+    return prune(options, terminal) if result is None else result
+
+
+def prune(options: argparse.Namespace, terminal: Terminal, **changed: Any) -> CommandResult:
+    """Prune a model by the recipe of the options, and save it; see :func:`recipe_of` for what can be changed in it."""
     with join_processes(ARRIVAL) as processes:
         if processes.rank:  # only process 0 prints
-            console, options.progress = Console(quiet=True), None
+            terminal = Terminal(quiet=True)
             warnings.simplefilter("ignore")
-        run = _checked_run(options, console, undoable=False, processes=processes)
-        if options.calibration == Automatic.name:
-            _say_if_model_writes_text(run, console)
+        check_output(options.output)
+        recipe, repository = check_method(options, **changed), check_upload(options)
+        is_automatic = recipe.calibration.source == Automatic.name
+        run = _checked_run(options, recipe, terminal, undoable=False, processes=processes)
+        if is_automatic and run.work_directory is None:
+            _say_if_model_writes_text(run, terminal)
         if processes.count > 1:
-            console.print(f"{processes.count} processes divide the calibration text.", highlight=False)
-        with resumable(run, console):
+            terminal.say(f"{processes.count} processes divide the calibration text.")
+        with resumable(run, terminal):
             model = run.run()
     if processes.rank:
-        return 0
+        return CommandResult({})
     report = run.report
     if report is None:
         raise RuntimeError("the run has left no report")
     report.config = options.settings
     collapsed = _check_collapse(run, report) if report.evaluation is None else report.evaluation.collapsed
-    repository = None if collapsed else options.push_to_hub
-    with resumable(run, console):
-        written = _save(options, run, report, console, repository)
-    pushed = {} if repository is None else {"pushed": repository}
-    options.result = {"output": str(written), "report": report.to_dict(), **pushed}
-    console.print(report.table())
-    _say_written(written, [checkpoint.REPORT_FILE, checkpoint.MASKS_FILE], console)
-    if repository is not None:
-        console.print(f"Uploaded it to {repository}.", markup=False, highlight=False)
-    elif options.push_to_hub is not None:
-        warning = f"Warning: it was not uploaded to {options.push_to_hub}, because it has collapsed"
-        console.print(Text(warning, style="bold yellow"))
-    _say_how_to_load(written, model, console)
-    _say_if_no_quantiser_fits(options, run, report, console)
-    if options.calibration == Automatic.name:
-        _say_what_text(run, console)
-    _say_where_text_is_kept(report, console)
-    return 0
+    pushed = None if collapsed else repository
+    with resumable(run, terminal):
+        written = _save(options, run, report, terminal, pushed)
+    terminal.print(report.table())
+    _say_written(written, [checkpoint.REPORT_FILE, checkpoint.MASKS_FILE], terminal)
+    if pushed is not None:
+        terminal.say(f"Uploaded it to {pushed}.")
+    elif repository is not None:
+        terminal.warn(f"it was not uploaded to {repository}, because it has collapsed")
+    _say_how_to_load(written, model, terminal)
+    _say_if_no_quantiser_fits(options, run, report, terminal)
+    if is_automatic and run.work_directory is None:
+        _say_what_text(run, terminal)
+    _say_where_text_is_kept(report, terminal)
+    content = {"output": str(written), "report": report.to_dict()}
+    return CommandResult(content if pushed is None else {**content, "pushed": pushed})
 
 
 def describe_checkpoint(directory: Path) -> dict[str, Any]:
@@ -192,11 +199,11 @@ def describe_checkpoint(directory: Path) -> dict[str, Any]:
 
 
 def _save(
-    options: argparse.Namespace, run: PruningRun, report: Report, console: Console, repository: str | None
+    options: argparse.Namespace, run: PruningRun, report: Report, terminal: Terminal, repository: str | None
 ) -> Path:
     """Write the checkpoint, and upload it to a repository; return its directory."""
     try:
-        with progress_step(options.progress, f"Saving {options.output}"):
+        with terminal.step(f"Saving {options.output}"):
             if run.work is not None:
                 run.work.note(SAVING, options.settings)
             return checkpoint.save(
@@ -212,7 +219,7 @@ def _save(
     except KeyboardInterrupt:
         if repository is not None and (options.output / "config.json").exists():
             command = upload_command(options.output, repository, options.private or None)
-            console.print(f"{options.output} is complete; {command} uploads it.", markup=False, highlight=False)
+            terminal.say(f"{options.output} is complete; {command} uploads it.")
         raise
     finally:
         # A failed upload leaves a complete checkpoint, and nothing to resume.
@@ -222,86 +229,78 @@ def _save(
 
 
 def _checked_run(
-    options: argparse.Namespace, console: Console, *, undoable: bool, processes: Processes | None = None
+    options: argparse.Namespace,
+    recipe: Recipe,
+    terminal: Terminal,
+    *,
+    undoable: bool,
+    processes: Processes | None = None,
 ) -> PruningRun:
-    """Check the options, load the model and make the run; print what will be removed, what steps cost, and warnings."""
-    check_output(options.output)
-    recipe = check_method(options)
-    check_upload(options)
-    loaded = load_on_cpu(options)
+    """Load the model and make the run; print what will be removed, what steps cost, and warnings."""
+    loaded = load_on_cpu(options, terminal)
     # Several processes cannot share the files of a run.
     in_memory = undoable or (processes is not None and processes.count > 1)
-    work = None if in_memory else work_directory(options, loaded.model, console)
-    run = make_run(options, loaded, recipe, undoable=undoable, work=work, processes=processes)
+    work = None if in_memory else work_directory(options, loaded.model, terminal)
+    recipe = recipe if work is None else without_generation(recipe, terminal)
+    run = make_run(options, loaded, recipe, terminal, undoable=undoable, work=work, processes=processes)
     prepared = run.prepare()
     pruner = recipe.pruner
     amount = describe_amount(pruner, prepared.ffns, prepared.costs, recipe.targets)
     may_mean_percent = isinstance(pruner.amount, int) and 0 < pruner.amount < 100
     hint = f" (for {pruner.amount} % write --amount {pruner.amount / 100:.2f})" if may_mean_percent else ""
-    console.print(f"--amount {pruner.amount}: {amount}{hint}.", markup=False, highlight=False)
+    terminal.say(f"--amount {pruner.amount}: {amount}{hint}.")
     warning = stages.warning_of_few_tokens(prepared, recipe)
     if warning is not None:
-        console.print(Text(f"Warning: {warning}", style="bold yellow"))
+        terminal.warn(warning)
     seconds = stages.seconds_of_repair(prepared, recipe, run.execution)
     if seconds > LONG_REPAIR:
-        console.print(
+        terminal.say(
             f"The repair will take about {seconds / 60.0:,.0f} minutes, besides forward passes of the text; "
-            "--repair none leaves it out.",
-            highlight=False,
+            "--repair none leaves it out."
         )
     if recipe.steps > 1:
         repairs = recipe.repair is not None
         cost = describe_steps(recipe.steps, pruner.amount, pruner.amount_of, repairs=repairs)
-        console.print(cost, markup=False, highlight=False)
+        terminal.say(cost)
     return run
 
 
-def _say_if_no_quantiser_fits(options: argparse.Namespace, run: PruningRun, report: Report, console: Console) -> None:
+def _say_if_no_quantiser_fits(options: argparse.Namespace, run: PruningRun, report: Report, terminal: Terminal) -> None:
     """Say how to round the widths, if GGUF could quantise the output maps of the dense model, but not those of the pruned one."""
     widths = [width for width in report.neurons["widths_with_padding"].values() if width % QUANTISED_BLOCK]
     if widths and all(len(mask) % QUANTISED_BLOCK == 0 for mask in (run.masks or {}).values()):
         name, written = split_spec(options.pruner)
         written["multiple_of"] = [str(QUANTISED_BLOCK)]
         rounded = f"{name}:{','.join(f'{key}={value}' for key, values in written.items() for value in values)}"
-        console.print(
+        terminal.say(
             f"If you quantise it to GGUF: {QUANTISED_BLOCK} does not divide the width {widths[0]:,}, so its output maps would "
-            f"not be quantised. --pruner {rounded} rounds the width.",
-            markup=False,
-            highlight=False,
+            f"not be quantised. --pruner {rounded} rounds the width."
         )
 
 
-def _say_if_model_writes_text(run: PruningRun, console: Console) -> None:
+def _say_if_model_writes_text(run: PruningRun, terminal: Terminal) -> None:
     """Say that the model first writes its calibration text, which takes time."""
     if run.recipe.calibration.source == Generated.name:
-        console.print(
-            f"The model first writes the text to calibrate on; with --calibration FILE or {BuiltInText.name} it writes none.",
-            markup=False,
-            highlight=False,
+        terminal.say(
+            f"The model first writes the text to calibrate on; with --calibration FILE or {BuiltInText.name} it writes none."
         )
 
 
-def _say_what_text(run: PruningRun, console: Console) -> None:
+def _say_what_text(run: PruningRun, terminal: Terminal) -> None:
     """Say on which text the model was calibrated, and which text is better."""
     is_generated = run.recipe.calibration.source == Generated.name
-    console.print(
+    terminal.say(
         f"The model was calibrated on {'text that it wrote' if is_generated else 'the Python language reference'}. Text of the "
-        "kind that it will read is better: --calibration FILE.",
-        markup=False,
-        highlight=False,
+        "kind that it will read is better: --calibration FILE."
     )
 
 
-def _say_where_text_is_kept(report: Report, console: Console) -> None:
+def _say_where_text_is_kept(report: Report, terminal: Terminal) -> None:
     """Say in which file the text that the model wrote is kept for later runs."""
     for source in report.calibration.get("sources", [report.calibration]):
         path = cache_directory() / source.get("kept_in", "")
         if path.is_file():  # a ranking may come from another machine
-            console.print(
-                f"The text that the model wrote is kept in {path}; delete that file to have it written anew.",
-                markup=False,
-                highlight=False,
-            )
+            terminal.say(f"The text that the model wrote is kept in {path}; delete that file to have it written anew.")
 
 
 def _check_collapse(run: PruningRun, report: Report) -> bool:
@@ -322,12 +321,12 @@ def _check_collapse(run: PruningRun, report: Report) -> bool:
     return evaluation.collapsed
 
 
-def _say_written(written: Path, names: Sequence[str], console: Console) -> None:
+def _say_written(written: Path, names: Sequence[str], terminal: Terminal) -> None:
     parts = ["the checkpoint", *(name for name in names if (written / name).is_file())]
-    console.print(f"Wrote {written}: {', '.join(parts[:-1])} and {parts[-1]}.", markup=False)
+    terminal.say(f"Wrote {written}: {', '.join(parts[:-1])} and {parts[-1]}.")
 
 
-def _say_how_to_load(written: Path, model: Any, console: Console) -> None:
+def _say_how_to_load(written: Path, model: Any, terminal: Terminal) -> None:
     widths = set((getattr(model.config.get_text_config(), WIDTHS_KEY, None) or {}).values())
     if len(widths) > 1:
         advice = (
@@ -341,4 +340,4 @@ def _say_how_to_load(written: Path, model: Any, console: Console) -> None:
         )
     else:
         advice = f"Load it with {loading_code(model, str(written))}."
-    console.print(advice, markup=False)
+    terminal.say(advice)

@@ -7,18 +7,19 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from llmrank.cli.commands.prune import add_evaluation, add_hub_options, check_upload, describe_checkpoint, run_prune
+from llmrank.cli.commands.prune import add_evaluation, add_hub_options, check_upload, describe_checkpoint, prune
 from llmrank.cli.low_memory import (
     add_low_memory_options,
     check_low_memory,
-    has_finished,
+    finished,
     load_on_cpu,
     resumable,
+    without_generation,
     work_directory,
 )
 from llmrank.cli.options import add_method_options, add_model_options, check_method, directory, make_run
+from llmrank.cli.result import CommandResult
+from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
 from llmrank.execution.work_directory import SAVING, SHARD_BYTES, WorkDirectory
 from llmrank.models import find_ffns
@@ -29,7 +30,6 @@ from llmrank.pipeline.descriptions import json_safe, model_source
 from llmrank.pipeline.plan import rank_model
 from llmrank.pipeline.ranking import SETTINGS, Ranking
 from llmrank.pipeline.texts import RankedText
-from llmrank.progress import progress_step
 from llmrank.prune.masks import Masks
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
@@ -80,26 +80,28 @@ def add_apply_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def run_rank(options: argparse.Namespace, console: Console) -> int:
-    """Run ``llmrank rank``; return the exit status."""
+def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
+    """Run ``llmrank rank``."""
     check_low_memory(options)
-    if has_finished(options, console, SETTINGS, _describe_ranking):
-        return 0
+    result = finished(options, terminal, SETTINGS, _describe_ranking)
+    if result is not None:
+        return result
     check_output(options.output)
     recipe = check_method(options)
     if recipe.attention:
         raise OptionError(
             "statistics of attentions cannot be kept in a file; leave attention=true out, or use llmrank prune"
         )
-    loaded = load_on_cpu(options)
-    work = work_directory(options, loaded.model, console)
-    run = make_run(options, loaded, recipe, undoable=False, work=work)
+    loaded = load_on_cpu(options, terminal)
+    work = work_directory(options, loaded.model, terminal)
+    recipe = recipe if work is None else without_generation(recipe, terminal)
+    run = make_run(options, loaded, recipe, terminal, undoable=False, work=work)
     recipe, prepared = run.recipe, run.prepare()  # its text is chosen for the model
-    tokens = recipe.calibration.sequences(loaded.model, loaded.tokenizer, hold_out=True, progress=options.progress)
-    with progress_step(options.progress, "Reading the weights"):
+    tokens = recipe.calibration.sequences(loaded.model, loaded.tokenizer, hold_out=True, progress=terminal.progress)
+    with terminal.step("Reading the weights"):
         # Before the calibration, because this raises an error if weights are missing.
         weights = weights_digest(loaded.model)
-    with resumable(run, console):
+    with resumable(run, terminal):
         execution = run.with_work_directory(prepared, tokens, run.execution)
         statistics = stages.calibrate(prepared, recipe, tokens, execution)
         ranked = rank_model(prepared, recipe, statistics, tokens, execution)
@@ -112,25 +114,22 @@ def run_rank(options: argparse.Namespace, console: Console) -> int:
         "choice": None if ranked.choice is None else json_safe(ranked.choice.to_dict()),
         "calibration": tokens.sequences.provenance(),
     }
-    with resumable(run, console), progress_step(options.progress, f"Saving {options.output}"):
+    with resumable(run, terminal), terminal.step(f"Saving {options.output}"):
         if run.work is not None:
             run.work.note(SAVING, options.settings)
         with atomic_directory(options.output) as partial:
             Ranking(statistics, *tokens, settings, ranked.importance()).save(partial)
     if run.work is not None:
         run.work.remove()
-    options.result = {"output": str(options.output), "ranking": settings, "tokens": tokens.sequences.n_tokens}
     if ranked.choice is not None:
-        console.print(ranked.choice.table())
+        terminal.print(ranked.choice.table())
     sizes = prepared.ffns.sizes
-    console.print(
+    terminal.say(
         f"Wrote {options.output}: the scores of {sum(sizes.values()):,} neurons in {len(sizes)} layers, and the "
         f"statistics of {tokens.sequences.n_tokens:,} tokens.\n"
-        f"Prune with llmrank apply {options.output} {options.model} --amount 0.3 --output pruned",
-        markup=False,
-        highlight=False,
+        f"Prune with llmrank apply {options.output} {options.model} --amount 0.3 --output pruned"
     )
-    return 0
+    return CommandResult({"output": str(options.output), "ranking": settings, "tokens": tokens.sequences.n_tokens})
 
 
 def _describe_ranking(directory: Path) -> dict[str, Any]:
@@ -138,13 +137,15 @@ def _describe_ranking(directory: Path) -> dict[str, Any]:
     return {"ranking": dict(ranking.settings), "tokens": ranking.sequences.n_tokens}
 
 
-def run_apply(options: argparse.Namespace, console: Console) -> int:
-    """Run ``llmrank apply``; return the exit status."""
-    if has_finished(options, console, "config.json", describe_checkpoint):
-        return 0
+def run_apply(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
+    """Run ``llmrank apply``."""
+    check_low_memory(options)
+    result = finished(options, terminal, "config.json", describe_checkpoint)
+    if result is not None:
+        return result
     check_output(options.output)
     if options.ranking.is_file():
-        return _apply_masks(options, console)
+        return _apply_masks(options, terminal)
     if not (options.ranking / SETTINGS).is_file():
         raise OptionError(
             f"{options.ranking} holds no ranking; expected a directory that llmrank rank has written, or masks.safetensors"
@@ -156,14 +157,12 @@ def run_apply(options: argparse.Namespace, console: Console) -> int:
             f"the residual graph needs what {options.ranking} has not measured; rank again with --pipeline residual, or leave "
             "--pipeline out"
         )
-    for name in ("scorer", "pipeline"):
-        if getattr(options, name) == OF_RANKING:
-            setattr(options, name, ranking.settings[name])
-    options.calibration = RankedText(ranking, options.batch_size)
-    return run_prune(options, console)
+    left_out = (name for name in ("scorer", "pipeline") if getattr(options, name) == OF_RANKING)
+    text = RankedText(ranking, options.batch_size)
+    return prune(options, terminal, calibration=text, **{name: ranking.settings[name] for name in left_out})
 
 
-def _apply_masks(options: argparse.Namespace, console: Console) -> int:
+def _apply_masks(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Remove the neurons that the masks of a file do not keep. This needs no ranking."""
     given = [name for name, value in METHOD_DEFAULTS.items() if getattr(options, name) != value]
     if given:
@@ -172,25 +171,21 @@ def _apply_masks(options: argparse.Namespace, console: Console) -> int:
             "leave it out, or give a directory that llmrank rank has written"
         )
     masks = Masks.load(options.ranking)
-    check_low_memory(options)
-    check_upload(options)
-    loaded = load_on_cpu(options)
+    repository = check_upload(options)
+    loaded = load_on_cpu(options, terminal)
     if masks.weights and masks.weights != weights_digest(loaded.model):
-        console.print(
-            f"Warning: {options.ranking} was made for other weights than those of {options.model}, or for another dtype. Neurons "
-            "of another model may mean something else.",
-            markup=False,
-            highlight=False,
-            style="bold yellow",
+        terminal.warn(
+            f"{options.ranking} was made for other weights than those of {options.model}, or for another dtype. Neurons "
+            "of another model may mean something else."
         )
-    work = work_directory(options, loaded.model, console)
+    work = work_directory(options, loaded.model, terminal)
     digest = hashlib.sha256(options.ranking.read_bytes()).hexdigest()
     files = None if work is None else WorkDirectory(work, {"masks": digest}, resume=options.resume)
     store, shard_bytes = (None, None) if files is None else (files.copy_to_file, SHARD_BYTES)
     try:
-        with progress_step(options.progress, "Applying the masks"):
+        with terminal.step("Applying the masks"):
             apply_masks(loaded.model, find_ffns(loaded.model), masks, "compact", undoable=False, store=store)
-        with progress_step(options.progress, f"Saving {options.output}"):
+        with terminal.step(f"Saving {options.output}"):
             if files is not None:
                 files.note(SAVING, options.settings)
             checkpoint.save(
@@ -199,14 +194,12 @@ def _apply_masks(options: argparse.Namespace, console: Console) -> int:
                 loaded.tokenizer,
                 masks,
                 shard_bytes=shard_bytes,
-                push_to_hub=options.push_to_hub,
+                push_to_hub=repository,
                 private=options.private or None,
             )
     finally:
         if files is not None:
             files.remove()
-    options.result = {"output": str(options.output)}
-    if options.push_to_hub is not None:
-        options.result["pushed"] = options.push_to_hub
-    console.print(f"Wrote {options.output}: the checkpoint and masks.safetensors.", markup=False)
-    return 0
+    terminal.say(f"Wrote {options.output}: the checkpoint and masks.safetensors.")
+    content = {"output": str(options.output)}
+    return CommandResult(content if repository is None else {**content, "pushed": repository})

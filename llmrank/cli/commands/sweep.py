@@ -6,9 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
 from llmrank.cli.config import CommandParser
 from llmrank.cli.options import (
     add_batch_and_seed,
@@ -20,6 +17,8 @@ from llmrank.cli.options import (
     load,
     text_source,
 )
+from llmrank.cli.result import CommandResult
+from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
 from llmrank.experiments.settings import SweepSettings
 from llmrank.experiments.sweep import SweepModel, run_sweep
@@ -31,7 +30,6 @@ from llmrank.models.costs import UNITS
 from llmrank.pipeline import CalibrationText, EvaluationText
 from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.specs import split_specs
-from llmrank.progress import progress_step
 
 __all__ = ["add_sweep_options", "run_sweep_command", "sweep_settings"]
 
@@ -132,24 +130,20 @@ def _add_measures(data: Any) -> None:
     )
 
 
-def run_sweep_command(options: argparse.Namespace, console: Console) -> int:
-    """Run ``llmrank sweep``; return the exit status."""
+def run_sweep_command(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
+    """Run ``llmrank sweep``."""
     if options.plot is not None:
         figures = write_sweep_figures(SweepResult.load(options.plot))
-        options.result |= {"output": str(options.plot), "figures": [str(path) for path in figures]}
         for path in figures:
-            console.print(f"Wrote {path}.", markup=False, highlight=False)
-        return 0
+            terminal.say(f"Wrote {path}.")
+        return CommandResult({"output": str(options.plot), "figures": [str(path) for path in figures]})
     check_device_and_dtype(options)
     settings = sweep_settings(options)
-    # The sweep shows the progress of loading.
-    loading = {**vars(options), "progress": None}
-    with progress_step(options.progress, "Reading what the models are"):
+    silent = Terminal(quiet=True)  # the sweep itself shows the progress of loading
+    with terminal.step("Reading what the models are"):
         models = SweepModel.several(
             options.model,
-            lambda source, revision=None: load(
-                argparse.Namespace(**{**loading, "model": source, "revision": revision})
-            ),
+            lambda source, revision=None: load(options, silent, model=source, revision=revision),
             options.revision,
         )
     try:
@@ -159,32 +153,28 @@ def run_sweep_command(options: argparse.Namespace, console: Console) -> int:
             options.output,
             loading={name: getattr(options, name) for name in LOADING},
             track=options.track,
-            progress=options.progress,
+            progress=terminal.progress,
         )
     except KeyboardInterrupt:
         if (options.output / ROWS).is_file():
             n_done = len(SweepResult.load(options.output).rows)
-            console.print(
-                f"{n_done} rows are in {options.output}. The same command goes on.",
-                markup=False,
-                highlight=False,
-            )
+            terminal.say(f"{n_done} rows are in {options.output}. The same command goes on.")
         raise
-    options.result |= {"output": str(options.output), "rows": result.rows}
     table = result.table()
-    if not console.is_terminal:  # a file has room for all columns
-        console.width = max(console.width, console.measure(table).maximum)
-    console.print(table)
+    if not terminal.is_terminal:  # a file has room for all columns
+        terminal.width = max(terminal.width, terminal.measure(table).maximum)
+    terminal.print(table)
     for sentence in result.warnings():
-        console.print(Text(f"Warning: {sentence}", style="bold yellow"))
+        terminal.warn(sentence)
     for sentence in result.errors():
-        console.print(Text(f"Failed: {sentence}", style="bold yellow"))
+        terminal.warn(sentence, "Failed")
     if len(result.failed) < len(result.rows):
         written = f"Wrote {options.output / ROWS}. Draw it with llmrank sweep --plot {options.output}"
-        console.print(written, markup=False, highlight=False)
-    if not result.failed:
-        return 0
-    return BUG if any(row["unexpected"] for row in result.failed) else FAILED
+        terminal.say(written)
+    status = 0
+    if result.failed:
+        status = BUG if any(row["unexpected"] for row in result.failed) else FAILED
+    return CommandResult({"output": str(options.output), "rows": result.rows}, status)
 
 
 def sweep_settings(options: argparse.Namespace) -> SweepSettings:

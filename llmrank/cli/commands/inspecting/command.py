@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from rich.console import Console
-
 from graphs import save_graph, save_rank
 from graphs.io.exchange import exchange_formats
 from graphs.reduction.subgraphs import top_subgraph
 from llmrank.cli.commands.inspecting.tables import print_experts, print_layers, print_meaning, print_neuron
 from llmrank.cli.demo_models import DEMO_NAME
 from llmrank.cli.options import add_method_options, add_model_options, check_method, load, make_run
+from llmrank.cli.result import CommandResult
+from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
 from llmrank.evaluation.token_losses import LossChanges, loss_changes, token_losses
 from llmrank.inspection.figures import FORMATS as FIGURES
@@ -32,7 +32,6 @@ from llmrank.models.forward import predicts_next_token
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.registry import SCORERS
 from llmrank.pipeline.specs import split_spec
-from llmrank.progress import progress_step
 from llmrank.score import AutoScorer, BaseScorer, ExpertScorer
 from llmrank.score.pagerank import default_scorer
 from llmrank.surgery.apply import temporarily_masked
@@ -104,8 +103,8 @@ def add_inspect_options(command: argparse.ArgumentParser) -> None:
     command.set_defaults(calibration=BuiltInText.name, scorer=default_scorer().label())
 
 
-def run_inspect(options: argparse.Namespace, console: Console) -> int:
-    """Run ``llmrank inspect``; return the exit status."""
+def run_inspect(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
+    """Run ``llmrank inspect``."""
     formats = _formats(options)
     if options.output is not None:
         check_output(options.output)
@@ -116,11 +115,9 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
     if budget not in ("local", "global"):
         raise OptionError(f"inspect expects --pruner local or global, got {budget!r}")
     # Both budgets are shown. The settings of both come from a global pruner, which has the options of both.
-    settings = argparse.Namespace(**{**vars(options), "pruner": "global" + options.pruner[len(budget) :]})
-    recipe = check_method(settings)
-    scorers = _scorers(settings, recipe.scorer)
-    loaded = load(options)
-    run = make_run(settings, loaded, recipe)
+    recipe = check_method(options, pruner="global" + options.pruner[len(budget) :])
+    scorers = _scorers(options, recipe.scorer)
+    run = make_run(options, load(options, terminal), recipe, terminal)
     ffns = run.find().ffns
     if options.compare is None and any(ffn.mixture is None for ffn in ffns):
         # By default, scorers of whole experts are left out if there is an FFN outside mixtures, which they cannot score.
@@ -130,33 +127,35 @@ def run_inspect(options: argparse.Namespace, console: Console) -> int:
     shown = _chosen_layers(layers, choices, options.layers)
     neurons = [parse_neuron(layers, text) for text in options.neuron]
     inspection = inspect_model(run, scorers, next(iter(scorers)), budget)
-    with progress_step(options.progress, "Summarising the graph"):
+    with terminal.step("Summarising the graph"):
         summary = summarise_inspection(inspection, shown)
-    options.result = {"output": None if options.output is None else str(options.output), "summary": summary.to_dict()}
-    print_layers(summary, console)
+    result = CommandResult(
+        {"output": None if options.output is None else str(options.output), "summary": summary.to_dict()}
+    )
+    print_layers(summary, terminal)
     for name in summary.experts if options.layers is not None else ():
-        print_experts(summary, name, console)
+        print_experts(summary, name, terminal)
     meanings = _meanings(options, run, inspection, neurons)
     for layer, neuron in neurons:
-        print_neuron(summarise_neuron(inspection, layer, neuron), list(layers).index(layer), console)
+        print_neuron(summarise_neuron(inspection, layer, neuron), list(layers).index(layer), terminal)
         if meanings is not None:
             part = inspection.layer(layer).part_of(neuron)
-            print_meaning(meanings.of(part.layer.name, neuron - part.start), console)
+            print_meaning(meanings.of(part.layer.name, neuron - part.start), terminal)
     if meanings is not None and meanings.without_lens is not None:
-        console.print(f"No tokens are promoted or demoted: {meanings.without_lens}.", markup=False, highlight=False)
+        terminal.say(f"No tokens are promoted or demoted: {meanings.without_lens}.")
     if options.output is None:
-        console.print("No files were written; --output DIR writes figures and a page to explore.", style="dim")
-        return 0
-    with progress_step(options.progress, f"Writing {options.output}"), atomic_directory(options.output) as partial:
+        terminal.print("No files were written; --output DIR writes figures and a page to explore.", style="dim")
+        return result
+    with terminal.step(f"Writing {options.output}"), atomic_directory(options.output) as partial:
         changes = _loss_changes(options, run, inspection) if "html" in formats else None
         _write_files(partial, summary, formats, options, meanings if options.contexts else None, changes)
     names = sorted(path.name for path in options.output.iterdir())
-    console.print(f"Wrote {options.output}: {', '.join(names)}.", markup=False)
+    terminal.say(f"Wrote {options.output}: {', '.join(names)}.")
     if PAGE in names:
         page = (options.output / PAGE).absolute()
         if not options.open or not webbrowser.open(page.as_uri()):
-            console.print(f"Open {page} in a browser to explore the model; it needs no network.", markup=False)
-    return 0
+            terminal.say(f"Open {page} in a browser to explore the model; it needs no network.")
+    return result
 
 
 # --- the options
@@ -193,17 +192,17 @@ def _formats(options: argparse.Namespace) -> tuple[str, ...]:
     return formats
 
 
-def _scorers(settings: argparse.Namespace, scorer: BaseScorer) -> dict[str, BaseScorer]:
+def _scorers(options: argparse.Namespace, scorer: BaseScorer) -> dict[str, BaseScorer]:
     """Return the scorers of ``--scorer`` and ``--compare`` by name, the main scorer first."""
     # Scores of whole experts do not tell the neurons of an expert apart.
     of_neurons = [name for name in SCORERS.names() if not issubclass(SCORERS.get(name, BaseScorer), ExpertScorer)]
-    names = of_neurons if settings.targets == "neurons" else SCORERS.names()
+    names = of_neurons if options.targets == "neurons" else SCORERS.names()
     of_one = [name for name in names if not issubclass(SCORERS.get(name, BaseScorer), AutoScorer)]
-    names = of_one if settings.compare is None else [name.strip() for name in settings.compare.split(",")]
+    names = of_one if options.compare is None else [name.strip() for name in options.compare.split(",")]
     names = [] if names == ["none"] else names
     if any(issubclass(SCORERS.find(name), AutoScorer) for name in names):
         raise OptionError("auto is no score but a choice of one; leave it out of --compare, or give it as --scorer")
-    main = scorer.label() if isinstance(scorer, AutoScorer) else split_spec(settings.scorer)[0]
+    main = scorer.label() if isinstance(scorer, AutoScorer) else split_spec(options.scorer)[0]
     return {main: scorer, **{name: SCORERS.make(name) for name in names if name != main}}
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isfinite, isnan
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from llmrank.cli.printing import compact_table, marked, print_full_width, short_names, shown
+from llmrank.cli.terminal import Terminal
 from llmrank.inspection.budgets import amount_label
 from llmrank.inspection.inspect_model import Inspection
 from llmrank.inspection.meaning.meanings import NeuronMeaning
@@ -20,27 +20,25 @@ from llmrank.inspection.summary import InspectionSummary, NeuronSummary, Verdict
 __all__ = ["print_experts", "print_layers", "print_meaning", "print_neuron"]
 
 
-def print_layers(summary: InspectionSummary, console: Console) -> None:
+def print_layers(summary: InspectionSummary, terminal: Terminal) -> None:
     """Print the table of layers, the meaning of its columns, and how far other scorers agree."""
     inspection = summary.inspection
     numbers = {name: number for number, name in enumerate(inspection.layers)}
     graphs = inspection.graphs
     n_graphs = "1 graph" if len(graphs) == 1 else f"{len(graphs)} graphs"
-    console.print(
+    terminal.say(
         f"{inspection.source}: {sum(map(len, inspection.main.importance.values())):,} hidden neurons in {len(numbers)} "
         f"layers\n{inspection.topology}, {n_graphs}: {sum(entry.graph.n_nodes for entry in graphs):,} nodes, "
-        f"{sum(entry.graph.n_edges for entry in graphs):,} edges; scored by {inspection.scorer}\n",
-        markup=False,
-        highlight=False,
+        f"{sum(entry.graph.n_edges for entry in graphs):,} edges; scored by {inspection.scorer}\n"
     )
-    print_full_width(_layer_table(summary, numbers), console)
+    print_full_width(_layer_table(summary, numbers), terminal)
     for budget, reason in inspection.budgets.refusals.items():
-        console.print(f"{budget} pruning refuses this amount: {reason}.", markup=False, highlight=False)
-    console.print(_legend(inspection), markup=False, highlight=False)
+        terminal.say(f"{budget} pruning refuses this amount: {reason}.")
+    terminal.say(_legend(inspection))
     if summary.experts:
-        _print_mixtures(summary, numbers, console)
+        _print_mixtures(summary, numbers, terminal)
     if summary.agreement:
-        _print_agreement(summary, console)
+        _print_agreement(summary, terminal)
 
 
 def _layer_table(summary: InspectionSummary, numbers: Mapping[str, int]) -> Table:
@@ -97,9 +95,9 @@ def _legend(inspection: Inspection) -> str:
     )
 
 
-def _print_mixtures(summary: InspectionSummary, numbers: Mapping[str, int], console: Console) -> None:
+def _print_mixtures(summary: InspectionSummary, numbers: Mapping[str, int], terminal: Terminal) -> None:
     """Print a table with a row for each mixture of experts, and what its columns mean."""
-    console.print("\nExperts\n")
+    terminal.print("\nExperts\n")
     table = compact_table()
     for heading in ("", "layer", "experts", "dead", "tokens", "score", "local\nkeeps", "global\nkeeps"):
         table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=True)
@@ -115,23 +113,21 @@ def _print_mixtures(summary: InspectionSummary, numbers: Mapping[str, int], cons
             _share_range([each.score for each in routed]),
             *(_kept_widths(routed, budget) for budget in ("local", "global")),
         )
-    print_full_width(table, console)
+    print_full_width(table, terminal)
     example = next(iter(summary.experts))
-    console.print(
+    terminal.say(
         "\nexperts: number of experts that a router sends tokens to, + number of shared ones, which get all tokens.\n"
         "dead: number of experts that get no token.\n"
         "tokens: share of the calibration tokens that the least and the most used expert get.\n"
         "score: share of the mixture's score that the lowest and the highest expert have.\n"
         "keeps: number of experts kept, x the neurons that each keeps.\n"
-        f"--layers {numbers[example]} lists the experts of {example}.",
-        markup=False,
-        highlight=False,
+        f"--layers {numbers[example]} lists the experts of {example}."
     )
 
 
-def print_experts(summary: InspectionSummary, name: str, console: Console) -> None:
+def print_experts(summary: InspectionSummary, name: str, terminal: Terminal) -> None:
     """Print a table with a row for each expert of a mixture."""
-    console.print(Text(f"\nExperts of {name}\n", style="bold"))
+    terminal.print(Text(f"\nExperts of {name}\n", style="bold"))
     table = compact_table()
     for heading in ("expert", "neurons", "tokens", "weight", "score", "local", "global"):
         table.add_column(heading, justify="left" if heading == "expert" else "right", no_wrap=True)
@@ -144,14 +140,12 @@ def print_experts(summary: InspectionSummary, name: str, console: Console) -> No
             f"{each.score:.2%}",
             *(_kept_of(each, budget) for budget in ("local", "global")),
         )
-    print_full_width(table, console)
-    console.print(
+    print_full_width(table, terminal)
+    terminal.say(
         "\ntokens: share of the calibration tokens that the expert gets; a dead expert gets none.\n"
         "weight: its mean routing weight over all tokens. A shared expert gets all tokens without a router.\n"
         "score: the sum of its neurons' scores, as a share of the mixture's.\n"
-        "local, global: number of its neurons that are kept.",
-        markup=False,
-        highlight=False,
+        "local, global: number of its neurons that are kept."
     )
 
 
@@ -174,14 +168,10 @@ def _kept_of(expert: ExpertSummary, budget: str) -> str:
     return f"{expert.kept[budget]:,}" if expert.kept[budget] else "removed"
 
 
-def _print_agreement(summary: InspectionSummary, console: Console) -> None:
+def _print_agreement(summary: InspectionSummary, terminal: Terminal) -> None:
     inspection = summary.inspection
     of_experts = " of the experts" if inspection.targets == ("experts",) else ""
-    console.print(
-        f"\nDo other scorers keep the same neurons as {inspection.scorer}, {inspection.topology}?\n",
-        markup=False,
-        highlight=False,
-    )
+    terminal.say(f"\nDo other scorers keep the same neurons as {inspection.scorer}, {inspection.topology}?\n")
     table = compact_table()
     for heading in ("scorer", "Spearman", "local", "global"):
         table.add_column(heading, justify="left" if heading == "scorer" else "right", no_wrap=True)
@@ -193,19 +183,17 @@ def _print_agreement(summary: InspectionSummary, console: Console) -> None:
         label = f"{inspection.scorer}, {name}" if name == inspection.other_topology else name
         correlation = f"{entry.correlation:.3f}" if isfinite(entry.correlation) else "-"
         table.add_row(escape(label), correlation, share(entry.local), share(entry.global_))
-    print_full_width(table, console)
-    console.print(
+    print_full_width(table, terminal)
+    terminal.say(
         f"\nSpearman: correlation of the ranks{of_experts}, 1 for the same order, 0 for unrelated orders.\n"
-        f"local, global: share of the neurons kept by {inspection.scorer} that the other scorer keeps too.",
-        markup=False,
-        highlight=False,
+        f"local, global: share of the neurons kept by {inspection.scorer} that the other scorer keeps too."
     )
 
 
-def print_neuron(neuron: NeuronSummary, number: int, console: Console) -> None:
+def print_neuron(neuron: NeuronSummary, number: int, terminal: Terminal) -> None:
     """Print the facts of a neuron in sentences; `number` is the number of its layer."""
     facts = neuron.node
-    console.print(Text(f"\nNeuron {number}:{facts.node} ({neuron.label})", style="bold"))
+    terminal.print(Text(f"\nNeuron {number}:{facts.node} ({neuron.label})", style="bold"))
     place = f"score {facts.score:.4g}, above {facts.percentile:.1%} of its layer"
     strengths = f"strength in {facts.in_strength:.4g}, out {facts.out_strength:.4g}"
     lines = [
@@ -224,21 +212,21 @@ def print_neuron(neuron: NeuronSummary, number: int, console: Console) -> None:
         )
         lines.append(f"strongest paths through the neuron (transition probability): {paths}")
     for line in lines:
-        console.print(line, markup=False, highlight=False)
+        terminal.say(line)
 
 
-def print_meaning(meaning: NeuronMeaning, console: Console) -> None:
+def print_meaning(meaning: NeuronMeaning, terminal: Terminal) -> None:
     """Print the contexts in which a neuron is most active, and the tokens that it promotes and demotes."""
     if meaning.contexts:
-        console.print("most active at the marked tokens (activation):", highlight=False)
+        terminal.say("most active at the marked tokens (activation):")
     else:
-        console.print("not active at any token (the first token of a sequence does not count)", highlight=False)
+        terminal.say("not active at any token (the first token of a sequence does not count)")
     for each in meaning.contexts:
-        console.print(Text.assemble(f"  {each.activation:>+9.4g}  ", marked(each.context)))
+        terminal.print(Text.assemble(f"  {each.activation:>+9.4g}  ", marked(each.context)))
     for title, tokens in (("promotes", meaning.promoted), ("demotes", meaning.demoted)):
         if tokens:
             words = ", ".join(f"{shown(each.token)!r} ({each.logit:+.3g})" for each in tokens)
-            console.print(f"{title}, by the logit lens: {words}", markup=False, highlight=False)
+            terminal.say(f"{title}, by the logit lens: {words}")
 
 
 def _verdict_in_words(verdict: Verdict, score: float) -> str:

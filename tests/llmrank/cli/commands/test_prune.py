@@ -23,6 +23,7 @@ import llmrank
 from llmrank import Masks, cli
 from llmrank.cli.commands import demo
 from llmrank.cli.commands import prune as cli_prune
+from llmrank.cli.result import CommandResult
 from llmrank.models.forward import longest_input
 from llmrank.pipeline import registry
 from tests.llmrank.commands import SHORT, refused, run
@@ -561,7 +562,7 @@ def test_interruption_is_quiet(monkeypatch: Any, checkpoint: Path, tmp_path: Pat
 def test_a_forked_worker_dies_of_the_signal_that_interrupts_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool of processes ends each worker by one SIGTERM, and would wait for ever for a worker that ignored it."""
 
-    def forks(*_: Any) -> int:
+    def forks(*_: Any) -> CommandResult:
         worker = os.fork()
         if not worker:
             with contextlib.suppress(KeyboardInterrupt):
@@ -570,7 +571,7 @@ def test_a_forked_worker_dies_of_the_signal_that_interrupts_its_parent(monkeypat
         ended = os.waitpid(worker, 0)[1]
         assert os.WIFSIGNALED(ended)
         assert os.WTERMSIG(ended) == signal.SIGTERM
-        return 0
+        return CommandResult({})
 
     monkeypatch.setattr("llmrank.cli.run_families", forks)
     assert run("families") == 0
@@ -729,6 +730,21 @@ def test_who_names_no_text_gets_the_models_own_where_it_writes(
         assert ("The model first writes the text" in shown) == (not options and source == own)
         assert ("is better: --calibration FILE" in shown) == (advice is not None)
         assert advice is None or advice in shown
+
+
+@pytest.mark.parametrize("command", ["prune", "rank"])
+def test_who_names_no_text_gets_the_built_in_one_with_low_memory(
+    command: str, checkpoint: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """A model whose weights stay on disk writes text slowly."""
+    assert run(command, checkpoint, "--output", tmp_path / "out", "--low-memory", *SHORT) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("It is calibrated on the built-in text") == 1
+    assert "The model first writes the text" not in shown
+    assert "The model was calibrated on" not in shown
+    name = {"prune": "report.json", "rank": "ranking.json"}[command]
+    found = json.loads((tmp_path / "out" / name).read_text(encoding="utf-8"))
+    assert found["calibration"]["source"].startswith("built-in: the Python language reference")
 
 
 def test_the_built_in_text_can_be_named(checkpoint: Path, tmp_path: Path) -> None:

@@ -4,32 +4,53 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
-from graphs.io.replacement import replace_file
 from llmrank.cli.progress import ProgressLog, make_progress
 from llmrank.models.compat import show_no_progress_bars
-from llmrank.pipeline.descriptions import json_safe
+from llmrank.progress import Progress, progress_step
 
-__all__ = ["QuietConsole", "add_output_options", "command_output", "print_result", "write_result"]
+__all__ = ["Terminal", "add_output_options", "command_output"]
 
 
-class QuietConsole(Console):
-    """A console that prints nothing more after its reader has gone (``| head -1``). The command itself runs on.
+class Terminal(Console):
+    """Where a command prints its tables and sentences, and shows its progress.
 
-    Names between colons stay as they are: rich would make pictures of some, and paths and specs may hold them.
+    After its reader has gone (``| head -1``) it prints nothing more, and the command itself runs on. Names between colons stay as
+    they are: rich would make pictures of some, and paths and specs may hold them.
+
+    Parameters
+    ----------
+    progress : callable, optional
+        See :data:`llmrank.progress.Progress`; by default no progress is shown.
+    **options
+        Those of rich's Console.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, progress: Progress | None = None, **options: Any) -> None:
         super().__init__(emoji=False, **options)
+        self.progress = progress
+
+    def say(self, text: str) -> None:
+        """Print a text as it is, without markup and colours."""
+        self.print(text, markup=False, highlight=False)
+
+    def warn(self, sentence: str, kind: str = "Warning") -> None:
+        """Print a sentence that must not be overlooked."""
+        self.print(Text(f"{kind}: {sentence}", style="bold yellow"))
+
+    def step(self, description: str) -> AbstractContextManager[None]:
+        """Show the work inside the context as one step of progress."""
+        return progress_step(self.progress, description)
 
     def on_broken_pipe(self) -> None:
         """Drop all further output, also what the interpreter flushes at its exit."""
@@ -57,15 +78,12 @@ def add_output_options(command: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def command_output(options: argparse.Namespace) -> Iterator[Console]:
-    """Set `progress` in the options of a command, and yield the console for its tables and sentences.
+def command_output(options: argparse.Namespace) -> Iterator[Terminal]:
+    """Yield the terminal of a command.
 
-    With ``--json`` these tables and sentences go to standard error, and so does what other packages print. The command puts its
-    result into ``options.result``, a dict that :func:`print_result` prints.
+    With ``--json`` its tables and sentences go to standard error, and so does what other packages print.
     """
     quiet, verbose, as_json = (getattr(options, name, False) for name in ("quiet", "verbose", "json"))
-    options.result = {}
-    options.progress = None if quiet else ProgressLog() if verbose else make_progress()
     # Progress bars of libraries would mix with the output of the command. Their log repeats errors that are raised anyway.
     show_no_progress_bars()
     for library in ("transformers", "lm_eval"):
@@ -74,6 +92,7 @@ def command_output(options: argparse.Namespace) -> Iterator[Console]:
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     level = logger.level
     with contextlib.ExitStack() as stack:
+        progress = None if quiet else ProgressLog() if verbose else make_progress()
         if quiet:  # drops warnings and what libraries print; an error of the command is printed after this context
             nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
@@ -85,19 +104,4 @@ def command_output(options: argparse.Namespace) -> Iterator[Console]:
         if as_json:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         stream = sys.stdout
-        yield QuietConsole(file=stream, soft_wrap=not stream.isatty(), quiet=quiet)
-
-
-def print_result(options: argparse.Namespace) -> None:
-    """Print the result of a command as one JSON document on standard output, if ``--json`` asks for it."""
-    if getattr(options, "json", False):
-        document = json_safe({"command": options.command, **options.result})
-        QuietConsole(soft_wrap=True).out(json.dumps(document, indent=2, allow_nan=False), highlight=False)
-
-
-def write_result(options: argparse.Namespace) -> None:
-    """Write the result of a command as JSON to the file of ``--output``, completely or not at all, if there is one."""
-    if options.output is not None:
-        with replace_file(options.output) as partial:
-            text = json.dumps(json_safe(options.result), indent=2, allow_nan=False)
-            partial.write_text(text + "\n", encoding="utf-8")
+        yield Terminal(progress, file=stream, soft_wrap=not stream.isatty(), quiet=quiet)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import modeling_gguf_pytorch_utils
 
 from llmrank import cli
+from llmrank.cli.result import CommandResult
 from tests.llmrank.commands import SHORT, run
 from tests.llmrank.tiny_models import text
 
@@ -98,8 +99,8 @@ def test_quiet_prints_nothing_but_errors(given: dict[str, tuple[Any, ...]], tmp_
 
 
 def test_quiet_hides_what_libraries_say(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    def talk(*_: Any) -> int:
-        return len(list(tqdm([])))
+    def talk(*_: Any) -> CommandResult:
+        return CommandResult({"bars": list(tqdm([]))})
 
     monkeypatch.setattr("llmrank.cli.run_families", talk)
     assert run("families", "--quiet") == 0
