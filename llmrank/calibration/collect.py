@@ -237,7 +237,7 @@ class _FFNSums:
         self._output_sums: dict[int, _LayerSums] = {}
         self._routed: _RoutedSums | None = None
         output_map = ffn.stages[-1][0]
-        routing = None if ffn.mixture is None else ffn.mixture.routing_of(output_map.module)
+        routing = ffn.routing_of(output_map.module)
         if routing is not None:
             self._routed = _RoutedSums(ffn.sizes[-2], output_map.weight.device, routing)
             add_hook(hooks, model, ffn, output_map.module, self._routed, masks)

@@ -132,7 +132,7 @@ class BlockStream:
             if ffn.stages[-1][0].module in readers:
                 # Several groups of experts of one mixture may be fed one after the other. The trial runs for the first group,
                 # before the mixture is changed, and the other groups use its result.
-                name = ffn.mixture.name if ffn.is_routed and ffn.mixture is not None else ffn.name
+                name = ffn.sublayer_name if ffn.is_routed else ffn.name
                 if name not in self._additions:
                     is_added, ffn_suffices = self._try_addition(position, ffn)
                     # Rounding errors may decide `is_added`, and either all processes or none must compute what outputs lack.
@@ -201,7 +201,7 @@ class BlockStream:
         else:
             block_input = self._states[0]
             _, output = next(self._passes.outputs(position, [block_input]))
-        module = ffn.mixture.summed if ffn.is_routed and ffn.mixture is not None else ffn.stages[-1][0].module
+        module = ffn.summed
         # The tensor to add: its values are as large as those of the residual stream, and differ from token to token.
         added = output.roll(1, dims=-1)
         has_fitting_size: list[bool] = []  # one entry for each call of the map

@@ -67,7 +67,7 @@ def add_hook(
         In a forward pass: values do not fit the mask, so that padding cannot be told from text.
     """
     side = "decoder" if is_decoder(model, ffn) else "input"
-    routing = None if ffn.mixture is None else ffn.mixture.routing_of(module)
+    routing = ffn.routing_of(module)
 
     def add(values: torch.Tensor) -> None:
         mask: torch.Tensor | None = getattr(masks, side)

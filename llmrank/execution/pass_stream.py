@@ -129,8 +129,7 @@ class PassStream:
         with ExitStack() as hooks, torch.no_grad(), evaluation_mode(self._model, self._ffns):
             for module, reader in readers.items():
                 add_hook(hooks, self._model, ffn, module, reader, token_masks)
-            last_module = ffn.mixture.summed if ffn.is_routed and ffn.mixture is not None else ffn.stages[-1][-1].module
-            hooks.callback(last_module.register_forward_hook(count).remove)
+            hooks.callback(ffn.summed.register_forward_hook(count).remove)
             for ids, mask in self._batches:
                 inputs, *masks = model_inputs(self._model, ids, mask)
                 token_masks.replace(TokenMasks(*masks))

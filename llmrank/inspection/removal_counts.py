@@ -20,7 +20,7 @@ from llmrank.inspection.budgets import reason_to_refuse
 from llmrank.inspection.inspect_model import Inspection, ScorerResult
 from llmrank.prune import BasePruner, LayerRecord, LocalPruner, global_count, local_count, record_of_size, round_width
 from llmrank.prune.amounts import Multiple
-from llmrank.prune.records.units import Units, units_of
+from llmrank.prune.records.units import NeuronUnits, Units, units_of
 
 __all__ = ["SLIDER_END", "Choices", "Order", "global_removals", "local_removals", "offered_choices", "removal_order"]
 
@@ -102,9 +102,9 @@ def offered_choices(inspection: Inspection) -> Choices:
     if len(inspection.targets) > 1:
         # How much of an amount falls to neurons, and how much to experts, depends on the amount. So there is no single order in
         # which they are removed.
-        unit_sets = tuple(Units(name, tuple(each.layers), each.size) for name, each in inspection.layers.items())
+        dense = [NeuronUnits(name, tuple(each.layers), each.size) for name, each in inspection.layers.items()]
         refusals = {budget: (inspection.budgets.refusals.get(budget, ""),) for budget in ("local", "global")}
-        return Choices(unit_sets, local.min_keep, (inspection.amount,), 0, (local.multiple_of,), 0, refusals)
+        return Choices(tuple(dense), local.min_keep, (inspection.amount,), 0, (local.multiple_of,), 0, refusals)
     unit_sets = tuple(
         units_of([part for each in inspection.layers.values() for part in each.layers], inspection.targets)
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
 
-from llmrank.models.experts import ExpertMap, Mixture
+from llmrank.models.experts import ExpertMap, Mixture, Routing
 from llmrank.models.linear_map import in_features, matrix_of, out_features
 
 __all__ = ["FFN", "FFNKind", "FFNs", "LinearMap", "PrunableLayer"]
@@ -85,6 +86,15 @@ class PrunableLayer:
     mixture: Mixture | None = None
     pruned_with: Mixture | None = None
 
+    @property
+    def token_share(self) -> Fraction:
+        """Share of the tokens that these neurons get on average."""
+        return Fraction(1) if self.mixture is None else Fraction(self.mixture.top_k, self.mixture.n_experts)
+
+    def routing_of(self, module: nn.Module) -> Routing | None:
+        """See :meth:`FFN.routing_of`."""
+        return None if self.mixture is None else self.mixture.routing_of(module)
+
 
 @dataclass(frozen=True)
 class FFN:
@@ -123,6 +133,22 @@ class FFN:
     def is_routed(self) -> bool:
         """Whether a router decides which tokens the FFN gets."""
         return self.mixture is not None and self.mixture.is_expert(self.module)
+
+    @property
+    def sublayer_name(self) -> str:
+        """The name of the FFN, or of the mixture that it belongs to."""
+        return self.name if self.mixture is None else self.mixture.name
+
+    @property
+    def summed(self) -> nn.Module:
+        """The module whose output is that of the FFN; for an expert, the sum over the experts of its mixture."""
+        if self.mixture is not None and self.is_routed:
+            return self.mixture.summed
+        return self.stages[-1][0].module
+
+    def routing_of(self, module: nn.Module) -> Routing | None:
+        """Return the tokens that an expert with this linear map gets now; None if the FFN gets every token."""
+        return None if self.mixture is None else self.mixture.routing_of(module)
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 
 from llmrank.models import FFNs
 from llmrank.pipeline.closeness.candidates import Choice
@@ -58,7 +57,7 @@ def token_warning(
     widths = expected_widths(pruner, ffns, targets)
     for name, layer in ffns.layers.items():
         width = widths[name]
-        share = Fraction(1) if layer.mixture is None else Fraction(layer.mixture.top_k, layer.mixture.n_experts)
+        share = layer.token_share
         fewest = math.ceil(repair.tokens_wanted(width) / share)
         if fewest > wanted:
             wanted, kept = fewest, width

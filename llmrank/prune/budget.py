@@ -151,7 +151,8 @@ def _describe_neurons(records: Sequence[LayerRecord], widths: Mapping[str, int],
 
 def _describe_experts(records: Sequence[LayerRecord], kept: Mapping[str, int]) -> str:
     counts = [
-        (record.out_features, kept[record.name], record.units.n_groups if record.units else 1) for record in records
+        (record.out_features, kept[record.name], len(record.units.layers) // record.out_features if record.units else 1)
+        for record in records
     ]
     total = sum(size * groups for size, _, groups in counts)
     removed = sum((size - left) * groups for size, left, groups in counts)

@@ -42,7 +42,7 @@ def repair_seconds(
         outputs = sum(len(output_map.weight) for output_map in layer.output_maps)
         of_layer = method.operations(layer.size, kept[name], outputs) if name in kept else 0.0
         if of_layer:
-            share = 1.0 if layer.mixture is None else layer.mixture.top_k / layer.mixture.n_experts
+            share = float(layer.token_share)
             # The sums over the tokens are those of products of two neurons, of which symmetry saves half, and of products of a
             # neuron and an output. They are in float32, which counts half.
             of_layer += tokens * share * (layer.size**2 + 2.0 * layer.size * outputs) / 2.0

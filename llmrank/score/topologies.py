@@ -116,8 +116,7 @@ class _Sublayer:
 
     @property
     def name(self) -> str:
-        mixture = self.ffns[0].mixture
-        return self.ffns[0].name if mixture is None else mixture.name
+        return self.ffns[0].sublayer_name
 
     @property
     def stack(self) -> str:

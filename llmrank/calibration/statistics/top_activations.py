@@ -143,7 +143,7 @@ def _watch(
     # No known map reads the last layer of an explicit FFN. So the output of the layer's own map is used for it.
     is_read = layer < len(ffn.stages)
     module = ffn.stages[layer if is_read else layer - 1][0].module
-    routing = None if ffn.mixture is None else ffn.mixture.routing_of(module)
+    routing = ffn.routing_of(module)
     side = "decoder" if is_decoder(model, ffn) else "input"
     top = _TopTokens(ffn.sizes[layer], k, positions, side, routing)
     add_hook(hooks, model, ffn, module, top, masks, output=not is_read)

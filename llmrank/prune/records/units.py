@@ -7,9 +7,10 @@ if the router divides the experts into groups, it is all neurons of one expert o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
 
@@ -17,7 +18,17 @@ from llmrank.errors import OptionError, check_type
 from llmrank.models import FFNs, PrunableLayer
 from llmrank.models.experts import Mixture
 
-__all__ = ["EXPERT_WIDTH_MULTIPLE", "TARGETS", "Target", "Units", "check_targets", "parse_targets", "units_of"]
+__all__ = [
+    "EXPERT_WIDTH_MULTIPLE",
+    "TARGETS",
+    "ExpertUnits",
+    "NeuronUnits",
+    "Target",
+    "Units",
+    "check_targets",
+    "parse_targets",
+    "units_of",
+]
 
 Target: TypeAlias = Literal["neurons", "experts"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -26,8 +37,8 @@ EXPERT_WIDTH_MULTIPLE = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Units:
-    """The units of one layer, or of several layers that lose units together.
+class Units(ABC):
+    """The units of one layer, or of several layers that lose units together. A child class for each target answers for its kind.
 
     Attributes
     ----------
@@ -35,23 +46,30 @@ class Units:
         Name of the layer, or of the mixture of experts.
     layers : tuple of PrunableLayer
     n_units : int
-    target : {"neurons", "experts"}
-        What a unit is made of.
-    n_groups : int
-        Number of groups of experts, if units are experts. With each unit, every group loses one expert.
     min_keep : int
         Fewest units that can be kept.
     multiple_of : int
         The number of kept units must be a multiple of this, unless all are kept.
+    target : {"neurons", "experts"}
+        What a unit is made of.
     """
 
     name: str
     layers: tuple[PrunableLayer, ...]
     n_units: int
-    target: Target = "neurons"
-    n_groups: int = 1
     min_keep: int = 1
     multiple_of: int = 1
+    target: ClassVar[Target]
+
+    @classmethod
+    @abstractmethod
+    def divide(cls, layers: Sequence[PrunableLayer], expert_widths: Collection[int]) -> list[Units]:
+        """Divide layers into units, see :func:`units_of`."""
+
+    @classmethod
+    @abstractmethod
+    def check(cls, ffns: FFNs) -> None:
+        """Raise an OptionError if no such unit of these FFNs can be removed."""
 
     @property
     def n_neurons(self) -> int:
@@ -61,8 +79,9 @@ class Units:
     @property
     def are_neurons(self) -> bool:
         """Whether every unit is one neuron."""
-        return self.target == "neurons" and len(self.layers) == 1
+        return False
 
+    @abstractmethod
     def assign(self, scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Assign every neuron to a unit, by the scores of the neurons.
 
@@ -76,15 +95,14 @@ class Units:
         dict from str to (n,) int64 tensor
             The unit of each neuron, by the name of the layer.
         """
-        if self.target == "experts":
-            totals = torch.stack([_total(scores[layer.name]) for layer in self.layers]).view(self.n_groups, -1)
-            # Without groups, unit k is expert k. With groups, it is the k-th lowest expert of each group.
-            order = torch.arange(self.n_units).expand_as(totals) if self.n_groups == 1 else _positions(totals)
-            units = order.flatten().tolist()
-            return {layer.name: torch.full((layer.size,), units[k]) for k, layer in enumerate(self.layers)}
-        if len(self.layers) == 1:
-            return {self.layers[0].name: torch.arange(self.n_units)}
-        return {layer.name: _positions(scores[layer.name]) // (layer.size // self.n_units) for layer in self.layers}
+
+    @abstractmethod
+    def present(self, order: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return which units these masks keep, (units,) bool."""
+
+    @abstractmethod
+    def widths(self, n_kept: int) -> dict[str, int]:
+        """Return the widths of the layers if `n_kept` units are kept."""
 
     def importance(self, order: Mapping[str, torch.Tensor], scores: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the importance of every unit, (units,) float64: the sum of the scores of its neurons.
@@ -96,28 +114,129 @@ class Units:
             total.index_add_(0, unit, scores[name].double().cpu())
         return total
 
-    def present(self, order: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return which units these masks keep, (units,) bool.
-
-        An expert is kept if any of its neurons is, and a unit of neurons if all of them are.
-        """
-        kept_any = torch.zeros(self.n_units, dtype=torch.bool)
-        kept_all = torch.ones(self.n_units, dtype=torch.bool)
-        for name, unit in self.assign(order).items():
-            kept_any[unit[masks[name]]] = True
-            kept_all[unit[~masks[name]]] = False
-        return kept_any if self.target == "experts" else kept_all
-
     def masks(self, keep: torch.Tensor, scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Translate a keep mask of units, (units,), into keep masks of the layers' neurons."""
         return {name: keep[unit] for name, unit in self.assign(scores).items()}
 
+
+class NeuronUnits(Units):
+    """Units of neurons: one neuron of a layer, or of a mixture as many of every expert as keep the experts equally wide."""
+
+    target = "neurons"
+
+    @classmethod
+    def divide(cls, layers: Sequence[PrunableLayer], expert_widths: Collection[int]) -> list[Units]:
+        """See :meth:`Units.divide`."""
+        found: list[Units] = []
+        for name, group in _grouped(layers, lambda layer: layer.pruned_with).items():
+            # A shared expert may be several times as wide as the experts. Then each unit holds several of its neurons.
+            width = min(layer.size for layer in group)
+            # If an FFN is as wide as experts elsewhere, one field of the configuration may state both widths: both are rounded.
+            rounds = group[0].pruned_with is not None or width in expert_widths
+            found.append(cls(name, group, width, multiple_of=EXPERT_WIDTH_MULTIPLE if rounds else 1))
+        return found
+
+    @classmethod
+    def check(cls, ffns: FFNs) -> None:
+        """See :meth:`Units.check`; every FFN has neurons."""
+
+    @property
+    def are_neurons(self) -> bool:
+        """See :attr:`Units.are_neurons`."""
+        return len(self.layers) == 1
+
+    def assign(self, scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """See :meth:`Units.assign`."""
+        if len(self.layers) == 1:
+            return {self.layers[0].name: torch.arange(self.n_units)}
+        return {layer.name: _positions(scores[layer.name]) // (layer.size // self.n_units) for layer in self.layers}
+
+    def present(self, order: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See :meth:`Units.present`; a unit is kept if all of its neurons are."""
+        kept = torch.ones(self.n_units, dtype=torch.bool)
+        for name, unit in self.assign(order).items():
+            kept[unit[~masks[name]]] = False
+        return kept
+
     def widths(self, n_kept: int) -> dict[str, int]:
-        """Return the widths of the layers if `n_kept` units are kept; of experts, the first ones are taken to be kept."""
-        if self.target == "neurons":
-            return {layer.name: n_kept * (layer.size // self.n_units) for layer in self.layers}
+        """See :meth:`Units.widths`."""
+        return {layer.name: n_kept * (layer.size // self.n_units) for layer in self.layers}
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertUnits(Units):
+    """Units of whole experts: one of a mixture, or one of each group into which its router divides the experts.
+
+    Attributes
+    ----------
+    n_groups : int
+        Number of groups. With each unit, every group loses one expert.
+    """
+
+    n_groups: int = 1
+    target = "experts"
+
+    @classmethod
+    def divide(cls, layers: Sequence[PrunableLayer], expert_widths: Collection[int]) -> list[Units]:  # noqa: ARG003
+        """See :meth:`Units.divide`; layers outside mixtures are left out."""
+        found: list[Units] = []
+        for name, group in _grouped([each for each in layers if each.mixture], lambda layer: layer.mixture).items():
+            mixture = group[0].mixture
+            if mixture is not None:
+                n_groups = mixture.n_groups
+                found.append(cls(name, group, len(group) // n_groups, mixture.min_kept, n_groups=n_groups))
+        return found
+
+    @classmethod
+    def check(cls, ffns: FFNs) -> None:
+        """See :meth:`Units.check`."""
+        if not ffns.mixtures:
+            raise OptionError(
+                "this model has no experts that could be removed; expected a mixture of experts with a router, or "
+                "targets='neurons' (--targets neurons)"
+            )
+        for mixture in ffns.mixtures:
+            if mixture.min_kept == mixture.n_experts:
+                router = f"{mixture.router_name} ({type(mixture.router).__name__})"
+                raise OptionError(
+                    f"no expert of {mixture.name} can be removed: its router {router} is no matrix with one row for each expert, "
+                    f"or needs all {mixture.n_experts} of them; expected such a matrix, or targets='neurons' (--targets neurons)"
+                )
+
+    def assign(self, scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """See :meth:`Units.assign`."""
+        totals = torch.stack([_total(scores[layer.name]) for layer in self.layers]).view(self.n_groups, -1)
+        # Without groups, unit k is expert k. With groups, it is the k-th lowest expert of each group.
+        order = torch.arange(self.n_units).expand_as(totals) if self.n_groups == 1 else _positions(totals)
+        units = order.flatten().tolist()
+        return {layer.name: torch.full((layer.size,), units[k]) for k, layer in enumerate(self.layers)}
+
+    def present(self, order: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See :meth:`Units.present`; an expert is kept if any of its neurons is."""
+        kept = torch.zeros(self.n_units, dtype=torch.bool)
+        for name, unit in self.assign(order).items():
+            kept[unit[masks[name]]] = True
+        return kept
+
+    def widths(self, n_kept: int) -> dict[str, int]:
+        """See :meth:`Units.widths`; the first experts of each group are taken to be kept."""
         by_group = len(self.layers) // self.n_groups
         return {layer.name: layer.size * (k % by_group < n_kept) for k, layer in enumerate(self.layers)}
+
+
+KINDS: dict[Target, type[Units]] = {kind.target: kind for kind in (NeuronUnits, ExpertUnits)}
+
+
+def _grouped(
+    layers: Iterable[PrunableLayer], mixture_of: Callable[[PrunableLayer], Mixture | None]
+) -> dict[str, tuple[PrunableLayer, ...]]:
+    """Return the layers that lose units together, by the name of their mixture; a layer without one stands alone."""
+    groups: dict[str, tuple[PrunableLayer, ...]] = {}
+    for layer in layers:
+        mixture = mixture_of(layer)
+        name = layer.name if mixture is None else mixture.name
+        groups[name] = (*groups.get(name, ()), layer)
+    return groups
 
 
 def _total(scores: torch.Tensor) -> torch.Tensor:
@@ -145,19 +264,9 @@ def parse_targets(targets: str | Sequence[str]) -> tuple[Target, ...]:
 
 
 def check_targets(targets: Sequence[Target], ffns: FFNs) -> None:
-    """Raise an OptionError if experts are to be removed from a model without experts."""
-    if "experts" in targets and not ffns.mixtures:
-        raise OptionError(
-            "this model has no experts that could be removed; expected a mixture of experts with a router, or targets='neurons' "
-            "(--targets neurons)"
-        )
-    for mixture in ffns.mixtures if "experts" in targets else ():
-        if mixture.min_kept == mixture.n_experts:
-            raise OptionError(
-                f"no expert of {mixture.name} can be removed: its router {mixture.router_name} ({type(mixture.router).__name__}) "
-                f"is no matrix with one row for each expert, or needs all {mixture.n_experts} of them; expected such a "
-                "matrix, or targets='neurons' (--targets neurons)"
-            )
+    """Raise an OptionError if a target names what these FFNs do not have, or what none of them can lose."""
+    for target in targets:
+        KINDS[target].check(ffns)
 
 
 def units_of(
@@ -178,27 +287,5 @@ def units_of(
     layers = list(layers)
     if expert_widths is None:
         expert_widths = {layer.size for layer in layers if layer.mixture is not None}
-    groups: dict[str, list[PrunableLayer]] = {}
-    for layer in layers:
-        mixture = layer.pruned_with if targets == ("neurons",) else layer.mixture
-        if mixture is not None or targets == ("neurons",):
-            groups.setdefault(layer.name if mixture is None else mixture.name, []).append(layer)
-    found = []
-    for name, group in groups.items():
-        if group[0].pruned_with is not None:
-            found.append(_of_mixture(name, group, targets[0]))
-        else:
-            # If an FFN is as wide as experts elsewhere, one field of the configuration may state both widths: both are rounded.
-            multiple = EXPERT_WIDTH_MULTIPLE if group[0].size in expert_widths else 1
-            found.append(Units(name, tuple(group), group[0].size, multiple_of=multiple))
-    return found
-
-
-def _of_mixture(name: str, layers: Sequence[PrunableLayer], target: Target) -> Units:
-    mixture: Mixture = layers[0].pruned_with  # type: ignore[assignment]
-    if target == "experts":
-        n_units = len(layers) // mixture.n_groups
-        return Units(name, tuple(layers), n_units, "experts", mixture.n_groups, mixture.min_kept)
-    # A shared expert may be several times as wide as the experts. Then each unit holds several of its neurons.
-    width = min(layer.size for layer in layers)
-    return Units(name, tuple(layers), width, multiple_of=EXPERT_WIDTH_MULTIPLE)
+    (target,) = targets
+    return KINDS[target].divide(layers, expert_widths)
