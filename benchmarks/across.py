@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.provenance import opened, write
 from benchmarks.pruning_peers import PEERS
+from benchmarks.result_files import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank.calibration.collect import collect_statistics
 from llmrank.cli.demo_models import demo_model

@@ -29,7 +29,8 @@ from transformers.pytorch_utils import Conv1D
 
 from benchmarks import figures
 from benchmarks.measure import alternated
-from benchmarks.provenance import provenance, write
+from benchmarks.provenance import provenance
+from benchmarks.result_files import write
 from benchmarks.variants import Variant, model_multiply_adds, multiply_adds, variants
 from llmrank.cli.demo_models import demo_model
 from llmrank.models import FFNs

@@ -21,7 +21,8 @@ from scipy.stats import kendalltau
 from benchmarks import figures
 from benchmarks.cases import CYCLIC, gallery_graphs, model_chains, random_control, shuffled_control, small_chain
 from benchmarks.measure import reference_scores, trace
-from benchmarks.provenance import provenance, write
+from benchmarks.provenance import provenance
+from benchmarks.result_files import write
 from graphs import KeepHighest, LayeredGraph, pagerank, sparsify, weighted_pagerank
 from graphs.solvers import SOLVERS
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import alternated
-from benchmarks.provenance import provenance, write
+from benchmarks.provenance import provenance
+from benchmarks.result_files import write
 from graphs.linalg.backends import make_backend
 from graphs.linalg.blocks import DenseBlock, SparseBlock
 from graphs.linalg.cost_model import COSTS

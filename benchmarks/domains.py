@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from benchmarks import pruning_peers
-from benchmarks.provenance import opened, write
 from benchmarks.quality import RESULTS, Setting, Study, protocol
+from benchmarks.result_files import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank.cli.demo_models import demo_model
 from llmrank.pipeline.held_out import n_held_out

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.provenance import opened, write
 from benchmarks.quality import BUDGET_OPTIONS
+from benchmarks.result_files import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext
 from llmrank import Masks
 from llmrank.calibration.collect import collect_statistics

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 from benchmarks import mixtures
-from benchmarks.provenance import opened, write
 from benchmarks.quality import RESULTS, mask_digest
+from benchmarks.result_files import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank import Masks
 from llmrank.calibration.collect import collect_statistics

@@ -44,7 +44,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import llmrank
 from benchmarks.hand_masks import experts_silenced, neurons_set_to_zero, readers_of
-from benchmarks.provenance import opened, write
+from benchmarks.result_files import opened, write
 from benchmarks.tiny_configs import FIRST_SPECIAL, VARIANTS, tiny_model
 from graphs.errors import GraphError
 from llmrank.errors import LLMRankError

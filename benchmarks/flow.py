@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.across import python_sources
-from benchmarks.provenance import opened, write
+from benchmarks.result_files import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.statistics import FFNStatistics

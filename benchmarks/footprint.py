@@ -26,9 +26,9 @@ from transformers.pytorch_utils import Conv1D
 
 from benchmarks.domains import OWN_TEXT
 from benchmarks.measure import clock
-from benchmarks.provenance import opened, write
 from benchmarks.quality import RESULTS
 from benchmarks.ranking import peak_growth, statistics_for
+from benchmarks.result_files import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read
 from llmrank.cli.demo_models import demo_model
 from llmrank.evaluation.perplexity import perplexity

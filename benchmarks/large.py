@@ -25,8 +25,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from benchmarks.provenance import opened, write
 from benchmarks.quality import RESULTS
+from benchmarks.result_files import opened, write
 from llmrank.execution.work_directory import SHARD_BYTES
 from llmrank.pipeline import CalibrationText, IsolatedFFNPipeline
 from llmrank.pipeline.registry import make_repair

@@ -26,8 +26,9 @@ from torch import nn
 
 from benchmarks import figures
 from benchmarks.mlp_networks import BATCH, DATA, NETWORKS, Images, accuracy, missing, trained
-from benchmarks.provenance import provenance, write
+from benchmarks.provenance import provenance
 from benchmarks.quality import BUDGET_OPTIONS
+from benchmarks.result_files import write
 from graphs import LayeredGraph, RankResult
 from llmrank import Masks
 from llmrank.calibration.statistics import LayerStatistics

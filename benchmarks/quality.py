@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import figures, pruning_peers
 from benchmarks.closeness import COLUMNS, Closeness, cells, columns
-from benchmarks.provenance import opened, write
+from benchmarks.result_files import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank import Masks
 from llmrank.calibration.attention import find_attentions

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.provenance import provenance, write
+from benchmarks.provenance import provenance
+from benchmarks.result_files import write
 from graphs import modified_pagerank, weighted_pagerank
 from llmrank.calibration.statistics import FFNStatistics, LayerStatistics
 from llmrank.cli.demo_models import demo_model

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.across import DEFAULT, KINDS, PEER, kind_of
-from benchmarks.provenance import write
+from benchmarks.result_files import write
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity
 

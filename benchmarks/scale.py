@@ -25,7 +25,8 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks import figures
-from benchmarks.provenance import provenance, write
+from benchmarks.provenance import provenance
+from benchmarks.result_files import write
 from graphs import LayeredGraph, weighted_pagerank
 from graphs.io.shards import open_tensors
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.provenance import opened, write
 from benchmarks.quality import RESULTS
+from benchmarks.result_files import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read
 from llmrank.cli.demo_models import demo_model
 from llmrank.evaluation.perplexity import perplexity

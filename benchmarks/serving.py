@@ -34,7 +34,8 @@ import transformers
 
 from benchmarks.compact import Stopwatch
 from benchmarks.llama_cpp_runs import FORMATS, LlamaCpp, Served, replaced_types, tensor_types
-from benchmarks.provenance import provenance, write
+from benchmarks.provenance import provenance
+from benchmarks.result_files import write
 from benchmarks.serving_table import table
 from benchmarks.stock import read_stock
 from llmrank import load, prune_model

@@ -34,7 +34,8 @@ from benchmarks.cases import (
     small_chain,
 )
 from benchmarks.measure import WARM, alternated, peak_read_bandwidth, reference_scores
-from benchmarks.provenance import provenance, write
+from benchmarks.provenance import provenance
+from benchmarks.result_files import write
 from graphs import LayeredGraph, pagerank
 from graphs.linalg.threads import n_threads
 from graphs.structures.digraph import as_digraph, teleport_vector

@@ -19,7 +19,8 @@ import numpy as np
 from scipy import sparse
 
 from benchmarks.measure import alternated
-from benchmarks.provenance import provenance, write
+from benchmarks.provenance import provenance
+from benchmarks.result_files import write
 from graphs import LayeredGraph, weighted_pagerank
 from graphs.linalg import kernels
 from graphs.linalg.threads import n_threads

@@ -19,8 +19,8 @@ from llmrank.calibration.residual import block_path
 from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.execution.hooks import unpadded_rows
 from llmrank.models import FFN, FFNs, LinearMap
-from llmrank.models.finding.detect import is_linear
 from llmrank.models.forward import body_of, evaluation_mode, model_inputs, run_body, token_embeddings
+from llmrank.models.linear_map import is_linear
 
 __all__ = ["SelectedRows", "find_attentions"]
 

@@ -21,7 +21,7 @@ from llmrank.cli.options import load
 from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import LLMRankError, OptionError
-from llmrank.execution.free_memory import free_memory
+from llmrank.execution.free_memory import bytes_of, free_memory
 from llmrank.execution.recording import record_without_running
 from llmrank.execution.work_directory import (
     SAVING,
@@ -178,10 +178,12 @@ def work_directory(options: argparse.Namespace, model: Any, terminal: Terminal) 
     A model that does not fit in the free memory of ``--device`` is pruned block by block, and a sentence on the terminal says so.
     """
     if not (options.low_memory or options.resume):
-        tensors = [*model.parameters(), *model.buffers()]
         device = parse_device(options.device)
-        size, free = sum(t.numel() * t.element_size() for t in tensors), free_memory(device)
-        on_cpu = {tensor.device.type for tensor in tensors} == {"cpu"}
+        size, free = (
+            bytes_of(model) or 0,
+            free_memory(device),
+        )  # of a model whose tensors are not all here, accelerate takes care
+        on_cpu = {tensor.device.type for tensor in model.parameters()} == {"cpu"}
         options_allow = options.steps == 1 and options.form in ("compact", "padded")
         options_allow = options_allow and not _model_writes(options.calibration)
         if size <= free or not (on_cpu and options_allow and _runs_by_block(model)):

@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""How much memory a model takes, and how much this process may still take."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch import nn
 
-__all__ = ["free_memory", "left_by_limits"]
+__all__ = ["bytes_of", "free_memory", "left_by_limits"]
 
 # Linux limits the memory of containers by control groups: where they are mounted, and the file that names those of this process.
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -16,6 +17,18 @@ GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # and the entries of its file memory.stat that count cached pages of files, which the system may drop.
 VERSION_2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
 VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
+
+
+def bytes_of(model: nn.Module) -> int | None:
+    """Return how much memory the tensors of a model take, or None if some are not in memory.
+
+    >>> bytes_of(nn.Linear(2, 3))
+    36
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    return (
+        None if any(each.is_meta for each in tensors) else sum(each.numel() * each.element_size() for each in tensors)
+    )
 
 
 def free_memory(device: torch.device | None = None) -> int:

@@ -13,6 +13,7 @@ __all__ = [
     "as_stored",
     "bias_of",
     "in_features",
+    "is_linear",
     "is_linear_map",
     "matrix_of",
     "out_features",
@@ -23,6 +24,15 @@ __all__ = [
 def is_linear_map(module: nn.Module) -> bool:
     """Whether a module is a linear map of PyTorch or transformers."""
     return isinstance(module, (nn.Linear, Conv1D))
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear map, quantised or not: by its class, the name of its class, or a packed weight."""
+    if isinstance(getattr(module, "qweight", None), torch.Tensor):
+        return True
+    weight = getattr(module, "weight", None)
+    known = is_linear_map(module) or type(module).__name__.lower().startswith("linear")
+    return known and isinstance(weight, torch.Tensor)
 
 
 def matrix_of(module: nn.Module) -> torch.Tensor:

@@ -12,16 +12,8 @@ from graphs import LayeredGraph, RankResult, weighted_pagerank
 from graphs.solvers.result import DegenerateLayer
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.score.base_scorer import BaseScorer
-from llmrank.score.pagerank import (
-    Backend,
-    EdgeMeasure,
-    Precision,
-    check_choices,
-    check_unit_interval,
-    mark_energies,
-    with_edge_measure,
-    without_mark,
-)
+from llmrank.score.edge_measures import EdgeMeasure, mark_energies, with_edge_measure, without_mark
+from llmrank.score.pagerank import Backend, Precision, check_choices, check_unit_interval
 
 __all__ = ["ForwardBackwardScorer"]
 

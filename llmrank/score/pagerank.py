@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
@@ -15,28 +15,21 @@ from graphs.linalg.transition import Transition, modified_step, weighted_step
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import OptionError
 from llmrank.score.base_scorer import BaseScorer
+from llmrank.score.edge_measures import EdgeMeasure, mark_energies, squares, with_edge_measure, without_mark
 
 __all__ = [
     "Backend",
-    "EdgeMeasure",
     "ModifiedPageRankScorer",
     "Precision",
     "WeightedPageRankScorer",
     "check_choices",
     "check_unit_interval",
     "default_scorer",
-    "mark_energies",
-    "squares",
-    "with_edge_measure",
-    "without_mark",
 ]
 
 Solver: TypeAlias = Literal["sweep", "power"]
 Backend: TypeAlias = Literal["auto", "scipy", "torch", "dense"]
 Precision: TypeAlias = Literal["float32", "float64"]
-EdgeMeasure: TypeAlias = Literal["magnitude", "energy", "gate"]
-# What is added to the method name of a rank of energies.
-MARKS = {"energy": "of energies", "gate": "of gate energies"}
 CHOICES = {"solver": Solver, "backend": Backend, "dtype": Precision, "edges": EdgeMeasure}
 
 
@@ -189,35 +182,6 @@ def default_scorer(*, whole_ffns: bool = True) -> WeightedPageRankScorer:
     calibration text does not, and too little to overrule what the calibration text shows.
     """
     return WeightedPageRankScorer(gamma=0.15, edges="gate") if whole_ffns else WeightedPageRankScorer()
-
-
-def squares(edges: str) -> bool:
-    """Whether edges of this measure have squared weights, in a graph with squared activations."""
-    return edges in ("energy", "gate")
-
-
-def with_edge_measure(graph: LayeredGraph, edges: EdgeMeasure) -> LayeredGraph:
-    """Return the graph itself, or for energies the graph of squared weights and activations.
-
-    For the measure "gate" the squared graph has the first of parallel edges alone: that of the gate, which the graph of a model
-    holds before that of the up map.
-    """
-    if edges == "gate":
-        graph = graph.first_parallel()
-    return graph.squared() if squares(edges) else graph
-
-
-def mark_energies(result: RankResult, edges: EdgeMeasure) -> RankResult:
-    """Add "of energies" to the method name of a rank of energies, so that nobody explains the rank by weights without squares."""
-    return replace(result, method=f"{result.method} {MARKS[edges]}") if edges in MARKS else result
-
-
-def without_mark(result: RankResult) -> RankResult:
-    """Remove what :func:`mark_energies` has added."""
-    method = result.method
-    for mark in MARKS.values():
-        method = method.removesuffix(f" {mark}")
-    return replace(result, method=method)
 
 
 def check_unit_interval(name: str, value: float) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from graphs import RankResult
 from graphs.linalg.blocks import FloatArray
 from llmrank.score.base_scorer import BaseScorer
+from llmrank.score.edge_measures import squares
 from llmrank.score.model_graph import ModelGraph
-from llmrank.score.pagerank import squares
 
 __all__ = ["rank_graphs"]
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from llmrank.errors import CheckpointError, is_out_of_memory
-from llmrank.execution.free_memory import free_memory
+from llmrank.execution.free_memory import bytes_of, free_memory
 from llmrank.models import FFNs, find_ffns
 from llmrank.models.experts import RouteAround, SeparateExperts, counts_of_experts
 from llmrank.models.loading import LoadedModel, load_pretrained, model_class_of, read_model
@@ -175,11 +175,8 @@ def _differences_when_loaded(model: nn.Module, model_class: Any, directory: Path
 
 def _fits_in_memory(model: nn.Module) -> bool:
     """Whether a second model of this size fits in memory beside this one, whose tensors are all here."""
-    tensors = [*model.parameters(), *model.buffers()]
-    if any(tensor.is_meta for tensor in tensors):
-        return False
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return size < free_memory()
+    size = bytes_of(model)
+    return size is not None and size < free_memory()
 
 
 def _changed_tensors(model: nn.Module, loaded: nn.Module) -> str:

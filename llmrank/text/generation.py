@@ -244,15 +244,19 @@ def draw_tokens(scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulated, places, right=True)
 
 
-def _generate_in_place(model: Any, input_ids: torch.Tensor, *, generation_config: Any, **others: Any) -> torch.Tensor:
+def _generate_in_place(
+    model: Any, input_ids: torch.Tensor, *, logits_processor: Any, generation_config: Any, **others: Any
+) -> torch.Tensor:
     """Generate text as the model does, but write new keys and values into allocated memory, without a copy of the others."""
-    for cache in others.values():
-        if isinstance(cache, DynamicCache):
-            cache.layers = [
-                _LayerWithRoom(generation_config.max_length) if type(layer) is DynamicLayer else layer
-                for layer in cache.layers
-            ]
-    texts: torch.Tensor = model._sample(input_ids, generation_config=generation_config, **others)
+    given = {"attention_mask": others["attention_mask"]}
+    cache = others.get("past_key_values")
+    if isinstance(cache, DynamicCache):
+        cache.layers = [
+            _LayerWithRoom(generation_config.max_length) if type(layer) is DynamicLayer else layer
+            for layer in cache.layers
+        ]
+        given["past_key_values"] = cache
+    texts: torch.Tensor = model.generate(input_ids=input_ids, logits_processor=logits_processor, **given)
     return texts
 
 

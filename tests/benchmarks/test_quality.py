@@ -4,8 +4,8 @@ import json
 from collections import Counter
 
 from benchmarks import figures
-from benchmarks.provenance import opened
 from benchmarks.quality import CONTENDERS, REPAIRS, SCORERS, TOPOLOGIES, settings, table
+from benchmarks.result_files import opened
 from llmrank.pipeline.registry import PRUNERS
 from llmrank.pipeline.registry import REPAIRS as REGISTERED
 

@@ -23,7 +23,7 @@ __all__ = ["SCRIPTS", "render", "write_page"]
 
 # The parts of the page's script, in order. Code that a part runs while the page loads may use only the parts before it.
 SCRIPTS = (
-    *("model.js", "meanings.js", "search.js", "charts.js", "plots.js", "state.js"),
+    *("model.js", "meanings.js", "search.js", "chart_parts.js", "charts.js", "state.js"),
     *("panels.js", "meaning_panels.js", "inspect.js"),
 )
 

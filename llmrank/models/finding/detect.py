@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from llmrank.errors import UnsupportedModelError
@@ -32,11 +31,11 @@ from llmrank.models.checks import (
 from llmrank.models.experts import Expert, Mixture, RoutedExperts, find_mixtures, find_separate_mixtures
 from llmrank.models.families import text_config
 from llmrank.models.ffn import FFN, FFNKind, FFNs, LinearMap
-from llmrank.models.finding.neurons import check_neurons_separate
+from llmrank.models.finding.neurons import check_neurons_separate, check_no_parameter_of_neurons, parameter_of_neurons
 from llmrank.models.finding.tracing import is_odd_in, linear_chain, reads_unchanged
-from llmrank.models.linear_map import in_features, is_linear_map, out_features
+from llmrank.models.linear_map import in_features, is_linear, out_features
 
-__all__ = ["find_ffns", "is_linear"]
+__all__ = ["find_ffns"]
 
 # Modules that act on each neuron alone.
 POINTWISE = (
@@ -105,11 +104,11 @@ def find_ffns(model: nn.Module) -> FFNs:
     # If FFNs lie in a repeating stack, modules outside it that have the shapes of an FFN (prediction heads) are not FFNs.
     ffns = stacked or ffns
     # Each FFN with the path of a parameter that acts on its neurons, such as a norm; the path is "" if there is none.
-    neuron_parameters = [(ffn, _parameter_of_neurons(ffn, attention_prefixes)) for ffn in ffns]
+    neuron_parameters = [(ffn, parameter_of_neurons(ffn, attention_prefixes)) for ffn in ffns]
     ffns = _without_bottlenecks([ffn for ffn, parameter in neuron_parameters if not parameter])
     ffns = ffns or _chain_ffns(modules, linears, candidates, attention_prefixes)
     if not ffns:
-        _check_no_parameter_of_neurons(neuron_parameters)
+        check_no_parameter_of_neurons(neuron_parameters)
         raise UnsupportedModelError(
             f"found no feed-forward network in {type(model).__name__}; expected linear maps d -> f and f -> d (plain), "
             f"two d -> f and f -> d (gated), d -> 2f and f -> d (fused) inside one module, an nn.Sequential of Linears, or "
@@ -130,15 +129,6 @@ def find_ffns(model: nn.Module) -> FFNs:
         if up_first[class_and_settings]:
             ffns[position] = replace(ffn, stages=(ffn.stages[0][::-1], *ffn.stages[1:]))
     return FFNs(ffns)
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear map, quantised or not: by its class, the name of its class, or a packed weight."""
-    if isinstance(getattr(module, "qweight", None), torch.Tensor):
-        return True
-    weight = getattr(module, "weight", None)
-    known = is_linear_map(module) or type(module).__name__.lower().startswith("linear")
-    return known and isinstance(weight, torch.Tensor)
 
 
 def _ffns_at(name: str, found: Mapping[str, FFN], mixtures: Mapping[str, Mixture], config: Any) -> list[FFN]:
@@ -349,42 +339,9 @@ def _chain_ffns(
         if order is not None:
             stages = tuple((LinearMap.whole(path, linears[path]),) for path in order)
             ffn = FFN(name, "sequential", stages, _stack_path(name), module)
-            if not _parameter_of_neurons(ffn, attention_prefixes):
+            if not parameter_of_neurons(ffn, attention_prefixes):
                 found.append(ffn)
     return found
-
-
-def _parameter_of_neurons(ffn: FFN, attention_prefixes: tuple[str, ...]) -> str:
-    """Return the path of a parameter whose size suggests that it acts on the hidden neurons, such as a norm between the maps.
-
-    The path is "" if there is no such parameter.
-    """
-    of_maps = {id(p) for stage in ffn.stages for linear_map in stage for p in linear_map.module.parameters()}
-    hidden = set(ffn.sizes[1:-1])
-    for path, module in ffn.module.named_modules(prefix=ffn.name):
-        if _prefix(path).startswith(attention_prefixes):
-            continue
-        for name, parameter in module.named_parameters(recurse=False):
-            # A vector or linear map as wide as the residual stream may act on the stream, as a norm does.
-            may_be_on_stream = parameter.ndim < 2 or is_linear(module)
-            suspicious = hidden - {ffn.sizes[0], ffn.sizes[-1]} if may_be_on_stream else hidden
-            if id(parameter) not in of_maps and suspicious & set(parameter.shape):
-                return f"{_prefix(path)}{name}"
-    return ""
-
-
-def _check_no_parameter_of_neurons(neuron_parameters: Iterable[tuple[FFN, str]]) -> None:
-    """Raise an error that names the first parameter that acts on the neurons of an FFN.
-
-    `neuron_parameters` holds each FFN with the path of such a parameter, or with "" if it has none.
-    """
-    for ffn, parameter in neuron_parameters:
-        if parameter:
-            raise UnsupportedModelError(
-                f"{ffn.name} ({type(ffn.module).__name__}) has the shapes of a {ffn.kind} FFN, but its hidden neurons are not "
-                f"separate: {parameter} is another parameter of their size, such as the weight of a norm between the "
-                "maps. It cannot be pruned by hidden neuron; use structure_dict= to prune rows of named Linears"
-            )
 
 
 def _inventory(linears: dict[str, nn.Module]) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 from llmrank.errors import StructureError
 from llmrank.models.checks import check_not_quantised, check_not_tied, check_not_wrapped, check_weights_finite
 from llmrank.models.ffn import FFN, FFNs, LinearMap
-from llmrank.models.finding.detect import is_linear
+from llmrank.models.linear_map import is_linear
 
 __all__ = ["explicit_ffns"]
 

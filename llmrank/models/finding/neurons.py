@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -10,8 +10,9 @@ from torch import nn
 from llmrank.errors import UnsupportedModelError
 from llmrank.models.ffn import FFN
 from llmrank.models.finding.tracing import trial_run
+from llmrank.models.linear_map import is_linear
 
-__all__ = ["check_neurons_separate"]
+__all__ = ["check_neurons_separate", "check_no_parameter_of_neurons", "parameter_of_neurons"]
 
 
 def check_neurons_separate(ffn: FFN, stream_size: int | None) -> None:
@@ -66,3 +67,37 @@ def check_neurons_separate(ffn: FFN, stream_size: int | None) -> None:
             f"{neuron} and {other} are not separate (a norm, a choice of the largest or an interleaved layout between the maps): "
             "it cannot be pruned by hidden neuron; use structure_dict= to prune rows of named Linears"
         )
+
+
+def parameter_of_neurons(ffn: FFN, attention_prefixes: tuple[str, ...]) -> str:
+    """Return the path of a parameter whose size suggests that it acts on the hidden neurons, such as a norm between the maps.
+
+    The path is "" if there is no such parameter.
+    """
+    of_maps = {id(p) for stage in ffn.stages for linear_map in stage for p in linear_map.module.parameters()}
+    hidden = set(ffn.sizes[1:-1])
+    for path, module in ffn.module.named_modules(prefix=ffn.name):
+        prefix = f"{path}." if path else ""
+        if prefix.startswith(attention_prefixes):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            # A vector or linear map as wide as the residual stream may act on the stream, as a norm does.
+            may_be_on_stream = parameter.ndim < 2 or is_linear(module)
+            suspicious = hidden - {ffn.sizes[0], ffn.sizes[-1]} if may_be_on_stream else hidden
+            if id(parameter) not in of_maps and suspicious & set(parameter.shape):
+                return f"{prefix}{name}"
+    return ""
+
+
+def check_no_parameter_of_neurons(neuron_parameters: Iterable[tuple[FFN, str]]) -> None:
+    """Raise an error that names the first parameter that acts on the neurons of an FFN.
+
+    `neuron_parameters` holds each FFN with the path of such a parameter, or with "" if it has none.
+    """
+    for ffn, parameter in neuron_parameters:
+        if parameter:
+            raise UnsupportedModelError(
+                f"{ffn.name} ({type(ffn.module).__name__}) has the shapes of a {ffn.kind} FFN, but its hidden neurons are not "
+                f"separate: {parameter} is another parameter of their size, such as the weight of a norm between the "
+                "maps. It cannot be pruned by hidden neuron; use structure_dict= to prune rows of named Linears"
+            )

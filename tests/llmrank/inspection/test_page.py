@@ -398,7 +398,7 @@ def test_a_failure_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_page_has_the_colour_map_of_the_figures() -> None:
-    script = files("llmrank.inspection.page").joinpath("templates/scripts/charts.js").read_text(encoding="utf-8")
+    script = files("llmrank.inspection.page").joinpath("templates/scripts/chart_parts.js").read_text(encoding="utf-8")
     written = re.search(r"const COLOUR_MAP = (\[.*?\]);", script)
     assert written is not None
     colours = json.loads(written[1])
