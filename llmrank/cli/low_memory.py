@@ -46,8 +46,8 @@ from llmrank.text.sources import find_source
 __all__ = [
     "add_low_memory_options",
     "check_low_memory",
-    "finished",
     "load_on_cpu",
+    "result_of_finished_run",
     "resumable",
     "without_generation",
     "work_directory",
@@ -108,7 +108,7 @@ def check_low_memory(options: argparse.Namespace) -> None:
         )
 
 
-def finished(
+def result_of_finished_run(
     options: argparse.Namespace, terminal: Terminal, file: str, describe: Callable[[Path], dict[str, Any]]
 ) -> CommandResult | None:
     """Return the result of the run to resume if it has written its output, and only ended before it removed its files.
@@ -169,7 +169,7 @@ def load_on_cpu(options: argparse.Namespace, terminal: Terminal) -> LoadedModel:
     On the CPU the weights can stay in the files of the checkpoint. With ``--device-map`` the model is loaded on the devices of
     that map.
     """
-    return load(options, terminal) if options.device_map is not None else load(options, terminal, device=None)
+    return load(options, terminal, on_cpu=options.device_map is None)
 
 
 def work_directory(options: argparse.Namespace, model: Any, terminal: Terminal) -> Path | None:
@@ -195,10 +195,10 @@ def work_directory(options: argparse.Namespace, model: Any, terminal: Terminal) 
     return unfinished_directory(options.output)
 
 
-def without_generation(recipe: Recipe, terminal: Terminal) -> Recipe:
-    """Return the recipe of a run block by block: if the calibration text is ``auto``, it becomes the built-in one."""
+def without_generation(recipe: Recipe, work: Path | None, terminal: Terminal) -> Recipe:
+    """Return a recipe for a run block by block (with a `work` directory): the text ``auto`` is the built-in one there."""
     text = recipe.calibration
-    if not isinstance(text, CalibrationText) or text.source != Automatic.name:
+    if work is None or not isinstance(text, CalibrationText) or text.source != Automatic.name:
         return recipe
     terminal.say(
         f"It is calibrated on the {BuiltInText.name} text, because a model whose weights stay on disk generates text slowly; "

@@ -259,7 +259,10 @@ def check_numbers(options: argparse.Namespace) -> None:
 
 
 def check_method(options: argparse.Namespace, **changed: Any) -> Recipe:
-    """Check the options of a run as far as that is possible without the model, and return their recipe, see :func:`recipe_of`."""
+    """Check the options of a run as far as that is possible without the model, and return their recipe.
+
+    What is `changed` in the recipe are arguments of :func:`recipe_of`.
+    """
     recipe = recipe_of(options, **changed)
     check_device_and_dtype(options)
     if recipe.calibration.ranking is None:
@@ -314,9 +317,9 @@ def recipe_of(
             options.calibration, options.samples, options.sequence_length, options.batch_size, options.seed
         )
     return make_recipe(
-        pipeline or options.pipeline,
-        scorer or options.scorer,
-        pruner or options.pruner,
+        options.pipeline if pipeline is None else pipeline,
+        options.scorer if scorer is None else scorer,
+        options.pruner if pruner is None else pruner,
         options.repair,
         amount=options.amount,
         amount_of=options.amount_of,
@@ -346,13 +349,20 @@ def check_output_file(path: Path | None) -> None:
         raise CheckpointError(f"cannot write {path}: {error.strerror}; choose another place for --output") from error
 
 
-def load(options: argparse.Namespace, terminal: Terminal, **changed: Any) -> LoadedModel:
-    """Load the model that the options name, or the demo model if they name none.
+def load(
+    options: argparse.Namespace,
+    terminal: Terminal,
+    source: str | Path | None = None,
+    revision: str | None = None,
+    *,
+    on_cpu: bool = False,
+) -> LoadedModel:
+    """Load a model from a source and revision, or without a source the model of the options, or else the demo model.
 
-    A `model`, a `revision` or a `device` given besides the options takes their place.
+    With `on_cpu`, it is loaded on the CPU, whatever ``--device`` says.
     """
-    names = {name: getattr(options, name) for name in ("model", "revision", "device")} | changed
-    source = names["model"]
+    if source is None:
+        source, revision = options.model, options.revision
     if source is None:
         with terminal.step(f"Fetching {DEMO_NAME} (93 MB, once)"):
             source = demo_model()
@@ -360,8 +370,8 @@ def load(options: argparse.Namespace, terminal: Terminal, **changed: Any) -> Loa
         return checkpoint.load(
             source,
             options.dtype,
-            names["device"],
+            None if on_cpu else options.device,
             trust_remote_code=options.trust_remote_code,
-            revision=names["revision"],
+            revision=revision,
             placement=_placement(options),
         )

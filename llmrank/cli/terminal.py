@@ -44,9 +44,16 @@ class Terminal(Console):
         """Print a text as it is, without markup and colours."""
         self.print(text, markup=False, highlight=False)
 
-    def warn(self, sentence: str, kind: str = "Warning") -> None:
-        """Print a sentence that must not be overlooked."""
-        self.print(Text(f"{kind}: {sentence}", style="bold yellow"))
+    def warn(self, sentence: str) -> None:
+        """Print a warning."""
+        self._stress(f"Warning: {sentence}")
+
+    def fail(self, sentence: str) -> None:
+        """Print what has failed, in a command that goes on."""
+        self._stress(f"Failed: {sentence}")
+
+    def _stress(self, text: str) -> None:
+        self.print(Text(text, style="bold yellow"))
 
     def step(self, description: str) -> AbstractContextManager[None]:
         """Show the work inside the context as one step of progress."""

@@ -201,7 +201,7 @@ class BlockStream:
         else:
             block_input = self._states[0]
             _, output = next(self._passes.outputs(position, [block_input]))
-        module = ffn.summed
+        module = ffn.output_module
         # The tensor to add: its values are as large as those of the residual stream, and differ from token to token.
         added = output.roll(1, dims=-1)
         has_fitting_size: list[bool] = []  # one entry for each call of the map

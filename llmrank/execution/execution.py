@@ -56,9 +56,15 @@ class Execution:
             object.__setattr__(self, "progress", None)
 
     def steps(self, items: Sequence[Item], description: str) -> Iterator[Item]:
-        """Yield the items, and show how many of them the run has taken; end before an item if another process has failed."""
+        """Yield the items, and show how many of them the run has taken.
+
+        Raises
+        ------
+        ProcessError
+            Before an item: another process has failed.
+        """
         for item in shown(self.progress, items, description):
-            self.processes.check()
+            self.processes.check_others()
             yield item
 
     def step(self, description: str) -> AbstractContextManager[None]:

@@ -118,6 +118,7 @@ class Heartbeat:
                 if self.failure is None and not self._stopped.is_set():
                     reason = f"the store that the processes share is gone ({str(error).splitlines()[0]})"
                     self._set_failure(0, f"it, or the launcher, has ended: {reason}")
+                return  # nobody can read a beat any more, and torch logs each attempt
 
     def _look_for_failure(self) -> None:
         """Set :attr:`failure` if another process has reported a failure, or has not beaten for too long."""

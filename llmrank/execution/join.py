@@ -30,6 +30,8 @@ Value = TypeVar("Value")
 EXCHANGE_TIMEOUT = timedelta(seconds=60)
 # Seconds after which a process that waits for a connection looks whether another process has failed.
 PAUSE = 0.1
+# Whether an earlier run in this process has connected the processes; the connection lasts until the end of Python.
+_has_connected = False
 # Runs of this process. All processes count the same, so the number tells apart what they store in different runs.
 RUNS = itertools.count()
 
@@ -53,8 +55,8 @@ def join_processes(arrival: float = ARRIVAL) -> Iterator[Processes]:
     """Connect this process to the others of its run, and yield the object by which it exchanges values with them.
 
     At the end, the context waits for the other processes. They are connected by gloo, and for tensors on CUDA devices by NCCL. If
-    torch.distributed is not set up yet, the current CUDA device of each process is, inside the context, the one whose number is
-    its own number among the processes on its machine.
+    the caller has not set up torch.distributed, the current CUDA device of each process is, inside the context, the one whose
+    number is its own number among the processes on its machine.
 
     Parameters
     ----------
@@ -74,7 +76,7 @@ def join_processes(arrival: float = ARRIVAL) -> Iterator[Processes]:
         return
     sets_up = not dist.is_initialized()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    own_device = sets_up and local_rank < torch.cuda.device_count()
+    own_device = (sets_up or _has_connected) and local_rank < torch.cuda.device_count()
     with torch.cuda.device(local_rank) if own_device else nullcontext(), _joined(arrival, sets_up=sets_up) as processes:
         yield processes
 
@@ -104,6 +106,8 @@ def _joined(arrival: float, *, sets_up: bool) -> Iterator[Processes]:
     for group in groups.values():
         dist.destroy_process_group(group)
     if sets_up:
+        global _has_connected
+        _has_connected = True
         atexit.register(_disconnect)
 
 

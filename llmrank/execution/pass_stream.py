@@ -129,7 +129,7 @@ class PassStream:
         with ExitStack() as hooks, torch.no_grad(), evaluation_mode(self._model, self._ffns):
             for module, reader in readers.items():
                 add_hook(hooks, self._model, ffn, module, reader, token_masks)
-            hooks.callback(ffn.summed.register_forward_hook(count).remove)
+            hooks.callback(ffn.output_module.register_forward_hook(count).remove)
             for ids, mask in self._batches:
                 inputs, *masks = model_inputs(self._model, ids, mask)
                 token_masks.replace(TokenMasks(*masks))

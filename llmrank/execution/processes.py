@@ -63,7 +63,7 @@ class Processes:
         """Return the rank of the process that works on the item with this number, see :meth:`share_of`."""
         return number % self.count
 
-    def check(self) -> None:
+    def check_others(self) -> None:
         """Raise a ProcessError if another process has failed; nothing is exchanged."""
 
     def add_up(self, sums: Iterable[object], owner: int | None = None) -> None:

@@ -46,8 +46,8 @@ class SeveralProcesses(Processes):
         self._groups, self._store, self._heartbeat = groups, store, heartbeat
         self._n_meetings = 0
 
-    def check(self) -> None:
-        """See :meth:`Processes.check`."""
+    def check_others(self) -> None:
+        """See :meth:`Processes.check_others`."""
         self._heartbeat.check()
 
     def add_up(self, sums: Iterable[object], owner: int | None = None) -> None:

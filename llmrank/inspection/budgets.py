@@ -70,7 +70,7 @@ def make_budgets(pruner: BasePruner, ffns: FFNs, *, jointly: bool, targets: Sequ
     # Whether an amount is possible depends on sizes alone, so it can be checked before the calibration.
     by_ffn = [[record_of_size(layer.name, layer.size) for layer in ffn.prunable.values()] for ffn in ffns]
     # With both targets, an amount is possible if it is possible for neurons.
-    units = units_of(ffns.layers.values(), tuple(targets) if len(targets) == 1 else ("neurons",))
+    units = units_of(ffns.layers.values(), targets[0] if len(targets) == 1 else "neurons")
     all_layers = [record_of_size(each.name, each.n_units, each) for each in units]
     groups = [all_layers] if jointly else [all_layers, *by_ffn]
     reasons = {"local": reason_to_refuse(local, groups), "global": reason_to_refuse(global_, groups)}

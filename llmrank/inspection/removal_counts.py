@@ -106,7 +106,7 @@ def offered_choices(inspection: Inspection) -> Choices:
         refusals = {budget: (inspection.budgets.refusals.get(budget, ""),) for budget in ("local", "global")}
         return Choices(tuple(dense), local.min_keep, (inspection.amount,), 0, (local.multiple_of,), 0, refusals)
     unit_sets = tuple(
-        units_of([part for each in inspection.layers.values() for part in each.layers], inspection.targets)
+        units_of([part for each in inspection.layers.values() for part in each.layers], inspection.targets[0])
     )
     amounts: list[float | int] = [percent / 100 for percent in range(SLIDER_END + 1)]
     # A number of neurons is always added, even 0 neurons, which Python would find in the list as the share 0.0.

@@ -140,7 +140,7 @@ class FFN:
         return self.name if self.mixture is None else self.mixture.name
 
     @property
-    def summed(self) -> nn.Module:
+    def output_module(self) -> nn.Module:
         """The module whose output is that of the FFN; for an expert, the sum over the experts of its mixture."""
         if self.mixture is not None and self.is_routed:
             return self.mixture.summed

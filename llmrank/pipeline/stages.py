@@ -253,7 +253,7 @@ def calibration_tokens(prepared: PreparedModel, recipe: Recipe, execution: Execu
     """
     tokens = execution.processes.from_one(
         lambda: recipe.calibration.sequences(
-            prepared.model, prepared.tokenizer, hold_out=recipe.holds_out, progress=execution.progress
+            prepared.model, prepared.tokenizer, hold_out=recipe.holds_out, progress=execution.steps
         )
     )
     execution.processes.check_batches(tokens.sequences, execution.batch_size)
@@ -359,7 +359,7 @@ def measure_sensitivities(
     if not recipe.pruner.needs_sensitivity:
         return {}
     ffns, masks = prepared.ffns, trial_masks(prepared, recipe, ranked)
-    groups = {units.name: units.layers for units in units_of(ffns.layers.values(), recipe.trial_targets)}
+    groups = {units.name: units.layers for units in units_of(ffns.layers.values(), recipe.trial_targets[0])}
     with prepared.onloaded(execution):
         return layer_sensitivities(prepared.model, ffns, masks, tokens.sequences, execution, groups=groups)
 

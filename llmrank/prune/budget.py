@@ -51,7 +51,7 @@ def check_budget(
 
 def _records(ffns: FFNs, targets: Sequence[Target]) -> list[LayerRecord]:
     # With both targets the amount is checked for neurons alone, because removing no expert is one of the choices.
-    units = units_of(ffns.layers.values(), tuple(targets) if len(targets) == 1 else ("neurons",))
+    units = units_of(ffns.layers.values(), targets[0] if len(targets) == 1 else "neurons")
     return [record_of_size(each.name, each.n_units, each) for each in units]
 
 

@@ -248,15 +248,17 @@ def _generate_in_place(
     model: Any, input_ids: torch.Tensor, *, logits_processor: Any, generation_config: Any, **others: Any
 ) -> torch.Tensor:
     """Generate text as the model does, but write new keys and values into allocated memory, without a copy of the others."""
-    given = {"attention_mask": others["attention_mask"]}
-    cache = others.get("past_key_values")
-    if isinstance(cache, DynamicCache):
+    # The name of the argument with the cache differs between versions of transformers.
+    given = {name: value for name, value in others.items() if isinstance(value, DynamicCache)}
+    for cache in given.values():
         cache.layers = [
             _LayerWithRoom(generation_config.max_length) if type(layer) is DynamicLayer else layer
             for layer in cache.layers
         ]
-        given["past_key_values"] = cache
-    texts: torch.Tensor = model.generate(input_ids=input_ids, logits_processor=logits_processor, **given)
+    mask = others["attention_mask"]
+    texts: torch.Tensor = model.generate(
+        input_ids=input_ids, attention_mask=mask, logits_processor=logits_processor, **given
+    )
     return texts
 
 

@@ -123,7 +123,7 @@ def run_evaluate(options: argparse.Namespace, terminal: Terminal) -> CommandResu
     loaded = load(options, terminal)
     dense = None
     if options.against is not None:
-        dense = load(options, terminal, model=options.against, revision=options.against_revision)
+        dense = load(options, terminal, options.against, options.against_revision)
     execution = Execution(options.batch_size, terminal.progress)
     model, tokenizer = loaded.model, loaded.tokenizer
     length = fitting_length(model, options.sequence_length)
@@ -149,7 +149,7 @@ def run_evaluate(options: argparse.Namespace, terminal: Terminal) -> CommandResu
         content["against"] = dense.source
         content |= _compare_with_dense(dense.model, model, texts, options, execution)
     if passages is not None:
-        words = last_word(model, tokenizer, passages, options.batch_size * length, terminal.progress)
+        words = last_word(model, tokenizer, passages, options.batch_size * texts.length, terminal.progress)
         content["last_word"] = {"accuracy": words.accuracy, "skipped": words.skipped}
     if tasks is not None:
         with redirect_stdout(sys.stderr):  # lm-eval prints what it does

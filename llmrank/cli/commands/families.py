@@ -61,5 +61,5 @@ def run_families(options: argparse.Namespace, terminal: Terminal) -> CommandResu
         reason = row["reason"] if len(rows) == 1 else shorten(row["reason"], 160, placeholder=" ...")
         table.add_row(name, row["outcome"], row["experts"], escape(reason))
     terminal.print(table)
-    terminal.print("Other models work too if their FFNs are found by their shapes.")
+    terminal.say("Other models work too if their FFNs are found by their shapes.")
     return CommandResult({"transformers": measured.transformers, "families": rows})

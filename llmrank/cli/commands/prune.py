@@ -15,8 +15,8 @@ from llmrank.cli.demo_models import DEMO_NAME
 from llmrank.cli.low_memory import (
     add_low_memory_options,
     check_low_memory,
-    finished,
     load_on_cpu,
+    result_of_finished_run,
     resumable,
     without_generation,
     work_directory,
@@ -142,21 +142,24 @@ def run_demo(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
 def run_prune(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run ``llmrank prune``."""
     check_low_memory(options)
-    result = finished(options, terminal, "config.json", describe_checkpoint)
+    result = result_of_finished_run(options, terminal, "config.json", describe_checkpoint)
     return prune(options, terminal) if result is None else result
 
 
 def prune(options: argparse.Namespace, terminal: Terminal, **changed: Any) -> CommandResult:
-    """Prune a model by the recipe of the options, and save it; see :func:`recipe_of` for what can be changed in it."""
+    """Prune a model by the recipe of the options, and save it.
+
+    What is `changed` in the recipe are arguments of :func:`llmrank.cli.options.recipe_of`.
+    """
     with join_processes(ARRIVAL) as processes:
         if processes.rank:  # only process 0 prints
             terminal = Terminal(quiet=True)
             warnings.simplefilter("ignore")
         check_output(options.output)
         recipe, repository = check_method(options, **changed), check_upload(options)
-        is_automatic = recipe.calibration.source == Automatic.name
         run = _checked_run(options, recipe, terminal, undoable=False, processes=processes)
-        if is_automatic and run.work_directory is None:
+        names_no_text = recipe.calibration.source == Automatic.name and run.work_directory is None
+        if names_no_text:
             _say_if_model_writes_text(run, terminal)
         if processes.count > 1:
             terminal.say(f"{processes.count} processes divide the calibration text.")
@@ -180,7 +183,7 @@ def prune(options: argparse.Namespace, terminal: Terminal, **changed: Any) -> Co
         terminal.warn(f"it was not uploaded to {repository}, because it has collapsed")
     _say_how_to_load(written, model, terminal)
     _say_if_no_quantiser_fits(options, run, report, terminal)
-    if is_automatic and run.work_directory is None:
+    if names_no_text:
         _say_what_text(run, terminal)
     _say_where_text_is_kept(report, terminal)
     content = {"output": str(written), "report": report.to_dict()}
@@ -241,7 +244,7 @@ def _checked_run(
     # Several processes cannot share the files of a run.
     in_memory = undoable or (processes is not None and processes.count > 1)
     work = None if in_memory else work_directory(options, loaded.model, terminal)
-    recipe = recipe if work is None else without_generation(recipe, terminal)
+    recipe = without_generation(recipe, work, terminal)
     run = make_run(options, loaded, recipe, terminal, undoable=undoable, work=work, processes=processes)
     prepared = run.prepare()
     pruner = recipe.pruner

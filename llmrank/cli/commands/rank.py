@@ -11,8 +11,8 @@ from llmrank.cli.commands.prune import add_evaluation, add_hub_options, check_up
 from llmrank.cli.low_memory import (
     add_low_memory_options,
     check_low_memory,
-    finished,
     load_on_cpu,
+    result_of_finished_run,
     resumable,
     without_generation,
     work_directory,
@@ -83,7 +83,7 @@ def add_apply_options(command: argparse.ArgumentParser) -> None:
 def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run ``llmrank rank``."""
     check_low_memory(options)
-    result = finished(options, terminal, SETTINGS, _describe_ranking)
+    result = result_of_finished_run(options, terminal, SETTINGS, _describe_ranking)
     if result is not None:
         return result
     check_output(options.output)
@@ -94,7 +94,7 @@ def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
         )
     loaded = load_on_cpu(options, terminal)
     work = work_directory(options, loaded.model, terminal)
-    recipe = recipe if work is None else without_generation(recipe, terminal)
+    recipe = without_generation(recipe, work, terminal)
     run = make_run(options, loaded, recipe, terminal, undoable=False, work=work)
     recipe, prepared = run.recipe, run.prepare()  # its text is chosen for the model
     tokens = recipe.calibration.sequences(loaded.model, loaded.tokenizer, hold_out=True, progress=terminal.progress)
@@ -140,7 +140,7 @@ def _describe_ranking(directory: Path) -> dict[str, Any]:
 def run_apply(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run ``llmrank apply``."""
     check_low_memory(options)
-    result = finished(options, terminal, "config.json", describe_checkpoint)
+    result = result_of_finished_run(options, terminal, "config.json", describe_checkpoint)
     if result is not None:
         return result
     check_output(options.output)

@@ -143,7 +143,7 @@ def run_sweep_command(options: argparse.Namespace, terminal: Terminal) -> Comman
     with terminal.step("Reading what the models are"):
         models = SweepModel.several(
             options.model,
-            lambda source, revision=None: load(options, silent, model=source, revision=revision),
+            lambda source, revision=None: load(options, silent, source, revision),
             options.revision,
         )
     try:
@@ -167,7 +167,7 @@ def run_sweep_command(options: argparse.Namespace, terminal: Terminal) -> Comman
     for sentence in result.warnings():
         terminal.warn(sentence)
     for sentence in result.errors():
-        terminal.warn(sentence, "Failed")
+        terminal.fail(sentence)
     if len(result.failed) < len(result.rows):
         written = f"Wrote {options.output / ROWS}. Draw it with llmrank sweep --plot {options.output}"
         terminal.say(written)

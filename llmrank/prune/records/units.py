@@ -69,7 +69,7 @@ class Units(ABC):
     @classmethod
     @abstractmethod
     def check(cls, ffns: FFNs) -> None:
-        """Raise an OptionError if no such unit of these FFNs can be removed."""
+        """Raise an OptionError if these FFNs have no such units, or if a mixture among them can lose none."""
 
     @property
     def n_neurons(self) -> int:
@@ -264,28 +264,27 @@ def parse_targets(targets: str | Sequence[str]) -> tuple[Target, ...]:
 
 
 def check_targets(targets: Sequence[Target], ffns: FFNs) -> None:
-    """Raise an OptionError if a target names what these FFNs do not have, or what none of them can lose."""
+    """Raise an OptionError if these FFNs do not have what a target names, or if a mixture among them can lose none of it."""
     for target in targets:
         KINDS[target].check(ffns)
 
 
 def units_of(
     layers: Iterable[PrunableLayer],
-    targets: Sequence[Target] = ("neurons",),
+    target: Target = "neurons",
     expert_widths: Collection[int] | None = None,
 ) -> list[Units]:
-    """Return the units of prunable layers, in their order; layers that lose nothing under these targets are left out.
+    """Return the units of prunable layers, in their order; layers that have no such units are left out.
 
     Parameters
     ----------
     layers : iterable of PrunableLayer
-    targets : sequence of {"neurons", "experts"}
-        What is removed; exactly one target.
+    target : {"neurons", "experts"}
+        What a unit is made of.
     expert_widths : collection of int, optional
         Numbers of neurons of the model's experts; by default those of the experts among `layers`.
     """
     layers = list(layers)
     if expert_widths is None:
         expert_widths = {layer.size for layer in layers if layer.mixture is not None}
-    (target,) = targets
     return KINDS[target].divide(layers, expert_widths)

@@ -209,7 +209,7 @@ class _Records:
         places = {place.layer.name: place for place in entry.prunable}
         if target == "neurons":  # removed experts have no neurons to remove
             layers = [layer for layer in layers if bool(self._present[layer.name].any())]
-        self._units = [units for units in units_of(layers, (target,), expert_widths) if only is None or only(units)]
+        self._units = [units for units in units_of(layers, target, expert_widths) if only is None or only(units)]
         self.records = [
             self._record(units, entry, places, sensitivities.get(units.name), is_first=present is None)
             for units in self._units

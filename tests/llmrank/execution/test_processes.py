@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,6 +27,8 @@ from llmrank.errors import CalibrationError, OptionError, ProcessError
 from llmrank.execution import Processes, heartbeat, join_processes
 from llmrank.pipeline import CalibrationText, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline, stages
 from llmrank.pipeline.closeness.repair_validation import Validation
+from llmrank.pipeline.pruning_run import PruningRun
+from llmrank.pipeline.registry import make_recipe
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.repair import LeastSquaresRepair
 from llmrank.score import AutoScorer, FLAPScorer
@@ -156,13 +159,19 @@ SOME = ("isolated", "padded", "repaired")
 
 
 def run_cases(rank: int, count: int, port: int, folder: Path) -> None:
+    devices: list[int] = []
     if port:
         connect(rank, count, port)
+        os.environ["LOCAL_RANK"] = str(rank)
+        torch.cuda.device_count = lambda: count
+        torch.cuda.device = lambda number: nullcontext(devices.append(number))  # type: ignore[assignment,misc,func-returns-value]
     else:  # the caller has connected the processes
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
     torch.save({case: outcome(case) for case in (CASES if port else SOME)}, folder / f"{rank}.pt")
-    if not port:
+    if port:  # every run has the device of its process, though only the first one connects the processes
+        assert devices == [rank] * len(CASES)
+    else:
         assert dist.get_world_size() == count
         dist.destroy_process_group()
 
@@ -318,6 +327,31 @@ def test_refused_commands(arguments: str, sentence: str, monkeypatch: pytest.Mon
         check_processes(parser().parse_args(arguments.split()))
 
 
+@pytest.mark.parametrize(
+    "step", ["Writing calibration text", "Calibrating", "Trying candidates", "Ranking", "Repairing"]
+)
+def test_a_step_ends_if_another_process_has_failed(step: str) -> None:
+    begun: list[str] = []
+
+    def progress(items: Any, description: str) -> Any:
+        begun.append(description)
+        yield from items
+
+    class Watched(Processes):
+        def check_others(self) -> None:
+            if begun[-1] == step:
+                raise ProcessError("process 1 has failed", 1)
+
+    model = tiny_llama()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    recipe = make_recipe(calibration=CalibrationText("generated", samples=4, sequence_length=24))
+    run = PruningRun(model, tokenizer(), recipe, progress=progress, processes=Watched())
+    with pytest.raises(ProcessError, match="process 1 has failed"):
+        run.run()
+    assert begun[-1] == step
+    assert_same(dict(model.state_dict()), before, 0.0)
+
+
 class Pretended(Processes):
     """Several processes, none of which exchanges anything."""
 
@@ -402,6 +436,25 @@ def test_what_a_launcher_cannot_have_set_is_refused(changed: dict[str, str], mon
         join_processes(),
     ):
         pass
+
+
+def test_nothing_is_written_to_a_store_that_is_gone() -> None:
+    class Gone(dist.HashStore):  # type: ignore[misc]
+        n_writes = 0
+
+        def set(self, *_: Any) -> None:
+            self.n_writes += 1
+            raise RuntimeError("Connection reset by peer")
+
+    store = Gone()
+    beating = heartbeat.Heartbeat(store, 1, 2)
+    try:
+        beating._thread.join(5.0)
+        with pytest.raises(ProcessError, match=r"process 0 .*the store that the processes share is gone"):
+            beating.check()
+        assert store.n_writes == 1
+    finally:
+        beating.stop()
 
 
 def test_a_process_that_comes_too_late_ends() -> None:

@@ -117,16 +117,17 @@ def kills(folder: Path, n: int, targets: list[str]) -> Counter[tuple[str, ...]]:
     """What `n` kills left, spread over all steps of saving: (target before, signal, target after, leftovers at once, later)."""
     command, seen, generator = Command(folder), Counter[tuple[str, ...]](), random.Random(0)
     places = (folder / str(number) for number in itertools.count())
-    for before in targets:
+    for shift, before in enumerate(targets):
         _, output, shown, cwd = target(next(places), before)
         assert command.run(shown, cwd) == 0
         n_steps, n_kills = command.steps_seen, n // len(targets)
         for k in range(n_kills):
-            number, step = SIGNALS[k % len(SIGNALS)], 1 + round(k * (n_steps - 1) / (n_kills - 1))
-            status = 0
-            while status == 0:  # the command was faster than the signal
+            number, step = SIGNALS[(k + shift) % len(SIGNALS)], 1 + round(k * (n_steps - 1) / (n_kills - 1))
+            for _ in range(10):
                 place, output, shown, cwd = target(next(places), before)
                 status = command.run(shown, cwd, (number, step, generator.uniform(0, 2 * PAUSE)))
+                if status != 0:  # else the command was faster than the signal
+                    break
             after = command.state(output)
             left = leftovers(place, before)
             again = command.run(shown, cwd)
