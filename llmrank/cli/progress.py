@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,7 +16,7 @@ from rich.progress import track
 
 from llmrank.progress import Progress
 
-__all__ = ["ProgressLog", "make_progress"]
+__all__ = ["ProgressLog", "drop_output", "make_progress"]
 
 # Seconds until the first line within a stage. The gap doubles with each line, up to the largest gap.
 FIRST_GAP, LARGEST_GAP = 5.0, 30.0
@@ -89,8 +91,16 @@ class ProgressLog:
 
 
 def _to_stderr(line: str) -> None:
-    with contextlib.suppress(OSError):  # the work goes on if the reader of the log has gone
+    try:
         print(line, file=sys.stderr, flush=True)
+    except OSError:  # the work goes on if the reader of the log has gone
+        drop_output(sys.stderr)
+
+
+def drop_output(stream: IO[str]) -> None:
+    """Drop all further output of a stream whose reader has gone, also what the interpreter flushes at its exit."""
+    with Path(os.devnull).open("wb") as nowhere, contextlib.suppress(OSError):  # a stream without a file
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _format_time(seconds: float) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from llmrank.cli.progress import ProgressLog, make_progress
+from llmrank.cli.progress import ProgressLog, drop_output, make_progress
 from llmrank.models.compat import show_no_progress_bars
 from llmrank.progress import Progress, progress_step
 
@@ -62,8 +62,7 @@ class Terminal(Console):
     def on_broken_pipe(self) -> None:
         """Drop all further output, also what the interpreter flushes at its exit."""
         self.quiet = True
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), self.file.fileno())
+        drop_output(self.file)
 
 
 def add_output_options(command: argparse.ArgumentParser) -> None:

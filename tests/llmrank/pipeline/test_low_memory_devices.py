@@ -172,7 +172,7 @@ class Stopped(Exception):  # noqa: N818 -- no error of llmrank
 
 
 STOPS = {
-    "calibration": "llmrank.calibration.collect._LayerSums.add",
+    "calibration": "llmrank.calibration.statistics.sums.LayerSums.add",
     "repair": "llmrank.repair.moments.MomentSums.end_batch",
     "sensitivities": "llmrank.pipeline.closeness.sensitivity.divergences",
     "evaluation": "llmrank.evaluation.perplexity.nn.functional.cross_entropy",

@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
-PAUSE = 0.02
+PAUSE = 0.06
 
 
 def slowed(function: Callable[..., Any], step: int) -> Callable[..., Any]:
@@ -125,7 +125,7 @@ def kills(folder: Path, n: int, targets: list[str]) -> Counter[tuple[str, ...]]:
             number, step = SIGNALS[(k + shift) % len(SIGNALS)], 1 + round(k * (n_steps - 1) / (n_kills - 1))
             for _ in range(10):
                 place, output, shown, cwd = target(next(places), before)
-                status = command.run(shown, cwd, (number, step, generator.uniform(0, 2 * PAUSE)))
+                status = command.run(shown, cwd, (number, step, generator.uniform(0, PAUSE)))
                 if status != 0:  # else the command was faster than the signal
                     break
             after = command.state(output)

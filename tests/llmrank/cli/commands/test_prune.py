@@ -478,7 +478,9 @@ def test_a_reader_that_goes_away_costs_no_checkpoint(
     os.close(reading)
     try:
         streams = {name: writing if name in gone else subprocess.PIPE for name in ("stdout", "stderr")}
-        done = subprocess.run(command, check=False, **streams)
+        # Python buffers what it writes, as it does by default, and flushes it at its exit.
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        done = subprocess.run(command, check=False, env=buffered, **streams)
     finally:
         os.close(writing)
     assert done.returncode == 0, (done.stderr or b"")[-500:]
