@@ -31,6 +31,7 @@ from llmrank.execution.work_directory import SHARD_BYTES
 from llmrank.pipeline import CalibrationText, IsolatedFFNPipeline
 from llmrank.pipeline.registry import make_repair
 from llmrank.pipeline.stopwatch import Stopwatch
+from llmrank.score.pagerank import default_scorer
 from llmrank.surgery import checkpoint
 
 # Hidden size, neurons, layers, heads, key and value heads: of Llama 3.2 1B, Llama 3.1 8B, and the first 4 layers of the latter.
@@ -145,6 +146,7 @@ def measure(directory: Path, mode: str, repair: str, sequences: int, length: int
         pipeline = IsolatedFFNPipeline(
             loaded.model,
             None,
+            scorer=default_scorer(),
             calibration=CalibrationText(ids, sequence_length=length),
             repair=make_repair(repair),
             undoable=False,

@@ -13,6 +13,7 @@ from llmrank.inspection.inspect_model import inspect_model
 from llmrank.pipeline import CalibrationText
 from llmrank.pipeline.registry import SCORERS
 from llmrank.prune import GlobalPruner
+from llmrank.score.pagerank import default_scorer
 
 RESULTS = Path(__file__).parent / "results"
 COMPARED = ("wpr", "activation")
@@ -30,8 +31,10 @@ def main() -> None:
     pipeline = ChainedFFNPipeline(
         loaded.model,
         loaded.tokenizer,
+        scorer=default_scorer(),
         pruner=GlobalPruner(0.3, multiple_of=1, normalize="zscore"),
         calibration=CalibrationText(samples=options.samples, sequence_length=options.sequence_length),
+        repair=None,
     )
     inspection = inspect_model(pipeline, {name: SCORERS.make(name) for name in COMPARED}, "wpr", "global")
     middle = list(inspection.layer_positions())[len(inspection.layer_positions()) // 2]

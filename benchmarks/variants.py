@@ -82,7 +82,7 @@ def cut(model: Any, ids: torch.Tensor, amount: float, multiple_of: int) -> Varia
     Both share all tensors except those that were pruned.
     """
     pruner = LocalPruner(amount, multiple_of=multiple_of)
-    pipeline = IsolatedFFNPipeline(model, None, None, RandomScorer(seed=0), pruner, calibration=ids)
+    pipeline = IsolatedFFNPipeline(model, None, None, RandomScorer(seed=0), pruner, calibration=ids, repair=None)
     pipeline.run()
     try:
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from llmrank import ChainedFFNPipeline
 from llmrank.evaluation.perplexity import perplexity
 from llmrank.models import find_ffns
 from llmrank.pipeline import CalibrationText
@@ -22,6 +21,7 @@ from llmrank.prune import GlobalPruner, LocalPruner
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
 from llmrank.text import TokenSequences, tokenise
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline
 
 GGUF = os.environ.get("LLMRANK_REAL_MODEL", "")
 WIKITEXT = os.environ.get("LLMRANK_WIKITEXT", "")

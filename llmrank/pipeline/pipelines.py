@@ -15,8 +15,8 @@ from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.texts import CalibrationText
 from llmrank.progress import Progress
-from llmrank.prune import BasePruner, LocalPruner
-from llmrank.repair import BaseRepair
+from llmrank.prune import BasePruner
+from llmrank.repair import BaseRepair, LeastSquaresRepair
 from llmrank.score import BaseScorer
 from llmrank.score.pagerank import default_scorer
 from llmrank.score.topologies import Topology
@@ -26,8 +26,15 @@ from llmrank.surgery.widths import Align
 __all__ = ["BasePipeline", "ChainedFFNPipeline", "IsolatedFFNPipeline", "ResidualFFNPipeline"]
 
 
+# The repair of a recipe by default.
+DEFAULT_REPAIR = LeastSquaresRepair()
+
+
 class BasePipeline(PruningRun):
     """Base class of pipelines: find FFNs, calibrate, build and rank graphs, choose keep masks, repair, and apply the masks.
+
+    The defaults are those of :class:`llmrank.pipeline.recipe.Recipe`. With a `structure_dict` they are those of the paper: one
+    scorer, no repair, the zero form and the built-in text.
 
     Parameters
     ----------
@@ -39,21 +46,22 @@ class BasePipeline(PruningRun):
         A mapping (``path_to_layers``, ``path_to_modules``) that names Linears whose rows are pruned, as in the paper. By default
         the FFNs are found in the model.
     scorer : BaseScorer, optional
-        That of :func:`llmrank.score.pagerank.default_scorer` by default. An :class:`llmrank.score.AutoScorer` is tried first.
+        :class:`llmrank.score.AutoScorer` by default, which tries several and takes one.
     pruner : BasePruner, optional
         :class:`LocalPruner` of 30 % by default. A pruner that needs sensitivities is refused with a `structure_dict`.
     device, progress, undoable, work_directory, resume, processes
         As for :class:`llmrank.pipeline.pruning_run.PruningRun`.
     calibration : CalibrationText, or a source as for :class:`CalibrationText`; optional
-        The text that statistics are taken on; by default up to 16 sequences of at most 1,024 tokens of the built-in text.
+        The text that statistics are taken on; by default up to 16 sequences of at most 1,024 tokens that the model writes
+        itself, or of the built-in text if it writes none.
     form : {"compact", "zero", "mask"}, optional
         See :func:`llmrank.surgery.apply.apply_masks`. Compact by default; zero with a `structure_dict`, which refuses compact.
     align : {"none", "pad"}
         "pad" fills compact layers up with zeros to one width; "none", the default, does not.
     repair : BaseRepair, optional
-        How new weights of the output maps make up for the removed neurons, see :mod:`llmrank.repair`; none by default,
-        and refused with a `structure_dict`. The repair is kept if it brings the model closer to the dense one on held-out
-        sequences (see :meth:`llmrank.pipeline.CalibrationText.sequences`), or if nothing could be held out.
+        How new weights of the output maps make up for the removed neurons, see :mod:`llmrank.repair`; least squares by default.
+        None repairs nothing, so that the masks alone make the pruned model. The repair is kept if it brings the model closer to
+        the dense one on held-out sequences (see :meth:`llmrank.pipeline.CalibrationText.sequences`), or if none are held out.
     targets : str or sequence of str
         What is removed: "neurons" (the default), in a mixture of experts from every expert; "experts"; or "neurons,experts".
     steps : int
@@ -79,7 +87,7 @@ class BasePipeline(PruningRun):
         calibration: Any = None,
         form: Form | None = None,
         align: Align = "none",
-        repair: BaseRepair | None = None,
+        repair: BaseRepair | None = DEFAULT_REPAIR,
         targets: str | Sequence[str] = "neurons",
         steps: int = 1,
         evaluation: Any = None,
@@ -89,18 +97,21 @@ class BasePipeline(PruningRun):
         resume: bool = False,
         processes: Processes | None = None,
     ) -> None:
+        if structure_dict is not None:
+            scorer = default_scorer(whole_ffns=False) if scorer is None else scorer
+            repair = None if repair is DEFAULT_REPAIR else repair
+            form = "zero" if form is None else form
+            calibration = CalibrationText.of(calibration)
+        given = {"scorer": scorer, "pruner": pruner, "form": form, "calibration": calibration}
         recipe = Recipe(
             topology=self.topology,
-            scorer=default_scorer(whole_ffns=structure_dict is None) if scorer is None else scorer,
-            pruner=LocalPruner() if pruner is None else pruner,
             repair=repair,
             targets=targets,  # type: ignore[arg-type]  # it converts what is no tuple
-            form=("zero" if structure_dict is not None else "compact") if form is None else form,
             align=align,
             steps=steps,
-            calibration=CalibrationText.of(calibration),
             evaluation=evaluation,
             structure_dict=structure_dict,
+            **{name: value for name, value in given.items() if value is not None},
         )
         super().__init__(
             model,

@@ -27,8 +27,7 @@ __all__ = ["Recipe"]
 class Recipe:
     """What is done to a model. How it is computed is said by :class:`llmrank.execution.Execution`.
 
-    Its defaults are those of ``llmrank prune`` and :func:`llmrank.prune_model`. Those of the pipelines differ: one scorer, no
-    repair, and the built-in text.
+    Its defaults are those of the commands, of :func:`llmrank.prune_model` and of the pipelines.
 
     Parameters
     ----------

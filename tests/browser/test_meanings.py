@@ -10,7 +10,6 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, models
 
-from llmrank import ChainedFFNPipeline
 from llmrank.evaluation.token_losses import LossChanges, loss_changes, token_losses
 from llmrank.inspection.inspect_model import Inspection, inspect_model
 from llmrank.inspection.meaning.meanings import Meanings, find_meanings
@@ -20,6 +19,7 @@ from llmrank.score import WeightedPageRankScorer
 from llmrank.surgery.apply import temporarily_masked
 from tests.browser.test_page import CONTRAST
 from tests.llmrank.inspection.test_page import HOSTILE
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import VOCABULARY, tiny_llama, token_ids, tokenizer
 

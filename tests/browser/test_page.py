@@ -15,7 +15,6 @@ import torch
 
 from graphs.analysis.measures import share_also_kept
 from graphs.analysis.node_summary import summarise_node
-from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.inspection.inspect_model import Inspection, inspect_model
 from llmrank.inspection.mixtures import summarise_experts
 from llmrank.inspection.page import write_page
@@ -24,6 +23,7 @@ from llmrank.prune import GlobalPruner, LayerRecord, LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
 from tests.llmrank.inspection.test_page import HOSTILE, hostile_inspection
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import tiny_llama, token_ids
 

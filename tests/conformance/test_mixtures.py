@@ -17,12 +17,12 @@ import llmrank
 from llmrank import Masks, prune_model
 from llmrank.errors import CheckpointError, MaskError, OptionError, UnsupportedModelError
 from llmrank.models import find_ffns
-from llmrank.pipeline import IsolatedFFNPipeline
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.equivalence import masked_outputs
 from llmrank.surgery.widths import WIDTHS_KEY
 from llmrank.text import TokenSequences
+from tests.llmrank.plain_pipelines import IsolatedFFNPipeline
 from tests.llmrank.tiny_mixtures import ALIKE, MIXTURES, tiny_mixture
 from tests.llmrank.tiny_models import Snapshot
 from tests.pairwise import pairwise

@@ -17,11 +17,11 @@ from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.execution import Execution
 from llmrank.models import find_ffns
 from llmrank.models.forward import evaluation_mode
-from llmrank.pipeline import IsolatedFFNPipeline
 from llmrank.prune import LocalPruner
 from llmrank.surgery.checkpoint import _class_for_config
 from llmrank.surgery.widths import WIDTHS_KEY
 from llmrank.text import TokenSequences
+from tests.llmrank.plain_pipelines import IsolatedFFNPipeline
 from tests.llmrank.tiny_models import Snapshot
 from tests.llmrank.tiny_separate import MIXTRAL, SEPARATE, tiny_separate
 from tests.pairwise import pairwise

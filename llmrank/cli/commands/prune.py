@@ -84,7 +84,8 @@ def add_demo_options(command: argparse.ArgumentParser) -> None:
     )
     add_model_options(group)
     add_method_options(command)
-    command.set_defaults(evaluate=True, pipeline="chained", calibration=BuiltInText.name)
+    # The model needs minutes to write a text.
+    command.set_defaults(evaluate=True, calibration=BuiltInText.name)
 
 
 def add_prune_options(command: argparse.ArgumentParser) -> None:

@@ -46,7 +46,7 @@ METHOD_DEFAULTS = {
     "pruner": DEFAULTS["pruner"],
     "targets": "neurons",
     "amount_of": None,
-    "repair": "none",
+    "repair": DEFAULTS["repair"],
     "steps": 1,
     "form": "compact",
     "evaluate": None,
@@ -75,9 +75,7 @@ def add_apply_options(command: argparse.ArgumentParser) -> None:
     add_model_options(group)
     add_low_memory_options(group)
     add_evaluation(add_method_options(command, calibrates=False))
-    command.set_defaults(
-        repair="none", scorer=OF_RANKING, pipeline=OF_RANKING, calibration=None, samples=None, sequence_length=None
-    )
+    command.set_defaults(scorer=OF_RANKING, pipeline=OF_RANKING, calibration=None, samples=None, sequence_length=None)
 
 
 def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:

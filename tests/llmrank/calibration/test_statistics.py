@@ -16,8 +16,9 @@ from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.execution import Execution
 from llmrank.models import find_ffns
 from llmrank.models.forward import evaluation_mode, longest_input, model_inputs
-from llmrank.pipeline import CalibrationText, ChainedFFNPipeline
+from llmrank.pipeline import CalibrationText
 from llmrank.text import tokenise
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline
 from tests.llmrank.tiny_models import (
     STRUCTURE,
     Snapshot,

@@ -29,10 +29,10 @@ from llmrank.evaluation.lm_eval import (
     page_documents,
 )
 from llmrank.models.loading import LoadedModel
-from llmrank.pipeline import ChainedFFNPipeline
 from llmrank.prune import GlobalPruner
 from llmrank.text.documents import plain_ids
 from tests.llmrank.commands import refused, run
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline
 from tests.llmrank.tiny_models import (
     TALE,
     Snapshot,

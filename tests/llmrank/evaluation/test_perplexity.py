@@ -14,8 +14,8 @@ from llmrank.evaluation.perplexity import complete, model_size, perplexity, unig
 from llmrank.execution import Execution
 from llmrank.models import find_ffns
 from llmrank.models.forward import predicts_next_token
-from llmrank.pipeline import ChainedFFNPipeline
 from llmrank.text import TokenSequences, tokenise
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline
 from tests.llmrank.tiny_models import (
     Snapshot,
     family_model,

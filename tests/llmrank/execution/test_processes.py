@@ -25,7 +25,7 @@ from llmrank.cli import parser
 from llmrank.cli.processes import check_processes
 from llmrank.errors import CalibrationError, OptionError, ProcessError
 from llmrank.execution import Processes, heartbeat, join_processes
-from llmrank.pipeline import CalibrationText, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline, stages
+from llmrank.pipeline import CalibrationText, stages
 from llmrank.pipeline.closeness.repair_validation import Validation
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.registry import make_recipe
@@ -34,6 +34,7 @@ from llmrank.repair import LeastSquaresRepair
 from llmrank.score import AutoScorer, FLAPScorer
 from llmrank.text import TokenSequences
 from tests.llmrank.commands import run
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import features, mlp, text, tiny_llama, token_ids, tokenizer
 

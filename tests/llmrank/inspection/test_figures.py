@@ -11,7 +11,6 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from graphs.analysis.measures import gini
-from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import OptionError
 from llmrank.inspection.figures import (
     draw_agreement,
@@ -24,6 +23,7 @@ from llmrank.inspection.inspect_model import Inspection, inspect_model
 from llmrank.inspection.summary import summarise_inspection
 from llmrank.prune import GlobalPruner
 from llmrank.score import ActivationScorer, NormScorer, WeightedPageRankScorer
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import STRUCTURE, tiny_llama, token_ids
 
 WPR, ACTIVATION = WeightedPageRankScorer(), ActivationScorer()

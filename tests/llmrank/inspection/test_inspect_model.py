@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import OptionError
 from llmrank.inspection.inspect_model import Inspection, inspect_model
 from llmrank.inspection.layers import parse_neuron, split_neuron
 from llmrank.inspection.summary import margin, summarise_inspection, summarise_neuron
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import STRUCTURE, Snapshot, tiny_llama, token_ids
 
 SCORERS = {"wpr": WeightedPageRankScorer(), "activation": ActivationScorer(), "random": RandomScorer(seed=1)}

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.errors import OptionError
 from llmrank.inspection.figures import draw_experts, draw_layer, write_figures
 from llmrank.inspection.inspect_model import Inspection, inspect_model
@@ -23,6 +22,7 @@ from llmrank.inspection.summary import summarise_inspection, summarise_neuron
 from llmrank.models import find_ffns
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
 from llmrank.score import ActivationScorer, BaseScorer, FrequencyScorer, WeightedPageRankScorer
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from tests.llmrank.tiny_mixtures import MIXTURES, tiny_mixture
 
 TOPOLOGIES = {"isolated": IsolatedFFNPipeline, "chained": ChainedFFNPipeline, "residual": ResidualFFNPipeline}

@@ -24,12 +24,12 @@ from torch import nn
 from graphs import GraphError
 from graphs.analysis.node_summary import summarise_node
 from graphs.draw.colours import COLOUR_MAP
-from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import OptionError
 from llmrank.inspection.inspect_model import Inspection, inspect_model
 from llmrank.inspection.page import SCRIPTS, payload, render, write_page
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner
 from llmrank.score import ActivationScorer, RandomScorer, WeightedPageRankScorer
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import STRUCTURE, features, tiny_llama, tiny_t5, token_ids
 
 TOPOLOGIES = {"chained": ChainedFFNPipeline, "isolated": IsolatedFFNPipeline}

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 import llmrank
 from llmrank.errors import ModelSourceError
 from llmrank.models.loading import load_pretrained
-from llmrank.pipeline import ChainedFFNPipeline
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
 from tests.llmrank.commands import SHORT, refused
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import LLAMA, family_model, logits, named_family, tiny_llama, token_ids, tokenizer
 

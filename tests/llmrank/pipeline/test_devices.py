@@ -17,18 +17,13 @@ from llmrank.evaluation.fidelity import continuations, fidelity
 from llmrank.evaluation.last_word import Passage, last_word
 from llmrank.evaluation.perplexity import complete, perplexity
 from llmrank.models.forward import input_device
-from llmrank.pipeline import (
-    BasePipeline,
-    CalibrationText,
-    ChainedFFNPipeline,
-    IsolatedFFNPipeline,
-    ResidualFFNPipeline,
-)
+from llmrank.pipeline import BasePipeline, CalibrationText
 from llmrank.prune import SensitivityPruner
 from llmrank.repair import LeastSquaresRepair
 from llmrank.score import FLAPScorer, ForwardBackwardScorer, WeightedPageRankScorer
 from tests.devices import FIRST, SECOND
 from tests.llmrank.devices import on_two
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from tests.llmrank.tiny_models import logits, text, tiny_llama, token_ids, tokenizer, whole_sequences
 
 WRITTEN = CalibrationText("generated", samples=2, sequence_length=16)

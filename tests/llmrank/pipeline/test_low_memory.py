@@ -27,11 +27,12 @@ from llmrank.execution.states import States
 from llmrank.execution.work_directory import WorkDirectory
 from llmrank.models import FAMILIES, Family, find_ffns
 from llmrank.models.digest import weights_digest
-from llmrank.pipeline import CalibrationText, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
+from llmrank.pipeline import CalibrationText
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.repair import LeastSquaresRepair
 from llmrank.score import AutoScorer, FLAPScorer, WeightedPageRankScorer
 from llmrank.text import CalibrationTokens, tokenise
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import families, family_model, tiny_llama, token_ids
 

@@ -17,7 +17,7 @@ import llmrank.pipeline.pruning_run
 import llmrank.pipeline.stages
 import llmrank.surgery.apply
 from graphs import LayeredGraph, RankResult
-from llmrank import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank import BasePipeline
 from llmrank.errors import CalibrationError, MaskError, OptionError, UnsupportedModelError
 from llmrank.evaluation.fidelity import fidelity
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
@@ -30,6 +30,7 @@ from llmrank.score import BaseScorer, NormScorer
 from llmrank.score.auto import default_candidates
 from llmrank.surgery.equivalence import masked_outputs
 from llmrank.text import tokenise
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import (
     STRUCTURE,
     Snapshot,

@@ -115,11 +115,10 @@ def test_components_by_spec_and_by_object_are_the_same() -> None:
 
 def test_it_is_what_the_pipeline_does_and_it_saves(tmp_path: Path) -> None:
     model = tiny_llama()
-    pruned = prune_model(model, tokenizer(), amount=0.5, repair=None, **SHORT)
+    pruned = prune_model(model, tokenizer(), amount=0.5, **SHORT)
     pipeline = llmrank.IsolatedFFNPipeline(
         tiny_llama(),
         tokenizer(),
-        scorer=llmrank.score.AutoScorer(),
         pruner=llmrank.prune.LocalPruner(0.5),
         calibration=CalibrationText(text(200), 4, 16),
     )

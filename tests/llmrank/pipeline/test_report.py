@@ -12,13 +12,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Report, prune_model
+from llmrank import Report, prune_model
 from llmrank.evaluation.before_and_after import Evaluation
 from llmrank.evaluation.perplexity import Perplexity
 from llmrank.pipeline.closeness.repair_validation import Validation
 from llmrank.pipeline.descriptions import environment, model_source
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.score import BaseScorer
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import STRUCTURE, features, mlp, tiny_llama, token_ids
 
 

@@ -17,18 +17,13 @@ from llmrank.execution import Execution
 from llmrank.inspection.meaning.meanings import find_meanings
 from llmrank.models import find_ffns
 from llmrank.models.forward import input_device
-from llmrank.pipeline import (
-    BasePipeline,
-    CalibrationText,
-    ChainedFFNPipeline,
-    IsolatedFFNPipeline,
-    ResidualFFNPipeline,
-)
+from llmrank.pipeline import BasePipeline, CalibrationText
 from llmrank.pipeline.registry import SCORERS, make_pruner, make_repair, make_scorer
 from llmrank.score.expert_scorers import ExpertScorer
 from tests.devices import FIRST, SECOND
 from tests.llmrank.devices import on_two
 from tests.llmrank.pipeline.test_devices import WRITTEN, same_outcome
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import logits, text, tiny_llama, token_ids, tokenizer, whole_sequences
 

@@ -19,7 +19,7 @@ from torch import nn
 from llmrank.errors import OptionError
 from llmrank.models import find_ffns
 from llmrank.models.costs import UNITS, ModelCosts, Unit
-from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.pipeline import BasePipeline
 from llmrank.prune import (
     BasePruner,
     GlobalPruner,
@@ -31,6 +31,7 @@ from llmrank.prune import (
 )
 from llmrank.prune.budget import Reached, budget_notes, check_budget, describe_amount, reached_amounts
 from llmrank.prune.masks import Masks
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import STRUCTURE, Snapshot, mlp, tiny_llama, token_ids
 
 NAMES = [f"model.layers.{k}.mlp" for k in range(12)]

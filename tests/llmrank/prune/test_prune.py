@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrank.errors import LLMRankError, OptionError
-from llmrank.pipeline import IsolatedFFNPipeline
 from llmrank.prune import (
     BasePruner,
     GlobalPruner,
@@ -29,6 +28,7 @@ from llmrank.prune import (
     sensitivity_counts,
 )
 from llmrank.prune.masks import Masks
+from tests.llmrank.plain_pipelines import IsolatedFFNPipeline
 from tests.llmrank.tiny_models import tiny_llama, token_ids
 
 # Few distinct values, so that most scores are tied.

@@ -12,7 +12,7 @@ import torch
 
 from llmrank.errors import OptionError
 from llmrank.models import find_ffns
-from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, stages
+from llmrank.pipeline import BasePipeline, stages
 from llmrank.prune import BasePruner, GlobalPruner, LayerRecord, LocalPruner, SensitivityPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import record_of_size
@@ -21,6 +21,7 @@ from llmrank.prune.selection import Reselection
 from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair
 from llmrank.score import BaseScorer, ModifiedPageRankScorer, RandomScorer, WandaSPScorer, WeightedPageRankScorer
 from llmrank.surgery.apply import apply_masks, temporarily_masked
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import STRUCTURE, Snapshot, features, logits, mlp, tiny_llama, tiny_t5, token_ids
 from tests.pairwise import pairwise
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmrank
-from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, Masks
+from llmrank import Masks
 from llmrank.calibration.collect import collect_statistics
 from llmrank.errors import CalibrationError, LLMRankError, MaskError, OptionError
 from llmrank.execution.block_stream import open_stream
@@ -30,6 +30,7 @@ from llmrank.repair.sequential import substitute
 from llmrank.score import WeightedPageRankScorer
 from llmrank.surgery.apply import apply_masks
 from llmrank.text import tokenise
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.textbook import least_squares
 from tests.llmrank.tiny_models import (
     STRUCTURE,

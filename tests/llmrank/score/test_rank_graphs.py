@@ -11,7 +11,6 @@ import torch
 
 from graphs import pagerank
 from graphs.structures.digraph import BlockDigraph, EdgeBlock
-from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.calibration.collect import collect_statistics
 from llmrank.errors import OptionError, StructureError
 from llmrank.execution import Execution
@@ -37,6 +36,7 @@ from llmrank.score.rank_graphs import rank_graphs
 from llmrank.score.topologies import build_graphs
 from llmrank.text import tokenise
 from tests.llmrank import textbook
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from tests.llmrank.tiny_models import Snapshot, logits, mlp, repeated, tiny_llama, tiny_t5, token_ids
 
 IDS = token_ids()

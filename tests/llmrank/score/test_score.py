@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from graphs import GraphError, LayeredGraph
 from graphs.analysis.flow import gamma_of, is_modified
 from graphs.linalg.stacking import StackedBlock
-from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.prune import GlobalPruner, LayerRecord, LocalPruner
@@ -33,6 +32,7 @@ from llmrank.score import (
 from llmrank.score.model_graph import edge_weights
 from llmrank.score.topologies import build_graphs
 from tests.llmrank import textbook
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import mlp, tiny_llama, token_ids
 
 # Two blocks, 3 -> 4 -> 2; column 1 of the first dangles.

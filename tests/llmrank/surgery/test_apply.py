@@ -14,13 +14,13 @@ from torch.nn.utils import prune as torch_prune
 
 from llmrank.errors import MaskError, OptionError
 from llmrank.models import find_ffns
-from llmrank.pipeline import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.surgery import apply, forms, widths
 from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.checkpoint import load, save
 from llmrank.surgery.forms import FORMS, tensor_masks
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import (
     LLAMA,
     Snapshot,

@@ -19,12 +19,12 @@ import llmrank
 from llmrank.errors import CheckpointError, ModelSourceError, OptionError
 from llmrank.models import find_ffns
 from llmrank.models.loading import load_pretrained, parse_device, parse_dtype
-from llmrank.pipeline import ChainedFFNPipeline
 from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.atomic import check_output
 from llmrank.surgery.checkpoint import load, save
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline
 from tests.llmrank.tiny_models import LLAMA, logits, mlp, tiny_llama, token_ids, tokenizer
 
 IDS = token_ids(2, 8, seed=5)

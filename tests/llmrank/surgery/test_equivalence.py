@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank import ChainedFFNPipeline, Masks
+from llmrank import Masks
 from llmrank.errors import UnsupportedModelError
 from llmrank.models import find_ffns
 from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.equivalence import check_equivalence, masked_outputs
 from llmrank.text import tokenise
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline
 from tests.llmrank.tiny_models import Snapshot, features, logits, mlp, tiny_llama, token_ids
 
 SIZE = 12

@@ -13,12 +13,12 @@ from transformers import AddedToken
 from transformers.cache_utils import DynamicLayer
 
 import llmrank
-from llmrank import IsolatedFFNPipeline
 from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError
 from llmrank.pipeline import CalibrationText
 from llmrank.text import generation
 from llmrank.text.generation import can_write_text, draw_tokens, generate_text, generation_settings
 from tests.llmrank.commands import SHORT, run
+from tests.llmrank.plain_pipelines import IsolatedFFNPipeline
 from tests.llmrank.tiny_models import (
     VOCABULARY,
     Snapshot,

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmrank
-from llmrank import IsolatedFFNPipeline
 from llmrank.errors import CalibrationError
 from llmrank.pipeline import CalibrationText
 from llmrank.text import TokenSequences, check_text
@@ -20,6 +19,7 @@ from llmrank.text.mixed_sources import MixedSources, split_shares, whole_numbers
 from llmrank.text.sequences import Request
 from llmrank.text.sources import find_source, make_sequences
 from tests.llmrank.commands import SHORT, run
+from tests.llmrank.plain_pipelines import IsolatedFFNPipeline
 from tests.llmrank.tiny_models import spelling_tokenizer, tiny_llama, tokenizer
 
 

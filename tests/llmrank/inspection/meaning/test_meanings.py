@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from llmrank import ChainedFFNPipeline
 from llmrank.calibration.statistics.top_activations import collect_top_activations
 from llmrank.errors import OptionError
 from llmrank.evaluation.token_losses import loss_changes, token_losses
@@ -25,6 +24,7 @@ from llmrank.inspection.page.page_data import payload
 from llmrank.inspection.page.rendering import render
 from llmrank.models import find_ffns
 from llmrank.score import WeightedPageRankScorer
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import padded_sequences, tiny_llama, token_ids, tokenizer
 

@@ -15,8 +15,9 @@ from llmrank.calibration.attention import find_attentions
 from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.models import explicit_ffns, find_ffns
 from llmrank.models.families import bias_attribute
-from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline
+from llmrank.pipeline import BasePipeline
 from llmrank.prune import GlobalPruner, LocalPruner
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import LLAMA, STRUCTURE, Snapshot, features, mlp, tiny_llama, tiny_t5, token_ids
 
 

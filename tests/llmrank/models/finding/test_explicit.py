@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from llmrank import ChainedFFNPipeline, IsolatedFFNPipeline
 from llmrank.errors import MaskError, OptionError, StructureError, UnsupportedModelError
 from llmrank.pipeline import BasePipeline
 from llmrank.prune import GlobalPruner, LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.score import NormScorer, WeightedPageRankScorer
 from llmrank.surgery.apply import apply_masks
+from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import STRUCTURE, Snapshot, logits, tiny_llama, token_ids
 
 NAMES = [f"model.layers.{k}.mlp.{name}" for k in range(2) for name in ("up_proj", "down_proj")]

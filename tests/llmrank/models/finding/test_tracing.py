@@ -13,9 +13,9 @@ from torch.nn import functional
 from llmrank.errors import UnsupportedModelError
 from llmrank.models import find_ffns
 from llmrank.models.finding.tracing import is_odd_in, linear_chain
-from llmrank.pipeline import IsolatedFFNPipeline
 from llmrank.prune import GlobalPruner, LocalPruner
 from llmrank.repair import LeastSquaresRepair
+from tests.llmrank.plain_pipelines import IsolatedFFNPipeline
 from tests.llmrank.tiny_models import Snapshot, features, mlp
 
 

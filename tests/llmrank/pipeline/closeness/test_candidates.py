@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from llmrank.errors import CalibrationError, OptionError
-from llmrank.pipeline import CalibrationText, IsolatedFFNPipeline, stages
+from llmrank.pipeline import CalibrationText, stages
 from llmrank.pipeline.closeness import distance
 from llmrank.pipeline.closeness.candidates import PIECE, Choice, Trial, choose, other_text, pieces, tokens_of_a_trial
 from llmrank.pipeline.defaults import DEFAULTS
@@ -21,6 +21,7 @@ from llmrank.score import ActivationScorer, AutoScorer, BaseScorer, NormScorer, 
 from llmrank.score.auto import default_candidates
 from llmrank.score.pagerank import default_scorer
 from llmrank.text import TokenSequences, tokenise
+from tests.llmrank.plain_pipelines import IsolatedFFNPipeline
 from tests.llmrank.tiny_models import features, mlp, text, tiny_llama, token_ids, tokenizer, whole_sequences
 
 FOUR = [10, 10, 10, 10]
