@@ -828,3 +828,11 @@ def test_prune_model_has_the_defaults_of_the_command() -> None:
     assert {name: options[name] for name in shared} == {name: defaults[name] for name in shared}
     assert defaults["repair"] == "lstsq"
     assert (options["amount_of"], defaults["amount_of"]) == (None, "neurons")  # None stands for that default
+    # The other commands that prune differ in their text, and in what a ranking has settled.
+    for command, settled in (
+        (["demo"], {"calibration"}),
+        (["apply", "R", "M", "--output", "out"], {"calibration", "pipeline", "scorer"}),
+    ):
+        others = vars(cli.parser().parse_args(command))
+        names = registry.DEFAULTS.keys() - settled
+        assert {name: others[name] for name in names} == {name: registry.DEFAULTS[name] for name in names}

@@ -63,7 +63,7 @@ def test_a_ranking_prunes_as_prune_does(
         raise AssertionError("the model was calibrated again")
 
     monkeypatch.setattr("llmrank.pipeline.stages.collect_statistics", fail)
-    assert run("apply", tmp_path / "scores", checkpoint, "--output", tmp_path / "applied", *method) == 0
+    assert run("apply", tmp_path / "scores", checkpoint, "--output", tmp_path / "applied", *method, *repair) == 0
     assert_same(tmp_path / "applied", tmp_path / "pruned")
     report = json.loads((tmp_path / "applied" / "report.json").read_text(encoding="utf-8"))
     assert report["method"]["scorer"]["gamma"] == 0.9
@@ -84,7 +84,7 @@ def test_a_ranking_remembers_the_scorer_that_was_chosen(checkpoint: Path, corpus
         "activation",
         "wpr:gamma=0.9,edges=gate",
     ]
-    assert run("apply", tmp_path / "scores", checkpoint, "--output", tmp_path / "applied", "--repair", "lstsq") == 0
+    assert run("apply", tmp_path / "scores", checkpoint, "--output", tmp_path / "applied") == 0
     assert run("prune", checkpoint, "--output", tmp_path / "pruned", *common, "--amount", 0.3) == 0
     assert_same(tmp_path / "applied", tmp_path / "pruned")
     applied, pruned = (
@@ -103,7 +103,7 @@ def test_a_ranking_knows_the_sources_of_a_mixture(checkpoint: Path, corpus: Path
     common = ("--calibration", f"{corpus}:0.75,generated:0.25", "--samples", 8, "--sequence-length", 16)
     assert run("prune", checkpoint, "--output", tmp_path / "pruned", *common) == 0
     assert run("rank", checkpoint, "--output", tmp_path / "scores", *common) == 0
-    assert run("apply", tmp_path / "scores", checkpoint, "--output", tmp_path / "applied", "--repair", "lstsq") == 0
+    assert run("apply", tmp_path / "scores", checkpoint, "--output", tmp_path / "applied") == 0
     pruned, applied = (
         json.loads((tmp_path / name / "report.json").read_text(encoding="utf-8")) for name in ("pruned", "applied")
     )
