@@ -1,8 +1,4 @@
-"""Collect statistics of the activations at every layer of the FFNs, with forward hooks.
-
-The hooks add the activations and their squares to sums over all tokens that are not padding. The sums are float64, or float32 on
-MPS (the GPUs of Apple), which has no float64.
-"""
+"""Collect statistics of the activations at every layer of the FFNs, with forward hooks that add to sums over tokens."""
 
 from __future__ import annotations
 
@@ -14,10 +10,7 @@ import torch
 from torch import nn
 
 from llmrank.calibration.residual import SkipSums, block_path, hidden_states
-from llmrank.calibration.statistics import (
-    AttentionStatistics,
-    FFNStatistics,
-)
+from llmrank.calibration.statistics import AttentionStatistics, FFNStatistics
 from llmrank.calibration.statistics.sums import FFNSums, MixtureSums
 from llmrank.errors import CalibrationError, LLMRankError
 from llmrank.execution import Execution

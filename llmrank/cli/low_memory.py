@@ -179,14 +179,11 @@ def work_directory(options: argparse.Namespace, model: Any, terminal: Terminal) 
     """
     if not (options.low_memory or options.resume):
         device = parse_device(options.device)
-        size, free = (
-            bytes_of(model) or 0,
-            free_memory(device),
-        )  # of a model whose tensors are not all here, accelerate takes care
-        on_cpu = {tensor.device.type for tensor in model.parameters()} == {"cpu"}
+        size, free = bytes_of(model), free_memory(device)
+        on_cpu = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"cpu"}
         options_allow = options.steps == 1 and options.form in ("compact", "padded")
         options_allow = options_allow and not _model_writes(options.calibration)
-        if size <= free or not (on_cpu and options_allow and _runs_by_block(model)):
+        if size is None or size <= free or not (on_cpu and options_allow and _runs_by_block(model)):
             return None
         terminal.say(
             f"The model takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free on {device}: it is pruned block by "

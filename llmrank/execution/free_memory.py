@@ -20,15 +20,15 @@ VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_
 
 
 def bytes_of(model: nn.Module) -> int | None:
-    """Return how much memory the tensors of a model take, or None if some are not in memory.
+    """Return how many bytes the tensors of a model take, or None if some are not in memory.
 
     >>> bytes_of(nn.Linear(2, 3))
     36
     """
     tensors = [*model.parameters(), *model.buffers()]
-    return (
-        None if any(each.is_meta for each in tensors) else sum(each.numel() * each.element_size() for each in tensors)
-    )
+    if any(tensor.is_meta for tensor in tensors):
+        return None
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def free_memory(device: torch.device | None = None) -> int:

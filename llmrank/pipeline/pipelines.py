@@ -16,7 +16,7 @@ from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.texts import CalibrationText
 from llmrank.progress import Progress
 from llmrank.prune import BasePruner
-from llmrank.repair import BaseRepair, LeastSquaresRepair
+from llmrank.repair import BaseRepair
 from llmrank.score import BaseScorer
 from llmrank.score.pagerank import default_scorer
 from llmrank.score.topologies import Topology
@@ -26,8 +26,7 @@ from llmrank.surgery.widths import Align
 __all__ = ["BasePipeline", "ChainedFFNPipeline", "IsolatedFFNPipeline", "ResidualFFNPipeline"]
 
 
-# The repair of a recipe by default.
-DEFAULT_REPAIR = LeastSquaresRepair()
+DEFAULT_REPAIR = Recipe().repair
 
 
 class BasePipeline(PruningRun):

@@ -150,6 +150,7 @@ def _describe_neurons(records: Sequence[LayerRecord], widths: Mapping[str, int],
 
 
 def _describe_experts(records: Sequence[LayerRecord], kept: Mapping[str, int]) -> str:
+    # If a router divides its experts into groups, a unit takes an expert of each group.
     counts = [
         (record.out_features, kept[record.name], len(record.units.layers) // record.out_features if record.units else 1)
         for record in records

@@ -1,6 +1,6 @@
 """Sums over tokens, from which statistics are made. Hooks on the modules of a model add to them in forward passes.
 
-The sums are float64, or float32 on MPS (the GPUs of Apple), which has no float64.
+They leave padding out. They are float64, or float32 on MPS (the GPUs of Apple), which has no float64.
 """
 
 from __future__ import annotations

@@ -50,9 +50,8 @@ def child(arguments: list[str], step: int, cwd: Path | None) -> None:
     """In a fork: a command whose renames and removals are slow; a byte is written to `step` for each step of its saving."""
     status = 70
     try:
-        signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        )  # a shell starts what runs in the background without it
+        # A shell starts what runs in the background without it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
