@@ -119,7 +119,7 @@ class ModelStudy:
 
     def describe(self) -> dict[str, Any]:
         """Return what all rows of the model have in common."""
-        sequences, held_out = self._tokens
+        sequences, held_out = self._tokens.sequences, self._tokens.held_out
         return {
             "source": model_source(self._model),
             "weights": self._weights_digest,
@@ -183,7 +183,7 @@ class ModelStudy:
 
     @property
     def _tokens(self) -> CalibrationTokens:
-        return self._calibration_text.sequences(self._model, self._tokenizer, hold_out=True)
+        return stages.calibration_tokens(self._prepared, Recipe(calibration=self._calibration_text), Execution())
 
     @cached_property
     def _record(self) -> Recording:
@@ -218,7 +218,7 @@ class ModelStudy:
     def _calibrate(self, directory: Path, needs: set[str], pipeline: str, progress: Progress | None) -> None:
         """Collect the statistics of all FFNs in one pass, and keep them in the directory, in place of those that are there."""
         calibration = self._settings.calibration.for_model(self._model)
-        sequences, held_out = calibration.sequences(
+        sequences, held_out, _ = calibration.sequences(
             self._model, self._tokenizer, hold_out=HELD_OUT in needs, progress=progress
         )
         # If the shares cannot be measured, other rows can be; those of residual graphs will raise this error again.

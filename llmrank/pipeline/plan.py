@@ -191,8 +191,9 @@ def _calibrate_and_record(
         return statistics, stages.record(prepared, tokens, execution)
     with recording(prepared.model, prepared.ffns) as record:
         statistics = stages.calibrate(prepared, recipe, tokens, execution)
-        if record.blocks and tokens.held_out is not None:
-            run_sequences(prepared.model, prepared.ffns, execution.batches(tokens.held_out))
+        further = None if tokens.held_out is None else tokens.parts[1]
+        if record.blocks and further is not None:
+            run_sequences(prepared.model, prepared.ffns, execution.batches(further))
     return statistics, record
 
 
@@ -218,6 +219,7 @@ def open_work_directory(
         "weights": weights_digest(model),
         "calibration": tokens.sequences.provenance(),
         "held_out": None if tokens.held_out is None else tokens.held_out.provenance(),
+        "other": None if tokens.other is None else tokens.other.digest,
         "batch_size": execution.batch_size,
         "device": str(execution.device or "cpu"),  # because rounding differs between devices
         **recipe.settings(),

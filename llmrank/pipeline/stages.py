@@ -46,7 +46,6 @@ from llmrank.models.forward import fitting_length, reached_by_tokens
 from llmrank.pipeline.closeness.candidates import (
     FEWEST_TOKENS,
     Choice,
-    other_text,
     pieces,
     tokens_of_a_trial,
     try_candidates,
@@ -70,6 +69,7 @@ from llmrank.score.topologies import build_graphs
 from llmrank.surgery.apply import check_writable
 from llmrank.surgery.widths import check_padding
 from llmrank.text import CalibrationTokens, TokenSequences
+from llmrank.text.other_text import held_out_other_text
 
 __all__ = [
     "PreparedModel",
@@ -246,16 +246,22 @@ def perplexity_of(prepared: PreparedModel, texts: TokenSequences, execution: Exe
         return perplexity(prepared.model, texts, execution, description)
 
 
-def calibration_tokens(prepared: PreparedModel, recipe: Recipe, execution: Execution) -> CalibrationTokens:
+def calibration_tokens(
+    prepared: PreparedModel, recipe: Recipe, execution: Execution, *, hold_out: bool | None = None
+) -> CalibrationTokens:
     """Make the calibration sequences, and those to hold out; see :meth:`llmrank.pipeline.CalibrationText.sequences`.
 
-    If there are several processes, one of them makes the sequences for all.
+    If sequences are held out, by default as the recipe asks, so are some of another kind of text. Of several processes, one makes
+    the sequences for all.
     """
-    tokens = execution.processes.from_one(
-        lambda: recipe.calibration.sequences(
-            prepared.model, prepared.tokenizer, hold_out=recipe.holds_out, progress=execution.steps
-        )
-    )
+    holds_out = recipe.holds_out if hold_out is None else hold_out
+
+    def make() -> CalibrationTokens:
+        model, tokenizer = prepared.model, prepared.tokenizer
+        made = recipe.calibration.sequences(model, tokenizer, hold_out=holds_out, progress=execution.steps)
+        return made._replace(other=held_out_other_text(made.sequences, tokenizer)) if holds_out else made
+
+    tokens = execution.processes.from_one(make)
     execution.processes.check_batches(tokens.sequences, execution.batch_size)
     return tokens
 
@@ -306,7 +312,7 @@ def choose_scorer(
     sensitivities. Return None if there is only one candidate, or nothing was held out. A run with little memory notes the
     choice, and does not try again.
     """
-    held_out = tokens.parts[1]
+    held_out = tokens.held_out_of_kind
     if len(recipe.candidates) == 1 or held_out is None:
         return None
     work = execution.work
@@ -328,7 +334,7 @@ def choose_scorer(
         prepared.ffns,
         masks,
         pieces(held_out, count, tokens.sequences),
-        other_text(tokens.sequences, prepared.tokenizer, count),
+        None if tokens.other is None else pieces(tokens.other, count, tokens.sequences),
         # With weights on disk, every pass reads all of them, so there is one pass for each text.
         max(execution.batch_size * tokens.sequences.length, FEWEST_TOKENS) if work is None else 2 * count,
         execution,

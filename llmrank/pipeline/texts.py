@@ -11,6 +11,7 @@ from llmrank.pipeline.held_out import n_held_out
 from llmrank.pipeline.ranking import Ranking
 from llmrank.progress import Progress
 from llmrank.text import CalibrationTokens, TokenSequences, tokenise
+from llmrank.text.other_text import add_other_text, is_alone
 from llmrank.text.sequences import Request
 from llmrank.text.sources import find_source, make_sequences
 
@@ -122,9 +123,10 @@ class CalibrationText:
         length = fitting_length(model, self.sequence_length)
         request = Request(tokenizer, self.samples, length, further, model=model, seed=self.seed, progress=progress)
         sequences, held_out = make_sequences(self.source, request)
-        if further and held_out is None and len(sequences) > 1:
-            sequences = replace(sequences, held_out=n_held_out(len(sequences)))
-        return CalibrationTokens(sequences, held_out)
+        marked = n_held_out(len(sequences)) if further and held_out is None and len(sequences) > 1 else 0
+        if not is_alone(self.source):
+            sequences = add_other_text(sequences, tokenizer)
+        return CalibrationTokens(replace(sequences, held_out=marked) if marked else sequences, held_out)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ ROUNDING = 0.011
 
 
 class MixedSources(BaseSource):
-    """Several sources, each with a share of the sequences, in an order that the seed decides.
+    """Several sources, each with a share of the sequences, in an order that the seed decides; or one source with all of them.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class MixedSources(BaseSource):
     Raises
     ------
     CalibrationError
-        There are fewer than two sources, a share is not positive, or the shares do not add up to 1.
+        There is no source, a share is not positive, or the shares do not add up to 1.
     """
 
     roles: ClassVar[tuple[Role, ...]] = ("calibration",)
@@ -41,11 +41,11 @@ class MixedSources(BaseSource):
     def __init__(self, entries: Sequence[tuple[BaseSource, float]]) -> None:
         super().__init__()
         listed = ", ".join(f"{source} {share:g}" for source, share in entries) or "none"
-        if len(entries) < 2:
-            raise CalibrationError(f"expected two or more sources with shares ({SYNTAX}), got {listed}")
+        if not entries:
+            raise CalibrationError(f"expected sources with shares ({SYNTAX}), got {listed}")
         total = sum(share for _, share in entries)
         if not all(share > 0.0 for _, share in entries) or not abs(total - 1.0) <= ROUNDING:
-            raise CalibrationError(f"shares must be above 0 and add up to 1, got {total:g} in all: {listed}")
+            raise CalibrationError(f"shares must be above 0 and add up to 1 ({SYNTAX}), got {total:g} in all: {listed}")
         self.sources = tuple(source for source, _ in entries)
         self.shares = tuple(share / total for _, share in entries)
 
@@ -65,6 +65,8 @@ class MixedSources(BaseSource):
         CalibrationError
             A source gets no sequence, has too little text for its share, or makes sequences of other lengths.
         """
+        if len(self.sources) == 1:
+            return self.sources[0].sequences(request)
         counts = whole_numbers(request.samples, self.shares)
         held_out_counts = whole_numbers(request.held_out, self.shares)
         if 0 in counts:

@@ -83,6 +83,20 @@ class TokenSequences:
         )
         return head, tail if len(tail) else None
 
+    def spread(self, count: int) -> TokenSequences:
+        """Return up to `count` of the sequences, evenly spaced.
+
+        Examples
+        --------
+        >>> sequences = TokenSequences.of(torch.arange(12).view(6, 2), torch.ones(6, 2, dtype=torch.bool), "text")
+        >>> sequences.spread(2).ids[:, 0].tolist()
+        [2, 8]
+        """
+        chosen = (
+            [(2 * k + 1) * len(self) // (2 * count) for k in range(count)] if count < len(self) else range(len(self))
+        )
+        return TokenSequences.of(self.ids[list(chosen)], self.mask[list(chosen)], self.source)
+
     def share(self, number: int, count: int, batch_size: int) -> TokenSequences:
         """Return share `number` of `count` shares: consecutive batches of these sequences, and consecutive held-out batches.
 
@@ -117,7 +131,8 @@ class TokenSequences:
         """Return these sequences followed by the sequences of `other`, which have the same length; without `other`, these."""
         if other is None:
             return self
-        return TokenSequences.of(torch.cat([self.ids, other.ids]), torch.cat([self.mask, other.mask]), self.source)
+        source = self.source if self.source == other.source else f"{self.source}, {other.source}"
+        return TokenSequences.of(torch.cat([self.ids, other.ids]), torch.cat([self.mask, other.mask]), source)
 
     @property
     def parts(self) -> tuple[TokenSequences, TokenSequences | None]:
@@ -145,15 +160,29 @@ class CalibrationTokens(NamedTuple):
         Statistics are taken on all of them. If nothing follows in the text, the last of them are marked as held out.
     held_out : TokenSequences or None
         The sequences that follow in the text; None if the text ends before, or none were asked for.
+    other : TokenSequences or None
+        Held-out sequences of another kind of text, see :func:`llmrank.text.other_text.held_out_other_text`.
     """
 
     sequences: TokenSequences
     held_out: TokenSequences | None
+    other: TokenSequences | None = None
+
+    @property
+    def held_out_of_kind(self) -> TokenSequences | None:
+        """The held-out sequences of the calibration's kind of text."""
+        return self.sequences.parts[1] if self.held_out is None else self.held_out
 
     @property
     def parts(self) -> tuple[TokenSequences, TokenSequences | None]:
-        """The sequences to fit a repair to, and those to compare models on."""
-        return self.sequences.parts if self.held_out is None else (self.sequences, self.held_out)
+        """The sequences to fit a repair to, and those to tune and to judge it by, as many of each kind of text.
+
+        If the text was too short to go on behind the calibration sequences, only its own last sequences are held out.
+        """
+        if self.held_out is None:
+            return self.sequences.parts
+        other = None if self.other is None else self.other.spread(len(self.held_out))
+        return self.sequences, self.held_out.joined(other)
 
 
 @dataclass(frozen=True)

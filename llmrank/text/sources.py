@@ -98,8 +98,9 @@ def _mixture_entries(text: Any) -> Sequence[tuple[Any, float]] | None:
     if not isinstance(text, str) or "\n" in text or (" " in text and not re.search(r"[\d%]$", text)) or _exists(text):
         return None
     entries = split_shares(text)
-    # A single entry may be no mixture but a source whose argument ends like a share.
-    return None if entries is not None and len(entries) == 1 and _named_source(text) else entries
+    # A single entry with another share than all may be no mixture but a source whose argument ends like a share.
+    is_name = entries is not None and len(entries) == 1 and entries[0][1] != 1.0 and _named_source(text)
+    return None if is_name else entries
 
 
 def _with_checked_shares(entries: Sequence[Any]) -> Sequence[tuple[Any, float]]:

@@ -95,7 +95,7 @@ def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     recipe = without_generation(recipe, work, terminal)
     run = make_run(options, loaded, recipe, terminal, undoable=False, work=work)
     recipe, prepared = run.recipe, run.prepare()  # its text is chosen for the model
-    tokens = recipe.calibration.sequences(loaded.model, loaded.tokenizer, hold_out=True, progress=terminal.progress)
+    tokens = stages.calibration_tokens(prepared, recipe, run.execution, hold_out=True)
     with terminal.step("Reading the weights"):
         # Before the calibration, because this raises an error if weights are missing.
         weights = weights_digest(loaded.model)
@@ -116,7 +116,7 @@ def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
         if run.work is not None:
             run.work.note(SAVING, options.settings)
         with atomic_directory(options.output) as partial:
-            Ranking(statistics, *tokens, settings, ranked.importance()).save(partial)
+            Ranking(statistics, tokens.sequences, tokens.held_out, settings, ranked.importance()).save(partial)
     if run.work is not None:
         run.work.remove()
     if ranked.choice is not None:

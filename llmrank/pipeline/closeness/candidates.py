@@ -1,7 +1,7 @@
 """The choice among candidate scorers: each is tried by a cut, and the pruned models are compared with the dense one.
 
-Two kinds of text count: held-out tokens of the calibration text, and text of another kind, which no score was computed from: the
-built-in text. What counts is the geometric mean of a candidate's divergences from the dense model on both. So both kinds count
+Two kinds of text count: held-out tokens of the calibration's kind, and held-out tokens of another kind, the built-in text. What
+counts is the geometric mean of a candidate's divergences from the dense model on both. So both kinds count
 equally, by how many times closer one candidate is than another, though divergences on other text are larger. The first candidate
 that is not behind the closest one by more than a standard error is taken. Where the trials cannot tell candidates apart, their
 order therefore chooses, and not noise.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -30,10 +29,9 @@ from llmrank.execution import Execution
 from llmrank.models import FFNs
 from llmrank.pipeline.closeness.distance import DenseReference, Distances, Measure
 from llmrank.prune.masks import Masks
-from llmrank.text import TokenSequences, tokenise
-from llmrank.text.built_in import BuiltInText, builtin_texts
+from llmrank.text import TokenSequences
 
-__all__ = ["FEWEST_TOKENS", "Choice", "Trial", "choose", "other_text", "pieces", "tokens_of_a_trial", "try_candidates"]
+__all__ = ["FEWEST_TOKENS", "Choice", "Trial", "choose", "pieces", "tokens_of_a_trial", "try_candidates"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +47,6 @@ USUAL, UNUSUAL = 1.9, 2.0
 FAR = 1.0
 # Distances below this count as equal: nothing was removed, or nothing that matters.
 TINY = 1e-12
-# Characters of the built-in text that hold PIECE tokens of any tokenizer.
-CHARACTERS = 16 * PIECE
-# A cut of the built-in text begins at the start of a paragraph.
-PARAGRAPH = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -156,7 +150,7 @@ class Choice:
             found.append(
                 "After a trial cut, before any repair, the predictions for text of another kind, the built-in text, are "
                 f"{trial.other:.2f} nats (KL divergence) from the dense model's: much is lost that the calibration text does "
-                "not show. Calibrate on all kinds of text that the model will read (--calibration FILE:0.75,built-in:0.25), or "
+                "not show. Calibrate on all kinds of text that the model will read (--calibration FILE:50%,OTHER:50%), or "
                 "remove less (--amount)."
             )
         return found
@@ -205,22 +199,6 @@ def pieces(sequences: TokenSequences, tokens: int, calibration: TokenSequences |
     cut, cut_mask = cut[chosen], cut_mask[chosen]
     rows = torch.linspace(0, len(cut) - 1, min(max(tokens // length, 1), len(cut))).long()
     return TokenSequences.of(cut[rows], cut_mask[rows], sequences.source)
-
-
-def other_text(calibration: TokenSequences, tokenizer: Any, tokens: int) -> TokenSequences | None:
-    """Return short sequences of about so many tokens from all over the built-in text.
-
-    Return None if that is the calibration text or a part of it, or if the model reads no text.
-    """
-    is_known = re.search(rf"(^| of ){BuiltInText.name}: ", calibration.source)
-    if tokenizer is None or calibration.ids.is_floating_point() or is_known:
-        return None
-    text = builtin_texts()[0]
-    length = _length(calibration, tokens)
-    count = max(tokens // length, FEWEST_PIECES)
-    starts = [text.rfind(PARAGRAPH, 0, len(text) * number // count + 1) for number in range(count)]
-    passages = [text[max(start, 0) : max(start, 0) + CHARACTERS].strip() for start in starts]
-    return tokenise(passages, tokenizer, count, length)
 
 
 def try_candidates(

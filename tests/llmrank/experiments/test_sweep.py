@@ -28,6 +28,8 @@ from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import Snapshot, text, tiny_llama, tokenizer
 
 TEXTS = {"samples": 3, "sequence_length": 16}
+# One of the built-in text is added.
+SEQUENCES = TEXTS["samples"] + 1
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def test_rows_are_those_of_single_runs(settings: dict[str, Any], passes: Counter
     }
     result = llmrank.sweep(tiny(), amounts=[0.3], **grid, **settings)
     assert len(result.rows) == 1 + 2 * 3 * 3 * 3
-    assert passes["calibration"] == TEXTS["samples"]  # one batch for each sequence
+    assert passes["calibration"] == SEQUENCES  # one batch for each sequence
     assert not result.failed
     del settings["output"]
     for row in result.rows[1::5]:
@@ -218,7 +220,7 @@ def test_a_killed_sweep_goes_on(
     assert first.count(b"\n") == 4
     file.write_bytes(first + b'{"row": 4, "model": "ti')  # as a process leaves it that is killed while it writes
     assert len(read_rows(settings["output"])) == 4
-    assert passes == {"rows": 4, "calibration": TEXTS["samples"]}
+    assert passes == {"rows": 4, "calibration": SEQUENCES}
     passes.clear()
     resumed = llmrank.sweep(tiny(), **grid, **settings).rows
     assert passes == {"rows": 5}
@@ -250,7 +252,7 @@ def test_a_grid_grows(settings: dict[str, Any], passes: Counter[str]) -> None:
     assert len(more) == 3
     passes.clear()
     rows = llmrank.sweep(tiny(), **grown, **settings).rows
-    assert passes == {"rows": 46, "calibration": TEXTS["samples"]}
+    assert passes == {"rows": 46, "calibration": SEQUENCES}
     assert rows[:3] == more
     assert [row["row"] for row in rows] == list(range(49))
     changing = {"row": 0, "seconds": 0, "held_out": None}
@@ -396,7 +398,7 @@ def test_several_models_each_have_their_rows(
     names = [row["model"] for row in result.rows]
     assert names == ["tiny", "tiny", "tiny-1", "tiny-1", "tiny (2)", "tiny (2)", str(absent)]
     assert result.failed == result.rows[-1:]
-    assert passes["calibration"] == 3 * TEXTS["samples"]
+    assert passes["calibration"] == 3 * SEQUENCES
     assert result.rows[0]["weights"] == result.rows[4]["weights"] != result.rows[2]["weights"]
     assert len(read_rows(settings["output"])) == 6
 

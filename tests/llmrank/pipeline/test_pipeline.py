@@ -342,10 +342,10 @@ def test_what_is_held_out_follows_in_the_text_or_is_taken_from_what_was_given() 
     pipeline = IsolatedFFNPipeline(
         model, tokenizer(), calibration=CalibrationText(words, 16, 12), repair=LeastSquaresRepair()
     )
-    sequences, further = stages.calibration_tokens(pipeline.prepare(), pipeline.recipe, pipeline.execution)
-    assert (len(sequences), len(further)) == (16, 2)
+    sequences, further, other = stages.calibration_tokens(pipeline.prepare(), pipeline.recipe, pipeline.execution)
+    assert (len(sequences), len(further), other.length) == (16 + 3, 2, 12)
     whole = tokenise(words, tokenizer(), 18, 12)
-    assert torch.equal(torch.cat([sequences.ids, further.ids]), whole.ids)
+    assert torch.equal(torch.cat([sequences.ids[3:], further.ids]), whole.ids)
     given = IsolatedFFNPipeline(model, None, calibration=CalibrationText(whole.ids, 4), repair=LeastSquaresRepair())
     assert stages.calibration_tokens(given.prepare(), given.recipe, given.execution).held_out is None
     given.run()

@@ -218,8 +218,9 @@ def test_a_pipeline_calibrates_on_generated_text_and_reports_it() -> None:
     )
     pipeline.run()
     assert pipeline.report is not None
-    assert pipeline.report.calibration["source"] == "written by the model itself, seed 0"
-    assert pipeline.report.calibration["sequences"] == 3
+    source = "written by the model itself, seed 0, and 1 sequence of the built-in text"
+    assert pipeline.report.calibration["source"] == source
+    assert pipeline.report.calibration["sequences"] == 3 + 1
     assert seen[:2] == ["Finding FFNs", "Writing calibration text"]
 
 

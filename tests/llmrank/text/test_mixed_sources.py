@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import llmrank
 from llmrank.errors import CalibrationError
 from llmrank.pipeline import CalibrationText
-from llmrank.text import TokenSequences, check_text
+from llmrank.text import TokenSequences, check_text, tokenise
 from llmrank.text.mixed_sources import MixedSources, split_shares, whole_numbers
 from llmrank.text.sequences import Request
 from llmrank.text.sources import find_source, make_sequences
@@ -66,13 +66,13 @@ def test_a_share_ends_an_entry(written: str, entries: Any) -> None:
         ("a.txt:0.5,b.txt", "'b.txt' has no share; expected SOURCE:SHARE,SOURCE:SHARE with shares such as 0.5 or 50%"),
         ("a.txt:0.5,", "'' has no share"),
         ("a.txt:0.5,:0.5", "a share has no source"),
-        ("a.txt:0.5", r"expected two or more sources with shares \(SOURCE:SHARE,.*, got a.txt 0.5"),
-        ("a.txt,b.txt:0.5", "expected two or more sources"),
-        ("a.txt:0.5,b.txt:0.4", r"add up to 1, got 0.9 in all: a.txt 0.5, b.txt 0.4"),
-        ("a.txt:50%,b.txt:60%", "add up to 1, got 1.1 in all"),
+        ("a.txt:0.5", r"add up to 1 \(SOURCE:SHARE,.*, got 0.5 in all: a.txt 0.5"),
+        ("a.txt,b.txt:0.5", "got 0.5 in all: a.txt,b.txt 0.5"),
+        ("a.txt:0.5,b.txt:0.4", "got 0.9 in all: a.txt 0.5, b.txt 0.4"),
+        ("a.txt:50%,b.txt:60%", "got 1.1 in all"),
         ("a.txt:1.0,b.txt:0.0", "shares must be above 0"),
         ({"a.txt": 0.5, "b.txt": "half"}, "the share of b.txt must be a number such as 0.5, got 'half'"),
-        ({}, "expected two or more sources"),
+        ({}, "expected sources with shares"),
         ([(["w4"], 0.5), ("b.txt", 0.5)], "cannot mix text of type list with other sources"),
     ],
 )
@@ -86,6 +86,16 @@ def test_missing_files_are_found_before_a_model_is_loaded(files: tuple[Path, Pat
     for missing in (f"{files[0]}:0.5,absent.txt:0.5", {files[0]: 0.5, "absent": 0.5}):
         with pytest.raises(CalibrationError, match="no calibration text at absent"):
             check_text(missing)
+
+
+def test_one_source_with_all_of_the_share_is_that_source(files: tuple[Path, Path]) -> None:
+    path = files[0]
+    for written in (f"{path}:100%", f"{path}:1.0", {path: 1.0}):
+        found = find_source(written)
+        assert isinstance(found, MixedSources)
+        alone, plain = (tokenise(each, tokenizer(), 3, 16) for each in (written, path))
+        assert alone.digest == plain.digest
+        assert alone.source == plain.source
 
 
 def test_texts_that_hold_shares_and_files_that_are_called_so_are_no_mixtures(
@@ -175,7 +185,9 @@ def test_a_mixture_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     command = ("prune", tmp_path / "model", "--output", tmp_path / "pruned")
     with pytest.raises(SystemExit):
         run(*command, "--calibration", mixture.replace("0.25", "0.5"), *SHORT)
-    assert "shares must be above 0 and add up to 1, got 1.25" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "shares must be above 0 and add up to 1" in message
+    assert "got 1.25" in message
     length = ("--samples", "4", "--sequence-length", "16")
     assert run(*command, "--calibration", mixture, *length) == 0
     report = json.loads((tmp_path / "pruned" / "report.json").read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from torch import nn
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.pipeline import CalibrationText, stages
 from llmrank.pipeline.closeness import distance
-from llmrank.pipeline.closeness.candidates import PIECE, Choice, Trial, choose, other_text, pieces, tokens_of_a_trial
+from llmrank.pipeline.closeness.candidates import PIECE, Choice, Trial, choose, pieces, tokens_of_a_trial
 from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.registry import make_scorer
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
@@ -91,28 +91,11 @@ def test_pieces_of_short_sequences_and_of_features() -> None:
     assert pieces(tokenise(features(300, 6), None, 4, 6), 100).ids.shape == (100, 6)
 
 
-def test_other_text_is_from_all_over_the_built_in_text_unless_that_calibrates() -> None:
-    calibration = tokenise(text(300), tokenizer(), 2, 64)
-    found = other_text(calibration, tokenizer(), 4 * PIECE)
-    assert found is not None
-    assert found.ids.shape == (8, 64)
-    assert found.ids[0, 0] == 1
-    assert other_text(tokenise(None, tokenizer(), 2, 64), tokenizer(), 512) is None
-    assert other_text(calibration, None, 512) is None
-    assert other_text(tokenise(features(300, 6), None, 4, 6), tokenizer(), 512) is None
-
-
 def test_trials_read_no_more_than_the_calibration() -> None:
     for candidates in (2, 5, 9):
         assert 2 * (candidates + 1) * tokens_of_a_trial(16 * 1024, candidates) <= 16 * 1024
     # With fewer they could tell nothing apart.
     assert tokens_of_a_trial(256, 5) == 512
-
-
-def test_a_mixture_with_the_built_in_text_leaves_no_other_text() -> None:
-    calibration = tokenise(text(300), tokenizer(), 2, 64)
-    mixed = replace(calibration, source="1 of file a.txt, 1 of built-in: the Python language reference")
-    assert other_text(mixed, tokenizer(), 512) is None
 
 
 def test_an_error_that_is_not_known_keeps_the_first() -> None:

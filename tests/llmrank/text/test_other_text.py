@@ -1,0 +1,118 @@
+"""The built-in text that is added to a calibration text, and that is held out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmrank.pipeline import CalibrationText
+from llmrank.text import CalibrationTokens, TokenSequences, builtin_texts, tokenise
+from llmrank.text.other_text import _passages, add_other_text, held_out_other_text, is_alone
+from tests.llmrank.tiny_models import features, text, tiny_llama, token_ids, tokenizer
+
+LENGTH = 16
+
+
+def calibration(words: int, samples: int, source: Any = None, *, hold_out: bool = True) -> CalibrationTokens:
+    settings = CalibrationText(source or text(words), samples=samples, sequence_length=LENGTH)
+    return settings.sequences(tiny_llama(), tokenizer(), hold_out=hold_out)
+
+
+def rows_of(sequences: TokenSequences | None) -> set[tuple[int, ...]]:
+    return set() if sequences is None else {tuple(row) for row in sequences.ids.tolist()}
+
+
+@pytest.mark.parametrize(("samples", "added"), [(1, 0), (2, 0), (3, 1), (5, 1), (16, 3)])
+def test_a_fifth_as_much_of_the_built_in_text_is_added(samples: int, added: int) -> None:
+    found = calibration(400, samples)
+    own = tokenise(text(400), tokenizer(), samples, LENGTH)
+    assert len(found.sequences) == samples + added
+    assert torch.equal(found.sequences.ids[added:], own.ids)
+    counted = f"{added} sequence{'s' if added > 1 else ''}"
+    ending = f", and {counted} of the built-in text" if added else ""
+    assert found.sequences.source == own.source + ending
+    assert found.sequences.held_out == 0
+
+
+def test_added_and_held_out_sequences_share_none() -> None:
+    found = calibration(2_000, 80)
+    other = held_out_other_text(found.sequences, tokenizer())
+    assert other is not None
+    added = TokenSequences.of(found.sequences.ids[:16], found.sequences.mask[:16], "added")
+    of_unknown_words = {row for row in rows_of(added) if len(set(row)) <= 4}
+    assert not (rows_of(added) - of_unknown_words) & rows_of(other)
+    passages = list(_passages(0))
+    assert not set(passages) & set(_passages(1))
+    assert len(set(passages)) == len(passages) > 200
+
+
+def test_passages_come_from_all_over_the_built_in_text() -> None:
+    whole = builtin_texts()[0]
+    for count in (8, 24):
+        places = sorted(whole.index(passage) / len(whole) for passage in islice(_passages(1), count))
+        gaps = [after - before for before, after in pairwise([0.0, *places, 1.0])]
+        assert max(gaps) < 3.0 / count
+
+
+def test_a_short_text_keeps_its_own_last_sequences_held_out() -> None:
+    found = calibration(LENGTH * 4, 16)
+    fit, held_out = found.parts
+    assert found.held_out is None
+    assert held_out is not None
+    assert rows_of(held_out) == rows_of(tokenise(text(LENGTH * 4), tokenizer(), 16, LENGTH).split(len(fit) - 1)[1])
+
+
+def test_what_is_held_out_has_as_much_of_each_kind() -> None:
+    own, further = (
+        TokenSequences.of(token_ids(n, LENGTH), torch.ones(n, LENGTH, dtype=torch.bool), "own") for n in (4, 2)
+    )
+    other = held_out_other_text(own, tokenizer())
+    assert other is not None
+    fit, held_out = CalibrationTokens(own, further, other).parts
+    assert fit is own
+    assert held_out is not None
+    assert held_out.ids[:2].tolist() == further.ids.tolist()
+    assert rows_of(held_out) - rows_of(further) <= rows_of(other)
+    assert len(held_out) == 4
+    assert held_out.source == "own, built-in text"
+
+
+def test_tokens_lists_mixtures_and_the_built_in_text_stay_alone(tmp_path: Path) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text(text(400), encoding="utf-8")
+    alone = [
+        None,
+        "built-in",
+        [text(400)],
+        {str(path): 1.0},
+        f"{path}:100%",
+        f"{path}:0.5,built-in:0.5",
+        token_ids(2, 8),
+    ]
+    assert all(map(is_alone, alone))
+    assert not any(map(is_alone, (path, str(path), text(400), "generated", "dataset:some/name")))
+    assert calibration(0, 5, f"{path}:100%").sequences.source == "file words.txt"
+    assert "built-in" in calibration(0, 5, path).sequences.source
+
+
+def test_no_other_text_for_the_built_in_text_and_for_features() -> None:
+    own = tokenise(text(300), tokenizer(), 2, LENGTH)
+    assert held_out_other_text(own, tokenizer()) is not None
+    assert held_out_other_text(add_other_text(own, tokenizer()), tokenizer()) is not None
+    assert held_out_other_text(tokenise(None, tokenizer(), 2, LENGTH), tokenizer()) is None
+    mixed = replace(own, source="1 of file a.txt, 1 of built-in: the Python language reference")
+    assert held_out_other_text(mixed, tokenizer()) is None
+    assert held_out_other_text(own, None) is None
+    assert held_out_other_text(tokenise(features(300, 6), None, 4, 6), tokenizer()) is None
+
+
+def test_sequences_that_are_longer_than_the_built_in_text_stay_alone() -> None:
+    length = 1 << 20
+    own = TokenSequences.of(torch.ones(5, length, dtype=torch.long), torch.ones(5, length, dtype=torch.bool), "own")
+    assert add_other_text(own, tokenizer()) is own
+    assert held_out_other_text(own, tokenizer()) is None
