@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.across import DEFAULT, KINDS, PEER, kind_of
+from benchmarks.across import DEFAULT, KINDS, PEER, TEXTS, kind_of
 from benchmarks.result_files import write
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity
@@ -129,19 +129,23 @@ def gains(
 
 
 def every_model(across: dict[str, Any]) -> list[str]:
-    """Return a row for each model: the default as cut, and the best of the other methods, on both kinds of text."""
+    """Return a row for each model: the default as cut, and the best of the other methods, on both kinds of text.
+
+    The others are calibrated with or without the other text that the default adds, whichever is better for them.
+    """
     lines = []
     for model, found in across["models"].items():
         as_cut = [row for row in found["rows"] if (row["amount"], row["repair"]) == (CHOSEN_AT, "none")]
-        rows = {(row["scorer"], row["budget"]): row for row in as_cut}
+        rows = {(row["scorer"], row["budget"], row["text"]): row for row in as_cut}
+        default = rows.get(DEFAULT) or rows[(*DEFAULT[:2], TEXTS[1])]
         dense, ours, others = [], [], []
         for kind in KINDS:
-            own = kind_of(rows[DEFAULT], kind)
-            measured = {pair: kind_of(rows[pair], kind) for pair in OTHERS if pair in rows}
-            best = min(measured, key=lambda pair: _perplexity(measured[pair]))
+            own = kind_of(default, kind)
+            measured = {place: kind_of(row, kind) for place, row in rows.items() if place[:2] in OTHERS}
+            best = min(measured, key=lambda place: _perplexity(measured[place]))
             dense.append(f"{_perplexity(kind_of(found['dense'], kind)):.2f}")
             ours.append(f"{_perplexity(own):.2f}")
-            others.append(f"{_behind(own, measured[best])}, {OTHERS[best]}")
+            others.append(f"{_behind(own, measured[best])}, {OTHERS[best[:2]]}")
         dtype = found.get("protocol", {}).get("dtype", "float32")
         name = model.removesuffix(".Q4_1") + ("" if dtype == "float32" else f" ({dtype})")
         lines.append(f"| {name}, dense {' and '.join(dense)} | {' and '.join(ours)} | {'; '.join(others)} |")

@@ -1,7 +1,7 @@
 """Text of another kind than a user's: sequences of the built-in text. Some are added to a calibration text, others are held out.
 
 Scores and repairs that know one kind of text spoil a model for others. A fifth of other text prevents most of that, and costs
-hardly anything on the first kind (benchmarks/LOG.md). A sequence holds short passages from all over the built-in text, because a
+hardly anything on the first kind (benchmarks/LOG.md). A sequence holds short pieces from all over the built-in text, because a
 few long ones are about a few things.
 """
 
@@ -9,27 +9,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from math import gcd
 from typing import Any
 
-from llmrank.errors import CalibrationError
+import torch
+
 from llmrank.text.base_source import BaseSource
 from llmrank.text.built_in import BuiltInText, builtin_texts
-from llmrank.text.documents import Documents
+from llmrank.text.documents import plain_ids
 from llmrank.text.mixed_sources import MixedSources
-from llmrank.text.sequences import Request, TokenSequences
+from llmrank.text.sequences import TokenSequences
 from llmrank.text.sources import find_source
-from llmrank.text.tokenisation import sequences_of_text
+from llmrank.text.tokenisation import special_tokens
 
 __all__ = ["add_other_text", "held_out_other_text", "is_alone"]
 
 # For this many calibration sequences, one of the built-in text is added.
 SEQUENCES_PER_ADDED = 5
-# Paragraphs are joined to a passage until they have so many characters, about 128 tokens.
-PASSAGE_CHARACTERS = 512
-PARAGRAPH = "\n\n"
+# Number of tokens in a piece of the built-in text.
+PIECE = 128
 # More sequences than the built-in text has.
 ALL = 1 << 30
 GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -68,22 +67,21 @@ def held_out_other_text(sequences: TokenSequences, tokenizer: Any) -> TokenSeque
 
 
 def _sequences(tokenizer: Any, count: int, length: int, part: int) -> TokenSequences | None:
-    """Return up to `count` sequences of part 0 or 1 of the built-in text; None if that is shorter than one sequence."""
-    passages = Documents(lambda: _passages(part))
-    try:
-        return sequences_of_text(passages, f"{BuiltInText.name} text", Request(tokenizer, count, length))[0]
-    except CalibrationError:
+    """Return up to `count` sequences of part 0 or 1 of the built-in text; None if that is shorter than one sequence.
+
+    Every second piece of the text is in part 0. The pieces come in an order of which each beginning is from all over the text.
+    """
+    prefix, suffix = special_tokens(tokenizer)
+    room = length - len(prefix) - len(suffix)
+    ids = torch.tensor(plain_ids(tokenizer, builtin_texts()[0]), dtype=torch.long)
+    pieces = ids[: len(ids) // PIECE * PIECE].view(-1, PIECE)[part::2]
+    n_pieces = len(pieces)
+    step = next(k for k in range(round(GOLDEN_RATIO * n_pieces), n_pieces + 2) if gcd(k, n_pieces) == 1)
+    tokens = pieces[torch.arange(n_pieces) * step % n_pieces].flatten()
+    n_rows = min(count, len(tokens) // max(room, 1))
+    if n_rows == 0:
         return None
-
-
-def _passages(part: int) -> Iterator[str]:
-    """Yield every second passage of the built-in text, in an order of which each beginning is from all over the text."""
-    passages, passage = [], ""
-    for paragraph in builtin_texts()[0].split(PARAGRAPH):
-        passage += paragraph + PARAGRAPH
-        if len(passage) >= PASSAGE_CHARACTERS:
-            passages.append(passage[: 2 * PASSAGE_CHARACTERS].rstrip())
-            passage = ""
-    passages = passages[part::2]
-    step = next(k for k in range(round(GOLDEN_RATIO * len(passages)), len(passages)) if gcd(k, len(passages)) == 1)
-    return (passages[k * step % len(passages)] for k in range(len(passages)))
+    body = tokens[: n_rows * room].view(n_rows, room)
+    before, after = (torch.tensor(special, dtype=torch.long).expand(n_rows, -1) for special in (prefix, suffix))
+    rows = torch.cat([before, body, after], dim=1)
+    return TokenSequences.of(rows, torch.ones_like(rows, dtype=torch.bool), f"{BuiltInText.name} text")

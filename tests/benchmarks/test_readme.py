@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import readme
-from benchmarks.across import DEFAULT
+from benchmarks.across import DEFAULT, TEXTS
 
 
 def row(test: float, valid: float) -> dict[str, Any]:
@@ -42,16 +42,17 @@ def test_the_readme_compares_with_errors() -> None:
     rows += [timed("fast", 0.5), timed("fast", 0.1, target=1e-4)]
     chain = {"name": "chain", "edges": 7_000_000, "agreement": [{"name": "wrong", "verdict": "wrong"}], "rows": rows}
 
-    def losses(scorer: str, budget: str, *values: float) -> dict[str, Any]:
-        about = {"scorer": scorer, "budget": budget, "amount": 0.3, "repair": "none"}
+    def losses(scorer: str, budget: str, text: str, *values: float) -> dict[str, Any]:
+        about = {"scorer": scorer, "budget": budget, "text": text, "amount": 0.3, "repair": "none"}
         prose, other = (
             {"losses": [math.log(value) * 10 - 1, math.log(value) * 10 + 1], "counts": [10, 10]} for value in values
         )
         return {**about, **prose, "other": other}
 
-    rows = [losses(*DEFAULT, 13.0, 23.0), losses("wpr", "local", 12.0, 20.0), losses("flap", "local", 14.0, 30.0)]
-    rows.append(losses("activation", "local", 16.0, 25.0))
-    across = {"models": {"gemma-3-270m": {"dense": losses("", "", 9.0, 19.0), "rows": rows}}}
+    rows = [losses(*DEFAULT, 13.0, 23.0), losses("wpr", "local", TEXTS[0], 12.0, 20.0)]
+    rows += [losses("flap", "local", text, value, 30.0) for text, value in zip(TEXTS, (15.0, 14.0), strict=True)]
+    rows.append(losses("activation", "local", TEXTS[1], 16.0, 25.0))
+    across = {"models": {"gemma-3-270m": {"dense": losses("", "", "", 9.0, 19.0), "rows": rows}}}
     lines = readme.gains(quality, compact, {"cases": [chain]}, across)["gains"].splitlines()
     best = "14.00 (+0.074 ± 0.000), FLAP's score; 25.00 (+0.083 ± 0.000), activation"
     assert lines == [

@@ -1,7 +1,8 @@
-"""Validation of a repair: whether it brings the pruned model closer to the dense one, on held-out calibration tokens.
+"""Validation of a repair: whether it brings the pruned model closer to the dense one, on held-out tokens.
 
 A repair that makes the error of every map smaller can still move the model away from the dense one, if it is fitted to few
-tokens. So the model as cut and the repaired model are both compared with the dense one, and the closer one is kept. The held-out
+tokens. So the model as cut and the repaired model are both compared with the dense one, and the closer one is kept. Half of the
+held-out sequences are of another kind of text (:mod:`llmrank.text.other_text`), where a repair can do harm unseen. The held-out
 tokens also choose the damping of each map, which biases the comparison a little towards the repaired model.
 """
 
@@ -30,7 +31,7 @@ __all__ = ["Validation", "repair_where_it_helps"]
 
 @dataclass(frozen=True)
 class Validation:
-    """How far a pruned model is from the dense one on held-out calibration tokens, without and with its repair.
+    """How far a pruned model is from the dense one on held-out tokens, without and with its repair.
 
     Attributes
     ----------
@@ -72,7 +73,7 @@ class Validation:
         error = "" if self.error is None else f" (standard error of the difference {self.error:.2g})"
         outcome = "kept" if self.improves else "dropped"
         return (
-            f"{distance} held-out calibration tokens: {self.cut:.4g} without the repair, {self.repaired:.4g} with it{error}, so "
+            f"{distance} held-out tokens: {self.cut:.4g} without the repair, {self.repaired:.4g} with it{error}, so "
             f"the repair was {outcome}"
         )
 

@@ -159,8 +159,8 @@ def test_the_warning_of_a_collapse_names_only_what_was_measured(after: float) ->
 @pytest.mark.parametrize(
     ("measure", "counted"),
     [
-        ("divergence", "KL divergence from the dense model's predictions on 40 held-out calibration tokens: "),
-        ("squared error", "squared distance from 40 outputs of the dense model on held-out calibration tokens: "),
+        ("divergence", "KL divergence from the dense model's predictions on 40 held-out tokens: "),
+        ("squared error", "squared distance from 40 outputs of the dense model on held-out tokens: "),
     ],
 )
 def test_the_sentence_of_a_validation_says_what_is_counted(measure: Any, counted: str) -> None:

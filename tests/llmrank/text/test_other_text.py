@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from llmrank.pipeline import CalibrationText
 from llmrank.text import CalibrationTokens, TokenSequences, builtin_texts, tokenise
-from llmrank.text.other_text import _passages, add_other_text, held_out_other_text, is_alone
+from llmrank.text.other_text import PIECE, add_other_text, held_out_other_text, is_alone
 from tests.llmrank.tiny_models import features, text, tiny_llama, token_ids, tokenizer
 
 LENGTH = 16
@@ -39,24 +39,27 @@ def test_a_fifth_as_much_of_the_built_in_text_is_added(samples: int, added: int)
     assert found.sequences.held_out == 0
 
 
-def test_added_and_held_out_sequences_share_none() -> None:
-    found = calibration(2_000, 80)
-    other = held_out_other_text(found.sequences, tokenizer())
+def numbering_tokenizer() -> Any:
+    """Return a tokenizer that gives every character the number of its place in the text, and no special tokens."""
+
+    def tokenise_by_place(text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": list(range(len(text)))}
+
+    return tokenise_by_place
+
+
+def test_added_and_held_out_sequences_share_nothing_and_are_from_all_over_the_text() -> None:
+    own = TokenSequences.of(token_ids(40, 256), torch.ones(40, 256, dtype=torch.bool), "own")
+    length = len(builtin_texts()[0])
+    added = add_other_text(own, numbering_tokenizer()).ids[:8]
+    other = held_out_other_text(own, numbering_tokenizer())
     assert other is not None
-    added = TokenSequences.of(found.sequences.ids[:16], found.sequences.mask[:16], "added")
-    of_unknown_words = {row for row in rows_of(added) if len(set(row)) <= 4}
-    assert not (rows_of(added) - of_unknown_words) & rows_of(other)
-    passages = list(_passages(0))
-    assert not set(passages) & set(_passages(1))
-    assert len(set(passages)) == len(passages) > 200
-
-
-def test_passages_come_from_all_over_the_built_in_text() -> None:
-    whole = builtin_texts()[0]
-    for count in (8, 24):
-        places = sorted(whole.index(passage) / len(whole) for passage in islice(_passages(1), count))
-        gaps = [after - before for before, after in pairwise([0.0, *places, 1.0])]
-        assert max(gaps) < 3.0 / count
+    assert not set(added.flatten().tolist()) & set(other.ids.flatten().tolist())
+    for ids in (added, other.ids[:8]):
+        starts = sorted(ids.view(-1, PIECE)[:, 0].tolist())
+        gaps = [after - before for before, after in pairwise([0, *starts, length])]
+        assert max(gaps) < 3.0 * length / 16
+    assert 0.4 * length < other.ids.numel() <= 0.5 * length
 
 
 def test_a_short_text_keeps_its_own_last_sequences_held_out() -> None:
