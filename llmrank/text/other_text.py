@@ -42,8 +42,11 @@ def is_alone(source: Any) -> bool:
 
 
 def add_other_text(sequences: TokenSequences, tokenizer: Any) -> TokenSequences:
-    """Return calibration sequences with one of the built-in text in front for every five, as far as that has so many."""
-    count = round(len(sequences) / SEQUENCES_PER_ADDED)
+    """Return calibration sequences with one of the built-in text in front for every five, as far as that has so many.
+
+    Nothing is added without a tokenizer, as when a model of a user writes its own text.
+    """
+    count = 0 if tokenizer is None else round(len(sequences) / SEQUENCES_PER_ADDED)
     added = _sequences(tokenizer, count, sequences.length, 0) if count else None
     if added is None:
         return sequences

@@ -37,7 +37,7 @@ def test_a_study_measures_every_layer_and_every_score(monkeypatch: pytest.Monkey
 
 def test_across_keeps_both_kinds_of_text_apart() -> None:
     def row(scorer: str, *losses: float) -> dict[str, Any]:
-        about = {"scorer": scorer, "budget": "local", "amount": 0.3, "repair": "none"}
+        about = {"scorer": scorer, "budget": "local", "text": across.TEXTS[0], "amount": 0.3, "repair": "none"}
         prose, other = ({"losses": [loss, 2 * loss], "counts": [1, 2]} for loss in losses)
         return {**about, **prose, "other": other}
 

@@ -114,6 +114,11 @@ def test_no_other_text_for_the_built_in_text_and_for_features() -> None:
     assert held_out_other_text(tokenise(features(300, 6), None, 4, 6), tokenizer()) is None
 
 
+def test_text_that_a_model_without_a_tokenizer_writes_stays_alone() -> None:
+    settings = CalibrationText("generated", 5, LENGTH)
+    assert len(settings.sequences(tiny_llama(), None, hold_out=True).sequences) == 5
+
+
 def test_sequences_that_are_longer_than_the_built_in_text_stay_alone() -> None:
     length = 1 << 20
     own = TokenSequences.of(torch.ones(5, length, dtype=torch.long), torch.ones(5, length, dtype=torch.bool), "own")
