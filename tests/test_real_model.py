@@ -22,7 +22,7 @@ from llmrank.pipeline.registry import make_recipe
 from llmrank.prune import GlobalPruner, LocalPruner
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
-from llmrank.text import TokenSequences, tokenise
+from llmrank.text import tokenise
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline
 
 GGUF = os.environ.get("LLMRANK_REAL_MODEL", "")
