@@ -167,7 +167,13 @@ def add_text_options(data: Any) -> None:
         help="text file, .jsonl file (with messages or text in every line), directory of such files, or a source: "
         f"{_sources()}; or a mixture: SOURCE:SHARE,SOURCE:SHARE, such as a.txt:0.75,built-in:0.25 (%(default)s)",
     )
-    data.add_argument("--samples", type=int, default=DEFAULT_SAMPLES, help="calibration sequences (%(default)s)")
+    data.add_argument(
+        "--samples",
+        type=int,
+        default=DEFAULT_SAMPLES,
+        help="calibration sequences of the text (%(default)s); one of the built-in text is added for every five, "
+        "unless you give a mixture, such as a.txt:100%%",
+    )
     data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
 
 

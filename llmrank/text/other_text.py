@@ -42,16 +42,18 @@ def is_alone(source: Any) -> bool:
 
 
 def add_other_text(sequences: TokenSequences, tokenizer: Any) -> TokenSequences:
-    """Return calibration sequences with one of the built-in text in front for every five, as far as that has so many.
+    """Return calibration sequences with one of the built-in text among every five, as far as that has so many.
 
+    The text's own sequences stay first and last: sensitivities are measured on the first, and a short text holds out its last.
     Nothing is added without a tokenizer, as when a model of a user writes its own text.
     """
     count = 0 if tokenizer is None else round(len(sequences) / SEQUENCES_PER_ADDED)
     added = _sequences(tokenizer, count, sequences.length, 0) if count else None
     if added is None:
         return sequences
-    # In front, because a short text has its held-out sequences at the end.
-    joined = added.joined(sequences)
+    every = len(sequences) / (len(added) + 1)
+    places = [*range(len(sequences)), *(every * (k + 1) - 0.5 for k in range(len(added)))]
+    joined = sequences.joined(added).ordered(sorted(range(len(places)), key=lambda row: places[row]))
     counted = f"{len(added)} sequence{'' if len(added) == 1 else 's'}"
     details = {**sequences.details, "added": added.provenance()}
     return replace(joined, source=f"{sequences.source}, and {counted} of the {added.source}", details=details)

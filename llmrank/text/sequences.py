@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -92,10 +92,13 @@ class TokenSequences:
         >>> sequences.spread(2).ids[:, 0].tolist()
         [2, 8]
         """
-        chosen = (
-            [(2 * k + 1) * len(self) // (2 * count) for k in range(count)] if count < len(self) else range(len(self))
-        )
-        return TokenSequences.of(self.ids[list(chosen)], self.mask[list(chosen)], self.source)
+        if count >= len(self):
+            return self
+        return self.ordered([(2 * k + 1) * len(self) // (2 * count) for k in range(count)])
+
+    def ordered(self, rows: Sequence[int]) -> TokenSequences:
+        """Return the sequences of these rows, in their order; none is held out."""
+        return TokenSequences.of(self.ids[list(rows)], self.mask[list(rows)], self.source)
 
     def share(self, number: int, count: int, batch_size: int) -> TokenSequences:
         """Return share `number` of `count` shares: consecutive batches of these sequences, and consecutive held-out batches.
