@@ -219,7 +219,7 @@ def demo_checkpoints(directory: Path) -> dict[str, Path]:
         target = directory / f"removed-{amount}-multiple-{multiple}"
         if not target.is_dir():
             loaded = checkpoint.load(found[DENSE], dtype="float32")
-            calibration = CalibrationText(builtin_texts()[0], SAMPLES, SAMPLE_LENGTH)
+            calibration = CalibrationText("built-in", SAMPLES, SAMPLE_LENGTH)
             pruner = f"local:multiple_of={multiple}"
             pruned = prune_model(loaded.model, loaded.tokenizer, amount, pruner=pruner, calibration=calibration)
             pruned.save(target)

@@ -119,14 +119,16 @@ class ModelStudy:
 
     def describe(self) -> dict[str, Any]:
         """Return what all rows of the model have in common."""
-        sequences, held_out = self._tokens.sequences, self._tokens.held_out
+        sequences, held_out, other = self._tokens
         return {
             "source": model_source(self._model),
             "weights": self._weights_digest,
             "calibration": sequences.provenance(),
             "held_out": None if held_out is None else held_out.provenance(),
             "evaluation": self._evaluation_sequences.provenance(),
-            "calibration_overlap": shared_passages(sequences.joined(held_out), self._evaluation_sequences),
+            "calibration_overlap": shared_passages(
+                sequences.joined(held_out).joined(other), self._evaluation_sequences
+            ),
             "versions": environment(),
         }
 
@@ -181,7 +183,7 @@ class ModelStudy:
             found["difference"] = vars(Estimate.of(differences, found["counts"]))
         return dict(json_safe({**found, "seconds": round(perf_counter() - begun, 2)}))
 
-    @property
+    @cached_property
     def _tokens(self) -> CalibrationTokens:
         return stages.calibration_tokens(self._prepared, Recipe(calibration=self._calibration_text), Execution())
 
@@ -218,21 +220,22 @@ class ModelStudy:
     def _calibrate(self, directory: Path, needs: set[str], pipeline: str, progress: Progress | None) -> None:
         """Collect the statistics of all FFNs in one pass, and keep them in the directory, in place of those that are there."""
         calibration = self._settings.calibration.for_model(self._model)
-        sequences, held_out, _ = calibration.sequences(
-            self._model, self._tokenizer, hold_out=HELD_OUT in needs, progress=progress
+        execution = Execution(calibration.batch_size, progress)
+        tokens = stages.calibration_tokens(
+            self._prepared, Recipe(calibration=calibration), execution, hold_out=HELD_OUT in needs
         )
         # If the shares cannot be measured, other rows can be; those of residual graphs will raise this error again.
         try:
-            statistics = self._collect(sequences, progress, skips=SKIPS in needs)
+            statistics = self._collect(tokens.sequences, progress, skips=SKIPS in needs)
         except StructureError:
-            statistics, pipeline = self._collect(sequences, progress, skips=False), DEFAULTS["pipeline"]
+            statistics, pipeline = self._collect(tokens.sequences, progress, skips=False), DEFAULTS["pipeline"]
         about = {
             "model": model_source(self._model),
             "weights": self._weights_digest,
             "layers": self._ffns.sizes,
             "pipeline": pipeline,
             "scorer": self._settings.scorers[0],
-            "calibration": sequences.provenance(),
+            "calibration": tokens.sequences.provenance(),
             "collected": sorted(needs),
         }
         # Renamed, because a process that is killed while it deletes would leave a directory that is neither absent nor complete.
@@ -240,7 +243,7 @@ class ModelStudy:
             if directory.exists():
                 directory.rename(aside / directory.name)
             with atomic_directory(directory) as partial:
-                Ranking(statistics, sequences, held_out, about).save(partial)
+                Ranking(statistics, *tokens, about).save(partial)
 
     def _collect(
         self, sequences: TokenSequences, progress: Progress | None, *, skips: bool

@@ -208,7 +208,8 @@ class PruningRun:
             with watch.timed("evaluate after"):
                 if evaluation is not None and text is not None:
                     evaluation.after = stages.perplexity_of(prepared, text, execution, "Evaluating the pruned model")
-                    evaluation.calibration_overlap = shared_passages(tokens.sequences.joined(tokens.held_out), text)
+                    read = tokens.sequences.joined(tokens.held_out).joined(tokens.other)
+                    evaluation.calibration_overlap = shared_passages(read, text)
             size = model_size(self.model, prepared.ffns)
         except BaseException:
             if self.undoable:

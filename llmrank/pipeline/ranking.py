@@ -44,6 +44,8 @@ class Ranking:
         The sequences that the statistics were collected on.
     held_out : TokenSequences or None
         The sequences held out from a repair.
+    other : TokenSequences or None
+        Held-out sequences of another kind of text.
     settings : mapping
         The model, a digest of its weights (:func:`llmrank.models.digest.weights_digest`), its layers, and
         the pipeline and the scorer that computed the scores, as values that JSON can hold.
@@ -55,6 +57,7 @@ class Ranking:
     statistics: tuple[FFNStatistics, ...]
     sequences: TokenSequences
     held_out: TokenSequences | None
+    other: TokenSequences | None
     settings: Mapping[str, Any]
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
@@ -71,9 +74,10 @@ class Ranking:
         tokens = {"ids": self.sequences.ids, "mask": self.sequences.mask}
         about: dict[str, Any] = {"source": self.sequences.source, "held_out": self.sequences.held_out}
         about["details"] = dict(self.sequences.details)
-        if self.held_out is not None:
-            tokens |= {"held_out_ids": self.held_out.ids, "held_out_mask": self.held_out.mask}
-            about |= {"held_out_source": self.held_out.source, "held_out_details": dict(self.held_out.details)}
+        for name, further in (("held_out", self.held_out), ("other", self.other)):
+            if further is not None:
+                tokens |= {f"{name}_ids": further.ids, f"{name}_mask": further.mask}
+                about |= {f"{name}_source": further.source, f"{name}_details": dict(further.details)}
         write_tensors(place / TOKENS, {name: tensor.numpy() for name, tensor in tokens.items()}, about, "tokens")
         write_tensors(place / SCORES, {name: tensor.numpy() for name, tensor in self.scores.items()}, {}, "scores")
         # The checksums tie the files to each other: those of another ranking are not taken for these.
@@ -119,10 +123,11 @@ class Ranking:
             ) from error
         tensors = {name: torch.from_numpy(array) for name, array in tokens.items()}
         sequences = TokenSequences.of(tensors["ids"], tensors["mask"], about["source"])
-        held_out = None
-        if "held_out_ids" in tensors:
-            held_out = TokenSequences.of(tensors["held_out_ids"], tensors["held_out_mask"], about["held_out_source"])
-            held_out = replace(held_out, details=about["held_out_details"])
+        further: dict[str, TokenSequences] = {}
+        for name in ("held_out", "other"):
+            if f"{name}_ids" in tensors:
+                found = TokenSequences.of(tensors[f"{name}_ids"], tensors[f"{name}_mask"], about[f"{name}_source"])
+                further[name] = replace(found, details=about[f"{name}_details"])
         sequences = replace(sequences, held_out=about["held_out"], details=about["details"])
-        found = {name: torch.from_numpy(array) for name, array in scores.items()}
-        return cls(statistics, sequences, held_out, settings, found)
+        importance = {name: torch.from_numpy(array) for name, array in scores.items()}
+        return cls(statistics, sequences, further.get("held_out"), further.get("other"), settings, importance)

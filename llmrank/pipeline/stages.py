@@ -259,7 +259,9 @@ def calibration_tokens(
     def make() -> CalibrationTokens:
         model, tokenizer = prepared.model, prepared.tokenizer
         made = recipe.calibration.sequences(model, tokenizer, hold_out=holds_out, progress=execution.steps)
-        return made._replace(other=held_out_other_text(made.sequences, tokenizer)) if holds_out else made
+        if not holds_out or made.other is not None:
+            return made
+        return made._replace(other=held_out_other_text(made.sequences, tokenizer))
 
     tokens = execution.processes.from_one(make)
     execution.processes.check_batches(tokens.sequences, execution.batch_size)

@@ -66,7 +66,8 @@ class CalibrationText:
         is a mixture. A float tensor is for a module that is not a language model: each row is one example of its input.
     samples, sequence_length : int
         Largest number of sequences that are cut from a text, and their length in tokens (at most what the model takes). All of
-        a tensor is used; a list of several texts gives one sequence for each text.
+        a tensor is used; a list of several texts gives one sequence for each text. To a text that is neither a list nor a
+        mixture, one sequence of the built-in text is added for every five, see :mod:`llmrank.text.other_text`.
     batch_size : int
         Number of sequences in a forward pass. Of a float tensor, a pass takes at least 256 rows.
     seed : int
@@ -124,8 +125,10 @@ class CalibrationText:
         request = Request(tokenizer, self.samples, length, further, model=model, seed=self.seed, progress=progress)
         sequences, held_out = make_sequences(self.source, request)
         marked = n_held_out(len(sequences)) if further and held_out is None and len(sequences) > 1 else 0
-        if not is_alone(self.source):
-            sequences = add_other_text(sequences, tokenizer)
+        if not is_alone(self.source, model):
+            fit, last = sequences.split(len(sequences) - marked)
+            added = add_other_text(fit, tokenizer)
+            sequences = replace(added.joined(last), source=added.source, details=added.details)
         return CalibrationTokens(replace(sequences, held_out=marked) if marked else sequences, held_out)
 
 
@@ -160,7 +163,8 @@ class RankedText:
 
     def sequences(self, *_: Any, hold_out: bool, **__: Any) -> CalibrationTokens:
         """See :meth:`Text.sequences`."""
-        return CalibrationTokens(self.ranking.sequences, self.ranking.held_out if hold_out else None)
+        ranking = self.ranking
+        return CalibrationTokens(ranking.sequences, *((ranking.held_out, ranking.other) if hold_out else (None, None)))
 
 
 @dataclass(frozen=True)

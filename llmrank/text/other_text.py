@@ -27,28 +27,28 @@ __all__ = ["add_other_text", "held_out_other_text", "is_alone"]
 
 # For this many calibration sequences, one of the built-in text is added.
 SEQUENCES_PER_ADDED = 5
-# Number of tokens in a piece of the built-in text.
-PIECE = 128
+# Number of tokens in a piece of the built-in text, and of pieces that follow one another in one part of it.
+PIECE, PIECES_IN_TURN = 128, 8
 # More sequences than the built-in text has.
 ALL = 1 << 30
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
-def is_alone(source: Any) -> bool:
+def is_alone(source: Any, model: Any) -> bool:
     """Whether nothing is added to a calibration text: tokens, a list of texts, a mixture, and the built-in text itself."""
     if not isinstance(source, (str, os.PathLike, BaseSource)):
         return True
-    return isinstance(find_source(source), (BuiltInText, MixedSources))
+    named = find_source(source)
+    return named is not None and isinstance(named.for_model(model), (BuiltInText, MixedSources))
 
 
 def add_other_text(sequences: TokenSequences, tokenizer: Any) -> TokenSequences:
     """Return calibration sequences with one of the built-in text among every five, as far as that has so many.
 
-    The text's own sequences stay first and last: sensitivities are measured on the first, and a short text holds out its last.
-    Nothing is added without a tokenizer, as when a model of a user writes its own text.
+    The first sequences stay first, because sensitivities are measured on them. Nothing is added if no text can be tokenised.
     """
-    count = 0 if tokenizer is None else round(len(sequences) / SEQUENCES_PER_ADDED)
-    added = _sequences(tokenizer, count, sequences.length, 0) if count else None
+    count = round(len(sequences) / SEQUENCES_PER_ADDED)
+    added = _sequences(tokenizer, count, sequences, 0) if count else None
     if added is None:
         return sequences
     every = len(sequences) / (len(added) + 1)
@@ -63,29 +63,35 @@ def held_out_other_text(sequences: TokenSequences, tokenizer: Any) -> TokenSeque
     """Return all sequences of the built-in text that are not added to calibration sequences, but as long.
 
     Return None if the calibration text is the built-in text or a user's mixture with it, if the sequences are too long for it, or
-    if the model reads no text.
+    if no text can be tokenised.
     """
     is_known = re.search(rf"(^| of ){BuiltInText.name}: ", sequences.source)
-    if tokenizer is None or sequences.ids.is_floating_point() or is_known:
-        return None
-    return _sequences(tokenizer, ALL, sequences.length, 1)
+    return None if is_known else _sequences(tokenizer, ALL, sequences, 1)
 
 
-def _sequences(tokenizer: Any, count: int, length: int, part: int) -> TokenSequences | None:
+def _sequences(tokenizer: Any, count: int, alike: TokenSequences, part: int) -> TokenSequences | None:
     """Return up to `count` sequences of part 0 or 1 of the built-in text; None if that is shorter than one sequence.
 
-    Every second piece of the text is in part 0. The pieces come in an order of which each beginning is from all over the text.
+    They are as long as those of `alike`, and have the same first token if these share one, as texts do that a model writes. The
+    built-in text is in part 0 and part 1 in turn, and the pieces of a part come in an order of which each beginning is from all
+    over the text.
     """
+    if tokenizer is None or alike.ids.is_floating_point():
+        return None
     prefix, suffix = special_tokens(tokenizer)
-    room = length - len(prefix) - len(suffix)
+    first = alike.ids[:, 0]
+    if not prefix and len(first) > 1 and bool((first == first[0]).all()):
+        prefix = [int(first[0])]
+    room = alike.length - len(prefix) - len(suffix)
     ids = torch.tensor(plain_ids(tokenizer, builtin_texts()[0]), dtype=torch.long)
-    pieces = ids[: len(ids) // PIECE * PIECE].view(-1, PIECE)[part::2]
+    pieces = ids[: len(ids) // PIECE * PIECE].view(-1, PIECE)
+    pieces = pieces[torch.arange(len(pieces)) // PIECES_IN_TURN % 2 == part]
     n_pieces = len(pieces)
-    step = next(k for k in range(round(GOLDEN_RATIO * n_pieces), n_pieces + 2) if gcd(k, n_pieces) == 1)
-    tokens = pieces[torch.arange(n_pieces) * step % n_pieces].flatten()
-    n_rows = min(count, len(tokens) // max(room, 1))
+    n_rows = min(count, pieces.numel() // room) if room > 0 else 0
     if n_rows == 0:
         return None
+    step = next(k for k in range(round(GOLDEN_RATIO * n_pieces), n_pieces + 2) if gcd(k, n_pieces) == 1)
+    tokens = pieces[torch.arange(n_pieces) * step % n_pieces].flatten()
     body = tokens[: n_rows * room].view(n_rows, room)
     before, after = (torch.tensor(special, dtype=torch.long).expand(n_rows, -1) for special in (prefix, suffix))
     rows = torch.cat([before, body, after], dim=1)

@@ -116,7 +116,7 @@ def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
         if run.work is not None:
             run.work.note(SAVING, options.settings)
         with atomic_directory(options.output) as partial:
-            Ranking(statistics, tokens.sequences, tokens.held_out, settings, ranked.importance()).save(partial)
+            Ranking(statistics, *tokens, settings, ranked.importance()).save(partial)
     if run.work is not None:
         run.work.remove()
     if ranked.choice is not None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from llmrank.pipeline import CalibrationText
+from llmrank.pipeline.held_out import n_held_out
 from llmrank.text import CalibrationTokens, TokenSequences, builtin_texts, tokenise
 from llmrank.text.other_text import PIECE, add_other_text, held_out_other_text, is_alone
 from tests.llmrank.tiny_models import features, text, tiny_llama, token_ids, tokenizer
@@ -34,7 +35,7 @@ def test_a_fifth_as_much_of_the_built_in_text_is_added(samples: int, added: int)
     assert len(found.sequences) == samples + added
     rows = [row for row in found.sequences.ids.tolist() if row in own.ids.tolist()]
     assert rows == own.ids.tolist()
-    assert [rows[0], rows[-1]] == [found.sequences.ids[k].tolist() for k in (0, -1)]
+    assert rows[0] == found.sequences.ids[0].tolist()
     counted = f"{added} sequence{'s' if added > 1 else ''}"
     ending = f", and {counted} of the built-in text" if added else ""
     assert found.sequences.source == own.source + ending
@@ -66,14 +67,37 @@ def test_added_and_held_out_sequences_share_nothing_and_are_from_all_over_the_te
     assert 0.4 * length < other.ids.numel() <= 0.5 * length
 
 
-def test_a_short_text_keeps_its_own_last_sequences_held_out() -> None:
-    found = calibration(LENGTH * 4, 16)
+@pytest.mark.parametrize("n_own", [4, 50])
+def test_a_short_text_holds_out_its_own_last_sequences(n_own: int) -> None:
+    own = tokenise(text(n_own * LENGTH), tokenizer(), 64, LENGTH)
+    found = calibration(n_own * LENGTH, 64)
     fit, held_out = found.parts
     assert found.held_out is None
     assert held_out is not None
-    own = tokenise(text(LENGTH * 4), tokenizer(), 16, LENGTH)
-    assert len(fit) == len(own)
-    assert rows_of(held_out) == rows_of(own.split(len(own) - 1)[1])
+    assert torch.equal(held_out.ids, own.ids[-len(held_out) :])
+    assert len(held_out) == n_held_out(len(own))
+    n_fitted = len(own) - len(held_out)
+    assert len(fit) == n_fitted + round(n_fitted / 5)
+
+
+def test_other_text_begins_with_the_token_that_all_sequences_begin_with() -> None:
+    for first in (7, 9):
+        own = token_ids(6, LENGTH)
+        own[:, 0] = first
+        sequences = TokenSequences.of(own, torch.ones(6, LENGTH, dtype=torch.bool), "own")
+        added, other = (
+            add_other_text(sequences, numbering_tokenizer()),
+            held_out_other_text(sequences, numbering_tokenizer()),
+        )
+        assert other is not None
+        assert len(added) == 7
+        assert {first} == set(added.ids[:, 0].tolist()) | set(other.ids[:, 0].tolist())
+
+
+def test_special_tokens_that_leave_no_room_leave_a_text_alone() -> None:
+    own = TokenSequences.of(token_ids(6, 2), torch.ones(6, 2, dtype=torch.bool), "own")
+    assert add_other_text(own, tokenizer()) is own
+    assert held_out_other_text(own, tokenizer()) is None
 
 
 def test_what_is_held_out_has_as_much_of_each_kind() -> None:
@@ -103,8 +127,9 @@ def test_tokens_lists_mixtures_and_the_built_in_text_stay_alone(tmp_path: Path) 
         f"{path}:0.5,built-in:0.5",
         token_ids(2, 8),
     ]
-    assert all(map(is_alone, alone))
-    assert not any(map(is_alone, (path, str(path), text(400), "generated", "dataset:some/name")))
+    assert all(is_alone(given, tiny_llama()) for given in alone)
+    assert not any(is_alone(given, tiny_llama()) for given in (path, str(path), text(400), "auto", "dataset:some/name"))
+    assert is_alone("auto", torch.nn.Linear(2, 2))
     assert calibration(0, 5, f"{path}:100%").sequences.source == "file words.txt"
     assert "built-in" in calibration(0, 5, path).sequences.source
 
