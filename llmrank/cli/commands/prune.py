@@ -293,9 +293,9 @@ def _say_if_model_writes_text(run: PruningRun, terminal: Terminal) -> None:
 def _say_what_text(run: PruningRun, terminal: Terminal) -> None:
     """Say on which text the model was calibrated, and which text is better."""
     is_generated = run.recipe.calibration.source == Generated.name
+    text = f"{'text that it wrote and ' if is_generated else ''}the Python language reference"
     terminal.say(
-        f"The model was calibrated on {'text that it wrote' if is_generated else 'the Python language reference'}. Text of the "
-        "kind that it will read is better: --calibration FILE."
+        f"The model was calibrated on {text}. Text of the kind that it will read is better: --calibration FILE."
     )
 
 

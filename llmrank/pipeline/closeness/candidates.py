@@ -149,9 +149,8 @@ class Choice:
         if trial.other is not None and trial.other > FAR:
             found.append(
                 "After a trial cut, before any repair, the predictions for text of another kind, the built-in text, are "
-                f"{trial.other:.2f} nats (KL divergence) from the dense model's: much is lost that the calibration text does "
-                "not show. Calibrate on all kinds of text that the model will read (--calibration FILE:50%,OTHER:50%), or "
-                "remove less (--amount)."
+                f"{trial.other:.2f} nats (KL divergence) from the dense model's. Calibrate on all kinds of text that the model "
+                "will read (--calibration FILE:40%,OTHER:40%,built-in:20%), or remove less (--amount)."
             )
         return found
 

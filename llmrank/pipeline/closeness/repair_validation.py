@@ -1,9 +1,10 @@
 """Validation of a repair: whether it brings the pruned model closer to the dense one, on held-out tokens.
 
 A repair that makes the error of every map smaller can still move the model away from the dense one, if it is fitted to few
-tokens. So the model as cut and the repaired model are both compared with the dense one, and the closer one is kept. Half of the
-held-out sequences are of another kind of text (:mod:`llmrank.text.other_text`), where a repair can do harm unseen. The held-out
-tokens also choose the damping of each map, which biases the comparison a little towards the repaired model.
+tokens. So the model as cut and the repaired model are both compared with the dense one, and the closer one is kept. Where the
+calibration text goes on, half of the held-out sequences are of another kind of text (:mod:`llmrank.text.other_text`), which a
+repair can harm unseen. The held-out tokens also choose the damping of each map, which biases the comparison a little towards the
+repaired model.
 """
 
 from __future__ import annotations
