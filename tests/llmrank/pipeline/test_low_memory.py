@@ -34,7 +34,7 @@ from llmrank.score import AutoScorer, FLAPScorer, WeightedPageRankScorer
 from llmrank.text import CalibrationTokens, tokenise
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from tests.llmrank.tiny_mixtures import tiny_mixture
-from tests.llmrank.tiny_models import families, family_model, tiny_llama, token_ids
+from tests.llmrank.tiny_models import families, family_model, text, tiny_llama, token_ids, tokenizer
 
 SETTINGS: dict[str, Any] = {
     "isolated": (IsolatedFFNPipeline, {}),
@@ -86,6 +86,31 @@ def test_it_prunes_as_in_memory(kind: str, tmp_path: Path) -> None:
     assert found.report.reached == expected.report.reached
     found.work.remove()
     assert not (tmp_path / "work").exists()
+
+
+def test_other_text_passes_by_block_as_in_memory(tmp_path: Path) -> None:
+    """A batch holds sequences of both kinds, calibration and held-out ones."""
+    settings = CalibrationText(text(24 * 12), 8, 24, batch_size=3)
+    found = []
+    for work in (None, tmp_path / "work"):
+        pipeline = IsolatedFFNPipeline(
+            tiny_llama(),
+            tokenizer(),
+            scorer=AutoScorer(),
+            pruner=LocalPruner(0.3),
+            repair=LeastSquaresRepair(),
+            calibration=settings,
+            work_directory=work,
+            undoable=False,
+        )
+        pipeline.run()
+        found.append(pipeline)
+    in_memory, by_block = found
+    assert_same(by_block, in_memory)
+    assert in_memory.report.calibration["sequences"] == 8 + 2
+    assert in_memory.report.held_out["sequences"] == 1 + 1
+    assert in_memory.report.validation["count"] == 2 * 23
+    assert by_block.report.validation["repaired"] == pytest.approx(in_memory.report.validation["repaired"], rel=1e-3)
 
 
 @pytest.mark.parametrize("family", families(*BROKEN))

@@ -715,7 +715,12 @@ def test_who_names_no_text_gets_the_models_own_where_it_writes(
     reference, own = "built-in: the Python language reference", "written by the model itself"
     for number, (model, options, source, advice) in enumerate(
         [
-            (checkpoint, (), own, "calibrated on text that it wrote. Text of the kind that it will read"),
+            (
+                checkpoint,
+                (),
+                own,
+                "calibrated on text that it wrote and the Python language reference. Text of the kind",
+            ),
             (encoder, (), reference, "calibrated on the Python language reference. Text"),
             (seq2seq, (), reference, "calibrated on the Python language reference. Text"),
             (tmp_path / "speechless", (), reference, "calibrated on the Python language reference. Text"),
