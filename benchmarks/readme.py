@@ -145,9 +145,11 @@ def every_model(across: dict[str, Any]) -> list[str]:
             best = min(measured, key=lambda place: _perplexity(measured[place]))
             dense.append(f"{_perplexity(kind_of(found['dense'], kind)):.2f}")
             ours.append(f"{_perplexity(own):.2f}")
-            others.append(f"{_behind(own, measured[best])}, {OTHERS[best[:2]]}")
+            name = OTHERS[best[:2]] + (" with other text" if best[2] == TEXTS[0] else "")
+            others.append(f"{_behind(own, measured[best])}, {name}")
         dtype = found.get("protocol", {}).get("dtype", "float32")
         name = model.removesuffix(".Q4_1") + ("" if dtype == "float32" else f" ({dtype})")
+        name += "" if DEFAULT in rows else ", prose alone"
         lines.append(f"| {name}, dense {' and '.join(dense)} | {' and '.join(ours)} | {'; '.join(others)} |")
     return lines
 

@@ -1,7 +1,7 @@
 """Text of another kind than a user's: sequences of the built-in text. Some are added to a calibration text, others are held out.
 
-Scores and repairs that know one kind of text spoil a model for others. A fifth of other text prevents most of that, and costs
-hardly anything on the first kind (benchmarks/LOG.md). A sequence holds short pieces from all over the built-in text, because a
+Scores and repairs that know one kind of text spoil a model for others. A fifth of other text prevents much of that, and costs
+little or nothing on the first kind (benchmarks/LOG.md). A sequence holds short pieces from all over the built-in text, because a
 few long ones are about a few things.
 """
 
@@ -43,7 +43,7 @@ def is_alone(source: Any, model: Any) -> bool:
 
 
 def add_other_text(sequences: TokenSequences, tokenizer: Any) -> TokenSequences:
-    """Return calibration sequences with one of the built-in text among every five, as far as that has so many.
+    """Return calibration sequences with one of the built-in text for every five, as far as that has so many.
 
     The first sequences stay first, because sensitivities are measured on them. Nothing is added if no text can be tokenised.
     """
