@@ -131,7 +131,7 @@ def gains(
 def every_model(across: dict[str, Any]) -> list[str]:
     """Return a row for each model: the default as cut, and the best of the other methods, on both kinds of text.
 
-    The others are calibrated with or without the other text that the default adds, whichever is better for them.
+    The others are calibrated on prose alone, as their users do it. The default adds other text, where that was measured.
     """
     lines = []
     for model, found in across["models"].items():
@@ -141,12 +141,11 @@ def every_model(across: dict[str, Any]) -> list[str]:
         dense, ours, others = [], [], []
         for kind in KINDS:
             own = kind_of(default, kind)
-            measured = {place: kind_of(row, kind) for place, row in rows.items() if place[:2] in OTHERS}
-            best = min(measured, key=lambda place: _perplexity(measured[place]))
+            measured = {pair: kind_of(rows[(*pair, TEXTS[1])], kind) for pair in OTHERS if (*pair, TEXTS[1]) in rows}
+            best = min(measured, key=lambda pair: _perplexity(measured[pair]))
             dense.append(f"{_perplexity(kind_of(found['dense'], kind)):.2f}")
             ours.append(f"{_perplexity(own):.2f}")
-            name = OTHERS[best[:2]] + (" with other text" if best[2] == TEXTS[0] else "")
-            others.append(f"{_behind(own, measured[best])}, {name}")
+            others.append(f"{_behind(own, measured[best])}, {OTHERS[best]}")
         dtype = found.get("protocol", {}).get("dtype", "float32")
         name = model.removesuffix(".Q4_1") + ("" if dtype == "float32" else f" ({dtype})")
         name += "" if DEFAULT in rows else ", prose alone"
