@@ -2,7 +2,7 @@
 
 Scores and repairs that know one kind of text spoil a model for others. A fifth of other text prevents much of that, and costs
 little or nothing on the first kind (benchmarks/LOG.md). A sequence holds short pieces from all over the built-in text, because a
-few long ones are about a few things.
+few long ones are about few subjects.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def is_alone(source: Any, model: Any) -> bool:
-    """Whether nothing is added to a calibration text: tokens, a list of texts, a mixture, and the built-in text itself."""
+    """Whether nothing is added to a model's calibration text: tokens, a list of texts, a mixture, or the built-in text."""
     if not isinstance(source, (str, os.PathLike, BaseSource)):
         return True
     named = find_source(source)
