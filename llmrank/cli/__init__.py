@@ -224,7 +224,7 @@ def parser() -> argparse.ArgumentParser:
     )
     for command in commands.choices.values():
         command.add_config_option()
-        for action in command._actions:
+        for action in command.options:
             if action.dest in FILES:
                 action.complete = COMPLETION  # type: ignore[attr-defined]
     return root

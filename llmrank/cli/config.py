@@ -47,10 +47,36 @@ class CommandParser(argparse.ArgumentParser):
 
     reads_config = False
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.register("action", "append", _AppendAction)
+    def __init__(self, **settings: Any) -> None:
+        parents = settings.get("parents", ())
+        self.options: list[argparse.Action] = [option for parent in parents for option in parent.options]
         self._presets: Mapping[str, Mapping[str, Any]] = {}
+        # The defaults of options that may be repeated; argparse would join them with the values of the command line.
+        self._lists: dict[str, list[str]] = {}
+        super().__init__(**settings)
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        """Add an option, and list it in `options`."""
+        return self._listed(super().add_argument(*names, **settings))
+
+    def add_argument_group(self, *names: Any, **settings: Any) -> Any:
+        """Add a group, whose options are listed too."""
+        return self._listing(super().add_argument_group(*names, **settings))
+
+    def add_mutually_exclusive_group(self, **settings: Any) -> Any:
+        """Add a group of options of which one can be given; they are listed too."""
+        return self._listing(super().add_mutually_exclusive_group(**settings))
+
+    def _listing(self, group: Any) -> Any:
+        add = group.add_argument
+        group.add_argument = lambda *names, **settings: self._listed(add(*names, **settings))
+        return group
+
+    def _listed(self, option: argparse.Action) -> argparse.Action:
+        self.options.append(option)
+        if isinstance(option.default, list) and option.nargs is None:
+            self._lists[option.dest], option.default = option.default, None
+        return option
 
     def add_config_option(self) -> None:
         """Add ``--config``."""
@@ -80,6 +106,8 @@ class CommandParser(argparse.ArgumentParser):
         except OptionError as error:
             self.error(str(error))
         options, rest = super().parse_known_args(args, namespace)
+        for name, values in self._lists.items():
+            setattr(options, name, getattr(options, name) or values)
         given = {option_name(action): getattr(options, action.dest, None) for action in self._settings()}
         written = {name: _plain(value) for name, value in given.items() if value is not None and value != []}
         options.settings = {"command": self._command, **written}
@@ -90,12 +118,12 @@ class CommandParser(argparse.ArgumentParser):
         return self.prog.split()[-1]
 
     def _settings(self) -> list[argparse.Action]:
-        return [action for action in self._actions if action.dest not in NOT_SETTINGS]
+        return [action for action in self.options if action.dest not in NOT_SETTINGS]
 
     def _set_defaults(self, settings: Mapping[str, Any], path: str) -> None:
         """Make the settings of a file or preset (`path`) the defaults of options. Text is converted when arguments are parsed."""
         is_report = Path(path).suffix == ".json"
-        actions = {option_name(action): action for action in self._actions if action.dest not in ("config", "help")}
+        actions = {option_name(action): action for action in self.options if action.dest not in ("config", "help")}
         for name, value in settings.items():
             if is_report and name.replace("-", "_") in NOT_SETTINGS:
                 raise OptionError(f"{path}: {name!r} cannot be set in a report; give it on the command line")
@@ -105,7 +133,7 @@ class CommandParser(argparse.ArgumentParser):
                     f"{self.prog}, without dashes before them"
                 )
             action = actions[name]
-            many = isinstance(action, argparse._AppendAction) or action.nargs == "*"
+            many = action.dest in self._lists or action.nargs == "*"
             # A setting can be true or false if its option takes no value, or if the value may be left out.
             if isinstance(value, bool) and (action.nargs == 0 or action.const is True):
                 action.default = value if action.nargs == 0 else value or None
@@ -114,20 +142,13 @@ class CommandParser(argparse.ArgumentParser):
                 raise OptionError(f"{path}: {name} must be {expected}, got {value!r}")
             elif action.choices is not None and value not in action.choices:  # argparse does not check defaults
                 raise OptionError(f"{path}: {name} must be one of {', '.join(map(str, action.choices))}, got {value!r}")
+            elif action.dest in self._lists:
+                self._lists[action.dest] = [str(entry) for entry in value]
             else:
                 action.default = [str(entry) for entry in value] if many else str(value)
             action.required = False
             if not action.option_strings and not many:
                 action.nargs = "?"
-
-
-class _AppendAction(argparse._AppendAction):
-    """An option that may be repeated. Values on the command line replace the values of a file, instead of joining them."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        if getattr(namespace, self.dest, None) is self.default:
-            setattr(namespace, self.dest, None)
-        super().__call__(parser, namespace, values, option_string)
 
 
 def option_name(action: argparse.Action) -> str:
