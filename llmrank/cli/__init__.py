@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # Characters that the terminal's encoding lacks are escaped: an error here would lose the results of the command.
             stream.reconfigure(errors="backslashreplace")
-    rank, count = launched_processes()
+    rank, _ = launched_processes()
     if rank and sys.stdout is not None:  # only process 0 prints results
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
     root = parser()
@@ -122,21 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rank == 0 or (isinstance(error, ProcessError) and error.rank == 0 and not error.said_why):
             with contextlib.suppress(OSError):  # standard error is closed
                 Terminal(stderr=True, soft_wrap=True).say(f"llmrank: {sentence}")
-        if count > 1:
-            _end_with_others(status, rank)
+        if rank:  # a launcher ends all processes as soon as one has ended, and process 0 must still print the error
+            time.sleep(SECONDS_TO_SPEAK)
         return status
-
-
-def _end_with_others(status: int, rank: int) -> None:
-    """End this process with an exit status. Processes other than process 0 wait first.
-
-    A launcher ends all processes as soon as one has ended, and process 0 must still print the error.
-    """
-    sys.stderr.flush()
-    if rank:
-        time.sleep(SECONDS_TO_SPEAK)
-    # This does not wait for threads: those of torch.distributed may wait for processes that have ended.
-    os._exit(status)
 
 
 @contextlib.contextmanager
