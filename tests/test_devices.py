@@ -8,6 +8,7 @@ import torch
 
 from graphs.linalg.operators import torch_csr
 from tests.devices import FIRST, SECOND, DeviceTraffic, on_device
+from tests.tables import table
 
 
 @pytest.mark.usefixtures("device_traffic")
@@ -70,7 +71,7 @@ STAYING: dict[str, Callable[[torch.Tensor], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SYNCHRONISING)
+@table("name", SYNCHRONISING)
 def test_what_brings_values_to_the_cpu_is_counted(name: str, device_traffic: DeviceTraffic) -> None:
     tensor = on_device([1.0, 2.0, 3.0])
     before = device_traffic.copy()
@@ -78,7 +79,7 @@ def test_what_brings_values_to_the_cpu_is_counted(name: str, device_traffic: Dev
     assert device_traffic.since(before) == DeviceTraffic(synchronisations=1)
 
 
-@pytest.mark.parametrize("name", STAYING)
+@table("name", STAYING)
 def test_what_stays_on_a_device_is_not_counted(name: str, device_traffic: DeviceTraffic) -> None:
     tensor = on_device([1.0, 2.0, 3.0])
     before = device_traffic.copy()

@@ -26,13 +26,14 @@ from llmrank.pipeline.specs import split_specs
 from llmrank.prune import LayerRecord
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import LLAMA, POSITIONS, text, tiny_llama, tokenizer
+from tests.tables import table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 # Not the pages that the build writes.
 GENERATED = ("_build", "api", "measured", "notebooks")
 PAGES = [README, *sorted(path for path in (ROOT / "docs").rglob("*.md") if not set(GENERATED) & set(path.parts))]
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+every_page = table("page", PAGES)
 # Fences may be indented or longer where one holds another; pages here need neither.
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 
