@@ -91,10 +91,6 @@ class PrunableLayer:
         """Share of the tokens that these neurons get on average."""
         return Fraction(1) if self.mixture is None else Fraction(self.mixture.top_k, self.mixture.n_experts)
 
-    def routing_of(self, module: nn.Module) -> Routing | None:
-        """See :meth:`FFN.routing_of`."""
-        return None if self.mixture is None else self.mixture.routing_of(module)
-
 
 @dataclass(frozen=True)
 class FFN:

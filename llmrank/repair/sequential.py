@@ -265,8 +265,7 @@ class _Fitting:
 
     def _sums(self, layer: PrunableLayer, *, sum_held_out: bool = True) -> MomentSums:
         (output_map,) = layer.output_maps
-        module = output_map.module
-        routing = layer.routing_of(module)
+        routing = None if layer.mixture is None else layer.mixture.routing_of(output_map.module)
         device = self._stream.device or output_map.weight.device
         return MomentSums(layer.size, device, self._stream.n_fitted_batches, sum_held_out=sum_held_out, routing=routing)
 
