@@ -1,6 +1,7 @@
 """Every peer against dense linear algebra on tiny graphs; tolerances; what is reported of whom."""
 
 import importlib.util
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from scipy import sparse
 
 from benchmarks import peers
 from benchmarks.peers import CORRECT, PEERS, Peer, agreement, available, diagnose, faults, missing, versions
+from tests.tables import table
 
 BY_NAME = {peer.name: peer for peer in PEERS}
 RIGHT = [
@@ -75,8 +77,8 @@ def test_every_peer_is_tested() -> None:
     assert len(BY_NAME) == len(PEERS)
 
 
-@pytest.mark.parametrize("gamma", [0.3, 0.85, 0.97])
 @pytest.mark.parametrize("name", RIGHT)
+@table("gamma", [0.3, 0.85, 0.97])
 def test_right_peers_equal_a_dense_solve(name: str, gamma: float) -> None:
     peer = peer_named(name)
     for seed, n in enumerate([5, 12, 150]):
@@ -156,9 +158,8 @@ def test_wide_indices_are_narrowed() -> None:
 # --- tolerances
 
 
-@pytest.mark.parametrize("target", [1e-3, 1e-7, 1e-12])
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 0.85, 0.99])
 @pytest.mark.parametrize("name", [name for name in RIGHT if "ARPACK" not in name and name != "igraph PRPACK"])
+@table(("gamma", "target"), itertools.product([0.0, 0.5, 0.85, 0.99], [1e-3, 1e-7, 1e-12]))
 def test_settings_reach_their_target(name: str, gamma: float, target: float) -> None:
     peer = peer_named(name)
     for uniform in (False, True):
@@ -166,9 +167,8 @@ def test_settings_reach_their_target(name: str, gamma: float, target: float) -> 
         assert l1_error(peer, csr, gamma, v, target) <= target
 
 
-@pytest.mark.parametrize("target", [1e-3, 1e-7, 1e-11])
-@pytest.mark.parametrize("gamma", [0.5, 0.85, 0.99])
 @pytest.mark.parametrize("name", ["igraph ARPACK", "scikit-network lanczos", "scikit-network piteration", "networkit"])
+@table(("gamma", "target"), itertools.product([0.5, 0.85, 0.99], [1e-3, 1e-7, 1e-11]))
 def test_settings_reach_their_target_where_the_peer_can(name: str, gamma: float, target: float) -> None:
     peer = peer_named(name)
     csr, v = random_graph(6, 40, dangling=False, uniform=True)
@@ -191,7 +191,7 @@ def test_the_tightest_settings_end() -> None:
             assert l1_error(BY_NAME[name], csr, 0.95, v, 0.0) < 1e-10
 
 
-@pytest.mark.parametrize("name", sorted(BY_NAME))
+@table("name", sorted(BY_NAME))
 def test_settings_are_the_keywords_of_solve(name: str) -> None:
     settings = BY_NAME[name].settings(1e-6, 1000, 0.85)
     assert set(settings) <= {"tol", "max_iter"}

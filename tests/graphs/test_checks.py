@@ -14,19 +14,20 @@ from graphs.linalg.validation import as_vector
 from graphs.ranking.scores import check_scores, finite_scores
 from graphs.structures.indices import check_layer, check_node
 from tests.graphs.cases import random_case
+from tests.tables import table
 
 GRAPH = random_case(3, (7, 9, 5, 8), density=0.6).graph()
 RANK = weighted_pagerank(GRAPH)
 
 
-@pytest.mark.parametrize("value", [1, 5, np.int64(3), np.uint8(2), 10**30])
+@table("value", [1, 5, np.int64(3), np.uint8(2), 10**30])
 def test_counts(value: Any) -> None:
     found = check_count("k", value)
     assert found == value
     assert type(found) is int
 
 
-@pytest.mark.parametrize("value", [0, -1, True, np.True_, 2.0, np.float64(2), "2", None, math.nan, [1]])
+@table("value", [0, -1, True, np.True_, 2.0, np.float64(2), "2", None, math.nan, [1]])
 def test_counts_that_are_none(value: Any) -> None:
     with pytest.raises(GraphError, match="k must be an integer >= 1, got"):
         check_count("k", value)
@@ -38,7 +39,7 @@ def test_a_count_may_begin_elsewhere() -> None:
         check_count("top", 1, 2)
 
 
-@pytest.mark.parametrize("value", [-1, 4, True, 1.0, "1", None, np.float64(1)])
+@table("value", [-1, 4, True, 1.0, "1", None, np.float64(1)])
 def test_layers_and_nodes_that_are_none(value: Any) -> None:
     with pytest.raises(GraphError, match="layer_b: expected a layer from 0 to 3, got"):
         check_layer(GRAPH, value, name="layer_b")
@@ -103,12 +104,12 @@ def test_a_long_list_of_layers_is_cut_and_says_where_the_two_part() -> None:
         check_score_shapes(shapes, sizes, first=5)
 
 
-@pytest.mark.parametrize("value", [0, 1, 0.5, np.float32(0.25)])
+@table("value", [0, 1, 0.5, np.float32(0.25)])
 def test_shares_are_floats(value: Any) -> None:
     assert check_share("theta", value) == float(value)
 
 
-@pytest.mark.parametrize("value", [-1e-9, 1 + 1e-9, float("nan"), float("inf"), None, "x", [0.5, 0.5], 10**400])
+@table("value", [-1e-9, 1 + 1e-9, float("nan"), float("inf"), None, "x", [0.5, 0.5], 10**400])
 def test_what_is_no_share_is_refused_by_name(value: Any) -> None:
     with pytest.raises(GraphError, match=r"theta must be a number in \[0, 1\], got"):
         check_share("theta", value)

@@ -14,6 +14,7 @@ from graphs import GraphError, pagerank, weighted_pagerank
 from graphs.linalg.blocks import SparseBlock
 from tests.graphs.cases import Array, transition_matrix
 from tests.graphs.known_graphs import SEEDED, TINY, Tiny
+from tests.tables import table
 
 GAMMAS = [0.0, 0.15, 0.5, 0.85, 0.99]
 MAKERS: dict[str, Callable[[int], sparse.csr_array]] = {
@@ -69,8 +70,8 @@ def diameter(csr: sparse.csr_array) -> int:
 # --- tiny graphs
 
 
-@pytest.mark.parametrize("gamma", GAMMAS)
-@pytest.mark.parametrize("tiny", TINY, ids=lambda tiny: tiny.name)
+@table("gamma", GAMMAS)
+@table("tiny", TINY)
 def test_answers_are_the_dense_solve_and_what_pagerank_finds(tiny: Tiny, gamma: float) -> None:
     answer = tiny.answer(gamma)
     assert answer.shape == (tiny.csr.shape[0],)
@@ -92,7 +93,7 @@ def test_answers_in_numbers() -> None:
     np.testing.assert_allclose(by_name["two components"].answer(0.5), np.array([4, 6, 7, 8, 8, 8, 8]) / 49)
 
 
-@pytest.mark.parametrize("tiny", TINY, ids=lambda tiny: tiny.name)
+@table("tiny", TINY)
 def test_tiny_matrices_are_canonical(tiny: Tiny) -> None:
     assert_canonical(tiny.csr)
     assert tiny.csr.shape[0] == tiny.csr.shape[1] <= 8
@@ -101,7 +102,7 @@ def test_tiny_matrices_are_canonical(tiny: Tiny) -> None:
 # --- every seeded graph
 
 
-@pytest.mark.parametrize("name", SEEDED)
+@table("name", SEEDED)
 def test_seeded_graphs_are_canonical_and_repeat(name: str) -> None:
     csr = SEEDED[name]()
     assert_canonical(csr)
@@ -112,7 +113,7 @@ def test_seeded_graphs_are_canonical_and_repeat(name: str) -> None:
     assert same(csr, again)
 
 
-@pytest.mark.parametrize("name", SEEDED)
+@table("name", SEEDED)
 def test_seeded_graphs_rank_as_the_dense_solve(name: str) -> None:
     csr = SEEDED[name]()
     found = pagerank(csr, 0.85)
@@ -121,7 +122,7 @@ def test_seeded_graphs_rank_as_the_dense_solve(name: str) -> None:
     assert np.abs(found.scores[0] - exact(csr.toarray(), 0.85)).sum() <= found.error_bound + 1e-13
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@table("name", MAKERS)
 def test_the_seed_makes_the_graph(name: str) -> None:
     make = MAKERS[name]
     assert_canonical(make(3))
@@ -138,8 +139,8 @@ def test_repeated_edges_collapse_to_one_and_loops_go(make: Callable[..., sparse.
     assert 30 < csr.nnz <= 56
 
 
-@pytest.mark.parametrize("make", [kronecker, uniform])
-@pytest.mark.parametrize("scale", [1, 5, 12])
+@table("make", [kronecker, uniform])
+@table("scale", [1, 5, 12])
 def test_scale_is_the_log_of_the_size(make: Callable[..., sparse.csr_array], scale: int) -> None:
     assert make(scale, 2).shape == (2**scale, 2**scale)
 
@@ -208,7 +209,7 @@ def test_power_law_has_a_heavier_tail_than_uniform() -> None:
     assert in_degrees(heavy).argmax() != 0, "ranks are dealt at random"
 
 
-@pytest.mark.parametrize(("n_nodes", "degree"), [(2, 1), (9, 3), (500, 1), (500, 8)])
+@table(("n_nodes", "degree"), [(2, 1), (9, 3), (500, 1), (500, 8)])
 def test_exactly_a_tenth_of_a_power_law_dangles(n_nodes: int, degree: int) -> None:
     degrees = out_degrees(power_law(n_nodes, degree))
     assert (degrees == 0).sum() == n_nodes // 10
@@ -278,7 +279,7 @@ def test_empty_rows_has_many_empty_rows_and_columns() -> None:
 # --- layered graphs
 
 
-@pytest.mark.parametrize("density", [1.0, 0.4, 0.01, 0.0])
+@table("density", [1.0, 0.4, 0.01, 0.0])
 def test_layered_graphs_are_valid_and_rank(density: float) -> None:
     graph = layered([20, 60, 30], density, seed=2)
     assert graph.layer_sizes == (20, 60, 30)
@@ -325,7 +326,7 @@ def test_the_seed_makes_activations_and_blocks(density: float) -> None:
 # --- refusals
 
 
-@pytest.mark.parametrize(
+@table(
     ("call", "message"),
     [
         (lambda: kronecker(0), "scale must be an integer from 1 to 30, got 0"),

@@ -25,6 +25,7 @@ from graphs import (
 from graphs.linalg.blocks import SparseBlock
 from graphs.linalg.threads import ThreadPool
 from graphs.solvers import GaussSeidel, Krylov
+from tests.tables import table
 
 
 def ring(size: int) -> sparse.csr_array:
@@ -176,7 +177,7 @@ def test_labels_of_several_layers() -> None:
 BLOCK = SparseBlock(sparse.csr_array(np.ones((3, 2))))
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "message"),
     [
         (((), (), ()), "at least one layer"),
@@ -202,10 +203,8 @@ def test_counts_must_be_whole() -> None:
             keep.check((4, 4))
 
 
-@pytest.mark.parametrize("rank", [weighted_pagerank, modified_pagerank, pagerank])
-@pytest.mark.parametrize(
-    "name", ["graph", "solver", "backend", "device", "dtype", "tol", "max_iter", "start", "callback", "keep"]
-)
+@table("rank", [weighted_pagerank, modified_pagerank, pagerank])
+@table("name", ["graph", "solver", "backend", "device", "dtype", "tol", "max_iter", "start", "callback", "keep"])
 def test_arguments_of_wrong_types_are_graph_errors(rank: Callable[..., Any], name: str) -> None:
     graph = LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]])
     huge = 10**400

@@ -14,6 +14,7 @@ from graphs.analysis.flow import flow, gamma_of
 from tests.graphs.analysis.test_measures import NO_BUCKETS
 from tests.graphs.cases import SHARES, Array, Case, cases, random_case, transition_matrix
 from tests.graphs.forms import as_modified, as_scores, every_form, formed
+from tests.tables import table
 
 
 def expected_flow(weight: Array, scores: tuple[Array, Array], buckets: Any, theta: float) -> Array:
@@ -66,8 +67,8 @@ def test_flow_of_a_modified_rank_agrees_with_its_definition(
             np.testing.assert_allclose(found.sum(axis=1), masses, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["csr", "float32", "bfloat16", "parallel"])
-@pytest.mark.parametrize("theta", [1.0, 0.4])
+@table("form", ["csr", "float32", "bfloat16", "parallel"])
+@table("theta", [1.0, 0.4])
 def test_large_blocks_give_the_same_numbers_through_compiled_kernels(form: str, theta: float) -> None:
     # Compiled kernels are used from 2**18 entries on.
     case = random_case(4, (700, 600), density=1.0 if form != "csr" else 0.9)
@@ -94,7 +95,7 @@ def test_a_rank_of_another_graph_is_refused() -> None:
         flow(graph, rank, 1)
 
 
-@pytest.mark.parametrize("buckets", NO_BUCKETS)
+@table("buckets", NO_BUCKETS)
 def test_invalid_buckets_are_refused(buckets: Any) -> None:
     graph = random_case(0, (2, 3)).graph()
     rank = weighted_pagerank(graph)
@@ -102,7 +103,7 @@ def test_invalid_buckets_are_refused(buckets: Any) -> None:
         flow(graph, rank, 1, buckets)
 
 
-@pytest.mark.parametrize("layer", [-1, 0, 2, True, 1.0, "1", None])
+@table("layer", [-1, 0, 2, True, 1.0, "1", None])
 def test_layers_out_of_range_are_refused(layer: Any) -> None:
     graph = random_case(0, (3, 4)).graph()
     with pytest.raises(GraphError, match="expected a layer from 1 to 1"):

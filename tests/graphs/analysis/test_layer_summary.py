@@ -17,9 +17,10 @@ from graphs.io.convert import to_networkx
 from tests.graphs.analysis.test_measures import gini_by_pairs
 from tests.graphs.cases import SHARES, Case, cases, networkx_layers, random_case, transition_matrix, unit
 from tests.graphs.forms import as_scores, every_form, formed
+from tests.tables import table
 
 
-@pytest.mark.parametrize("form", ["csr", "float64", "column-major", "bfloat16"])
+@table("form", ["csr", "float64", "column-major", "bfloat16"])
 def test_counts_agree_with_networkx(form: str) -> None:
     case = random_case(3, (5, 9, 6, 1, 4), density=0.4)
     case.weights[1][:, 2] = 0
@@ -109,13 +110,13 @@ def test_only_the_weighted_rank_of_layers_has_a_part_through_the_graph() -> None
         assert [summary.through_graph for summary in summarise_layers(graph, rank)] == [None, None]
 
 
-@pytest.mark.parametrize("form", ["csr", "float32", "bfloat16", "parallel"])
+@table("form", ["csr", "float32", "bfloat16", "parallel"])
 def test_edges_of_large_blocks_are_counted(form: str) -> None:
     graph, seen = formed(random_case(4, (700, 600), density=1.0 if form != "csr" else 0.9), form)
     assert summarise_layers(graph, weighted_pagerank(graph))[1].n_in_edges == np.count_nonzero(seen.weights[0])
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 9])
+@table("size", [1, 2, 5, 9])
 def test_spread(size: int) -> None:
     values = np.random.default_rng(size).random(size)
     found = Spread.of(values)

@@ -28,6 +28,7 @@ from graphs.analysis.measures import (
 )
 from llmrank.prune import keep_highest
 from tests.graphs.cases import MAGNITUDES, Array, unit
+from tests.tables import table
 
 scores_of_a_layer = st.integers(1, 30).flatmap(lambda n: arrays(np.float64, n, elements=MAGNITUDES))
 # Small integers tie often.
@@ -47,7 +48,7 @@ def test_gini_is_the_mean_difference_of_all_pairs(scores: Array) -> None:
     assert 0.0 <= gini(scores) < 1.0
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+@table("size", [1, 2, 7, 1000])
 def test_concentration_of_extreme_distributions(size: int) -> None:
     one = np.zeros(size)
     one[size // 2] = 3.0
@@ -118,7 +119,7 @@ def test_concentration_does_not_depend_on_scale_order_or_copies(scores: Array, s
     assert effective_number(np.tile(scores, 3)) == pytest.approx(3 * effective_number(scores))
 
 
-@pytest.mark.parametrize("scale", [5e-324, 1e-200, 1e200, 4e307])
+@table("scale", [5e-324, 1e-200, 1e200, 4e307])
 def test_concentration_at_the_ends_of_float64(scale: float) -> None:
     scores = np.array([1.0, 2.0, 4.0, 1.0])
     assert gini(scores * scale) == pytest.approx(gini(scores))
@@ -196,16 +197,14 @@ def test_buckets_by_shares() -> None:
     assert np.bincount(score_buckets(scores, [0.5, 0.5 + 1e-10, 1e-11]), minlength=3).tolist() == [500, 500, 0]
 
 
-@pytest.mark.parametrize("measure", [gini, effective_number, top_share, lorenz, positions, percentiles, score_buckets])
-@pytest.mark.parametrize(
-    "scores", [[], [[1.0, 2.0]], 3.0, [1.0, np.nan], [np.inf], ["a"], [1j], [[1], [1, 2]], None], ids=str
-)
+@table("measure", [gini, effective_number, top_share, lorenz, positions, percentiles, score_buckets])
+@table("scores", [[], [[1.0, 2.0]], 3.0, [1.0, np.nan], [np.inf], ["a"], [1j], [[1], [1, 2]], None])
 def test_invalid_scores_are_refused(measure: Callable[[Any], Any], scores: Any) -> None:
     with pytest.raises(GraphError, match="scores: expected"):
         measure(scores)
 
 
-@pytest.mark.parametrize("measure", [gini, effective_number, top_share, lorenz])
+@table("measure", [gini, effective_number, top_share, lorenz])
 def test_negative_masses_are_refused(measure: Callable[[Any], Any]) -> None:
     with pytest.raises(GraphError, match=r"non-negative numbers, got -2.0 at node 1"):
         measure([1.0, -2.0])
@@ -216,7 +215,7 @@ def test_scores_may_be_tensors() -> None:
     assert positions(torch.tensor([1.0, 2.0], requires_grad=True)).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan, "x"])
+@table("share", [-0.1, 1.1, math.nan, "x"])
 def test_shares_out_of_range(share: Any) -> None:
     with pytest.raises(GraphError, match="share must be"):
         top_share([1.0], share)
@@ -225,7 +224,7 @@ def test_shares_out_of_range(share: Any) -> None:
 NO_BUCKETS: list[Any] = [0, -1, True, 2.5, [], [0.5, 0.4], [1.5, -0.5], [0.5, math.nan], "10", None]
 
 
-@pytest.mark.parametrize("buckets", NO_BUCKETS)
+@table("buckets", NO_BUCKETS)
 def test_invalid_buckets_are_refused(buckets: Any) -> None:
     with pytest.raises(GraphError, match="buckets: expected an integer"):
         score_buckets([1.0], buckets)

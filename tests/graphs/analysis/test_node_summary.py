@@ -28,6 +28,7 @@ from graphs.linalg.blocks import DenseBlock
 from graphs.reduction.subgraphs import top_subgraph
 from tests.graphs.cases import SHARES, Array, Case, cases, networkx_layers, random_case, transition_matrix, unit
 from tests.graphs.forms import as_modified, as_scores, every_form, formed
+from tests.tables import table
 
 facts_of = node_summary.summarise_node
 
@@ -228,7 +229,7 @@ def test_strongest_edges_agree_with_node_summaries(case: Case, theta: float, top
 
 
 @every_form
-@pytest.mark.parametrize("elements", [1, 13, 64])
+@table("elements", [1, 13, 64])
 def test_band_size_does_not_matter_even_for_equal_edges(
     form: str, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,7 +339,7 @@ def test_strongest_edges_need_only_the_memory_of_bands() -> None:
 # --- refused arguments
 
 
-@pytest.mark.parametrize(
+@table(
     ("ask", "message"),
     [
         (lambda graph, rank: facts_of(graph, rank, 3, 0), "expected a layer from 0 to 2, got 3"),

@@ -22,7 +22,8 @@ from graphs.analysis.paths import Path, strongest_paths
 from graphs.linalg.blocks import DenseBlock
 from tests.graphs.cases import SHARES, Array, Case, cases, random_case, transition_matrix
 from tests.graphs.forms import as_scores, every_form, formed
-from tests.pairwise import pairwise
+from tests.pairwise import pairwise_by_first
+from tests.tables import table
 
 
 def all_paths(matrices: list[Array], layer: int, node: int, before: int, after: int) -> list[Path]:
@@ -74,7 +75,7 @@ def dyadic_case(seed: int, sizes: tuple[int, ...]) -> Case:
     return Case(weights, np.ones(sizes[0]), [np.ones(size) for size in sizes[1:]])
 
 
-@pairwise(seed=range(8), elements=[5, 1 << 19], form=["csr", "float32", "column-major"])
+@pairwise_by_first(elements=[5, 1 << 19], seed=range(8), form=["csr", "float32", "column-major"])
 def test_equal_paths_are_ordered_by_node(seed: int, elements: int, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DenseBlock.bands, "__defaults__", (elements,))
     for module in (incident_edges, paths):
@@ -181,7 +182,7 @@ def test_paths_need_only_the_memory_of_bands() -> None:
 # --- refused arguments
 
 
-@pytest.mark.parametrize(
+@table(
     ("ask", "message"),
     [
         (lambda graph, rank: strongest_paths(graph, rank, 5, 0), "expected a layer from 0 to 2"),

@@ -12,6 +12,7 @@ from graphs.io.convert import to_networkx
 from graphs.linalg.blocks import DenseBlock
 from tests.graphs.cases import Case, cases, random_case
 from tests.graphs.forms import every_form, formed
+from tests.tables import table
 
 
 @every_form
@@ -30,7 +31,7 @@ def test_strengths_are_sums_of_weights(case: Case, form: str) -> None:
         np.testing.assert_allclose(found[1], out, rtol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["csr", "float64", "column-major", "bfloat16"])
+@table("form", ["csr", "float64", "column-major", "bfloat16"])
 def test_strengths_agree_with_networkx(form: str) -> None:
     case = random_case(3, (5, 9, 6, 1, 4), density=0.4)
     case.weights[1][:, 2] = 0
@@ -44,7 +45,7 @@ def test_strengths_agree_with_networkx(form: str) -> None:
         np.testing.assert_allclose(out, [digraph.out_degree(node, weight="weight") for node in nodes])
 
 
-@pytest.mark.parametrize("form", ["csr", "float32", "bfloat16", "parallel"])
+@table("form", ["csr", "float32", "bfloat16", "parallel"])
 def test_large_blocks_give_the_same_numbers_through_compiled_kernels(form: str) -> None:
     # Compiled kernels are used from 2**18 entries on.
     graph, seen = formed(random_case(4, (700, 600), density=1.0 if form != "csr" else 0.9), form)
@@ -52,7 +53,7 @@ def test_large_blocks_give_the_same_numbers_through_compiled_kernels(form: str) 
     np.testing.assert_allclose(strengths(graph, 0)[1], seen.weights[0].sum(axis=0), rtol=1e-12)
 
 
-@pytest.mark.parametrize("layer", [-1, 2, True, 1.0, "1", None])
+@table("layer", [-1, 2, True, 1.0, "1", None])
 def test_layers_out_of_range_are_refused(layer: Any) -> None:
     with pytest.raises(GraphError, match="expected a layer from 0 to 1"):
         strengths(random_case(0, (3, 4)).graph(), layer)

@@ -36,6 +36,7 @@ from graphs.draw.convergence import MAX_STEPS
 from graphs.draw.wording import MAX_CHARACTERS, as_literal, percent, short_names
 from graphs.reduction.subgraphs import top_subgraph
 from tests.graphs.cases import random_case
+from tests.tables import table
 
 CYCLIC = residual_graph(random_case(1, (6, 9, 6, 9, 6)).graph())
 GRAPH = random_case(2, (7, 12, 5)).graph()
@@ -55,7 +56,7 @@ FIGURES: dict[str, Callable[[Any], Any]] = {
     "adjacency_heatmap": lambda ax: draw.adjacency_heatmap(GRAPH, 1, RANK, ax=ax),
     "layer_flow": lambda ax: draw.layer_flow(GRAPH, RANK, ax=ax),
 }
-every_figure = pytest.mark.parametrize("name", list(FIGURES))
+every_figure = table("name", list(FIGURES))
 
 
 def rank_of(graph: LayeredGraph, scores: Any) -> RankResult:
@@ -116,8 +117,8 @@ def test_figures_are_legible_in_print(name: str) -> None:
 
 
 @pytest.mark.slow
-@every_figure
-@pytest.mark.parametrize(("size", "rows", "columns"), [((10, 8), 2, 1), ((10, 4), 1, 2)])
+@pytest.mark.parametrize("name", list(FIGURES))
+@table(("size", "rows", "columns"), [((10, 8), 2, 1), ((10, 4), 1, 2)])
 def test_figures_share_a_page(name: str, size: tuple[float, float], rows: int, columns: int) -> None:
     one, other = Figure(figsize=size, layout="constrained").subplots(rows, columns)
     for panel in (one, other):
@@ -179,8 +180,8 @@ def drawn(name: str, graph: LayeredGraph, rank: RankResult, ax: Any = None) -> A
 
 
 @pytest.mark.slow
-@every_figure
-@pytest.mark.parametrize("kind", UNUSUAL)
+@pytest.mark.parametrize("name", list(FIGURES))
+@table("kind", UNUSUAL)
 def test_unusual_graphs_are_legible(name: str, kind: str) -> None:
     legible(drawn(name, *unusual(kind)))
     # The width of a journal column.
@@ -276,20 +277,20 @@ def lab(colour: Any, blindness: str) -> Any:
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-@pytest.mark.parametrize("colour", [*LINE_COLOURS, KEPT, REMOVED, SCORE_REMOVED, FAINT])
+@table("colour", [*LINE_COLOURS, KEPT, REMOVED, SCORE_REMOVED, FAINT])
 def test_lines_have_contrast_on_white(colour: str) -> None:
     """WCAG 2.1 requires a contrast of 3 to 1 for graphics."""
     assert 1.05 / (luminance(colour) + 0.05) >= 3.0
 
 
-@pytest.mark.parametrize("blindness", list(BLINDNESS))
+@table("blindness", list(BLINDNESS))
 def test_colours_differ_for_colour_blind_readers(blindness: str) -> None:
     for one, other in itertools.combinations(LINE_COLOURS, 2):
         assert np.linalg.norm(lab(one, blindness) - lab(other, blindness)) > 12.0, (one, other)
     assert np.linalg.norm(lab(KEPT, blindness) - lab(REMOVED, blindness)) > 40.0
 
 
-@pytest.mark.parametrize("blindness", list(BLINDNESS))
+@table("blindness", list(BLINDNESS))
 def test_the_colour_map_rises_in_lightness(blindness: str) -> None:
     from matplotlib import colormaps
 
@@ -303,7 +304,7 @@ def test_short_names_stay_distinct(names: list[str]) -> None:
     assert len(set(short)) == len(names)
 
 
-@pytest.mark.parametrize(
+@table(
     ("names", "expected"),
     [
         (["model.layers.11.mlp", "model.layers.11.mlp:output"], ("11 mlp", "11 mlp output")),
@@ -327,7 +328,7 @@ def test_long_names_lose_their_middle() -> None:
     assert short.endswith("projection")
 
 
-@pytest.mark.parametrize("text", ["$a$", "$x", r"\$5", "_hidden", "a_b^c"])
+@table("text", ["$a$", "$x", r"\$5", "_hidden", "a_b^c"])
 def test_text_is_shown_literally(text: str) -> None:
     ax = new_axes(None)
     ax.plot([0, 1], [0, 1], label=as_literal(text))
@@ -346,7 +347,7 @@ def test_percentages_do_not_round_to_all_or_nothing(share: float) -> None:
         assert abs(float(text.split()[0]) - 100.0 * share) <= (0.05 if share < 0.0995 else 0.5) + 1e-9
 
 
-@pytest.mark.parametrize("count", [1, 2, 9, 30, 200])
+@table("count", [1, 2, 9, 30, 200])
 def test_layer_names_never_overlap(count: int) -> None:
     ax = new_axes(None)
     ax.set_xlim(-0.5, count - 0.5)
@@ -376,8 +377,8 @@ def test_a_colour_scale_of_one_value_surrounds_it() -> None:
     assert log_norm(np.ma.array([0.0])).vmin == 0.5
 
 
-@pytest.mark.parametrize("low", [5e-324, 1e-310, 1e-3, 1e300, sys.float_info.max])
-@pytest.mark.parametrize("high", [5e-324, 1e-310, 1e-3, 1e300, sys.float_info.max])
+@table("low", [5e-324, 1e-310, 1e-3, 1e300, sys.float_info.max])
+@table("high", [5e-324, 1e-310, 1e-3, 1e300, sys.float_info.max])
 def test_colour_scales_cover_all_floats(low: float, high: float) -> None:
     norm = log_norm(np.ma.array([low, high]))
     assert 0.0 < norm.vmin < norm.vmax < np.inf

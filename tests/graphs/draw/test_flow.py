@@ -17,6 +17,7 @@ from graphs.draw import layer_flow
 from graphs.draw.flow import MAX_BUCKETS, MAX_LAYERS
 from tests.graphs.cases import Case, cases, random_case, transition_matrix
 from tests.graphs.draw.test_draw import legible, rank_of
+from tests.tables import table
 
 SHARES = (0.25, 0.25, 0.5)
 
@@ -103,7 +104,7 @@ def test_bars_have_the_height_of_the_layer_share() -> None:
     np.testing.assert_allclose(stacks[1:, :, 0].sum(axis=1), 1.0)
 
 
-@pytest.mark.parametrize(
+@table(
     ("buckets", "names"),
     [
         (1, ["all nodes"]),

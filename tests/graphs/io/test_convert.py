@@ -16,6 +16,7 @@ from graphs.io.convert import from_networkx, to_networkx
 from graphs.reduction.subgraphs import between, top_subgraph
 from tests.graphs.cases import Array, Case, cases, random_case
 from tests.graphs.io.test_graph_files import same_graph
+from tests.tables import table
 
 
 def assembled(case: Case) -> Array:
@@ -193,7 +194,7 @@ def test_layer_names_come_back() -> None:
     assert from_networkx(to_networkx(graph))[0].names == graph.names
 
 
-@pytest.mark.parametrize(
+@table(
     ("names", "expected"),
     [
         (("a", "a", "b"), ("layer 0", "layer 1", "layer 2")),
@@ -257,7 +258,7 @@ def test_a_source_in_the_middle_gets_the_layer_of_its_edges() -> None:
     assert graph.layer_sizes == (3, 3, 1)
 
 
-@pytest.mark.parametrize(
+@table(
     ("edges", "named"),
     [
         ([(0, 1), (1, 0)], r"\+?1 -> 0|0 -> 1"),
@@ -284,7 +285,7 @@ def layered(**facts: Any) -> networkx.DiGraph:
     return digraph
 
 
-@pytest.mark.parametrize(
+@table(
     ("facts", "message"),
     [
         ({"layer": None}, "expected attribute 'layer' at all nodes or at none, got 1 nodes without it, such as 'b'"),
@@ -309,7 +310,7 @@ def test_attributes_that_do_not_fit_are_refused(facts: dict[str, Any], message: 
         from_networkx(layered(**facts))
 
 
-@pytest.mark.parametrize("weight", [-1.0, "1", None, True, 1j, float("nan"), float("inf"), 10**400, [1]])
+@table("weight", [-1.0, "1", None, True, 1j, float("nan"), float("inf"), 10**400, [1]])
 def test_invalid_weights_are_refused(weight: Any) -> None:
     digraph = layered()
     digraph.edges["b", "z"]["weight"] = weight
@@ -317,7 +318,7 @@ def test_invalid_weights_are_refused(weight: Any) -> None:
         from_networkx(digraph)
 
 
-@pytest.mark.parametrize("weight", [2, np.float32(2), np.int64(2), Fraction(2)])
+@table("weight", [2, np.float32(2), np.int64(2), Fraction(2)])
 def test_any_real_number_is_a_weight(weight: Any) -> None:
     digraph = layered(layer=0.0, index=np.int64(1))
     digraph.edges["b", "z"]["weight"] = weight

@@ -41,6 +41,7 @@ from graphs.io.replacement import hidden_directory, remove_leftovers, replace_fi
 from graphs.io.tensor_files import read_tensors, write_tensors
 from graphs.linalg.blocks import SparseBlock
 from tests.graphs.cases import SHARES, Case, cases, random_case
+from tests.tables import table
 
 GRAPH = random_case(1, (3, 4, 3), density=0.7).graph()
 RANK = weighted_pagerank(GRAPH, 0.6, 0.9, "power")
@@ -188,7 +189,7 @@ def test_a_general_rank_comes_back_bit_for_bit(
     assert repr(loaded) == repr(result)
 
 
-@pytest.mark.parametrize(
+@table(
     "keep",
     [
         KeepHighest({1: 2}),
@@ -196,10 +197,9 @@ def test_a_general_rank_comes_back_bit_for_bit(
         KeepHighest(pooled=(2, 1), count=3),
         KeepHighest({0: 1}, pooled=(1, 2), count=5, weights=(4.0, 3.0)),
     ],
-    ids=["one", "all and none", "pooled", "both"],
 )
-@pytest.mark.parametrize("solver", ["sweep", "power"])
-@pytest.mark.parametrize("max_iter", [1, 9])
+@table("solver", ["sweep", "power"])
+@table("max_iter", [1, 9])
 @pytest.mark.filterwarnings("ignore:power iteration stopped after max_iter=1:RuntimeWarning")
 def test_a_certificate_comes_back(path: Path, keep: KeepHighest, solver: Any, max_iter: int) -> None:
     for result in (
@@ -332,7 +332,7 @@ def load(path: Path, kind: str) -> Any:
 # --- foreign files
 
 
-@pytest.mark.parametrize(
+@table(
     ("content", "message"),
     [
         (b"", "cannot be read"),
@@ -349,7 +349,7 @@ def test_foreign_files_are_refused(path: Path, content: bytes, message: str) -> 
         load_graph(path)
 
 
-@pytest.mark.parametrize("meta", [None, "[1, 2]", "no json", '{"kind": "model"}', '{"kind": 5}', "[" * 100_000])
+@table("meta", [None, "[1, 2]", "no json", '{"kind": "model"}', '{"kind": 5}', "[" * 100_000])
 def test_safetensors_of_other_programs_are_refused(path: Path, meta: str | None) -> None:
     save_file({"weight": np.ones(3)}, path, None if meta is None else {"meta": meta})
     with pytest.raises(GraphError, match=r"is not a graph file|cannot be read"):
@@ -365,7 +365,7 @@ def raw(header: dict[str, Any], data: bytes = b"", meta: dict[str, Any] | None =
     return len(text).to_bytes(8, "little") + text + data
 
 
-@pytest.mark.parametrize(
+@table(
     "dtype",
     [
         *("BOOL", "U8", "I8", "U16", "I16", "F16", "BF16", "F32", "I32", "U32", "F64", "I64", "U64", "C64"),
@@ -379,7 +379,7 @@ def test_tensors_of_every_type_are_refused_and_never_crash(path: Path, dtype: st
             load_graph(path)
 
 
-@pytest.mark.parametrize("shape", [[10**18], [2**62, 4], [2**63, 2**63], [10**30], [-1], [1.5], ["8"], None, [[8]]])
+@table("shape", [[10**18], [2**62, 4], [2**63, 2**63], [10**30], [-1], [1.5], ["8"], None, [[8]]])
 def test_a_header_that_claims_too_much_is_refused_before_memory_is_allocated(path: Path, shape: Any) -> None:
     path.write_bytes(raw({"activation.0": {"dtype": "F64", "shape": shape, "data_offsets": [0, 8]}}, b"\0" * 8))
     with pytest.raises(GraphError, match="cannot be read"):
@@ -428,8 +428,8 @@ def test_the_kinds_are_not_mixed_up(path: Path) -> None:
         load_rank(path)
 
 
-@pytest.mark.parametrize(("kind", "known", "load"), [("graph", 1, load_graph), ("rank", 4, load_rank)])
-@pytest.mark.parametrize("version", [0, 2, None, "1", "3"])
+@table(("kind", "known", "load"), [("graph", 1, load_graph), ("rank", 4, load_rank)])
+@table("version", [0, 2, None, "1", "3"])
 def test_other_versions_are_refused_with_advice(path: Path, version: Any, kind: str, known: int, load: Any) -> None:
     write_tensors(path, {}, {}, kind, version)
     message = f"has format version {version}, this package reads {known}; upgrade the package, or write the file again"
@@ -462,7 +462,7 @@ def test_the_unchanged_parts_make_a_graph(path: Path) -> None:
     assert same_graph(load_graph(path), GRAPH)
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "value"),
     [
         ("shapes", None),
@@ -559,14 +559,14 @@ def test_the_unchanged_parts_make_a_rank(path: Path, monkeypatch: pytest.MonkeyP
     assert same_rank(load_rank(path), CERTIFIED)
 
 
-@pytest.mark.parametrize("name", [*RANK_TENSORS, *RANK_META])
+@table("name", [*RANK_TENSORS, *RANK_META])
 def test_rank_files_with_a_part_missing_are_refused(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rank(path, monkeypatch, {name: None})
     with pytest.raises(GraphError, match="is not a consistent rank file"):
         load_rank(path)
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "value"),
     [
         ("names", 5),
@@ -807,7 +807,7 @@ def test_names_as_long_as_the_system_allows(tmp_path: Path) -> None:
     assert same_graph(load_graph(target), GRAPH)
 
 
-@pytest.mark.parametrize("layer", [99, 3, -1])
+@table("layer", [99, 3, -1])
 def test_certificates_of_missing_layers_are_refused(path: Path, layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def added(target: Any, tensors: dict[str, Any], meta: dict[str, Any], kind: str, version: int) -> None:
         more = {**tensors, f"keep.{layer}": np.ones(3, dtype=np.uint8)}
@@ -831,7 +831,7 @@ def test_leftovers_of_another_name_are_kept(tmp_path: Path, monkeypatch: pytest.
     assert not left.exists()
 
 
-@pytest.mark.parametrize("array", [np.array(3.0), np.arange(6.0).reshape(2, 3).T, np.zeros((0, 2))])
+@table("array", [np.array(3.0), np.arange(6.0).reshape(2, 3).T, np.zeros((0, 2))])
 def test_shapes_of_tensors_are_kept(tmp_path: Path, array: Any) -> None:
     write_tensors(tmp_path / "file", {"a": array}, {}, "example")
     _, tensors = read_tensors(tmp_path / "file", "example")

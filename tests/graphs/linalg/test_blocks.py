@@ -14,6 +14,7 @@ from graphs import GraphError
 from graphs.linalg.blocks import DenseBlock, NumpyBufferMaker, SparseBlock, index_dtype
 from graphs.linalg.validation import as_block
 from tests.graphs.cases import SIGNED, Array
+from tests.tables import table
 
 MATRICES = st.tuples(st.integers(1, 6), st.integers(1, 6)).flatmap(
     lambda shape: arrays(np.float64, shape, elements=SIGNED, fill=st.nothing())
@@ -56,7 +57,7 @@ def test_long_rows_and_many_bands_make_the_same_csr() -> None:
         np.testing.assert_array_equal(csr.toarray(), np.abs(matrix))
 
 
-@pytest.mark.parametrize(
+@table(
     ("extents", "kind"),
     [
         ((), np.int32),
@@ -93,7 +94,7 @@ def test_explicit_zeros_and_weights_that_cancel_are_no_edges() -> None:
     assert csr.nnz == 1
 
 
-@pytest.mark.parametrize(("dtype", "kept"), [("f4", "f4"), ("f8", "f8"), ("i2", "f8"), ("?", "f8")])
+@table(("dtype", "kept"), [("f4", "f4"), ("f8", "f8"), ("i2", "f8"), ("?", "f8")])
 def test_the_csr_keeps_float32_and_widens_the_rest(dtype: str, kept: str) -> None:
     matrix = np.array([[1, 0], [1, 1]]).astype(dtype)
     assert as_block(sparse.csr_array(matrix), "block").to_csr().dtype == kept
@@ -126,7 +127,7 @@ def test_dense_arrays_are_referred_to(view: Any) -> None:
     assert (block.to_csr().toarray() == 5.0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@table("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_dense_tensors_are_referred_to(dtype: torch.dtype) -> None:
     weight = torch.nn.Parameter(torch.ones(4, 4, dtype=dtype))
     block = as_block(weight, "block")
@@ -135,7 +136,7 @@ def test_dense_tensors_are_referred_to(dtype: torch.dtype) -> None:
     assert not block.matrices[0].requires_grad
 
 
-@pytest.mark.parametrize(
+@table(
     ("matrix", "column_major"),
     [
         (np.ones((3, 4)), False),
@@ -160,7 +161,7 @@ def test_a_sparse_block_gives_its_matrix_not_a_copy() -> None:
 NOT_FINITE = np.array([[1.0, 2.0], [3.0, np.nan]])
 
 
-@pytest.mark.parametrize(
+@table(
     ("value", "message"),
     [
         ((), "it: expected at least one matrix in the tuple"),

@@ -18,6 +18,7 @@ from graphs.linalg.transition import Transition, divide_by_sum
 from graphs.linalg.validation import as_block
 from tests.devices import FIRST, DeviceTraffic, on_device
 from tests.graphs.cases import random_case
+from tests.tables import table
 
 RNG = np.random.default_rng(4)
 BLOCK = as_block(sparse.random_array((40, 30), density=0.3, random_state=RNG, format="csr"), "block")
@@ -35,7 +36,7 @@ METHODS: dict[str, Callable[[Any, Callable[[Any], Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["torch", "dense"])
+@table("name", ["torch", "dense"])
 @pytest.mark.parametrize("method", METHODS)
 def test_operators_keep_their_numbers_on_the_device(method: str, name: str, device_traffic: DeviceTraffic) -> None:
     backend = make_backend(name, FIRST, "float64")

@@ -24,7 +24,8 @@ from graphs import LayeredGraph, weighted_pagerank
 from graphs.linalg import kernels
 from graphs.linalg.threads import POOL, ThreadPool
 from tests.graphs.cases import Array
-from tests.pairwise import pairwise
+from tests.pairwise import pairs, pairwise_by_first
+from tests.tables import table
 
 # One row or column, fewer rows than threads, and odd sizes.
 SHAPES = [(1, 1), (1, 7), (7, 1), (2, 3), (3, 33), (17, 5), (31, 64), (64, 31), (101, 67)]
@@ -69,7 +70,7 @@ def summed(matrices: tuple[Array, ...]) -> Array:
 # --- dense weights
 
 
-@pairwise(shape=SHAPES, kind=KINDS, count=[1, 2], threads=THREADS, indirect=("threads",))
+@table(("shape", "kind", "count"), pairs(shape=SHAPES, kind=KINDS, count=[1, 2]))
 def test_dense_kernels_equal_numpy(shape: tuple[int, int], kind: str, count: int, threads: int) -> None:
     matrices = random_matrices(shape, kind, count)
     before = [matrix.copy() for matrix in matrices]
@@ -98,9 +99,9 @@ def test_signs_of_vectors_are_kept(kind: str) -> None:
     np.testing.assert_allclose(kernels.column_products(matrices, z), summed(matrices).T @ z, rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("count", [1, 2])
+@table("kind", KINDS)
+@table("bad", [np.nan, np.inf, -np.inf])
+@table("count", [1, 2])
 def test_nan_and_inf_pass_through(kind: str, bad: float, count: int) -> None:
     weight = np.random.default_rng(0).random((5, 6)) + 0.1
     spoilt = weight.copy()
@@ -209,13 +210,14 @@ def assert_csr(indptr: Array, indices: Array, data: Array, csr: Any, rtol: float
     np.testing.assert_allclose(found, dense.T @ y, rtol=rtol, atol=0.0)
 
 
-@pairwise(shape=SHAPES, density=[0.0, 0.1, 1.0], index=[np.int32, np.int64], threads=THREADS, indirect=("threads",))
+@table(("shape", "density", "index"), pairs(shape=SHAPES, density=[0.0, 0.1, 1.0], index=[np.int32, np.int64]))
 def test_csr_kernels_equal_numpy(shape: tuple[int, int], density: float, index: Any, threads: int) -> None:
     assert_csr(*random_csr(shape, density, index))
 
 
-@pairwise(
-    counts=[
+@table(
+    "counts",
+    [
         [0, 0, 0, 5],
         [5, 0, 0, 0],
         [0, 400, 0],
@@ -227,12 +229,10 @@ def test_csr_kernels_equal_numpy(shape: tuple[int, int], density: float, index: 
         [1] * 7,
         [400],
     ],
-    index=[np.int32, np.int64],
-    threads=THREADS,
-    indirect=("threads",),
 )
-def test_csr_kernels_on_uneven_and_empty_rows(counts: list[int], index: Any, threads: int) -> None:
-    assert_csr(*uneven_csr(counts, 450, index))
+def test_csr_kernels_on_uneven_and_empty_rows(counts: list[int], threads: int) -> None:
+    for index in (np.int32, np.int64):
+        assert_csr(*uneven_csr(counts, 450, index))
 
 
 def test_csr_kernels_on_float32_sum_in_float64() -> None:
@@ -270,7 +270,7 @@ def plain_gauss_seidel(weight: Array, scale: Array, order: Any, gamma: float, ju
     return x
 
 
-@pairwise(index=[np.int32, np.int64], loops=[True, False], size=[1, 2, 7, 12], gamma=[0.0, 0.5, 0.99])
+@pairwise_by_first(index=[np.int32, np.int64], loops=[True, False], size=[1, 2, 7, 12], gamma=[0.0, 0.5, 0.99])
 def test_gauss_seidel_equals_a_plain_loop(index: Any, loops: bool, size: int, gamma: float) -> None:
     rng = np.random.default_rng(size)
     weight = np.where(rng.random((size, size)) < 0.6, rng.random((size, size)), 0.0)

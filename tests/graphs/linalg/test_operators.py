@@ -16,6 +16,7 @@ from graphs.linalg.operators import BlockOperator, CSRKernelOperator, DenseOpera
 from graphs.linalg.validation import as_block
 from tests.graphs.cases import Array
 from tests.graphs.linalg.test_blocks import MATRICES
+from tests.tables import table
 
 NUMPY, TORCH, COMPILED = NumpyArithmetic(), TorchArithmetic(), NumpyArithmetic(compiled=True)
 
@@ -92,7 +93,7 @@ def assert_operator(
         assert {str(result.dtype).removeprefix("torch.") for result in results} == {arithmetic.dtype}
 
 
-@pytest.mark.parametrize("kind", OPERATORS)
+@table("kind", OPERATORS)
 def test_a_single_column_stays_a_column(kind: str) -> None:
     arithmetic, make = OPERATORS[kind]
     weight = np.random.default_rng(1).random((4, 3))
@@ -102,9 +103,9 @@ def test_a_single_column_stays_a_column(kind: str) -> None:
     np.testing.assert_allclose(arithmetic.to_numpy(operator.rmatvec(row)), weight.sum(axis=0)[:, None])
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (3, 1), (2, 3)])
-@pytest.mark.parametrize("view", [np.s_[::-1], np.s_[:, ::-1], np.s_[::-1, ::-1]], ids=["rows", "columns", "both"])
-@pytest.mark.parametrize("kind", ["numpy dense", "torch dense", "torch csr"])
+@table("shape", [(1, 1), (1, 3), (3, 1), (2, 3)])
+@table("view", [np.s_[::-1], np.s_[:, ::-1], np.s_[::-1, ::-1]])
+@table("kind", ["numpy dense", "torch dense", "torch csr"])
 def test_views_that_run_backwards(kind: str, shape: tuple[int, int], view: Any) -> None:
     # To numpy a single row is contiguous in every memory order.
     arithmetic, make = OPERATORS[kind]
@@ -171,8 +172,8 @@ def summed(matrices: tuple[Any, ...]) -> Array:
 
 
 @pytest.mark.usefixtures("kernels_for_all")
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("storage", READ_IN_PLACE)
+@table("dtype", ["float64", "float32"])
+@table("storage", READ_IN_PLACE)
 def test_kernels_on_every_storage(storage: str, dtype: str) -> None:
     arithmetic = NumpyArithmetic(dtype, compiled=True)
     block = as_block(READ_IN_PLACE[storage], "block")
@@ -184,7 +185,7 @@ def test_kernels_on_every_storage(storage: str, dtype: str) -> None:
 
 
 @pytest.mark.usefixtures("kernels_for_all")
-@pytest.mark.parametrize("storage", READ_IN_BANDS)
+@table("storage", READ_IN_BANDS)
 def test_bands_where_kernels_would_need_a_copy(storage: str) -> None:
     block = as_block(READ_IN_BANDS[storage], "block")
     assert isinstance(block, DenseBlock)
@@ -194,7 +195,7 @@ def test_bands_where_kernels_would_need_a_copy(storage: str) -> None:
 
 
 @pytest.mark.usefixtures("kernels_for_all")
-@pytest.mark.parametrize("storage", READ_IN_PLACE)
+@table("storage", READ_IN_PLACE)
 def test_kernels_share_the_memory_of_the_weights(storage: str) -> None:
     given = READ_IN_PLACE[storage]
     block = as_block(given, "block")
@@ -226,8 +227,8 @@ def test_weights_outlive_who_made_them() -> None:
 
 
 @pytest.mark.usefixtures("kernels_for_all")
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("weights", [np.float32, np.float64])
+@table("dtype", ["float64", "float32"])
+@table("weights", [np.float32, np.float64])
 def test_compiled_csr_on_every_width(dtype: str, weights: Any) -> None:
     arithmetic = NumpyArithmetic(dtype, compiled=True)
     operator = arithmetic.csr_operator(as_block(UP.astype(weights), "block"))
@@ -238,7 +239,7 @@ def test_compiled_csr_on_every_width(dtype: str, weights: Any) -> None:
 
 
 @pytest.mark.usefixtures("kernels_for_all")
-@pytest.mark.parametrize("storage", ["float64", "column-major", "two", "bfloat16 tensor"])
+@table("storage", ["float64", "column-major", "two", "bfloat16 tensor"])
 def test_vectors_of_any_stride(storage: str) -> None:
     block = as_block(READ_IN_PLACE[storage], "block")
     assert isinstance(block, DenseBlock)

@@ -32,6 +32,7 @@ from tests.graphs.linalg.test_blocks import assert_canonical
 from tests.graphs.linalg.test_operators import assert_operator
 from tests.graphs.ranking.make_golden import textbook_modified, textbook_weighted
 from tests.graphs.ranking.test_memory import peak
+from tests.tables import table
 
 # The forms of a part: the object that a user passes, and the parallel edges in it.
 PARTS: dict[str, Any] = {
@@ -208,9 +209,7 @@ def test_ranks_are_those_of_the_dense_matrices(
         assert_layers_equal(found.scores, expected.scores, rtol)
 
 
-@pytest.mark.parametrize(
-    ("solver", "backend"), [*itertools.product(SOLVERS, ["scipy", "auto"]), ("auto", "torch"), ("auto", "dense")]
-)
+@table(("solver", "backend"), [*itertools.product(SOLVERS, ["scipy", "auto"]), ("auto", "torch"), ("auto", "dense")])
 def test_every_solver_of_general_ranks(solver: Any, backend: Any) -> None:
     blocks, dense, layers = mixture()
     stacked, plain = (LayeredGraph.from_weights(weights, layers[0], layers[1:]) for weights in (blocks, dense))
@@ -222,7 +221,7 @@ def test_every_solver_of_general_ranks(solver: Any, backend: Any) -> None:
         np.testing.assert_allclose(found.stacked, expected.stacked, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@table("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_mixture_of_experts_is_ranked_as_the_textbook_does(
     dtype: torch.dtype, backend: Any, monkeypatch: pytest.MonkeyPatch
@@ -304,7 +303,7 @@ def test_a_rank_of_a_stack_needs_no_copy(theta: float) -> None:
 # --- refusals
 
 
-@pytest.mark.parametrize(
+@table(
     ("parts", "scales", "axis", "message"),
     [
         ([], None, 0, r"expected at least one part and one scale for each, got 0 part\(s\) and 0 scale\(s\)"),

@@ -16,6 +16,7 @@ from scipy import sparse
 from graphs import BlockDigraph, EdgeBlock, GraphError, LayeredGraph, pagerank
 from graphs.linalg.blocks import SparseBlock
 from graphs.linalg.validation import as_block, as_csr, as_vector
+from tests.tables import table
 
 WEIGHTS = np.array([[1.0, 2.0, 0.0], [0.0, 3.0, 4.0], [5.0, 0.0, 6.0]])
 FAR = 10**8
@@ -106,7 +107,7 @@ DAMAGED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", DAMAGED)
+@table("case", DAMAGED)
 def test_damaged_index_arrays_are_refused(case: str) -> None:
     make, message = DAMAGED[case]
     with pytest.raises(GraphError, match=message):
@@ -149,8 +150,8 @@ def test_no_damaged_matrix_ends_the_process() -> None:
     assert done.returncode == 0, done.stderr[-500:]
 
 
-@pytest.mark.parametrize("form", ["csr", "csc", "bsr", "coo", "lil", "dok", "dia"])
-@pytest.mark.parametrize("width", [np.int32, np.int64])
+@table("form", ["csr", "csc", "bsr", "coo", "lil", "dok", "dia"])
+@table("width", [np.int32, np.int64])
 def test_sound_matrices_of_every_format_are_read(form: str, width: type) -> None:
     given = matrix(form, lambda _: None)
     for name in ("indices", "indptr"):
@@ -161,7 +162,7 @@ def test_sound_matrices_of_every_format_are_read(form: str, width: type) -> None
     np.testing.assert_array_equal(given.toarray(), before)
 
 
-@pytest.mark.parametrize("form", ["coo", "csr", "csc", "bsr"])
+@table("form", ["coo", "csr", "csc", "bsr"])
 def test_sound_tensors_of_every_format_are_read(form: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

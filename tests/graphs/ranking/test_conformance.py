@@ -1,5 +1,6 @@
 """Tests that every storage, backend and solver gives the same ranks; those marked gpu run on CUDA."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,8 @@ from graphs.linalg.backends import NumpyArithmetic
 from graphs.linalg.operators import CSRKernelOperator, KernelOperator
 from tests.graphs.cases import Array, assert_layers_equal, random_case, torch_not_imported
 from tests.graphs.ranking.make_golden import textbook_modified, textbook_weighted
-from tests.pairwise import pairwise
+from tests.pairwise import pairs, pairwise_by_first
+from tests.tables import table
 
 BACKENDS = ["scipy", "torch", "dense", "auto"]
 # These two use compiled kernels for large blocks; the tests use kernels for blocks of every size.
@@ -99,14 +101,16 @@ def assert_ranks(graph: LayeredGraph, name: str, rtol: float, **options: Any) ->
         assert result.converged
 
 
-@pairwise(name=GRAPHS, solver=["sweep", "power"], backend=[*BACKENDS, *COMPILED], indirect=("backend",))
+@every_backend
+@table(("name", "solver"), itertools.product(GRAPHS, ["sweep", "power"]))
 def test_every_backend_and_solver(name: str, solver: str, backend: str) -> None:
     case = GRAPHS[name]
     for graph in (case.graph(), case.graph().with_csr()):
         assert_ranks(graph, name, 1e-10, solver=solver, backend=backend)
 
 
-@pairwise(name=GRAPHS, gamma=[0.0, 0.3, 1.0], theta=[0.0, 0.5, 1.0], backend=COMPILED, indirect=("backend",))
+@pytest.mark.parametrize("backend", COMPILED, indirect=True)
+@table(("name", "gamma", "theta"), pairs(name=GRAPHS, gamma=[0.0, 0.3, 1.0], theta=[0.0, 0.5, 1.0]))
 def test_kernels_at_every_gamma_and_theta(name: str, gamma: float, theta: float, backend: str) -> None:
     case = GRAPHS[name]
     expected = textbook_weighted(*case.lists(), gamma, theta)
@@ -126,7 +130,8 @@ def test_the_kernels_are_what_these_tests_met(backend: str) -> None:
     assert isinstance(arithmetic.csr_operator(block), CSRKernelOperator)
 
 
-@pairwise(name=GRAPHS, solver=["auto", "power"], backend=[*BACKENDS, *COMPILED], indirect=("backend",))
+@every_backend
+@table(("name", "solver"), itertools.product(GRAPHS, ["auto", "power"]))
 def test_every_backend_ranks_general_graphs_alike(name: str, solver: str, backend: str) -> None:
     graph = GRAPHS[name].graph()
     teleport = np.random.default_rng(1).random((graph.n_nodes, 3))
@@ -145,8 +150,8 @@ def test_every_backend_ranks_general_graphs_alike(name: str, solver: str, backen
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
-@pytest.mark.parametrize("storage", [*NUMPY_STORAGES, *TORCH_STORAGES])
 @every_backend
+@table("storage", [*NUMPY_STORAGES, *TORCH_STORAGES])
 def test_every_storage(storage: str, backend: str) -> None:
     store = (NUMPY_STORAGES | TORCH_STORAGES)[storage]
     for name in ("half", "dangling", "zero block"):
@@ -154,8 +159,8 @@ def test_every_storage(storage: str, backend: str) -> None:
         assert_ranks(case.graph([store(w) for w in case.weights]), name, 1e-10, backend=backend)
 
 
-@pytest.mark.parametrize("storage", NUMPY_STORAGES)
 @pytest.mark.parametrize("backend", ["scipy", "dense", "auto", *COMPILED], indirect=True)
+@table("storage", NUMPY_STORAGES)
 def test_every_numpy_storage_without_torch(storage: str, backend: str) -> None:
     case = GRAPHS["half"]
     with torch_not_imported():
@@ -163,17 +168,16 @@ def test_every_numpy_storage_without_torch(storage: str, backend: str) -> None:
         assert_ranks(graph, "half", 1e-10, backend=backend)
 
 
-@pairwise(name=GRAPHS, solver=["sweep", "power"], backend=[*BACKENDS, *COMPILED], indirect=("backend",))
+@every_backend
+@table(("name", "solver"), itertools.product(GRAPHS, ["sweep", "power"]))
 def test_float32_agrees_within_its_resolution(name: str, solver: str, backend: str) -> None:
     case = GRAPHS[name]
     for graph in (case.graph(), case.graph().with_csr()):
         assert_ranks(graph, name, 1e-4, solver=solver, backend=backend, dtype="float32")
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=lambda d: str(d)[6:]
-)
 @every_backend
+@table("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
 def test_narrow_weights_rank_as_their_widened_values(dtype: torch.dtype, backend: str) -> None:
     case = GRAPHS["half"]
     narrow = [torch.tensor(w).to(dtype) for w in case.weights]
@@ -183,8 +187,8 @@ def test_narrow_weights_rank_as_their_widened_values(dtype: torch.dtype, backend
         assert_layers_equal(found.scores, expected.scores, 1e-10)
 
 
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.int8, np.uint16, np.int64, np.bool_])
 @every_backend
+@table("kind", [np.float16, np.float32, np.int8, np.uint16, np.int64, np.bool_])
 def test_other_numpy_numbers_rank_as_their_widened_values(kind: Any, backend: str) -> None:
     case = random_case(9, (6, 7, 6))
     narrow = [(np.abs(w * 10) if kind is np.uint16 else w * 10).astype(kind) for w in case.weights]
@@ -210,10 +214,8 @@ def test_mixed_storages_in_one_graph(backend: str) -> None:
     assert_ranks(graph, "half", 1e-10, backend=backend)
 
 
-@pytest.mark.parametrize(
-    "parts", ["dense", "sparse", "sparse and dense", "three", "mixed orders", "fused", "fused bfloat16"]
-)
 @every_backend
+@table("parts", ["dense", "sparse", "sparse and dense", "three", "mixed orders", "fused", "fused bfloat16"])
 def test_every_kind_of_parallel_edges(parts: str, backend: str) -> None:
     case, other = GRAPHS["half"], random_case(12, GRAPHS["half"].sizes, density=0.5)
     split: Callable[[Array, Array], tuple[Any, ...]] = {
@@ -235,7 +237,9 @@ def test_every_kind_of_parallel_edges(parts: str, backend: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pairwise(name=GRAPHS, solver=["sweep", "power"], backend=["torch", "dense", "auto"], dtype=["float64", "float32"])
+@pairwise_by_first(
+    backend=["torch", "dense", "auto"], name=GRAPHS, solver=["sweep", "power"], dtype=["float64", "float32"]
+)
 def test_cuda_gives_what_the_textbook_gives(name: str, solver: str, backend: str, dtype: str) -> None:
     case, rtol = GRAPHS[name], 1e-10 if dtype == "float64" else 1e-4
     on_device = [torch.tensor(w, device="cuda") for w in case.weights]

@@ -18,6 +18,7 @@ from graphs import BlockDigraph, GraphError, pagerank, weighted_pagerank
 from graphs.io.convert import to_networkx
 from graphs.structures.digraph import as_digraph
 from tests.graphs.cases import DAMPINGS, MAGNITUDES, Array, Case, cases, random_case, unit
+from tests.tables import table
 
 
 @st.composite
@@ -236,7 +237,7 @@ def test_running_out_warns_the_caller() -> None:
 PAIR = networkx.DiGraph([(0, 1)])
 
 
-@pytest.mark.parametrize(
+@table(
     ("graph", "options", "message"),
     [
         (networkx.DiGraph(), {}, "at least one node"),

@@ -12,6 +12,7 @@ import pytest
 from safetensors import safe_open
 
 from graphs import LayeredGraph, RankResult, modified_pagerank, weighted_pagerank
+from tests.tables import table
 
 DIRECTORY = os.environ.get("LLMRANK_GOLDEN")
 
@@ -53,8 +54,7 @@ def ranked(scorer: str, graph: LayeredGraph, **options: Any) -> RankResult:
 
 @pytest.mark.parametrize("topology", STEPS)
 @pytest.mark.parametrize("name", ["dense", "sparse", "dead_column", "wide"])
-@pytest.mark.parametrize("solver", ["sweep", "power"])
-@pytest.mark.parametrize("backend", ["scipy", "torch", "dense", "auto"])
+@table(("solver", "backend"), itertools.product(["sweep", "power"], ["scipy", "torch", "dense", "auto"]))
 def test_scores_of_the_published_implementation(
     golden: dict[str, Any], topology: str, name: str, solver: str, backend: str
 ) -> None:

@@ -22,13 +22,14 @@ from tests.graphs.cases import (
     random_case,
 )
 from tests.graphs.ranking.make_golden import GOLDEN, make_golden, textbook_modified, textbook_weighted
+from tests.tables import table
 
 RANKS = {
     "weighted": lambda graph, **options: weighted_pagerank(graph, 0.7, 0.6, **options),
     "modified": lambda graph, **options: modified_pagerank(graph, **options),
     "modified, lowest zeroed": lambda graph, **options: modified_pagerank(graph, zero_lowest=0.4, **options),
 }
-every_rank = pytest.mark.parametrize("rank", RANKS.values(), ids=RANKS.keys())
+every_rank = table("rank", RANKS.values())
 
 
 # --- against oracles
@@ -56,8 +57,8 @@ def test_modified_equals_the_textbook_loop(case: Case) -> None:
     assert_layers_equal(modified_pagerank(case.graph()).scores, textbook_modified(*case.lists(), 0.0))
 
 
-@pytest.mark.parametrize("zero_lowest", [0.1, 0.29, 0.5, 0.99, 1.0])
-@pytest.mark.parametrize("seed", range(4))
+@table("zero_lowest", [0.1, 0.29, 0.5, 0.99, 1.0])
+@table("seed", range(4))
 def test_modified_with_lowest_zeroed_equals_the_textbook_loop(seed: int, zero_lowest: float) -> None:
     case = random_case(seed, (10, 100, 7, 9), density=0.6)
     found = modified_pagerank(case.graph(), zero_lowest=zero_lowest).scores
@@ -68,8 +69,8 @@ def test_golden_script_reproduces_its_file() -> None:
     assert make_golden() == json.loads(GOLDEN.read_text())
 
 
-@pytest.mark.parametrize("name", json.loads(GOLDEN.read_text()))
-@pytest.mark.parametrize("solver", ["sweep", "power"])
+@table("name", json.loads(GOLDEN.read_text()))
+@table("solver", ["sweep", "power"])
 @pytest.mark.parametrize("backend", ["scipy", "torch", "dense", "auto"])
 def test_golden_values(name: str, solver: Any, backend: Any) -> None:
     case = json.loads(GOLDEN.read_text())[name]
@@ -106,7 +107,7 @@ def permuted(case: Case, orders: list[Array]) -> Case:
 
 
 @every_rank
-@pytest.mark.parametrize("seed", range(5))
+@table("seed", range(5))
 def test_renumbering_the_nodes_renumbers_the_scores(rank: Any, seed: int) -> None:
     case = random_case(seed, (6, 8, 5, 7), density=0.7)
     orders = [np.random.default_rng(seed).permutation(size) for size in case.sizes]
@@ -115,7 +116,7 @@ def test_renumbering_the_nodes_renumbers_the_scores(rank: Any, seed: int) -> Non
 
 
 @every_rank
-@pytest.mark.parametrize("scale", [1e-200, 1e-3, 7.0, 1e150])
+@table("scale", [1e-200, 1e-3, 7.0, 1e150])
 def test_the_scale_of_a_block_does_not_matter(rank: Any, scale: float) -> None:
     case = random_case(1, (6, 8, 5, 7), density=0.7)
     for block in range(3):
@@ -124,8 +125,8 @@ def test_the_scale_of_a_block_does_not_matter(rank: Any, scale: float) -> None:
 
 
 @every_rank
-@pytest.mark.parametrize("scale", [1e-300, 1e-60, 7.0, 1e60, 1e300])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@table("scale", [1e-300, 1e-60, 7.0, 1e60, 1e300])
+@table("dtype", ["float64", "float32"])
 def test_the_scale_of_activations_does_not_matter(rank: Any, scale: float, dtype: str) -> None:
     case = random_case(1, (6, 8, 5, 7))
     scaled = Case(case.weights, case.inputs * scale, [a * scale for a in case.activations])
@@ -162,7 +163,7 @@ def test_power_iteration_equals_the_sweep(case: Case, gamma: float, theta: float
 
 
 @every_rank
-@pytest.mark.parametrize("backend", ["scipy", "torch", "dense", "auto"])
+@table("backend", ["scipy", "torch", "dense", "auto"])
 def test_parallel_edges_add_their_absolute_values(rank: Any, backend: Any) -> None:
     up, gate = random_case(3, (5, 8, 5)), random_case(4, (5, 8, 5))
     # Signs differ, so a sum before the absolute value would cancel.
@@ -309,7 +310,7 @@ def test_power_iteration_reports_every_step_of_every_layer() -> None:
 GRAPH = LayeredGraph.from_weights([np.eye(2)], [1, 1], [[1, 1]])
 
 
-@pytest.mark.parametrize(
+@table(
     ("options", "message"),
     [
         ({"gamma": -0.1}, r"gamma must be a number in \[0, 1\], got -0.1"),
@@ -354,13 +355,13 @@ def test_parameters_out_of_range_are_refused(options: dict[str, Any], message: s
         weighted_pagerank(GRAPH, **options)
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), "some"])
+@table("value", [-0.1, 1.1, float("nan"), "some"])
 def test_zero_lowest_out_of_range_is_refused(value: Any) -> None:
     with pytest.raises(GraphError, match="zero_lowest must be a number"):
         modified_pagerank(GRAPH, zero_lowest=value)
 
 
-@pytest.mark.parametrize("value", [np.float32(1e-6), np.float64(1e-6), 0])
+@table("value", [np.float32(1e-6), np.float64(1e-6), 0])
 def test_numpy_scalars_are_numbers(value: Any) -> None:
     result = weighted_pagerank(GRAPH, solver="power", tol=value, max_iter=np.int64(3))  # type: ignore[arg-type]
     assert result.tolerance == value
@@ -368,9 +369,9 @@ def test_numpy_scalars_are_numbers(value: Any) -> None:
 
 
 @every_rank
-@pytest.mark.parametrize("solver", ["sweep", "power"])
-@pytest.mark.parametrize("backend", ["scipy", "torch", "dense", "auto"])
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@table("solver", ["sweep", "power"])
+@table("backend", ["scipy", "torch", "dense", "auto"])
+@table("bad", [np.nan, np.inf])
 def test_unchecked_weights_that_are_not_finite_are_found_by_the_rank(
     rank: Any, solver: Any, backend: Any, bad: float
 ) -> None:

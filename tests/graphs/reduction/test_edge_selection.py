@@ -16,7 +16,8 @@ from graphs.linalg.validation import as_block
 from graphs.reduction import edge_selection
 from graphs.reduction.edge_selection import edges_at, edges_by_flow, row_bands
 from tests.graphs.cases import Array, Case, cases
-from tests.pairwise import pairwise
+from tests.pairwise import pairwise_by_first
+from tests.tables import table
 
 RNG = np.random.default_rng(0)
 # Multiples of an eighth: every form below holds them exactly, even with eight bits. Many are equal or zero.
@@ -49,7 +50,7 @@ FORMS: dict[str, Any] = {
     ),
     "parallel bfloat16": (torch.from_numpy(WEIGHT).bfloat16(), torch.from_numpy(WEIGHT / 3).bfloat16()),
 }
-every_form = pytest.mark.parametrize("form", FORMS)
+every_form = table("form", FORMS)
 SELECTIONS = [
     (np.arange(23), np.arange(17)),
     (np.arange(5, 12), np.arange(3, 9)),
@@ -75,7 +76,7 @@ def assembled(block: Block, rows: Array | None, columns: Array | None) -> sparse
 
 
 @every_form
-@pytest.mark.parametrize("elements", [1, 20, 1 << 19])
+@table("elements", [1, 20, 1 << 19])
 def test_chunks_are_the_rows_and_columns_of_the_csr(form: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     block = block_of(form)
     whole = block.to_csr()
@@ -89,7 +90,7 @@ def test_chunks_are_the_rows_and_columns_of_the_csr(form: str, elements: int, mo
             np.testing.assert_array_equal(found.toarray(), expected.toarray())
 
 
-@pairwise(form=FORMS, incoming=[True, False], top=[None, 1, 3, 100])
+@pairwise_by_first(incoming=[True, False], form=FORMS, top=[None, 1, 3, 100])
 def test_edges_at_nodes_are_the_heaviest_of_a_loop(form: str, incoming: bool, top: int | None) -> None:
     block = block_of(form)
     dense = block.to_csr().toarray()
@@ -108,7 +109,7 @@ def test_edges_at_nodes_are_the_heaviest_of_a_loop(form: str, incoming: bool, to
             assert part.weights.dtype == dense.dtype
 
 
-@pairwise(form=FORMS, elements=[1, 20, 1 << 19], count=[1, 4, 9, 10_000])
+@pairwise_by_first(elements=[1, 20, 1 << 19], form=FORMS, count=[1, 4, 9, 10_000])
 def test_edges_by_flow_are_the_first_of_a_sorted_list(
     form: str, elements: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from graphs import GraphError, LayeredGraph, pagerank, weighted_pagerank
 from graphs.linalg.blocks import SparseBlock
 from graphs.reduction.sparsify import Sparsification, sparsify
 from tests.graphs.cases import SHARES, Array, Case, cases, distance, random_case, transition_matrix
+from tests.tables import table
 
 ROUND_OFF = 1e-12
 RULES: list[dict[str, Any]] = [
@@ -33,7 +34,7 @@ rules = st.one_of(
     st.fixed_dictionaries({"weight_share": st.floats(0.0, 1.0)}),
     st.fixed_dictionaries({"significance": st.floats(0.0, 1.0)}),
 )
-every_rule = pytest.mark.parametrize("rule", RULES, ids=str)
+every_rule = table("rule", RULES)
 
 
 def graph_of(*weights: Any) -> LayeredGraph:
@@ -90,8 +91,8 @@ def test_the_kept_edges_agree_with_the_definition(weight: Array, rule: tuple[str
     np.testing.assert_array_equal(found, np.transpose(expected))
 
 
-@pytest.mark.parametrize("rule", BY_SOURCE, ids=str)
-@pytest.mark.parametrize("elements", [1, 7, 1 << 19])
+@table("rule", BY_SOURCE)
+@table("elements", [1, 7, 1 << 19])
 def test_group_size_does_not_matter(rule: dict[str, Any], elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Degrees from 0 to 40, so that groups are padded; one column a group is the reference.
     rng = np.random.default_rng(0)
@@ -184,7 +185,7 @@ def test_full_mass_keeps_edges_too_light_to_count() -> None:
     assert sparsify(graph_of(weight), weight_share=1.0 - 1e-16).edges_after == 1
 
 
-@pytest.mark.parametrize("scale", [5e-324, 1e-320, 1e-200, 1e300, 4e307])
+@table("scale", [5e-324, 1e-320, 1e-200, 1e300, 4e307])
 @every_rule
 def test_the_scale_of_weights_does_not_matter(rule: dict[str, Any], scale: float) -> None:
     # 4 * 4e307 is finite and the sum of a column is not; 5e-324 is the smallest number.
@@ -267,7 +268,7 @@ FORMS = {
 
 
 @every_rule
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@table("dtype", [np.float32, np.float64])
 def test_the_form_of_the_weights_does_not_matter(rule: dict[str, Any], dtype: Any) -> None:
     case = random_case(3, (7, 12), density=0.6)
     weight = np.round(case.weights[0] * 4).astype(dtype)
@@ -365,9 +366,9 @@ def test_a_dangling_column_ends_the_bounds_at_its_block() -> None:
     assert found.error_bound(0.0) == 0.0
 
 
-@pytest.mark.parametrize("gamma", [0.1, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize("theta", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("n_blocks", [1, 2, 3, 4])
+@table("gamma", [0.1, 0.5, 0.9, 1.0])
+@table("theta", [0.0, 0.4, 1.0])
+@table("n_blocks", [1, 2, 3, 4])
 def test_the_layer_bounds_are_attained(gamma: float, theta: float, n_blocks: int) -> None:
     # A tree: every node of layer l has two children, of shares 0.7 and 0.3, and loses the second. Scores that differ
     # never meet again, and because the teleport goes to the first node only, nothing replaces the lost score.
@@ -422,7 +423,7 @@ def test_bounds_of_large_graphs_hold() -> None:
 # --- refused arguments
 
 
-@pytest.mark.parametrize(
+@table(
     ("rule", "message"),
     [
         ({}, "expected exactly one of top_k, threshold, weight_share and significance, got none"),

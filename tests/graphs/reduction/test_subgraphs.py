@@ -18,6 +18,7 @@ from graphs.linalg.blocks import DenseBlock, SparseBlock
 from graphs.linalg.stacking import StackedBlock
 from graphs.reduction.subgraphs import Subgraph, between, ego, top_subgraph
 from tests.graphs.cases import SHARES, Array, Case, cases, random_case
+from tests.tables import table
 
 CASE = random_case(3, (7, 9, 5, 8), density=0.6)
 GRAPH = CASE.graph()
@@ -168,7 +169,7 @@ def test_equal_edges_are_kept_by_lower_target_then_source() -> None:
     np.testing.assert_array_equal(shown.graph.block(1).toarray(), [[1, 1], [1, 0], [0, 0]])
 
 
-@pytest.mark.parametrize("layers", [(0, 1), (1, 2, 3), range(2, 4), np.arange(3)])
+@table("layers", [(0, 1), (1, 2, 3), range(2, 4), np.arange(3)])
 def test_some_layers_only(layers: Any) -> None:
     shown = top_subgraph(GRAPH, RANK, 3, layers=layers)
     check(shown, GRAPH, RANK)
@@ -277,7 +278,7 @@ def test_between_has_scores() -> None:
 # --- forms of the weights
 
 
-@pytest.mark.parametrize("form", FORMS)
+@table("form", FORMS)
 def test_the_form_of_the_weights_does_not_matter(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = [np.round(weight * 4) / 4 for weight in CASE.weights]
     plain = CASE.graph([sparse.csr_array(weight) for weight in weights])
@@ -346,7 +347,7 @@ def test_scores_of_another_rank_of_the_original() -> None:
 # --- refused arguments
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "message"),
     [
         ({"nodes": 2, "score_share": 0.5}, "expected nodes or score_share, got both: nodes=2, score_share=0.5"),
@@ -375,7 +376,7 @@ def test_top_subgraph_refuses_invalid_arguments(arguments: dict[str, Any], messa
         top_subgraph(GRAPH, RANK, **arguments)
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "message"),
     [
         ((4, 0), "layer: expected a layer from 0 to 3, got 4"),
@@ -392,7 +393,7 @@ def test_ego_refuses_invalid_arguments(arguments: Any, message: str) -> None:
         ego(GRAPH, *arguments)
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "message"),
     [
         ((2, 2), "expected layer_a below layer_b, got 2 and 2"),

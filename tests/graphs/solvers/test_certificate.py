@@ -31,6 +31,7 @@ from graphs import (
 from graphs.structures.digraph import as_digraph
 from tests.graphs.cases import Array, cases, random_case, transition_matrix
 from tests.graphs.ranking.make_golden import textbook_modified, textbook_weighted
+from tests.tables import table
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -429,8 +430,8 @@ DOORS: dict[str, Callable[..., RankResult]] = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize(
+@table("door", DOORS)
+@table(
     ("keep", "message"),
     [
         (KeepHighest(), "keep: expected counts of layers, or pooled layers, got neither"),
@@ -459,7 +460,6 @@ DOORS: dict[str, Callable[..., RankResult]] = {
         (KeepHighest(pooled=(0, 1), count=2, weights=(1.0, math.nan)), "one finite positive weight"),
         (KeepHighest(pooled=(0, 1), count=2, weights=(1.0, math.inf)), "one finite positive weight"),
     ],
-    ids=repr,
 )
 def test_what_does_not_fit_is_refused(door: str, keep: KeepHighest, message: str) -> None:
     with pytest.raises(GraphError, match=message):

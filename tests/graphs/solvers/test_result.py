@@ -15,6 +15,7 @@ from graphs import (
     pagerank,
     weighted_pagerank,
 )
+from tests.tables import table
 
 GRAPH = LayeredGraph.from_weights([np.eye(3)], [1, 2, 1], [[3, 1, 1]], names=["in", "out"])
 LONG = LayeredGraph.from_weights([[[1.0, 2, 0], [0, 1, 1]], [[1.0, 3]]], [1, 2, 1], [[3, 1], [1]])
@@ -85,7 +86,7 @@ def result_of(stop_reason: Any, **traces: Any) -> RankResult:
     )
 
 
-@pytest.mark.parametrize(
+@table(
     ("stop_reason", "converged"),
     [("exact", True), ("tolerance", True), ("certified", True), ("callback", False), ("max_iter", False)],
 )

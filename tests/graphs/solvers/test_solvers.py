@@ -46,6 +46,7 @@ from graphs.solvers import (
 )
 from tests.graphs.cases import DAMPINGS, SHARES, Array, Case, assert_layers_equal, cases, distance, random_case
 from tests.graphs.ranking.make_golden import modified_step, textbook_modified, textbook_weighted, weighted_step
+from tests.tables import table
 
 ROUND_OFF = 1e-12
 LAYERED = ("power", "sweep", "gauss-seidel", "aitken", "quadratic", "anderson")
@@ -136,7 +137,7 @@ def test_every_solver_reaches_the_textbook_scores_of_the_modified_rank(
 
 
 @pytest.mark.parametrize("solver", LAYERED)
-@pytest.mark.parametrize("backend", ["scipy", "torch", "dense", "auto"])
+@table("backend", ["scipy", "torch", "dense", "auto"])
 def test_every_solver_on_every_backend(solver: Any, backend: Any) -> None:
     graph = random_case(11, (7, 12, 7, 12, 7, 12, 7), density=0.6).graph()
     for gamma in (0.5, 0.99, 1.0):
@@ -164,7 +165,7 @@ def test_every_solver_keeps_its_bounds_on_a_deep_chain(solver: Any) -> None:
         assert result.block_products == 60 * result.iterations
 
 
-@pytest.mark.parametrize("solver", LAYERED)
+@table("solver", LAYERED)
 def test_layers_as_a_digraph(solver: Any) -> None:
     # The same chain, where layers are linear blocks of one system.
     graph = layered((5, 8, 5, 8, 5), 0.5, seed=2)
@@ -173,7 +174,7 @@ def test_layers_as_a_digraph(solver: Any) -> None:
     assert sum(np.abs(a - b).sum() for a, b in zip(found.scores, expected.scores, strict=True)) <= 2e-11
 
 
-@pytest.mark.parametrize("solver", [*LINEAR, Krylov(), SparseLU()])
+@table("solver", [*LINEAR, Krylov(), SparseLU()])
 def test_solvers_of_linear_systems_say_what_to_use_instead(solver: Any) -> None:
     graph = random_case(1, (2, 3)).graph()
     for rank in (weighted_pagerank, modified_pagerank):
@@ -297,7 +298,7 @@ def test_the_tolerance_stops_a_deep_chain_early() -> None:
     assert 0 < distance(result.scores, weighted_pagerank(graph, 0.2).scores) <= result.error_bound + 1e-15
 
 
-@pytest.mark.parametrize("solver", [LayerSweep(), PowerIteration(), Extrapolation(1), AndersonMixing(2), GaussSeidel()])
+@table("solver", [LayerSweep(), PowerIteration(), Extrapolation(1), AndersonMixing(2), GaussSeidel()])
 def test_a_solver_object_stands_for_its_name(solver: Any) -> None:
     graph = random_case(3, (4, 5, 4, 5)).graph()
     result = weighted_pagerank(graph, solver=solver)
@@ -517,8 +518,8 @@ def test_a_callback_that_returns_nothing_stops_nothing() -> None:
     assert DOORS["pagerank"](callback=lambda progress: None).converged
 
 
-@pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize(
+@table("door", DOORS)
+@table(
     ("options", "message"),
     [
         ({"callback": 3}, "callback must be a function of a SolverProgress, got 3"),
@@ -540,7 +541,7 @@ def test_limits_and_names_are_checked(door: str, options: dict[str, Any], messag
         DOORS[door](**options)
 
 
-@pytest.mark.parametrize(
+@table(
     ("make", "message"),
     [
         (lambda: Extrapolation(degree=3), "degree 1 or 2 and a period above it, got degree 3"),
@@ -601,7 +602,7 @@ def test_one_start_serves_all_columns() -> None:
     assert again.iterations == 1
 
 
-@pytest.mark.parametrize(
+@table(
     ("start", "message"),
     [
         ([np.ones(2)], r"start: expected 3 vectors of sizes \(2, 3, 2\), got shapes"),

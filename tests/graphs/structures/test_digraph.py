@@ -20,6 +20,7 @@ from graphs.ranking.digraph_problem import DigraphProblem
 from graphs.solvers import GaussSeidel
 from graphs.structures.digraph import EdgeBlock, as_digraph, teleport_vector
 from tests.graphs.cases import Array, Case, cases, random_case, unit
+from tests.tables import table
 
 BETAS = (0.0, 0.25, 1.0)
 
@@ -114,7 +115,7 @@ def test_the_bidirectional_graph_is_that_of_the_textbook(case: Case) -> None:
 
 
 @pytest.mark.parametrize("backend", ["scipy", "torch", "dense", "auto"])
-@pytest.mark.parametrize("beta", BETAS)
+@table("beta", BETAS)
 def test_every_backend_acts_as_the_textbook(backend: str, beta: float) -> None:
     case = random_case(1, (4, 7, 4, 6, 4), density=0.5)
     expected = residual_matrix(case, beta, (0, 2, 4))
@@ -166,7 +167,7 @@ def test_streams_may_be_named() -> None:
     np.testing.assert_allclose(transition(digraph), residual_matrix(case, 0.5, (1, 3)), rtol=1e-13, atol=1e-16)
 
 
-@pytest.mark.parametrize(
+@table(
     ("sizes", "options", "message"),
     [
         ((3, 4, 3), {"beta": -0.1}, r"beta must be a number in \[0, 1\], got -0.1"),
@@ -206,7 +207,7 @@ def test_blocks_are_not_copied() -> None:
 # --- construction
 
 
-@pytest.mark.parametrize(
+@table(
     ("layers", "edges", "message"),
     [
         (
@@ -368,7 +369,7 @@ def test_teleport_of_a_user() -> None:
     assert teleport_vector(digraph, columns).dtype == np.float64
 
 
-@pytest.mark.parametrize(
+@table(
     ("teleport", "message"),
     [
         ({(2, 0): 1.0}, r"teleport: expected nodes of the graph, got others: \[\(2, 0\)\]"),
@@ -431,7 +432,7 @@ def test_caps_are_the_largest_entries_of_every_row(drawn: tuple[DigraphProblem, 
     np.testing.assert_allclose(np.concatenate(caps), matrix.max(axis=1), rtol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["scipy", "torch", "dense", "auto"])
+@table("backend", ["scipy", "torch", "dense", "auto"])
 def test_caps_of_parallel_blocks_hold_for_their_sum(backend: str) -> None:
     case = random_case(3, (4, 4, 4))
     for digraph in (

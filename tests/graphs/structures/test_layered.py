@@ -16,6 +16,7 @@ from graphs.linalg.operators import KernelOperator
 from graphs.reduction.edge_selection import row_bands
 from tests.graphs.cases import Case, assert_layers_equal, lu_layers, random_case
 from tests.graphs.forms import every_form, formed
+from tests.tables import table
 
 WEIGHTS = [np.array([[1.0, -2.0], [0.0, 3.0], [1.0, 0.0]]), np.array([[1.0, 1.0, 0.0]])]
 
@@ -88,7 +89,7 @@ def test_the_reversed_graph_has_the_transposed_blocks_in_opposite_order(form: st
         np.testing.assert_array_equal(twice.block(layer).toarray(), graph.block(layer).toarray())
 
 
-@pytest.mark.parametrize("backend", ["auto", "dense", "scipy", "torch"])
+@table("backend", ["auto", "dense", "scipy", "torch"])
 @every_form
 def test_ranks_of_the_reversed_graph_are_those_of_the_transposed_matrices(form: str, backend: Any) -> None:
     graph, case = formed(random_case(3, (5, 6, 4), density=0.6), form)
@@ -208,7 +209,7 @@ def test_the_graph_is_frozen() -> None:
         make().names = ()  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
+@table(
     "vector",
     [(1, 2), np.array([1, 2], np.int8), torch.tensor([1.0, 2.0]).bfloat16(), torch.tensor([1.0, 2.0]).requires_grad_()],
 )
@@ -232,7 +233,7 @@ def test_repr_counts_what_is_cheap_to_count() -> None:
     assert "edges" not in vars(graph.blocks[0])
 
 
-@pytest.mark.parametrize(
+@table(
     ("changes", "message"),
     [
         ({"weights": []}, "at least one weight matrix"),

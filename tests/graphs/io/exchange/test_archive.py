@@ -19,6 +19,7 @@ from graphs import GraphError, LayeredGraph
 from graphs.io.exchange import read_npz, write_npz
 from tests.graphs.cases import Case, cases, random_case
 from tests.graphs.io.test_graph_files import same_graph
+from tests.tables import table
 
 GRAPH = random_case(1, (3, 4, 3), density=0.7).graph()
 
@@ -265,14 +266,14 @@ def meta(**changes: Any) -> np.ndarray[Any, Any]:
     return np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@table("version", [0, 2, None, "1"])
 def test_other_versions_are_refused_with_advice(path: Path, version: Any) -> None:
     archived(path, {"meta": meta(version=version)})
     with pytest.raises(GraphError, match=f"has format version {version}, this package reads 1; upgrade the package"):
         read_npz(path)
 
 
-@pytest.mark.parametrize(
+@table(
     "content", [None, meta(kind="rank"), np.frombuffer(b"[" * 100_000, np.uint8), np.frombuffer(b"\xff{}", np.uint8)]
 )
 def test_archives_of_other_programs_are_refused(path: Path, content: Any) -> None:
@@ -284,7 +285,7 @@ def test_archives_of_other_programs_are_refused(path: Path, content: Any) -> Non
 DATA, INDICES, INDPTR = (getattr(GRAPH.block(1), part) for part in ("data", "indices", "indptr"))
 
 
-@pytest.mark.parametrize(
+@table(
     "changes",
     [
         {"meta": meta(shapes=None)},
@@ -334,7 +335,7 @@ def test_inconsistent_archives_are_refused(path: Path, changes: dict[str, Any]) 
         read_npz(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + b"\0" * 200, b"\x93NUMPY\x01\x00"])
+@table("content", [b"", b"hello", b"PK\x03\x04" + b"\0" * 200, b"\x93NUMPY\x01\x00"])
 def test_foreign_files_are_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(GraphError, match="cannot be read"):

@@ -19,6 +19,7 @@ from graphs.io.exchange import write_gexf, write_graphml
 from graphs.reduction.subgraphs import top_subgraph
 from tests.graphs.cases import Case, cases, random_case
 from tests.graphs.io.test_graph_files import same_graph
+from tests.tables import table
 
 WRITERS: dict[str, Callable[..., None]] = {"graphml": write_graphml, "gexf": write_gexf}
 READERS: dict[str, Callable[..., Any]] = {"graphml": networkx.read_graphml, "gexf": networkx.read_gexf}
@@ -218,7 +219,7 @@ def test_more_edges_than_a_viewer_shows_are_refused(form: str, tmp_path: Path) -
 
 
 @every_form
-@pytest.mark.parametrize("name", ["a\0", "\x1b[0m", "a\rb", "\ud800", "\uffff"])
+@table("name", ["a\0", "\x1b[0m", "a\rb", "\ud800", "\uffff"])
 def test_names_that_xml_cannot_hold_are_refused(form: str, tmp_path: Path, name: str) -> None:
     graph = LayeredGraph.from_weights([[[1.0]]], [1], [[1]], names=("in", name))
     with pytest.raises(GraphError, match="which XML cannot hold"):

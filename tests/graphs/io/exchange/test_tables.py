@@ -19,6 +19,7 @@ from graphs.io.convert import to_networkx
 from graphs.io.exchange import tables, write_tables
 from graphs.reduction.subgraphs import Subgraph, top_subgraph
 from tests.graphs.cases import Case, cases, random_case
+from tests.tables import table
 
 Columns: TypeAlias = dict[str, list[Any]]
 
@@ -124,16 +125,15 @@ def test_every_float_comes_back(form: Any, folder: Path, weight: float, activati
 
 
 @every_form
-@pytest.mark.parametrize(
+@table(
     "weights",
     [
         lambda weight: torch.from_numpy(weight).bfloat16(),
         np.asfortranarray,
         lambda weight: (weight.astype(np.float32), weight.astype(np.float32) / 3),
     ],
-    ids=["bfloat16", "Fortran", "parallel"],
 )
-@pytest.mark.parametrize("elements", [1, 7, 1 << 19])
+@table("elements", [1, 7, 1 << 19])
 def test_dense_blocks_are_written_in_bands(
     form: Any, folder: Path, weights: Callable[[Any], Any], elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
