@@ -33,6 +33,7 @@ from tests.llmrank.tiny_models import (
     tokenizer,
     whole_sequences,
 )
+from tests.tables import table
 
 
 def captured(model: Any, calls: Callable[[], Any], paths: list[str]) -> dict[str, torch.Tensor]:
@@ -212,9 +213,9 @@ def test_everything_is_restored_after_an_exception() -> None:
     snapshot.assert_restored()
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight", "model.norm.weight"])
-@pytest.mark.parametrize("structure", [None, STRUCTURE])
+@table("value", [math.nan, math.inf])
+@table("name", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight", "model.norm.weight"])
+@table("structure", [None, STRUCTURE])
 def test_non_finite_weights_are_named_before_calibration(value: float, name: str, structure: Any) -> None:
     model = tiny_llama(tie_word_embeddings=False)
     with torch.no_grad():

@@ -10,6 +10,7 @@ import pytest
 
 from llmrank import Masks, cli
 from tests.llmrank.commands import SHORT, run
+from tests.tables import table
 
 
 def parsed(*arguments: Any) -> Any:
@@ -62,7 +63,7 @@ def test_lists_are_for_options_that_repeat(settings: Path) -> None:
     assert parsed("inspect", "m", "--config", settings).neuron == ["a.b:1", "a.b:2"]
 
 
-@pytest.mark.parametrize(
+@table(
     ("content", "message"),
     [
         ("calibratoin = 'c.txt'", "unknown key 'calibratoin' (did you mean calibration?)"),

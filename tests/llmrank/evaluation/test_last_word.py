@@ -26,6 +26,7 @@ from tests.llmrank.tiny_models import (
     tiny_llama,
     tiny_t5,
 )
+from tests.tables import table
 
 WORDS = TALE.split()
 
@@ -239,7 +240,7 @@ def cut(text: str, least: int = 2) -> list[str]:
     return [f"{passage.context}|{passage.word}" for passage in cut_passages(text, context_words=least)]
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "wanted"),
     [
         ("", []),

@@ -37,6 +37,7 @@ from tests.llmrank.commands import run
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import features, mlp, text, tiny_llama, token_ids, tokenizer
+from tests.tables import table
 
 TEXT = CalibrationText(token_ids(9, 24), sequence_length=24)
 PADDED = CalibrationText([text(n) for n in (9, 24, 5, 17, 24, 12, 20)], sequence_length=24, batch_size=2)
@@ -359,7 +360,7 @@ class Pretended(Processes):
     count = 4
 
 
-@pytest.mark.parametrize(
+@table(
     ("options", "sentence"),
     [
         ({"work_directory": "work", "undoable": False}, "keeps its files in one place"),
@@ -379,8 +380,8 @@ def test_refused(options: dict[str, Any], sentence: str, tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-@pytest.mark.parametrize(("n", "held_out", "batch_size"), [(5, 0, 1), (9, 2, 2), (12, 1, 2)])
+@table("count", [1, 2, 3, 5])
+@table(("n", "held_out", "batch_size"), [(5, 0, 1), (9, 2, 2), (12, 1, 2)])
 def test_shares(count: int, n: int, held_out: int, batch_size: int) -> None:
     ids = torch.arange(2 * n).view(n, 2)
     whole = TokenSequences(ids, torch.ones_like(ids, dtype=torch.bool), "text", "", held_out)
@@ -425,9 +426,7 @@ def test_a_process_that_never_comes_is_named(rank: int, said: str, monkeypatch: 
     assert not dist.is_initialized()
 
 
-@pytest.mark.parametrize(
-    "changed", [{"MASTER_ADDR": ""}, {"MASTER_PORT": "70000"}, {"MASTER_PORT": "no"}, {"RANK": "2"}], ids=str
-)
+@table("changed", [{"MASTER_ADDR": ""}, {"MASTER_PORT": "70000"}, {"MASTER_PORT": "no"}, {"RANK": "2"}])
 def test_what_a_launcher_cannot_have_set_is_refused(changed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     right = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for name, value in {**right, **changed}.items():

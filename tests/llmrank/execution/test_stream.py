@@ -29,6 +29,7 @@ from tests.llmrank.tiny_models import (
     token_ids,
     tokenizer,
 )
+from tests.tables import table
 
 
 class InputKeeper:
@@ -130,7 +131,7 @@ def test_the_lack_is_the_dense_stream_minus_the_pruned_one(family: Family) -> No
 NOT_BY_FFN = {"Gemma 2", "Gemma 3 (text)", "OLMo 2", "OPT", "BLOOM", "BERT", "RoBERTa"}
 
 
-@pytest.mark.parametrize("follow", [False, True])
+@table("follow", [False, True])
 @pytest.mark.parametrize("family", families("T5", "T5 v1.1, Flan-T5"))
 def test_only_the_ffn_runs_again_if_the_block_adds_its_output(family: Family, follow: bool) -> None:
     model, sequences, batches = family_model(family), tokenise(token_ids(5, 20), None, 5, 20), 3

@@ -12,11 +12,12 @@ from llmrank.experiments.settings import SweepSettings
 from llmrank.pipeline.specs import split_specs
 from llmrank.pipeline.texts import CalibrationText, EvaluationText
 from llmrank.score import NormScorer
+from tests.tables import table
 
 BUILT_IN = CalibrationText("built-in")
 
 
-@pytest.mark.parametrize(
+@table(
     ("values", "expected"),
     [
         (["wpr,mpr"], ("wpr", "mpr")),
@@ -49,7 +50,7 @@ def test_the_grid_holds_every_combination_once() -> None:
     }
 
 
-@pytest.mark.parametrize(
+@table(
     ("changes", "message"),
     [
         ({"scorers": ["wpr", "wrp"]}, "unknown scorer 'wrp'"),
@@ -69,7 +70,6 @@ def test_the_grid_holds_every_combination_once() -> None:
         ({"calibration": CalibrationText(Path("absent.txt"))}, "no calibration text at absent.txt"),
         ({"evaluation": EvaluationText(Path("absent.txt"))}, "no evaluation text at absent.txt"),
     ],
-    ids=str,
 )
 def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], message: str) -> None:
     SweepSettings(calibration=BUILT_IN).check()

@@ -19,6 +19,7 @@ from llmrank.errors import CalibrationError, OptionError
 from llmrank.integrations.llm_compressor import LLMRankModifier, sequences_of_batches
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import logits, tiny_llama, token_ids, tokenizer
+from tests.tables import table
 
 MODULE = "llmrank.integrations.llm_compressor"
 OPTIONS: dict[str, Any] = {"amount": 0.3, "repair": "lstsq:damping=0.01", "multiple_of": 8}
@@ -177,7 +178,7 @@ def test_no_calibration_data_are_refused(place: Path) -> None:
     assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
 
 
-@pytest.mark.parametrize(
+@table(
     ("option", "message"),
     [
         ({"scorer": "wpx"}, "unknown scorer 'wpx'"),
@@ -203,7 +204,7 @@ def test_samples_lose_their_padding_on_either_side() -> None:
     assert sequences.mask.tolist() == [[True, True, False], [True, True, True], [True, True, False]]
 
 
-@pytest.mark.parametrize(
+@table(
     ("data", "message"),
     [
         (None, "got 0 samples"),

@@ -24,6 +24,7 @@ from tests.llmrank.commands import SHORT, refused
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import LLAMA, family_model, logits, named_family, tiny_llama, token_ids, tokenizer
+from tests.tables import table
 
 IDS = token_ids(2, 8, seed=5)
 BERT = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -253,7 +254,7 @@ def test_a_tokenizer_in_untrusted_code_gives_a_warning(model: Path, trace: Path)
 # --- names
 
 
-@pytest.mark.parametrize("architectures", [["LlamaConfig"], ["no_grad"], ["Unheard"], None])
+@table("architectures", [["LlamaConfig"], ["no_grad"], ["Unheard"], None])
 def test_only_model_classes_are_architectures(model: Path, architectures: Any) -> None:
     edit(model / "config.json", architectures=architectures)
     assert type(llmrank.load(model).model) is transformers.LlamaForCausalLM

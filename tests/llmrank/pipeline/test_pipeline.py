@@ -47,6 +47,7 @@ from tests.llmrank.tiny_models import (
 )
 from tests.llmrank.tiny_separate import tiny_separate
 from tests.pairwise import pairwise
+from tests.tables import table
 
 
 def raises(error: type[BaseException]) -> Any:
@@ -97,7 +98,7 @@ def test_topology_changes_the_rank_alone() -> None:
     assert not torch.equal(both[0][names[1]], both[1][names[1]])
 
 
-@pytest.mark.parametrize(
+@table(
     ("options", "message"),
     [
         ({"scorer": "wpr"}, r"scorer must be an instance of BaseScorer, got 'wpr'.*make_scorer"),
@@ -120,7 +121,7 @@ class Fails(BaseScorer):
 
 
 @topologies
-@pytest.mark.parametrize(
+@table(
     ("options", "error"),
     [
         ({"calibration": "too short"}, CalibrationError),

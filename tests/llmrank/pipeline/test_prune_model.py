@@ -18,6 +18,7 @@ from llmrank.prune import GlobalPruner
 from llmrank.repair import LeastSquaresRepair
 from llmrank.score import NormScorer
 from tests.llmrank.tiny_models import LLAMA, Snapshot, logits, text, tiny_llama, tiny_t5, token_ids, tokenizer
+from tests.tables import table
 
 WIDTH = LLAMA["intermediate_size"]
 SHORT: dict[str, Any] = {"calibration": text(200), "samples": 4, "sequence_length": 16}
@@ -138,7 +139,7 @@ def test_the_amount_reaches_a_pruner_that_is_named(tmp_path: Path) -> None:
     assert 0.2 <= pruned.report.reached["bytes"]["share"] < 0.22
 
 
-@pytest.mark.parametrize(
+@table(
     ("options", "message"),
     [
         (
@@ -195,7 +196,7 @@ WRONG: tuple[Any, ...] = (
 ALLOWED: dict[str, tuple[Any, ...]] = {"progress": (len, int), "device": (5, True)}
 
 
-@pytest.mark.parametrize(
+@table(
     "name",
     [
         "model",

@@ -11,9 +11,10 @@ from llmrank.pipeline import CalibrationText, IsolatedFFNPipeline, Recipe
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.registry import make_recipe
 from tests.llmrank.tiny_models import tiny_llama
+from tests.tables import table
 
 
-@pytest.mark.parametrize(
+@table(
     ("fields", "message"),
     [
         ({"topology": "star"}, "unknown topology 'star'; expected one of isolated, chained, residual"),

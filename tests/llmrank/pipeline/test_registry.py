@@ -30,6 +30,7 @@ from llmrank.pipeline.registry import (
 )
 from llmrank.prune import BasePruner, GlobalPruner
 from llmrank.score import BaseScorer, WeightedPageRankScorer
+from tests.tables import table
 
 
 def test_names() -> None:
@@ -47,7 +48,7 @@ def test_names() -> None:
     assert DEFAULTS["pipeline"] in PIPELINES
 
 
-@pytest.mark.parametrize("name", list(SCORERS))
+@table("name", list(SCORERS))
 def test_every_scorer_is_made_by_name(name: str) -> None:
     scorer = make_scorer(name)
     assert type(scorer) is SCORERS[name]
@@ -145,7 +146,7 @@ def test_register() -> None:
     assert "mine" not in SCORERS
 
 
-@pytest.mark.parametrize(
+@table(
     ("registry", "spec", "options"),
     [
         (SCORERS, "wpr:gamma=0.9,edges=energy", {"gamma": 0.9, "edges": "energy"}),
@@ -167,7 +168,7 @@ def test_a_spec_is_read_by_the_fields_of_the_class(registry: Registry[Any], spec
     assert {key: type(value) for key, value in found.items()} == {key: type(value) for key, value in options.items()}
 
 
-@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.kind)
+@table("registry", REGISTRIES)
 def test_every_option_has_a_type_and_a_line_of_documentation(registry: Registry[Any]) -> None:
     for name in registry.names():
         for field in registry.fields(name):

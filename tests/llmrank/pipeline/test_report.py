@@ -21,6 +21,7 @@ from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.score import BaseScorer
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import STRUCTURE, features, mlp, tiny_llama, token_ids
+from tests.tables import table
 
 
 def strict(text: str) -> Any:
@@ -136,7 +137,7 @@ def test_explicit_structure_is_reported(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
+@table(
     ("after", "unigram", "collapsed"),
     [(10.0, 20.0, False), (20.0, 20.0, True), (30.0, 20.0, True), (math.inf, 20.0, True), (math.nan, 20.0, True)],
 )
@@ -177,7 +178,7 @@ def test_overlap_with_the_calibration_text_is_a_warning() -> None:
     assert sentence[:40] in printed(report)
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "source"),
     [
         ("/data/models/small", "small"),

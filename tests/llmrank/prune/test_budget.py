@@ -33,6 +33,8 @@ from llmrank.prune.budget import Reached, budget_notes, check_budget, describe_a
 from llmrank.prune.masks import Masks
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import STRUCTURE, Snapshot, mlp, tiny_llama, token_ids
+from tests.pairwise import pairwise
+from tests.tables import table
 
 NAMES = [f"model.layers.{k}.mlp" for k in range(12)]
 PRUNERS = [LocalPruner, GlobalPruner, SensitivityPruner]
@@ -54,7 +56,7 @@ def random_scores(sizes: Sequence[int], seed: int) -> list[list[float]]:
 # --- protected layers
 
 
-@pytest.mark.parametrize(
+@table(
     ("protect", "positions"),
     [
         ((), []),
@@ -70,7 +72,7 @@ def test_layers_are_named_by_pattern_or_position(protect: Any, positions: list[i
     assert protected_names(LocalPruner(protect=protect).protect, NAMES) == {NAMES[k] for k in positions}
 
 
-@pytest.mark.parametrize("protect", ["model.layers.12", "mlp", "MODEL.layers.0.mlp", 12, -13, "model.layers.[0", ""])
+@table("protect", ["model.layers.12", "mlp", "MODEL.layers.0.mlp", 12, -13, "model.layers.[0", ""])
 def test_entries_that_select_no_layer_are_refused_with_the_names(protect: str | int) -> None:
     for pruner in (LocalPruner(0.5, protect=["*.0.mlp", protect]), GlobalPruner(0.5, protect=protect)):
         with pytest.raises(
@@ -79,7 +81,7 @@ def test_entries_that_select_no_layer_are_refused_with_the_names(protect: str | 
             pruner.prune(records([[0.5, 0.5]] * 12))
 
 
-@pytest.mark.parametrize("protect", [True, 1.5, [None], [["a"]], {"a": 1}, {0}])
+@table("protect", [True, 1.5, [None], [["a"]], {"a": 1}, {0}])
 def test_other_types_are_refused_at_construction(protect: Any) -> None:
     with pytest.raises(OptionError, match="protect must be names or patterns"):
         LocalPruner(protect=protect)
@@ -197,7 +199,7 @@ def test_local_pruning_removes_the_same_share_of_every_layer(hidden: list[int], 
 
 
 @every_pruner
-@pytest.mark.parametrize("unit", UNITS[1:])
+@table("unit", UNITS[1:])
 def test_every_unit_is_reached_by_the_fewest_neurons(pruner: type[BasePruner], unit: Unit) -> None:
     model = tiny_llama(num_hidden_layers=3)
     ffns = find_ffns(model)
@@ -231,8 +233,8 @@ def test_other_layers_lose_what_protected_layers_do_not() -> None:
         assert 0.2 <= costs.removed_cost(masks.widths, "bytes") / costs.total("bytes") < 0.23
 
 
-@pytest.mark.parametrize("pruner", [LocalPruner, GlobalPruner])
-@pytest.mark.parametrize(("multiple", "most"), [(1, 0.21), (8, 0.27), (16, 0.31)])
+@table("pruner", [LocalPruner, GlobalPruner])
+@table(("multiple", "most"), [(1, 0.21), (8, 0.27), (16, 0.31)])
 def test_rounded_widths_reach_a_cost(pruner: type[BasePruner], multiple: int, most: float) -> None:
     model = tiny_llama()
     costs = ModelCosts(model, find_ffns(model))
@@ -376,7 +378,7 @@ def test_with_robust_normalisation_a_heavy_tail_does_not_spare_a_layer() -> None
 # --- checks before anything is measured, and notes afterwards
 
 
-@pytest.mark.parametrize(
+@table(
     ("pruner", "message"),
     [
         (LocalPruner(40), "would keep 0 of 40 neurons, fewer than min_keep=1.*at most 39"),
@@ -388,7 +390,7 @@ def test_with_robust_normalisation_a_heavy_tail_does_not_spare_a_layer() -> None
         (GlobalPruner(protect=[0, 1]), "every prunable layer is protected"),
     ],
 )
-@pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
+@table("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
 def test_impossible_budgets_cost_no_pass(pruner: BasePruner, message: str, topology: type[BasePipeline]) -> None:
     model = tiny_llama()
     snapshot = Snapshot(model)
@@ -451,14 +453,14 @@ def test_rounding_that_misses_a_target_is_noted() -> None:
     assert "20.0% was removed where 30.0% was asked for" in budget_notes(LocalPruner(0.3), found)[0]
 
 
-@pytest.mark.parametrize(("share", "said"), [(0.1985, True), (0.1995, False), (0.2195, False), (0.2205, True)])
-@pytest.mark.parametrize("amount", [0.2, 200])
+@table(("share", "said"), [(0.1985, True), (0.1995, False), (0.2195, False), (0.2205, True)])
+@table("amount", [0.2, 200])
 def test_costs_may_be_exceeded_by_more_than_they_may_be_missed_by(amount: float, share: float, said: bool) -> None:
     reached: Reached = {"bytes": {"before": 1000, "removed": 1000 * share, "share": share}}
     assert bool(budget_notes(LocalPruner(amount, amount_of="bytes"), reached)) is said
 
 
-@pytest.mark.parametrize(("share", "said"), [(0.179, True), (0.181, False), (0.219, False), (0.221, True)])
+@table(("share", "said"), [(0.179, True), (0.181, False), (0.219, False), (0.221, True)])
 def test_neurons_may_be_missed_by_rounding_either_way(share: float, said: bool) -> None:
     reached: Reached = {"neurons": {"before": 1000, "removed": 1000 * share, "share": share}}
     assert bool(budget_notes(LocalPruner(0.2), reached)) is said
@@ -475,7 +477,7 @@ class Halving(BasePruner):
             layer.pruning_mask = layer.weight.sum(1) > 1
 
 
-@pytest.mark.parametrize(
+@table(
     ("pruner", "said"),
     [
         # A gated FFN over 16 features has 48 parameters for each neuron; the model has 7,504.
@@ -520,10 +522,7 @@ def test_an_amount_is_described_in_neurons_as_a_share_and_in_parameters(pruner: 
     assert describe_amount(pruner, ffns, ModelCosts(model, ffns)).startswith(said)
 
 
-@every_pruner
-@pytest.mark.parametrize("amount", [5, 0.3])
-@pytest.mark.parametrize("protect", [(), (1,)])
-@pytest.mark.parametrize("unit", UNITS)
+@pairwise(pruner=PRUNERS, unit=UNITS, amount=[5, 0.3], protect=[(), (1,)])
 def test_the_described_amount_is_what_is_removed(
     pruner: type[BasePruner], amount: float, protect: Sequence[int], unit: Unit
 ) -> None:

@@ -22,6 +22,7 @@ from llmrank.prune.masks import Masks
 from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.forms import FORMS
 from tests.llmrank.tiny_models import Snapshot, tiny_llama
+from tests.tables import table
 
 SIZES = st.dictionaries(st.text("abc.0", min_size=1, max_size=4), st.integers(0, 6), max_size=4)
 
@@ -89,9 +90,7 @@ def test_later_writes_into_the_source_do_not_reach_the_masks() -> None:
     assert masks["a"].tolist() == [True, False]
 
 
-@pytest.mark.parametrize(
-    "value", [torch.ones(2, 2, dtype=torch.bool), torch.ones(3), [0.5, 1.0], [0, 2], torch.tensor(1), [-1, 1]]
-)
+@table("value", [torch.ones(2, 2, dtype=torch.bool), torch.ones(3), [0.5, 1.0], [0, 2], torch.tensor(1), [-1, 1]])
 def test_bad_masks_are_refused(value: Any) -> None:
     with pytest.raises(MaskError, match="mask of mlp"):
         Masks({"mlp": value})
@@ -136,7 +135,7 @@ def test_no_flipped_byte_crashes_or_changes_a_mask(saved: Path) -> None:
             assert masks == original
 
 
-@pytest.mark.parametrize(
+@table(
     ("meta", "message"),
     [
         (None, "is not a mask file"),
@@ -155,7 +154,7 @@ def test_foreign_headers_are_refused(tmp_path: Path, meta: str | None, message: 
         Masks.load(path)
 
 
-@pytest.mark.parametrize("array", [np.ones(2), np.ones((2, 2), np.uint8), np.array([3, 1])])
+@table("array", [np.ones(2), np.ones((2, 2), np.uint8), np.array([3, 1])])
 def test_foreign_tensors_are_refused(tmp_path: Path, array: Any) -> None:
     path = tmp_path / "m.safetensors"
     write_tensors(path, {"a": array}, {}, "mask")
@@ -186,8 +185,8 @@ def test_full_disk_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPa
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
+@table("form", FORMS)
+@table(
     ("sizes", "message"),
     [
         ({"transformer.h.0.mlp": 40, "transformer.h.1.mlp": 40}, "do not fit this model"),

@@ -30,6 +30,7 @@ from llmrank.prune import (
 from llmrank.prune.masks import Masks
 from tests.llmrank.plain_pipelines import IsolatedFFNPipeline
 from tests.llmrank.tiny_models import tiny_llama, token_ids
+from tests.tables import table
 
 # Few distinct values, so that most scores are tied.
 SCORES = st.lists(st.integers(0, 5).map(lambda k: k / 8), min_size=1, max_size=12)
@@ -144,7 +145,7 @@ def test_constant_layer_counts_as_average() -> None:
     assert lists(masks) == [[False, False, True, True], [False, False, True, True]]
 
 
-@pytest.mark.parametrize("n", [7, 13, 23, 1075])
+@table("n", [7, 13, 23, 1075])
 def test_constant_layer_stays_average_despite_round_off(n: int) -> None:
     layers = [[1.0 / n] * n, [float(k) for k in range(n)]]
     widths = GlobalPruner(0.5, normalize="zscore").prune(records(layers)).widths
@@ -165,7 +166,7 @@ def test_ties_fall_to_the_lower_index() -> None:
     ]
 
 
-@pytest.mark.parametrize(("amount", "n", "removed"), [(0.5, 5, 2), (0.5, 7, 4), (0.3, 40, 12), (0.25, 2, 0), (3, 5, 3)])
+@table(("amount", "n", "removed"), [(0.5, 5, 2), (0.5, 7, 4), (0.3, 40, 12), (0.25, 2, 0), (3, 5, 3)])
 def test_local_counts_are_pythons_round(amount: float, n: int, removed: int) -> None:
     masks = LocalPruner(amount).prune(records([[1 / n] * n]))
     assert n - masks.kept == removed
@@ -177,7 +178,7 @@ def test_amount_zero_keeps_everything() -> None:
             assert pruner.prune(records([[0.1, 0.9], [1.0]])).removed_share == 0.0
 
 
-@pytest.mark.parametrize(
+@table(
     ("kept", "multiple", "width"),
     [(13, 8, 16), (12, 8, 16), (11, 8, 8), (3, 8, 8), (1, 8, 8), (19, 8, 16), (20, 8, 16), (20, 64, 20)],
 )
@@ -281,7 +282,7 @@ def test_the_unit_of_sensitivity_does_not_matter(layers: list[tuple[int, float]]
     assert sensitivity_counts(sizes, [c * scale for c in costs], amount) == counts
 
 
-@pytest.mark.parametrize(
+@table(
     ("sizes", "costs", "amount", "min_keep", "limit", "counts"),
     [
         # Ten times the median at a limit of two: a fifth of 30, and the other 24 from three layers.
@@ -372,7 +373,7 @@ def test_only_the_sensitivity_pruner_asks_for_sensitivities() -> None:
     assert not LocalPruner.needs_sensitivity
 
 
-@pytest.mark.parametrize("cost", [math.nan, math.inf, -0.1])
+@table("cost", [math.nan, math.inf, -0.1])
 def test_unusable_sensitivities_are_refused_with_the_layer(cost: float) -> None:
     with pytest.raises(OptionError, match=r"layer 1 carries no sensitivity; run the pruner in a pipeline"):
         SensitivityPruner(0.3).prune(sensitive([[0.5, 0.5]] * 2, [0.1, None]))
@@ -380,7 +381,7 @@ def test_unusable_sensitivities_are_refused_with_the_layer(cost: float) -> None:
         SensitivityPruner(0.3).prune(sensitive([[0.5, 0.5]] * 2, [0.1, cost]))
 
 
-@pytest.mark.parametrize("limit", [0, -1.0, math.nan, math.inf, True, "2", None])
+@table("limit", [0, -1.0, math.nan, math.inf, True, "2", None])
 def test_bad_limits_are_refused_at_construction(limit: Any) -> None:
     with pytest.raises(OptionError, match="limit must be a finite number > 0"):
         SensitivityPruner(0.3, limit=limit)
@@ -465,8 +466,8 @@ def test_subclass_sees_what_it_needs_and_prunes_a_model() -> None:
     assert not any(hasattr(module, "importance") for module in model.modules())
 
 
-@pytest.mark.parametrize("amount", [math.nan, math.inf, -math.inf, 1.0, 1.5, -0.1, -1, "0.3", True, None])
-@pytest.mark.parametrize("pruner", [LocalPruner, GlobalPruner, SensitivityPruner])
+@table("amount", [math.nan, math.inf, -math.inf, 1.0, 1.5, -0.1, -1, "0.3", True, None])
+@table("pruner", [LocalPruner, GlobalPruner, SensitivityPruner])
 def test_bad_amounts_are_refused_at_construction(amount: Any, pruner: type[BasePruner]) -> None:
     with pytest.raises(OptionError, match="amount must"):
         pruner(amount)
@@ -478,8 +479,8 @@ def test_shares_of_numpy_are_taken_as_floats(pruner: type[BasePruner]) -> None:
     assert pruner(np.float64(0.5)).prune(layers) == pruner(0.5).prune(layers)
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, "8"])
-@pytest.mark.parametrize("name", ["min_keep", "multiple_of"])
+@table("value", [0, -1, 1.5, True, "8"])
+@table("name", ["min_keep", "multiple_of"])
 def test_bad_counts_are_refused_at_construction(name: str, value: Any) -> None:
     with pytest.raises(OptionError, match=f"{name} must be an integer >= 1"):
         LocalPruner(0.3, **{name: value})
@@ -490,8 +491,8 @@ def test_unknown_normalisation_is_refused() -> None:
         GlobalPruner(0.3, normalize="max")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("pruner", [LocalPruner, GlobalPruner, SensitivityPruner])
-@pytest.mark.parametrize("multiple_of", [1, 4])
+@table("pruner", [LocalPruner, GlobalPruner, SensitivityPruner])
+@table("multiple_of", [1, 4])
 def test_layers_smaller_than_min_keep_keep_all_that_they_have(pruner: type[BasePruner], multiple_of: int) -> None:
     small = LayerRecord("small", torch.ones(3) / 3, sensitivity=1.0)
     present = torch.tensor([True, False, True, True, True, True])
@@ -580,7 +581,7 @@ class Returns(BasePruner):
             layer.pruning_mask, layer.amount = self.mask, self.own
 
 
-@pytest.mark.parametrize(
+@table(
     ("mask", "message"),
     [
         (None, "set no pruning_mask on layer 0"),

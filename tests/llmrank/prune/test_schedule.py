@@ -24,6 +24,7 @@ from llmrank.surgery.apply import apply_masks, temporarily_masked
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import STRUCTURE, Snapshot, features, logits, mlp, tiny_llama, tiny_t5, token_ids
 from tests.pairwise import pairwise
+from tests.tables import table
 
 CALIBRATION = token_ids(5, 16)
 topologies = pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
@@ -64,7 +65,7 @@ def test_amounts_by_hand() -> None:
     assert amounts_after_steps(1, 3) == [0, 1, 1]
 
 
-@pytest.mark.parametrize(
+@table(
     ("steps", "message"),
     [
         (0, "steps must be an integer >= 1, got 0"),

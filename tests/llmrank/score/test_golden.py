@@ -24,6 +24,8 @@ from llmrank.score import (
     WandaScorer,
     WeightedPageRankScorer,
 )
+from tests.pairwise import pairs
+from tests.tables import table
 
 DIRECTORY = os.environ.get("LLMRANK_GOLDEN")
 CASES = ["dense", "sparse", "dead_column", "wide"]
@@ -121,7 +123,7 @@ def assert_masks(golden: dict[str, Any], case: str, topology: str, name: str, sc
 
 @every_case
 @every_topology
-@pytest.mark.parametrize("name", SCORERS)
+@table("name", SCORERS)
 def test_score_layer_by_layer(golden: dict[str, Any], case: str, topology: str, name: str) -> None:
     scores = walked(golden, case, topology, name)
     assert_scores(golden, case, topology, name, scores)
@@ -130,9 +132,10 @@ def test_score_layer_by_layer(golden: dict[str, Any], case: str, topology: str, 
 
 @every_case
 @every_topology
-@pytest.mark.parametrize("solver", ["sweep", "power"])
-@pytest.mark.parametrize("backend", ["scipy", "torch"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@table(
+    ("solver", "backend", "dtype"),
+    pairs(solver=["sweep", "power"], backend=["scipy", "torch"], dtype=["float32", "float64"]),
+)
 def test_rank_of_the_whole_graph(
     golden: dict[str, Any], case: str, topology: str, solver: str, backend: str, dtype: str
 ) -> None:

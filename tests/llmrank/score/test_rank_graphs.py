@@ -38,6 +38,7 @@ from llmrank.text import tokenise
 from tests.llmrank import textbook
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from tests.llmrank.tiny_models import Snapshot, logits, mlp, repeated, tiny_llama, tiny_t5, token_ids
+from tests.tables import table
 
 IDS = token_ids()
 EXACT = WeightedPageRankScorer(dtype="float64")
@@ -211,7 +212,7 @@ def test_a_second_selection_depends_on_changes_upstream() -> None:
     assert found.nonzero().flatten().tolist() == sorted(kept)
 
 
-@pytest.mark.parametrize("beta", [-0.1, 1.1, float("nan"), "much", None, True])
+@table("beta", [-0.1, 1.1, float("nan"), "much", None, True])
 def test_betas_out_of_range_raise(beta: Any) -> None:
     with pytest.raises(OptionError, match=r"beta must be a number in \[0, 1\], or measured, got"):
         ResidualFFNPipeline(tiny_llama(), None, calibration=IDS, beta=beta)

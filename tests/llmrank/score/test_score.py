@@ -34,6 +34,7 @@ from llmrank.score.topologies import build_graphs
 from tests.llmrank import textbook
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import mlp, tiny_llama, token_ids
+from tests.tables import table
 
 # Two blocks, 3 -> 4 -> 2; column 1 of the first dangles.
 FIRST = [[1.0, 0.0, -2.0], [0.5, 0.0, 0.0], [0.0, 0.0, 3.0], [-1.5, 0.0, 1.0]]
@@ -142,7 +143,7 @@ SCORERS: dict[str, BaseScorer] = {
 }
 
 
-@pytest.mark.parametrize("name", SCORERS)
+@table("name", SCORERS)
 def test_rank_equals_the_textbook(name: str) -> None:
     result = SCORERS[name].rank(small_graph(), LAYERS)
     # Outgoing scorers score the inputs too, by their outgoing edges; the variances of the inputs are zero.
@@ -159,7 +160,7 @@ def test_rank_equals_the_textbook(name: str) -> None:
     assert result.converged
 
 
-@pytest.mark.parametrize("name", SCORERS)
+@table("name", SCORERS)
 def test_masks_equal_the_textbook(name: str) -> None:
     hidden, outputs = expected(name)
     result = SCORERS[name].rank(small_graph(), LAYERS)
@@ -278,7 +279,7 @@ class Gives(BaseScorer):
         return self._value if len(weight) == 4 else torch.ones(len(weight))
 
 
-@pytest.mark.parametrize(
+@table(
     ("value", "message"),
     [
         ([1.0, math.nan, 1.0, 1.0], "negative or non-finite scores for layer 1"),
@@ -368,14 +369,14 @@ def test_outgoing_scorers_need_statistics(scorer: BaseScorer) -> None:
         scorer.rank(small_graph(), ())
 
 
-@pytest.mark.parametrize("make", [NormScorer, WandaSPScorer])
-@pytest.mark.parametrize("p", [0.5, 0, -1, math.nan, "1", None])
+@table("make", [NormScorer, WandaSPScorer])
+@table("p", [0.5, 0, -1, math.nan, "1", None])
 def test_a_norm_order_below_one_raises(make: Any, p: Any) -> None:
     with pytest.raises(OptionError, match="p must be a number >= 1"):
         make(p=p)
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf, "0.5", None])
+@table("value", [-0.1, 1.1, math.nan, math.inf, "0.5", None])
 def test_shares_out_of_range_raise(value: Any) -> None:
     for option, make in (
         ("gamma", WeightedPageRankScorer),
@@ -389,8 +390,8 @@ def test_shares_out_of_range_raise(value: Any) -> None:
             make(**{option: value})
 
 
-@pytest.mark.parametrize("make", [WeightedPageRankScorer, ModifiedPageRankScorer])
-@pytest.mark.parametrize("option", ["solver", "backend", "dtype", "edges"])
+@table("make", [WeightedPageRankScorer, ModifiedPageRankScorer])
+@table("option", ["solver", "backend", "dtype", "edges"])
 def test_unknown_choices_raise_at_construction(make: Any, option: str) -> None:
     with pytest.raises(OptionError, match=rf"unknown {option} 'jacobi'; expected one of"):
         make(**{option: "jacobi"})
@@ -484,7 +485,7 @@ def test_degenerate_layers_have_their_numbers_in_the_graph() -> None:
     assert [entry.layer for entry in result.degenerate] == [3, 2]
 
 
-@pytest.mark.parametrize("seed", [-1, 0.5, None, 2**63, 10**23])
+@table("seed", [-1, 0.5, None, 2**63, 10**23])
 def test_a_bad_seed_raises(seed: Any) -> None:
     with pytest.raises(OptionError, match="seed must be an integer from 0 to"):
         RandomScorer(seed)
@@ -562,7 +563,7 @@ def test_a_layer_without_scores_is_uniform_and_reported() -> None:
     assert [entry.layer for entry in result.degenerate] == [1]
 
 
-@pytest.mark.parametrize("scorer", [NormScorer(), ActivationScorer(), WandaSPScorer(), FLAPScorer()])
+@table("scorer", [NormScorer(), ActivationScorer(), WandaSPScorer(), FLAPScorer()])
 def test_every_scorer_reports_layers_without_scores(scorer: BaseScorer) -> None:
     zero = LayeredGraph.from_weights([np.zeros((4, 3)), np.zeros((2, 4))], [0] * 3, [[0] * 4, [0] * 2])
     result = scorer.rank(zero, (statistics([0] * 3), statistics([0] * 4), statistics([0] * 2)))

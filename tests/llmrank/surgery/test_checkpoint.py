@@ -26,6 +26,7 @@ from llmrank.surgery.atomic import check_output
 from llmrank.surgery.checkpoint import load, save
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline
 from tests.llmrank.tiny_models import LLAMA, logits, mlp, tiny_llama, token_ids, tokenizer
+from tests.tables import table
 
 IDS = token_ids(2, 8, seed=5)
 
@@ -273,7 +274,7 @@ def saved(tmp_path: Path) -> Path:
     return save(tmp_path / "out", model)
 
 
-@pytest.mark.parametrize(
+@table(
     ("widths", "message"),
     [
         ({"model.layers.0.mlp": 30}, "0 unknown or too wide, 1 missing"),

@@ -19,6 +19,7 @@ from llmrank.text import check_text, read_text, tokenise
 from llmrank.text.sequences import Request
 from llmrank.text.sources import make_sequences
 from tests.llmrank.tiny_models import WORDS, text, tokenizer
+from tests.tables import table
 
 N_FILES, N_ROWS = 8, 1500
 # The first word of a row tells its file, the next two its place there.
@@ -68,7 +69,7 @@ def test_the_error_for_a_missing_package_says_what_to_install(monkeypatch: pytes
         read_text("dataset:wikitext")
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "arguments"),
     [
         ("wikitext", ("wikitext", None, "train")),
@@ -77,7 +78,7 @@ def test_the_error_for_a_missing_package_says_what_to_install(monkeypatch: pytes
         ("ns/data,,validation", ("ns/data", None, "validation")),
     ],
 )
-@pytest.mark.parametrize("column", ["text", "content", "document"])
+@table("column", ["text", "content", "document"])
 def test_names_and_columns(fake_package: types.ModuleType, name: str, arguments: tuple[Any, ...], column: str) -> None:
     asked: list[Any] = []
     rows = Rows([{"id": "1", column: "w4 w5"}, {"id": "2", column: " "}, {"id": "3", column: "w6"}])
@@ -109,7 +110,7 @@ def test_datasets_that_do_not_load_raise(fake_package: types.ModuleType) -> None
         read_text("dataset:x")
 
 
-@pytest.mark.parametrize(
+@table(
     ("row", "message"),
     [
         ({"label": "a"}, r"dataset 'x' has no messages, text, content or document, but \['label'\]"),

@@ -13,6 +13,7 @@ from llmrank.errors import CalibrationError
 from llmrank.text import check_text, read_text, tokenise
 from llmrank.text.documents import Documents, joined_ids
 from tests.llmrank.tiny_models import WORDS, text, tokenizer
+from tests.tables import table
 
 # The role of a message, its words, and an end.
 TEMPLATE = "{% for m in messages %}{{ 'w8' if m.role == 'user' else 'w9' }} {{ m.content }} {% endfor %}"
@@ -76,7 +77,7 @@ def test_conversations_need_a_chat_template_that_takes_them(tmp_path: Path) -> N
         read_text(path)
 
 
-@pytest.mark.parametrize(
+@table(
     ("row", "message"),
     [
         ("{'text': 1}", r"line 2 of bad.jsonl is no JSON .*; expected an object with messages or text in every line"),

@@ -21,6 +21,7 @@ from llmrank.text.sources import find_source, make_sequences
 from tests.llmrank.commands import SHORT, run
 from tests.llmrank.plain_pipelines import IsolatedFFNPipeline
 from tests.llmrank.tiny_models import spelling_tokenizer, tiny_llama, tokenizer
+from tests.tables import table
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def n_from_first(sequences: TokenSequences) -> int:
     return int((sequences.ids < 6).all(1).sum())
 
 
-@pytest.mark.parametrize(
+@table(
     ("written", "entries"),
     [
         ("a.txt:0.5,b.txt:0.5", [("a.txt", 0.5), ("b.txt", 0.5)]),
@@ -60,7 +61,7 @@ def test_a_share_ends_an_entry(written: str, entries: Any) -> None:
     assert split_shares(written) == entries
 
 
-@pytest.mark.parametrize(
+@table(
     ("written", "message"),
     [
         ("a.txt:0.5,b.txt", "'b.txt' has no share; expected SOURCE:SHARE,SOURCE:SHARE with shares such as 0.5 or 50%"),

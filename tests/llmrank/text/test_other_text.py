@@ -15,6 +15,7 @@ from llmrank.pipeline.held_out import n_held_out
 from llmrank.text import CalibrationTokens, TokenSequences, builtin_texts, tokenise
 from llmrank.text.other_text import PIECE, add_other_text, held_out_other_text, is_alone
 from tests.llmrank.tiny_models import features, text, tiny_llama, token_ids, tokenizer
+from tests.tables import table
 
 LENGTH = 16
 
@@ -28,7 +29,7 @@ def rows_of(sequences: TokenSequences | None) -> set[tuple[int, ...]]:
     return set() if sequences is None else {tuple(row) for row in sequences.ids.tolist()}
 
 
-@pytest.mark.parametrize(("samples", "added"), [(1, 0), (2, 0), (3, 1), (5, 1), (16, 3)])
+@table(("samples", "added"), [(1, 0), (2, 0), (3, 1), (5, 1), (16, 3)])
 def test_a_fifth_as_much_of_the_built_in_text_is_added(samples: int, added: int) -> None:
     found = calibration(400, samples)
     own = tokenise(text(400), tokenizer(), samples, LENGTH)

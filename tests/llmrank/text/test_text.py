@@ -18,6 +18,7 @@ from llmrank.text.generated import Automatic, Generated
 from llmrank.text.sequences import Role
 from llmrank.text.sources import find_source, named_sources
 from tests.llmrank.tiny_models import WORDS, text, tiny_llama, token_ids, tokenizer
+from tests.tables import table
 
 
 def paragraphs(whole: str) -> set[str]:
@@ -84,7 +85,7 @@ def test_the_errors_for_directories_and_unreadable_files_say_so(
         read_text(path)
 
 
-@pytest.mark.parametrize("source", ["", "  \n ", [], [" ", ""]])
+@table("source", ["", "  \n ", [], [" ", ""]])
 def test_empty_texts_raise(source: Any, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="is empty"):
         read_text(source)
@@ -99,7 +100,7 @@ def test_a_binary_file_raises(tmp_path: Path) -> None:
         read_text(tmp_path / "data.txt")
 
 
-@pytest.mark.parametrize("source", [5, b"bytes", {"a", "b"}, ["a", 1]])
+@table("source", [5, b"bytes", {"a", "b"}, ["a", 1]])
 def test_other_types_raise(source: Any) -> None:
     with pytest.raises(CalibrationError, match="expected a path, a text, a list of texts"):
         read_text(source)
@@ -195,7 +196,7 @@ def test_too_little_text_raises() -> None:
         tokenise(["w4", "w5"], tokenizer(special=False), 4, 8)
 
 
-@pytest.mark.parametrize(("samples", "length"), [(0, 8), (-1, 8), (4, 1), (4, 0)])
+@table(("samples", "length"), [(0, 8), (-1, 8), (4, 1), (4, 0)])
 def test_numbers_out_of_range_raise(samples: int, length: int) -> None:
     with pytest.raises(CalibrationError, match="at least 1 sample and a sequence length of at least 2"):
         tokenise(token_ids(), None, samples, length)
@@ -216,7 +217,7 @@ def test_token_tensors_are_used_unchanged() -> None:
     assert torch.equal(again.ids, ids)
 
 
-@pytest.mark.parametrize(
+@table(
     "ids",
     [
         torch.ones(8, dtype=torch.int64),

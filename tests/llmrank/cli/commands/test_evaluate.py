@@ -28,6 +28,7 @@ from tests.llmrank.tiny_models import (
     tiny_t5,
     tokenizer,
 )
+from tests.tables import table
 
 SHORT = ("--samples", 6, "--sequence-length", 24)
 
@@ -184,7 +185,7 @@ def test_numbers_are_refused_before_the_model_is_loaded(capsys: pytest.CaptureFi
     assert "--prompts must be at least 0" in refused(capsys, "evaluate", "./nowhere", "--prompts", -1)
 
 
-@pytest.mark.parametrize(
+@table(
     ("given", "message"),
     [
         (("--text", "missing.txt"), "no evaluation text at missing.txt"),
@@ -214,7 +215,7 @@ def test_what_the_options_say_is_refused_before_a_model_is_looked_for(
     monkeypatch.chdir(tmp_path)
     Path("latin.txt").write_bytes("déjà vu".encode("latin-1"))
     Path("short.txt").write_text("Nothing to guess.", encoding="utf-8")
-    Path("folder").mkdir()
+    Path("folder").mkdir(exist_ok=True)
     assert message in refused(capsys, "evaluate", "./nowhere", *given)
 
 

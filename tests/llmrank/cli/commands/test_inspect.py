@@ -20,6 +20,7 @@ from tests.llmrank import commands
 from tests.llmrank.commands import SHORT
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import FFN, LLAMA, tokenizer
+from tests.tables import table
 
 pytestmark = pytest.mark.usefixtures("transformers_log_as_it_was")
 
@@ -193,7 +194,7 @@ def test_a_failure_leaves_no_files(
 # --- refusals
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "message"),
     [
         (("--format", "pdf"), "unknown format pdf; expected some of png, svg, html"),
@@ -214,7 +215,7 @@ def test_it_refuses(
     assert list(tmp_path.glob("*out*")) == []
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "message"),
     [
         (("--format", "pdf"), "unknown format"),
@@ -238,7 +239,7 @@ def test_wrong_options_are_found_before_a_model_is_loaded(
     assert message in refused(capsys, "no/such/model", "--output", tmp_path / "seen", *arguments)
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "message"),
     [
         (("--layers", "7"), "layers 0 to 1, got '7'"),

@@ -28,6 +28,7 @@ from llmrank.models.forward import longest_input
 from llmrank.pipeline import registry
 from tests.llmrank.commands import SHORT, refused, run
 from tests.llmrank.tiny_models import FFN, family_model, logits, named_family, tiny_llama, tiny_t5, token_ids, tokenizer
+from tests.tables import table
 
 pytestmark = pytest.mark.usefixtures("transformers_log_as_it_was")
 
@@ -276,7 +277,7 @@ def test_topologies_and_scorers_take_their_options(
             assert method[name] == value
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "message"),
     [
         (("--amount", 1.5), "share in [0, 1)"),
@@ -332,7 +333,7 @@ def test_bad_options_are_refused_and_leave_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt"]
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "message"),
     [
         (("--form", "thin"), "unknown form 'thin'; expected one of compact, zero, mask"),
@@ -368,7 +369,7 @@ def test_what_the_options_say_is_refused_before_a_model_is_looked_for(
     monkeypatch.chdir(tmp_path)
     Path("latin.txt").write_bytes("déjà vu".encode("latin-1"))
     Path("empty.txt").write_bytes(b" ")
-    Path("folder").mkdir()
+    Path("folder").mkdir(exist_ok=True)
     # Last, for an --evaluate takes the word that follows it.
     assert message in refused(capsys, "prune", "--output", "out", *arguments, "./nowhere")
     if arguments[0] in ("--calibration", "--device", "--dtype", "--scorer", "--samples", "--seed"):
@@ -384,7 +385,7 @@ def test_a_dataset_without_its_package_is_refused_before_a_model_is_looked_for(
     assert "dataset:wikitext needs the datasets package; pip install" in refused(capsys, *given)
 
 
-@pytest.mark.parametrize(
+@table(
     ("arguments", "message"),
     [
         (("--output=--",), "argument --output: expected a value, got '--'"),
@@ -405,7 +406,7 @@ def test_arguments_that_make_no_command_are_refused(capsys: Any, arguments: tupl
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
+@table(
     ("raised", "status", "said"),
     [
         (TypeError("no len"), 1, "this is a bug in llmrank, which did not expect TypeError: no len; please report it"),

@@ -16,6 +16,7 @@ from llmrank.models import Family, find_ffns
 from llmrank.models.forward import predicts_next_token
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import every_family, family_model, mlp, named_family, tiny_llama, tiny_t5
+from tests.tables import table
 
 
 def effects(head: torch.Tensor, gain: torch.Tensor, column: torch.Tensor, *, centred: bool) -> list[float]:
@@ -134,8 +135,8 @@ def test_something_else_in_front_of_the_head_is_refused() -> None:
         find_norms(model, find_ffns(model))
 
 
-@pytest.mark.parametrize("n", [4, 5, 16])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@table("n", [4, 5, 16])
+@table("dtype", [torch.float32, torch.bfloat16])
 def test_gains_are_read_from_outputs(n: int, dtype: torch.dtype) -> None:
     torch.manual_seed(n)
     for norm, centred in ((nn.LayerNorm(n), True), (nn.RMSNorm(n, eps=1e-6), False)):
@@ -148,8 +149,6 @@ def test_gains_are_read_from_outputs(n: int, dtype: torch.dtype) -> None:
         assert read.centred is centred
 
 
-@pytest.mark.parametrize(
-    "other", [nn.Linear(8, 8), nn.SiLU(), nn.Identity(), nn.Tanh(), nn.Softmax(-1), nn.Linear(8, 3)]
-)
+@table("other", [nn.Linear(8, 8), nn.SiLU(), nn.Identity(), nn.Tanh(), nn.Softmax(-1), nn.Linear(8, 3)])
 def test_other_modules_are_no_norms(other: nn.Module) -> None:
     assert read_norm(other, torch.zeros(8)) is None

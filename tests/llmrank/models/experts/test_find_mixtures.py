@@ -14,6 +14,7 @@ from llmrank.models import find_ffns
 from llmrank.models.experts import by_expert, find_mixtures, route_around
 from tests.llmrank.tiny_mixtures import MIXTURES, tiny_mixture
 from tests.llmrank.tiny_models import Snapshot
+from tests.tables import table
 
 IDS = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(0))
 
@@ -24,7 +25,7 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("name", MIXTURES)
+@table("name", MIXTURES)
 def test_experts_one_by_one_compute_what_the_model_computes(name: str) -> None:
     model = tiny_mixture(name)
     snapshot, expected = Snapshot(model), logits(model)
@@ -41,7 +42,7 @@ def test_experts_one_by_one_compute_what_the_model_computes(name: str) -> None:
     snapshot.assert_restored()
 
 
-@pytest.mark.parametrize("name", MIXTURES)
+@table("name", MIXTURES)
 def test_a_router_passes_over_removed_experts_until_it_is_restored(name: str) -> None:
     model = tiny_mixture(name)
     expected = logits(model)

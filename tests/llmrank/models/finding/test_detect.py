@@ -19,6 +19,7 @@ from llmrank.pipeline import BasePipeline
 from llmrank.prune import GlobalPruner, LocalPruner
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import LLAMA, STRUCTURE, Snapshot, features, mlp, tiny_llama, tiny_t5, token_ids
+from tests.tables import table
 
 
 class Separate(nn.Module):
@@ -109,7 +110,7 @@ def test_removing_everything_but_one_neuron_keeps_just_its_path() -> None:
     torch.testing.assert_close(model(x), by_hand)
 
 
-@pytest.mark.parametrize(
+@table(
     "between", [nn.LayerNorm(10), nn.BatchNorm1d(10), nn.Softmax(dim=-1), nn.LayerNorm(10, elementwise_affine=False)]
 )
 def test_sequential_that_couples_neurons_raises(between: nn.Module) -> None:
@@ -267,7 +268,7 @@ class Adapted(nn.Module):
         self.mlp, self.adapter = Separate(), Separate(f=width)
 
 
-@pytest.mark.parametrize(
+@table(
     ("block", "found"),
     [
         (AttentionDecoderLayer, "feed_forward"),
@@ -380,7 +381,7 @@ def clip() -> Any:
     ],
     ids=["ViT", "SigLIP tower", "CLIP tower", "CLIP"],
 )
-@pytest.mark.parametrize("calibration", [token_ids(2, 8), torch.zeros(2, 3, 16, 16)], ids=["ids", "images"])
+@table("calibration", [token_ids(2, 8), torch.zeros(2, 3, 16, 16)])
 def test_the_error_for_image_models_says_what_is_expected(
     make: Callable[[], Any], reads: str, calibration: torch.Tensor
 ) -> None:
@@ -449,16 +450,15 @@ def float8_weight() -> nn.Module:
     return linear
 
 
-@pytest.mark.parametrize(
+@table(
     "make", [lambda: LinearInt8(10, 6), lambda: Packed(10, 6), wrapped_weight, float8_weight],
-    ids=["int8", "qweight", "subclass", "float8"],
 )  # fmt: skip
 def test_quantised_weights_raise_with_the_module_name(make: Callable[[], nn.Module]) -> None:
     with pytest.raises(UnsupportedModelError, match=r"^down of Separate holds quantised or wrapped weights"):
         find_ffns(with_down(make()))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@table("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_floating_dtypes_are_accepted(dtype: torch.dtype) -> None:
     assert len(find_ffns(mlp(4, 8, 2).to(dtype))) == 1
 

@@ -18,6 +18,7 @@ from llmrank.score import NormScorer, WeightedPageRankScorer
 from llmrank.surgery.apply import apply_masks
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import STRUCTURE, Snapshot, logits, tiny_llama, token_ids
+from tests.tables import table
 
 NAMES = [f"model.layers.{k}.mlp.{name}" for k in range(2) for name in ("up_proj", "down_proj")]
 topologies = pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
@@ -166,7 +167,7 @@ def changed(**entries: Any) -> dict[str, Any]:
     return {**STRUCTURE, **entries}
 
 
-@pytest.mark.parametrize(
+@table(
     ("structure", "message"),
     [
         ({"path_to_layers": ["model", "layers"]}, "must be a mapping like"),

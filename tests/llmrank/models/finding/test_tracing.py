@@ -17,6 +17,7 @@ from llmrank.prune import GlobalPruner, LocalPruner
 from llmrank.repair import LeastSquaresRepair
 from tests.llmrank.plain_pipelines import IsolatedFFNPipeline
 from tests.llmrank.tiny_models import Snapshot, features, mlp
+from tests.tables import table
 
 
 class Gated(nn.Module):
@@ -182,7 +183,7 @@ def test_the_largest_chain_that_runs_is_found() -> None:
     assert [(ffn.name, ffn.sizes) for ffn in find_ffns(model)] == [("tower.net", (6, 12, 4)), ("other", (5, 7, 3))]
 
 
-@pytest.mark.parametrize(
+@table(
     "make",
     [
         lambda: Between(lambda hidden, out: hidden + out),
@@ -193,7 +194,6 @@ def test_the_largest_chain_that_runs_is_found() -> None:
         lambda: Between(lambda hidden, out: out * hidden.mean()),
         Twice,
     ],
-    ids=["residual", "softmax", "layer norm", "flipped", "two swapped", "scaled by another layer", "called twice"],
 )
 def test_hidden_layers_with_another_reader_are_no_chain(make: Callable[[], nn.Module]) -> None:
     model = make()
@@ -214,8 +214,8 @@ def test_linears_without_data_are_not_run() -> None:
     assert linear_chain(mlp(3, 4), {"0": mlp(3, 4)[0]}) is None
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("act", [functional.silu, functional.gelu, functional.relu, torch.sigmoid])
+@table("fused", [False, True])
+@table("act", [functional.silu, functional.gelu, functional.relu, torch.sigmoid])
 def test_the_gate_comes_first_wherever_it_is_registered(act: Callable[..., torch.Tensor], fused: bool) -> None:
     (ffn,) = find_ffns(Gated(act, fused=fused))
     gate, up = ffn.stages[0]
