@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from inspect import signature
 from typing import Any
@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from llmrank.errors import CalibrationError, OptionError
-from llmrank.models.experts import by_expert
+from llmrank.models.experts import by_expert, substitute_forward
 from llmrank.models.families import text_config
 from llmrank.models.ffn import FFN, FFNs
-from llmrank.models.finding.tracing import trial_run
+from llmrank.models.finding.tracing import in_evaluation_mode, trial_run
 
 __all__ = [
     "at_least_float32",
@@ -243,24 +243,8 @@ def evaluation_mode(model: nn.Module, ffns: FFNs | None = None) -> Iterator[None
     Some models compute all experts of a mixture at once. With `ffns`, they compute expert by expert within the context, so that
     hooks on the linear maps of experts are called.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with by_expert(ffns.mixtures if ffns is not None else ()):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def substitute_forward(hooks: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
-    """Make a function compute in place of a module until `hooks` closes; the hooks of the module stay active."""
-    attributes = vars(module)
-    if "forward" in attributes:
-        hooks.callback(attributes.__setitem__, "forward", attributes["forward"])
-    else:
-        hooks.callback(attributes.pop, "forward", None)
-    attributes["forward"] = forward
+    with in_evaluation_mode(model), by_expert(ffns.mixtures if ffns is not None else ()):
+        yield
 
 
 def first_output(output: Any) -> Any:

@@ -6,6 +6,8 @@ registered on it as on any other module, see :func:`llmrank.models.experts.by_ex
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import nn
 from llmrank.models.compat import gated_hidden
 from llmrank.models.experts.layout import Layout
 
-__all__ = ["Expert", "ExpertMap", "Routing", "TensorPart", "set_forward"]
+__all__ = ["Expert", "ExpertMap", "Routing", "TensorPart", "set_forward", "substitute_forward"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,3 +172,9 @@ def set_forward(module: nn.Module, forward: Any) -> None:
         vars(module).pop("forward", None)
     else:
         vars(module)["forward"] = forward
+
+
+def substitute_forward(hooks: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Make a function compute in place of a module until `hooks` closes; the hooks of the module stay active."""
+    hooks.callback(set_forward, module, vars(module).get("forward"))
+    vars(module)["forward"] = forward

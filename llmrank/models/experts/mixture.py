@@ -12,7 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from llmrank.models.compat import experts_computed_by, is_dispatched
-from llmrank.models.experts.expert_map import Expert, ExpertMap, Routing, set_forward
+from llmrank.models.experts.expert_map import Expert, ExpertMap, Routing, set_forward, substitute_forward
 from llmrank.models.experts.layout import read_layout
 from llmrank.models.experts.separate import SeparateExperts
 
@@ -245,8 +245,7 @@ def _one_by_one(routed: dict[int, RoutedExperts]) -> Iterator[None]:
             if is_dispatched(owner):
                 configs[id(owner.config)] = owner.config
             else:
-                cleanup.callback(set_forward, owner, vars(owner).get("forward"))
-                owner.forward = experts.__call__
+                substitute_forward(cleanup, owner, experts.__call__)
         cleanup.enter_context(experts_computed_by(compute, configs.values()))
         yield
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from llmrank.errors import CalibrationError
-from llmrank.models.experts.expert_map import Routing, set_forward
+from llmrank.models.experts.expert_map import Routing, substitute_forward
 
 __all__ = ["SeparateExperts"]
 
@@ -104,19 +104,16 @@ class SeparateExperts:
 
         Cost: the mixture's code runs a few times more, without its experts.
         """
-        forward, attributes = self.site.forward, vars(self.site)
-        own_forward = attributes.get("forward")
+        forward = self.site.forward
 
         def observe(*args: Any, **kwargs: Any) -> Any:
             with torch.no_grad(), _without_hooks(self.site):
                 self._measure(lambda: forward(*args, **kwargs))
             return forward(*args, **kwargs)
 
-        attributes["forward"] = observe
-        try:
+        with ExitStack() as undo:
+            substitute_forward(undo, self.site, observe)
             yield
-        finally:
-            set_forward(self.site, own_forward)
 
     def _measure(self, run: Callable[[], Any]) -> None:
         """Set the routing of every expert, from what `run`, the code of the mixture, returns for known outputs of the experts."""
@@ -188,9 +185,7 @@ class SeparateExperts:
                             probe.write(outputs, column, scale)
                     return outputs.view(*values.shape[:-1], self._n_outputs)
 
-                attributes = vars(expert)
-                undo.callback(set_forward, expert, attributes.get("forward"))
-                attributes["forward"] = answer
+                substitute_forward(undo, expert, answer)
             output = run()
         first: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
         return first.detach().reshape(-1, first.shape[-1]).float()

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from llmrank.models.linear_map import in_features, out_features
 
-__all__ = ["is_odd_in", "linear_chain", "reads_unchanged", "trial_run"]
+__all__ = ["in_evaluation_mode", "is_odd_in", "linear_chain", "reads_unchanged", "trial_run"]
 
 # Number of rows, each a random feature vector, in a trial run. A module that swaps two neurons is overlooked with
 # probability 2 ** -ROWS.
@@ -243,11 +243,17 @@ def trial_run(module: nn.Module) -> Iterator[None]:
     >>> dropout.training, torch.equal(torch.get_rng_state(), state)
     (True, True)
     """
+    with in_evaluation_mode(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        yield
+
+
+@contextmanager
+def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Set a module to evaluation mode (no dropout), and restore the mode of every module inside it afterwards."""
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     try:
         module.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            yield
+        yield
     finally:
         for submodule, mode in modes:
             submodule.training = mode
