@@ -46,6 +46,8 @@ class AppliedMasks:
         Number of neurons that every layer holds now, padding included.
     undoable : bool
         Whether the original tensors are kept, which :meth:`undo` needs.
+    is_undone : bool
+        Whether the model was restored completely.
     """
 
     form: Form
@@ -54,12 +56,7 @@ class AppliedMasks:
     undoable: bool = True
     _restores: list[Restore] = field(default_factory=list, repr=False)
     _unchanged_checks: list[Callable[[], bool]] = field(default_factory=list, repr=False)
-    _is_undone: bool = field(default=False, repr=False)
-
-    @property
-    def is_undone(self) -> bool:
-        """Whether the model was restored completely."""
-        return self._is_undone
+    is_undone: bool = field(default=False, repr=False)
 
     def undo(self) -> None:
         """Restore every parameter, attribute and configuration entry that was changed, bit for bit.
@@ -82,7 +79,7 @@ class AppliedMasks:
             )
         self._unchanged_checks.clear()
         self._roll_back()
-        self._is_undone = True
+        self.is_undone = True
 
     def _roll_back(self) -> None:
         try:

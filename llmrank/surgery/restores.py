@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -36,35 +36,18 @@ def restores_of(model: nn.Module, ffns: FFNs) -> list[Restore]:
     restores += [_attributes_restore(module, names) for module, names in attributes]
     routers = [mixture.router for mixture in ffns.mixtures]
     restores += [partial(set_forward, router, vars(router).get("forward")) for router in routers]
-    restores += [_children_restore(mixture.experts.owner) for mixture in ffns.mixtures]
+    entries: list[dict[str, Any]] = [mixture.experts.owner._modules for mixture in ffns.mixtures]
     config = text_config(model)
     if config is not None:
-        restores.append(_config_restore(config))
-    return restores
+        entries.append(vars(config))
+    return restores + [partial(_put_back, held, dict(held)) for held in entries]
 
 
-def _config_restore(config: Any) -> Restore:
-    before = dict(vars(config))
-
-    def restore() -> None:
-        for name in vars(config).keys() - before.keys():
-            delattr(config, name)
-        for name, value in before.items():
-            if vars(config).get(name, ABSENT) is not value:
-                vars(config)[name] = value
-
-    return restore
-
-
-def _children_restore(module: nn.Module) -> Restore:
-    before = dict(module._modules)
-
-    def restore() -> None:
-        if list(module._modules.items()) != list(before.items()):
-            module._modules.clear()
-            module._modules.update(before)
-
-    return restore
+def _put_back(held: dict[str, Any], before: Mapping[str, Any]) -> None:
+    """Give a dictionary the entries that it had before, in their order, unless it has them."""
+    if [(name, id(value)) for name, value in held.items()] != [(name, id(value)) for name, value in before.items()]:
+        held.clear()
+        held.update(before)
 
 
 def _module_restore(module: nn.Module) -> Restore:
@@ -91,11 +74,7 @@ def _module_restore(module: nn.Module) -> Restore:
             {name: value for name, value in buffers.items() if target._buffers.get(name) is not value}
         )
         # The order of the parameters is restored too: optimisers and state dicts depend on it.
-        if [(name, id(p)) for name, p in target._parameters.items()] != [
-            (name, id(p)) for name, p in parameters.items()
-        ]:
-            target._parameters.clear()
-            target._parameters.update(parameters)
+        _put_back(target._parameters, parameters)
         restore_sizes()
 
     return restore
