@@ -113,15 +113,6 @@ def test_seeded_graphs_are_canonical_and_repeat(name: str) -> None:
     assert same(csr, again)
 
 
-@table("name", SEEDED)
-def test_seeded_graphs_rank_as_the_dense_solve(name: str) -> None:
-    csr = SEEDED[name]()
-    found = pagerank(csr, 0.85)
-    assert found.converged
-    assert found.scores[0].sum() == pytest.approx(1.0, abs=1e-13)
-    assert np.abs(found.scores[0] - exact(csr.toarray(), 0.85)).sum() <= found.error_bound + 1e-13
-
-
 @table("name", MAKERS)
 def test_the_seed_makes_the_graph(name: str) -> None:
     make = MAKERS[name]

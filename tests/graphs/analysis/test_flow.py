@@ -89,12 +89,6 @@ def test_a_rank_without_gamma_has_no_damping() -> None:
 # --- refused arguments
 
 
-def test_a_rank_of_another_graph_is_refused() -> None:
-    graph, rank = random_case(0, (3, 4)).graph(), weighted_pagerank(random_case(0, (4, 3)).graph())
-    with pytest.raises(GraphError, match=r"expected a rank of this graph.*in layers of 3, 4, got 4, 3"):
-        flow(graph, rank, 1)
-
-
 @table("buckets", NO_BUCKETS)
 def test_invalid_buckets_are_refused(buckets: Any) -> None:
     graph = random_case(0, (2, 3)).graph()
@@ -114,21 +108,6 @@ def test_theta_out_of_range() -> None:
     graph = random_case(0, (3, 4)).graph()
     with pytest.raises(GraphError, match="theta must be"):
         flow(graph, weighted_pagerank(graph), 1, theta=1.5)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
-    weight = np.ones((3, 2), dtype=np.float32)
-    rank = weighted_pagerank(LayeredGraph.from_weights([weight], [1, 1], [[1, 1, 1]]))
-    weight[1, 1] = bad  # dense weights are referred to
-    graph = LayeredGraph.from_weights([weight], [1, 1], [[1, 1, 1]], check_finite=False)
-    for ask in (
-        lambda: flow(graph, rank, 1),
-        lambda: flow(graph, rank, 1, theta=0.5),
-        lambda: flow(graph, as_modified(rank), 1),
-    ):
-        with pytest.raises(GraphError, match="NaN or Inf"):
-            ask()
 
 
 def test_a_modified_flow_whose_sum_overflows_is_refused() -> None:

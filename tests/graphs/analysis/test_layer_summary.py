@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from scipy import stats
 
-from graphs import GraphError, LayeredGraph, modified_pagerank, pagerank, weighted_pagerank
+from graphs import LayeredGraph, modified_pagerank, pagerank, weighted_pagerank
 from graphs.analysis.flow import flow
 from graphs.analysis.layer_summary import Spread, summarise_layers
 from graphs.io.convert import to_networkx
@@ -131,30 +131,6 @@ def test_the_mean_of_huge_values_is_finite() -> None:
 
 
 # --- refused arguments
-
-
-def test_a_rank_of_another_graph_is_refused() -> None:
-    graph, other = random_case(0, (3, 4)).graph(), random_case(0, (4, 3)).graph()
-    rank = weighted_pagerank(other)
-    with pytest.raises(GraphError, match=r"expected a rank of this graph.*in layers of 3, 4, got 4, 3"):
-        summarise_layers(graph, rank)
-    several = dataclasses.replace(rank, scores=tuple(np.stack([part, part], axis=1) for part in rank.scores))
-    with pytest.raises(GraphError, match="select one column"):
-        summarise_layers(other, several)
-    spoiled = dataclasses.replace(rank, scores=(np.full(4, np.nan), rank.scores[1]))
-    with pytest.raises(GraphError, match="scores of layer 0: expected finite"):
-        summarise_layers(other, spoiled)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
-    weight = np.ones((3, 2), dtype=np.float32)
-    healthy = LayeredGraph.from_weights([weight], [1, 1], [[1, 1, 1]])
-    rank = weighted_pagerank(healthy)
-    weight[1, 1] = bad  # dense weights are referred to
-    graph = LayeredGraph.from_weights([weight], [1, 1], [[1, 1, 1]], check_finite=False)
-    with pytest.raises(GraphError, match="NaN or Inf"):
-        summarise_layers(graph, rank)
 
 
 def test_summaries_copy_no_weights() -> None:

@@ -359,30 +359,6 @@ def test_arguments_out_of_range_are_refused(ask: Callable[[LayeredGraph, RankRes
         ask(graph, weighted_pagerank(graph))
 
 
-def test_a_rank_of_another_graph_is_refused() -> None:
-    graph, rank = random_case(0, (3, 4)).graph(), weighted_pagerank(random_case(0, (4, 3)).graph())
-    with pytest.raises(GraphError, match="expected a rank of this graph"):
-        facts_of(graph, rank, 1, 0)
-    with pytest.raises(GraphError, match="expected a rank of this graph"):
-        strongest_edges(graph, rank, 1)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
-    weight, rest = np.ones((3, 2), dtype=np.float32), np.ones((2, 3), dtype=np.float32)
-    rank = weighted_pagerank(LayeredGraph.from_weights([weight, rest], [1, 1], [[1, 1, 1], [1, 1]]))
-    for spoiled, asks in (
-        (weight, [lambda g: facts_of(g, rank, 1, 1), lambda g: strongest_edges(g, rank, 1)]),
-        (rest, [lambda g: facts_of(g, rank, 1, 1), lambda g: strongest_edges(g, rank, 1)]),
-    ):
-        spoiled[1, 1] = bad
-        graph = LayeredGraph.from_weights([weight, rest], [1, 1], [[1, 1, 1], [1, 1]], check_finite=False)
-        for ask in asks:
-            with pytest.raises(GraphError, match="NaN or Inf"):
-                ask(graph)
-        spoiled[1, 1] = 1.0
-
-
 def test_the_values_are_plain_and_frozen() -> None:
     graph = random_case(0, (3, 4, 2)).graph()
     found = facts_of(graph, weighted_pagerank(graph), 1, np.int64(2))

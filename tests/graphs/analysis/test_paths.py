@@ -201,25 +201,6 @@ def test_arguments_out_of_range_are_refused(ask: Callable[[LayeredGraph, RankRes
         ask(graph, weighted_pagerank(graph))
 
 
-def test_a_rank_of_another_graph_is_refused() -> None:
-    graph, rank = random_case(0, (3, 4, 2)).graph(), weighted_pagerank(random_case(0, (4, 3, 2)).graph())
-    with pytest.raises(GraphError, match="expected a rank of this graph"):
-        strongest_paths(graph, rank, 1, 0)
-    with pytest.raises(GraphError, match="expected a RankResult, as weighted_pagerank returns, got int"):
-        strongest_paths(graph, 1, 0, 5)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
-    weight, rest = np.ones((3, 2), dtype=np.float32), np.ones((2, 3), dtype=np.float32)
-    rank = weighted_pagerank(LayeredGraph.from_weights([weight, rest], [1, 1], [[1, 1, 1], [1, 1]]))
-    rest[1, 1] = bad
-    graph = LayeredGraph.from_weights([weight, rest], [1, 1], [[1, 1, 1], [1, 1]], check_finite=False)
-    for layer, node, before, after in ((1, 1, 1, 1), (0, 0, 0, 2)):
-        with pytest.raises(GraphError, match="NaN or Inf"):
-            strongest_paths(graph, rank, layer, node, before=before, after=after)
-
-
 def test_the_values_are_plain() -> None:
     graph = random_case(0, (3, 4, 2)).graph()
     (path, *_) = strongest_paths(graph, weighted_pagerank(graph), 1, 2)

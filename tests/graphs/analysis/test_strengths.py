@@ -8,7 +8,6 @@ from hypothesis import given
 
 from graphs import GraphError, LayeredGraph
 from graphs.analysis.strengths import default_backend, finite_strength, strengths
-from graphs.io.convert import to_networkx
 from graphs.linalg.blocks import DenseBlock
 from tests.graphs.cases import Case, cases, random_case
 from tests.graphs.forms import every_form, formed
@@ -29,20 +28,6 @@ def test_strengths_are_sums_of_weights(case: Case, form: str) -> None:
         found = strengths(graph, layer)
         np.testing.assert_allclose(found[0], into, rtol=1e-12)
         np.testing.assert_allclose(found[1], out, rtol=1e-12)
-
-
-@table("form", ["csr", "float64", "column-major", "bfloat16"])
-def test_strengths_agree_with_networkx(form: str) -> None:
-    case = random_case(3, (5, 9, 6, 1, 4), density=0.4)
-    case.weights[1][:, 2] = 0
-    case.weights[2][0] = 0
-    graph, _ = formed(case, form)
-    digraph = to_networkx(graph)
-    for layer, size in enumerate(graph.layer_sizes):
-        nodes = [(layer, k) for k in range(size)]
-        into, out = strengths(graph, layer)
-        np.testing.assert_allclose(into, [digraph.in_degree(node, weight="weight") for node in nodes])
-        np.testing.assert_allclose(out, [digraph.out_degree(node, weight="weight") for node in nodes])
 
 
 @table("form", ["csr", "float32", "bfloat16", "parallel"])

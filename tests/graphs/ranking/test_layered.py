@@ -148,17 +148,6 @@ def test_the_sign_of_weights_does_not_matter(rank: Any) -> None:
     assert_layers_equal(found, rank(case.graph()).scores, 1e-15)
 
 
-@given(cases(), SHARES, SHARES)
-def test_power_iteration_equals_the_sweep(case: Case, gamma: float, theta: float) -> None:
-    graph = case.graph()
-    sweep, power = (weighted_pagerank(graph, gamma, theta, solver=s, tol=0.0) for s in ("sweep", "power"))
-    assert_layers_equal(power.scores, sweep.scores)
-    assert power.degenerate == sweep.degenerate
-    sweep, power = (modified_pagerank(graph, solver=s, tol=0.0) for s in ("sweep", "power"))
-    assert_layers_equal(power.scores, sweep.scores)
-    assert power.degenerate == sweep.degenerate
-
-
 # --- parallel edges
 
 

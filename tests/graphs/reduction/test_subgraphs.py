@@ -1,6 +1,5 @@
 """Subgraphs against loops over the dense matrices and against networkx."""
 
-import dataclasses
 import tracemalloc
 from typing import Any
 
@@ -406,26 +405,3 @@ def test_ego_refuses_invalid_arguments(arguments: Any, message: str) -> None:
 def test_between_refuses_wrong_layers(arguments: Any, message: str) -> None:
     with pytest.raises(GraphError, match=message):
         between(GRAPH, *arguments)
-
-
-def test_ranks_that_are_not_of_the_graph_are_refused() -> None:
-    other = weighted_pagerank(TIED.graph())
-    spoiled = dataclasses.replace(RANK, scores=(np.full(7, np.nan), *RANK.scores[1:]))
-    for subgraph in (
-        lambda rank: top_subgraph(GRAPH, rank),
-        lambda rank: between(GRAPH, 0, 2, rank),
-        lambda rank: ego(GRAPH, 1, 0, rank=rank),
-    ):
-        with pytest.raises(GraphError, match="in layers of 7, 9, 5, 8, got 2, 3, 2"):
-            subgraph(other)
-    with pytest.raises(GraphError, match="scores of layer 0: expected finite numbers"):
-        top_subgraph(GRAPH, spoiled)
-
-
-def test_unchecked_weights_that_are_not_finite_are_found() -> None:
-    weights = [weight.copy() for weight in CASE.weights]
-    weights[1][2, 3] = np.nan
-    graph = LayeredGraph.from_weights(weights, CASE.inputs, CASE.activations, check_finite=False)
-    for subgraph in (lambda: top_subgraph(graph, RANK, 2), lambda: ego(graph, 1, 0), lambda: between(graph, 1, 2)):
-        with pytest.raises(GraphError, match="block 2: the edge weights hold NaN or Inf"):
-            subgraph()

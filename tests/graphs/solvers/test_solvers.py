@@ -165,15 +165,6 @@ def test_every_solver_keeps_its_bounds_on_a_deep_chain(solver: Any) -> None:
         assert result.block_products == 60 * result.iterations
 
 
-@table("solver", LAYERED)
-def test_layers_as_a_digraph(solver: Any) -> None:
-    # The same chain, where layers are linear blocks of one system.
-    graph = layered((5, 8, 5, 8, 5), 0.5, seed=2)
-    expected = pagerank(graph, 0.8, solver="lu")
-    found = pagerank(graph, 0.8, solver=solver)
-    assert sum(np.abs(a - b).sum() for a, b in zip(found.scores, expected.scores, strict=True)) <= 2e-11
-
-
 @table("solver", [*LINEAR, Krylov(), SparseLU()])
 def test_solvers_of_linear_systems_say_what_to_use_instead(solver: Any) -> None:
     graph = random_case(1, (2, 3)).graph()
