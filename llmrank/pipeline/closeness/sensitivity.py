@@ -34,11 +34,10 @@ from llmrank.text import TokenSequences
 
 __all__ = ["layer_sensitivities"]
 
-# A module that is not a language model reads rows of features. This many rows count as one sequence, because
-# TokenSequences.batches puts this many rows into a batch.
-FEATURE_ROWS = 256
-# By default, sequences are used until they hold this many tokens.
-DEFAULT_TOKENS = 2048
+# Sequences are used until they hold this many tokens.
+MOST_TOKENS = 2048
+# Of the rows of features that a module which is no language model reads, this many are used: two batches.
+FEATURE_ROWS = 512
 
 
 @torch.no_grad()
@@ -48,7 +47,6 @@ def layer_sensitivities(
     masks: Masks,
     sequences: TokenSequences,
     execution: Execution = Execution(),
-    samples: int | None = None,
     groups: Mapping[str, Sequence[PrunableLayer]] | None = None,
 ) -> dict[str, float]:
     """Measure how much the model's output changes when each layer alone loses the neurons that its mask removes.
@@ -67,11 +65,9 @@ def layer_sensitivities(
     ffns : FFNs
     masks : Masks
     sequences : TokenSequences
+        As many are used, from the first on, as hold 2,048 tokens, but at least two; of rows of features, 512.
     execution : Execution
         Each process measures some of the groups; all return all sensitivities.
-    samples : int, optional
-        Number of sequences that are used, from the first on; 256 rows of features count as one sequence. By default as many
-        sequences as hold 2,048 tokens, but at least two. The default for rows of features is two.
     groups : mapping from str to sequence of PrunableLayer, optional
         Layers that are pruned together, by a name for each group; by default every layer is a group of its own.
 
@@ -83,7 +79,7 @@ def layer_sensitivities(
     Raises
     ------
     OptionError
-        The FFNs come from a `structure_dict`; `samples` is below 1; or see :func:`llmrank.models.forward.model_inputs`.
+        The FFNs come from a `structure_dict`; or see :func:`llmrank.models.forward.model_inputs`.
     MaskError
         The masks are those of another model, or a mask keeps no neuron.
     CalibrationError
@@ -115,10 +111,8 @@ def layer_sensitivities(
             "sensitivities need whole FFNs, and structure_dict does not say which linear map reads the removed rows; leave "
             "structure_dict out, or use a pruner that needs no sensitivities"
         )
-    if samples is not None and samples < 1:
-        raise OptionError(f"samples must be an integer >= 1, got {samples!r}")
     masks.check(ffns.layers)
-    batches = list(_first_sequences(sequences, samples).batches(execution.batch_size))
+    batches = list(_first_sequences(sequences).batches(execution.batch_size))
     groups = groups or {name: [layer] for name, layer in ffns.layers.items()}
     pruned = [name for name, layers in groups.items() if not all(bool(masks[layer.name].all()) for layer in layers)]
     pruned = execution.processes.share_of(pruned)
@@ -146,14 +140,12 @@ def layer_sensitivities(
     return totals | {name: value for part in parts for name, value in part.items()}
 
 
-def _first_sequences(sequences: TokenSequences, samples: int | None) -> TokenSequences:
+def _first_sequences(sequences: TokenSequences) -> TokenSequences:
     if sequences.ids.is_floating_point():
-        count = FEATURE_ROWS * (2 if samples is None else samples)
-    elif samples is None:
-        reached = sequences.mask.sum(1).cumsum(0) >= DEFAULT_TOKENS
-        count = max(2, int(reached.int().argmax()) + 1 if bool(reached.any()) else len(sequences))
+        count = FEATURE_ROWS
     else:
-        count = samples
+        reached = sequences.mask.sum(1).cumsum(0) >= MOST_TOKENS
+        count = max(2, int(reached.int().argmax()) + 1 if bool(reached.any()) else len(sequences))
     return TokenSequences.of(sequences.ids[:count], sequences.mask[:count], sequences.source)
 
 
@@ -186,7 +178,10 @@ class _DenseBatch:
             output, _ = self._run()
         if self._predicts:
             return float(divergences(self._output, output).sum())
-        return _relative_change(self._output, output)
+        # The sum over rows of ||y' - y||^2 / ||y||^2, where rows with y = 0 are left out.
+        size = self._output.square().sum(-1)
+        shares = (output - self._output).square().sum(-1) / size
+        return float(shares[size != 0].cpu().double().sum())
 
     def _remember(self, ffns: FFNs) -> tuple[torch.Tensor, bool]:
         """Run the dense model as :meth:`_run` does, and keep the outputs of its blocks if other passes can use them.
@@ -238,10 +233,3 @@ class _DenseBatch:
             if any(id(module) in output_maps for module in block.modules()):
                 return self._blocks[:position]
         return []
-
-
-def _relative_change(dense: torch.Tensor, output: torch.Tensor) -> float:
-    """Return the sum over rows of ||y' - y||^2 / ||y||^2, where rows with y = 0 are left out."""
-    size = dense.square().sum(-1)
-    shares = (output - dense).square().sum(-1) / size
-    return float(shares[size != 0].cpu().double().sum())

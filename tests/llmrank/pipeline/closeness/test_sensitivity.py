@@ -40,7 +40,7 @@ from tests.llmrank.tiny_models import (
 
 @pytest.fixture
 def two_sequences_say_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmrank.pipeline.closeness.sensitivity.DEFAULT_TOKENS", 1)
+    monkeypatch.setattr("llmrank.pipeline.closeness.sensitivity.MOST_TOKENS", 1)
 
 
 def third(ffns: tuple[FFN, ...]) -> Masks:
@@ -139,7 +139,7 @@ def test_padding_does_not_count_nor_do_batches(batch_size: int) -> None:
     sequences = tokenise([text(5, 1), text(17, 2), text(11, 3)], tokenizer(), 3, 20)
     rows = [row[mask] for row, mask in zip(sequences.ids, sequences.mask, strict=True)]
     assert len({len(row) for row in rows}) == 3
-    found = layer_sensitivities(model, ffns, masks, sequences, Execution(batch_size), samples=3)
+    found = layer_sensitivities(model, ffns, masks, sequences, Execution(batch_size))
     assert found == pytest.approx(textbook(model, masks, rows), rel=1e-4)
 
 
@@ -360,7 +360,7 @@ def test_progress_counts_batches_times_layers() -> None:
 
     model = tiny_llama()
     ffns = find_ffns(model)
-    layer_sensitivities(model, ffns, third(ffns), sequences_of(token_ids(5)), Execution(2, progress), 3)
+    layer_sensitivities(model, ffns, third(ffns), sequences_of(token_ids(3)), Execution(2, progress))
     assert seen == {"Measuring sensitivities": 4}
 
 
@@ -412,52 +412,45 @@ def test_an_exception_leaves_the_model_unchanged(call: int) -> None:
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_explicit_ffns_and_bad_sample_counts_are_refused() -> None:
+def test_explicit_ffns_and_masks_of_another_model_are_refused() -> None:
     model = tiny_llama()
     ffns, sequences = find_ffns(model), sequences_of(token_ids())
     explicit = explicit_ffns(model, STRUCTURE)
     with pytest.raises(OptionError, match="sensitivities need whole FFNs"):
         layer_sensitivities(model, explicit, third(explicit), sequences)
-    with pytest.raises(OptionError, match="samples must be an integer >= 1"):
-        layer_sensitivities(model, ffns, third(ffns), sequences, samples=0)
     with pytest.raises(MaskError, match="do not fit this model"):
         layer_sensitivities(model, ffns, Masks({"mlp": [1, 0]}), sequences)
 
 
 def test_short_sequences_are_used_until_they_hold_enough_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmrank.pipeline.closeness.sensitivity.DEFAULT_TOKENS", 60)
-    model, sequences = tiny_llama(), sequences_of(token_ids(9, 12))
+    model, ids = tiny_llama(), token_ids(9, 12)
     ffns = find_ffns(model)
-    found = layer_sensitivities(model, ffns, third(ffns), sequences)
-    assert found == layer_sensitivities(model, ffns, third(ffns), sequences, samples=5)
-    assert found != layer_sensitivities(model, ffns, third(ffns), sequences, samples=4)
-    monkeypatch.setattr("llmrank.pipeline.closeness.sensitivity.DEFAULT_TOKENS", 13)
-    found = layer_sensitivities(model, ffns, third(ffns), sequences)
-    assert found == layer_sensitivities(model, ffns, third(ffns), sequences, samples=2)
-    monkeypatch.setattr("llmrank.pipeline.closeness.sensitivity.DEFAULT_TOKENS", 1_000_000)
-    found = layer_sensitivities(model, ffns, third(ffns), sequences)
-    assert found == layer_sensitivities(model, ffns, third(ffns), sequences, samples=9)
+    # With one token at most, two sequences are used all the same.
+    for most, count in ((1, 2), (13, 2), (60, 5), (61, 6), (1_000_000, 9)):
+        expected = textbook(model, third(ffns), list(ids[:count]))
+        monkeypatch.setattr("llmrank.pipeline.closeness.sensitivity.MOST_TOKENS", most)
+        found = layer_sensitivities(model, ffns, third(ffns), sequences_of(ids))
+        assert found == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(("length", "count"), [(64, 32), (63, 33)])
 def test_by_default_some_two_thousand_tokens_are_enough(length: int, count: int) -> None:
-    model, sequences = tiny_llama(num_hidden_layers=1), sequences_of(token_ids(40, length))
+    model, ids = tiny_llama(num_hidden_layers=1), token_ids(40, length)
     ffns = find_ffns(model)
-    found, *others = (
-        layer_sensitivities(model, ffns, third(ffns), sequences, Execution(40), samples)
-        for samples in (None, count - 1, count, count + 1)
+    found, fewer, same = (
+        layer_sensitivities(model, ffns, third(ffns), sequences_of(ids[:n]), Execution(40))
+        for n in (40, count - 1, count)
     )
-    assert [found == other for other in others] == [False, True, False]
+    assert fewer != found == same
 
 
-@pytest.mark.parametrize(("samples", "rows"), [(None, 512), (1, 256), (3, 600)])
-def test_two_hundred_and_fifty_six_rows_of_features_count_as_a_sequence(samples: int | None, rows: int) -> None:
+def test_five_hundred_and_twelve_rows_of_features_are_enough() -> None:
     model, x = mlp(4, 8, 3), features(600, 4)
     ffns = find_ffns(model)
-    (found,) = layer_sensitivities(model, ffns, third(ffns), sequences_of(x), samples=samples).values()
+    (found,) = layer_sensitivities(model, ffns, third(ffns), sequences_of(x)).values()
     with torch.no_grad():
         dense, cut = model(x).double(), cut_copy(model, "0", third(ffns)["0"])(x).double()
     shares = (cut - dense).square().sum(1) / dense.square().sum(1)
     means = {n: float(shares[:n].mean()) for n in (256, 512, 600)}
     assert len({round(mean, 3) for mean in means.values()}) == 3
-    assert found == pytest.approx(means[rows], rel=1e-4)
+    assert found == pytest.approx(means[512], rel=1e-4)
