@@ -271,6 +271,13 @@ def test_both_targets_divide_a_share_of_the_neurons() -> None:
         prune_model(tiny_mixture("mixtral"), None, 3, **options)
 
 
+def test_of_two_targets_no_more_than_the_share_is_removed() -> None:
+    """Neurons alone can make up a third of all; with one expert fewer, rounded widths would remove 42 %."""
+    options: dict[str, Any] = {"scorer": "wpr", "repair": "none", "calibration": IDS, "sequence_length": 24}
+    pruned = prune_model(tiny_mixture("mixtral"), None, 1 / 3, targets="neurons,experts", **options)
+    assert pruned.masks.removed_share == pytest.approx(1 / 3)
+
+
 def test_a_router_keeps_as_many_experts_as_it_needs() -> None:
     options: dict[str, Any] = {"targets": "experts", "repair": "none", "calibration": IDS, "sequence_length": 24}
     with pytest.raises(OptionError, match=r"would keep 1 of 8 experts, fewer than the 2 that the router needs"):
