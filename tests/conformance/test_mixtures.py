@@ -286,6 +286,16 @@ def test_of_two_targets_no_more_than_the_share_is_removed() -> None:
     assert pruned.masks.removed_share == pytest.approx(1 / 3)
 
 
+def test_experts_without_a_score_make_up_the_share_of_their_layer_alone() -> None:
+    model = tiny_mixture("jamba")
+    for tensor in model.model.layers[1].feed_forward.experts.parameters():
+        tensor.data[[1, 5]] = 0.0
+    options: dict[str, Any] = {"scorer": "norm", "repair": "none", "calibration": IDS, "sequence_length": 24}
+    pruned = prune_model(model, None, 0.25, targets="neurons,experts", **options)
+    # The FFN in front of them loses a quarter of its 24 neurons, as far as a multiple of 8 allows.
+    assert list(pruned.masks.widths.values()) == [16, *(0 if k in (1, 5) else 24 for k in range(8))]
+
+
 def test_a_router_keeps_as_many_experts_as_it_needs() -> None:
     options: dict[str, Any] = {"targets": "experts", "repair": "none", "calibration": IDS, "sequence_length": 24}
     with pytest.raises(OptionError, match=r"would keep 1 of 8 experts, fewer than the 2 that the router needs"):
