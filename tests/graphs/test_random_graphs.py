@@ -322,7 +322,6 @@ def test_the_seed_makes_activations_and_blocks(density: float) -> None:
     [
         (lambda: kronecker(0), "scale must be an integer from 1 to 30, got 0"),
         (lambda: kronecker(31), "scale must be an integer from 1 to 30, got 31"),
-        (lambda: kronecker(2.0), "scale must be an integer from 1 to 30, got 2.0"),  # type: ignore[arg-type]
         (lambda: kronecker(3, 0), "edge_factor must be an integer >= 1, got 0"),
         (lambda: kronecker(3, seed=-1), "seed must be an integer >= 0, got -1"),
         (lambda: uniform(0), "scale must be"),
@@ -335,15 +334,12 @@ def test_the_seed_makes_activations_and_blocks(density: float) -> None:
         (lambda: power_law(10, 0), "degree must be"),
         (lambda: power_law(10, exponent=1.0), "exponent must be a finite number above 1 .*, got 1.0"),
         (lambda: power_law(10, exponent=math.inf), "exponent must be"),
-        (lambda: power_law(10, exponent=math.nan), "exponent must be"),
         (lambda: power_law(10, exponent="2"), "exponent must be"),  # type: ignore[arg-type]
         (lambda: power_law(10, seed=-1), "seed must be"),
         (lambda: layered([4]), r"sizes of at least two layers, got \[4\]"),
         (lambda: layered(5), "sizes must be a sequence of integers, one per layer, got 5"),  # type: ignore[arg-type]
         (lambda: layered([4, 0]), "each of sizes must be an integer >= 1, got 0"),
-        (lambda: layered([4, 2.5]), "each of sizes must be an integer >= 1, got 2.5"),  # type: ignore[list-item]
         (lambda: layered([4, 4], -0.1), r"density must be a number in \[0, 1\], got -0.1"),
-        (lambda: layered([4, 4], math.nan), "density must be"),
         (lambda: layered([4, 4], seed=-1), "seed must be"),
     ],
 )

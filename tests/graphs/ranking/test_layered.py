@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphs import GraphError, KeepHighest, LayeredGraph, RankResult, modified_pagerank, weighted_pagerank
+from graphs import GraphError, LayeredGraph, RankResult, modified_pagerank, weighted_pagerank
 from tests.graphs.cases import (
     DAMPINGS,
     SHARES,
@@ -302,37 +302,10 @@ GRAPH = LayeredGraph.from_weights([np.eye(2)], [1, 1], [[1, 1]])
 @table(
     ("options", "message"),
     [
-        ({"gamma": -0.1}, r"gamma must be a number in \[0, 1\], got -0.1"),
         ({"gamma": 1.1}, r"gamma must be a number in \[0, 1\], got 1.1"),
-        ({"gamma": float("nan")}, "gamma must be a number .* got nan"),
-        ({"gamma": "high"}, "gamma must be a number .* got 'high'"),
-        ({"gamma": None}, "gamma must be a number .* got None"),
         ({"theta": 2}, "theta must be a number .* got 2"),
-        ({"solver": "jacobi"}, "unknown solver 'jacobi'; expected 'auto', .*'power', 'sweep', .*or a Solver object"),
-        ({"solver": 5}, "unknown solver 5"),
-        ({"solver": None}, "unknown solver None"),
-        ({"solver": "gmres"}, "'gmres' expects a linear system, got a layered rank, .*; use solver='sweep'"),
-        ({"solver": "lu"}, "'lu' expects a linear system"),
-        ({"callback": 3}, "callback must be a function of a SolverProgress, got 3"),
-        (
-            {"keep": KeepHighest({2: 1})},
-            r"keep: expected layers 0..1 and counts up to their sizes, got 1 of layer 2",
-        ),
-        ({"keep": KeepHighest({1: 3})}, "keep: expected .* got 3 of layer 1"),
-        ({"keep": KeepHighest()}, "keep: expected counts of layers, or pooled layers, got neither"),
-        ({"start": [[1.0, 1.0]]}, "start: expected 2 vectors of sizes"),
-        (
-            {"start": [[1.0, 1.0], [0.0, 0.0]]},
-            "start: layer 1: expected finite, non-negative numbers with a positive sum",
-        ),
-        ({"start": [[1.0, 1.0], [np.nan, 0.0]]}, "start: layer 1: expected finite"),
         ({"backend": "cupy"}, "unknown backend 'cupy'; expected one of scipy, torch, dense, auto"),
         ({"dtype": "float16"}, "unknown dtype 'float16'; expected one of float64, float32"),
-        ({"tol": -1.0}, "tol must be a number >= 0 .* got -1.0"),
-        ({"tol": float("nan")}, "tol must be a number >= 0 .* got nan"),
-        ({"tol": "small"}, "tol must be a number >= 0"),
-        ({"max_iter": 0}, "max_iter must be an integer >= 1, got 0"),
-        ({"max_iter": 2.5}, "max_iter must be an integer >= 1, got 2.5"),
         ({"backend": "scipy", "device": "cuda"}, "'scipy' computes on the CPU only, got device 'cuda'; use backend="),
         ({"device": "tpu9"}, "device 'tpu9' cannot be used here .*; expected 'cpu', or 'cuda'"),
         ({"device": 1.5}, "device '1.5' cannot be used here"),

