@@ -16,7 +16,6 @@ from graphs.analysis.flow import gamma_of, is_modified
 from graphs.linalg.stacking import StackedBlock
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import LLMRankError, OptionError
-from llmrank.prune import GlobalPruner, LayerRecord, LocalPruner
 from llmrank.score import (
     ActivationScorer,
     BaseScorer,
@@ -158,20 +157,6 @@ def test_rank_equals_the_textbook(name: str) -> None:
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-9)
     assert all(scores.sum() == pytest.approx(1.0) for scores in result.scores)
     assert result.converged
-
-
-@table("name", SCORERS)
-def test_masks_equal_the_textbook(name: str) -> None:
-    hidden, outputs = expected(name)
-    result = SCORERS[name].rank(small_graph(), LAYERS)
-    records = [LayerRecord(str(k), torch.from_numpy(scores)) for k, scores in enumerate(result.scores[1:])]
-    order = sorted(range(4), key=lambda k: hidden[k])
-    wanted = [k not in order[:2] for k in range(4)]
-    assert LocalPruner(0.5).prune(records)["0"].tolist() == wanted
-    both = sorted([(s, 0, k) for k, s in enumerate(hidden)] + [(s, 1, k) for k, s in enumerate(outputs)])
-    gone = {(layer, k) for _, layer, k in both[:2]}
-    masks = GlobalPruner(2, normalize="none").prune(records)
-    assert {(int(n), k) for n in masks for k in masks.removed(n)} == gone
 
 
 def test_values_by_hand() -> None:

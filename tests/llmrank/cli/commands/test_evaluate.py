@@ -180,8 +180,10 @@ def test_a_text_without_passages_is_refused_first(
 
 
 def test_numbers_are_refused_before_the_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
-    for option in ("--passages", "--prompt-length", "--new-tokens", "--documents"):
+    for option in ("--passages", "--prompt-length", "--new-tokens", "--documents", "--samples", "--batch-size"):
         assert f"{option} must be at least 1" in refused(capsys, "evaluate", "./nowhere", option, 0)
+    assert "--sequence-length must be at least 2" in refused(capsys, "evaluate", "./nowhere", "--sequence-length", 0)
+    assert "no model at" in refused(capsys, "evaluate", "./nowhere")
     assert "--prompts must be at least 0" in refused(capsys, "evaluate", "./nowhere", "--prompts", -1)
 
 
@@ -189,6 +191,7 @@ def test_numbers_are_refused_before_the_model_is_loaded(capsys: pytest.CaptureFi
     ("given", "message"),
     [
         (("--text", "missing.txt"), "no evaluation text at missing.txt"),
+        (("--text", "corpus"), "no evaluation text at corpus"),
         (("--text", "folder"), "the directory folder has no file that ends with .txt, .md or .jsonl"),
         (("--text", "latin.txt"), "cannot read latin.txt as UTF-8 text"),
         (("--text", "latin.txt", "--last-word"), "cannot read latin.txt as UTF-8 text"),

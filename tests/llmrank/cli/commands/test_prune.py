@@ -613,22 +613,6 @@ def test_too_short_a_text_is_refused(checkpoint: Path, tmp_path: Path, capsys: A
     assert "too short" in refused(capsys, "evaluate", checkpoint, "--text", path)
 
 
-def test_numbers_are_refused_before_the_model_is_loaded(capsys: Any) -> None:
-    for option in ("--samples", "--sequence-length", "--batch-size"):
-        assert f"{option} must be at least" in refused(capsys, "evaluate", "./nowhere", option, 0)
-    assert "no model at" in refused(capsys, "evaluate", "./nowhere")
-
-
-def test_a_result_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: Any) -> None:
-    message = refused(capsys, "evaluate", "./nowhere", "--output", tmp_path / "nodir" / "x.json")
-    assert f"there is no directory {tmp_path / 'nodir'}" in message
-    assert "is a directory" in refused(capsys, "evaluate", "./nowhere", "--output", tmp_path)
-
-
-def test_evaluate_takes_no_text_but_a_file(checkpoint: Path, capsys: Any) -> None:
-    assert "no evaluation text at corpus" in refused(capsys, "evaluate", checkpoint, "--text", "corpus")
-
-
 def test_evaluate_caps_sequences_at_what_the_model_takes(tmp_path: Path, corpus: Path, capsys: Any) -> None:
     source = llmrank.save(tmp_path / "gpt2", family_model(named_family("GPT-2")), tokenizer())
     assert run("evaluate", source, "--text", corpus, "--samples", 2) == 0
