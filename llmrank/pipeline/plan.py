@@ -247,18 +247,6 @@ def make_plan(
     keeps_graphs : bool
         Without its graphs, a plan does not keep the old weights in memory.
     """
-    report = _begin_report(prepared, recipe, tokens, execution, selection)
-    ranked = "ranked %(graphs)d graphs of %(nodes)d nodes by %(solver)s in %(iterations)d iterations"
-    logger.info(f"{ranked}, error at most %(error_bound).1e", report.graph)
-    if not keeps_graphs:
-        selection = replace(selection, ranked=replace(selection.ranked, graphs=()))
-    return Plan(tokens, selection, report)
-
-
-def _begin_report(
-    prepared: PreparedModel, recipe: Recipe, tokens: CalibrationTokens, execution: Execution, selection: Selection
-) -> Report:
-    """Make the report of all that is known before the masks are applied."""
     model, ffns, masks, ranked = prepared.model, prepared.ffns, selection.masks, selection.ranked
     size, reached = model_size(model, ffns), reached_amounts(masks, prepared.costs)
     processes = {"processes": execution.processes.count} if execution.processes.count > 1 else {}
@@ -274,7 +262,7 @@ def _begin_report(
         *(f"{each.names[entry.layer]}: {entry.reason}" for each in ranked.ranks for entry in each.degenerate),
     ]
     betas = {"beta": [entry.skip for entry in ranked.graphs]} if recipe.topology == "residual" else {}
-    return Report(
+    report = Report(
         model=describe_model(model, ffns) | device,
         method=recipe.settings(ranked.scorer) | betas,
         choice=None if ranked.choice is None else ranked.choice.to_dict(),
@@ -292,3 +280,8 @@ def _begin_report(
         seconds={},
         notes=notes,
     )
+    sentence = "ranked %(graphs)d graphs of %(nodes)d nodes by %(solver)s in %(iterations)d iterations"
+    logger.info(f"{sentence}, error at most %(error_bound).1e", report.graph)
+    if not keeps_graphs:
+        selection = replace(selection, ranked=replace(ranked, graphs=()))
+    return Plan(tokens, selection, report)

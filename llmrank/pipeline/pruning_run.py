@@ -19,7 +19,6 @@ from llmrank.evaluation.perplexity import model_size
 from llmrank.execution import Execution, Processes, join_processes, launched_processes
 from llmrank.execution.onloading import onloaded_by_block
 from llmrank.execution.work_directory import WorkDirectory
-from llmrank.models import FFNs
 from llmrank.models.loading import parse_device
 from llmrank.pipeline import stages
 from llmrank.pipeline.plan import Plan, make_plan, open_work_directory, select
@@ -197,7 +196,16 @@ class PruningRun:
                     expected = masked_outputs(self.model, prepared.ffns, masks, tokens.sequences, repaired)
                     del repaired
             self._changed_for_good = not self.undoable
-            self.application = self._apply(prepared.ffns, execution)
+            self.application = apply_masks(
+                self.model,
+                prepared.ffns,
+                self.plan.selection.masks,
+                recipe.form,
+                recipe.align,
+                self.plan.selection.repaired,
+                undoable=self.undoable,
+                store=None if execution.work is None else execution.work.copy_to_file,
+            )
         if not self.undoable:  # so that no second set of weights stays in memory
             self.plan = replace(self.plan, selection=replace(self.plan.selection, repaired={}))
         try:
@@ -220,20 +228,6 @@ class PruningRun:
         seconds = watch.since(begun)
         self.report = replace(report, after=size, neurons=neurons, seconds=seconds, evaluation=evaluation)
         return self.model
-
-    def _apply(self, ffns: FFNs, execution: Execution) -> AppliedMasks:
-        plan, recipe, work = self.plan, self.recipe, execution.work
-        assert plan is not None
-        return apply_masks(
-            self.model,
-            ffns,
-            plan.selection.masks,
-            recipe.form,
-            recipe.align,
-            plan.selection.repaired,
-            undoable=self.undoable,
-            store=None if work is None else work.copy_to_file,
-        )
 
     def onloaded(self) -> AbstractContextManager[None]:
         """Let forward passes of the complete model compute on the device of the execution within the context."""

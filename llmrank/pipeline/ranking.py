@@ -71,13 +71,12 @@ class Ranking:
         """
         place = Path(directory)
         write_statistics(place / STATISTICS, self.statistics)
-        tokens = {"ids": self.sequences.ids, "mask": self.sequences.mask}
-        about: dict[str, Any] = {"source": self.sequences.source, "held_out": self.sequences.held_out}
-        about["details"] = dict(self.sequences.details)
-        for name, further in (("held_out", self.held_out), ("other", self.other)):
-            if further is not None:
-                tokens |= {f"{name}_ids": further.ids, f"{name}_mask": further.mask}
-                about |= {f"{name}_source": further.source, f"{name}_details": dict(further.details)}
+        tokens: dict[str, torch.Tensor] = {}
+        about: dict[str, Any] = {"held_out": self.sequences.held_out}
+        for prefix, each in (("", self.sequences), ("held_out_", self.held_out), ("other_", self.other)):
+            if each is not None:
+                tokens |= {f"{prefix}ids": each.ids, f"{prefix}mask": each.mask}
+                about |= {f"{prefix}source": each.source, f"{prefix}details": dict(each.details)}
         write_tensors(place / TOKENS, {name: tensor.numpy() for name, tensor in tokens.items()}, about, "tokens")
         write_tensors(place / SCORES, {name: tensor.numpy() for name, tensor in self.scores.items()}, {}, "scores")
         # The checksums tie the files to each other: those of another ranking are not taken for these.
@@ -121,13 +120,12 @@ class Ranking:
             raise OptionError(
                 f"{place} holds no complete ranking ({error}); expected a directory that llmrank rank has written"
             ) from error
-        tensors = {name: torch.from_numpy(array) for name, array in tokens.items()}
-        sequences = TokenSequences.of(tensors["ids"], tensors["mask"], about["source"])
-        further: dict[str, TokenSequences] = {}
-        for name in ("held_out", "other"):
-            if f"{name}_ids" in tensors:
-                found = TokenSequences.of(tensors[f"{name}_ids"], tensors[f"{name}_mask"], about[f"{name}_source"])
-                further[name] = replace(found, details=about[f"{name}_details"])
-        sequences = replace(sequences, held_out=about["held_out"], details=about["details"])
+
+        def sequences_of(prefix: str) -> TokenSequences:
+            ids, mask = (torch.from_numpy(tokens[f"{prefix}{name}"]) for name in ("ids", "mask"))
+            return replace(TokenSequences.of(ids, mask, about[f"{prefix}source"]), details=about[f"{prefix}details"])
+
+        held_out, other = (sequences_of(n) if f"{n}ids" in tokens else None for n in ("held_out_", "other_"))
         importance = {name: torch.from_numpy(array) for name, array in scores.items()}
-        return cls(statistics, sequences, further.get("held_out"), further.get("other"), settings, importance)
+        sequences = replace(sequences_of(""), held_out=about["held_out"])
+        return cls(statistics, sequences, held_out, other, settings, importance)

@@ -330,12 +330,8 @@ def make_pruner(spec: str | BasePruner, **options: Any) -> BasePruner:
 
 def make_repair(spec: str | BaseRepair | None, **options: Any) -> BaseRepair | None:
     """Make a repair; return None if the spec is None or "none". See :meth:`Registry.make`."""
-    if spec is None or (isinstance(spec, str) and spec == "none"):
-        if any(value is not None for value in options.values()):
-            raise OptionError(
-                f"repair 'none' has no options; leave them out, or name one of {', '.join(REPAIRS.names())}"
-            )
+    if spec is None or (isinstance(spec, str) and split_spec(spec)[0] == "none"):
+        if spec not in (None, "none") or any(value is not None for value in options.values()):
+            raise OptionError(f"repair 'none' has no options, got {spec!r}; name one of {', '.join(REPAIRS.names())}")
         return None
-    if isinstance(spec, str) and split_spec(spec)[0] == "none":
-        raise OptionError(f"repair 'none' has no options, got {spec!r}; name one of {', '.join(REPAIRS.names())}")
     return REPAIRS.make(spec, **options)

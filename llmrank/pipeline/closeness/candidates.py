@@ -183,7 +183,7 @@ def pieces(sequences: TokenSequences, tokens: int, calibration: TokenSequences |
     if ids.is_floating_point():
         rows = torch.linspace(0, len(ids) - 1, min(tokens, len(ids))).long()
         return TokenSequences.of(ids[rows], mask[rows], sequences.source)
-    length = _length(sequences, tokens)
+    length = max(min(PIECE, sequences.length, tokens // FEWEST_PIECES), 2)
     first_tokens = ids[:, 0] if calibration is None else torch.cat([ids[:, 0], calibration.ids[:, 0]])
     has_start = bool((first_tokens == ids[0, 0]).all())
     body, body_mask, room = (ids[:, 1:], mask[:, 1:], length - 1) if has_start else (ids, mask, length)
@@ -300,8 +300,3 @@ def _error(distances: Distances, others: Distances) -> float:
     differences = [a - b for a, b in zip(distances[0], others[0], strict=True)]
     error = Estimate.of(differences, distances[1]).error
     return math.nan if error is None else error
-
-
-def _length(sequences: TokenSequences, tokens: int) -> int:
-    """Return the length of the pieces that hold so many tokens together."""
-    return max(min(PIECE, sequences.length, tokens // FEWEST_PIECES), 2)
