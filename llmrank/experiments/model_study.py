@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 from graphs import RankResult
 from graphs.io.replacement import hidden_directory
 from llmrank.calibration.collect import collect_statistics
-from llmrank.calibration.statistics import FFNStatistics
 from llmrank.errors import OptionError, StructureError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.lm_eval import LMEvalTasks
@@ -225,10 +224,11 @@ class ModelStudy:
             self._prepared, Recipe(calibration=calibration), execution, hold_out=HELD_OUT in needs
         )
         # If the shares cannot be measured, other rows can be; those of residual graphs will raise this error again.
+        collect = partial(collect_statistics, self._model, self._ffns, tokens.sequences, execution)
         try:
-            statistics = self._collect(tokens.sequences, progress, skips=SKIPS in needs)
+            statistics = collect(skips=SKIPS in needs)
         except StructureError:
-            statistics, pipeline = self._collect(tokens.sequences, progress, skips=False), DEFAULTS["pipeline"]
+            statistics, pipeline = collect(skips=False), DEFAULTS["pipeline"]
         about = {
             "model": model_source(self._model),
             "weights": self._weights_digest,
@@ -242,14 +242,8 @@ class ModelStudy:
         with hidden_directory(directory.parent, directory.name) as aside:
             if directory.exists():
                 directory.rename(aside / directory.name)
-            with atomic_directory(directory) as partial:
-                Ranking(statistics, *tokens, about).save(partial)
-
-    def _collect(
-        self, sequences: TokenSequences, progress: Progress | None, *, skips: bool
-    ) -> tuple[FFNStatistics, ...]:
-        execution = Execution(self._settings.calibration.batch_size, progress)
-        return collect_statistics(self._model, self._ffns, sequences, execution, skips=skips)
+            with atomic_directory(directory) as place:
+                Ranking(statistics, *tokens, about).save(place)
 
     def _recipe(self, row: RowSettings) -> Recipe:
         return make_recipe(

@@ -79,16 +79,14 @@ class SweepModel:
                 number += 1
                 name = f"{base} ({number})"
             if isinstance(source, LoadedModel):
-                found[name] = cls(
-                    name, partial(_return_loaded, source), f"weights {weights_digest(source.model, complete=True)[:16]}"
-                )
+                identity = f"weights {weights_digest(source.model, complete=True)[:16]}"
+                found[name] = cls(name, lambda loaded=source: loaded, identity)  # type: ignore[misc]
             else:
                 identity = identity_of(str(text), "model", revision)
                 # A model on the hub is loaded at the commit that it is known by, whatever is pushed meanwhile.
                 commit = identity.removeprefix(COMMIT) if identity.startswith(COMMIT) else revision
-                found[name] = cls(
-                    name, partial(load, source, revision=commit) if commit else partial(load, source), identity
-                )
+                loading = partial(load, source, revision=commit) if commit else partial(load, source)
+                found[name] = cls(name, loading, identity)
         return tuple(found.values())
 
 
@@ -261,7 +259,10 @@ class _Run:
         failed = []
         for position, row in enumerate(missing, start=1):
             name = f"{model.name}, row {position} of {len(missing)} ({row.label()})"
-            results = _measure_row(study, row, dense, self._stages_of(name))
+            try:
+                results = study.measure(row, dense, self._stages_of(name))
+            except Exception as error:
+                results = _error_result(error)
             if results.get("unexpected"):
                 failed.append({"model": model.name, **self.settings.describe_row(row), **results, **about})
             else:
@@ -285,7 +286,10 @@ class _Run:
         self.folder.append(added)
         if self.tracker is not None:
             try:
-                _track(self.tracker, own, results, about)
+                names = ("model", "scorer", "pruner", "pipeline", "amount", "repair")
+                self.tracker.start("_".join(str(own[name]) for name in names if own[name] is not None), own | about)
+                self.tracker.log(numbers_of(results))
+                self.tracker.finish()
             except Exception as error:  # the tracker's library or its network may fail in any way
                 warnings.warn(
                     f"row {added['row']} is in {self.folder.path}, but could not be tracked ({type(error).__name__}: {error})",
@@ -294,31 +298,9 @@ class _Run:
         return added
 
 
-def _track(tracker: Tracker, own: dict[str, Any], results: dict[str, Any], about: dict[str, Any]) -> None:
-    """Log a row with its settings."""
-    names = ("model", "scorer", "pruner", "pipeline", "amount", "repair")
-    tracker.start("_".join(str(own[name]) for name in names if own[name] is not None), {**own, **about})
-    tracker.log(numbers_of(results))
-    tracker.finish()
-
-
-def _measure_row(
-    study: ModelStudy, row: RowSettings, dense: dict[str, Any], progress: Progress | None
-) -> dict[str, Any]:
-    """Return the results of a row, or its error."""
-    try:
-        return study.measure(row, dense, progress)
-    except Exception as error:
-        return _error_result(error)
-
-
 def _error_result(error: Exception) -> dict[str, Any]:
     """Return an error as the result of a row. Raise errors of memory and files again, so that a later sweep measures the row."""
     if is_out_of_memory(error) or isinstance(error, OSError):
         raise error
     expected = isinstance(error, (LLMRankError, GraphError))
     return {"error": str(error) if expected else f"{type(error).__name__}: {error}", "unexpected": not expected}
-
-
-def _return_loaded(loaded: LoadedModel) -> LoadedModel:
-    return loaded

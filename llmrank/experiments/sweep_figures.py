@@ -223,7 +223,7 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
     groups: list[list[float]] = []  # the given heights, where labels that would overlap form a group
     for height in heights:
         groups.append([height])
-        while len(groups) > 1 and _top(groups[-2], gap) + gap > _bottom(groups[-1], gap):
+        while len(groups) > 1 and _bottom(groups[-2], gap) + gap * len(groups[-2]) > _bottom(groups[-1], gap):
             last = groups.pop()
             groups[-1] += last
     return [_bottom(group, gap) + k * gap for group in groups for k in range(len(group))]
@@ -231,10 +231,6 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
 
 def _bottom(group: Sequence[float], gap: float) -> float:
     return sum(group) / len(group) - gap * (len(group) - 1) / 2
-
-
-def _top(group: Sequence[float], gap: float) -> float:
-    return _bottom(group, gap) + gap * (len(group) - 1)
 
 
 def _remarks(rows: Sequence[Any], drawn: Sequence[Any], lines: Mapping[str, Any], styles: Mapping[str, Any]) -> str:
