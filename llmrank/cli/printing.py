@@ -21,9 +21,15 @@ MAX_TABLE_WIDTH = 1000
 MARKS = str.maketrans({"\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\r": "", "\t": "\N{RIGHTWARDS ARROW}"})
 
 
-def compact_table(**options: Any) -> Table:
-    """Return a table with little space between columns, so that it fits a terminal of 80 columns."""
-    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, **options)
+def compact_table(*headings: str, left: str = "", **options: Any) -> Table:
+    """Return a table with little space between columns, so that it fits a terminal of 80 columns.
+
+    The columns with these headings are aligned at the right, except the column with the heading `left`.
+    """
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, **options)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == left else "right", no_wrap=True)
+    return table
 
 
 def print_full_width(table: Table, terminal: Terminal) -> None:

@@ -21,74 +21,56 @@ __all__ = ["run_components"]
 def run_components(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run ``llmrank components``."""
     if options.name is None:
-        found = {registry.kind: _summaries(registry) for registry in REGISTRIES}
-        _print_all(terminal)
-        return CommandResult(
-            {kind: {name: {"summary": summary} for name, summary in named.items()} for kind, named in found.items()}
-        )
+        found = {each.kind: {name: {"summary": _summary(each, name)} for name in each.names()} for each in REGISTRIES}
+        table = _table("kind", "name", "what it is")
+        for kind, named in found.items():
+            for name, described in named.items():
+                table.add_row(kind, name, Text(described["summary"]))
+        terminal.print(table)
+        terminal.say("llmrank components NAME prints the options of one component.")
+        return CommandResult(found)
     registries = [registry for registry in REGISTRIES if options.name in registry.names()]
     if not registries:
         names = ", ".join(name for registry in REGISTRIES for name in registry.names())
         raise OptionError(f"unknown component {options.name!r}; expected one of {names}")
-    for registry in registries:
-        _print_component(registry, options.name, terminal)
-    return CommandResult({each.kind: {options.name: _described(each, options.name)} for each in registries})
+    return CommandResult(
+        {each.kind: {options.name: _print_component(each, options.name, terminal)} for each in registries}
+    )
 
 
-def _summaries(registry: Registry[Any]) -> dict[str, str]:
-    """Return a sentence for each component of a registry: what it is, or why it cannot be used."""
-
-    def summary(name: str) -> str:
-        try:
-            return _without_markup(_summary(registry.find(name)))
-        except OptionError as error:  # a component of another distribution
-            return str(error)
-
-    return {name: summary(name) for name in registry.names()}
-
-
-def _print_all(terminal: Terminal) -> None:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("kind", "name", "what it is"):
-        table.add_column(heading, overflow="fold")
-    for registry in REGISTRIES:
-        for name, summary in _summaries(registry).items():
-            table.add_row(registry.kind, name, Text(summary))
-    terminal.print(table)
-    terminal.say("llmrank components NAME prints the options of one component.")
-
-
-def _described(registry: Registry[Any], name: str) -> dict[str, Any]:
-    """Return what a component is, and its options, as values for JSON."""
-    options = {
-        field.name: {"type": field.kind, "default": field.default, "summary": _without_markup(field.doc)}
-        for field in registry.fields(name)
-    }
-    return {"summary": _without_markup(_summary(registry.find(name))), "options": options}
-
-
-def _print_component(registry: Registry[Any], name: str, terminal: Terminal) -> None:
-    component = registry.find(name)
+def _print_component(registry: Registry[Any], name: str, terminal: Terminal) -> dict[str, Any]:
+    """Print what a component is, and its options; return them as values for JSON."""
+    component, fields = registry.find(name), registry.fields(name)
+    summary, docs = _summary(registry, name), {field.name: _without_markup(field.doc) for field in fields}
     terminal.print(
         Text(f"{registry.kind} {name}", style="bold"), Text(f"({component.__module__}.{component.__qualname__})")
     )
-    terminal.print(Text(_without_markup(_summary(component))))
-    fields = registry.fields(name)
-    if not fields:
-        terminal.say("It has no options.")
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("option", "type", "default", "what it is"):
-        table.add_column(heading, overflow="fold")
+    terminal.print(Text(summary))
+    table = _table("option", "type", "default", "what it is")
     for field in fields:
         default = "" if field.default in ((), []) else str(field.default).lower()
-        table.add_row(field.name, Text(field.kind), Text(default), Text(_without_markup(field.doc)))
-    terminal.print(table)
+        table.add_row(field.name, Text(field.kind), Text(default), Text(docs[field.name]))
+    terminal.print(table if fields else "It has no options.")
+    options = {
+        field.name: {"type": field.kind, "default": field.default, "summary": docs[field.name]} for field in fields
+    }
+    return {"summary": summary, "options": options}
 
 
-def _summary(component: type) -> str:
-    """Return the first paragraph of a docstring, as one line."""
-    return " ".join((inspect.getdoc(component) or "").split("\n\n")[0].split())
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def _summary(registry: Registry[Any], name: str) -> str:
+    """Return what a component is, the first paragraph of its docstring as one line, or why it cannot be used."""
+    try:
+        described = inspect.getdoc(registry.find(name)) or ""
+    except OptionError as error:  # a component of another distribution
+        return str(error)
+    return _without_markup(" ".join(described.split("\n\n")[0].split()))
 
 
 def _without_markup(text: str) -> str:

@@ -16,9 +16,8 @@ __all__ = ["print_loss_changes"]
 def print_loss_changes(changes: LossChanges, terminal: Terminal) -> None:
     """Print the losses by kind of token, and the tokens whose loss in the pruned model is most above that in the dense model."""
     terminal.say("\nWhich tokens does the pruned model predict worse? Mean loss in nats\n")
-    table = compact_table()
-    for heading in ("predicted token", "tokens", "dense", "pruned", "change", "error", "of total"):
-        table.add_column(heading, justify="left" if heading == "predicted token" else "right", no_wrap=True)
+    headings = ("predicted token", "tokens", "dense", "pruned", "change", "error", "of total")
+    table = compact_table(*headings, left="predicted token")
     groups = list(changes.kinds.values())
     for number, kinds in enumerate((*groups, {"all": changes.all})):
         for name, kind in kinds.items():

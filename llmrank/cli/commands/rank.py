@@ -25,7 +25,6 @@ from llmrank.execution.work_directory import SAVING, SHARD_BYTES, WorkDirectory
 from llmrank.models import find_ffns
 from llmrank.models.digest import weights_digest
 from llmrank.pipeline import stages
-from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.descriptions import json_safe, model_source
 from llmrank.pipeline.plan import rank_model
 from llmrank.pipeline.ranking import SETTINGS, Ranking
@@ -38,19 +37,8 @@ from llmrank.surgery.atomic import atomic_directory, check_output
 __all__ = ["add_apply_options", "add_rank_options", "run_apply", "run_rank"]
 
 OF_RANKING = "that of the ranking"
-# Options that have no effect where masks are applied, because the masks say what is removed; and their defaults.
-METHOD_DEFAULTS = {
-    "amount": 0.3,
-    "scorer": OF_RANKING,
-    "pipeline": OF_RANKING,
-    "pruner": DEFAULTS["pruner"],
-    "targets": "neurons",
-    "amount_of": None,
-    "repair": DEFAULTS["repair"],
-    "steps": 1,
-    "form": "compact",
-    "evaluate": None,
-}
+# Options that have no effect where masks are applied, because the masks say what is removed.
+METHOD = ("amount", "scorer", "pipeline", "pruner", "targets", "amount_of", "repair", "steps", "form", "evaluate")
 
 
 def add_rank_options(command: argparse.ArgumentParser) -> None:
@@ -76,6 +64,7 @@ def add_apply_options(command: argparse.ArgumentParser) -> None:
     add_low_memory_options(group)
     add_evaluation(add_method_options(command, calibrates=False))
     command.set_defaults(scorer=OF_RANKING, pipeline=OF_RANKING, calibration=None, samples=None, sequence_length=None)
+    command.set_defaults(method_defaults={name: command.get_default(name) for name in METHOD})
 
 
 def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
@@ -162,7 +151,7 @@ def run_apply(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
 
 def _apply_masks(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Remove the neurons that the masks of a file do not keep. This needs no ranking."""
-    given = [name for name, value in METHOD_DEFAULTS.items() if getattr(options, name) != value]
+    given = [name for name, value in options.method_defaults.items() if getattr(options, name) != value]
     if given:
         raise OptionError(
             f"masks say what is kept, and --{given[0].replace('_', '-')} has no effect on them (nor do masks hold a repair); "

@@ -98,9 +98,8 @@ def _legend(inspection: Inspection) -> str:
 def _print_mixtures(summary: InspectionSummary, numbers: Mapping[str, int], terminal: Terminal) -> None:
     """Print a table with a row for each mixture of experts, and what its columns mean."""
     terminal.print("\nExperts\n")
-    table = compact_table()
-    for heading in ("", "layer", "experts", "dead", "tokens", "score", "local\nkeeps", "global\nkeeps"):
-        table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=True)
+    headings = ("", "layer", "experts", "dead", "tokens", "score", "local\nkeeps", "global\nkeeps")
+    table = compact_table(*headings, left="layer")
     for name, label in zip(summary.experts, short_names(summary.experts, numbers), strict=True):
         routed = [each for each in summary.experts[name] if each.routed]
         n_shared = len(summary.experts[name]) - len(routed)
@@ -128,9 +127,7 @@ def _print_mixtures(summary: InspectionSummary, numbers: Mapping[str, int], term
 def print_experts(summary: InspectionSummary, name: str, terminal: Terminal) -> None:
     """Print a table with a row for each expert of a mixture."""
     terminal.print(Text(f"\nExperts of {name}\n", style="bold"))
-    table = compact_table()
-    for heading in ("expert", "neurons", "tokens", "weight", "score", "local", "global"):
-        table.add_column(heading, justify="left" if heading == "expert" else "right", no_wrap=True)
+    table = compact_table("expert", "neurons", "tokens", "weight", "score", "local", "global", left="expert")
     for each in summary.experts[name]:
         table.add_row(
             escape(each.label(name)),
@@ -172,9 +169,7 @@ def _print_agreement(summary: InspectionSummary, terminal: Terminal) -> None:
     inspection = summary.inspection
     of_experts = " of the experts" if inspection.targets == ("experts",) else ""
     terminal.say(f"\nDo other scorers keep the same neurons as {inspection.scorer}, {inspection.topology}?\n")
-    table = compact_table()
-    for heading in ("scorer", "Spearman", "local", "global"):
-        table.add_column(heading, justify="left" if heading == "scorer" else "right", no_wrap=True)
+    table = compact_table("scorer", "Spearman", "local", "global", left="scorer")
 
     def share(value: float) -> str:
         return f"{value:.1%}" if isfinite(value) else "-"
