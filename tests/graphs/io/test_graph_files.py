@@ -462,63 +462,33 @@ def test_the_unchanged_parts_make_a_graph(path: Path) -> None:
     assert same_graph(load_graph(path), GRAPH)
 
 
+DATA, INDICES, INDPTR = (getattr(GRAPH.block(1), part) for part in ("data", "indices", "indptr"))
+FIRST = np.arange(len(DATA)) == 0
+
+
 @table(
     ("name", "value"),
     [
-        ("shapes", None),
-        ("shapes", []),
-        ("shapes", 5),
-        ("shapes", [[4, 3]]),
-        ("shapes", [[4, 2], [3, 4]]),
-        ("shapes", [[5, 3], [3, 4]]),
-        ("shapes", [[-4, 3], [3, 4]]),
+        *(("shapes", value) for value in (None, [], 5, "43", [True, 3], [["a", 3], [3, 4]], [[4], [3, 4]], [[4, 3]])),
+        *(("shapes", [first, [3, 4]]) for first in ([4, 2], [5, 3], [-4, 3], [4, 10**30], [4, 2**62], [10**12, 3])),
         ("shapes", [[0, 3], [3, 0]]),
-        ("shapes", [[4, 10**30], [3, 4]]),
-        ("shapes", [[4, 2**62], [3, 4]]),
-        ("shapes", [[10**12, 3], [3, 4]]),
-        ("shapes", "43"),
-        ("shapes", [True, 3]),
-        ("names", "abc"),
-        ("names", [1, 2, 3]),
-        ("names", None),
-        ("shapes", [["a", 3], [3, 4]]),
-        ("shapes", [[4], [3, 4]]),
-        ("names", ["a"]),
-        ("names", 5),
-        ("names", ["a", "a", "b"]),
-        ("block.1.data", np.full(3, 1.0)),
-        ("block.1.data", np.full(99, 1.0)),
-        ("block.1.indptr", np.zeros(0, np.int32)),
-        ("block.1.data", "nan"),
-        ("block.1.data", "negative weight"),
-        ("block.1.data", "no weight"),
-        ("block.1.indices", "twice"),
-        ("block.1.indices", "out of range"),
-        ("block.1.indices", "negative"),
-        ("block.1.indptr", np.zeros(5, np.int32)),
-        ("block.1.indptr", "decreasing"),
-        ("block.2.data", "missing"),
-        ("activation.1", "missing"),
-        ("activation.1", np.ones(9)),
-        ("activation.1", -np.ones(4)),
-        ("activation.1", np.full(4, np.inf)),
+        *(("names", value) for value in (None, 5, "abc", [1, 2, 3], ["a"], ["a", "a", "b"])),
+        *(("block.1.data", data) for data in (DATA[:-1], np.append(DATA, 1.0), DATA.astype(np.int64))),
+        *(("block.1.data", np.where(FIRST, value, DATA)) for value in (np.nan, np.inf, -1.0, 0.0)),
+        *(("block.1.indices", indices) for indices in (INDICES + 1000, INDICES - 5, INDICES[::-1].copy())),
+        *(("block.1.indices", indices) for indices in (np.zeros_like(INDICES), INDICES.astype(np.float64))),
+        *(("block.1.indptr", indptr) for indptr in (np.zeros(0, np.int32), np.zeros(5, np.int32), INDPTR[:-1])),
+        ("block.1.indptr", INDPTR[::-1].copy()),
+        ("block.2.data", None),
+        *(("activation.1", vector) for vector in (None, np.ones(9), -np.ones(4), np.full(4, np.inf))),
     ],
 )
 def test_inconsistent_graph_files_are_refused(path: Path, name: str, value: Any) -> None:
     tensors, meta = graph_parts()
     if name in meta:
         meta[name] = value
-    elif isinstance(value, str):
-        if value == "missing":
-            del tensors[name]
-        elif value in ("nan", "negative weight", "no weight"):
-            tensors[name][0] = {"nan": np.nan, "negative weight": -1.0, "no weight": 0.0}[value]
-        elif value == "twice":
-            tensors[name][1] = tensors[name][0]
-        elif value == "decreasing":
-            tensors[name][1:3] = tensors[name][1:3][::-1]
-        else:
-            tensors[name][0] = 1000 if value == "out of range" else -1
+    elif value is None:
+        del tensors[name]
     else:
         tensors[name] = value
     write_tensors(path, tensors, meta, "graph")

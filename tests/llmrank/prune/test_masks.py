@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from graphs.io.tensor_files import write_tensors
@@ -107,41 +106,10 @@ def test_files_round_trip(masks: tuple[Masks, Masks, Masks]) -> None:
         assert {name: vector.dtype for name, vector in load_file(path).items()} == dict.fromkeys(masks[0], torch.uint8)
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    Masks({"layers.0": [1, 0, 1, 1, 0], "layers.1": [0, 1, 1]}).save(tmp_path / "masks.safetensors")
-    return tmp_path / "masks.safetensors"
-
-
-def test_every_truncation_is_refused(saved: Path) -> None:
-    content = saved.read_bytes()
-    for length in range(len(content)):
-        saved.write_bytes(content[:length])
-        with pytest.raises(MaskError):
-            Masks.load(saved)
-
-
-def test_no_flipped_byte_crashes_or_changes_a_mask(saved: Path) -> None:
-    content, original = saved.read_bytes(), Masks.load(saved)
-    for position in range(len(content)):
-        for flip in (0x01, 0x20, 0x80, 0xFF):
-            damaged = bytearray(content)
-            damaged[position] ^= flip
-            saved.write_bytes(bytes(damaged))
-            try:
-                masks = Masks.load(saved)
-            except MaskError:
-                continue
-            assert masks == original
-
-
 @table(
     ("meta", "message"),
     [
         (None, "is not a mask file"),
-        ("nonsense", "cannot be read"),
-        ("[" * 100_000, "cannot be read"),
-        ("[1]", "is not a mask file"),
         (json.dumps({"kind": "graph", "version": 1}), "is not a mask file"),
         (json.dumps({"kind": "mask", "version": 2}), "format version 2, this package reads 1"),
         (json.dumps({"kind": "mask", "version": 1}), "checksum"),
@@ -169,20 +137,6 @@ def test_missing_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("keep everything")
     with pytest.raises(MaskError, match="cannot be read"):
         Masks.load(tmp_path / "text")
-
-
-def test_full_disk_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = saved.read_bytes()
-
-    def full(tensors: Any, path: Path, header: Any) -> None:
-        Path(path).write_bytes(b"half")
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr("graphs.io.tensor_files.save_file", full)
-    with pytest.raises(OSError, match="No space left"):
-        Masks({"other": [1]}).save(saved)
-    assert saved.read_bytes() == content
-    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
 @table("form", FORMS)

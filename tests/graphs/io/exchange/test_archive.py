@@ -282,48 +282,14 @@ def test_archives_of_other_programs_are_refused(path: Path, content: Any) -> Non
         read_npz(path)
 
 
-DATA, INDICES, INDPTR = (getattr(GRAPH.block(1), part) for part in ("data", "indices", "indptr"))
-
-
+# What the arrays may not be is asked of graph files, which are read by the same function; these types only an archive can hold.
 @table(
     "changes",
     [
         {"meta": meta(shapes=None)},
-        {"meta": meta(shapes=[])},
-        {"meta": meta(shapes=[[4, 3]])},
         {"meta": meta(shapes=[[4, 2], [3, 4]])},
-        {"meta": meta(shapes=[[-4, 3], [3, 4]])},
-        {"meta": meta(shapes=[[4, 10**30], [3, 4]])},
-        {"meta": meta(shapes=[[4, 2**62], [3, 4]])},
-        {"meta": meta(shapes=[[10**12, 3], [3, 4]])},
-        {"meta": meta(names="abc")},
-        {"meta": meta(names=[1, 2, 3])},
-        {"meta": meta(shapes=[["a", 3], [3, 4]])},
-        {"meta": meta(shapes=[[4], [3, 4]])},
-        {"meta": meta(names=["a"])},
-        {"meta": meta(names=5)},
-        {"meta": meta(names=["a", "a", "b"])},
         {"block.1.data": None},
-        {"block.1.data": DATA[:-1]},
-        {"block.1.data": np.append(DATA, 1.0)},
-        {"block.1.data": np.where(np.arange(len(DATA)) == 0, np.nan, DATA)},
-        {"block.1.data": np.where(np.arange(len(DATA)) == 0, np.inf, DATA)},
-        {"block.1.data": -DATA},
-        {"block.1.data": np.zeros_like(DATA)},
-        {"block.1.data": DATA.astype(np.int64)},
-        {"block.1.indices": INDICES + 5},
-        {"block.1.indices": INDICES - 5},
-        {"block.1.indices": INDICES[::-1].copy()},
-        {"block.1.indices": np.zeros_like(INDICES)},
-        {"block.1.indices": INDICES.astype(np.float64)},
-        {"block.1.indptr": np.zeros_like(INDPTR)},
-        {"block.1.indptr": INDPTR[::-1].copy()},
-        {"block.1.indptr": INDPTR[:-1]},
-        {"block.1.indptr": np.zeros(0, np.int32)},
-        {"activation.1": None},
-        {"activation.1": np.ones(9)},
-        {"activation.1": -np.ones(4)},
-        {"activation.1": np.full(4, np.inf)},
+        {"block.1.indices": np.zeros(0, np.int32)},
         {"activation.1": np.full(4, "1")},
         {"activation.1": np.zeros(4, "V1")},
         {"activation.1": np.zeros(4, [("a", "f8")])},
