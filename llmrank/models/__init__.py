@@ -1,8 +1,7 @@
 """The FFNs of a model, found by their geometry or named by an explicit list."""
 
-from llmrank.models.families import FAMILIES, Family
 from llmrank.models.ffn import FFN, FFNs, LinearMap, PrunableLayer
 from llmrank.models.finding.detect import find_ffns
 from llmrank.models.finding.explicit import explicit_ffns
 
-__all__ = ["FAMILIES", "FFN", "FFNs", "Family", "LinearMap", "PrunableLayer", "explicit_ffns", "find_ffns"]
+__all__ = ["FFN", "FFNs", "LinearMap", "PrunableLayer", "explicit_ffns", "find_ffns"]

@@ -1,4 +1,4 @@
-"""Configuration attributes that describe FFNs; and tables of model families, which inform users (FFNs are found without them)."""
+"""Configuration attributes that describe FFNs, and what was measured of every model type (FFNs are found without both)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from llmrank.models.ffn import FFNKind
-
 __all__ = [
     "BIAS_ATTRIBUTES",
-    "FAMILIES",
     "WIDTH_ATTRIBUTES",
-    "Family",
     "MeasuredFamilies",
     "bias_attribute",
     "measured_families",
@@ -27,60 +23,6 @@ __all__ = [
 BIAS_ATTRIBUTES = ("mlp_bias",)
 # Configuration attributes that hold the number of hidden neurons.
 WIDTH_ATTRIBUTES = ("intermediate_size", "ffn_dim", "n_inner", "d_ff", "ffn_hidden_size")
-
-
-@dataclass(frozen=True)
-class Family:
-    """A family of models.
-
-    Attributes
-    ----------
-    name : str
-        Common name.
-    model_type : str
-        Name in transformers (``config.model_type``).
-    kind : {"plain", "gated", "fused"}
-        See :class:`llmrank.models.FFN`.
-    width_attribute : str or None
-        Configuration attribute that holds the width of the FFNs, if there is one.
-    """
-
-    name: str
-    model_type: str
-    kind: FFNKind
-    width_attribute: str | None = "intermediate_size"
-
-
-FAMILIES: tuple[Family, ...] = (
-    Family("Llama, SmolLM2", "llama", "gated"),
-    Family("Mistral", "mistral", "gated"),
-    Family("Qwen2", "qwen2", "gated"),
-    Family("Qwen3", "qwen3", "gated"),
-    Family("Gemma", "gemma", "gated"),
-    Family("Gemma 2", "gemma2", "gated"),
-    Family("Gemma 3 (text)", "gemma3_text", "gated"),
-    Family("Phi", "phi", "plain"),
-    Family("Phi-3", "phi3", "fused"),
-    Family("GLM", "glm", "fused"),
-    Family("StableLM", "stablelm", "gated"),
-    Family("Granite", "granite", "gated"),
-    Family("OLMo 2", "olmo2", "gated"),
-    Family("SmolLM3", "smollm3", "gated"),
-    Family("Cohere", "cohere", "gated"),
-    Family("Jamba (dense)", "jamba", "gated"),
-    Family("OLMo Hybrid", "olmo_hybrid", "gated"),
-    Family("Llama 3.2 Vision (text)", "mllama_text_model", "gated"),
-    Family("GPT-2", "gpt2", "plain", "n_inner"),
-    Family("GPT-NeoX, Pythia", "gpt_neox", "plain"),
-    Family("OPT", "opt", "plain", "ffn_dim"),
-    Family("BLOOM", "bloom", "plain", None),
-    Family("Falcon", "falcon", "plain", "ffn_hidden_size"),
-    Family("T5", "t5", "plain", "d_ff"),
-    Family("T5 v1.1, Flan-T5", "t5", "gated", "d_ff"),
-    Family("BERT", "bert", "plain"),
-    Family("RoBERTa", "roberta", "plain"),
-    Family("ModernBERT", "modernbert", "fused"),
-)
 
 
 @dataclass(frozen=True)

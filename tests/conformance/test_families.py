@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 
 import llmrank
 from llmrank.errors import UnsupportedModelError
-from llmrank.models import Family, find_ffns
+from llmrank.models import find_ffns
 from llmrank.pipeline import BasePipeline
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.score import BaseScorer, ForwardBackwardScorer, WeightedPageRankScorer
 from llmrank.surgery.apply import apply_masks
+from tests.llmrank.families import Family
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from tests.llmrank.tiny_models import MIXED, Snapshot, auto_class, every_family, family_model, logits, token_ids
 from tests.tables import table

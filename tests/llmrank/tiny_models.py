@@ -12,8 +12,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 
-from llmrank.models import FAMILIES, Family
 from llmrank.text import TokenSequences
+from tests.llmrank.families import FAMILIES, Family
 
 VOCABULARY, HIDDEN, FFN, POSITIONS = 64, 16, 40, 64
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}

@@ -12,8 +12,9 @@ import llmrank.evaluation.logits
 from llmrank.evaluation.logits import Predictor
 from llmrank.evaluation.perplexity import perplexity
 from llmrank.execution import Execution
-from llmrank.models import FAMILIES, find_ffns
+from llmrank.models import find_ffns
 from llmrank.models.forward import evaluation_mode, predicts_next_token
+from tests.llmrank.families import FAMILIES
 from tests.llmrank.tiny_models import (
     LLAMA,
     family_config,

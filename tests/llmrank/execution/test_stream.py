@@ -15,9 +15,10 @@ from llmrank.execution.block_stream import BlockStream, open_stream
 from llmrank.execution.hooks import TokenMasks
 from llmrank.execution.pass_stream import PassStream, Stream
 from llmrank.execution.recording import Recording, recording
-from llmrank.models import Family, FFNs, find_ffns
+from llmrank.models import FFNs, find_ffns
 from llmrank.models.forward import first_output
 from llmrank.text import TokenSequences, tokenise
+from tests.llmrank.families import Family
 from tests.llmrank.tiny_models import (
     every_family,
     families,

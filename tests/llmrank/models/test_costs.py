@@ -10,10 +10,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmrank.errors import OptionError
-from llmrank.models import Family, explicit_ffns, find_ffns
+from llmrank.models import explicit_ffns, find_ffns
 from llmrank.models.costs import UNITS, Cost, ModelCosts, neuron_cost, unit_name
 from llmrank.prune.masks import Masks
 from llmrank.surgery.apply import apply_masks
+from tests.llmrank.families import Family
 from tests.llmrank.tiny_models import (
     STRUCTURE,
     every_family,

@@ -25,13 +25,14 @@ from llmrank.errors import OptionError
 from llmrank.execution.recording import record_without_running
 from llmrank.execution.states import States
 from llmrank.execution.work_directory import WorkDirectory
-from llmrank.models import FAMILIES, Family, find_ffns
+from llmrank.models import find_ffns
 from llmrank.models.digest import weights_digest
 from llmrank.pipeline import CalibrationText
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.repair import LeastSquaresRepair
 from llmrank.score import AutoScorer, FLAPScorer, WeightedPageRankScorer
 from llmrank.text import CalibrationTokens, tokenise
+from tests.llmrank.families import FAMILIES, Family
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import families, family_model, text, tiny_llama, token_ids, tokenizer

@@ -14,10 +14,10 @@ from torch import nn
 from llmrank import prune_model
 from llmrank.errors import OptionError
 from llmrank.execution.states import States
-from llmrank.models import FAMILIES, Family
 from llmrank.pipeline import stages
 from llmrank.pipeline.registry import make_pruner, make_repair
 from tests.devices import FIRST, DeviceTraffic, DistantTensor
+from tests.llmrank.families import FAMILIES, Family
 from tests.llmrank.pipeline.test_low_memory import BROKEN, SETTINGS, Killed, assert_same, run
 from tests.llmrank.plain_pipelines import IsolatedFFNPipeline
 from tests.llmrank.tiny_mixtures import tiny_mixture

@@ -12,8 +12,9 @@ from llmrank.errors import OptionError, UnsupportedModelError
 from llmrank.inspection.meaning import logit_lens as module
 from llmrank.inspection.meaning.final_norm import find_norms, read_norm
 from llmrank.inspection.meaning.logit_lens import LensTokens, logit_lens
-from llmrank.models import Family, find_ffns
+from llmrank.models import find_ffns
 from llmrank.models.forward import predicts_next_token
+from tests.llmrank.families import Family
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import every_family, family_model, mlp, named_family, tiny_llama, tiny_t5
 from tests.tables import table

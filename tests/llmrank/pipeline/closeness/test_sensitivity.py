@@ -16,11 +16,12 @@ import llmrank.pipeline.closeness.sensitivity
 from llmrank.errors import CalibrationError, MaskError, OptionError
 from llmrank.execution import Execution
 from llmrank.execution.recording import Recording
-from llmrank.models import FFN, Family, explicit_ffns, find_ffns
+from llmrank.models import FFN, explicit_ffns, find_ffns
 from llmrank.models.linear_map import matrix_of
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.prune.masks import Masks
 from llmrank.text import TokenSequences, tokenise
+from tests.llmrank.families import Family
 from tests.llmrank.tiny_models import (
     HIDDEN,
     STRUCTURE,
