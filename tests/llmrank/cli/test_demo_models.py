@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.encoder import ENCODER
 from llmrank.cache import cache_directory
 from llmrank.cli import demo_models
 from llmrank.cli.demo_models import PackagedModel, fetch_packaged
@@ -135,7 +136,7 @@ def test_the_cache_directory_can_be_set(monkeypatch: Any, tmp_path: Path) -> Non
 
 def test_the_demo_models_have_different_names_and_exact_versions() -> None:
     """Both share one cache, and pip must be asked for exactly the file whose checksum is known."""
-    both = (demo_models.DEMO_MODEL, demo_models.DEMO_ENCODER)
+    both = (demo_models.DEMO_MODEL, ENCODER)
     assert len({model.name for model in both}) == 2
     for model in both:
         name, version = model.requirement.split("==")
