@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphs import GraphError, LayeredGraph, pagerank, weighted_pagerank
+from graphs import GraphError, LayeredGraph, weighted_pagerank
 from graphs.io.convert import from_networkx, to_networkx
 from graphs.reduction.subgraphs import between, top_subgraph
 from tests.graphs.cases import Array, Case, cases, random_case
@@ -376,13 +376,3 @@ def test_other_objects_than_digraphs_are_refused() -> None:
     for empty in (networkx.DiGraph(), networkx.DiGraph({0: {}})):
         with pytest.raises(GraphError, match="expected nodes in at least two layers"):
             from_networkx(empty)
-
-
-@given(cases())
-def test_a_graph_from_networkx_ranks_as_the_digraph_does(case: Case) -> None:
-    digraph = to_networkx(case.graph())
-    graph, labels = from_networkx(digraph)
-    layered_rank = pagerank(graph, 0.7, np.full(graph.n_nodes, 1 / graph.n_nodes)).stacked
-    nodes = [node for members in labels for node in members]
-    expected = networkx.pagerank(digraph, alpha=0.7, tol=1e-13, max_iter=1000)
-    np.testing.assert_allclose(layered_rank, [expected[node] for node in nodes], atol=1e-9)

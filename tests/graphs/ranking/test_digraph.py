@@ -194,16 +194,6 @@ def test_a_teleport_mapping_leaves_the_unnamed_at_zero() -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_torch_gives_what_scipy_gives(dtype: str) -> None:
-    matrix = sparse.random_array((60, 60), density=0.1, random_state=np.random.default_rng(1), format="csr")
-    reference = pagerank(matrix).scores[0]
-    found = pagerank(matrix, backend="torch", dtype=dtype, solver="power")
-    np.testing.assert_allclose(found.scores[0], reference, rtol=1e-10 if dtype == "float64" else 1e-4)
-    assert found.backend == f"torch (cpu, {dtype}, csr)"
-    assert found.tolerance == (1e-12 if dtype == "float64" else 8 * np.finfo(np.float32).eps)
-
-
 def test_a_torch_teleport_is_taken() -> None:
     matrix = sparse.csr_array(np.ones((3, 3)))
     np.testing.assert_allclose(pagerank(matrix, 0.0, torch.tensor([1.0, 1.0, 2.0])).scores[0], [0.25, 0.25, 0.5])
@@ -254,15 +244,9 @@ PAIR = networkx.DiGraph([(0, 1)])
         (PAIR, {"backend": "dense"}, "'dense' is not for edges within a layer; expected 'auto', 'scipy' or 'torch'"),
         (PAIR, {"backend": "cupy"}, "unknown backend 'cupy'; expected one of scipy, torch, dense, auto"),
         (PAIR, {"backend": "torch", "dtype": "int8"}, "unknown dtype 'int8'"),
-        (PAIR, {"teleport": {7: 1.0}}, r"expected nodes of the graph, got others: \[7\]"),
-        (PAIR, {"teleport": {0: "x"}}, "teleport: expected real numbers"),
         (PAIR, {"teleport": np.array([1.0, 1j])}, "teleport: expected real numbers, got dtype complex128"),
         (PAIR, {"start": [np.array([1.0, 1j])]}, "start: expected vectors of real numbers, .* got dtype complex128"),
-        (PAIR, {"teleport": {}}, "teleport: .* positive sum"),
         (PAIR, {"teleport": [1.0]}, r"teleport: expected shape \(2,\), one number per node, .* got \(1,\)"),
-        (PAIR, {"teleport": np.ones((2, 0))}, r"teleport: expected .* \(2, k\) for k vectors at once, got \(2, 0\)"),
-        (PAIR, {"teleport": np.ones((1, 2, 2))}, r"teleport: expected .* got \(1, 2, 2\)"),
-        (PAIR, {"teleport": [[1.0, 0.0], [1.0, 0.0]]}, "teleport: .* positive sum"),
         (PAIR, {"start": [[1.0, 1.0], [1.0, 1.0]]}, r"start: expected 1 vectors of sizes \(2,\)"),
         (PAIR, {"start": [[1.0, -1.0]]}, "start: layer 0: expected finite, non-negative numbers"),
         (PAIR, {"start": [[0.0, 0.0]]}, "start: expected a positive sum"),
@@ -270,7 +254,6 @@ PAIR = networkx.DiGraph([(0, 1)])
         (PAIR, {"start": 5}, "start: expected vectors of real numbers"),
         (PAIR, {"start": [torch.ones(2, device="meta")]}, "start: expected .*, got a tensor on the meta device"),
         (PAIR, {"teleport": torch.ones(2, device="meta")}, "teleport: expected .*, got a tensor on the meta device"),
-        (PAIR, {"teleport": [1.0, -1.0]}, "teleport: .* non-negative"),
         (PAIR, {"teleport": [1.0, np.inf]}, "teleport: .* finite"),
     ],
 )

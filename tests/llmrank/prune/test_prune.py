@@ -158,14 +158,6 @@ def test_shares_count_as_they_are_written() -> None:
     assert GlobalPruner(0.07, normalize="none").prune(records([[float(k) for k in range(100)]])).kept == 93
 
 
-def test_ties_fall_to_the_lower_index() -> None:
-    assert lists(LocalPruner(2).prune(records([[0.25] * 4]))) == [[False, False, True, True]]
-    assert lists(GlobalPruner(3, normalize="none").prune(records([[0.5] * 2, [0.5] * 4]))) == [
-        [False, True],
-        [False, False, True, True],
-    ]
-
-
 @table(("amount", "n", "removed"), [(0.5, 5, 2), (0.5, 7, 4), (0.3, 40, 12), (0.25, 2, 0), (3, 5, 3)])
 def test_local_counts_are_pythons_round(amount: float, n: int, removed: int) -> None:
     masks = LocalPruner(amount).prune(records([[1 / n] * n]))
@@ -193,13 +185,6 @@ def test_widths_round_to_the_nearest_multiple(kept: int, multiple: int, width: i
 def test_rounding_respects_min_keep() -> None:
     scores = [[k / 190 for k in range(20)]]
     assert LocalPruner(15, min_keep=5, multiple_of=4).prune(records(scores)).kept == 8
-
-
-def test_global_passes_over_layers_down_to_min_keep() -> None:
-    masks = GlobalPruner(5, min_keep=2, normalize="none").prune(
-        records([[0.0, 0.1, 0.2], [0.5, 0.6, 0.7, 0.8, 0.9, 1]])
-    )
-    assert lists(masks) == [[False, True, True], [False] * 4 + [True] * 2]
 
 
 # Sizes and sensitivities; few distinct values again, and some layers far more sensitive than the rest.
