@@ -6,7 +6,6 @@ import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
-import networkx
 import numpy as np
 import pytest
 import torch
@@ -22,7 +21,6 @@ from graphs.analysis.measures import percentiles, positions
 from graphs.analysis.node_summary import NodeSummary, RankedEdge, strongest_edges
 from graphs.analysis.paths import Path, strongest_paths
 from graphs.analysis.strengths import strengths
-from graphs.io.convert import to_networkx
 from graphs.linalg.backends import make_backend
 from graphs.linalg.blocks import DenseBlock
 from graphs.reduction.subgraphs import top_subgraph
@@ -100,34 +98,6 @@ def check_edges(edges: tuple[RankedEdge, ...], weights: Array, chances: Array, c
     for edge in edges:
         expected = (weights[edge.node], chances[edge.node], carried[edge.node])
         assert (edge.weight, edge.probability, edge.share) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("form", ["csr", "float64", "bfloat16"])
-def test_node_summaries_agree_with_networkx(form: str) -> None:
-    graph, _ = formed(random_case(5, (6, 9, 4, 7), density=0.5), form)
-    digraph = to_networkx(graph)
-    walk = networkx.stochastic_graph(digraph)
-    # gamma = 1: the whole score of a node arrives along edges, so an edge carries a share of that score.
-    rank = weighted_pagerank(graph, gamma=1.0)
-    for layer, size in enumerate(graph.layer_sizes):
-        for node in range(size):
-            here = (layer, node)
-            found = facts_of(graph, rank, layer, node, top=20)
-            assert found.in_strength == pytest.approx(digraph.in_degree(here, weight="weight"))
-            assert found.out_strength == pytest.approx(digraph.out_degree(here, weight="weight"))
-            assert (found.in_degree, found.out_degree) == (digraph.in_degree(here), digraph.out_degree(here))
-            for edge in found.out_edges:
-                assert edge.weight == digraph.edges[here, (layer + 1, edge.node)]["weight"]
-                assert edge.probability == pytest.approx(walk.edges[here, (layer + 1, edge.node)]["weight"])
-            assert {edge.node for edge in found.in_edges} == {k for _, k in digraph.predecessors(here)}
-            for edge in found.in_edges:
-                share = walk.edges[(layer - 1, edge.node), here]["weight"]
-                assert edge.probability == pytest.approx(share)
-                mass = share * rank.scores[layer - 1][edge.node]
-                total = sum(
-                    walk.edges[b, here]["weight"] * rank.scores[layer - 1][b[1]] for b in digraph.predecessors(here)
-                )
-                assert edge.share == pytest.approx(mass / total)
 
 
 @pytest.mark.parametrize("theta", [1.0, 0.4])

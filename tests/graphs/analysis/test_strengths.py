@@ -1,4 +1,4 @@
-"""Strengths against loops over the dense matrices and networkx."""
+"""Strengths against loops over the dense matrices."""
 
 from typing import Any
 
