@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import HfApi, constants
-from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub import HfApi, snapshot_download
 
 __all__ = ["COMMIT", "identity_of"]
 
@@ -50,8 +49,11 @@ def identity_of(source: str, kind: Literal["model", "dataset"], revision: str | 
     try:
         commit = HfApi().repo_info(source, repo_type=kind, revision=revision, timeout=PATIENCE).sha
     except Exception:  # no network, no such repository, or no access: loading it reports what is wrong
-        commit = _downloaded(source, kind, revision or constants.DEFAULT_REVISION)
-    return f"{COMMIT}{commit}" if commit else ""
+        try:  # the folder of what was downloaded last is named by its commit
+            commit = Path(snapshot_download(source, repo_type=kind, revision=revision, local_files_only=True)).name
+        except (OSError, ValueError):  # nothing was, or the text is no name
+            return ""
+    return f"{COMMIT}{commit}"
 
 
 def _digest(folder: Path, files: list[Path]) -> str:
@@ -63,12 +65,3 @@ def _digest(folder: Path, files: list[Path]) -> str:
                 while chunk := opened.read(CHUNK):
                     digest.update(chunk)
     return digest.hexdigest()[:16]
-
-
-def _downloaded(source: str, kind: str, revision: str) -> str | None:
-    """Return the commit of a revision when it was downloaded last; None if it was not."""
-    try:
-        folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=source, repo_type=kind))
-        return (folder / "refs" / revision).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):  # such as a text that is no name
-        return None

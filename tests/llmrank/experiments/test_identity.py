@@ -58,7 +58,7 @@ def test_a_name_on_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: p
             return SimpleNamespace(sha="0123456789abcdef" * 2)
 
     monkeypatch.setattr(identity, "HfApi", Api)
-    monkeypatch.setattr(identity.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     assert identity_of("org/name", "model", "v2") == "commit " + "0123456789abcdef" * 2
     assert asked == [("org/name", "model", "v2")]
     # Without a network it is the commit that was downloaded, and without that nothing is known.
@@ -66,6 +66,7 @@ def test_a_name_on_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: p
     refs = tmp_path / "datasets--org--gone" / "refs"
     refs.mkdir(parents=True)
     (refs / "main").write_text("fedcba98765432100", encoding="utf-8")
+    (refs.parent / "snapshots" / "fedcba98765432100").mkdir(parents=True)
     assert identity_of("org/gone", "dataset") == "commit fedcba98765432100"
     assert identity_of("org/gone", "dataset", "v2") == ""
     assert identity_of("org/gone", "model", "a" * 40) == "commit " + "a" * 40
