@@ -46,6 +46,11 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @property
+    def containers(self) -> list[Any]:
+        """The lists and mappings among the arguments, in which a block can leave something for later blocks."""
+        return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, (MutableMapping, list))]
+
     def to(self, device: torch.device | None) -> Call:
         """Return the call with its tensors on a device; None leaves them where they are."""
         if device is None:
@@ -105,8 +110,7 @@ class Recording:
             self.first_states.clear()
             return
         self._input = hidden, write_count(hidden)
-        containers = [value for value in (*args, *kwargs.values()) if isinstance(value, (MutableMapping, list))]
-        self._contents = [(value, _contents(value)) for value in containers]
+        self._contents = [(value, _contents(value)) for value in Call(args, kwargs).containers]
         if position == 0:
             self.first_states.append(hidden.detach())
         other_kwargs = {key: value for key, value in kwargs.items() if key != "hidden_states"}
@@ -206,7 +210,7 @@ def record_without_running(
                 record.unbroken = (
                     other.unbroken
                     and all(_equal_calls(one[0], two[0]) for one, two in zip(record.calls, other.calls, strict=True))
-                    and not any(_has_containers(calls[0]) for calls in record.calls)
+                    and not any(calls[0].containers for calls in record.calls)
                     and (not repeat or _repeats_forward_pass(model, ffns, batches[0], input_as_output))
                 )
                 break
@@ -237,11 +241,6 @@ def _repeats_forward_pass(
             states = first_output(block(states, *calls[0].args, **calls[0].kwargs))
     tolerance = 64 * torch.finfo(states.dtype).eps * float(outputs[0].abs().max())
     return states.shape == outputs[0].shape and float((states - outputs[0]).abs().max()) <= tolerance
-
-
-def _has_containers(call: Call) -> bool:
-    """Whether blocks can leave something for later blocks in a list or mapping among the arguments."""
-    return any(isinstance(value, (MutableMapping, list)) for value in (*call.args, *call.kwargs.values()))
 
 
 def _record_in_place_of_blocks(

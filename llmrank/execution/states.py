@@ -11,7 +11,7 @@ import torch
 
 from llmrank.errors import OptionError
 
-__all__ = ["States", "allocate_like", "file_tensor", "store"]
+__all__ = ["States", "allocate_like", "file_tensor"]
 
 
 class States:
@@ -81,7 +81,7 @@ class States:
         return iter(self._in_front)
 
     def store(self, k: int, state: torch.Tensor) -> None:
-        """Set the state behind the block for one batch.
+        """Set the state behind the block for one batch, in the same memory if it fits there.
 
         Raises
         ------
@@ -89,15 +89,16 @@ class States:
             The states are in files, and this one has another shape or dtype than the first ones.
         """
         held = self._behind[k]
-        if len(self._memory) == 1:
-            store(self._behind, k, state)
-            return
-        if (state.shape, state.dtype) != (held.shape, held.dtype):
+        fits = (state.shape, state.dtype) == (held.shape, held.dtype)
+        if self.files and not fits:
             raise OptionError(
                 f"cannot run block by block: a block turns states of {held.dtype} and shape {tuple(held.shape)} into "
                 f"{state.dtype} and {tuple(state.shape)}; run without --low-memory (in Python: work_directory)"
             )
-        held.copy_(state)  # from the device that the block has computed on
+        if not self.files and not (fits and state.device == held.device):
+            self._behind[k] = held = allocate_like([state])[0]
+        same_memory = state.untyped_storage().data_ptr() == held.untyped_storage().data_ptr()
+        held.copy_(state.clone() if same_memory else state)
 
     def behind(self, k: int) -> torch.Tensor:
         """Return the state behind the block for one batch, which :meth:`store` has set."""
@@ -152,12 +153,3 @@ def _copy_into(memory: list[torch.Tensor], values: Sequence[torch.Tensor]) -> li
 def _split(memory: torch.Tensor, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     pieces = torch.split(memory, [state.numel() for state in states])
     return [piece.view(state.shape) for piece, state in zip(pieces, states, strict=True)]
-
-
-def store(states: list[torch.Tensor], k: int, state: torch.Tensor) -> None:
-    """Replace the state of one batch by a copy, in the same memory if the shape, dtype and device are the same."""
-    held = states[k]
-    if state.shape != held.shape or (state.dtype, state.device) != (held.dtype, held.device):
-        states[k] = allocate_like([state])[0]
-    same_memory = state.untyped_storage().data_ptr() == states[k].untyped_storage().data_ptr()
-    states[k].copy_(state.clone() if same_memory else state)

@@ -167,36 +167,21 @@ def load_pretrained(
         if torch_dtype == "auto":
             torch_dtype = torch.float32
     with gguf_read_once() if is_gguf else nullcontext():
-        return _load(source, name, options, torch_dtype, target, choose_class, placement)
-
-
-def _load(
-    source: str,
-    name: str,
-    options: dict[str, Any],
-    dtype: Any,
-    device: torch.device,
-    choose_class: Any,
-    placement: Mapping[str, Any] | None,
-) -> LoadedModel:
-    """Load a model, see :func:`load_pretrained`; `options` are those of all loaders of transformers."""
-    is_gguf = "gguf_file" in options
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, **options)
-        if is_gguf:
-            _check_size(Path(source), config)
-        model_class = model_class_of(
-            config, name, trust_remote_code=options["trust_remote_code"], revision=options.get("revision")
-        )
-        if choose_class is not None:
-            model_class = choose_class(model_class, config)
-        dequantising = _dequantising_option(config)
-        all_options = {**options, **dequantising, **(placement or {})}
-        model, differences = read_model(model_class, name, config, dtype=dtype, **all_options)
-    except LLMRankError:
-        raise
-    except Exception as error:  # readers of damaged files raise nearly anything
-        raise _loading_error(source, error) from error
+        try:
+            config = transformers.AutoConfig.from_pretrained(name, **options)
+            if is_gguf:
+                _check_size(Path(source), config)
+            model_class = model_class_of(config, name, trust_remote_code=trust_remote_code, revision=revision)
+            if choose_class is not None:
+                model_class = choose_class(model_class, config)
+            dequantising = _dequantising_option(config)
+            all_options = {**options, **dequantising, **(placement or {})}
+            model, differences = read_model(model_class, name, config, dtype=torch_dtype, **all_options)
+        except LLMRankError:
+            raise
+        except Exception as error:  # readers of damaged files raise nearly anything
+            raise _loading_error(source, error) from error
+        tokenizer, problem = _load_tokenizer(source, name, options)
     if differences:
         raise ModelSourceError(
             f"{source} is not the {type(model).__name__} that its configuration describes: {differences}; fetch the "
@@ -211,12 +196,11 @@ def _load(
             f"the weights of {source} are quantised ({kind}) and were dequantised to "
             f"{str(model.dtype).removeprefix('torch.')} on loading, so each takes more memory in what is written; quantise the "
             "pruned model again",
-            stacklevel=3,
+            stacklevel=2,
         )
-    tokenizer, problem = _load_tokenizer(source, name, options)
     if problem:
-        warnings.warn(problem, stacklevel=3)
-    return LoadedModel((model if placement else model.to(device)).eval(), tokenizer, source)
+        warnings.warn(problem, stacklevel=2)
+    return LoadedModel((model if placement else model.to(target)).eval(), tokenizer, source)
 
 
 def _dequantising_option(config: Any) -> dict[str, Any]:

@@ -147,7 +147,8 @@ def _check_written(directory: Path, model: Any) -> None:
             written |= {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         model_class_to_load = _class_for_config(base, config)
         _, differences = read_model(model_class_to_load, None, config, state_dict=written, device_map="meta")
-        if not differences and _fits_in_memory(model):
+        size = bytes_of(model)
+        if not differences and size is not None and size < free_memory():  # a second model of this size
             logger.info("loading the checkpoint again, to compare its tensors")
             differences = _differences_when_loaded(model, model_class_to_load, directory, config)
     except Exception as error:  # whatever a loader may raise
@@ -171,12 +172,6 @@ def _differences_when_loaded(model: nn.Module, model_class: Any, directory: Path
         if is_out_of_memory(error):  # other processes may have taken memory after free memory was measured
             return ""
         raise
-
-
-def _fits_in_memory(model: nn.Module) -> bool:
-    """Whether a second model of this size fits in memory beside this one, whose tensors are all here."""
-    size = bytes_of(model)
-    return size is not None and size < free_memory()
 
 
 def _changed_tensors(model: nn.Module, loaded: nn.Module) -> str:
