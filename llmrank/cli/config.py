@@ -45,8 +45,6 @@ class CommandParser(argparse.ArgumentParser):
     The parsed options have an attribute ``settings``: a dict of the options of this run, which ``--config`` can read again.
     """
 
-    reads_config = False
-
     def __init__(self, **settings: Any) -> None:
         parents = settings.get("parents", ())
         self.options: list[argparse.Action] = [option for parent in parents for option in parent.options]
@@ -80,7 +78,6 @@ class CommandParser(argparse.ArgumentParser):
 
     def add_config_option(self) -> None:
         """Add ``--config``."""
-        self.reads_config = True
         help_text = "read options from a TOML file, or from the report.json of another run"
         self.add_argument("--config", type=Path, metavar="FILE", help=help_text)
 
@@ -97,18 +94,18 @@ class CommandParser(argparse.ArgumentParser):
         if self._presets:
             finder.add_argument("--preset")
         found = finder.parse_known_args(args)[0]
-        path = found.config if self.reads_config else None
         try:
-            settings = {} if path is None else _read(Path(path), self._command)
+            settings = {} if found.config is None else _read(Path(found.config), self._command)
             preset = str(getattr(found, "preset", None) or settings.get("preset"))
             self._set_defaults(self._presets.get(preset, {}), f"preset {preset}")
-            self._set_defaults(settings, str(path))
+            self._set_defaults(settings, str(found.config))
         except OptionError as error:
             self.error(str(error))
         options, rest = super().parse_known_args(args, namespace)
         for name, values in self._lists.items():
             setattr(options, name, getattr(options, name) or values)
-        given = {option_name(action): getattr(options, action.dest, None) for action in self._settings()}
+        kept = [option for option in self.options if option.dest not in NOT_SETTINGS]
+        given = {option_name(option): getattr(options, option.dest, None) for option in kept}
         written = {name: _plain(value) for name, value in given.items() if value is not None and value != []}
         options.settings = {"command": self._command, **written}
         return options, rest
@@ -116,9 +113,6 @@ class CommandParser(argparse.ArgumentParser):
     @property
     def _command(self) -> str:
         return self.prog.split()[-1]
-
-    def _settings(self) -> list[argparse.Action]:
-        return [action for action in self.options if action.dest not in NOT_SETTINGS]
 
     def _set_defaults(self, settings: Mapping[str, Any], path: str) -> None:
         """Make the settings of a file or preset (`path`) the defaults of options. Text is converted when arguments are parsed."""
