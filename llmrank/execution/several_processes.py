@@ -52,17 +52,17 @@ class SeveralProcesses(Processes):
 
     def add_up(self, sums: Iterable[object], owner: int | None = None) -> None:
         """See :meth:`Processes.add_up`."""
-        holders = list(sums)
-        places = [(holder, name) for holder in holders for name, value in vars(holder).items() if _is_number(value)]
-        numbers = torch.tensor([float(getattr(*place)) for place in places], dtype=torch.float64)
-        tensors = [value for holder in holders for value in vars(holder).values() if isinstance(value, torch.Tensor)]
+        values = [(holder, name, value) for holder in sums for name, value in vars(holder).items()]
+        numeric = [each for each in values if isinstance(each[2], (int, float)) and not isinstance(each[2], bool)]
+        numbers = torch.tensor([float(value) for _, _, value in numeric], dtype=torch.float64)
+        tensors = [value for _, _, value in values if isinstance(value, torch.Tensor)]
         if not numbers.numel() and not tensors:
             return
         with self._meeting(f"sums of {[len(numbers), *(list(tensor.shape) for tensor in tensors)]}"):
             for batch in _batches([numbers, *tensors]):
                 self._add_batch(batch, owner)
-        for (holder, name), total in zip(places, numbers.tolist(), strict=True):
-            setattr(holder, name, round(total) if isinstance(getattr(holder, name), int) else total)
+        for (holder, name, value), total in zip(numeric, numbers.tolist(), strict=True):
+            setattr(holder, name, round(total) if isinstance(value, int) else total)
 
     def _add_batch(self, batch: Sequence[torch.Tensor], owner: int | None) -> None:
         """Add up flat tensors of one dtype on one device, in place."""
@@ -153,10 +153,6 @@ class SeveralProcesses(Processes):
         # All processes have come here, so none still needs the key of the previous meeting.
         if number:
             self._store.delete_key(f"{number - 1}/{self.rank}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _batches(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

@@ -53,7 +53,8 @@ class States:
             of `first`. By default `first` is written to the first file.
         """
         files = [path.with_name(f"{path.name}.{number}") for number in range(2)]
-        memory = [_allocate_in_file(file, first) for file in files]
+        size = sum(state.numel() for state in first)
+        memory = [_split(file_tensor(file, (size,), first[0].dtype), first) for file in files]
         if side is None:
             _copy_into(memory[0], first)
         return cls(memory, side or 0, files)
@@ -137,11 +138,6 @@ def file_tensor(path: Path, shape: Sequence[int], dtype: torch.dtype) -> torch.T
     with torch.inference_mode(mode=False):
         memory = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype)
         return memory.view(*shape)
-
-
-def _allocate_in_file(path: Path, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    size = sum(state.numel() for state in states)
-    return _split(file_tensor(path, (size,), states[0].dtype), states)
 
 
 def _copy_into(memory: list[torch.Tensor], values: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -93,7 +93,8 @@ def write_figures(
     for name in names or ():
         inspection.layer(name)
     all_names = list(inspection.layers)
-    chosen = _first_middle_last(all_names) if names is None else names
+    first_middle_last = sorted({round(k * (len(all_names) - 1) / 2) for k in range(3)})
+    chosen = [all_names[index] for index in first_middle_last] if names is None else names
     figures = {
         "removed_neurons": draw_removed_neurons(
             inspection.main.importance, inspection.main.keep[inspection.budget], inspection.budget
@@ -245,7 +246,8 @@ def draw_agreement(inspection: Inspection) -> Figure:
             ),
             ax=axes,
         )
-        axes.set_title(_wrapped(axes.get_title()), fontsize=9)
+        title = axes.get_title().replace(" %", "\N{NO-BREAK SPACE}%")
+        axes.set_title("\n".join(textwrap.wrap(title, 60)), fontsize=9)
         axes.set_xlabel(f"percentile in its layer by {inspection.scorer}, {inspection.topology}")
         axes.set_ylabel(f"percentile in its layer by {name}")
     return _call_nodes_neurons(figure)
@@ -309,15 +311,6 @@ def _call_nodes_neurons(figure: Figure) -> Figure:
         if renamed != text.get_text():
             text.set_text(renamed)
     return figure
-
-
-def _wrapped(text: str) -> str:
-    return "\n".join(textwrap.wrap(text.replace(" %", "\N{NO-BREAK SPACE}%"), 60))
-
-
-def _first_middle_last(names: Sequence[str]) -> list[str]:
-    indices = {round(k * (len(names) - 1) / 2) for k in range(3)}
-    return [names[index] for index in sorted(indices)]
 
 
 def new_figure(width: float, height: float) -> Figure:

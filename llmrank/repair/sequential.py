@@ -94,14 +94,13 @@ def repair_ffns(
     fitting = _Fitting(method, stream, choose, execution.processes, can_add_bias=can_add_bias)
     repaired: dict[str, RepairedMap] = {}
     kept, kept_experts = dict(masks), _kept_experts(ffns, masks)
+    not_rerouted = dict(kept_experts)
     with ExitStack() as substitutes:
         for group in execution.steps(_groups(ffns), "Repairing"):
             mixture = group[0][1].mixture
-            experts = None if mixture is None else kept_experts.pop(mixture.name, None)
+            experts = None if mixture is None else not_rerouted.pop(mixture.name, None)
             # If a mixture loses experts, the others are repaired even if they lose no neuron, to make up for the lost experts.
-            loses_experts = mixture is not None and not all(
-                bool(masks[name].any()) for name in ffns.experts[mixture.name]
-            )
+            loses_experts = mixture is not None and mixture.name in kept_experts
             chosen = [
                 (ffn, layer)
                 for ffn, layer in group

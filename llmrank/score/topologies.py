@@ -150,14 +150,14 @@ class _Sublayer:
 def _sublayers(ffns: FFNs, statistics: Sequence[FFNStatistics]) -> list[_Sublayer]:
     """Return each FFN as a sublayer of its own, but the experts of a mixture, which follow one another, as one sublayer."""
     found: list[_Sublayer] = []
-    for key, group in groupby(zip(ffns, statistics, strict=True), lambda pair: _mixture_name(pair[0])):
+    for key, group in groupby(zip(ffns, statistics, strict=True), lambda pair: pair[0].mixture):
         pairs = list(group)
-        if not key:
+        if key is None:
             found += [_Sublayer((ffn,), entry.layers, entry) for ffn, entry in pairs]
             continue
         entries, mixture = [entry for _, entry in pairs], pairs[0][1].mixture
         if mixture is None:
-            raise StructureError(f"the statistics of {key} are not those of a mixture; collect them for these FFNs")
+            raise StructureError(f"the statistics of {key.name} are not those of a mixture; collect them for these FFNs")
         hidden = replace(
             _concatenated([_hidden_statistics(entry) for entry in entries]),
             experts=tuple((ffn.sizes[1], entry.routing) for ffn, entry in pairs),
@@ -167,10 +167,6 @@ def _sublayers(ffns: FFNs, statistics: Sequence[FFNStatistics]) -> list[_Sublaye
         scales = tuple(1.0 if entry.routing is None else entry.routing.weight / n_tokens for entry in entries)
         found.append(_Sublayer(tuple(ffn for ffn, _ in pairs), layers, entries[0], scales))
     return found
-
-
-def _mixture_name(ffn: FFN) -> str:
-    return "" if ffn.mixture is None else ffn.mixture.name
 
 
 def _hidden_statistics(entry: FFNStatistics) -> LayerStatistics:

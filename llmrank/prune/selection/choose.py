@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -235,7 +234,7 @@ class _Records:
             importance,
             in_activation=entry.statistics[place.position - 1].read_norm,
             out_activation=entry.statistics[place.position].norm[place.nodes],
-            weight=partial(_edge_weights, entry, place),
+            weight=lambda: edge_weights(entry.graph, place.position)[place.nodes],
             explicit=not place.layer.output_maps,
             sensitivity=sensitivity,
             present=present,
@@ -249,7 +248,3 @@ class _Records:
             for name, mask in units.masks(keep[units.name], self._scores).items():
                 masks[name] = masks[name] & mask
         return masks
-
-
-def _edge_weights(entry: ModelGraph, place: LayerNodes) -> torch.Tensor:
-    return edge_weights(entry.graph, place.position)[place.nodes]
