@@ -190,7 +190,8 @@ class DigraphProblem:
         """Whether one sweep in layer order (and in node order within a layer) is known to be exact."""
         if not self.sweepable or any(self._leads_back(t) for t in self._transitions):
             return False
-        return all(_is_acyclic(t.operator) for t in self._transitions if t.edges.within_layer)
+        operators = [t.operator for t in self._transitions if t.edges.within_layer]
+        return all(isinstance(operator, CSROperator) and _is_acyclic(operator) for operator in operators)
 
     def sweep(self, state: State, teleport_mass: Vector) -> SweptState:
         """Take one Gauss-Seidel sweep over x = gamma P x + teleport_mass * v in layer order, with one product per block."""
@@ -396,15 +397,13 @@ class _NodeSweep:
         return np.stack(columns, axis=1).reshape(before.shape).astype(before.dtype)
 
 
-def _is_acyclic(operator: BlockOperator) -> bool:
+def _is_acyclic(operator: CSROperator) -> bool:
     """Tell whether the edges within a layer have no cycles except self-loops, which a sweep solves exactly."""
     if isinstance(operator, CSRKernelOperator):
         # The kernel is faster than a search for strongly connected components.
         from graphs.linalg import kernels
 
         return kernels.is_acyclic(operator.csr.indptr, operator.csr.indices)
-    if not isinstance(operator, CSROperator):
-        return False
     components, _ = csgraph.connected_components(operator.csr, directed=True, connection="strong")
     return int(components) == operator.shape[0]
 

@@ -222,6 +222,19 @@ def test_running_out_warns_the_caller() -> None:
     assert math.isfinite(result.error_bound)
 
 
+@pytest.mark.parametrize("kernels_from", [1, 1000])
+@pytest.mark.parametrize("has_cycle", [False, True])
+def test_one_sweep_is_exact_if_a_layer_has_no_cycles_but_loops(
+    has_cycle: bool, kernels_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphs.linalg.backends.KERNEL_ENTRIES", kernels_from)
+    edges = np.triu(np.ones((6, 6)))
+    edges[5, 0] = has_cycle
+    result = pagerank(sparse.csr_array(edges), solver="gauss-seidel")
+    assert (result.stop_reason == "exact") == (not has_cycle)
+    assert (result.iterations == 1) == (not has_cycle)
+
+
 # --- refusals
 
 PAIR = networkx.DiGraph([(0, 1)])
