@@ -3,6 +3,7 @@
 from llmrank.errors import LLMRankError
 from llmrank.experiments import SweepResult, sweep
 from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
+from llmrank.pipeline.heal import heal, predict
 from llmrank.pipeline.prune_model import PrunedModel, prune_model
 from llmrank.pipeline.report import Report
 from llmrank.prune.masks import Masks
@@ -18,7 +19,9 @@ __all__ = [
     "Report",
     "ResidualFFNPipeline",
     "SweepResult",
+    "heal",
     "load",
+    "predict",
     "prune_model",
     "save",
     "sweep",

@@ -30,6 +30,7 @@ ROOMS = [
         "llmrank.repair",
         "llmrank.surgery",
         "llmrank.evaluation",
+        "llmrank.healing",
     ),
     *("llmrank.pipeline", "llmrank.inspection", "llmrank.experiments", "llmrank.integrations"),
     *("llmrank", "llmrank.cli", "llmrank.__main__"),
@@ -39,7 +40,8 @@ GRAPH_ROOMS = {"llmrank.score", "llmrank.inspection", "llmrank.experiments", "ll
 PASSED_ON = {"GraphError", "LayeredGraph", "RankResult", "FloatArray", "count_of_share"}
 # Heavy or optional packages, and the only rooms that import them.
 HEAVY = {
-    "transformers": {"llmrank.models", "llmrank.text", "llmrank.surgery", "llmrank.evaluation"},
+    "transformers": {"llmrank.models", "llmrank.text", "llmrank.surgery", "llmrank.evaluation", "llmrank.healing"},
+    "peft": {"llmrank.healing"},
     "datasets": {"llmrank.text", "llmrank.evaluation"},
     "lm_eval": {"llmrank.evaluation"},
     "llmcompressor": {"llmrank.integrations"},
@@ -48,7 +50,7 @@ HEAVY = {
     "matplotlib": {"graphs.draw", "llmrank.inspection", "llmrank.experiments", "llmrank.cli"},
 }
 # Of these, what graphs and llmrank import only when it is asked for.
-LAZY = {"graphs": {"torch", "networkx", "matplotlib"}, "llmrank": {"datasets", "lm_eval"}}
+LAZY = {"graphs": {"torch", "networkx", "matplotlib"}, "llmrank": {"datasets", "lm_eval", "peft"}}
 VAGUE = {"util", "utils", "helper", "helpers", "common", "misc", "core", "base", "manager"}
 MODULES = modules()
 ALL_IMPORTS = [(module, entry) for module in MODULES for entry in imports(module)]

@@ -1,6 +1,6 @@
 """The command line.
 
-``llmrank demo | prune | rank | apply | sweep | inspect | evaluate | diff | components | families``.
+``llmrank demo | prune | rank | apply | heal | predict | sweep | inspect | evaluate | diff | components | families``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from llmrank.cli.commands.components import run_components
 from llmrank.cli.commands.diff import add_diff_options, run_diff
 from llmrank.cli.commands.evaluate import add_evaluate_options, run_evaluate
 from llmrank.cli.commands.families import add_families_options, run_families
+from llmrank.cli.commands.heal import add_heal_options, add_predict_options, run_heal, run_predict
 from llmrank.cli.commands.inspecting.command import add_inspect_options, run_inspect
 from llmrank.cli.commands.prune import add_demo_options, add_prune_options, run_demo, run_prune
 from llmrank.cli.commands.rank import add_apply_options, add_rank_options, run_apply, run_rank
@@ -48,11 +49,13 @@ FILES = {
     "against",
     "b",
     "calibration",
+    "checkpoints",
     "config",
     "evaluate",
     "model",
     "offload_folder",
     "output",
+    "pruned",
     "ranking",
     "task_dir",
     "text",
@@ -197,6 +200,8 @@ def parser() -> argparse.ArgumentParser:
     add_prune_options(add("prune", run_prune, "prune a model and write a checkpoint"))
     add_rank_options(add("rank", run_rank, "calibrate and rank a model once, to prune it by any amount later"))
     add_apply_options(add("apply", run_apply, "prune a model by a ranking or by masks"))
+    add_heal_options(add("heal", run_heal, "let a pruned model learn the predictions of its dense model"))
+    add_predict_options(add("predict", run_predict, "write the predictions of a dense model to a file, to heal with"))
     add_sweep_options(add("sweep", run_sweep_command, "prune models in many ways, and measure each"))
     add_inspect_options(add("inspect", run_inspect, "show the graph of a model and the scores of its neurons"))
     add_evaluate_options(

@@ -126,6 +126,16 @@ def add_method_options(
     data = command.add_argument_group("calibration and evaluation")
     if calibrates:
         add_text_options(data)
+    if calibrates and prunes:
+        method.add_argument(
+            "--heal",
+            type=int,
+            metavar="TOKENS",
+            help="then let the pruned model learn the dense model's predictions for this many tokens of the calibration text "
+            "that the repair has not seen (none); llmrank heal has more options",
+        )
+    else:
+        command.set_defaults(heal=None)
     add_batch_and_seed(data)
     return data
 
@@ -333,6 +343,7 @@ def recipe_of(
         form="compact" if options.form == "padded" else options.form,
         align="pad" if options.form == "padded" else "none",
         steps=options.steps,
+        heal=options.heal,
         calibration=calibration,
         evaluation=getattr(options, "evaluate", None),
     )

@@ -25,12 +25,12 @@ def check_processes(options: argparse.Namespace) -> None:
     count = launched_processes()[1]
     if count == 1:
         return
-    if options.command != "prune":
+    if options.command not in ("prune", "heal"):
         raise OptionError(
             f"{count} processes were started, and llmrank {options.command} runs in one; start it without a launcher "
-            "(torchrun, accelerate): only llmrank prune divides its work"
+            "(torchrun, accelerate): only llmrank prune and llmrank heal divide their work"
         )
-    if options.low_memory or options.resume:
+    if options.command == "prune" and (options.low_memory or options.resume):
         raise OptionError(
             f"--low-memory and --resume keep the files of a run in one place, and {count} processes were started; start one "
             "process, or leave them out"

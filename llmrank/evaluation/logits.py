@@ -104,6 +104,41 @@ class Predictor:
 
         return self._predictions(ids, mask, run_body_now)
 
+    def differentiable(
+        self, ids: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, Iterator[Prediction]]:
+        """Run the model's body with gradients, and let the logits of the bands depend on a copy of its output.
+
+        So the graph of one band's logits can be freed before the next band is computed: the gradients of all bands are added up
+        at the copy, and then pass through the body once.
+
+        Returns
+        -------
+        states : tensor
+            The output of the body, with its graph; all logits if the head cannot run on a band alone.
+        copy : tensor
+            The same values without that graph; it requires a gradient.
+        bands : iterator of (logits, targets, valid)
+            See :meth:`bands`. The model must be the same as at an earlier call of :meth:`bands`, which tries the head.
+        """
+        held: list[torch.Tensor] = []
+
+        def cut(states: torch.Tensor) -> torch.Tensor:
+            copy = states.detach().requires_grad_()
+            held.extend((states, copy))
+            return copy
+
+        def run_body_now(inputs: dict[str, Any]) -> Callable[[slice], torch.Tensor]:
+            if self._body is None:
+                logits = cut(self._model(**inputs).logits)
+                return lambda band: logits[:, band]
+            logits_of = self._band_logits(self._body, inputs, cut)
+            logits_of(slice(0, 1))  # the body runs at the first call
+            return logits_of
+
+        predictions = self._predictions(ids, mask, run_body_now)
+        return held[0], held[1], predictions()
+
     def _predictions(
         self,
         ids: torch.Tensor,
@@ -158,8 +193,16 @@ class Predictor:
         largest = float(torch.nan_to_num(together, 0.0, 0.0, 0.0).abs().max())
         return torch.allclose(halves, together, rtol=0.0, atol=roundings * eps * largest, equal_nan=True)
 
-    def _band_logits(self, body: nn.Module, inputs: dict[str, Any]) -> Callable[[slice], torch.Tensor]:
-        """Return a function that computes the logits of a band; the body runs at its first call only, and its output is kept."""
+    def _band_logits(
+        self,
+        body: nn.Module,
+        inputs: dict[str, Any],
+        changed: Callable[[torch.Tensor], torch.Tensor] = lambda states: states,
+    ) -> Callable[[slice], torch.Tensor]:
+        """Return a function that computes the logits of a band; the body runs at its first call only, and its output is kept.
+
+        The hidden states in the output are `changed` before the head reads them.
+        """
         forward = body.forward
         returned: list[Any] = []
 
@@ -170,8 +213,9 @@ class Predictor:
                 nonlocal calls
                 calls += 1
                 if not returned:
-                    returned.append(forward(*args, **kwargs))
-                return _narrow(returned[0], band)
+                    output = forward(*args, **kwargs)
+                    returned.append(_with_states(output, changed(first_output(output))))
+                return _with_states(returned[0], first_output(returned[0])[:, band])
 
             with ExitStack() as hooks:
                 substitute_forward(hooks, body, band_of_body)
@@ -197,9 +241,8 @@ def _bodies(model: Any) -> list[nn.Module]:
     return [body for body in dict.fromkeys(bodies) if isinstance(body, nn.Module) and body is not model]
 
 
-def _narrow(output: Any, band: slice) -> Any:
-    """Reduce the hidden states in the output of a body to a band of positions."""
-    states = first_output(output)[:, band]
+def _with_states(output: Any, states: torch.Tensor) -> Any:
+    """Return the output of a body with other hidden states."""
     if isinstance(output, ModelOutput):
         (name, *_) = output.keys()
         return type(output)(**{**output, name: states})

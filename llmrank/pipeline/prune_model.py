@@ -14,6 +14,7 @@ from torch import nn
 from llmrank.errors import OptionError, check_type
 from llmrank.execution import launched_processes
 from llmrank.execution.work_directory import SHARD_BYTES, WorkDirectory
+from llmrank.healing import Distillation
 from llmrank.models.costs import Unit
 from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.pipelines import BasePipeline
@@ -139,6 +140,7 @@ def prune_model(
     batch_size: int = 1,
     evaluation: Any = None,
     steps: int = 1,
+    heal: Distillation | int | None = None,
     form: Form = "compact",
     device: str | torch.device | None = None,
     undoable: bool = False,
@@ -175,6 +177,9 @@ def prune_model(
         calibration. By default no perplexity is measured.
     steps : int
         Number of steps to prune in; each ranks the neurons of the model as pruned so far.
+    heal : Distillation or int, optional
+        Let the pruned model learn the predictions of the dense one from this many tokens of the calibration text that the repair
+        has not seen, see :func:`llmrank.heal`. A copy of the dense model stays in memory for it.
     form : {"compact", "zero", "mask"}
         Smaller matrices; zeros in matrices of the same size; or masks of ``torch.nn.utils.prune``.
     device : str or torch.device, optional
@@ -225,6 +230,7 @@ def prune_model(
         targets=targets,
         form=form,
         steps=steps,
+        heal=heal,
         calibration=calibration,
         evaluation=evaluation,
     )

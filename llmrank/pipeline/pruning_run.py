@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,16 @@ from llmrank.evaluation.perplexity import model_size
 from llmrank.execution import Execution, Processes, join_processes, launched_processes
 from llmrank.execution.onloading import onloaded_by_block
 from llmrank.execution.work_directory import WorkDirectory
+from llmrank.healing import Healing
 from llmrank.models.loading import parse_device
 from llmrank.pipeline import stages
+from llmrank.pipeline.heal import heal_apart
 from llmrank.pipeline.plan import Plan, make_plan, open_work_directory, select
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.report import Report
 from llmrank.pipeline.stages import PreparedModel
 from llmrank.pipeline.stopwatch import Stopwatch
+from llmrank.pipeline.texts import CalibrationText
 from llmrank.progress import Progress
 from llmrank.prune.masks import Masks
 from llmrank.score.model_graph import ModelGraph
@@ -108,6 +113,11 @@ class PruningRun:
                     "a run with little memory takes no structure_dict, prunes in one step into the compact form, and cannot be "
                     "undone; leave structure_dict, steps and form out, and pass undoable=False"
                 )
+            if recipe.heal is not None:
+                raise OptionError(
+                    "healing needs the models in memory; leave heal out, and heal the checkpoint with llmrank heal, against the "
+                    "predictions that llmrank predict writes"
+                )
         self.model, self.tokenizer = model, tokenizer
         self.recipe = replace(recipe, calibration=recipe.calibration.for_model(model))
         self.undoable, self.resume = undoable, resume
@@ -179,6 +189,7 @@ class PruningRun:
         kinds = ", ".join(sorted({ffn.kind for ffn in prepared.ffns}))
         n_neurons = sum(prepared.ffns.sizes.values())
         logger.info("found %d FFNs (%s) with %d neurons", len(prepared.ffns), kinds, n_neurons)
+        dense = copy.deepcopy(self.model) if recipe.heal is not None else None
         with watch.timed("evaluate before"):
             evaluation, text = stages.evaluate(prepared, recipe, execution)
         with watch.timed("calibrate"):
@@ -213,10 +224,13 @@ class PruningRun:
                 checking = execution.step("Checking the pruned model")
                 with watch.timed("check"), checking, self.onloaded():
                     check_equivalence(self.model, expected, tokens.sequences)
+            with watch.timed("heal"):
+                healing = None if dense is None else self._heal(dense, tokens, execution)
+            del dense
             with watch.timed("evaluate after"):
                 if evaluation is not None and text is not None:
                     evaluation.after = stages.perplexity_of(prepared, text, execution, "Evaluating the pruned model")
-                    read = tokens.sequences.joined(tokens.held_out).joined(tokens.other)
+                    read = tokens.known.joined(tokens.other)
                     evaluation.calibration_overlap = shared_passages(read, text)
             size = model_size(self.model, prepared.ffns)
         except BaseException:
@@ -226,8 +240,20 @@ class PruningRun:
         report = self.plan.report
         neurons = {**report.neurons, "widths_with_padding": self.application.widths}
         seconds = watch.since(begun)
-        self.report = replace(report, after=size, neurons=neurons, seconds=seconds, evaluation=evaluation)
+        self.report = replace(
+            report, after=size, neurons=neurons, seconds=seconds, evaluation=evaluation, healing=healing
+        )
         return self.model
+
+    def _heal(self, dense: nn.Module, tokens: CalibrationTokens, execution: Execution) -> Healing:
+        """Let the pruned model learn from the dense one, on text that the repair has not seen; an undo restores the weights."""
+        settings, text = self.recipe.heal, self.recipe.calibration
+        assert settings is not None
+        assert isinstance(text, CalibrationText)
+        if self.undoable and self.application is not None:
+            before = [(value, value.detach().clone()) for value in self.model.parameters()]
+            self.application.also_restore(partial(_put_back, before))
+        return heal_apart(self.model, dense, self.tokenizer, text, settings, execution, used=tokens.known)
 
     def onloaded(self) -> AbstractContextManager[None]:
         """Let forward passes of the complete model compute on the device of the execution within the context."""
@@ -279,6 +305,12 @@ class PruningRun:
         return self.ranks[0] if len(self.ranks) == 1 else self.ranks
 
 
+def _put_back(before: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
+    """Give parameters the values that they had before."""
+    for parameter, values in before:
+        parameter.data.copy_(values)
+
+
 def _check_processes(model: nn.Module, recipe: Recipe, count: int, *, by_block: bool) -> None:
     """Refuse what several processes cannot do."""
     if count == 1:
@@ -292,6 +324,11 @@ def _check_processes(model: nn.Module, recipe: Recipe, count: int, *, by_block: 
         raise OptionError(
             f"{count} processes were started, and the model is spread over several devices, which only one process can "
             "use; start one process, or load the model on one device in each process"
+        )
+    if recipe.heal is not None:
+        raise OptionError(
+            f"a run heals in one process, and {count} were started; leave heal out, and heal the model afterwards (llmrank.heal, "
+            "llmrank heal)"
         )
     text = recipe.calibration.source
     if recipe.calibration.samples < count and (text is None or isinstance(text, (str, os.PathLike))):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from llmrank.errors import OptionError
+from llmrank.healing import Distillation
 from llmrank.models.costs import unit_name
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.texts import CalibrationText, EvaluationText, Text
@@ -44,6 +45,9 @@ class Recipe:
     align : {"none", "pad"}
     steps : int
         Number of steps to prune in, see :mod:`llmrank.prune.schedule`.
+    heal : Distillation or int, optional
+        How the pruned model learns the predictions of the dense one, or the number of tokens that it learns from; by default it
+        learns nothing.
     calibration : CalibrationText or RankedText, or a source of a text
         The text that statistics are taken on, and what a repair is fitted to.
     evaluation : EvaluationText, a source of one, or True; optional
@@ -75,6 +79,7 @@ class Recipe:
     form: Form = "compact"
     align: Align = "none"
     steps: int = 1
+    heal: Distillation | None = None
     calibration: Text = field(default_factory=lambda: CalibrationText("auto"))
     evaluation: EvaluationText | None = None
     beta: float | Literal["measured"] = "measured"
@@ -99,6 +104,7 @@ class Recipe:
         if self.align not in ALIGNMENTS:
             raise OptionError(f"unknown align {self.align!r}; expected one of {', '.join(ALIGNMENTS)}")
         check_steps(self.steps)
+        object.__setattr__(self, "heal", Distillation.of(self.heal))
         if self.structure_dict is not None:
             self._check_listed_linears()
         if self.align == "pad" and self.form != "compact":
@@ -110,6 +116,12 @@ class Recipe:
         if self.calibration.ranking is not None and self.attention:
             raise OptionError(
                 "a ranking holds no statistics of attentions; leave attention=true out, or calibrate on text (llmrank prune)"
+            )
+
+        if self.heal is not None and (self.calibration.ranking is not None or self.structure_dict is not None):
+            raise OptionError(
+                "heal needs a text and a language model that was really pruned: not a ranking, which keeps only its own text, "
+                "and no structure_dict; prune without heal, and then heal the checkpoint with llmrank heal"
             )
 
     def _check_components(self) -> None:
@@ -207,6 +219,7 @@ class Recipe:
             "form": self.form,
             "align": self.align,
             "steps": self.steps,
+            "heal": None if self.heal is None else asdict(self.heal),
             "repair": {"name": type(self.repair).__name__, **self.repair.parameters()} if self.repair else None,
             "structure_dict": self.structure_dict,
         }

@@ -16,6 +16,7 @@ from rich.text import Text
 from graphs.io.replacement import replace_file
 from llmrank.evaluation.before_and_after import Evaluation
 from llmrank.evaluation.perplexity import ModelSize
+from llmrank.healing import Healing
 from llmrank.models.costs import Unit, unit_name
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.closeness.repair_validation import Validation
@@ -67,6 +68,8 @@ class Report(Printed):
         How the scorer was chosen, see :class:`llmrank.pipeline.closeness.candidates.Choice`.
     validation : dict, optional
         See :class:`llmrank.pipeline.closeness.repair_validation.Validation`.
+    healing : Healing, optional
+        What the model has learned from the dense one, see :mod:`llmrank.healing`.
     evaluation : Evaluation, optional
     environment : dict
     notes : list of str
@@ -89,20 +92,24 @@ class Report(Printed):
     held_out: dict[str, Any] | None = None
     choice: dict[str, Any] | None = None
     validation: dict[str, Any] | None = None
+    healing: Healing | None = None
     evaluation: Evaluation | None = None
     environment: dict[str, str] = field(default_factory=environment)
     notes: list[str] = field(default_factory=list)
     config: dict[str, Any] | None = None
 
     def warnings(self) -> list[str]:
-        """Return the notes, and the warnings of the evaluation."""
-        return self.notes + (self.evaluation.warnings() if self.evaluation else [])
+        """Return the notes, and the warnings of the evaluation and of the healing."""
+        found = self.notes + (self.evaluation.warnings() if self.evaluation else [])
+        return found + (self.healing.warnings() if self.healing else [])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as values for JSON; non-finite numbers become strings."""
         plain = asdict(self)
         if self.evaluation is not None:
             plain["evaluation"]["collapsed"] = self.evaluation.collapsed
+        if self.healing is not None:
+            plain["healing"] = self.healing.to_dict()
         return dict(json_safe({"format": FORMAT, **plain, "warnings": self.warnings()}))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -144,6 +151,8 @@ class Report(Printed):
             parts.append(Text(f"repaired by {self.method['repair']['name']}: {self._repair_errors()}"))
         if self.validation is not None and self.repaired:
             parts.append(Text(Validation(**self.validation).sentence()))
+        if self.healing is not None:
+            parts += self.healing.table()
         if evaluation:
             parts.append(Text(f"perplexity on {self._tokens(evaluation.protocol)}"))
         parts += [Text(f"Warning: {sentence}", style="bold yellow") for sentence in self.warnings()]

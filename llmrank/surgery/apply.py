@@ -81,6 +81,10 @@ class AppliedMasks:
         self._roll_back()
         self.is_undone = True
 
+    def also_restore(self, restore: Restore) -> None:
+        """Let :meth:`undo` call a function first, which restores what was changed after the masks were applied."""
+        self._restores.insert(0, restore)
+
     def _roll_back(self) -> None:
         try:
             self._restore()

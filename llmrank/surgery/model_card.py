@@ -115,6 +115,12 @@ def _text(model: Any, report: Mapping[str, Any], place: str) -> str:
     ]
     if repair and report.get("repaired"):
         steps.append(f"- repaired without training by {repair['name']}")
+    healing = report.get("healing")
+    if healing:
+        steps.append(
+            f"- healed: it learned the dense model's predictions for {healing['rows'][healing['chosen']]['tokens']:,} tokens "
+            f"({escape(healing['text']['source'], quote=False)}), which removed {healing['share_closed']:.0%} of its divergence"
+        )
     lines = [
         f"# {name}, {neurons['share_reached']:.1%} of the {neurons['unit']} removed",
         "",

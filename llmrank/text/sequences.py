@@ -137,6 +137,23 @@ class TokenSequences:
         source = self.source if self.source == other.source else f"{self.source}, {other.source}"
         return TokenSequences.of(torch.cat([self.ids, other.ids]), torch.cat([self.mask, other.mask]), source)
 
+    def apart_from(self, used: TokenSequences) -> TokenSequences | None:
+        """Return the sequences that share no passage with `used`, or None if all do.
+
+        A passage is one of 32 tokens (fewer in shorter sequences), see :func:`shared_passages`.
+
+        Examples
+        --------
+        >>> sequences = TokenSequences.of(torch.arange(8).view(4, 2), torch.ones(4, 2, dtype=torch.bool), "text")
+        >>> sequences.apart_from(sequences.ordered([0, 2])).ids[:, 0].tolist()
+        [2, 6]
+        """
+        length = min(PASSAGE_LENGTH, self.length, used.length)
+        seen = {window for row in _rows_without_padding(used) for window in _windows(row, length, 1)}
+        own = (row[mask] for row, mask in zip(self.ids.numpy(), self.mask.numpy(), strict=True))
+        rows = [number for number, row in enumerate(own) if seen.isdisjoint(_windows(row, length, length))]
+        return replace(self.ordered(rows), details=self.details) if rows else None
+
     @property
     def parts(self) -> tuple[TokenSequences, TokenSequences | None]:
         """The sequences to fit to, and the held-out sequences (None if there are none)."""
@@ -170,6 +187,11 @@ class CalibrationTokens(NamedTuple):
     sequences: TokenSequences
     held_out: TokenSequences | None
     other: TokenSequences | None = None
+
+    @property
+    def known(self) -> TokenSequences:
+        """All sequences of the calibration's kind of text: those that statistics are taken on, and those held out."""
+        return self.sequences.joined(self.held_out)
 
     @property
     def held_out_of_kind(self) -> TokenSequences | None:

@@ -1,0 +1,248 @@
+"""``llmrank heal`` and ``llmrank predict``: their options, and what they run and print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from llmrank.cli.commands.prune import add_hub_options, check_upload
+from llmrank.cli.options import (
+    add_batch_and_seed,
+    add_model_options,
+    check_device_and_dtype,
+    check_output_file,
+    directory,
+    load,
+    text_source,
+)
+from llmrank.cli.result import CommandResult
+from llmrank.cli.terminal import Terminal
+from llmrank.errors import LLMRankError, OptionError
+from llmrank.execution import launched_processes
+from llmrank.healing import Healing
+from llmrank.healing.distillation import LEARNING_RATES
+from llmrank.pipeline import DEFAULT_LENGTH
+from llmrank.pipeline.heal import heal, predict
+from llmrank.pipeline.texts import CalibrationText
+from llmrank.prune.masks import Masks
+from llmrank.surgery import checkpoint
+from llmrank.surgery.atomic import check_output
+from llmrank.text import TokenSequences, check_text
+
+__all__ = ["add_heal_options", "add_predict_options", "run_heal", "run_predict"]
+
+DEFAULT_TOKENS = 65_536
+
+
+def add_heal_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``llmrank heal``."""
+    command.add_argument("model", metavar="PRUNED", type=directory, help="the directory of a pruned checkpoint")
+    group = command.add_argument_group("model and output")
+    group.add_argument(
+        "--against",
+        required=True,
+        metavar="DENSE",
+        help="the model that PRUNED was pruned from, or a file of its predictions that llmrank predict has written",
+    )
+    group.add_argument("--against-revision", metavar="REVISION", help="branch, tag or commit of DENSE")
+    group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
+    add_hub_options(group)
+    add_model_options(group)
+    _add_text_options(command)
+    learning = command.add_argument_group("learning")
+    learning.add_argument(
+        "--learn",
+        choices=LEARNING_RATES,
+        default="all",
+        help="all weights but embeddings and head; those of the FFNs; or adapters of LoRA, which are merged (%(default)s)",
+    )
+    learning.add_argument(
+        "--learning-rate", type=float, help="the highest one (2e-4 for 135 M parameters, less for larger models)"
+    )
+    learning.add_argument("--sequences-per-step", type=int, help="(as many as make about 250 steps, but at least 2)")
+    learning.add_argument(
+        "--text-weight",
+        type=float,
+        default=0.0,
+        help="weight of the loss of the text itself beside the divergence from DENSE (%(default)s)",
+    )
+    learning.add_argument(
+        "--trainer",
+        metavar="NAME=VALUE,...",
+        help="more arguments of transformers' TrainingArguments, such as bf16=true,gradient_checkpointing=true,report_to=wandb",
+    )
+    learning.add_argument(
+        "--checkpoints",
+        type=Path,
+        metavar="DIR",
+        help="keep the state of the training in this directory; if it holds one, go on from there",
+    )
+
+
+def add_predict_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``llmrank predict``."""
+    command.add_argument("model", metavar="DENSE", help="a directory, a hub name, or a .gguf file")
+    group = command.add_argument_group("model and output")
+    group.add_argument(
+        "--pruned",
+        type=directory,
+        metavar="PRUNED",
+        help="leave out the sequences that this checkpoint was repaired on",
+    )
+    group.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write, .safetensors")
+    add_model_options(group)
+    _add_text_options(command)
+
+
+def _add_text_options(command: argparse.ArgumentParser) -> None:
+    data = command.add_argument_group("text")
+    data.add_argument(
+        "--text",
+        type=lambda value: text_source(value, "calibration"),
+        default="auto",
+        metavar="TEXT",
+        help="what --calibration of llmrank prune takes; one of six sequences is of the built-in text, unless you give a "
+        "mixture, such as a.txt:100%% (%(default)s: text that DENSE writes)",
+    )
+    data.add_argument("--tokens", type=int, default=DEFAULT_TOKENS, help="number of tokens to learn from (%(default)s)")
+    data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
+    add_batch_and_seed(data)
+
+
+def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
+    """Run ``llmrank heal``."""
+    is_first = launched_processes()[0] == 0
+    if not is_first:  # only process 0 prints, and writes the checkpoint
+        terminal = Terminal(quiet=True)
+    check_output(options.output)
+    check_device_and_dtype(options)
+    check_text(options.text)
+    trainer = _trainer_arguments(options.trainer or "")
+    repository = check_upload(options)
+    loaded = load(options, terminal)
+    from_file = Path(options.against).is_file() and Path(options.against).suffix == ".safetensors"
+    dense: Any = options.against
+    used = None
+    if not from_file:
+        teacher = load(options, terminal, options.against, options.against_revision)
+        dense = teacher.model
+        used = _used_sequences(options.model, dense, teacher.tokenizer, options.text)
+    healing = heal(
+        loaded.model,
+        dense,
+        loaded.tokenizer,
+        options.text,
+        options.tokens,
+        learn=options.learn,
+        learning_rate=options.learning_rate,
+        sequences_per_step=options.sequences_per_step,
+        text_weight=options.text_weight,
+        sequence_length=options.sequence_length,
+        batch_size=options.batch_size,
+        trainer=trainer,
+        seed=options.seed,
+        used=used,
+        directory=options.checkpoints,
+        progress=terminal.progress,
+    )
+    if not is_first:
+        return CommandResult({})
+    report = _report(options.model)
+    # What was measured before healing does not describe the healed model.
+    stale = {"evaluation": None, "warnings": [*report.get("notes", []), *healing.warnings()]}
+    report = report | {"healing": healing.to_dict(), **(stale if report else {})}
+    masks = options.model / checkpoint.MASKS_FILE
+    with terminal.step(f"Saving {options.output}"):
+        checkpoint.save(
+            options.output,
+            loaded.model,
+            loaded.tokenizer,
+            Masks.load(masks) if masks.is_file() else None,
+            report,
+            push_to_hub=repository,
+            private=options.private or None,
+        )
+    say_healing(healing, terminal)
+    terminal.say(f"Wrote {options.output}: the checkpoint and {checkpoint.REPORT_FILE}.")
+    return CommandResult({"output": str(options.output), "healing": healing.to_dict()})
+
+
+def run_predict(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
+    """Run ``llmrank predict``."""
+    check_output_file(options.output)
+    check_device_and_dtype(options)
+    check_text(options.text)
+    loaded = load(options, terminal)
+    used = None
+    if options.pruned is not None:
+        used = _used_sequences(options.pruned, loaded.model, loaded.tokenizer, options.text)
+    found = predict(
+        loaded.model,
+        loaded.tokenizer,
+        options.output,
+        options.text,
+        options.tokens,
+        sequence_length=options.sequence_length,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        used=used,
+        progress=terminal.progress,
+    )
+    size = options.output.stat().st_size
+    predicted = found.entropy.numel()
+    terminal.say(
+        f"Wrote {options.output}: {predicted:,} predictions, {size:,} bytes ({size / predicted:.0f} a token). "
+        f"llmrank heal PRUNED --against {options.output} --output HEALED learns from them."
+    )
+    return CommandResult({"output": str(options.output), "predictions": predicted, "bytes": size})
+
+
+def say_healing(healing: Healing, terminal: Terminal) -> None:
+    """Print the ledger, and its warnings."""
+    for part in healing.table():
+        terminal.print(part)
+    for warning in healing.warnings():
+        terminal.warn(warning)
+
+
+def _report(pruned: Path) -> dict[str, Any]:
+    """Return the report of a pruned checkpoint; empty without one."""
+    path = pruned / checkpoint.REPORT_FILE
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"{path} is damaged ({error}); delete it, or restore it") from error
+
+
+def _used_sequences(pruned: Path, dense: Any, tokenizer: Any, text: Any) -> TokenSequences | None:
+    """Return the sequences of a text that a checkpoint was calibrated and repaired on; None if it was another text.
+
+    The report has the settings and the digest of the tokens, so the same number of sequences is made of the text and compared.
+    """
+    report = _report(pruned)
+    config, known = report.get("config") or {}, report.get("calibration") or {}
+    try:
+        again = CalibrationText(
+            text, config["samples"], config["sequence-length"], seed=config.get("seed", 0)
+        ).sequences(dense, tokenizer, hold_out=True)
+    except (KeyError, LLMRankError):  # no report of the command line, or a text that is too short for these settings
+        return None
+    if again.sequences.digest != known.get("sha256_of_tokens"):
+        return None
+    return again.sequences.joined(again.held_out)
+
+
+def _trainer_arguments(text: str) -> dict[str, Any]:
+    """Convert ``bf16=true,max_grad_norm=0.5`` to values."""
+    found: dict[str, Any] = {}
+    for entry in filter(None, text.split(",")):
+        name, sign, value = (part.strip() for part in entry.partition("="))
+        if not sign or not name.isidentifier():
+            raise OptionError(f"--trainer: expected NAME=VALUE,NAME=VALUE such as bf16=true, got {entry!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

@@ -1,0 +1,218 @@
+"""What healing has cost and gained: a row for each time that the model was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from llmrank.evaluation.estimate import Estimate
+
+__all__ = ["Closeness", "Healing", "LedgerRow", "best_row"]
+
+# The kinds of held-out text, and what a table calls them.
+KINDS = {"own": "own kind of text", "other": "other kind of text"}
+SHORT = {"own": "own text", "other": "other text"}
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How close a model is to the dense model on a few held-out sequences.
+
+    Attributes
+    ----------
+    divergences, losses : tuple of float
+        KL divergence from the dense predictions, and negative log-likelihood, of each sequence, summed over its tokens, in nats.
+    counts : tuple of int
+        Number of predicted tokens of each sequence.
+    """
+
+    divergences: tuple[float, ...]
+    losses: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def divergence(self) -> Estimate:
+        """Mean divergence of a token."""
+        return Estimate.of(self.divergences, self.counts)
+
+    @property
+    def perplexity(self) -> float:
+        """The perplexity; infinite if it is above that of 700 nats."""
+        mean = sum(self.losses) / sum(self.counts)
+        return math.exp(mean) if mean < 700 else math.inf
+
+    def gain_over(self, other: Closeness) -> Estimate:
+        """Return how much smaller the divergence is than another one of the same sequences."""
+        return Estimate.of([a - b for a, b in zip(other.divergences, self.divergences, strict=True)], self.counts)
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """The model after a number of steps.
+
+    Attributes
+    ----------
+    step, tokens : int
+        Number of steps, and of tokens that it has learned from.
+    seconds : float
+        Time since the start, without measurements.
+    learning_rate : float
+    closeness : dict from str to Closeness
+        By kind of held-out text: "own" and, unless the text is the built-in one, "other".
+    """
+
+    step: int
+    tokens: int
+    seconds: float
+    learning_rate: float
+    closeness: dict[str, Closeness]
+
+    @classmethod
+    def of_dict(cls, plain: dict[str, Any]) -> LedgerRow:
+        """Make a row of what :func:`dataclasses.asdict` and JSON have made of one."""
+        kinds = {kind: Closeness(*map(tuple, values.values())) for kind, values in plain["closeness"].items()}
+        return cls(**{**plain, "closeness": kinds})
+
+    @property
+    def divergence(self) -> float:
+        """The mean over the kinds of text."""
+        return float(np.mean([each.divergence.value for each in self.closeness.values()]))
+
+
+@dataclass(frozen=True)
+class Healing:
+    """The outcome of healing. Its repr, and what a notebook shows of it, is :meth:`table`.
+
+    Attributes
+    ----------
+    rows : tuple of LedgerRow
+        The first is the model before healing.
+    chosen : int
+        Which of the rows the model is now: the one that is closest to the dense model, the first if none is closer.
+    settings : dict
+        What learned, how many parameters, and at which rate.
+    text : dict
+        Provenance of the sequences.
+    notes : tuple of str
+    """
+
+    rows: tuple[LedgerRow, ...]
+    chosen: int
+    settings: dict[str, Any]
+    text: dict[str, Any]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def start(self) -> LedgerRow:
+        """The model before healing."""
+        return self.rows[0]
+
+    @property
+    def best(self) -> LedgerRow:
+        """The model as it is now."""
+        return self.rows[self.chosen]
+
+    @property
+    def share_closed(self) -> float:
+        """The share of the divergence from the dense model that healing has removed, 0..1."""
+        start = self.start.divergence
+        return 1.0 - self.best.divergence / start if start else 0.0
+
+    def tokens_to_halve(self) -> Estimate | None:
+        """Return how many tokens in all would halve what is left, if the divergence goes on to fall as a power of the tokens.
+
+        The error is that of the fitted exponent. None if there are fewer than three rows after the first, or it does not fall.
+        """
+        rows = [row for row in self.rows[1:] if row.divergence > 0.0]
+        if len(rows) < 3:
+            return None
+        x, y = np.log([row.tokens for row in rows]), np.log([row.divergence for row in rows])
+        spread = float(((x - x.mean()) ** 2).sum())
+        slope = float(((x - x.mean()) * (y - y.mean())).sum()) / spread
+        if slope >= 0.0:
+            return None
+        residual = y - y.mean() - slope * (x - x.mean())
+        error = math.sqrt(float((residual**2).sum()) / (len(rows) - 2) / spread)
+        factor = math.exp(min(math.log(2.0) / -slope, 700.0))
+        # The derivative of 2^(-1/slope) with respect to the slope.
+        return Estimate(
+            rows[-1].tokens * factor, rows[-1].tokens * factor * math.log(2.0) / slope**2 * error, len(rows)
+        )
+
+    def warnings(self) -> list[str]:
+        """Return what a user should know before using the model."""
+        found = list(self.notes)
+        if self.chosen == 0:
+            found.append(
+                "no step was closer to the dense model than the start, so the model is as it was before healing"
+            )
+        for kind, now in self.best.closeness.items():
+            gain = now.gain_over(self.start.closeness[kind])
+            if gain.value < 0.0:
+                found.append(
+                    f"healing has moved the model away from the dense one on its {KINDS[kind]}: its divergence grew by "
+                    f"{-gain.value:.4f} nats; heal with text of more kinds"
+                )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return values for JSON."""
+        halve = self.tokens_to_halve()
+        return {
+            **asdict(self),
+            "share_closed": self.share_closed,
+            "tokens_to_halve": None if halve is None else vars(halve),
+            "warnings": self.warnings(),
+        }
+
+    def table(self) -> list[RenderableType]:
+        """Return the rows as a table, and sentences."""
+        kinds = list(self.start.closeness)
+        table = Table(title="Healing", title_justify="left")
+        headings = ["step", "tokens", "seconds"]
+        headings += [f"{metric}: {SHORT[kind]}" for metric in ("KL", "perplexity") for kind in kinds]
+        for heading in (*headings, ""):
+            table.add_column(heading, justify="right")
+        for number, row in enumerate(self.rows):
+            cells = [f"{row.step:,}", f"{row.tokens:,}", f"{row.seconds:,.0f}"]
+            for divergence in (row.closeness[kind].divergence for kind in kinds):
+                error = "" if divergence.error is None else f" ± {divergence.error:.3f}"
+                cells.append(f"{divergence.value:.3f}{error}")
+            cells += [f"{row.closeness[kind].perplexity:,.2f}" for kind in kinds]
+            table.add_row(*cells, "kept" if number == self.chosen else "")
+        sentences = [f"{self.share_closed:.0%} of the divergence from the dense model is gone"]
+        halve = self.tokens_to_halve()
+        if halve is not None:
+            sentences.append(
+                f"half of what is left would take about {_rounded(halve.value)} tokens in all, if it falls on as it did"
+            )
+        return [table, *(Text(sentence) for sentence in sentences)]
+
+
+def _rounded(tokens: float) -> str:
+    """Return a number with two significant digits."""
+    if tokens > 1e15:
+        return "more than 1e15"
+    digits = 1 - math.floor(math.log10(max(tokens, 1.0)))
+    return f"{int(round(tokens, digits)):,}"
+
+
+def best_row(rows: Sequence[LedgerRow]) -> int:
+    """Return the number of the row that is closest to the dense model; the earliest of equals.
+
+    A row is left out if it is worse than the first on one kind of text, by more than the error of the difference.
+    """
+
+    def harms(row: LedgerRow) -> bool:
+        gains = [now.gain_over(rows[0].closeness[kind]) for kind, now in row.closeness.items()]
+        return any(gain.value < -(gain.error or 0.0) for gain in gains)
+
+    allowed = [number for number, row in enumerate(rows) if not harms(row)]
+    return min(allowed, key=lambda number: rows[number].divergence)

@@ -1,0 +1,171 @@
+"""Predictions of a dense model in a file: the likeliest tokens, and an unbiased sample of the others.
+
+With them a pruned model can be healed without the dense model in memory, and more than once. Sums over the likeliest tokens alone
+are biased: the pruned model would learn that the others never come (arXiv 2503.16870). So tokens are drawn from the rest of the
+distribution, and stand for its mass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from graphs.io.tensor_files import read_tensors, write_tensors
+from llmrank.errors import OptionError
+from llmrank.evaluation.logits import POSITIONS_AT_ONCE, Predictor, check_predicts
+from llmrank.execution import Execution
+from llmrank.healing.teachers import BandDivergence
+from llmrank.models.forward import at_least_float32, evaluation_mode
+from llmrank.text import CalibrationTokens, TokenSequences
+
+__all__ = ["Predictions", "predict_tokens"]
+
+# How many of the likeliest tokens are kept, and how many are drawn from the others. With the ids of a large vocabulary and the
+# token itself, that is 292 bytes a token.
+TOP, DRAWN = 32, 22
+KIND, VERSION = "predictions", 1
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Predictions of a dense model for every token of a text; a teacher, see :class:`llmrank.healing.teachers.Teacher`.
+
+    Attributes
+    ----------
+    tokens : CalibrationTokens
+        The text: what to learn from, and what is held out.
+    top_ids : (n, steps, TOP) int32 tensor
+        The likeliest tokens for each of the predicted positions of the n sequences.
+    top_log_p : (n, steps, TOP) float16 tensor
+        Their log-probabilities.
+    drawn_ids : (n, steps, DRAWN) int32 tensor
+        Tokens that are drawn from the others, each with the probability that it has among them.
+    entropy : (n, steps) float32 tensor
+        The entropy of the distribution, in nats.
+    """
+
+    tokens: CalibrationTokens
+    top_ids: torch.Tensor
+    top_log_p: torch.Tensor
+    drawn_ids: torch.Tensor
+    entropy: torch.Tensor
+
+    def divergences(self, ids: torch.Tensor, _mask: torch.Tensor, rows: torch.Tensor) -> Iterator[BandDivergence]:
+        """See :meth:`llmrank.healing.teachers.Teacher.divergences`; of each an estimate, whose mean is the divergence."""
+        steps = self.entropy.shape[1]
+        width = max(1, POSITIONS_AT_ONCE // max(1, len(ids)))
+        chosen = rows.cpu()
+        for start in range(0, steps, width):
+            band = slice(start, min(start + width, steps))
+
+            def divergence(logits: torch.Tensor, band: slice = band) -> torch.Tensor:
+                log_q = at_least_float32(logits).log_softmax(-1)
+                top_ids, top_log_p, drawn, entropy = (
+                    each[chosen, band].to(logits.device)
+                    for each in (self.top_ids, self.top_log_p, self.drawn_ids, self.entropy)
+                )
+                p = top_log_p.float().exp()
+                rest = (1.0 - p.sum(-1)).clamp(min=0.0)
+                of_top = -(p * log_q.gather(-1, top_ids.long())).sum(-1)
+                of_rest = -log_q.gather(-1, drawn.long()).mean(-1)
+                return of_top + rest * of_rest - entropy
+
+            yield divergence
+
+    def save(self, path: Path) -> None:
+        """Write the predictions and their text to a file, completely or not at all."""
+        learned, held_out, other = self.tokens
+        parts = {"own": learned, "held_out": held_out, "other": other}
+        tensors = {f"{name}.ids": part.ids.int() for name, part in parts.items() if part is not None}
+        tensors |= {f"{name}.mask": part.mask for name, part in parts.items() if part is not None}
+        tensors |= {name: getattr(self, name) for name in ("top_ids", "top_log_p", "drawn_ids", "entropy")}
+        meta = {"sources": {name: part.source for name, part in parts.items() if part is not None}}
+        write_tensors(path, {name: each.numpy() for name, each in tensors.items()}, meta, KIND, VERSION)
+
+    @classmethod
+    def read(cls, path: Path) -> Predictions:
+        """Read what :meth:`save` has written.
+
+        Raises
+        ------
+        graphs.GraphError
+            The file is missing, damaged, or of another kind.
+        OptionError
+            Its tensors do not fit each other.
+        """
+        meta, arrays = read_tensors(path, KIND, VERSION)
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        try:
+            parts = [
+                TokenSequences.of(tensors[f"{name}.ids"].long(), tensors[f"{name}.mask"].bool(), meta["sources"][name])
+                if name in meta["sources"]
+                else None
+                for name in ("own", "held_out", "other")
+            ]
+            found = [tensors[name] for name in ("top_ids", "top_log_p", "drawn_ids", "entropy")]
+        except KeyError as error:
+            raise OptionError(
+                f"{path} lacks {error} of its predictions; write it again with llmrank predict"
+            ) from error
+        rows = sum(len(part) for part in parts if part is not None)
+        if parts[0] is None or any(len(each) != rows for each in found):
+            raise OptionError(
+                f"{path} has predictions for other sequences than it holds; write it again with llmrank predict"
+            )
+        return cls(CalibrationTokens(parts[0], parts[1], parts[2]), *found)
+
+
+@torch.no_grad()
+def predict_tokens(
+    model: Any, tokens: CalibrationTokens, execution: Execution = Execution(), seed: int = 0
+) -> Predictions:
+    """Compute the predictions of a dense model for a text.
+
+    Parameters
+    ----------
+    model : transformers causal or encoder-decoder language model
+    tokens : CalibrationTokens
+    execution : Execution
+    seed : int
+        Seed of the tokens that are drawn.
+
+    Raises
+    ------
+    UnsupportedModelError
+        The model predicts no next token.
+
+    Notes
+    -----
+    Cost: a forward pass. Memory: at most 300 bytes a token, and the logits of two bands.
+    """
+    check_predicts(model, "prediction")
+    predictor, found = Predictor(model), []
+    # On the CPU for every device, so that the same tokens are drawn wherever the model computes.
+    generator = torch.Generator().manual_seed(seed)
+    parts = [part for part in tokens if part is not None]
+    with evaluation_mode(model):
+        batches = [batch for part in parts for batch in part.batches(execution.batch_size)]
+        for ids, mask in execution.steps(batches, "Predicting"):
+            bands = [_compressed(logits, generator) for logits, _, _ in predictor.bands(ids, mask)]
+            found.append([torch.cat(part, dim=1) for part in zip(*bands, strict=True)])
+    return Predictions(tokens, *(torch.cat(part) for part in zip(*found, strict=True)))
+
+
+def _compressed(logits: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    """Return the likeliest tokens, their log-probabilities, tokens drawn from the others, and the entropies."""
+    log_p = at_least_float32(logits).log_softmax(-1)
+    p = log_p.exp()
+    entropy = -torch.where(p > 0.0, p * log_p, 0.0).sum(-1)
+    top_log_p, top_ids = log_p.topk(min(TOP, log_p.shape[-1] - 1))
+    others = p.scatter(-1, top_ids, 0.0)
+    others = others + (others.sum(-1, keepdim=True) == 0.0)  # nothing is left: what is drawn has no weight
+    # Where a sorted uniform number falls in the cumulated mass.
+    mass = others.double().cumsum(-1)
+    places = torch.rand(*mass.shape[:-1], DRAWN, generator=generator, dtype=torch.float64).to(mass.device)
+    drawn = torch.searchsorted(mass, places * mass[..., -1:]).clamp(max=mass.shape[-1] - 1)
+    return top_ids.int().cpu(), top_log_p.half().cpu(), drawn.int().cpu(), entropy.float().cpu()

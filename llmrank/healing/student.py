@@ -1,0 +1,173 @@
+"""The pruned model as it learns: which of its weights learn, and the loss of a batch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmrank.errors import OptionError
+from llmrank.evaluation.logits import Predictor
+from llmrank.healing.distillation import Distillation
+from llmrank.healing.teachers import Teacher
+from llmrank.models import find_ffns
+from llmrank.models.forward import at_least_float32, evaluation_mode
+
+__all__ = ["Student", "learning"]
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class Student(nn.Module):
+    """A pruned model whose forward pass is its loss, so that wrappers such as DistributedDataParallel see all of it.
+
+    Parameters
+    ----------
+    model : transformers causal or encoder-decoder language model
+        The parameters that require gradients learn.
+    teacher : Teacher
+    text_weight : float
+        See :class:`llmrank.healing.distillation.Distillation`.
+    """
+
+    # The Trainer must not spread the module over all GPUs of one process: the teacher is not spread.
+    is_parallelizable = model_parallel = True
+
+    def __init__(self, model: Any, teacher: Teacher, text_weight: float = 0.0) -> None:
+        super().__init__()
+        self.model = model
+        self.predictor = Predictor(model)
+        self._teacher, self._text_weight = teacher, text_weight
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Return the loss of a batch, summed over its predicted tokens.
+
+        The logits of one band at a time are in memory: the gradients with respect to the hidden states are added up band by
+        band, and pass through the body once.
+        """
+        states, copy, bands = self.predictor.differentiable(input_ids, attention_mask)
+        total = torch.zeros((), device=states.device)
+        with torch.enable_grad():
+            for band, divergence in zip(bands, self._teacher.divergences(input_ids, attention_mask, rows), strict=True):
+                logits, targets, valid = band
+                losses = divergence(logits)
+                if self._text_weight:
+                    text = nn.functional.cross_entropy(
+                        at_least_float32(logits).transpose(1, 2), targets, reduction="none"
+                    )
+                    losses = (1.0 - self._text_weight) * losses + self._text_weight * text
+                loss = torch.where(valid, losses, 0.0).sum()
+                torch.autograd.backward(loss, inputs=[copy])
+                total += loss.detach()
+        # Its value is the loss, and its gradient with respect to the states is the sum over the bands.
+        gradient = torch.zeros_like(states) if copy.grad is None else copy.grad
+        through = (states * gradient).sum(dtype=torch.float32)
+        return {"loss": total + through - through.detach()}
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Let the model compute its activations again in the backward pass; the Trainer calls this."""
+        self.model.gradient_checkpointing_enable(**options)
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        """Return the parameters that learn, by name."""
+        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return what a checkpoint of the training must hold: the parameters that learn."""
+        return {name: value.detach() for name, value in self.learned().items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Mapping[str, Any], *_: Any, **__: Any) -> Any:
+        """Read what :meth:`state_dict` has returned."""
+        for name, value in self.learned().items():
+            value.copy_(state_dict[name])
+        return SimpleNamespace(missing_keys=[], unexpected_keys=[])
+
+    @torch.no_grad()
+    def measure(
+        self, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], first: int
+    ) -> list[tuple[float, float, int]]:
+        """Return divergence and loss of every sequence, each summed over its predicted tokens, and their number.
+
+        `first` is the number of the first sequence in the teacher's text.
+        """
+        found: list[tuple[float, float, int]] = []
+        with evaluation_mode(self.model):
+            for ids, mask in batches:
+                rows = torch.arange(first + len(found), first + len(found) + len(ids))
+                sums = torch.zeros(3, len(ids), dtype=torch.float64)
+                teacher = self._teacher.divergences(ids, mask, rows)
+                for (logits, targets, valid), divergence in zip(self.predictor.bands(ids, mask), teacher, strict=True):
+                    losses = nn.functional.cross_entropy(
+                        at_least_float32(logits).transpose(1, 2), targets, reduction="none"
+                    )
+                    for row, values in enumerate((divergence(logits), losses, torch.ones_like(losses))):
+                        sums[row] += torch.where(valid, values, 0.0).double().sum(1).cpu()
+                found += [(float(kl), float(loss), int(n)) for kl, loss, n in sums.T]
+        return found
+
+
+@contextmanager
+def learning(model: Any, settings: Distillation) -> Iterator[None]:
+    """Let the parameters learn that the settings name, in float32; at the end merge adapters, and restore dtypes and flags.
+
+    Raises
+    ------
+    OptionError
+        No parameter can learn, or LoRA is asked for and peft is not installed.
+    """
+    before = [(parameter, parameter.requires_grad, parameter.data) for parameter in model.parameters()]
+    adapted: Any = None
+    try:
+        model.requires_grad_(requires_grad=False)
+        for parameter, _, values in before:
+            if values.dtype in HALF:  # steps are smaller than the resolution of half precision
+                parameter.data = values.float()
+        if settings.learn == "lora":
+            adapted = _with_adapters(model, settings)
+        else:
+            for parameter in _parameters(model, settings.learn):
+                parameter.requires_grad_()
+        yield
+    finally:
+        if adapted is not None:
+            adapted.merge_and_unload()
+        for parameter, flag, values in before:
+            if parameter.dtype != values.dtype:
+                parameter.data = values.copy_(parameter.data)
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+
+
+def _parameters(model: Any, learn: str) -> list[nn.Parameter]:
+    """Return the parameters that learn: those of the FFNs, or all of the body but embeddings."""
+    if learn == "ffn":
+        ffns = find_ffns(model)
+        return [each for module in (*ffns.modules, *ffns.router_modules) for each in module.parameters()]
+    head = model.get_output_embeddings()
+    kept = {id(each) for module in model.modules() if isinstance(module, nn.Embedding) for each in module.parameters()}
+    kept |= {id(each) for each in (() if head is None else head.parameters())}
+    found = [each for each in model.base_model.parameters() if id(each) not in kept and each.is_floating_point()]
+    if not found:
+        raise OptionError(f"{type(model).__name__} has no weights besides its embeddings, so nothing can learn")
+    return found
+
+
+def _with_adapters(model: Any, settings: Distillation) -> Any:
+    """Put adapters of LoRA around all linear maps of a model but its head."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise OptionError("learn='lora' needs peft; install it with pip install 'llmrank[lora]'") from None
+    torch.manual_seed(settings.seed)
+    config = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft reads a name of transformers that will go
+        return get_peft_model(model, config)

@@ -1,0 +1,82 @@
+"""What a pruned model learns from: the predictions of the dense model, computed when they are needed, or read from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Protocol, TypeAlias
+
+import torch
+
+from llmrank.errors import OptionError
+from llmrank.evaluation.logits import Predictor, check_predicts
+from llmrank.models.forward import at_least_float32, evaluation_mode
+
+__all__ = ["BandDivergence", "DenseModel", "Teacher"]
+
+# From logits (batch, steps, vocabulary) to divergences (batch, steps) from the teacher, in nats.
+BandDivergence: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Teacher(Protocol):
+    """Predictions to learn from."""
+
+    def divergences(self, ids: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> Iterator[BandDivergence]:
+        """Yield for every band of :meth:`llmrank.evaluation.logits.Predictor.bands` the divergence KL(teacher || logits).
+
+        Parameters
+        ----------
+        ids, mask : (batch, length) tensors
+        rows : (batch,) int64 tensor
+            Which sequences of the text these are.
+        """
+
+
+class DenseModel:
+    """The dense model as a teacher: it runs on every batch.
+
+    Parameters
+    ----------
+    model : transformers causal or encoder-decoder language model
+        It is not changed.
+
+    Raises
+    ------
+    UnsupportedModelError
+        It predicts no next token.
+    """
+
+    def __init__(self, model: Any) -> None:
+        check_predicts(model, "divergence")
+        self.model = model
+        self._predictor = Predictor(model)
+
+    def divergences(self, ids: torch.Tensor, mask: torch.Tensor, _rows: torch.Tensor) -> Iterator[BandDivergence]:
+        """See :meth:`Teacher.divergences`. Cost: a forward pass."""
+        with torch.no_grad(), evaluation_mode(self.model):
+            bands = self._predictor.hold(ids, mask)()
+        while True:
+            with torch.no_grad(), evaluation_mode(self.model):
+                band = next(bands, None)
+            if band is None:
+                return
+            yield partial(divergence, band[0])
+
+
+def divergence(teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Return KL(teacher || logits) at every position, in nats.
+
+    Raises
+    ------
+    OptionError
+        The vocabularies differ in size.
+    """
+    if teacher_logits.shape != logits.shape:
+        raise OptionError(
+            f"the dense model has a vocabulary of {teacher_logits.shape[-1]} tokens and the pruned model one of "
+            f"{logits.shape[-1]}; heal it against the dense model that it was pruned from"
+        )
+    log_p = at_least_float32(teacher_logits.to(logits.device)).log_softmax(-1)
+    p, log_q = log_p.exp(), at_least_float32(logits).log_softmax(-1)
+    # Where p is 0 the term counts as 0; log p is -Inf there.
+    return (p * (log_p.clamp(min=torch.finfo(log_p.dtype).min) - log_q)).sum(-1)

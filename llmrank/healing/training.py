@@ -1,0 +1,261 @@
+"""Let a student learn: transformers' Trainer takes the steps, and this module gives it the data, the measurements and the stop.
+
+It is imported when it is needed, because importing the Trainer is slow.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from graphs.io.replacement import replace_file
+from llmrank.errors import CalibrationError, OptionError
+from llmrank.execution import Execution
+from llmrank.healing.distillation import Distillation
+from llmrank.healing.ledger import Closeness, LedgerRow, best_row
+from llmrank.healing.student import Student
+from llmrank.models.forward import input_device
+from llmrank.text import TokenSequences
+
+__all__ = ["train"]
+
+# The model is measured at the start and this many times more.
+MEASUREMENTS = 4
+LEDGER, BEST, SETTINGS = "ledger.json", "best.safetensors", "settings.json"
+
+
+def train(
+    student: Student,
+    text: TokenSequences,
+    held_out: dict[str, TokenSequences],
+    settings: Distillation,
+    rate: float,
+    execution: Execution,
+    directory: Path | None,
+) -> tuple[LedgerRow, ...]:
+    """Let the student learn, and leave it as it was at its best measurement.
+
+    Parameters
+    ----------
+    student : Student
+    text : TokenSequences
+        What it learns from. The teacher knows its sequences by their numbers, and after them the held-out ones.
+    held_out : dict from str to TokenSequences
+        What it is measured on, by kind of text.
+    settings : Distillation
+    rate : float
+        The highest learning rate.
+    execution : Execution
+    directory : Path or None
+        Keeps the state of the training; if it holds a state already, the training goes on from there.
+
+    Returns
+    -------
+    tuple of LedgerRow
+    """
+    steps = settings.steps(text.length)
+    run = {
+        "settings": asdict(settings) | {"rate": rate},
+        "text": text.digest,
+        "held_out": [each.digest for each in held_out.values()],
+    }
+    with _directory(directory, json.loads(json.dumps(run, default=str))) as work:
+        book = _Ledger(student, text, held_out, execution, work, is_shared=directory is not None)
+        connected = dist.is_available() and dist.is_initialized()
+        last = get_last_checkpoint(str(work))  # type: ignore[no-untyped-call]
+        arguments = _arguments(
+            settings, student, text.length, rate, steps, execution, work, keeps=directory is not None
+        )
+        trainer = _Trainer(
+            book,
+            model=student,
+            args=arguments,
+            train_dataset=_dataset(text),
+            eval_dataset=[],  # the ledger has its own
+            compute_loss_func=_mean_loss,
+            callbacks=[_Shown(execution, steps)] if execution.progress else None,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=last)
+        trainer.accelerator.wait_for_everyone()
+        if not connected:
+            trainer.accelerator.end_training()  # closes the connection to other processes, if the Trainer has opened one
+        student.load_state_dict(load_file(work / BEST))
+        return tuple(book.rows)
+
+
+class _Trainer(Trainer):
+    """A Trainer whose evaluation is a measurement in the ledger."""
+
+    def __init__(self, book: _Ledger, **options: Any) -> None:
+        super().__init__(**options)
+        self._book = book
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measure the student, log it, and tell the callbacks."""
+        rate = self._get_learning_rate() if self.lr_scheduler is not None else 0.0
+        row = self._book.measure(self.state.global_step, float(rate), self.args)
+        metrics = {"eval_loss": row.divergence}
+        for kind, close in row.closeness.items():
+            metrics |= {f"eval_{kind}_divergence": close.divergence.value, f"eval_{kind}_perplexity": close.perplexity}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _Ledger:
+    """The rows so far, in memory and in a file, and the weights of the best of them in another file."""
+
+    def __init__(
+        self,
+        student: Student,
+        text: TokenSequences,
+        held_out: dict[str, TokenSequences],
+        execution: Execution,
+        directory: Path,
+        *,
+        is_shared: bool,
+    ) -> None:
+        self._student, self._text, self._held_out = student, text, held_out
+        self._execution, self._directory, self._is_shared = execution, directory, is_shared
+        path = directory / LEDGER
+        plain = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        self.rows = [LedgerRow.of_dict(row) for row in plain]
+        self._spent = self.rows[-1].seconds if self.rows else 0.0
+        self._since = perf_counter()
+
+    def measure(self, step: int, rate: float, arguments: TrainingArguments) -> LedgerRow:
+        """Measure the student after a step, and keep its weights if it is the best so far."""
+        for row in self.rows:
+            if row.step == step:  # measured before the training was interrupted
+                self._since = perf_counter()
+                return row
+        self.rows = [row for row in self.rows if row.step < step]
+        self._spent += perf_counter() - self._since
+        per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        closeness, first = {}, len(self._text)
+        for kind, sequences in self._held_out.items():
+            batches = list(self._execution.steps(list(sequences.batches(self._execution.batch_size)), "Measuring"))
+            found = self._student.measure(batches, first)
+            closeness[kind] = Closeness(*map(tuple, zip(*found, strict=True)))
+            first += len(sequences)
+        row = LedgerRow(step, step * per_step * self._text.length, self._spent, rate, closeness)
+        if not math.isfinite(row.divergence):
+            raise CalibrationError(
+                f"after {step} steps the divergence from the dense model is not finite; "
+                + ("the pruned model was broken before" if step == 0 else "give a smaller learning rate")
+            )
+        self.rows.append(row)
+        if arguments.should_save or not self._is_shared:
+            if best_row(self.rows) == len(self.rows) - 1:
+                with replace_file(self._directory / BEST) as partial:
+                    save_file({name: value.contiguous() for name, value in self._student.state_dict().items()}, partial)
+            with replace_file(self._directory / LEDGER) as partial:
+                partial.write_text(json.dumps([asdict(each) for each in self.rows]), encoding="utf-8")
+        self._since = perf_counter()
+        return row
+
+
+class _Shown(TrainerCallback):
+    """Shows the steps by the progress of the execution."""
+
+    def __init__(self, execution: Execution, steps: int) -> None:
+        self._steps = execution.steps(range(steps), "Healing")
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        next(self._steps, None)
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        next(self._steps, None)
+
+
+def _mean_loss(outputs: Any, _labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Divide the loss by the number of tokens of the step, over all processes; the Trainer calls this."""
+    loss: torch.Tensor = outputs["loss"] / num_items_in_batch
+    return loss
+
+
+def _dataset(text: TokenSequences) -> Any:
+    """Return the sequences as the Trainer reads them. It counts the tokens of a step by the labels that are not -100."""
+    return [
+        {"input_ids": ids, "attention_mask": mask, "rows": torch.tensor(row), "labels": ids[1:].where(mask[1:], -100)}
+        for row, (ids, mask) in enumerate(zip(text.ids, text.mask, strict=True))
+    ]
+
+
+def _arguments(
+    settings: Distillation,
+    student: Student,
+    length: int,
+    rate: float,
+    steps: int,
+    execution: Execution,
+    work: Path,
+    *,
+    keeps: bool,
+) -> TrainingArguments:
+    device = input_device(student.model)
+    options: dict[str, Any] = {
+        "per_device_train_batch_size": execution.batch_size,
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.0,
+        "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),
+        "report_to": "none",
+        "logging_steps": max(1, steps // 20),
+        **settings.trainer,
+    }
+    every = -(-steps // MEASUREMENTS)
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        learning_rate=rate,
+        max_steps=steps,
+        seed=settings.seed,
+        use_cpu=device.type == "cpu",
+        eval_strategy="steps",
+        eval_steps=every,
+        eval_on_start=True,
+        save_strategy="steps" if keeps else "no",
+        save_steps=every,
+        save_total_limit=1,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        **options,
+    )
+    if "gradient_accumulation_steps" not in settings.trainer:
+        at_once = arguments.per_device_train_batch_size * arguments.world_size
+        arguments.gradient_accumulation_steps = max(1, -(-settings.per_step(length) // at_once))
+    return arguments
+
+
+@contextmanager
+def _directory(directory: Path | None, run: dict[str, Any]) -> Iterator[Path]:
+    """Yield the directory that keeps the state of the training, or a temporary one."""
+    if directory is None:
+        with TemporaryDirectory(prefix="llmrank-heal-") as temporary:
+            yield Path(temporary)
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / SETTINGS
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != run:
+        raise OptionError(
+            f"{directory} keeps the state of a training with other settings or another text; give them again, or name another "
+            "directory"
+        )
+    if not path.is_file() and any(directory.iterdir()):
+        raise OptionError(f"{directory} holds other files; name a directory that is absent or empty")
+    with replace_file(path) as partial:
+        partial.write_text(json.dumps(run), encoding="utf-8")
+    yield directory

@@ -1,0 +1,233 @@
+"""Heal a pruned model in one call: choose the text, and let the model learn from the dense one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmrank.errors import CalibrationError, OptionError, check_type
+from llmrank.execution import Execution
+from llmrank.healing import DenseModel, Distillation, Healing, Predictions, heal_model, predict_tokens
+from llmrank.models.forward import fitting_length
+from llmrank.models.loading import parse_device
+from llmrank.pipeline.held_out import n_held_out
+from llmrank.pipeline.texts import DEFAULT_LENGTH, CalibrationText
+from llmrank.progress import Progress
+from llmrank.text import CalibrationTokens, TokenSequences
+from llmrank.text.other_text import add_other_text, held_out_other_text, is_alone
+from llmrank.text.sequences import Request
+from llmrank.text.sources import make_sequences
+
+__all__ = ["heal", "heal_apart", "healing_tokens", "predict"]
+
+# Largest number of sequences to hold out.
+MOST_HELD_OUT = 8
+# Of six sequences, one is of the built-in text.
+SHARE_OF_OTHER = 1 / 6
+
+
+def healing_tokens(
+    text: CalibrationText,
+    tokens: int,
+    model: Any,
+    tokenizer: Any,
+    used: TokenSequences | None = None,
+    progress: Progress | None = None,
+) -> tuple[CalibrationTokens, list[str]]:
+    """Make the sequences to learn from, and held-out ones; return them with what a user should know about them.
+
+    Parameters
+    ----------
+    text : CalibrationText
+        Its source, length and seed; not its number of sequences.
+    tokens : int
+        Number of tokens to learn from.
+    model : nn.Module
+        The dense model, which writes the text if the source is "generated".
+    tokenizer : transformers tokenizer or None
+    used : TokenSequences, optional
+        Sequences that a score or a repair knows already. They are left out if the text has others.
+    progress : callable, optional
+        Shows the writing of generated text.
+    """
+    text, notes = text.for_model(model), []
+    alone = is_alone(text.source, model)
+    length = fitting_length(model, text.sequence_length)
+    wanted = max(1, round(-(-tokens // length) * (1.0 if alone else 1.0 - SHARE_OF_OTHER)))
+    further = min(MOST_HELD_OUT, n_held_out(wanted))
+    request = Request(
+        tokenizer,
+        wanted + (0 if used is None else len(used)),
+        length,
+        further,
+        model=model,
+        seed=text.seed,
+        progress=progress,
+    )
+    found, behind = make_sequences(text.source, request)
+    every = found.joined(behind)
+    fresh = every if used is None else every.apart_from(used)
+    if fresh is None or len(fresh) < 2:
+        notes.append("the repair has seen all of the text already; healing gains more from other text of the same kind")
+        fresh = every
+    if len(fresh) < 2:
+        raise CalibrationError(
+            f"the text ({every.source}) has one sequence of {length} tokens, and healing needs another one to be measured on; "
+            "give more text, or a smaller sequence length"
+        )
+    fresh = replace(fresh, source=found.source, details=found.details)
+    fit, held_out = fresh.split(max(1, min(wanted, len(fresh) - min(further, len(fresh) // 2))))
+    if len(fit) < wanted:
+        notes.append(
+            f"the text has {fit.n_tokens:,} tokens that are new to the model, so they are read about "
+            f"{wanted / len(fit):.1f} times; more text gains more"
+        )
+    assert held_out is not None
+    held_out, other = held_out.spread(further), held_out_other_text(fit, tokenizer)
+    fit = fit if alone else add_other_text(fit, tokenizer)
+    return CalibrationTokens(fit, held_out, None if other is None else other.spread(len(held_out))), notes
+
+
+def predict(
+    dense: nn.Module,
+    tokenizer: Any,
+    output: str | os.PathLike[str],
+    text: Any = "auto",
+    tokens: int = 65_536,
+    *,
+    sequence_length: int = DEFAULT_LENGTH,
+    batch_size: int = 1,
+    seed: int = 0,
+    used: TokenSequences | None = None,
+    progress: Progress | None = None,
+) -> Predictions:
+    """Write the predictions of a dense model for a text to a file, so that :func:`heal` needs no dense model in memory.
+
+    Parameters
+    ----------
+    dense : transformers causal or encoder-decoder language model
+    output : path-like
+        The file; at most 300 bytes for each token.
+    tokenizer, text, tokens, sequence_length, batch_size, seed, used, progress
+        See :func:`heal`.
+
+    Returns
+    -------
+    Predictions
+
+    Raises
+    ------
+    LLMRankError
+        Bad options, data or models.
+    """
+    settings, execution = Distillation(tokens, seed=seed), Execution(batch_size, progress)
+    source = text if isinstance(text, CalibrationText) else CalibrationText(text, 1, sequence_length, seed=seed)
+    found, _ = healing_tokens(source, settings.tokens, dense, tokenizer, used, progress)
+    predictions = predict_tokens(dense, found, execution, seed)
+    predictions.save(Path(output))
+    return predictions
+
+
+def heal(
+    model: nn.Module,
+    dense: nn.Module | str | os.PathLike[str],
+    tokenizer: Any = None,
+    text: Any = "auto",
+    tokens: int = 65_536,
+    *,
+    learn: str = "all",
+    learning_rate: float | None = None,
+    sequences_per_step: int | None = None,
+    text_weight: float = 0.0,
+    sequence_length: int = DEFAULT_LENGTH,
+    batch_size: int = 1,
+    trainer: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    used: TokenSequences | None = None,
+    device: str | torch.device | None = None,
+    directory: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Healing:
+    """Let a pruned model learn the predictions of its dense model, a short training with plain text.
+
+    Parameters
+    ----------
+    model : transformers causal or encoder-decoder language model
+        The pruned model, changed in place.
+    dense : the model that it was pruned from, or a path
+        A path is a file of its predictions, which :func:`llmrank.predict` or ``llmrank predict`` has written; the text is that
+        of the file then.
+    tokenizer : transformers tokenizer, optional
+        Not needed if `text` is a tensor of token ids, or `dense` is a path.
+    text : CalibrationText, or a source of one
+        By default text that the dense model writes if it can write text, else the built-in text. One of six sequences is of the
+        built-in text, unless the text is a mixture, a list or a tensor.
+    tokens : int
+        Number of tokens to learn from, the built-in ones included.
+    learn, learning_rate, sequences_per_step, text_weight, trainer, seed
+        See :class:`llmrank.healing.Distillation`.
+    sequence_length, batch_size : int
+        Tokens of a sequence, and sequences in a forward pass.
+    used : TokenSequences, optional
+        Sequences that the repair was fitted to; they are left out if there are others.
+    device : str or torch.device, optional
+        The device that both models are moved to; by default they stay where they are.
+    directory : path-like, optional
+        Keeps the state of the training. If it holds one, the training goes on from there.
+    progress : callable, optional
+        See :func:`llmrank.prune_model`.
+
+    Returns
+    -------
+    Healing
+        What it cost and gained, measured on held-out text.
+
+    Raises
+    ------
+    LLMRankError
+        Bad options, data or models.
+
+    Notes
+    -----
+    See :func:`llmrank.healing.heal.heal_model` for the cost.
+    """
+    check_type("model", model, nn.Module, "a torch module (llmrank.load(...).model loads one)")
+    settings = Distillation(
+        tokens, learn, learning_rate, sequences_per_step, text_weight=text_weight, trainer=trainer or {}, seed=seed
+    )
+    if device is not None:
+        for each in (model, dense):
+            if isinstance(each, nn.Module):
+                each.to(parse_device(device))
+    execution = Execution(batch_size, progress)
+    where = None if directory is None else Path(directory)
+    if isinstance(dense, (str, os.PathLike)):
+        predictions = Predictions.read(Path(dense))
+        return heal_model(model, predictions, predictions.tokens, settings, execution, where)
+    if not isinstance(dense, nn.Module):
+        raise OptionError(f"dense must be a model, or the path of a file of its predictions, got {dense!r}")
+    source = text if isinstance(text, CalibrationText) else CalibrationText(text, 1, sequence_length, seed=seed)
+    return heal_apart(model, dense, tokenizer, source, settings, execution, where, used=used)
+
+
+def heal_apart(
+    model: nn.Module,
+    dense: nn.Module,
+    tokenizer: Any,
+    text: CalibrationText,
+    settings: Distillation,
+    execution: Execution,
+    directory: Path | None = None,
+    *,
+    used: TokenSequences | None = None,
+) -> Healing:
+    """Heal a model as :func:`heal` does, on a text apart from the sequences that are used already."""
+    found, notes = healing_tokens(text, settings.tokens, dense, tokenizer, used, execution.progress)
+    healing = heal_model(model, DenseModel(dense), found, settings, execution, directory)
+    return replace(healing, notes=(*notes, *healing.notes))

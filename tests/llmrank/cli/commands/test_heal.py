@@ -1,0 +1,84 @@
+"""``llmrank heal``, ``llmrank predict``, and ``llmrank prune --heal``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import llmrank
+from llmrank.cli import main
+
+COMMON = ["--sequence-length", "16", "--quiet"]
+
+
+def run(*arguments: str | Path) -> int:
+    return main([str(argument) for argument in (*arguments, *COMMON)])
+
+
+@pytest.fixture
+def pruned(checkpoint: Path, corpus: Path, tmp_path: Path) -> Path:
+    output = tmp_path / "pruned"
+    assert run("prune", checkpoint, "--output", output, "--calibration", corpus, "--samples", "4") == 0
+    return output
+
+
+def test_heal_writes_a_checkpoint_with_the_ledger(
+    checkpoint: Path, pruned: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "healed"
+    options = ("--text", corpus, "--tokens", "256", "--sequence-length", "16", "--learning-rate", "1e-3")
+    arguments = ("heal", pruned, "--against", checkpoint, "--output", output, "--checkpoints", tmp_path / "state")
+    status = main([str(argument) for argument in (*arguments, *options)])
+    printed = capsys.readouterr().out
+    assert status == 0
+    assert "of the divergence from the dense model is gone" in printed
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    before = json.loads((pruned / "report.json").read_text(encoding="utf-8"))
+    kept = before.keys() - {"healing", "evaluation", "warnings"}
+    assert {key: report[key] for key in kept} == {key: before[key] for key in kept}
+    assert [row["step"] for row in report["healing"]["rows"]] == [0, 2, 4, 6, 8]
+    assert "healed" in (output / "README.md").read_text(encoding="utf-8")
+    widths = {llmrank.load(path).model.model.layers[0].mlp.up_proj.out_features for path in (pruned, output)}
+    assert len(widths) == 1
+
+
+def test_heal_learns_from_a_file_of_predictions(checkpoint: Path, pruned: Path, corpus: Path, tmp_path: Path) -> None:
+    file = tmp_path / "predictions.safetensors"
+    assert run("predict", checkpoint, "--pruned", pruned, "--text", corpus, "--tokens", "128", "--output", file) == 0
+    assert run("heal", pruned, "--against", file, "--tokens", "128", "--output", tmp_path / "healed") == 0
+    assert (tmp_path / "healed" / "model.safetensors").is_file()
+
+
+def test_prune_heals_what_it_has_cut(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    output = tmp_path / "healed"
+    arguments = ["prune", checkpoint, "--output", output, "--calibration", corpus, "--samples", "4", "--heal", "128"]
+    assert run(*arguments) == 0
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    assert report["healing"]["rows"][0]["step"] == 0
+    assert report["config"]["heal"] == 128
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--trainer", "bf16"], "expected NAME=VALUE"),
+        (["--trainer", "max_steps=3"], "max_steps"),
+        (["--tokens", "0"], "tokens must be"),
+        (["--learning-rate", "3"], "between 0 and 1"),
+    ],
+)
+def test_bad_options_leave_nothing(
+    checkpoint: Path,
+    pruned: Path,
+    corpus: Path,
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "healed"
+    assert run("heal", pruned, "--against", checkpoint, "--text", corpus, "--output", output, *options) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()

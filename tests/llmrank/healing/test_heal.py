@@ -1,0 +1,236 @@
+"""A pruned model learns the predictions of the dense one, and is never worse than it was."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+import llmrank
+from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
+from llmrank.healing import DenseModel, Distillation, Healing, heal_model
+from llmrank.healing import training as training_module
+from llmrank.healing.student import Student, learning
+from llmrank.models import find_ffns
+from llmrank.text import CalibrationTokens, TokenSequences
+from tests.llmrank.tiny_models import tiny_llama
+
+LENGTH = 16
+
+
+def sequences(count: int, seed: int, length: int = LENGTH) -> TokenSequences:
+    ids = torch.randint(3, 60, (count, length), generator=torch.Generator().manual_seed(seed))
+    return TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool), f"random tokens {seed}")
+
+
+TOKENS = CalibrationTokens(sequences(64, 0), sequences(8, 1), sequences(8, 2))
+SETTINGS = Distillation(64 * LENGTH, learning_rate=1e-3, sequences_per_step=4)
+
+
+@pytest.fixture(scope="module")
+def dense() -> Any:
+    return tiny_llama().eval()
+
+
+@pytest.fixture(scope="module")
+def pruned(dense: Any) -> Any:
+    model = copy.deepcopy(dense)
+    llmrank.prune_model(model, None, 0.5, calibration=TOKENS.sequences.ids[:8], scorer="random", repair="none")
+    return model
+
+
+def healed(model: Any, dense: Any, settings: Distillation = SETTINGS, **options: Any) -> tuple[Any, Healing]:
+    found = copy.deepcopy(model)
+    return found, heal_model(found, DenseModel(dense), options.pop("tokens", TOKENS), settings, **options)
+
+
+def full_divergence(dense: Any, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The definition, with all logits in memory."""
+    with torch.no_grad():
+        p = dense(input_ids=ids, attention_mask=mask.long()).logits[:, :-1].log_softmax(-1)
+    q = model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1].log_softmax(-1)
+    return torch.where(mask[:, 1:], (p.exp() * (p - q)).sum(-1), 0.0).sum()
+
+
+@pytest.mark.parametrize("text_weight", [0.0, 0.25])
+def test_loss_and_gradients_are_those_of_all_logits(dense: Any, pruned: Any, text_weight: float) -> None:
+    model = copy.deepcopy(pruned)
+    ids, mask = sequences(3, 5, 64).ids, torch.ones(3, 64, dtype=torch.bool)
+    mask[0, 40:] = False
+    with learning(model, Distillation()):
+        student = Student(model, DenseModel(dense), text_weight)
+        with torch.no_grad():
+            next(student.predictor.bands(ids, mask))
+        loss = student(ids, mask, torch.arange(3))["loss"]
+        loss.backward()
+        gradients = {name: value.grad.clone() for name, value in student.learned().items()}
+        model.zero_grad()
+        logits = model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1]
+        text = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        expected = (1.0 - text_weight) * full_divergence(dense, model, ids, mask)
+        expected = expected + text_weight * torch.where(mask[:, 1:], text, 0.0).sum()
+        expected.backward()
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+        for name, value in student.learned().items():
+            torch.testing.assert_close(gradients[name], value.grad, rtol=1e-4, atol=1e-5)
+    assert all(value.grad is None for value in model.parameters())
+
+
+@pytest.mark.parametrize("learn", ["all", "ffn", "lora"])
+def test_a_healed_model_is_closer_and_has_the_same_tensors(dense: Any, pruned: Any, learn: str) -> None:
+    settings = Distillation(64 * LENGTH, learn, 1e-2 if learn == "lora" else 3e-3, sequences_per_step=4)
+    model, healing = healed(pruned, dense, settings)
+    assert healing.best.divergence < 0.95 * healing.start.divergence
+    assert 0.05 < healing.share_closed < 1.0
+    before, after = pruned.state_dict(), model.state_dict()
+    assert {name: value.shape for name, value in before.items()} == {name: value.shape for name, value in after.items()}
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    ffns = {name for name in before if ".mlp." in name}
+    assert not changed & {"model.embed_tokens.weight", "lm_head.weight"}
+    assert changed == ffns if learn == "ffn" else changed > ffns
+    assert all(value.requires_grad for value in model.parameters())
+    assert [row.step for row in healing.rows] == [0, 4, 8, 12, 16]
+    assert healing.rows[-1].tokens == 64 * LENGTH
+    assert healing.rows[-1].learning_rate == 0.0
+
+
+def test_the_divergence_of_the_ledger_is_that_of_the_definition(dense: Any, pruned: Any) -> None:
+    _, healing = healed(pruned, dense)
+    ids = TOKENS.held_out.ids if TOKENS.held_out is not None else None
+    assert ids is not None
+    with torch.no_grad():
+        expected = full_divergence(dense, pruned, ids, torch.ones_like(ids, dtype=torch.bool))
+    assert healing.start.closeness["own"].divergence.value == pytest.approx(
+        float(expected) / (8 * (LENGTH - 1)), rel=1e-5
+    )
+
+
+def test_a_model_that_only_gets_worse_is_left_as_it_was(dense: Any) -> None:
+    """Nothing is closer to the dense model than itself."""
+    settings = Distillation(64 * LENGTH, learning_rate=0.1, sequences_per_step=4, text_weight=0.5)
+    model, healing = healed(dense, dense, settings)
+    assert healing.chosen == 0
+    assert healing.rows[-1].divergence > healing.start.divergence
+    assert any("as it was before healing" in warning for warning in healing.warnings())
+    for name, value in dense.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+
+
+def test_a_gain_on_one_kind_of_text_does_not_pay_for_harm_on_the_other() -> None:
+    from llmrank.healing.ledger import Closeness, LedgerRow, best_row
+
+    def row(step: int, own: float, other: float) -> LedgerRow:
+        kinds = {"own": own, "other": other}
+        closeness = {kind: Closeness((value, value + 0.01), (1.0, 1.0), (1, 1)) for kind, value in kinds.items()}
+        return LedgerRow(step, step, 0.0, 0.0, closeness)
+
+    assert best_row([row(0, 1.0, 1.0), row(1, 0.1, 1.2), row(2, 0.8, 0.9)]) == 2
+
+
+class KilledError(Exception):
+    pass
+
+
+class Kill(TrainerCallback):
+    def on_step_begin(self, _arguments: Any, state: Any, *_: Any, **__: Any) -> None:
+        if state.global_step == 9:
+            raise KilledError
+
+
+def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
+    dense: Any, pruned: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, expected = healed(pruned, dense)
+    with monkeypatch.context() as patch:
+        trainer = training_module._Trainer
+        patch.setattr(
+            training_module, "_Trainer", lambda *args, **options: trainer(*args, **{**options, "callbacks": [Kill()]})
+        )
+        with pytest.raises(KilledError):
+            healed(pruned, dense, directory=tmp_path / "state")
+    model, healing = healed(pruned, dense, directory=tmp_path / "state")
+    assert [row.closeness for row in healing.rows] == [row.closeness for row in expected.rows]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+    with pytest.raises(OptionError, match="other settings"):
+        healed(pruned, dense, Distillation(64 * LENGTH, learning_rate=2e-3), directory=tmp_path / "state")
+
+
+def test_half_precision_learns_in_float32_and_keeps_its_dtype(dense: Any, pruned: Any) -> None:
+    half = copy.deepcopy(pruned).bfloat16()
+    model, healing = healed(half, copy.deepcopy(dense).bfloat16())
+    assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+    assert healing.best.divergence < healing.start.divergence
+
+
+def test_removed_neurons_of_the_form_zero_stay_zero(dense: Any) -> None:
+    model = copy.deepcopy(dense)
+    result = llmrank.prune_model(
+        model, None, 0.5, calibration=TOKENS.sequences.ids[:8], scorer="random", repair="none", form="zero"
+    )
+    heal_model(model, DenseModel(dense), TOKENS, SETTINGS)
+    for ffn in find_ffns(model):
+        removed = ~result.masks[ffn.name]
+        assert removed.any()
+        for stage in ffn.stages[0]:
+            assert not stage.owner.weight[removed].any()
+
+
+def test_prune_and_heal_in_one_call_and_undo(dense: Any) -> None:
+    model = copy.deepcopy(dense)
+    result = llmrank.prune_model(
+        model,
+        None,
+        0.5,
+        calibration=sequences(24, 3).ids,
+        scorer="random",
+        heal=Distillation(24 * LENGTH, learning_rate=1e-3),
+        undoable=True,
+    )
+    healing = result.report.healing
+    assert healing is not None
+    assert "the repair has seen all of the text already" in " ".join(result.report.warnings())
+    assert result.report.to_dict()["healing"]["share_closed"] == healing.share_closed
+    assert result.report.to_dict()["method"]["heal"]["learn"] == "all"
+    assert "Healing" in repr(result)
+    result.undo()
+    for name, value in dense.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokens": 0}, "tokens must be an integer >= 1"),
+        ({"learn": "some"}, "all, ffn, lora"),
+        ({"learning_rate": 2.0}, "between 0 and 1"),
+        ({"text_weight": 1.0}, r"in \[0, 1\)"),
+        ({"trainer": {"max_steps": 3}}, "max_steps"),
+    ],
+)
+def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        Distillation(**options)
+
+
+def test_the_number_of_steps_and_the_rate_follow_the_size() -> None:
+    assert (Distillation(1024).steps(1024), Distillation(65_536).steps(1024)) == (1, 32)
+    assert Distillation(10_000_000).steps(1024) == pytest.approx(250, abs=2)
+    assert Distillation().rate(135_000_000) == 2e-4
+    assert Distillation().rate(100) == 2e-4
+    assert Distillation().rate(8_000_000_000) == pytest.approx(2.6e-5, rel=0.01)
+
+
+def test_what_cannot_be_healed_is_refused(dense: Any, pruned: Any) -> None:
+    alone = CalibrationTokens(sequences(1, 4), None)
+    with pytest.raises(CalibrationError, match="give more text"):
+        healed(pruned, dense, tokens=alone)
+    with pytest.raises(UnsupportedModelError, match="predicts no next token"):
+        DenseModel(torch.nn.Linear(2, 2))
+    broken = copy.deepcopy(pruned)
+    broken.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(CalibrationError, match="broken before"):
+        healed(broken, dense)

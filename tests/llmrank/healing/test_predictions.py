@@ -1,0 +1,78 @@
+"""Predictions in a file: unbiased, small, and as good to learn from as the dense model itself."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from graphs import GraphError
+from llmrank.healing import DenseModel, Predictions, heal_model, predict_tokens
+from llmrank.healing.teachers import divergence
+from tests.llmrank.healing.test_heal import SETTINGS, TOKENS, dense, pruned, sequences
+
+__all__ = ["dense", "pruned"]
+
+
+def test_an_estimate_is_right_on_average(dense: Any, pruned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmrank.healing import predictions
+
+    monkeypatch.setattr(predictions, "TOP", 4)  # of 64 tokens, so that much is left to draw from
+    tokens = TOKENS._replace(sequences=sequences(2, 9), held_out=None, other=None)
+    ids, mask = tokens.sequences.ids, tokens.sequences.mask
+    with torch.no_grad():
+        logits = pruned(input_ids=ids).logits[:, :-1]
+        exact = divergence(dense(input_ids=ids).logits[:, :-1], logits)
+        estimates = []
+        for seed in range(200):
+            found = predict_tokens(dense, tokens, seed=seed)
+            (of_band,) = found.divergences(ids, mask, torch.arange(2))
+            estimates.append(of_band(logits))
+    drawn = torch.stack(estimates)
+    errors = drawn.std(0) / len(drawn) ** 0.5
+    assert float(errors.mean()) > 0.0
+    # Log-probabilities are kept in half precision.
+    assert ((drawn.mean(0) - exact).abs() < 5.0 * errors + 2e-3).all()
+    assert float((drawn.mean(0) - exact).mean().abs()) < 2e-3
+
+
+def test_a_file_holds_the_text_and_all_that_is_learned_from(dense: Any, tmp_path: Path) -> None:
+    found = predict_tokens(dense, TOKENS)
+    path = tmp_path / "predictions.safetensors"
+    found.save(path)
+    read = Predictions.read(path)
+    for part, other in zip(found.tokens, read.tokens, strict=True):
+        assert part is not None
+        assert other is not None
+        assert (part.digest, part.source) == (other.digest, other.source)
+    for name in ("top_ids", "top_log_p", "drawn_ids", "entropy"):
+        assert torch.equal(getattr(found, name), getattr(read, name))
+    assert (
+        path.stat().st_size / found.entropy.numel() < 330
+    )  # short sequences; the first token of each predicts nothing
+    per_token = sum(getattr(found, name)[0, 0].nbytes for name in ("top_ids", "top_log_p", "drawn_ids")) + 4 + 5
+    assert per_token <= 300
+
+
+def test_a_damaged_file_is_refused(dense: Any, tmp_path: Path) -> None:
+    path = tmp_path / "predictions.safetensors"
+    with pytest.raises(GraphError):
+        Predictions.read(path)
+    predict_tokens(dense, TOKENS).save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(GraphError):
+        Predictions.read(path)
+
+
+def test_learning_from_a_file_ends_where_learning_from_the_model_does(dense: Any, pruned: Any) -> None:
+    direct, cached = copy.deepcopy(pruned), copy.deepcopy(pruned)
+    expected = heal_model(direct, DenseModel(dense), TOKENS, SETTINGS)
+    heal_model(cached, predict_tokens(dense, TOKENS), TOKENS, SETTINGS)
+    ended = heal_model(cached, DenseModel(dense), TOKENS, SETTINGS).start
+    error = expected.best.closeness["own"].divergence.error
+    assert error is not None
+    gained = expected.start.divergence - expected.best.divergence
+    assert abs(ended.divergence - expected.best.divergence) < max(error, 0.1 * gained)

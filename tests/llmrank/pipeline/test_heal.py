@@ -1,0 +1,73 @@
+"""The text that a model is healed on."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+
+import llmrank
+from llmrank.errors import CalibrationError, OptionError
+from llmrank.pipeline.heal import healing_tokens
+from llmrank.pipeline.texts import CalibrationText
+from llmrank.text import shared_passages
+from tests.llmrank.tiny_models import text, tiny_llama, tokenizer
+
+LENGTH = 16
+
+
+@pytest.fixture
+def varied(tmp_path: Path) -> Path:
+    path = tmp_path / "varied.txt"
+    path.write_text(text(3000), encoding="utf-8")
+    return path
+
+
+def test_what_the_repair_has_seen_is_left_out(varied: Path) -> None:
+    source = CalibrationText(varied, 8, LENGTH)
+    used = source.sequences(tiny_llama(), tokenizer(), hold_out=True)
+    found, notes = healing_tokens(source, 30 * LENGTH, tiny_llama(), tokenizer(), used.known)
+    assert not notes
+    assert found.held_out is not None
+    assert found.other is not None
+    own, _ = healing_tokens(
+        CalibrationText({varied: 1.0}, 8, LENGTH), 30 * LENGTH, tiny_llama(), tokenizer(), used.known
+    )
+    assert own.held_out is not None
+    assert shared_passages(used.known, own.sequences.joined(own.held_out)) == 0.0
+    assert shared_passages(used.known, found.held_out) == 0.0
+    assert shared_passages(own.sequences, own.held_out) == 0.0
+    assert len(found.sequences) == 30  # the built-in ones included
+    assert len(found.held_out) == len(found.other) == 3
+
+
+def test_a_short_text_is_read_again_and_that_is_said(varied: Path) -> None:
+    few = varied.read_text(encoding="utf-8")[:600]
+    source = CalibrationText({varied.with_name("few.txt"): 1.0}, 8, LENGTH)
+    varied.with_name("few.txt").write_text(few, encoding="utf-8")
+    found, notes = healing_tokens(source, 1000 * LENGTH, tiny_llama(), tokenizer())
+    assert "read about" in notes[0]
+    used = found.sequences.joined(found.held_out)
+    _, notes = healing_tokens(source, 1000 * LENGTH, tiny_llama(), tokenizer(), used)
+    assert "the repair has seen all of the text already" in notes[0]
+    with pytest.raises(CalibrationError, match="one sequence"):
+        healing_tokens(CalibrationText([text(3), " "], 8, LENGTH), LENGTH, tiny_llama(), tokenizer())
+
+
+def test_heal_takes_a_model_or_a_file_of_its_predictions(varied: Path, tmp_path: Path) -> None:
+    dense = tiny_llama().eval()
+    model = copy.deepcopy(dense)
+    options = {"calibration": varied, "sequence_length": LENGTH, "samples": 8, "repair": "none", "scorer": "random"}
+    llmrank.prune_model(model, tokenizer(), 0.5, **options)
+    again = copy.deepcopy(model)
+    asked = {"text": varied, "tokens": 32 * LENGTH, "sequence_length": LENGTH}
+    direct = llmrank.heal(model, dense, tokenizer(), **asked, learning_rate=1e-3)
+    assert direct.best.divergence < direct.start.divergence
+    assert direct.text["source"].startswith("file varied.txt")
+    path = tmp_path / "predictions.safetensors"
+    llmrank.predict(dense, tokenizer(), path, **asked)
+    cached = llmrank.heal(again, path, learning_rate=1e-3, tokens=32 * LENGTH)
+    assert cached.best.divergence < cached.start.divergence
+    with pytest.raises(OptionError, match="dense must be a model"):
+        llmrank.heal(model, 3, tokenizer(), **asked)  # type: ignore[arg-type]
