@@ -24,8 +24,10 @@ from llmrank.cli.demo_models import demo_model
 from llmrank.pipeline.held_out import n_held_out
 from llmrank.surgery import checkpoint
 from llmrank.surgery.checkpoint import LoadedModel
-from llmrank.text import TokenSequences, tokenise, tokenise_and_hold_out
+from llmrank.text import TokenSequences, tokenise
 from llmrank.text.generation import LONGEST_TEXT, TEXTS_AT_ONCE, generate_text
+from llmrank.text.sequences import Request
+from llmrank.text.sources import make_sequences
 
 ROWS = (
     ("ffn", "weighted pagerank", "isolated", "local", "none"),
@@ -78,7 +80,7 @@ def ways_of(loaded: LoadedModel, wikitext: Path, samples: int, evaluate: int, le
     """Return every way, by the name of its calibration text."""
     tokenizer = loaded.tokenizer
     further = n_held_out(samples)
-    reference = tokenise_and_hold_out(None, tokenizer, samples, length, further)
+    reference = make_sequences(None, Request(tokenizer, samples, length, further))
     prose = read_and_hold_out(wikitext / "valid.txt", tokenizer, samples, length)
     texts = {
         "WikiText-2": read(wikitext / "test.txt", tokenizer, evaluate, length),

@@ -37,7 +37,7 @@ def main() -> None:
         repair=None,
     )
     inspection = inspect_model(pipeline, {name: SCORERS.make(name) for name in COMPARED}, "wpr", "global")
-    middle = list(inspection.layer_positions())[len(inspection.layer_positions()) // 2]
+    middle = list(inspection.layers)[len(inspection.layers) // 2]
     pictures = {
         "inspect_what_goes": draw_removed_neurons(
             inspection.main.importance, inspection.main.masks["global"], "global"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -110,15 +110,7 @@ class LayerDifference:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain Python values, as JSON needs them."""
-        return {
-            "size": self.size,
-            "widths": list(self.widths),
-            "both": self.both,
-            "only_a": self.only_a,
-            "only_b": self.only_b,
-            "expected_both": self.expected,
-            "kappa": self.kappa,
-        }
+        return {**asdict(self), "widths": list(self.widths), "expected_both": self.expected, "kappa": self.kappa}
 
 
 @dataclass(frozen=True)

@@ -124,10 +124,6 @@ class Inspection:
         """The layers of the inspection by name, in the order of the model: a mixture of experts is one layer."""
         return find_layers(self.graphs)
 
-    def layer_positions(self) -> dict[str, tuple[int, int]]:
-        """Return (index of the graph, layer of the graph) of each layer of the inspection, by its name."""
-        return {name: (layer.graph, layer.position) for name, layer in self.layers.items()}
-
     def layer(self, name: str) -> InspectedLayer:
         """Return a layer of the inspection.
 

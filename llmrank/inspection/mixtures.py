@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmrank.errors import OptionError
-from llmrank.inspection.inspect_model import Inspection, ScorerResult
+from llmrank.inspection.inspect_model import Inspection
 
 __all__ = ["ExpertSummary", "summarise_experts"]
 
@@ -56,9 +56,7 @@ class ExpertSummary:
         return {**asdict(self), "dead": self.is_dead}
 
 
-def summarise_experts(
-    inspection: Inspection, name: str, result: ScorerResult | None = None
-) -> tuple[ExpertSummary, ...]:
+def summarise_experts(inspection: Inspection, name: str) -> tuple[ExpertSummary, ...]:
     """Summarise the experts of a mixture, shared ones included, in the order of its neurons.
 
     Parameters
@@ -66,8 +64,6 @@ def summarise_experts(
     inspection : Inspection
     name : str
         Name of a mixture among the layers of the inspection.
-    result : ScorerResult, optional
-        The results of a scorer; by default of the main scorer.
 
     Raises
     ------
@@ -77,7 +73,6 @@ def summarise_experts(
     layer = inspection.layer(name)
     if not layer.is_mixture:
         raise OptionError(f"{name} is no mixture of experts")
-    result = inspection.main if result is None else result
     statistics = inspection.graphs[layer.graph].statistics
     # All tokens of the mixture pass the layer in front of its experts.
     n_tokens = max(statistics[layer.position - 1].count, 1)
@@ -91,8 +86,8 @@ def summarise_experts(
                 routed=routing is not None,
                 tokens=1.0 if routing is None else routing.count / n_tokens,
                 weight=1.0 if routing is None else routing.weight / n_tokens,
-                score=float(result.importance[name][part.nodes].sum()),
-                kept={budget: int(masks[expert].sum()) for budget, masks in result.masks.items()},
+                score=float(inspection.main.importance[name][part.nodes].sum()),
+                kept={budget: int(masks[expert].sum()) for budget, masks in inspection.main.masks.items()},
             )
         )
     return tuple(found)

@@ -2,7 +2,7 @@
 
 from llmrank.text.built_in import builtin_texts
 from llmrank.text.sequences import CalibrationTokens, TokenSequences, shared_passages
-from llmrank.text.sources import check_text, read_text, tokenise, tokenise_and_hold_out
+from llmrank.text.sources import check_text, read_text, tokenise
 
 __all__ = [
     "CalibrationTokens",
@@ -12,5 +12,4 @@ __all__ = [
     "read_text",
     "shared_passages",
     "tokenise",
-    "tokenise_and_hold_out",
 ]

@@ -34,7 +34,6 @@ __all__ = [
     "open_text",
     "read_text",
     "tokenise",
-    "tokenise_and_hold_out",
 ]
 
 
@@ -228,13 +227,6 @@ def make_sequences(source: Any, request: Request) -> tuple[TokenSequences, Token
     return sequences_of_text(*open_text(source, request.role), request)
 
 
-def tokenise_and_hold_out(
-    source: Any, tokenizer: Any, samples: int, sequence_length: int, held_out: int, role: Role = "calibration"
-) -> tuple[TokenSequences, TokenSequences | None]:
-    """Make token sequences as :func:`make_sequences` does, from a text that needs no model."""
-    return make_sequences(source, Request(tokenizer, samples, sequence_length, held_out, role))
-
-
 def tokenise(
     source: Any, tokenizer: Any, samples: int, sequence_length: int, role: Role = "calibration"
 ) -> TokenSequences:
@@ -249,4 +241,4 @@ def tokenise(
     samples, sequence_length, role
         See :class:`llmrank.text.sequences.Request`.
     """
-    return tokenise_and_hold_out(source, tokenizer, samples, sequence_length, 0, role)[0]
+    return make_sequences(source, Request(tokenizer, samples, sequence_length, 0, role))[0]

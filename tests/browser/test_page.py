@@ -184,7 +184,7 @@ def test_the_slider_shows_the_masks_of_the_library(
     page.select_option("#scorer", scorer)
     page.check(f"[name=budget][value={budget}]")
     page.select_option("#layer-choice", "5")
-    name = list(inspection.layer_positions())[5]
+    name = list(inspection.layers)[5]
     for percent in (0, 1, 5, 30, 35, 50, 77, 90):
         opened.amount(percent)
         for each in ("local", "global"):
@@ -251,7 +251,7 @@ def test_widths_are_rounded_as_in_the_library(visit: Open, path: Path, inspectio
     page = opened.page
     page.select_option("#multiple", str(multiple))
     page.select_option("#layer-choice", "5")
-    name = list(inspection.layer_positions())[5]
+    name = list(inspection.layers)[5]
     importance = inspection.main.importance[name]
     for budget in ("local", "global"):
         page.check(f"[name=budget][value={budget}]")
@@ -289,7 +289,7 @@ def test_the_page_starts_with_the_settings_of_the_inspection(visit: Open, tmp_pa
     page = opened.page
     assert page.locator("#multiple option:checked").inner_text() == "multiples of 6"
     assert page.locator("#notes").is_hidden()
-    name = next(iter(seen.layer_positions()))
+    name = next(iter(seen.layers))
     for budget, kept in seen.main.masks.items():
         page.check(f"[name=budget][value={budget}]")
         assert opened.number(f"#count-{budget} .kept") == kept.kept
@@ -366,8 +366,9 @@ def test_the_facts_of_a_neuron(visit: Open, path: Path, inspection: Inspection, 
     page = visit(path).page
     page.fill("#query", f"3:{neuron}")
     page.press("#query", "Enter")
-    name = list(inspection.layer_positions())[3]
-    position, node_layer = inspection.layer_positions()[name]
+    name = list(inspection.layers)[3]
+    place = inspection.layers[name]
+    position, node_layer = place.graph, place.position
     facts = summarise_node(
         inspection.graphs[position].graph, inspection.main.ranks[position], node_layer, neuron, top=3
     )
@@ -453,7 +454,7 @@ def test_the_csv_holds_the_chosen_neurons(
     with (tmp_path / name).open(encoding="utf-8", newline="") as file:
         written = list(csv.DictReader(file))
     both = {budget: masks(inspection, "wpr", budget, 40) for budget in ("local", "global")}
-    layers = list(inspection.layer_positions())
+    layers = list(inspection.layers)
     chosen = [layers[2]] if scope == "layer" else layers
     keep = both["global"]
     expected = [

@@ -107,7 +107,7 @@ def test_agreement_without_another_scorer_compares_the_topologies() -> None:
 @pytest.mark.parametrize("topology", [ChainedFFNPipeline, IsolatedFFNPipeline])
 def test_a_layer_is_drawn_with_its_highest_neurons(topology: type) -> None:
     inspection = inspected({"wpr": WPR}, topology)
-    name = list(inspection.layer_positions())[1]
+    name = list(inspection.layers)[1]
     figure = drawn(draw_layer(inspection, name, top=4))
     assert figure.get_suptitle() == f"LlamaForCausalLM: {name}"
     written = words(figure.subfigs[0]).split("\n")
@@ -119,12 +119,12 @@ def test_a_layer_is_drawn_with_its_highest_neurons(topology: type) -> None:
 def test_a_layer_at_the_end_of_its_graph_is_drawn() -> None:
     pipeline = ChainedFFNPipeline(tiny_llama(), None, STRUCTURE, calibration=token_ids())
     inspection = inspect_model(pipeline, {"wpr": WPR}, "wpr")
-    drawn(draw_layer(inspection, list(inspection.layer_positions())[-1], top=3))
+    drawn(draw_layer(inspection, list(inspection.layers)[-1], top=3))
 
 
 @pytest.mark.slow
 def test_files_have_their_names_and_are_reproducible(inspection: Inspection, tmp_path: Path) -> None:
-    names = list(inspection.layer_positions())
+    names = list(inspection.layers)
     for place in ("once", "again"):
         (tmp_path / place).mkdir()
     once = write_figures(inspection, tmp_path / "once", ["png", "svg"], top=3, names=names[1:])

@@ -37,7 +37,7 @@ def test_its_masks_are_those_of_the_pipeline(topology: str, budget: str) -> None
     pipeline.run()
     assert inspection.main.masks[budget] == pipeline.masks
     assert inspection.topology == topology
-    assert list(inspection.layer_positions()) == list(pipeline.masks or {})
+    assert list(inspection.layers) == list(pipeline.masks or {})
 
 
 def test_the_model_is_not_changed() -> None:
@@ -57,7 +57,8 @@ def test_the_other_topology_is_scored_too() -> None:
 def test_the_summary_equals_independent_computations() -> None:
     inspection = inspected("isolated")
     summary = summarise_inspection(inspection)
-    for name, (position, layer) in inspection.layer_positions().items():
+    for name, place in inspection.layers.items():
+        position, layer = place.graph, place.position
         graph = inspection.graphs[position].graph
         scores = inspection.main.ranks[position].scores[layer].astype(np.float64)
         row = summary.layers[name]
@@ -81,7 +82,7 @@ def test_the_summary_equals_independent_computations() -> None:
 
 def test_a_summary_is_json_and_can_be_limited_to_some_layers() -> None:
     inspection = inspected("chained")
-    name = list(inspection.layer_positions())[1]
+    name = list(inspection.layers)[1]
     content = json.loads(json.dumps(summarise_inspection(inspection, [name]).to_dict(), allow_nan=False))
     assert list(content["layers"]) == [name]
     assert content["layers"][name]["kept"]["local"] == int(inspection.main.masks["local"][name].sum())
@@ -145,9 +146,9 @@ def test_an_amount_that_only_global_pruning_accepts() -> None:
     assert content["agreement"]["activation"]["local"] is None
     assert 0 < content["agreement"]["activation"]["global"] <= 1
     assert {name: set(layer["kept"]) for name, layer in content["layers"].items()} == {
-        name: {"global"} for name in inspection.layer_positions()
+        name: {"global"} for name in inspection.layers
     }
-    name = next(iter(inspection.layer_positions()))
+    name = next(iter(inspection.layers))
     assert set(summarise_neuron(inspection, name, 0).verdicts) == {"global"}
     with pytest.raises(OptionError, match="would keep 0 of 40"):
         inspected("chained", GlobalPruner(50), budget="local")
@@ -174,7 +175,7 @@ def test_the_message_for_an_unknown_layer_lists_the_layers() -> None:
 
 def test_facts_of_a_neuron_of_an_isolated_graph() -> None:
     inspection = inspected("isolated")
-    name = list(inspection.layer_positions())[1]
+    name = list(inspection.layers)[1]
     summary = summarise_neuron(inspection, name, 3, top=2)
     graph = inspection.graphs[1].graph
     weights = graph.block(1).toarray()[3]
@@ -209,7 +210,7 @@ def test_edges_explain_the_rank_that_flows_along_them() -> None:
 
 def test_a_neuron_is_written_with_the_number_or_the_name_of_its_layer() -> None:
     inspection = inspected()
-    names = list(inspection.layer_positions())
+    names = list(inspection.layers)
     layers = {name: {name: 40} for name in names}
     assert parse_neuron(layers, "1:17") == (names[1], 17)
     assert parse_neuron(layers, f"{names[0]}:3") == (names[0], 3)

@@ -137,7 +137,8 @@ def test_facts_equal_those_of_the_graph() -> None:
     start = 0
     for layer in content["layers"]:
         name, size = layer["name"], layer["size"]
-        position, node_layer = inspection.layer_positions()[name]
+        place = inspection.layers[name]
+        position, node_layer = place.graph, place.position
         graph, rank = inspection.graphs[position].graph, inspection.main.ranks[position]
         assert layer["in"] == {"name": graph.names[node_layer - 1], "size": 16}
         assert layer["out"] == {"name": graph.names[node_layer + 1], "size": 16}
@@ -261,7 +262,7 @@ def test_a_note_says_what_was_left_out_of_the_page() -> None:
     # The edges that are left are those of the highest neurons.
     content = payload(inspection, data_limit=0)
     neurons = array(content["edges"]["neurons"]).reshape(2, 64)
-    for name, chosen in zip(inspection.layer_positions(), neurons, strict=True):
+    for name, chosen in zip(inspection.layers, neurons, strict=True):
         scores = inspection.main.importance[name]
         assert set(chosen.tolist()) == set(np.argsort(-scores, kind="stable")[:64].tolist())
         assert chosen.tolist() == sorted(chosen.tolist())
