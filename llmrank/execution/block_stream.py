@@ -184,16 +184,10 @@ class BlockStream:
         self._dense_position += 1
 
     def _try_addition(self, position: int, ffn: FFN) -> tuple[bool, bool]:
-        """Try, on the first batch, what happens if a tensor is added to the output of the FFN's last map.
+        """Add a tensor to the output of the FFN's last map (of all experts together), on the first batch.
 
-        For an expert, the tensor is added to the sum of the outputs of all experts.
-
-        Returns
-        -------
-        is_added : bool
-            Whether the block's output changes by exactly that tensor.
-        ffn_suffices : bool
-            Whether the FFN's module, called outside the block, returns what it returned in the block minus that tensor.
+        Return whether the block's output changes by exactly that tensor, and whether the FFN's module, called outside the block,
+        returns what it returned in the block minus that tensor.
         """
         if self._dense_input is not None and self._dense_states is not None:
             block_input, output = self._dense_input, self._dense_states[0]

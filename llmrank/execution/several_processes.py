@@ -113,15 +113,7 @@ class SeveralProcesses(Processes):
 
     @contextlib.contextmanager
     def _meeting(self, purpose: str) -> Iterator[None]:
-        """Wait until all processes have come to this exchange; inside, errors of the connection become ProcessError.
-
-        `purpose` says in words what is exchanged, and must be the same in all processes.
-
-        Raises
-        ------
-        ProcessError
-            Another process has failed, or its purpose is another one.
-        """
+        """Wait until all processes have come to an exchange with this purpose; inside, broken connections are ProcessErrors."""
         try:
             self._meet(purpose)
             yield

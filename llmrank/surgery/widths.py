@@ -94,12 +94,7 @@ def _padded(masks: Masks, names: Iterable[str], width: int | None = None, *, for
 
 
 def _config_fields(model: nn.Module, ffns: FFNs, masks: Masks) -> dict[str, Any]:
-    """Find configuration fields that describe the compact model of these masks; empty if nothing is removed or none do.
-
-    Each field is tried alone: a model is built with its new value on the meta device. The field is taken if the model differs
-    from the dense model, and every size that differs is that of the compact model. All fields together must give the compact
-    shapes.
-    """
+    """Find configuration fields that describe the compact model of these masks; empty if nothing is removed or none do."""
     config = getattr(model, "config", None)
     changed = [mask for mask in tensor_masks(ffns, masks) if not mask.keeps_all]
     if config is None or not changed:
@@ -108,6 +103,7 @@ def _config_fields(model: nn.Module, ffns: FFNs, masks: Masks) -> dict[str, Any]
     compact = _compact_shapes(model, changed, _new_paths(ffns, masks))
     if dense is None or not dense.keys() >= compact.keys():
         return {}
+    # Each field is tried alone, in a model on the meta device; all fields together must give the compact shapes.
     fields: dict[str, Any] = {}
     for name, value in _candidates(text_config(model), ffns, masks):
         if name not in fields and _explains(_configured_shapes(model, {name: value}), dense, compact):
