@@ -190,16 +190,9 @@ def load_pretrained(
     if is_gguf:
         _forget_quantiser(model)
         model.name_or_path = source  # transformers sets it to the directory of the file
-    for method in dequantising.values():
-        kind = getattr(method.quant_method, "value", method.quant_method)  # some methods keep it as text
-        warnings.warn(
-            f"the weights of {source} are quantised ({kind}) and were dequantised to "
-            f"{str(model.dtype).removeprefix('torch.')} on loading, so each takes more memory in what is written; quantise the "
-            "pruned model again",
-            stacklevel=2,
-        )
-    if problem:
-        warnings.warn(problem, stacklevel=2)
+    problems = [_dequantised_sentence(source, method, model.dtype) for method in dequantising.values()]
+    for sentence in filter(None, [*problems, problem]):
+        warnings.warn(sentence, stacklevel=2)
     return LoadedModel((model if placement else model.to(target)).eval(), tokenizer, source)
 
 
@@ -223,6 +216,14 @@ def _dequantising_option(config: Any) -> dict[str, Any]:
         return {}
     method.dequantize = True
     return {"quantization_config": method}
+
+
+def _dequantised_sentence(source: str, method: Any, dtype: torch.dtype) -> str:
+    kind = getattr(method.quant_method, "value", method.quant_method)  # some methods keep it as text
+    return (
+        f"the weights of {source} are quantised ({kind}) and were dequantised to {str(dtype).removeprefix('torch.')} on loading, "
+        "so each takes more memory in what is written; quantise the pruned model again"
+    )
 
 
 def _check_source(source: str) -> None:

@@ -22,10 +22,11 @@ from llmrank.execution import Execution, Processes, join_processes, launched_pro
 from llmrank.execution.onloading import onloaded_by_block
 from llmrank.execution.work_directory import WorkDirectory
 from llmrank.healing import Healing
+from llmrank.models import FFNs
 from llmrank.models.loading import parse_device
 from llmrank.pipeline import stages
 from llmrank.pipeline.heal import heal_apart
-from llmrank.pipeline.plan import Plan, make_plan, open_work_directory, select
+from llmrank.pipeline.plan import Plan, Selection, make_plan, open_work_directory, select
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.report import Report
 from llmrank.pipeline.stages import PreparedModel
@@ -36,7 +37,7 @@ from llmrank.prune.masks import Masks
 from llmrank.score.model_graph import ModelGraph
 from llmrank.surgery.apply import AppliedMasks, apply_masks
 from llmrank.surgery.equivalence import check_equivalence, masked_outputs
-from llmrank.text import CalibrationTokens, shared_passages
+from llmrank.text import CalibrationTokens, TokenSequences, shared_passages
 
 __all__ = ["PruningRun"]
 
@@ -199,24 +200,8 @@ class PruningRun:
         self._changed_for_good = selection.overwrote
         self.plan = make_plan(prepared, recipe, tokens, execution, selection, keeps_graphs=self.undoable)
         del selection  # its graphs may hold the last references to old weights
-        expected = None
         with watch.timed("apply"), execution.step("Applying the masks"):
-            if recipe.form == "compact":
-                with self.onloaded():
-                    masks, repaired = self.plan.selection.masks, self.plan.selection.repaired
-                    expected = masked_outputs(self.model, prepared.ffns, masks, tokens.sequences, repaired)
-                    del repaired
-            self._changed_for_good = not self.undoable
-            self.application = apply_masks(
-                self.model,
-                prepared.ffns,
-                self.plan.selection.masks,
-                recipe.form,
-                recipe.align,
-                self.plan.selection.repaired,
-                undoable=self.undoable,
-                store=None if execution.work is None else execution.work.copy_to_file,
-            )
+            expected, self.application = self._apply(prepared.ffns, self.plan.selection, tokens.sequences, execution)
         if not self.undoable:  # so that no second set of weights stays in memory
             self.plan = replace(self.plan, selection=replace(self.plan.selection, repaired={}))
         try:
@@ -244,6 +229,20 @@ class PruningRun:
             report, after=size, neurons=neurons, seconds=seconds, evaluation=evaluation, healing=healing
         )
         return self.model
+
+    def _apply(
+        self, ffns: FFNs, selection: Selection, sequences: TokenSequences, execution: Execution
+    ) -> tuple[torch.Tensor | None, AppliedMasks]:
+        """Apply the masks; return with them what the compact model must compute, or None in another form."""
+        recipe, masks, repaired, expected = self.recipe, selection.masks, selection.repaired, None
+        if recipe.form == "compact":
+            with self.onloaded():
+                expected = masked_outputs(self.model, ffns, masks, sequences, repaired)
+        self._changed_for_good = not self.undoable
+        store = None if execution.work is None else execution.work.copy_to_file
+        return expected, apply_masks(
+            self.model, ffns, masks, recipe.form, recipe.align, repaired, undoable=self.undoable, store=store
+        )
 
     def _heal(self, dense: nn.Module, tokens: CalibrationTokens, execution: Execution) -> Healing:
         """Let the pruned model learn from the dense one, on text that the repair has not seen; an undo restores the weights."""
