@@ -21,8 +21,9 @@ from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.execution import launched_processes
-from llmrank.healing import Healing
 from llmrank.healing.distillation import LEARNING_RATES
+from llmrank.inspection.figures import save_figure
+from llmrank.inspection.healing import draw_healing
 from llmrank.pipeline import DEFAULT_LENGTH
 from llmrank.pipeline.heal import heal, predict
 from llmrank.pipeline.texts import CalibrationText
@@ -33,7 +34,7 @@ from llmrank.text import TokenSequences, check_text
 
 __all__ = ["add_heal_options", "add_predict_options", "run_heal", "run_predict"]
 
-DEFAULT_TOKENS = 65_536
+DEFAULT_TOKENS, FIGURE = 65_536, "healing"
 
 
 def add_heal_options(command: argparse.ArgumentParser) -> None:
@@ -164,8 +165,12 @@ def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
             push_to_hub=repository,
             private=options.private or None,
         )
-    say_healing(healing, terminal)
-    terminal.say(f"Wrote {options.output}: the checkpoint and {checkpoint.REPORT_FILE}.")
+    save_figure(draw_healing(healing), options.output, FIGURE, ["png"])
+    for part in healing.table():
+        terminal.print(part)
+    for warning in healing.warnings():
+        terminal.warn(warning)
+    terminal.say(f"Wrote {options.output}: the checkpoint, {checkpoint.REPORT_FILE} and {FIGURE}.png.")
     return CommandResult({"output": str(options.output), "healing": healing.to_dict()})
 
 
@@ -197,14 +202,6 @@ def run_predict(options: argparse.Namespace, terminal: Terminal) -> CommandResul
         f"llmrank heal PRUNED --against {options.output} --output HEALED learns from them."
     )
     return CommandResult({"output": str(options.output), "predictions": predicted, "bytes": size})
-
-
-def say_healing(healing: Healing, terminal: Terminal) -> None:
-    """Print the ledger, and its warnings."""
-    for part in healing.table():
-        terminal.print(part)
-    for warning in healing.warnings():
-        terminal.warn(warning)
 
 
 def _report(pruned: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 
 import llmrank
 from llmrank.cli import main
+from tests.llmrank.execution.test_processes import launched
 
 COMMON = ["--sequence-length", "16", "--quiet"]
 
@@ -40,6 +41,7 @@ def test_heal_writes_a_checkpoint_with_the_ledger(
     assert {key: report[key] for key in kept} == {key: before[key] for key in kept}
     assert [row["step"] for row in report["healing"]["rows"]] == [0, 2, 4, 6, 8]
     assert "healed" in (output / "README.md").read_text(encoding="utf-8")
+    assert (output / "healing.png").read_bytes().startswith(b"\x89PNG")
     widths = {llmrank.load(path).model.model.layers[0].mlp.up_proj.out_features for path in (pruned, output)}
     assert len(widths) == 1
 
@@ -82,3 +84,32 @@ def test_bad_options_leave_nothing(
     assert run("heal", pruned, "--against", checkpoint, "--text", corpus, "--output", output, *options) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one_does(checkpoint: Path, pruned: Path, corpus: Path, tmp_path: Path) -> None:
+    options = [
+        "heal",
+        pruned,
+        "--against",
+        checkpoint,
+        "--text",
+        f"{corpus}:100%",
+        "--tokens",
+        128,
+        "--sequence-length",
+        16,
+    ]
+    options += ["--sequences-per-step", 4, "--learning-rate", "1e-3"]
+    assert main([str(each) for each in (*options, "--output", tmp_path / "one")]) == 0
+    found = launched("-m", "llmrank", *options, "--output", tmp_path / "two")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("Wrote ") == 1
+    one, two = (
+        json.loads((tmp_path / name / "report.json").read_text(encoding="utf-8"))["healing"]["rows"]
+        for name in ("one", "two")
+    )
+    assert [row["tokens"] for row in one] == [row["tokens"] for row in two]
+    for row, other in zip(one, two, strict=True):
+        for kind, close in row["closeness"].items():
+            assert close["divergences"] == pytest.approx(other["closeness"][kind]["divergences"], rel=1e-4)

@@ -797,6 +797,7 @@ def test_prune_model_has_the_defaults_of_the_command() -> None:
         "calibration",
         "device",
         "form",
+        "heal",
         "pipeline",
         "pruner",
         "repair",
