@@ -67,7 +67,7 @@ class Distillation:
     32
     """
 
-    tokens: int = 65_536
+    tokens: int
     learn: str = "all"
     learning_rate: float | None = None
     sequences_per_step: int | None = None
@@ -92,6 +92,21 @@ class Distillation:
         own = sorted(OWN & set(self.trainer))
         if own:
             raise OptionError(f"the run sets {', '.join(own)} of the Trainer itself; leave them out")
+        if self.trainer:
+            # Imported here, because this import is slow.
+            from transformers import TrainingArguments
+
+            unknown = sorted(set(self.trainer) - set(TrainingArguments.__dataclass_fields__))
+            if unknown:
+                raise OptionError(
+                    f"{', '.join(unknown)}: expected fields of Distillation or arguments of transformers' TrainingArguments"
+                )
+
+    @classmethod
+    def of_options(cls, tokens: int, options: Mapping[str, Any], seed: int = 0) -> Distillation:
+        """Make settings of a flat mapping: what is no field of them is an argument of the Trainer."""
+        own = {name: value for name, value in options.items() if name in cls.__dataclass_fields__}
+        return cls(tokens, **own, trainer={name: options[name] for name in options.keys() - own.keys()}, seed=seed)
 
     @classmethod
     def of(cls, value: Any) -> Distillation | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from llmrank.text.sources import make_sequences
 
 __all__ = ["heal", "heal_apart", "healing_tokens", "predict"]
 
+DEFAULT_TOKENS = 65_536
 # Largest number of sequences to hold out.
 MOST_HELD_OUT = 8
 # Of six sequences, one is of the built-in text.
@@ -99,11 +99,10 @@ def predict(
     tokenizer: Any,
     output: str | os.PathLike[str],
     text: Any = "auto",
-    tokens: int = 65_536,
+    tokens: int = DEFAULT_TOKENS,
     *,
     sequence_length: int = DEFAULT_LENGTH,
     batch_size: int = 1,
-    seed: int = 0,
     used: TokenSequences | None = None,
     progress: Progress | None = None,
 ) -> Predictions:
@@ -114,8 +113,10 @@ def predict(
     dense : transformers causal or encoder-decoder language model
     output : path-like
         The file; at most 300 bytes for each token.
-    tokenizer, text, tokens, sequence_length, batch_size, seed, used, progress
+    tokenizer, text, sequence_length, batch_size, used, progress
         See :func:`heal`.
+    tokens : int
+        Number of tokens to learn from.
 
     Returns
     -------
@@ -126,10 +127,9 @@ def predict(
     LLMRankError
         Bad options, data or models.
     """
-    settings, execution = Distillation(tokens, seed=seed), Execution(batch_size, progress)
-    source = text if isinstance(text, CalibrationText) else CalibrationText(text, 1, sequence_length, seed=seed)
-    found, _ = healing_tokens(source, settings.tokens, dense, tokenizer, used, progress)
-    predictions = predict_tokens(dense, found, execution, seed)
+    execution = Execution(batch_size, progress)
+    found, _ = healing_tokens(_text(text, sequence_length), tokens, dense, tokenizer, used, progress)
+    predictions = predict_tokens(dense, found, execution)
     predictions.save(Path(output))
     return predictions
 
@@ -139,16 +139,10 @@ def heal(
     dense: nn.Module | str | os.PathLike[str],
     tokenizer: Any = None,
     text: Any = "auto",
-    tokens: int = 65_536,
+    settings: Distillation | int = DEFAULT_TOKENS,
     *,
-    learn: str = "all",
-    learning_rate: float | None = None,
-    sequences_per_step: int | None = None,
-    text_weight: float = 0.0,
     sequence_length: int = DEFAULT_LENGTH,
     batch_size: int = 1,
-    trainer: Mapping[str, Any] | None = None,
-    seed: int = 0,
     used: TokenSequences | None = None,
     device: str | torch.device | None = None,
     directory: str | os.PathLike[str] | None = None,
@@ -168,10 +162,8 @@ def heal(
     text : CalibrationText, or a source of one
         By default text that the dense model writes if it can write text, else the built-in text. One of six sequences is of the
         built-in text, unless the text is a mixture, a list or a tensor.
-    tokens : int
-        Number of tokens to learn from, the built-in ones included.
-    learn, learning_rate, sequences_per_step, text_weight, trainer, seed
-        See :class:`llmrank.healing.Distillation`.
+    settings : Distillation or int
+        How it learns, or the number of tokens to learn from, the built-in ones included.
     sequence_length, batch_size : int
         Tokens of a sequence, and sequences in a forward pass.
     used : TokenSequences, optional
@@ -198,22 +190,24 @@ def heal(
     See :func:`llmrank.healing.heal.heal_model` for the cost.
     """
     check_type("model", model, nn.Module, "a torch module (llmrank.load(...).model loads one)")
-    settings = Distillation(
-        tokens, learn, learning_rate, sequences_per_step, text_weight=text_weight, trainer=trainer or {}, seed=seed
-    )
-    if device is not None:
-        for each in (model, dense):
-            if isinstance(each, nn.Module):
-                each.to(parse_device(device))
-    execution = Execution(batch_size, progress)
-    where = None if directory is None else Path(directory)
-    if isinstance(dense, (str, os.PathLike)):
-        predictions = Predictions.read(Path(dense))
-        return heal_model(model, predictions, predictions.tokens, settings, execution, where)
-    if not isinstance(dense, nn.Module):
-        raise OptionError(f"dense must be a model, or the path of a file of its predictions, got {dense!r}")
-    source = text if isinstance(text, CalibrationText) else CalibrationText(text, 1, sequence_length, seed=seed)
-    return heal_apart(model, dense, tokenizer, source, settings, execution, where, used=used)
+    found = Distillation.of(settings)
+    if found is None or not isinstance(dense, (nn.Module, str, os.PathLike)):
+        raise OptionError(
+            f"heal needs settings and a dense model, or the path of a file of its predictions, got {settings!r} and {dense!r}"
+        )
+    for each in (model, dense) if device is not None else ():
+        if isinstance(each, nn.Module):
+            each.to(parse_device(device))
+    execution, where = Execution(batch_size, progress), None if directory is None else Path(directory)
+    if isinstance(dense, nn.Module):
+        source = _text(text, sequence_length, found.seed)
+        return heal_apart(model, dense, tokenizer, source, found, execution, where, used=used)
+    predictions = Predictions.read(Path(dense))
+    return heal_model(model, predictions, predictions.tokens, found, execution, where)
+
+
+def _text(text: Any, sequence_length: int, seed: int = 0) -> CalibrationText:
+    return text if isinstance(text, CalibrationText) else CalibrationText(text, 1, sequence_length, seed=seed)
 
 
 def heal_apart(

@@ -21,11 +21,11 @@ from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.execution import launched_processes
-from llmrank.healing.distillation import LEARNING_RATES
+from llmrank.healing import Distillation
 from llmrank.inspection.figures import save_figure
 from llmrank.inspection.healing import draw_healing
 from llmrank.pipeline import DEFAULT_LENGTH
-from llmrank.pipeline.heal import heal, predict
+from llmrank.pipeline.heal import DEFAULT_TOKENS, heal, predict
 from llmrank.pipeline.texts import CalibrationText
 from llmrank.prune.masks import Masks
 from llmrank.surgery import checkpoint
@@ -34,7 +34,15 @@ from llmrank.text import TokenSequences, check_text
 
 __all__ = ["add_heal_options", "add_predict_options", "run_heal", "run_predict"]
 
-DEFAULT_TOKENS, FIGURE = 65_536, "healing"
+FIGURE = "healing"
+# The fields of a Distillation that --with sets, and what help says of them.
+KNOBS = {
+    "learn": "all, ffn or lora",
+    "learning_rate": "2e-4 for 135 M parameters, less for larger models",
+    "sequences_per_step": "2 or more",
+    "rank": "16, of lora",
+    "text_weight": "0, of the loss of the text itself",
+}
 
 
 def add_heal_options(command: argparse.ArgumentParser) -> None:
@@ -52,29 +60,14 @@ def add_heal_options(command: argparse.ArgumentParser) -> None:
     add_hub_options(group)
     add_model_options(group)
     _add_text_options(command)
-    learning = command.add_argument_group("learning")
-    learning.add_argument(
-        "--learn",
-        choices=LEARNING_RATES,
-        default="all",
-        help="all weights but embeddings and head; those of the FFNs; or adapters of LoRA, which are merged (%(default)s)",
-    )
-    learning.add_argument(
-        "--learning-rate", type=float, help="the highest one (2e-4 for 135 M parameters, less for larger models)"
-    )
-    learning.add_argument("--sequences-per-step", type=int, help="(as many as make about 250 steps, but at least 2)")
-    learning.add_argument(
-        "--text-weight",
-        type=float,
-        default=0.0,
-        help="weight of the loss of the text itself beside the divergence from DENSE (%(default)s)",
-    )
-    learning.add_argument(
-        "--trainer",
+    group.add_argument(
+        "--with",
+        dest="knobs",
         metavar="NAME=VALUE,...",
-        help="more arguments of transformers' TrainingArguments, such as bf16=true,gradient_checkpointing=true,report_to=wandb",
+        help=f"how it learns: {', '.join(f'{name} ({value})' for name, value in KNOBS.items())}; or arguments of transformers' "
+        "TrainingArguments, such as bf16=true,report_to=wandb",
     )
-    learning.add_argument(
+    group.add_argument(
         "--checkpoints",
         type=Path,
         metavar="DIR",
@@ -120,7 +113,7 @@ def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     check_output(options.output)
     check_device_and_dtype(options)
     check_text(options.text)
-    trainer = _trainer_arguments(options.trainer or "")
+    settings = Distillation.of_options(options.tokens, _values(options.knobs or ""), options.seed)
     repository = check_upload(options)
     loaded = load(options, terminal)
     from_file = Path(options.against).is_file() and Path(options.against).suffix == ".safetensors"
@@ -135,15 +128,9 @@ def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
         dense,
         loaded.tokenizer,
         options.text,
-        options.tokens,
-        learn=options.learn,
-        learning_rate=options.learning_rate,
-        sequences_per_step=options.sequences_per_step,
-        text_weight=options.text_weight,
+        settings,
         sequence_length=options.sequence_length,
         batch_size=options.batch_size,
-        trainer=trainer,
-        seed=options.seed,
         used=used,
         directory=options.checkpoints,
         progress=terminal.progress,
@@ -191,7 +178,6 @@ def run_predict(options: argparse.Namespace, terminal: Terminal) -> CommandResul
         options.tokens,
         sequence_length=options.sequence_length,
         batch_size=options.batch_size,
-        seed=options.seed,
         used=used,
         progress=terminal.progress,
     )
@@ -231,13 +217,13 @@ def _used_sequences(pruned: Path, dense: Any, tokenizer: Any, text: Any) -> Toke
     return again.sequences.joined(again.held_out)
 
 
-def _trainer_arguments(text: str) -> dict[str, Any]:
-    """Convert ``bf16=true,max_grad_norm=0.5`` to values."""
+def _values(text: str) -> dict[str, Any]:
+    """Convert ``learn=lora,bf16=true`` to values."""
     found: dict[str, Any] = {}
     for entry in filter(None, text.split(",")):
         name, sign, value = (part.strip() for part in entry.partition("="))
         if not sign or not name.isidentifier():
-            raise OptionError(f"--trainer: expected NAME=VALUE,NAME=VALUE such as bf16=true, got {entry!r}")
+            raise OptionError(f"--with: expected NAME=VALUE,NAME=VALUE such as learn=lora, got {entry!r}")
         try:
             found[name] = json.loads(value)
         except ValueError:

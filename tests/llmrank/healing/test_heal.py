@@ -60,7 +60,7 @@ def test_loss_and_gradients_are_those_of_all_logits(dense: Any, pruned: Any, tex
     model = copy.deepcopy(pruned)
     ids, mask = sequences(3, 5, 64).ids, torch.ones(3, 64, dtype=torch.bool)
     mask[0, 40:] = False
-    with learning(model, Distillation()):
+    with learning(model, Distillation(1)):
         student = Student(model, DenseModel(dense), text_weight)
         with torch.no_grad():
             next(student.predictor.bands(ids, mask))
@@ -213,15 +213,15 @@ def test_prune_and_heal_in_one_call_and_undo(dense: Any) -> None:
 )
 def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        Distillation(**options)
+        Distillation(**{"tokens": 1, **options})
 
 
 def test_the_number_of_steps_and_the_rate_follow_the_size() -> None:
     assert (Distillation(1024).steps(1024), Distillation(65_536).steps(1024)) == (1, 32)
     assert Distillation(10_000_000).steps(1024) == pytest.approx(250, abs=2)
-    assert Distillation().rate(135_000_000) == 2e-4
-    assert Distillation().rate(100) == 2e-4
-    assert Distillation().rate(8_000_000_000) == pytest.approx(2.6e-5, rel=0.01)
+    assert Distillation(1).rate(135_000_000) == 2e-4
+    assert Distillation(1).rate(100) == 2e-4
+    assert Distillation(1).rate(8_000_000_000) == pytest.approx(2.6e-5, rel=0.01)
 
 
 def test_what_cannot_be_healed_is_refused(dense: Any, pruned: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import llmrank
 from llmrank.errors import CalibrationError, OptionError
+from llmrank.healing import Distillation
 from llmrank.pipeline.heal import healing_tokens
 from llmrank.pipeline.texts import CalibrationText
 from llmrank.text import shared_passages
@@ -61,13 +62,13 @@ def test_heal_takes_a_model_or_a_file_of_its_predictions(varied: Path, tmp_path:
     options = {"calibration": varied, "sequence_length": LENGTH, "samples": 8, "repair": "none", "scorer": "random"}
     llmrank.prune_model(model, tokenizer(), 0.5, **options)
     again = copy.deepcopy(model)
-    asked = {"text": varied, "tokens": 32 * LENGTH, "sequence_length": LENGTH}
-    direct = llmrank.heal(model, dense, tokenizer(), **asked, learning_rate=1e-3)
+    settings = Distillation(32 * LENGTH, learning_rate=1e-3)
+    direct = llmrank.heal(model, dense, tokenizer(), varied, settings, sequence_length=LENGTH)
     assert direct.best.divergence < direct.start.divergence
     assert direct.text["source"].startswith("file varied.txt")
     path = tmp_path / "predictions.safetensors"
-    llmrank.predict(dense, tokenizer(), path, **asked)
-    cached = llmrank.heal(again, path, learning_rate=1e-3, tokens=32 * LENGTH)
+    llmrank.predict(dense, tokenizer(), path, varied, 32 * LENGTH, sequence_length=LENGTH)
+    cached = llmrank.heal(again, path, settings=settings)
     assert cached.best.divergence < cached.start.divergence
-    with pytest.raises(OptionError, match="dense must be a model"):
-        llmrank.heal(model, 3, tokenizer(), **asked)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="needs settings and a dense model"):
+        llmrank.heal(model, 3, tokenizer())  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ def test_heal_writes_a_checkpoint_with_the_ledger(
     checkpoint: Path, pruned: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "healed"
-    options = ("--text", corpus, "--tokens", "256", "--sequence-length", "16", "--learning-rate", "1e-3")
+    options = ("--text", corpus, "--tokens", "256", "--sequence-length", "16", "--with", "learning_rate=1e-3")
     arguments = ("heal", pruned, "--against", checkpoint, "--output", output, "--checkpoints", tmp_path / "state")
     status = main([str(argument) for argument in (*arguments, *options)])
     printed = capsys.readouterr().out
@@ -65,10 +65,11 @@ def test_prune_heals_what_it_has_cut(checkpoint: Path, corpus: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--trainer", "bf16"], "expected NAME=VALUE"),
-        (["--trainer", "max_steps=3"], "max_steps"),
+        (["--with", "bf16"], "expected NAME=VALUE"),
+        (["--with", "max_steps=3"], "max_steps"),
+        (["--with", "no_such_thing=3"], "no_such_thing"),
         (["--tokens", "0"], "tokens must be"),
-        (["--learning-rate", "3"], "between 0 and 1"),
+        (["--with", "learning_rate=3"], "between 0 and 1"),
     ],
 )
 def test_bad_options_leave_nothing(
@@ -100,7 +101,7 @@ def test_two_processes_learn_as_one_does(checkpoint: Path, pruned: Path, corpus:
         "--sequence-length",
         16,
     ]
-    options += ["--sequences-per-step", 4, "--learning-rate", "1e-3"]
+    options += ["--with", "sequences_per_step=4,learning_rate=1e-3"]
     assert main([str(each) for each in (*options, "--output", tmp_path / "one")]) == 0
     found = launched("-m", "llmrank", *options, "--output", tmp_path / "two")
     assert found.returncode == 0, found.stderr
