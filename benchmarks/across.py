@@ -10,6 +10,7 @@ continues its own result file.
 from __future__ import annotations
 
 import argparse
+import copy
 import fnmatch
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
 from llmrank.execution import Execution
 from llmrank.execution.recording import Recording, recording
+from llmrank.healing import Distillation, Healing
 from llmrank.models import find_ffns
 from llmrank.models.forward import run_sequences
 from llmrank.pipeline import Recipe, stages
@@ -38,7 +40,9 @@ from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.descriptions import dtype_name
+from llmrank.pipeline.heal import heal_apart
 from llmrank.pipeline.registry import make_pruner, make_scorer
+from llmrank.pipeline.texts import CalibrationText
 from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.selection import choose_masks
@@ -48,7 +52,7 @@ from llmrank.score.model_graph import ModelGraph
 from llmrank.score.rank_graphs import rank_graphs
 from llmrank.score.topologies import build_graphs
 from llmrank.surgery import checkpoint
-from llmrank.surgery.apply import apply_masks
+from llmrank.surgery.apply import AppliedMasks, apply_masks
 from llmrank.text import CalibrationTokens, TokenSequences, tokenise
 from llmrank.text.other_text import add_other_text, held_out_other_text
 
@@ -80,7 +84,9 @@ ROWS = {
     "flap": ("local", "global:normalize=zscore"),
     PEER: ("local",),
 }
-REPAIRS = ("none", "lstsq")
+# "healed" is repaired by least squares, and then learns from HEALING_TOKENS tokens of the text behind the calibration sequences.
+REPAIRS = {"none": "as cut", "lstsq": "repaired", "healed": "repaired and healed"}
+HEALING_TOKENS = 65_536
 KINDS = ("WikiText-2", "Python sources")
 # What a row says of a choice.
 CHOICE = ("choice", "seconds to choose")
@@ -102,6 +108,7 @@ class Study:
         loaded = checkpoint.load(source, dtype=options.dtype)
         self.model, self.tokenizer, length = loaded.model, loaded.tokenizer, options.sequence_length
         self.ffns = find_ffns(self.model)
+        self.valid, self.length = options.wikitext / "valid.txt", length
         self.texts = read(options.wikitext / "test.txt", loaded.tokenizer, options.evaluate, length)
         self.other = python_sources(loaded.tokenizer, length)
         alone = read_and_hold_out(options.wikitext / "valid.txt", loaded.tokenizer, options.samples, length)
@@ -169,16 +176,28 @@ class Study:
         masks = self.masks(scorer, budget, text, amount)
         row["removed"] = [round(1.0 - float(mask.float().mean()), 3) for mask in masks.values()]
         repaired = {}
-        if repair == "lstsq":
+        if repair != "none":
             masks, repaired, validation = repair_where_it_helps(
                 self.model, self.ffns, masks, LeastSquaresRepair(), self.tokens[text].parts, self.records[text]
             )
             row["validation"] = None if validation is None else asdict(validation)
+        dense = copy.deepcopy(self.model) if repair == "healed" else None
         application = apply_masks(self.model, self.ffns, masks, repaired=repaired)
         try:
+            if dense is not None:
+                row["healing"] = self.heal(dense, text, application).to_dict()
             return {**row, **self.losses(), "seconds": round(perf_counter() - begun, 1)}
         finally:
             application.undo()
+
+    def heal(self, dense: Any, text: str, application: AppliedMasks) -> Healing:
+        """Heal the pruned model on what follows in WikiText-2's valid, and some built-in text; an undo restores its weights."""
+        before = [(value, value.detach().clone()) for value in self.model.parameters()]
+        application.also_restore(lambda: copy_back(before))
+        valid = self.valid.read_text(encoding="utf-8").replace("<unk>", "unk")
+        calibration = CalibrationText(valid, sequence_length=self.length)  # all rows learn from the same tokens
+        settings, used = Distillation(HEALING_TOKENS), self.tokens[text].known
+        return heal_apart(self.model, dense, self.tokenizer, calibration, settings, Execution(), used=used)
 
     def masks(self, scorer: str, budget: str, text: str, amount: float) -> Masks:
         """Choose the neurons to keep."""
@@ -196,6 +215,11 @@ class Study:
                 self.sensitivities[scorer, text, amount] = measured
             sensitivities = self.sensitivities[scorer, text, amount]
         return choose_masks(pruner, graphs, ranks, jointly=True, sensitivities=sensitivities)
+
+
+def copy_back(before: list[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:
+    for parameter, values in before:
+        parameter.data.copy_(values)
 
 
 def python_sources(tokenizer: Any, length: int) -> TokenSequences:
@@ -247,7 +271,7 @@ def _rows(found: list[dict[str, Any]], kind: str) -> list[str]:
     rows = {key(row)[:4]: kind_of(row, kind) for row in found}
     amounts = sorted({row["amount"] for row in found})
     lines = [
-        f"| {'as cut' if found[0]['repair'] == 'none' else 'repaired'} | {' | '.join(f'{a:.0%}' for a in amounts)} |",
+        f"| {REPAIRS[found[0]['repair']]} | {' | '.join(f'{a:.0%}' for a in amounts)} |",
         f"| --- |{' ---: |' * len(amounts)}",
     ]
     for text, (scorer, budget) in product(TEXTS, _pairs()):
@@ -309,7 +333,7 @@ def main() -> None:
     add_wikitext(parser)
     parser.add_argument("--model", action="append", help="directory, hub name or .gguf file; default the demo model")
     parser.add_argument("--amounts", default="0.1,0.2,0.3,0.5", help="shares, with commas (%(default)s)")
-    parser.add_argument("--repairs", default=",".join(REPAIRS), help="with commas (%(default)s)")
+    parser.add_argument("--repairs", default="none,lstsq", help=f"with commas: {', '.join(REPAIRS)} (%(default)s)")
     parser.add_argument("--texts", default=",".join(TEXTS), help="with commas (%(default)s)")
     parser.add_argument("--only", action="append", help="pattern of 'SCORER | BUDGET'; may be repeated")
     parser.add_argument("--samples", type=int, default=16, help="calibration sequences (%(default)s)")

@@ -51,7 +51,8 @@ def heal_model(
     Raises
     ------
     CalibrationError
-        No sequence is held out, or the divergence is not finite.
+        No sequence is held out, or the divergence is not finite. After this and after an interrupt, the weights are those of the
+        best measurement so far.
     OptionError
         Nothing can learn, or the directory keeps another training.
 
@@ -59,11 +60,10 @@ def heal_model(
     -----
     Cost: for every token to learn from a forward pass of both models and a backward pass, about four forward passes in all.
     Memory: both models, the gradients and twice the size of what learns for the optimiser, activations of one batch, and the
-    logits of two bands.
+    logits of two bands. A model in half precision learns in float32, so it takes twice its memory.
     """
     check_predicts(model, "divergence")
-    text, held_out = tokens.sequences.parts
-    held_out = tokens.held_out or held_out
+    text, held_out = tokens.sequences.parts if tokens.held_out is None else tokens[:2]
     if held_out is None:
         raise CalibrationError(
             "the text has only one sequence, and healing needs one more to be measured on; give more text"

@@ -71,8 +71,12 @@ class Student(nn.Module):
         through = (states * gradient).sum(dtype=torch.float32)
         return {"loss": total + through - through.detach()}
 
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Let the model compute its activations again in the backward pass; newer Trainers call this."""
+        self.model.activation_checkpointing_enable(**options)
+
     def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """Let the model compute its activations again in the backward pass; the Trainer calls this."""
+        """Do the same for older Trainers."""
         self.model.gradient_checkpointing_enable(**options)
 
     def learned(self) -> dict[str, torch.Tensor]:

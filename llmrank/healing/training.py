@@ -46,7 +46,7 @@ def train(
     execution: Execution,
     directory: Path | None,
 ) -> tuple[LedgerRow, ...]:
-    """Let the student learn, and leave it as it was at its best measurement.
+    """Let the student learn, and leave it as it was at its best measurement, also if the training is interrupted.
 
     Parameters
     ----------
@@ -89,11 +89,14 @@ def train(
             callbacks=[_Shown(execution, steps)] if execution.progress else None,
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=last)
-        trainer.accelerator.wait_for_everyone()
-        if not connected:
-            trainer.accelerator.end_training()  # closes the connection to other processes, if the Trainer has opened one
-        student.load_state_dict(load_file(work / BEST))
+        try:
+            trainer.train(resume_from_checkpoint=last)
+            trainer.accelerator.wait_for_everyone()
+        finally:
+            if not connected:
+                trainer.accelerator.end_training()  # closes the connection to other processes, if the Trainer has opened one
+            if (work / BEST).is_file():
+                student.load_state_dict(load_file(work / BEST))
         return tuple(book.rows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,10 @@ def _add_text_options(command: argparse.ArgumentParser) -> None:
 
 def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run ``llmrank heal``."""
-    is_first = launched_processes()[0] == 0
+    rank, count = launched_processes()
+    is_first = rank == 0
+    if count > 1 and options.device == "cuda":  # each process has a GPU of its own
+        options.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if not is_first:  # only process 0 prints, and writes the checkpoint
         terminal = Terminal(quiet=True)
     check_output(options.output)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 import llmrank
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
@@ -157,6 +158,29 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
         assert torch.equal(value, model.state_dict()[name])
     with pytest.raises(OptionError, match="other settings"):
         healed(pruned, dense, Distillation(64 * LENGTH, learning_rate=2e-3), directory=tmp_path / "state")
+
+
+def test_activations_may_be_computed_again(dense: Any, pruned: Any) -> None:
+    """Gradient checkpointing changes nothing but memory and time."""
+    _, expected = healed(pruned, dense)
+    names = ("activation_checkpointing", "gradient_checkpointing")  # the second was renamed
+    name = next(name for name in names if name in TrainingArguments.__dataclass_fields__)
+    _, healing = healed(pruned, dense, replace(SETTINGS, trainer={name: True}))
+    for row, other in zip(healing.rows, expected.rows, strict=True):
+        assert row.closeness["own"].divergences == pytest.approx(other.closeness["own"].divergences, rel=1e-4)
+
+
+def test_an_interrupt_leaves_the_best_weights(dense: Any, pruned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, model = training_module._Trainer, copy.deepcopy(pruned)
+    monkeypatch.setattr(
+        training_module, "_Trainer", lambda *args, **options: trainer(*args, **{**options, "callbacks": [Kill()]})
+    )
+    with pytest.raises(KilledError):
+        heal_model(model, DenseModel(dense), TOKENS, SETTINGS)
+    monkeypatch.undo()
+    start = heal_model(model, DenseModel(dense), TOKENS, SETTINGS).start
+    _, expected = healed(pruned, dense)
+    assert start.closeness == expected.rows[2].closeness  # eight steps
 
 
 def test_half_precision_learns_in_float32_and_keeps_its_dtype(dense: Any, pruned: Any) -> None:
