@@ -157,7 +157,9 @@ def _sublayers(ffns: FFNs, statistics: Sequence[FFNStatistics]) -> list[_Sublaye
             continue
         entries, mixture = [entry for _, entry in pairs], pairs[0][1].mixture
         if mixture is None:
-            raise StructureError(f"the statistics of {key.name} are not those of a mixture; collect them for these FFNs")
+            raise StructureError(
+                f"the statistics of {key.name} are not those of a mixture; collect them for these FFNs"
+            )
         hidden = replace(
             _concatenated([_hidden_statistics(entry) for entry in entries]),
             experts=tuple((ffn.sizes[1], entry.routing) for ffn, entry in pairs),
