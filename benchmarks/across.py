@@ -192,8 +192,7 @@ class Study:
 
     def heal(self, dense: Any, text: str, application: AppliedMasks) -> Healing:
         """Heal the pruned model on what follows in WikiText-2's valid, and some built-in text; an undo restores its weights."""
-        before = [(value, value.detach().clone()) for value in self.model.parameters()]
-        application.also_restore(lambda: copy_back(before))
+        application.keep_parameters(self.model)
         valid = self.valid.read_text(encoding="utf-8").replace("<unk>", "unk")
         calibration = CalibrationText(valid, sequence_length=self.length)  # all rows learn from the same tokens
         settings, used = Distillation(HEALING_TOKENS), self.tokens[text].known
@@ -215,11 +214,6 @@ class Study:
                 self.sensitivities[scorer, text, amount] = measured
             sensitivities = self.sensitivities[scorer, text, amount]
         return choose_masks(pruner, graphs, ranks, jointly=True, sensitivities=sensitivities)
-
-
-def copy_back(before: list[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:
-    for parameter, values in before:
-        parameter.data.copy_(values)
 
 
 def python_sources(tokenizer: Any, length: int) -> TokenSequences:

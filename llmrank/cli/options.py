@@ -274,12 +274,9 @@ def check_numbers(options: argparse.Namespace) -> None:
             raise OptionError(f"--{name.replace('_', '-')} must be {bound}, got {number}")
 
 
-def check_method(options: argparse.Namespace, **changed: Any) -> Recipe:
-    """Check the options of a run as far as that is possible without the model, and return their recipe.
-
-    What is `changed` in the recipe are arguments of :func:`recipe_of`.
-    """
-    recipe = recipe_of(options, **changed)
+def check_method(options: argparse.Namespace, recipe: Recipe | None = None) -> Recipe:
+    """Check the options of a run as far as that is possible without the model, and return their recipe, unless one is given."""
+    recipe = recipe or recipe_of(options)
     check_device_and_dtype(options)
     if recipe.calibration.ranking is None:
         check_text(recipe.calibration.source)

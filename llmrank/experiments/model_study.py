@@ -5,6 +5,7 @@ A row is one pruning experiment of the sweep: a pipeline, a scorer, a pruner, an
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -25,12 +26,14 @@ from llmrank.execution import Execution
 from llmrank.execution.recording import Recording
 from llmrank.experiments.settings import RowSettings, SweepSettings
 from llmrank.experiments.speed import measure_speed
+from llmrank.healing import Distillation, Healing
 from llmrank.models.digest import weights_digest
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import stages
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.descriptions import environment, json_safe, model_source
+from llmrank.pipeline.heal import heal_apart
 from llmrank.pipeline.notes import choice_notes, repair_notes
 from llmrank.pipeline.ranking import SETTINGS, Ranking
 from llmrank.pipeline.recipe import Recipe
@@ -43,7 +46,7 @@ from llmrank.prune.selection import Reselection
 from llmrank.repair import RepairedMap
 from llmrank.score import AutoScorer
 from llmrank.score.model_graph import ModelGraph
-from llmrank.surgery.apply import apply_masks
+from llmrank.surgery.apply import AppliedMasks, apply_masks
 from llmrank.surgery.atomic import atomic_directory
 from llmrank.surgery.equivalence import check_equivalence, masked_outputs
 from llmrank.text import CalibrationTokens, TokenSequences, shared_passages
@@ -164,10 +167,15 @@ class ModelStudy:
                 found["speed"] = {**asdict(speed), "ratio": 1.0}
         else:
             pruned = self._prune(row, progress)
-            with self._applied(pruned, check=True):
+            dense_model = copy.deepcopy(self._model) if row.heal else None
+            with self._applied(pruned, check=True) as application:
+                healing = None if dense_model is None else self._heal(row, dense_model, application, progress)
+                del dense_model
                 found = self._results(progress)
             flops = costs.model.flops - costs.removed_cost(pruned.masks.widths, "flops")
             outcome = {"choice": pruned.choice, "validation": pruned.validation, "notes": pruned.notes}
+            if healing is not None:
+                outcome |= {"healing": healing.to_dict(), "notes": [*pruned.notes, *healing.warnings()]}
             found = {"removed": pruned.masks.removed_share, "flops": flops, **found, **outcome}
             if self._settings.speed:
                 speed = measure_speed(
@@ -265,7 +273,7 @@ class ModelStudy:
         if row.pipeline not in self._graphs:
             self._graphs[row.pipeline] = stages.build(prepared, recipe, self._statistics)
         graphs = self._graphs[row.pipeline]
-        without_repair = replace(row, repair="none")
+        without_repair = replace(row, repair="none", heal=0)
         if without_repair not in self._choices:
             self._choices[without_repair] = stages.choose_scorer(prepared, recipe, graphs, tokens, execution)
         choice = self._choices[without_repair]
@@ -293,8 +301,17 @@ class ModelStudy:
             notes,
         )
 
+    def _heal(self, row: RowSettings, dense: Any, application: AppliedMasks, progress: Progress | None) -> Healing:
+        """Heal the pruned model until the application is undone."""
+        application.keep_parameters(self._model)
+        text = self._settings.calibration.for_model(self._model)
+        execution = Execution(text.batch_size, progress)
+        return heal_apart(
+            self._model, dense, self._tokenizer, text, Distillation(row.heal), execution, used=self._tokens.known
+        )
+
     @contextmanager
-    def _applied(self, pruned: _Pruned, *, check: bool) -> Iterator[None]:
+    def _applied(self, pruned: _Pruned, *, check: bool) -> Iterator[AppliedMasks]:
         """Replace the model's FFNs by the pruned ones within the context.
 
         With `check`, raise an error if the outputs are not those of the masked model.
@@ -305,7 +322,7 @@ class ModelStudy:
         try:
             if expected is not None:
                 check_equivalence(self._model, expected, sequences)
-            yield
+            yield application
         finally:
             application.undo()
 

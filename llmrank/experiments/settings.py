@@ -16,6 +16,7 @@ from typing import Any
 from llmrank.errors import OptionError
 from llmrank.evaluation.lm_eval import LMEvalTasks, find_tasks
 from llmrank.experiments.identity import identity_of
+from llmrank.healing import Distillation
 from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair, make_scorer
 from llmrank.pipeline.texts import CalibrationText, EvaluationText
@@ -41,6 +42,8 @@ class RowSettings:
         Specs, see :mod:`llmrank.pipeline.registry`.
     amount : float or int
         Share or number to remove.
+    heal : int
+        Number of tokens that the pruned model is healed with.
     """
 
     pipeline: str
@@ -48,10 +51,12 @@ class RowSettings:
     pruner: str
     amount: float | int
     repair: str
+    heal: int = 0
 
     def label(self) -> str:
         """Return the settings in one line."""
-        return f"{self.pipeline} {self.scorer} {self.pruner} {self.amount} {self.repair}"
+        healed = f" healed with {self.heal:,} tokens" if self.heal else ""
+        return f"{self.pipeline} {self.scorer} {self.pruner} {self.amount} {self.repair}{healed}"
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ class SweepSettings:
     Parameters
     ----------
     scorers, pruners, pipelines, repairs : sequence of str
-        Specs. There is a row for every combination of a scorer, a pruner, a pipeline, a repair and an amount. The repair "none"
-        repairs nothing.
+        Specs. There is a row for every combination of a scorer, a pruner, a pipeline, a repair, an amount and a healing. The
+        repair "none" repairs nothing.
     amounts : sequence of float or int
         Shares in [0, 1), or numbers, to remove.
     amount_of, targets : str
@@ -79,6 +84,8 @@ class SweepSettings:
         Largest number of documents of each task.
     speed : bool
         Whether to measure the speed of every model.
+    heals : sequence of int
+        Numbers of tokens to heal with, 0 for none. A copy of the dense model stays in memory for it.
     """
 
     scorers: Sequence[str] = (DEFAULTS["scorer"],)
@@ -94,10 +101,11 @@ class SweepSettings:
     task_dir: Any = None
     documents: int | None = None
     speed: bool = False
+    heals: Sequence[int] = (0,)
 
     def rows(self) -> list[RowSettings]:
         """Return the rows of the grid. The row of the dense model is not one of them."""
-        axes = (self.pipelines, self.scorers, self.pruners, self.amounts, self.repairs)
+        axes = (self.pipelines, self.scorers, self.pruners, self.amounts, self.repairs, self.heals)
         return [RowSettings(*row) for row in dict.fromkeys(product(*axes))]
 
     def check(self) -> LMEvalTasks | None:
@@ -108,12 +116,12 @@ class SweepSettings:
         LLMRankError
             A list of the grid is empty; a component, text or task is unknown; or an amount is out of range for every model.
         """
-        for name in ("scorers", "pruners", "pipelines", "amounts", "repairs", "tasks"):
+        for name in ("scorers", "pruners", "pipelines", "amounts", "repairs", "heals", "tasks"):
             values = getattr(self, name)
             if isinstance(values, str) or not isinstance(values, Sequence) or not (values or name == "tasks"):
                 number = "values" if name == "tasks" else "one or more values"
                 raise OptionError(f"{name} must be a list of {number}, got {values!r}")
-            if name != "amounts" and not all(isinstance(value, str) for value in values):
+            if name not in ("amounts", "heals") and not all(isinstance(value, str) for value in values):
                 raise OptionError(
                     f"{name} must be specs such as 'wpr:gamma=0.9', because rows are written to a file, got {values!r}; give a "
                     "component of your own a name with llmrank.pipeline.registry"
@@ -124,6 +132,9 @@ class SweepSettings:
             make_pruner(pruner, amount=amount, amount_of=self.amount_of)
         for repair in self.repairs:
             make_repair(repair)
+        for tokens in self.heals:
+            if tokens != 0:
+                Distillation(tokens)
         for pipeline in self.pipelines:
             if PIPELINES.options(pipeline)[1].get("attention"):
                 raise OptionError(

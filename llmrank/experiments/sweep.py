@@ -108,6 +108,7 @@ def sweep(
     evaluation: Any = None,
     tasks: Sequence[str] = (),
     speed: bool = False,
+    heals: Sequence[int] = (0,),
     track: str | Tracker | None = None,
     progress: Progress | None = None,
 ) -> SweepResult:
@@ -180,6 +181,7 @@ def sweep(
         EvaluationText.of(evaluation) or EvaluationText(),
         tasks,
         speed=speed,
+        heals=heals,
     )
     chosen = SweepModel.several([models] if isinstance(models, str) or not isinstance(models, Sequence) else models)
     return run_sweep(chosen, settings, output, track=track, progress=progress)
@@ -286,8 +288,8 @@ class _Run:
         self.folder.append(added)
         if self.tracker is not None:
             try:
-                names = ("model", "scorer", "pruner", "pipeline", "amount", "repair")
-                self.tracker.start("_".join(str(own[name]) for name in names if own[name] is not None), own | about)
+                names = ("model", "scorer", "pruner", "pipeline", "amount", "repair", "heal")
+                self.tracker.start("_".join(str(own[name]) for name in names if own[name]), own | about)
                 self.tracker.log(numbers_of(results))
                 self.tracker.finish()
             except Exception as error:  # the tracker's library or its network may fail in any way

@@ -91,7 +91,7 @@ def draw_sweep(result: SweepResult, model: str) -> Figure:
         )
     dense = float(rows[0]["perplexity"])
     drawn = [row for row in rows if float(row["perplexity"]) <= LARGEST_RATIO * dense]
-    varying = [name for name in METHOD if len({row[name] for row in rows if row["scorer"]}) > 1] or ["scorer"]
+    varying = [name for name in METHOD if len({row.get(name, 0) for row in rows if row["scorer"]}) > 1] or ["scorer"]
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in drawn:
         if row["scorer"] is not None:

@@ -18,7 +18,7 @@ from llmrank.experiments.sweep_folder import read_rows
 
 __all__ = ["SweepResult", "method_of"]
 
-METHOD = ("scorer", "pruner", "pipeline", "repair")
+METHOD = ("scorer", "pruner", "pipeline", "repair", "heal")
 # Largest difference between the removed share and the amount that rounding to whole neurons explains.
 LARGEST_ROUNDING = 0.005
 
@@ -33,7 +33,11 @@ def method_of(row: Mapping[str, Any], names: Sequence[str] = METHOD) -> str:
     """
     if row["scorer"] is None:
         return "dense"
-    return ", ".join("as cut" if name == "repair" and row[name] == "none" else str(row[name]) for name in names)
+    tokens = row.get("heal", 0)
+    words = {"heal": f"healed with {tokens:,} tokens" if tokens else ""}
+    if row["repair"] == "none":
+        words["repair"] = "as cut"
+    return ", ".join(filter(None, (words.get(name, str(row.get(name))) for name in names))) or "not healed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +80,7 @@ class SweepResult:
         """
         rows = sorted(self.rows, key=self._order)
         pruned = [row for row in rows if row["scorer"] is not None]
-        names = [name for name in METHOD if len({row[name] for row in pruned}) > 1] or ["scorer"]
+        names = [name for name in METHOD if len({row.get(name, 0) for row in pruned}) > 1] or ["scorer"]
         show_model = len({row["model"] for row in rows}) > 1
         tasks = sorted({task for row in rows for task in row.get("tasks", {})})
         # If every removed share is close to its amount, a column of removed shares would repeat the column of amounts.

@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,8 +249,7 @@ class PruningRun:
         assert settings is not None
         assert isinstance(text, CalibrationText)
         if self.undoable and self.application is not None:
-            before = [(value, value.detach().clone()) for value in self.model.parameters()]
-            self.application.also_restore(partial(_put_back, before))
+            self.application.keep_parameters(self.model)
         return heal_apart(self.model, dense, self.tokenizer, text, settings, execution, used=tokens.known)
 
     def onloaded(self) -> AbstractContextManager[None]:
@@ -302,12 +300,6 @@ class PruningRun:
     def rank(self) -> RankResult | tuple[RankResult, ...]:
         """The rank of :attr:`graph`, or a tuple of ranks if there are several graphs."""
         return self.ranks[0] if len(self.ranks) == 1 else self.ranks
-
-
-def _put_back(before: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
-    """Give parameters the values that they had before."""
-    for parameter, values in before:
-        parameter.data.copy_(values)
 
 
 def _check_processes(model: nn.Module, recipe: Recipe, count: int, *, by_block: bool) -> None:

@@ -20,7 +20,7 @@ class LocalPruner(BasePruner):
     Parameters
     ----------
     amount, min_keep, multiple_of, protect, amount_of
-        See :class:`BasePruner`. If `amount_of` is a cost, `amount` is a total over all layers, and every layer loses the same
+        As for :class:`BasePruner`. If `amount_of` is a cost, `amount` is a total over all layers, and every layer loses the same
         share of its neurons.
 
     Examples

@@ -81,8 +81,14 @@ class AppliedMasks:
         self._roll_back()
         self.is_undone = True
 
-    def also_restore(self, restore: Restore) -> None:
-        """Let :meth:`undo` call a function first, which restores what was changed after the masks were applied."""
+    def keep_parameters(self, model: nn.Module) -> None:
+        """Let :meth:`undo` restore the present values of all parameters first, because they will be changed in place."""
+        before = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+
+        def restore() -> None:
+            for parameter, values in before:
+                parameter.data.copy_(values)
+
         self._restores.insert(0, restore)
 
     def _roll_back(self) -> None:

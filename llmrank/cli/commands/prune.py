@@ -147,17 +147,14 @@ def run_prune(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     return prune(options, terminal) if result is None else result
 
 
-def prune(options: argparse.Namespace, terminal: Terminal, **changed: Any) -> CommandResult:
-    """Prune a model by the recipe of the options, and save it.
-
-    What is `changed` in the recipe are arguments of :func:`llmrank.cli.options.recipe_of`.
-    """
+def prune(options: argparse.Namespace, terminal: Terminal, recipe: Recipe | None = None) -> CommandResult:
+    """Prune a model by a recipe, by default that of the options, and save it."""
     with join_processes(ARRIVAL) as processes:
         if processes.rank:  # only process 0 prints
             terminal = Terminal(quiet=True)
             warnings.simplefilter("ignore")
         check_output(options.output)
-        recipe, repository = check_method(options, **changed), check_upload(options)
+        recipe, repository = check_method(options, recipe), check_upload(options)
         run = _checked_run(options, recipe, terminal, undoable=False, processes=processes)
         names_no_text = recipe.calibration.source == Automatic.name and run.work_directory is None
         if names_no_text:

@@ -17,7 +17,7 @@ from llmrank.cli.low_memory import (
     without_generation,
     work_directory,
 )
-from llmrank.cli.options import add_method_options, add_model_options, check_method, directory, make_run
+from llmrank.cli.options import add_method_options, add_model_options, check_method, directory, make_run, recipe_of
 from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
@@ -144,9 +144,9 @@ def run_apply(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
             f"the residual graph needs what {options.ranking} has not measured; rank again with --pipeline residual, or leave "
             "--pipeline out"
         )
-    left_out = (name for name in ("scorer", "pipeline") if getattr(options, name) == OF_RANKING)
-    text = RankedText(ranking, options.batch_size)
-    return prune(options, terminal, calibration=text, **{name: ranking.settings[name] for name in left_out})
+    text, names = RankedText(ranking, options.batch_size), ("scorer", "pipeline")
+    scorer, pipeline = (ranking.settings[name] if getattr(options, name) == OF_RANKING else None for name in names)
+    return prune(options, terminal, recipe_of(options, calibration=text, scorer=scorer, pipeline=pipeline))
 
 
 def _apply_masks(options: argparse.Namespace, terminal: Terminal) -> CommandResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ GRID = {
     "pipeline": ("pipelines", DEFAULTS["pipeline"]),
     "amount": ("amounts", "0.3"),
     "repair": ("repairs", DEFAULTS["repair"]),
+    "heal": ("heals", "0"),
+}
+# Of those whose values are numbers, what help says of them.
+NUMBERS = {
+    "amount": ("AMOUNT,...", "shares (0.3) or numbers (500) to remove"),
+    "heal": ("TOKENS,...", "numbers of tokens to heal with, 0 for none"),
 }
 # The grid of the experiments that the authors of LLM-Rank published with the paper (arXiv 2410.13299, experiments/config.py of
 # amazon-science/llm-rank-pruning): its scorers, pruners, tasks, and the share and the calibration text that it takes by default.
@@ -72,8 +79,7 @@ def add_sweep_options(command: CommandParser) -> None:
         "NAME:OPTION=VALUE,OPTION=VALUE; `llmrank components` lists names.",
     )
     for name, (values, default) in GRID.items():
-        metavar = "AMOUNT,..." if name == "amount" else "COMPONENT,..."
-        meaning = "shares (0.3) or numbers (500) to remove" if name == "amount" else f"{name}s"
+        metavar, meaning = NUMBERS.get(name, ("COMPONENT,...", f"{name}s"))
         extra = "; none repairs nothing" if name == "repair" else ""
         grid.add_argument(
             f"--{name}",
@@ -185,10 +191,7 @@ def sweep_settings(options: argparse.Namespace) -> SweepSettings:
     OptionError
         A list begins with an option, or an amount is no number.
     """
-    try:
-        amounts = [amount_value(part) for value in options.amounts for part in value.split(",") if part.strip()]
-    except argparse.ArgumentTypeError as error:
-        raise OptionError(f"--amount: {error}") from None
+    amounts = _numbers("--amount", options.amounts, amount_value)
     calibration = CalibrationText(
         options.calibration, options.samples, options.sequence_length, options.batch_size, options.seed
     )
@@ -206,4 +209,12 @@ def sweep_settings(options: argparse.Namespace) -> SweepSettings:
         task_dir=options.task_dir,
         documents=options.documents,
         speed=options.speed,
+        heals=tuple(dict.fromkeys(_numbers("--heal", options.heals, int))),
     )
+
+
+def _numbers(option: str, values: Sequence[str], number: Callable[[str], Any]) -> list[Any]:
+    try:
+        return [number(part) for value in values for part in value.split(",") if part.strip()]
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        raise OptionError(f"{option}: {error}") from None

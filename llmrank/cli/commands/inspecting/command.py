@@ -15,7 +15,7 @@ from graphs.io.exchange import exchange_formats
 from graphs.reduction.subgraphs import top_subgraph
 from llmrank.cli.commands.inspecting.tables import print_experts, print_layers, print_meaning, print_neuron
 from llmrank.cli.demo_models import DEMO_NAME
-from llmrank.cli.options import add_method_options, add_model_options, check_method, load, make_run
+from llmrank.cli.options import add_method_options, add_model_options, check_method, load, make_run, recipe_of
 from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
@@ -115,7 +115,7 @@ def run_inspect(options: argparse.Namespace, terminal: Terminal) -> CommandResul
     if budget not in ("local", "global"):
         raise OptionError(f"inspect expects --pruner local or global, got {budget!r}")
     # Both budgets are shown. The settings of both come from a global pruner, which has the options of both.
-    recipe = check_method(options, pruner="global" + options.pruner[len(budget) :])
+    recipe = check_method(options, recipe_of(options, pruner="global" + options.pruner[len(budget) :]))
     scorers = _scorers(options, recipe.scorer)
     run = make_run(options, load(options, terminal), recipe, terminal)
     ffns = run.find().ffns
