@@ -11,8 +11,9 @@ from llmrank.errors import OptionError
 
 __all__ = ["Distillation"]
 
-# The learning rate of a model with REFERENCE_PARAMETERS parameters, of all weights and of LoRA. It falls with the square root of
-# the number of parameters. Chosen on SmolLM2-135M and Gemma 3 270M (benchmarks/LOG.md).
+# The learning rate of a model with REFERENCE_PARAMETERS parameters that takes STEPS steps. It falls with the square root of the
+# number of parameters, and of few steps: the noise of Adam's first steps spoils a repaired model, and only more steps undo that
+# (benchmarks/LOG.md).
 LEARNING_RATES = {"all": 2e-4, "ffn": 2e-4, "lora": 1e-3}
 REFERENCE_PARAMETERS = 135e6
 # A step takes as many sequences as make about this many steps, but at least FEWEST_SEQUENCES.
@@ -43,8 +44,8 @@ class Distillation:
         What learns: all weights but embeddings and the head, those of the FFNs, or LoRA adapters of all linear maps, which are
         merged into the weights at the end.
     learning_rate : float, optional
-        The highest one, which falls to zero along a cosine; by default 2e-4 (LoRA: 1e-3) for 135 M parameters, and less for
-        larger models, with the square root of their number.
+        The highest one, which falls to zero along a cosine; by default 2e-4 (LoRA: 1e-3) for 135 M parameters and 250 steps, and
+        less for larger models and fewer steps, with the square root of their number.
     sequences_per_step : int, optional
         By default as many as make about 250 steps, but at least 2.
     rank : int
@@ -130,7 +131,8 @@ class Distillation:
         """Return the number of steps, for sequences of a length."""
         return -(-self.n_sequences(length) // self.per_step(length))
 
-    def rate(self, parameters: int) -> float:
-        """Return the highest learning rate for a model with a number of parameters."""
-        scale = math.sqrt(REFERENCE_PARAMETERS / max(parameters, 1))
-        return self.learning_rate or LEARNING_RATES[self.learn] * min(1.0, scale)
+    def rate(self, parameters: int, length: int) -> float:
+        """Return the highest learning rate for a model with a number of parameters, and for sequences of a length."""
+        of_size = min(1.0, math.sqrt(REFERENCE_PARAMETERS / max(parameters, 1)))
+        of_steps = min(1.0, math.sqrt(self.steps(length) / STEPS))
+        return self.learning_rate or LEARNING_RATES[self.learn] * of_size * of_steps

@@ -75,7 +75,7 @@ def heal_model(
     from llmrank.healing.training import train
 
     parameters = sum(each.numel() for each in model.parameters())
-    rate = settings.rate(parameters)
+    rate = settings.rate(parameters, text.length)
     student = Student(model, teacher, settings.text_weight)
     with learning(model, settings):
         ids, mask = text.ids[:1], text.mask[:1]

@@ -39,7 +39,7 @@ FIGURE = "healing"
 # The fields of a Distillation that --with sets, and what help says of them.
 KNOBS = {
     "learn": "all, ffn or lora",
-    "learning_rate": "2e-4 for 135 M parameters, less for larger models",
+    "learning_rate": "2e-4 for 135 M parameters and 250 steps, less for larger models and fewer steps",
     "sequences_per_step": "2 or more",
     "rank": "16, of lora",
     "text_weight": "0, of the loss of the text itself",

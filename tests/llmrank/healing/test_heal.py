@@ -242,10 +242,12 @@ def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None
 
 def test_the_number_of_steps_and_the_rate_follow_the_size() -> None:
     assert (Distillation(1024).steps(1024), Distillation(65_536).steps(1024)) == (1, 32)
-    assert Distillation(10_000_000).steps(1024) == pytest.approx(250, abs=2)
-    assert Distillation(1).rate(135_000_000) == 2e-4
-    assert Distillation(1).rate(100) == 2e-4
-    assert Distillation(1).rate(8_000_000_000) == pytest.approx(2.6e-5, rel=0.01)
+    assert Distillation(10_000_000).steps(1024) == pytest.approx(250, abs=3)
+    many = Distillation(10_000_000)
+    assert many.rate(135_000_000, 1024) == many.rate(100, 1024) == 2e-4
+    assert many.rate(8_000_000_000, 1024) == pytest.approx(2.6e-5, rel=0.01)
+    assert Distillation(16 * 2048).rate(100, 1024) == pytest.approx(5.1e-5, rel=0.01)
+    assert Distillation(1, learning_rate=0.1).rate(100, 1024) == 0.1
 
 
 def test_what_cannot_be_healed_is_refused(dense: Any, pruned: Any) -> None:
