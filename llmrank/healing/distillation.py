@@ -16,8 +16,8 @@ __all__ = ["Distillation"]
 # (benchmarks/LOG.md).
 LEARNING_RATES = {"all": 2e-4, "ffn": 2e-4, "lora": 1e-3}
 REFERENCE_PARAMETERS = 135e6
-# A step takes as many sequences as make about this many steps, but at least FEWEST_SEQUENCES.
-STEPS, FEWEST_SEQUENCES = 250, 2
+# A step takes as many sequences as make about this many steps, but at least FEWEST_TOKENS.
+STEPS, FEWEST_TOKENS = 250, 2048
 # Settings of transformers' Trainer that a run sets itself.
 OWN = {
     "output_dir",
@@ -47,7 +47,7 @@ class Distillation:
         The highest one, which falls to zero along a cosine; by default 2e-4 (LoRA: 1e-3) for 135 M parameters and 250 steps, and
         less for larger models and fewer steps, with the square root of their number.
     sequences_per_step : int, optional
-        By default as many as make about 250 steps, but at least 2.
+        By default as many as make about 250 steps, but at least 2,048 tokens.
     rank : int
         Rank of the adapters of LoRA.
     text_weight : float
@@ -125,7 +125,7 @@ class Distillation:
     def per_step(self, length: int) -> int:
         """Return the number of sequences of one step."""
         n = self.n_sequences(length)
-        return self.sequences_per_step or min(n, max(FEWEST_SEQUENCES, round(n / STEPS)))
+        return self.sequences_per_step or min(n, max(-(-FEWEST_TOKENS // length), round(n / STEPS)))
 
     def steps(self, length: int) -> int:
         """Return the number of steps, for sequences of a length."""

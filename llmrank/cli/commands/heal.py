@@ -40,7 +40,7 @@ FIGURE = "healing"
 KNOBS = {
     "learn": "all, ffn or lora",
     "learning_rate": "2e-4 for 135 M parameters and 250 steps, less for larger models and fewer steps",
-    "sequences_per_step": "2 or more",
+    "sequences_per_step": "2,048 tokens or more",
     "rank": "16, of lora",
     "text_weight": "0, of the loss of the text itself",
 }
