@@ -40,7 +40,7 @@ from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.descriptions import dtype_name
-from llmrank.pipeline.heal import heal_apart
+from llmrank.pipeline.heal import heal_apart, healing_tokens
 from llmrank.pipeline.registry import make_pruner, make_scorer
 from llmrank.pipeline.texts import CalibrationText
 from llmrank.prune import LocalPruner
@@ -195,8 +195,8 @@ class Study:
         application.keep_parameters(self.model)
         valid = self.valid.read_text(encoding="utf-8").replace("<unk>", "unk")
         calibration = CalibrationText(valid, sequence_length=self.length)  # all rows learn from the same tokens
-        settings, used = Distillation(HEALING_TOKENS), self.tokens[text].known
-        return heal_apart(self.model, dense, self.tokenizer, calibration, settings, Execution(), used=used)
+        found = healing_tokens(calibration, HEALING_TOKENS, dense, self.tokenizer, self.tokens[text].known)
+        return heal_apart(self.model, dense, *found, Distillation(HEALING_TOKENS), Execution())
 
     def masks(self, scorer: str, budget: str, text: str, amount: float) -> Masks:
         """Choose the neurons to keep."""

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import copy
 import os
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from llmrank.errors import CalibrationError, LLMRankError, OptionError, is_out_of_memory
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.last_word import cut_passages
 from llmrank.evaluation.logits import check_predicts
+from llmrank.execution.random_state import restored_random_state
 from llmrank.models.forward import evaluation_mode, input_device
 from llmrank.text import read_text
 from llmrank.text.sources import find_source
@@ -88,7 +85,7 @@ class LMEvalTasks:
         from lm_eval.models.huggingface import HFLM
 
         try:
-            with evaluation_mode(model), _restored_random_state(input_device(model)), _without_processes():
+            with evaluation_mode(model), restored_random_state(input_device(model)), _without_processes():
                 outcome = simple_evaluate(
                     model=HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size),
                     tasks=list(self.names),
@@ -166,18 +163,6 @@ def find_tasks(
             f"of a directory of tasks, or {' or '.join(own)}"
         )
     return LMEvalTasks(tuple(names), manager)
-
-
-@contextmanager
-def _restored_random_state(device: torch.device) -> Iterator[None]:
-    """Restore the random states of Python, numpy and torch (CPU and `device`) after the context, because lm-eval seeds them."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from llmrank.pipeline import stages
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.descriptions import environment, json_safe, model_source
-from llmrank.pipeline.heal import heal_apart
+from llmrank.pipeline.heal import heal_apart, healing_tokens
 from llmrank.pipeline.notes import choice_notes, repair_notes
 from llmrank.pipeline.ranking import SETTINGS, Ranking
 from llmrank.pipeline.recipe import Recipe
@@ -306,9 +306,9 @@ class ModelStudy:
         application.keep_parameters(self._model)
         text = self._settings.calibration.for_model(self._model)
         execution = Execution(text.batch_size, progress)
-        return heal_apart(
-            self._model, dense, self._tokenizer, text, Distillation(row.heal), execution, used=self._tokens.known
-        )
+        settings, known = Distillation(row.heal), self._tokens.known
+        found = healing_tokens(text, row.heal, dense, self._tokenizer, known, progress)
+        return heal_apart(self._model, dense, *found, settings, execution)
 
     @contextmanager
     def _applied(self, pruned: _Pruned, *, check: bool) -> Iterator[AppliedMasks]:

@@ -1,35 +1,51 @@
-"""How a pruned model is healed: a frozen value."""
+"""How a pruned model is healed: a frozen value, and the steps that follow from it."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmrank.errors import OptionError
+from llmrank.text import TokenSequences
 
-__all__ = ["Distillation"]
+__all__ = ["SET_BY_THE_RUN", "Distillation", "Schedule"]
 
-# The learning rate of a model with REFERENCE_PARAMETERS parameters that takes STEPS steps. It falls with the square root of the
-# number of parameters, and of few steps: the noise of Adam's first steps spoils a repaired model, and only more steps undo that
-# (benchmarks/LOG.md).
-LEARNING_RATES = {"all": 2e-4, "ffn": 2e-4, "lora": 1e-3}
+# The highest learning rate of a model with REFERENCE_PARAMETERS parameters that takes STEPS steps. It falls with the square root
+# of the number of parameters, and of few steps: the noise of Adam's first steps spoils a repaired model, and only more steps undo
+# that (benchmarks/LOG.md).
+LEARNING_RATES = {"all": 4e-4, "ffn": 4e-4, "lora": 2e-3}
 REFERENCE_PARAMETERS = 135e6
 # A step takes as many sequences as make about this many steps, but at least FEWEST_TOKENS.
 STEPS, FEWEST_TOKENS = 250, 2048
-# Settings of transformers' Trainer that a run sets itself.
-OWN = {
-    "output_dir",
-    "learning_rate",
-    "max_steps",
-    "num_train_epochs",
-    "seed",
-    "data_seed",
-    "use_cpu",
-    "do_train",
-    "do_eval",
+# Arguments of transformers' Trainer that a run sets itself.
+SET_BY_THE_RUN = {
+    *("output_dir", "learning_rate", "max_steps", "num_train_epochs", "seed", "use_cpu", "disable_tqdm"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "remove_unused_columns"),
+    *("eval_strategy", "eval_steps", "eval_on_start", "save_strategy", "save_steps", "save_total_limit"),
 }
+
+
+class Schedule(NamedTuple):
+    """The steps of a training.
+
+    Attributes
+    ----------
+    steps : int
+    at_once : int
+        Number of sequences in a forward pass of each process.
+    passes : int
+        Number of forward passes of each process in a step.
+    per_step : int
+        Number of sequences in a step, over all processes.
+    """
+
+    steps: int
+    at_once: int
+    passes: int
+    per_step: int
 
 
 @dataclass(frozen=True)
@@ -44,14 +60,13 @@ class Distillation:
         What learns: all weights but embeddings and the head, those of the FFNs, or LoRA adapters of all linear maps, which are
         merged into the weights at the end.
     learning_rate : float, optional
-        The highest one, which falls to zero along a cosine; by default 2e-4 (LoRA: 1e-3) for 135 M parameters and 250 steps, and
-        less for larger models and fewer steps, with the square root of their number.
+        The highest one, which is reached after a fifth of the steps and falls to zero along a cosine; by default 4e-4 (LoRA:
+        2e-3) for 135 M parameters and 250 steps, and less for larger models and fewer steps, with the square root of their
+        number.
     sequences_per_step : int, optional
-        By default as many as make about 250 steps, but at least 2,048 tokens.
+        By default as many as make about 250 steps, but at least 2,048 tokens. It is rounded up to what all processes compute.
     rank : int
         Rank of the adapters of LoRA.
-    text_weight : float
-        Weight of the loss of the text's own next tokens, in [0, 1); the rest is that of the divergence.
     trainer : mapping
         More arguments of :class:`transformers.TrainingArguments`, such as ``bf16``, ``gradient_checkpointing`` or ``report_to``.
     seed : int
@@ -60,11 +75,13 @@ class Distillation:
     Raises
     ------
     OptionError
-        A field is out of range.
+        A field is out of range, or LoRA is asked for and peft is not installed.
 
     Examples
     --------
-    >>> Distillation(65_536).steps(1024)
+    >>> from llmrank.text.sources import tokenise
+    >>> import torch
+    >>> Distillation(65_536).schedule(tokenise(torch.zeros(64, 1024, dtype=torch.int64), None, 64, 1024)).steps
     32
     """
 
@@ -73,7 +90,6 @@ class Distillation:
     learning_rate: float | None = None
     sequences_per_step: int | None = None
     rank: int = 16
-    text_weight: float = 0.0
     trainer: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -85,14 +101,16 @@ class Distillation:
                 raise OptionError(f"{name} must be an integer >= 1, got {value!r}")
         if self.learn not in LEARNING_RATES:
             raise OptionError(f"learn must be one of {', '.join(LEARNING_RATES)}, got {self.learn!r}")
+        if self.learn == "lora" and importlib.util.find_spec("peft") is None:
+            raise OptionError("learn='lora' needs peft; install it with pip install 'llmrank[lora]'")
         rate = self.learning_rate
         if rate is not None and not (isinstance(rate, (int, float)) and 0.0 < rate < 1.0):
             raise OptionError(f"learning_rate must be a number between 0 and 1, got {rate!r}")
-        if not (isinstance(self.text_weight, (int, float)) and 0.0 <= self.text_weight < 1.0):
-            raise OptionError(f"text_weight must be a number in [0, 1), got {self.text_weight!r}")
-        own = sorted(OWN & set(self.trainer))
-        if own:
-            raise OptionError(f"the run sets {', '.join(own)} of the Trainer itself; leave them out")
+        if SET_BY_THE_RUN & set(self.trainer):
+            own = ", ".join(sorted(SET_BY_THE_RUN & set(self.trainer)))
+            raise OptionError(
+                f"the run sets {own} of the Trainer itself; leave out what is not a field of Distillation"
+            )
         if self.trainer:
             # Imported here, because this import is slow.
             from transformers import TrainingArguments
@@ -118,21 +136,17 @@ class Distillation:
             return cls(value)
         raise OptionError(f"heal must be a Distillation, a number of tokens to learn from, or None, got {value!r}")
 
-    def n_sequences(self, length: int) -> int:
-        """Return the number of sequences of a length that hold the tokens."""
-        return -(-self.tokens // length)
+    def schedule(self, text: TokenSequences, batch_size: int = 1, processes: int = 1) -> Schedule:
+        """Return the steps for a text, `batch_size` sequences in a forward pass, and a number of processes."""
+        length = text.n_tokens / len(text)  # without padding
+        n = math.ceil(self.tokens / length)
+        wanted = self.sequences_per_step or min(n, max(math.ceil(FEWEST_TOKENS / length), round(n / STEPS)))
+        at_once = min(batch_size, math.ceil(wanted / processes))
+        passes = math.ceil(wanted / (at_once * processes))
+        per_step = at_once * passes * processes
+        return Schedule(math.ceil(n / per_step), at_once, passes, per_step)
 
-    def per_step(self, length: int) -> int:
-        """Return the number of sequences of one step."""
-        n = self.n_sequences(length)
-        return self.sequences_per_step or min(n, max(-(-FEWEST_TOKENS // length), round(n / STEPS)))
-
-    def steps(self, length: int) -> int:
-        """Return the number of steps, for sequences of a length."""
-        return -(-self.n_sequences(length) // self.per_step(length))
-
-    def rate(self, parameters: int, length: int) -> float:
-        """Return the highest learning rate for a model with a number of parameters, and for sequences of a length."""
+    def rate(self, parameters: int, steps: int) -> float:
+        """Return the highest learning rate for a model with a number of parameters, and for a number of steps."""
         of_size = min(1.0, math.sqrt(REFERENCE_PARAMETERS / max(parameters, 1)))
-        of_steps = min(1.0, math.sqrt(self.steps(length) / STEPS))
-        return self.learning_rate or LEARNING_RATES[self.learn] * of_size * of_steps
+        return self.learning_rate or LEARNING_RATES[self.learn] * of_size * min(1.0, math.sqrt(steps / STEPS))

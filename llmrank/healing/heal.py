@@ -7,20 +7,18 @@ from typing import Any
 
 import torch
 
-from llmrank.errors import CalibrationError
+from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.logits import check_predicts
-from llmrank.execution import Execution
+from llmrank.execution import Execution, launched_processes
+from llmrank.execution.random_state import restored_random_state
 from llmrank.healing.distillation import Distillation
 from llmrank.healing.ledger import Healing, best_row
 from llmrank.healing.student import Student, learning
 from llmrank.healing.teachers import Teacher
-from llmrank.models.forward import evaluation_mode
+from llmrank.models.forward import input_device
 from llmrank.text import CalibrationTokens
 
 __all__ = ["heal_model"]
-
-# Largest number of held-out sequences of each kind of text.
-MOST_HELD_OUT = 8
 
 
 def heal_model(
@@ -33,8 +31,8 @@ def heal_model(
 ) -> Healing:
     """Let a pruned model learn the predictions of the dense model on a text.
 
-    The model is measured on held-out sequences at the start, four times on the way and at the end, and its weights are in the
-    end those of the best measurement. Measurements that are worse than the start on one kind of text do not count.
+    The model is measured on held-out sequences at the start, three times on the way and at the end. In the end its weights are
+    those of the best measurement. Measurements that are worse than the start on one kind of text do not count.
 
     Parameters
     ----------
@@ -54,41 +52,43 @@ def heal_model(
         No sequence is held out, or the divergence is not finite. After this and after an interrupt, the weights are those of the
         best measurement so far.
     OptionError
-        Nothing can learn, or the directory keeps another training.
+        The model cannot learn, not from this teacher, or not in this way; or the directory keeps another training.
 
     Notes
     -----
     Cost: for every token to learn from a forward pass of both models and a backward pass, about four forward passes in all.
     Memory: both models, the gradients and twice the size of what learns for the optimiser, activations of one batch, and the
-    logits of two bands. A model in half precision learns in float32, so it takes twice its memory.
+    logits of two bands (all logits of a batch if the head cannot run on a band alone). A model in half precision learns in
+    float32, so it takes twice its memory.
     """
     check_predicts(model, "divergence")
+    teacher.check(model, tokens)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise OptionError(
+            "a part of the pruned model is offloaded, and so it cannot learn; load it without --device-map"
+        )
     text, held_out = tokens.sequences.parts if tokens.held_out is None else tokens[:2]
     if held_out is None:
         raise CalibrationError(
             "the text has only one sequence, and healing needs one more to be measured on; give more text"
         )
-    kinds = {"own": held_out.spread(MOST_HELD_OUT)}
-    if tokens.other is not None:
-        kinds["other"] = tokens.other.spread(len(kinds["own"]))
+    kinds = {"own": held_out} | ({} if tokens.other is None else {"other": tokens.other})
+    schedule = settings.schedule(text, execution.batch_size, launched_processes()[1])
+    rate = settings.rate(sum(each.numel() for each in model.parameters()), schedule.steps)
     # Imported here, because importing the Trainer is slow.
     from llmrank.healing.training import train
 
-    parameters = sum(each.numel() for each in model.parameters())
-    rate = settings.rate(parameters, text.length)
-    student = Student(model, teacher, settings.text_weight)
-    with learning(model, settings):
-        ids, mask = text.ids[:1], text.mask[:1]
-        with torch.no_grad(), evaluation_mode(model):  # tries on which part of the model the head can run alone
-            next(student.predictor.bands(ids, mask))
+    with restored_random_state(input_device(model)), learning(model, settings) as stored:
+        student = Student(model, teacher, stored)
+        with torch.no_grad():  # tries on which part of the model the head can run alone
+            next(student.predictor.bands(text.ids[:1], text.mask[:1]))
         learned = sum(each.numel() for each in student.learned().values())
-        rows = train(student, text, kinds, settings, rate, execution, directory)
+        rows = train(student, text, kinds, settings, schedule, rate, execution, directory)
     said = {
         "learn": settings.learn,
         "parameters_that_learn": learned,
         "learning_rate": rate,
-        "sequences_per_step": settings.per_step(text.length),
-        "text_weight": settings.text_weight,
+        "sequences_per_step": schedule.per_step,
         "seed": settings.seed,
     }
     return Healing(rows, best_row(rows), said, text.provenance())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import mean
 from typing import Any
 
-import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -83,7 +83,7 @@ class LedgerRow:
     @property
     def divergence(self) -> float:
         """The mean over the kinds of text."""
-        return float(np.mean([each.divergence.value for each in self.closeness.values()]))
+        return mean(each.divergence.value for each in self.closeness.values())
 
 
 @dataclass(frozen=True)
@@ -121,30 +121,9 @@ class Healing:
 
     @property
     def share_closed(self) -> float:
-        """The share of the divergence from the dense model that healing has removed, 0..1."""
+        """The share of the divergence from the dense model that healing has removed, on the sequences that chose the row."""
         start = self.start.divergence
         return 1.0 - self.best.divergence / start if start else 0.0
-
-    def tokens_to_halve(self) -> Estimate | None:
-        """Return how many tokens in all would halve what is left, if the divergence goes on to fall as a power of the tokens.
-
-        The error is that of the fitted exponent. None if there are fewer than three rows after the first, or it does not fall.
-        """
-        rows = [row for row in self.rows[1:] if row.divergence > 0.0]
-        if len(rows) < 3:
-            return None
-        x, y = np.log([row.tokens for row in rows]), np.log([row.divergence for row in rows])
-        spread = float(((x - x.mean()) ** 2).sum())
-        slope = float(((x - x.mean()) * (y - y.mean())).sum()) / spread
-        if slope >= 0.0:
-            return None
-        residual = y - y.mean() - slope * (x - x.mean())
-        error = math.sqrt(float((residual**2).sum()) / (len(rows) - 2) / spread)
-        factor = math.exp(min(math.log(2.0) / -slope, 700.0))
-        # The derivative of 2^(-1/slope) with respect to the slope.
-        return Estimate(
-            rows[-1].tokens * factor, rows[-1].tokens * factor * math.log(2.0) / slope**2 * error, len(rows)
-        )
 
     def warnings(self) -> list[str]:
         """Return what a user should know before using the model."""
@@ -164,13 +143,7 @@ class Healing:
 
     def to_dict(self) -> dict[str, Any]:
         """Return values for JSON."""
-        halve = self.tokens_to_halve()
-        return {
-            **asdict(self),
-            "share_closed": self.share_closed,
-            "tokens_to_halve": None if halve is None else vars(halve),
-            "warnings": self.warnings(),
-        }
+        return {**asdict(self), "share_closed": self.share_closed, "warnings": self.warnings()}
 
     def table(self) -> list[RenderableType]:
         """Return the rows as a table, and sentences."""
@@ -187,21 +160,7 @@ class Healing:
                 cells.append(f"{divergence.value:.3f}{error}")
             cells += [f"{row.closeness[kind].perplexity:,.2f}" for kind in kinds]
             table.add_row(*cells, "kept" if number == self.chosen else "")
-        sentences = [f"{self.share_closed:.0%} of the divergence from the dense model is gone"]
-        halve = self.tokens_to_halve()
-        if halve is not None:
-            sentences.append(
-                f"half of what is left would take about {_rounded(halve.value)} tokens in all, if it falls on as it did"
-            )
-        return [table, *(Text(sentence) for sentence in sentences)]
-
-
-def _rounded(tokens: float) -> str:
-    """Return a number with two significant digits."""
-    if tokens > 1e15:
-        return "more than 1e15"
-    digits = 1 - math.floor(math.log10(max(tokens, 1.0)))
-    return f"{int(round(tokens, digits)):,}"
+        return [table, Text(f"{self.share_closed:.0%} of the divergence from the dense model is gone")]
 
 
 def best_row(rows: Sequence[LedgerRow]) -> int:

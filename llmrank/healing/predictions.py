@@ -7,6 +7,7 @@ distribution, and stand for its mass.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,14 @@ from graphs.io.tensor_files import read_tensors, write_tensors
 from llmrank.errors import OptionError
 from llmrank.evaluation.logits import POSITIONS_AT_ONCE, Predictor, check_predicts
 from llmrank.execution import Execution
-from llmrank.healing.teachers import BandDivergence
+from llmrank.healing.teachers import BandDivergence, check_vocabularies, vocabulary_of
 from llmrank.models.forward import at_least_float32, evaluation_mode
 from llmrank.text import CalibrationTokens, TokenSequences
 
 __all__ = ["Predictions", "predict_tokens"]
 
-# How many of the likeliest tokens are kept, and how many are drawn from the others. With the ids of a large vocabulary and the
-# token itself, that is 292 bytes a token.
+# How many of the likeliest tokens are kept, and how many are drawn from the others. With the token itself, that is 289 bytes a
+# token.
 TOP, DRAWN = 32, 22
 KIND, VERSION = "predictions", 1
 
@@ -39,6 +40,8 @@ class Predictions:
     ----------
     tokens : CalibrationTokens
         The text: what to learn from, and what is held out.
+    vocabulary : int
+        Number of tokens that the model predicts.
     top_ids : (n, steps, TOP) int32 tensor
         The likeliest tokens for each of the predicted positions of the n sequences.
     top_log_p : (n, steps, TOP) float16 tensor
@@ -50,13 +53,27 @@ class Predictions:
     """
 
     tokens: CalibrationTokens
+    vocabulary: int
     top_ids: torch.Tensor
     top_log_p: torch.Tensor
     drawn_ids: torch.Tensor
     entropy: torch.Tensor
 
+    def check(self, model: Any, tokens: CalibrationTokens) -> None:
+        """See :meth:`llmrank.healing.teachers.Teacher.check`."""
+        check_vocabularies(self.vocabulary, vocabulary_of(model))
+        if [each and each.digest for each in tokens] != [each and each.digest for each in self.tokens]:
+            raise OptionError("the predictions are those of other sequences; learn from the sequences of the file")
+
+    def identity(self) -> str:
+        """See :meth:`llmrank.healing.teachers.Teacher.identity`."""
+        return hashlib.sha256(self.entropy.numpy().tobytes()).hexdigest()
+
     def divergences(self, ids: torch.Tensor, _mask: torch.Tensor, rows: torch.Tensor) -> Iterator[BandDivergence]:
-        """See :meth:`llmrank.healing.teachers.Teacher.divergences`; of each an estimate, whose mean is the divergence."""
+        """See :meth:`llmrank.healing.teachers.Teacher.divergences`; of each an estimate, whose mean is the divergence.
+
+        Log-probabilities of half precision add up to 2e-4 nats to it.
+        """
         steps = self.entropy.shape[1]
         width = max(1, POSITIONS_AT_ONCE // max(1, len(ids)))
         chosen = rows.cpu()
@@ -84,7 +101,8 @@ class Predictions:
         tensors = {f"{name}.ids": part.ids.int() for name, part in parts.items() if part is not None}
         tensors |= {f"{name}.mask": part.mask for name, part in parts.items() if part is not None}
         tensors |= {name: getattr(self, name) for name in ("top_ids", "top_log_p", "drawn_ids", "entropy")}
-        meta = {"sources": {name: part.source for name, part in parts.items() if part is not None}}
+        meta: dict[str, Any] = {"vocabulary": self.vocabulary}
+        meta |= {"sources": {name: part.source for name, part in parts.items() if part is not None}}
         write_tensors(path, {name: each.numpy() for name, each in tensors.items()}, meta, KIND, VERSION)
 
     @classmethod
@@ -108,6 +126,7 @@ class Predictions:
                 for name in ("own", "held_out", "other")
             ]
             found = [tensors[name] for name in ("top_ids", "top_log_p", "drawn_ids", "entropy")]
+            vocabulary = int(meta["vocabulary"])
         except KeyError as error:
             raise OptionError(
                 f"{path} lacks {error} of its predictions; write it again with llmrank predict"
@@ -117,7 +136,7 @@ class Predictions:
             raise OptionError(
                 f"{path} has predictions for other sequences than it holds; write it again with llmrank predict"
             )
-        return cls(CalibrationTokens(parts[0], parts[1], parts[2]), *found)
+        return cls(CalibrationTokens(parts[0], parts[1], parts[2]), vocabulary, *found)
 
 
 @torch.no_grad()
@@ -144,16 +163,19 @@ def predict_tokens(
     Cost: a forward pass. Memory: at most 300 bytes a token, and the logits of two bands.
     """
     check_predicts(model, "prediction")
-    predictor, found = Predictor(model), []
+    predictor, found, vocabulary = Predictor(model), [], 0
     # On the CPU for every device, so that the same tokens are drawn wherever the model computes.
     generator = torch.Generator().manual_seed(seed)
     parts = [part for part in tokens if part is not None]
     with evaluation_mode(model):
         batches = [batch for part in parts for batch in part.batches(execution.batch_size)]
         for ids, mask in execution.steps(batches, "Predicting"):
-            bands = [_compressed(logits, generator) for logits, _, _ in predictor.bands(ids, mask)]
+            bands = []
+            for logits, _, _ in predictor.bands(ids, mask):
+                vocabulary = logits.shape[-1]
+                bands.append(_compressed(logits, generator))
             found.append([torch.cat(part, dim=1) for part in zip(*bands, strict=True)])
-    return Predictions(tokens, *(torch.cat(part) for part in zip(*found, strict=True)))
+    return Predictions(tokens, vocabulary, *(torch.cat(part) for part in zip(*found, strict=True)))
 
 
 def _compressed(logits: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:

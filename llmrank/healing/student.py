@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -31,39 +31,42 @@ class Student(nn.Module):
     model : transformers causal or encoder-decoder language model
         The parameters that require gradients learn.
     teacher : Teacher
-    text_weight : float
-        See :class:`llmrank.healing.distillation.Distillation`.
+    stored : mapping from str to torch.dtype
+        The dtypes in which parameters will be stored, where they learn in another one.
     """
 
     # The Trainer must not spread the module over all GPUs of one process: the teacher is not spread.
     is_parallelizable = model_parallel = True
 
-    def __init__(self, model: Any, teacher: Teacher, text_weight: float = 0.0) -> None:
+    def __init__(self, model: Any, teacher: Teacher, stored: Mapping[str, torch.dtype]) -> None:
         super().__init__()
         self.model = model
         self.predictor = Predictor(model)
-        self._teacher, self._text_weight = teacher, text_weight
+        self.teacher = teacher
+        self._stored = stored
+        # A function that undoes that activations are computed again, as long as they are.
+        self._keep_activations: Callable[[], None] | None = None
+
+    def train(self, mode: bool = True) -> Student:
+        """Set the training mode, but leave the model without dropout, unless computing activations again needs the mode."""
+        super().train(mode)
+        self.model.train(mode and self._keep_activations is not None)
+        return self
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Return the loss of a batch, summed over its predicted tokens.
+        """Return the divergence of a batch from the teacher, summed over its predicted tokens.
 
         The logits of one band at a time are in memory: the gradients with respect to the hidden states are added up band by
         band, and pass through the body once.
         """
         states, copy, bands = self.predictor.differentiable(input_ids, attention_mask)
         total = torch.zeros((), device=states.device)
+        divergences = self.teacher.divergences(input_ids, attention_mask, rows)
         with torch.enable_grad():
-            for band, divergence in zip(bands, self._teacher.divergences(input_ids, attention_mask, rows), strict=True):
-                logits, targets, valid = band
-                losses = divergence(logits)
-                if self._text_weight:
-                    text = nn.functional.cross_entropy(
-                        at_least_float32(logits).transpose(1, 2), targets, reduction="none"
-                    )
-                    losses = (1.0 - self._text_weight) * losses + self._text_weight * text
-                loss = torch.where(valid, losses, 0.0).sum()
+            for (logits, _, valid), divergence in zip(bands, divergences, strict=True):
+                loss = torch.where(valid, divergence(logits), 0.0).sum()
                 torch.autograd.backward(loss, inputs=[copy])
                 total += loss.detach()
         # Its value is the loss, and its gradient with respect to the states is the sum over the bands.
@@ -74,10 +77,18 @@ class Student(nn.Module):
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Let the model compute its activations again in the backward pass; newer Trainers call this."""
         self.model.activation_checkpointing_enable(**options)
+        self._keep_activations = self.model.activation_checkpointing_disable
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """Do the same for older Trainers."""
         self.model.gradient_checkpointing_enable(**options)
+        self._keep_activations = self.model.gradient_checkpointing_disable
+
+    def keep_activations(self) -> None:
+        """Undo :meth:`activation_checkpointing_enable`."""
+        if self._keep_activations is not None:
+            self._keep_activations()
+            self._keep_activations = None
 
     def learned(self) -> dict[str, torch.Tensor]:
         """Return the parameters that learn, by name."""
@@ -94,6 +105,18 @@ class Student(nn.Module):
             value.copy_(state_dict[name])
         return SimpleNamespace(missing_keys=[], unexpected_keys=[])
 
+    @contextmanager
+    def _as_stored(self) -> Iterator[None]:
+        """Round the parameters within the context as they will be stored."""
+        exact = {name: value.data for name, value in self.learned().items() if name in self._stored}
+        try:
+            for name, values in exact.items():
+                self.model.get_parameter(name).data = values.to(self._stored[name]).to(values.dtype)
+            yield
+        finally:
+            for name, values in exact.items():
+                self.model.get_parameter(name).data = values
+
     @torch.no_grad()
     def measure(
         self, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], first: int
@@ -103,11 +126,11 @@ class Student(nn.Module):
         `first` is the number of the first sequence in the teacher's text.
         """
         found: list[tuple[float, float, int]] = []
-        with evaluation_mode(self.model):
+        with evaluation_mode(self.model), self._as_stored():
             for ids, mask in batches:
                 rows = torch.arange(first + len(found), first + len(found) + len(ids))
                 sums = torch.zeros(3, len(ids), dtype=torch.float64)
-                teacher = self._teacher.divergences(ids, mask, rows)
+                teacher = self.teacher.divergences(ids, mask, rows)
                 for (logits, targets, valid), divergence in zip(self.predictor.bands(ids, mask), teacher, strict=True):
                     losses = nn.functional.cross_entropy(
                         at_least_float32(logits).transpose(1, 2), targets, reduction="none"
@@ -119,42 +142,54 @@ class Student(nn.Module):
 
 
 @contextmanager
-def learning(model: Any, settings: Distillation) -> Iterator[None]:
-    """Let the parameters learn that the settings name, in float32; at the end merge adapters, and restore dtypes and flags.
+def learning(model: Any, settings: Distillation) -> Iterator[dict[str, torch.dtype]]:
+    """Let the parameters learn that the settings name, in float32; then merge adapters, and restore modes, dtypes and flags.
+
+    Yields
+    ------
+    dict from str to torch.dtype
+        The dtypes in which parameters will be stored, where they learn in another one.
 
     Raises
     ------
     OptionError
-        No parameter can learn, or LoRA is asked for and peft is not installed.
+        No parameter can learn, or adapters do not fit a model whose weights are masked.
     """
+    if settings.learn == "lora" and any(name.endswith("weight_orig") for name, _ in model.named_parameters()):
+        raise OptionError(
+            "adapters of LoRA cannot be merged into weights of the form mask; prune compactly, or use learn='all'"
+        )
     before = [(parameter, parameter.requires_grad, parameter.data) for parameter in model.parameters()]
+    stored = {name: value.dtype for name, value in model.named_parameters() if value.dtype in HALF}
     adapted: Any = None
-    try:
-        model.requires_grad_(requires_grad=False)
-        for parameter, _, values in before:
-            if values.dtype in HALF:  # steps are smaller than the resolution of half precision
-                parameter.data = values.float()
-        if settings.learn == "lora":
-            adapted = _with_adapters(model, settings)
-        else:
-            for parameter in _parameters(model, settings.learn):
-                parameter.requires_grad_()
-        yield
-    finally:
-        if adapted is not None:
-            adapted.merge_and_unload()
-        for parameter, flag, values in before:
-            if parameter.dtype != values.dtype:
-                parameter.data = values.copy_(parameter.data)
-            parameter.requires_grad_(flag)
-            parameter.grad = None
+    with evaluation_mode(model):
+        try:
+            model.requires_grad_(requires_grad=False)
+            for parameter, _, values in before:
+                if values.dtype in HALF:  # steps are smaller than the resolution of half precision
+                    parameter.data = values.float()
+            if settings.learn == "lora":
+                adapted = _with_adapters(model, settings)
+            else:
+                for parameter in _parameters(model, settings.learn):
+                    parameter.requires_grad_()
+            yield stored
+        finally:
+            if adapted is not None:
+                adapted.merge_and_unload()
+            for parameter, flag, values in before:
+                if parameter.dtype != values.dtype:
+                    parameter.data = values.copy_(parameter.data)
+                parameter.requires_grad_(flag)
+                parameter.grad = None
 
 
 def _parameters(model: Any, learn: str) -> list[nn.Parameter]:
     """Return the parameters that learn: those of the FFNs, or all of the body but embeddings."""
     if learn == "ffn":
         ffns = find_ffns(model)
-        return [each for module in (*ffns.modules, *ffns.router_modules) for each in module.parameters()]
+        modules = (*ffns.modules, *ffns.router_modules)
+        return [each for module in modules for each in module.parameters() if each.is_floating_point()]
     head = model.get_output_embeddings()
     kept = {id(each) for module in model.modules() if isinstance(module, nn.Embedding) for each in module.parameters()}
     kept |= {id(each) for each in (() if head is None else head.parameters())}
@@ -166,10 +201,9 @@ def _parameters(model: Any, learn: str) -> list[nn.Parameter]:
 
 def _with_adapters(model: Any, settings: Distillation) -> Any:
     """Put adapters of LoRA around all linear maps of a model but its head."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise OptionError("learn='lora' needs peft; install it with pip install 'llmrank[lora]'") from None
+    # Imported here, because it is optional.
+    from peft import LoraConfig, get_peft_model
+
     torch.manual_seed(settings.seed)
     config = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear")
     with warnings.catch_warnings():

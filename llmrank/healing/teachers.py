@@ -10,9 +10,11 @@ import torch
 
 from llmrank.errors import OptionError
 from llmrank.evaluation.logits import Predictor, check_predicts
+from llmrank.models.digest import weights_digest
 from llmrank.models.forward import at_least_float32, evaluation_mode
+from llmrank.text import CalibrationTokens
 
-__all__ = ["BandDivergence", "DenseModel", "Teacher"]
+__all__ = ["BandDivergence", "DenseModel", "Teacher", "check_vocabularies", "vocabulary_of"]
 
 # From logits (batch, steps, vocabulary) to divergences (batch, steps) from the teacher, in nats.
 BandDivergence: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -20,6 +22,12 @@ BandDivergence: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 class Teacher(Protocol):
     """Predictions to learn from."""
+
+    def check(self, model: Any, tokens: CalibrationTokens) -> None:
+        """Raise an OptionError unless a model with this vocabulary can learn from the teacher on these sequences."""
+
+    def identity(self) -> str:
+        """Return a digest by which the teacher is known again."""
 
     def divergences(self, ids: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> Iterator[BandDivergence]:
         """Yield for every band of :meth:`llmrank.evaluation.logits.Predictor.bands` the divergence KL(teacher || logits).
@@ -51,6 +59,14 @@ class DenseModel:
         self.model = model
         self._predictor = Predictor(model)
 
+    def check(self, model: Any, _tokens: CalibrationTokens) -> None:
+        """See :meth:`Teacher.check`."""
+        check_vocabularies(vocabulary_of(self.model), vocabulary_of(model))
+
+    def identity(self) -> str:
+        """See :meth:`Teacher.identity`."""
+        return weights_digest(self.model)
+
     def divergences(self, ids: torch.Tensor, mask: torch.Tensor, _rows: torch.Tensor) -> Iterator[BandDivergence]:
         """See :meth:`Teacher.divergences`. Cost: a forward pass."""
         with torch.no_grad(), evaluation_mode(self.model):
@@ -63,19 +79,24 @@ class DenseModel:
             yield partial(divergence, band[0])
 
 
-def divergence(teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Return KL(teacher || logits) at every position, in nats.
+def vocabulary_of(model: Any) -> int | None:
+    """Return the number of tokens that a model predicts; None if its head does not say it."""
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    return None if weight is None else len(weight)
 
-    Raises
-    ------
-    OptionError
-        The vocabularies differ in size.
-    """
-    if teacher_logits.shape != logits.shape:
+
+def check_vocabularies(teacher: int | None, pruned: int | None) -> None:
+    """Raise an OptionError if two numbers of tokens are known and differ."""
+    if teacher is not None and pruned is not None and teacher != pruned:
         raise OptionError(
-            f"the dense model has a vocabulary of {teacher_logits.shape[-1]} tokens and the pruned model one of "
-            f"{logits.shape[-1]}; heal it against the dense model that it was pruned from"
+            f"the dense model predicts {teacher} tokens and the pruned model {pruned}; heal it against the dense model that it "
+            "was pruned from"
         )
+
+
+def divergence(teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Return KL(teacher || logits) at every position, in nats."""
+    check_vocabularies(teacher_logits.shape[-1], logits.shape[-1])
     log_p = at_least_float32(teacher_logits.to(logits.device)).log_softmax(-1)
     p, log_q = log_p.exp(), at_least_float32(logits).log_softmax(-1)
     # Where p is 0 the term counts as 0; log p is -Inf there.

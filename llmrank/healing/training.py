@@ -23,10 +23,11 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from graphs.io.replacement import replace_file
 from llmrank.errors import CalibrationError, OptionError
-from llmrank.execution import Execution
-from llmrank.healing.distillation import Distillation
+from llmrank.execution import Execution, launched_processes
+from llmrank.healing.distillation import Distillation, Schedule
 from llmrank.healing.ledger import Closeness, LedgerRow, best_row
 from llmrank.healing.student import Student
+from llmrank.models.digest import weights_digest
 from llmrank.models.forward import input_device
 from llmrank.text import TokenSequences
 
@@ -42,6 +43,7 @@ def train(
     text: TokenSequences,
     held_out: dict[str, TokenSequences],
     settings: Distillation,
+    schedule: Schedule,
     rate: float,
     execution: Execution,
     directory: Path | None,
@@ -56,6 +58,7 @@ def train(
     held_out : dict from str to TokenSequences
         What it is measured on, by kind of text.
     settings : Distillation
+    schedule : Schedule
     rate : float
         The highest learning rate.
     execution : Execution
@@ -66,27 +69,23 @@ def train(
     -------
     tuple of LedgerRow
     """
-    steps = settings.steps(text.length)
-    run = {
-        "settings": asdict(settings) | {"rate": rate},
-        "text": text.digest,
-        "held_out": [each.digest for each in held_out.values()],
-    }
-    with _directory(directory, json.loads(json.dumps(run, default=str))) as work:
-        book = _Ledger(student, text, held_out, execution, work, is_shared=directory is not None)
-        connected = dist.is_available() and dist.is_initialized()
+    run: Any = None
+    if directory is not None:
+        digests = [text.digest, *(each.digest for each in held_out.values())]
+        models = [weights_digest(student.model), student.teacher.identity()]
+        run = json.loads(json.dumps([asdict(settings), schedule, rate, digests, models], default=str))
+    with _directory(directory, run) as work:
+        book = _Ledger(student, text, held_out, schedule, execution, work, is_shared=directory is not None)
         last = get_last_checkpoint(str(work))  # type: ignore[no-untyped-call]
-        arguments = _arguments(
-            settings, student, text.length, rate, steps, execution, work, keeps=directory is not None
-        )
+        connected = dist.is_available() and dist.is_initialized()
         trainer = _Trainer(
             book,
             model=student,
-            args=arguments,
-            train_dataset=_dataset(text),
+            args=_arguments(settings, student, schedule, rate, work, keeps=directory is not None),
+            train_dataset=_dataset(student, text),
             eval_dataset=[],  # the ledger has its own
             compute_loss_func=_mean_loss,
-            callbacks=[_Shown(execution, steps)] if execution.progress else None,
+            callbacks=[_Shown(execution, schedule.steps)] if execution.progress else None,
         )
         trainer.remove_callback(PrinterCallback)
         try:
@@ -95,6 +94,7 @@ def train(
         finally:
             if not connected:
                 trainer.accelerator.end_training()  # closes the connection to other processes, if the Trainer has opened one
+            student.keep_activations()
             if (work / BEST).is_file():
                 student.load_state_dict(load_file(work / BEST))
         return tuple(book.rows)
@@ -110,7 +110,7 @@ class _Trainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the student, log it, and tell the callbacks."""
         rate = self._get_learning_rate() if self.lr_scheduler is not None else 0.0
-        row = self._book.measure(self.state.global_step, float(rate), self.args)
+        row = self._book.measure(self.state.global_step, float(rate), writes=self.args.should_save)
         metrics = {"eval_loss": row.divergence}
         for kind, close in row.closeness.items():
             metrics |= {f"eval_{kind}_divergence": close.divergence.value, f"eval_{kind}_perplexity": close.perplexity}
@@ -127,12 +127,14 @@ class _Ledger:
         student: Student,
         text: TokenSequences,
         held_out: dict[str, TokenSequences],
+        schedule: Schedule,
         execution: Execution,
         directory: Path,
         *,
         is_shared: bool,
     ) -> None:
         self._student, self._text, self._held_out = student, text, held_out
+        self._tokens_per_step = schedule.per_step * text.n_tokens / len(text)
         self._execution, self._directory, self._is_shared = execution, directory, is_shared
         path = directory / LEDGER
         plain = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
@@ -140,29 +142,28 @@ class _Ledger:
         self._spent = self.rows[-1].seconds if self.rows else 0.0
         self._since = perf_counter()
 
-    def measure(self, step: int, rate: float, arguments: TrainingArguments) -> LedgerRow:
-        """Measure the student after a step, and keep its weights if it is the best so far."""
+    def measure(self, step: int, rate: float, *, writes: bool) -> LedgerRow:
+        """Measure the student after a step, and keep its weights if it is the best so far, in a process that `writes`."""
         for row in self.rows:
             if row.step == step:  # measured before the training was interrupted
                 self._since = perf_counter()
                 return row
         self.rows = [row for row in self.rows if row.step < step]
         self._spent += perf_counter() - self._since
-        per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
         closeness, first = {}, len(self._text)
         for kind, sequences in self._held_out.items():
             batches = list(self._execution.steps(list(sequences.batches(self._execution.batch_size)), "Measuring"))
             found = self._student.measure(batches, first)
             closeness[kind] = Closeness(*map(tuple, zip(*found, strict=True)))
             first += len(sequences)
-        row = LedgerRow(step, step * per_step * self._text.length, self._spent, rate, closeness)
+        row = LedgerRow(step, round(step * self._tokens_per_step), self._spent, rate, closeness)
         if not math.isfinite(row.divergence):
             raise CalibrationError(
                 f"after {step} steps the divergence from the dense model is not finite; "
                 + ("the pruned model was broken before" if step == 0 else "give a smaller learning rate")
             )
         self.rows.append(row)
-        if arguments.should_save or not self._is_shared:
+        if writes or not self._is_shared:
             if best_row(self.rows) == len(self.rows) - 1:
                 with replace_file(self._directory / BEST) as partial:
                     save_file({name: value.contiguous() for name, value in self._student.state_dict().items()}, partial)
@@ -191,60 +192,59 @@ def _mean_loss(outputs: Any, _labels: Any, num_items_in_batch: Any = None) -> to
     return loss
 
 
-def _dataset(text: TokenSequences) -> Any:
+def _dataset(student: Student, text: TokenSequences) -> Any:
     """Return the sequences as the Trainer reads them. It counts the tokens of a step by the labels that are not -100."""
+    # An encoder-decoder predicts the second half.
+    first = text.length // 2 if student.model.config.is_encoder_decoder else 1
     return [
-        {"input_ids": ids, "attention_mask": mask, "rows": torch.tensor(row), "labels": ids[1:].where(mask[1:], -100)}
+        {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "rows": torch.tensor(row),
+            "labels": ids[first:].where(mask[first:], -100),
+        }
         for row, (ids, mask) in enumerate(zip(text.ids, text.mask, strict=True))
     ]
 
 
 def _arguments(
-    settings: Distillation,
-    student: Student,
-    length: int,
-    rate: float,
-    steps: int,
-    execution: Execution,
-    work: Path,
-    *,
-    keeps: bool,
+    settings: Distillation, student: Student, schedule: Schedule, rate: float, work: Path, *, keeps: bool
 ) -> TrainingArguments:
-    device = input_device(student.model)
-    options: dict[str, Any] = {
-        "per_device_train_batch_size": execution.batch_size,
+    """Return the arguments of the Trainer; those of `own` are named in SET_BY_THE_RUN."""
+    device, every = input_device(student.model), -(-schedule.steps // MEASUREMENTS)
+    own = {
+        "output_dir": str(work),
+        "learning_rate": rate,
+        "max_steps": schedule.steps,
+        "per_device_train_batch_size": schedule.at_once,
+        "gradient_accumulation_steps": schedule.passes,
+        "seed": settings.seed,
+        "use_cpu": device.type == "cpu",
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "eval_on_start": True,
+        "save_strategy": "steps" if keeps else "no",
+        "save_steps": every,
+        "save_total_limit": 1,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+    }
+    defaults = {
         "lr_scheduler_type": "cosine",
+        "warmup_steps": schedule.steps // 5,
         "weight_decay": 0.0,
         "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),
         "report_to": "none",
-        "logging_steps": max(1, steps // 20),
-        **settings.trainer,
+        "logging_steps": max(1, schedule.steps // 20),
     }
-    every = -(-steps // MEASUREMENTS)
-    arguments = TrainingArguments(
-        output_dir=str(work),
-        learning_rate=rate,
-        max_steps=steps,
-        seed=settings.seed,
-        use_cpu=device.type == "cpu",
-        eval_strategy="steps",
-        eval_steps=every,
-        eval_on_start=True,
-        save_strategy="steps" if keeps else "no",
-        save_steps=every,
-        save_total_limit=1,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        **options,
-    )
-    if "gradient_accumulation_steps" not in settings.trainer:
-        at_once = arguments.per_device_train_batch_size * arguments.world_size
-        arguments.gradient_accumulation_steps = max(1, -(-settings.per_step(length) // at_once))
-    return arguments
+    try:
+        return TrainingArguments(**{**defaults, **settings.trainer, **own})
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"the Trainer refuses its arguments {dict(settings.trainer)}: {error}") from error
 
 
 @contextmanager
-def _directory(directory: Path | None, run: dict[str, Any]) -> Iterator[Path]:
+def _directory(directory: Path | None, run: Any) -> Iterator[Path]:
     """Yield the directory that keeps the state of the training, or a temporary one."""
     if directory is None:
         with TemporaryDirectory(prefix="llmrank-heal-") as temporary:
@@ -252,9 +252,12 @@ def _directory(directory: Path | None, run: dict[str, Any]) -> Iterator[Path]:
         return
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / SETTINGS
+    if launched_processes()[0]:  # process 0 checks the directory for all
+        yield directory
+        return
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != run:
         raise OptionError(
-            f"{directory} keeps the state of a training with other settings or another text; give them again, or name another "
+            f"{directory} keeps the state of a training of other models, or with other settings or another text; name another "
             "directory"
         )
     if not path.is_file() and any(directory.iterdir()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,39 +60,40 @@ def healing_tokens(
     text, notes = text.for_model(model), []
     alone = is_alone(text.source, model)
     length = fitting_length(model, text.sequence_length)
-    wanted = max(1, round(-(-tokens // length) * (1.0 if alone else 1.0 - SHARE_OF_OTHER)))
-    further = min(MOST_HELD_OUT, n_held_out(wanted))
-    request = Request(
-        tokenizer,
-        wanted + (0 if used is None else len(used)),
-        length,
-        further,
-        model=model,
-        seed=text.seed,
-        progress=progress,
-    )
+    asked = _n_sequences(tokens, length, alone=alone)
+    n_used = 0 if used is None else len(used)
+    further = min(MOST_HELD_OUT, n_held_out(asked))
+    request = Request(tokenizer, asked + n_used, length, further, model=model, seed=text.seed, progress=progress)
     found, behind = make_sequences(text.source, request)
     every = found.joined(behind)
-    fresh = every if used is None else every.apart_from(used)
-    if fresh is None or len(fresh) < 2:
-        notes.append("the repair has seen all of the text already; healing gains more from other text of the same kind")
-        fresh = every
-    if len(fresh) < 2:
+    if len(every) < 2:
         raise CalibrationError(
             f"the text ({every.source}) has one sequence of {length} tokens, and healing needs another one to be measured on; "
             "give more text, or a smaller sequence length"
         )
-    fresh = replace(fresh, source=found.source, details=found.details)
-    fit, held_out = fresh.split(max(1, min(wanted, len(fresh) - min(further, len(fresh) // 2))))
-    if len(fit) < wanted:
+    fresh = every if used is None else every.apart_from(used)
+    # The sequences of a list or a tensor have a length of their own.
+    wanted = _n_sequences(tokens, every.n_tokens / len(every), alone=alone)
+    if fresh is None or len(fresh) <= further:
+        notes.append("the repair has seen nearly all of the text; healing gains more from other text of the same kind")
+        fresh = every
+    further = min(further, len(fresh) // 2)
+    fit, held_out = fresh.split(min(wanted, len(fresh) - further))
+    if len(fit) < 0.95 * wanted:
         notes.append(
-            f"the text has {fit.n_tokens:,} tokens that are new to the model, so they are read about "
-            f"{wanted / len(fit):.1f} times; more text gains more"
+            f"the text has {fit.n_tokens:,} tokens to learn from, so they are read about {wanted / len(fit):.1f} times; more "
+            "text gains more"
         )
     assert held_out is not None
+    fit = replace(fit, source=found.source, details=found.details)
     held_out, other = held_out.spread(further), held_out_other_text(fit, tokenizer)
     fit = fit if alone else add_other_text(fit, tokenizer)
     return CalibrationTokens(fit, held_out, None if other is None else other.spread(len(held_out))), notes
+
+
+def _n_sequences(tokens: int, length: float, *, alone: bool) -> int:
+    """Return the number of sequences of the text itself, without the built-in ones, that make up a number of tokens."""
+    return max(1, round(tokens / length * (1.0 if alone else 1.0 - SHARE_OF_OTHER)))
 
 
 def predict(
@@ -103,6 +105,7 @@ def predict(
     *,
     sequence_length: int = DEFAULT_LENGTH,
     batch_size: int = 1,
+    seed: int = 0,
     used: TokenSequences | None = None,
     progress: Progress | None = None,
 ) -> Predictions:
@@ -115,6 +118,8 @@ def predict(
         The file; at most 300 bytes for each token.
     tokenizer, text, sequence_length, batch_size, used, progress
         See :func:`heal`.
+    seed : int
+        Seed of the text that the model writes, and of the tokens that are drawn.
     tokens : int
         Number of tokens to learn from.
 
@@ -128,8 +133,8 @@ def predict(
         Bad options, data or models.
     """
     execution = Execution(batch_size, progress)
-    found, _ = healing_tokens(_text(text, sequence_length), tokens, dense, tokenizer, used, progress)
-    predictions = predict_tokens(dense, found, execution)
+    found, _ = healing_tokens(_text(text, sequence_length, seed), tokens, dense, tokenizer, used, progress)
+    predictions = predict_tokens(dense, found, execution, seed)
     predictions.save(Path(output))
     return predictions
 
@@ -139,7 +144,7 @@ def heal(
     dense: nn.Module | str | os.PathLike[str],
     tokenizer: Any = None,
     text: Any = "auto",
-    settings: Distillation | int = DEFAULT_TOKENS,
+    settings: Distillation | int | None = None,
     *,
     sequence_length: int = DEFAULT_LENGTH,
     batch_size: int = 1,
@@ -162,8 +167,9 @@ def heal(
     text : CalibrationText, or a source of one
         By default text that the dense model writes if it can write text, else the built-in text. One of six sequences is of the
         built-in text, unless the text is a mixture, a list or a tensor.
-    settings : Distillation or int
-        How it learns, or the number of tokens to learn from, the built-in ones included.
+    settings : Distillation or int, optional
+        How it learns, or the number of tokens to learn from, the built-in ones included; by default 65,536 tokens, or all of a
+        file.
     sequence_length, batch_size : int
         Tokens of a sequence, and sequences in a forward pass.
     used : TokenSequences, optional
@@ -190,20 +196,20 @@ def heal(
     See :func:`llmrank.healing.heal.heal_model` for the cost.
     """
     check_type("model", model, nn.Module, "a torch module (llmrank.load(...).model loads one)")
-    found = Distillation.of(settings)
-    if found is None or not isinstance(dense, (nn.Module, str, os.PathLike)):
-        raise OptionError(
-            f"heal needs settings and a dense model, or the path of a file of its predictions, got {settings!r} and {dense!r}"
-        )
+    if not isinstance(dense, (nn.Module, str, os.PathLike)):
+        raise OptionError(f"dense must be a model, or the path of a file of its predictions, got {dense!r}")
     for each in (model, dense) if device is not None else ():
         if isinstance(each, nn.Module):
             each.to(parse_device(device))
     execution, where = Execution(batch_size, progress), None if directory is None else Path(directory)
     if isinstance(dense, nn.Module):
-        source = _text(text, sequence_length, found.seed)
-        return heal_apart(model, dense, tokenizer, source, found, execution, where, used=used)
+        chosen = Distillation.of(settings) or Distillation(DEFAULT_TOKENS)
+        source = _text(text, sequence_length, chosen.seed)
+        found = healing_tokens(source, chosen.tokens, dense, tokenizer, used, progress)
+        return heal_apart(model, dense, *found, chosen, execution, where)
     predictions = Predictions.read(Path(dense))
-    return heal_model(model, predictions, predictions.tokens, found, execution, where)
+    chosen = Distillation.of(settings) or Distillation(predictions.tokens.sequences.n_tokens)
+    return heal_model(model, predictions, predictions.tokens, chosen, execution, where)
 
 
 def _text(text: Any, sequence_length: int, seed: int = 0) -> CalibrationText:
@@ -213,15 +219,12 @@ def _text(text: Any, sequence_length: int, seed: int = 0) -> CalibrationText:
 def heal_apart(
     model: nn.Module,
     dense: nn.Module,
-    tokenizer: Any,
-    text: CalibrationText,
+    tokens: CalibrationTokens,
+    notes: Sequence[str],
     settings: Distillation,
     execution: Execution,
     directory: Path | None = None,
-    *,
-    used: TokenSequences | None = None,
 ) -> Healing:
-    """Heal a model as :func:`heal` does, on a text apart from the sequences that are used already."""
-    found, notes = healing_tokens(text, settings.tokens, dense, tokenizer, used, execution.progress)
-    healing = heal_model(model, DenseModel(dense), found, settings, execution, directory)
+    """Heal a model on the sequences that :func:`healing_tokens` has made, with its notes."""
+    healing = heal_model(model, DenseModel(dense), tokens, settings, execution, directory)
     return replace(healing, notes=(*notes, *healing.notes))

@@ -16,15 +16,16 @@ from torch import nn
 
 from graphs import LayeredGraph, RankResult
 from llmrank.errors import OptionError, check_type
+from llmrank.evaluation.logits import check_predicts
 from llmrank.evaluation.perplexity import model_size
 from llmrank.execution import Execution, Processes, join_processes, launched_processes
 from llmrank.execution.onloading import onloaded_by_block
 from llmrank.execution.work_directory import WorkDirectory
-from llmrank.healing import Healing
+from llmrank.healing import Distillation
 from llmrank.models import FFNs
 from llmrank.models.loading import parse_device
 from llmrank.pipeline import stages
-from llmrank.pipeline.heal import heal_apart
+from llmrank.pipeline.heal import heal_apart, healing_tokens
 from llmrank.pipeline.plan import Plan, Selection, make_plan, open_work_directory, select
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.report import Report
@@ -189,12 +190,14 @@ class PruningRun:
         kinds = ", ".join(sorted({ffn.kind for ffn in prepared.ffns}))
         n_neurons = sum(prepared.ffns.sizes.values())
         logger.info("found %d FFNs (%s) with %d neurons", len(prepared.ffns), kinds, n_neurons)
-        dense = copy.deepcopy(self.model) if recipe.heal is not None else None
         with watch.timed("evaluate before"):
             evaluation, text = stages.evaluate(prepared, recipe, execution)
         with watch.timed("calibrate"):
             tokens = stages.calibration_tokens(prepared, recipe, execution)
             execution = self.with_work_directory(prepared, tokens, execution)
+            # The text is made before anything is changed, so that a bad one leaves the model as it was.
+            to_learn = None if recipe.heal is None else self._tokens_to_learn(recipe.heal, tokens, execution)
+        dense = None if to_learn is None else copy.deepcopy(self.model)
         selection = select(prepared, recipe, tokens, execution, watch, undoable=self.undoable)
         self._changed_for_good = selection.overwrote
         self.plan = make_plan(prepared, recipe, tokens, execution, selection, keeps_graphs=self.undoable)
@@ -209,12 +212,16 @@ class PruningRun:
                 with watch.timed("check"), checking, self.onloaded():
                     check_equivalence(self.model, expected, tokens.sequences)
             with watch.timed("heal"):
-                healing = None if dense is None else self._heal(dense, tokens, execution)
-            del dense
+                healing = None
+                if dense is not None and to_learn is not None and recipe.heal is not None:
+                    if self.undoable:
+                        self.application.keep_parameters(self.model)
+                    healing = heal_apart(self.model, dense, *to_learn, recipe.heal, execution)
+                del dense
             with watch.timed("evaluate after"):
                 if evaluation is not None and text is not None:
                     evaluation.after = stages.perplexity_of(prepared, text, execution, "Evaluating the pruned model")
-                    read = tokens.known.joined(tokens.other)
+                    read = tokens.known.joined(tokens.other).joined(None if to_learn is None else to_learn[0].sequences)
                     evaluation.calibration_overlap = shared_passages(read, text)
             size = model_size(self.model, prepared.ffns)
         except BaseException:
@@ -243,14 +250,15 @@ class PruningRun:
             self.model, ffns, masks, recipe.form, recipe.align, repaired, undoable=self.undoable, store=store
         )
 
-    def _heal(self, dense: nn.Module, tokens: CalibrationTokens, execution: Execution) -> Healing:
-        """Let the pruned model learn from the dense one, on text that the repair has not seen; an undo restores the weights."""
-        settings, text = self.recipe.heal, self.recipe.calibration
-        assert settings is not None
+    def _tokens_to_learn(
+        self, settings: Distillation, tokens: CalibrationTokens, execution: Execution
+    ) -> tuple[CalibrationTokens, list[str]]:
+        """Make the sequences to heal on, apart from those that the repair will know, and check that the model can be healed."""
+        check_predicts(self.model, "divergence")
+        text = self.recipe.calibration
         assert isinstance(text, CalibrationText)
-        if self.undoable and self.application is not None:
-            self.application.keep_parameters(self.model)
-        return heal_apart(self.model, dense, self.tokenizer, text, settings, execution, used=tokens.known)
+        progress = execution.progress
+        return healing_tokens(text, settings.tokens, self.model, self.tokenizer, tokens.known, progress)
 
     def onloaded(self) -> AbstractContextManager[None]:
         """Let forward passes of the complete model compute on the device of the execution within the context."""

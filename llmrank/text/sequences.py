@@ -149,9 +149,14 @@ class TokenSequences:
         [2, 6]
         """
         length = min(PASSAGE_LENGTH, self.length, used.length)
-        seen = {window for row in _rows_without_padding(used) for window in _windows(row, length, 1)}
+        known = _rows_without_padding(used)
+        lengths = {length, *(n for n in map(int, self.mask.sum(1)) if 0 < n < length)}
+        seen = {window for row in known for size in lengths for window in _windows(row, size, 1)}
         own = (row[mask] for row, mask in zip(self.ids.numpy(), self.mask.numpy(), strict=True))
-        rows = [number for number, row in enumerate(own) if seen.isdisjoint(_windows(row, length, length))]
+        # A shorter sequence is one passage.
+        rows = [
+            number for number, row in enumerate(own) if seen.isdisjoint(_windows(row, min(length, len(row)), length))
+        ]
         return replace(self.ordered(rows), details=self.details) if rows else None
 
     @property

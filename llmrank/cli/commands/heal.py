@@ -22,10 +22,11 @@ from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.execution import launched_processes
-from llmrank.healing import Distillation
+from llmrank.healing import Distillation, Predictions
 from llmrank.inspection.figures import save_figure
 from llmrank.inspection.healing import draw_healing
 from llmrank.pipeline import DEFAULT_LENGTH
+from llmrank.pipeline.descriptions import json_safe
 from llmrank.pipeline.heal import DEFAULT_TOKENS, heal, predict
 from llmrank.pipeline.texts import CalibrationText
 from llmrank.prune.masks import Masks
@@ -35,14 +36,13 @@ from llmrank.text import TokenSequences, check_text
 
 __all__ = ["add_heal_options", "add_predict_options", "run_heal", "run_predict"]
 
-FIGURE = "healing"
+FIGURE, AUTOMATIC = "healing", "auto"
 # The fields of a Distillation that --with sets, and what help says of them.
 KNOBS = {
     "learn": "all, ffn or lora",
-    "learning_rate": "2e-4 for 135 M parameters and 250 steps, less for larger models and fewer steps",
+    "learning_rate": "4e-4 for 135 M parameters and 250 steps, less for larger models and fewer steps",
     "sequences_per_step": "2,048 tokens or more",
     "rank": "16, of lora",
-    "text_weight": "0, of the loss of the text itself",
 }
 
 
@@ -96,7 +96,7 @@ def _add_text_options(command: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--text",
         type=lambda value: text_source(value, "calibration"),
-        default="auto",
+        default=AUTOMATIC,
         metavar="TEXT",
         help="what --calibration of llmrank prune takes; one of six sequences is of the built-in text, unless you give a "
         "mixture, such as a.txt:100%% (%(default)s: text that DENSE writes)",
@@ -117,14 +117,24 @@ def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     check_output(options.output)
     check_device_and_dtype(options)
     check_text(options.text)
-    settings = Distillation.of_options(options.tokens, _values(options.knobs or ""), options.seed)
     repository = check_upload(options)
+    from_file = Path(options.against).suffix == ".safetensors"
+    if from_file and options.text != AUTOMATIC:
+        raise OptionError(
+            f"{options.against} holds its own text; leave --text out, or name the dense model with --against"
+        )
+    tokens, dense, used = options.tokens, options.against, None
+    if tokens is None:
+        tokens = Predictions.read(Path(dense)).tokens.sequences.n_tokens if from_file else DEFAULT_TOKENS
+    settings = Distillation.of_options(tokens, _values(options.knobs or ""), options.seed)
     loaded = load(options, terminal)
-    from_file = Path(options.against).is_file() and Path(options.against).suffix == ".safetensors"
-    dense: Any = options.against
-    used = None
     if not from_file:
         teacher = load(options, terminal, options.against, options.against_revision)
+        if loaded.tokenizer is not None and loaded.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+            raise OptionError(
+                f"{options.model} and {options.against} have different tokenizers; heal a model against the dense model that it "
+                "was pruned from"
+            )
         dense = teacher.model
         used = _used_sequences(options.model, dense, teacher.tokenizer, options.text)
     healing = heal(
@@ -152,7 +162,7 @@ def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
             loaded.model,
             loaded.tokenizer,
             Masks.load(masks) if masks.is_file() else None,
-            report,
+            json_safe(report),
             push_to_hub=repository,
             private=options.private or None,
         )
@@ -179,9 +189,10 @@ def run_predict(options: argparse.Namespace, terminal: Terminal) -> CommandResul
         loaded.tokenizer,
         options.output,
         options.text,
-        options.tokens,
+        DEFAULT_TOKENS if options.tokens is None else options.tokens,
         sequence_length=options.sequence_length,
         batch_size=options.batch_size,
+        seed=options.seed,
         used=used,
         progress=terminal.progress,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from graphs import GraphError
+from llmrank.errors import OptionError
 from llmrank.healing import DenseModel, Predictions, heal_model, predict_tokens
 from llmrank.healing.teachers import divergence
 from tests.llmrank.healing.test_heal import SETTINGS, TOKENS, dense, pruned, sequences
@@ -65,6 +67,14 @@ def test_a_damaged_file_is_refused(dense: Any, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(GraphError):
         Predictions.read(path)
+
+
+def test_predictions_of_other_sequences_are_refused(dense: Any, pruned: Any) -> None:
+    found = predict_tokens(dense, TOKENS)
+    with pytest.raises(OptionError, match="other sequences"):
+        heal_model(copy.deepcopy(pruned), found, TOKENS._replace(other=None), SETTINGS)
+    with pytest.raises(OptionError, match="predicts 99 tokens"):
+        heal_model(copy.deepcopy(pruned), replace(found, vocabulary=99), TOKENS, SETTINGS)
 
 
 def test_learning_from_a_file_ends_where_learning_from_the_model_does(dense: Any, pruned: Any) -> None:

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import torch
 
 import llmrank
 from llmrank.errors import CalibrationError, OptionError
@@ -51,9 +52,21 @@ def test_a_short_text_is_read_again_and_that_is_said(varied: Path) -> None:
     assert "read about" in notes[0]
     used = found.sequences.joined(found.held_out)
     _, notes = healing_tokens(source, 1000 * LENGTH, tiny_llama(), tokenizer(), used)
-    assert "the repair has seen all of the text already" in notes[0]
+    assert "the repair has seen nearly all of the text" in notes[0]
     with pytest.raises(CalibrationError, match="one sequence"):
         healing_tokens(CalibrationText([text(3), " "], 8, LENGTH), LENGTH, tiny_llama(), tokenizer())
+
+
+def test_short_documents_are_left_out_too_and_tensors_are_used_whole() -> None:
+    documents = [text(12, seed) for seed in range(40)]
+    source = CalibrationText(documents, 8, 64)
+    used = source.sequences(tiny_llama(), tokenizer(), hold_out=False).sequences.ordered(range(20))
+    found, _ = healing_tokens(source, 4 * 64, tiny_llama(), tokenizer(), used)
+    assert found.sequences.apart_from(used) is not None
+    assert len(found.sequences.apart_from(used) or ()) == len(found.sequences)
+    ids = torch.randint(3, 60, (200, LENGTH), generator=torch.Generator().manual_seed(0))
+    found, notes = healing_tokens(CalibrationText(ids, 1, 1024), 100 * LENGTH, tiny_llama(), None)
+    assert (len(found.sequences), notes) == (100, [])
 
 
 def test_heal_takes_a_model_or_a_file_of_its_predictions(varied: Path, tmp_path: Path) -> None:
@@ -70,5 +83,5 @@ def test_heal_takes_a_model_or_a_file_of_its_predictions(varied: Path, tmp_path:
     llmrank.predict(dense, tokenizer(), path, varied, 32 * LENGTH, sequence_length=LENGTH)
     cached = llmrank.heal(again, path, settings=settings)
     assert cached.best.divergence < cached.start.divergence
-    with pytest.raises(OptionError, match="needs settings and a dense model"):
+    with pytest.raises(OptionError, match="dense must be a model"):
         llmrank.heal(model, 3, tokenizer())  # type: ignore[arg-type]

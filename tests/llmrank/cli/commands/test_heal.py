@@ -29,7 +29,16 @@ def test_heal_writes_a_checkpoint_with_the_ledger(
     checkpoint: Path, pruned: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "healed"
-    options = ("--text", corpus, "--tokens", "256", "--sequence-length", "16", "--with", "learning_rate=1e-3")
+    options = (
+        "--text",
+        corpus,
+        "--tokens",
+        "256",
+        "--sequence-length",
+        "16",
+        "--with",
+        "learning_rate=1e-3,sequences_per_step=2",
+    )
     arguments = ("heal", pruned, "--against", checkpoint, "--output", output, "--checkpoints", tmp_path / "state")
     status = main([str(argument) for argument in (*arguments, *options)])
     printed = capsys.readouterr().out
