@@ -22,9 +22,10 @@ from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.execution import launched_processes
-from llmrank.healing import Distillation, Predictions
+from llmrank.healing import Distillation, Healing, Predictions
 from llmrank.inspection.figures import save_figure
 from llmrank.inspection.healing import draw_healing
+from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import DEFAULT_LENGTH
 from llmrank.pipeline.descriptions import json_safe
 from llmrank.pipeline.heal import DEFAULT_TOKENS, heal, predict
@@ -101,7 +102,11 @@ def _add_text_options(command: argparse.ArgumentParser) -> None:
         help="what --calibration of llmrank prune takes; one of six sequences is of the built-in text, unless you give a "
         "mixture, such as a.txt:100%% (%(default)s: text that DENSE writes)",
     )
-    data.add_argument("--tokens", type=int, default=DEFAULT_TOKENS, help="number of tokens to learn from (%(default)s)")
+    data.add_argument(
+        "--tokens",
+        type=int,
+        help=f"number of tokens to learn from ({DEFAULT_TOKENS:,}, or all of a file of predictions)",
+    )
     data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
     add_batch_and_seed(data)
 
@@ -109,10 +114,9 @@ def _add_text_options(command: argparse.ArgumentParser) -> None:
 def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run ``llmrank heal``."""
     rank, count = launched_processes()
-    is_first = rank == 0
     if count > 1 and options.device == "cuda":  # each process has a GPU of its own
         options.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    if not is_first:  # only process 0 prints, and writes the checkpoint
+    if rank:  # only process 0 prints, and writes the checkpoint
         terminal = Terminal(quiet=True)
     check_output(options.output)
     check_device_and_dtype(options)
@@ -123,20 +127,12 @@ def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
         raise OptionError(
             f"{options.against} holds its own text; leave --text out, or name the dense model with --against"
         )
-    tokens, dense, used = options.tokens, options.against, None
+    tokens = options.tokens
     if tokens is None:
-        tokens = Predictions.read(Path(dense)).tokens.sequences.n_tokens if from_file else DEFAULT_TOKENS
+        tokens = Predictions.read(Path(options.against)).tokens.sequences.n_tokens if from_file else DEFAULT_TOKENS
     settings = Distillation.of_options(tokens, _values(options.knobs or ""), options.seed)
     loaded = load(options, terminal)
-    if not from_file:
-        teacher = load(options, terminal, options.against, options.against_revision)
-        if loaded.tokenizer is not None and loaded.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
-            raise OptionError(
-                f"{options.model} and {options.against} have different tokenizers; heal a model against the dense model that it "
-                "was pruned from"
-            )
-        dense = teacher.model
-        used = _used_sequences(options.model, dense, teacher.tokenizer, options.text)
+    dense, used = (options.against, None) if from_file else _load_dense(options, loaded.tokenizer, terminal)
     healing = heal(
         loaded.model,
         dense,
@@ -149,30 +145,44 @@ def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
         directory=options.checkpoints,
         progress=terminal.progress,
     )
-    if not is_first:
+    if rank:
         return CommandResult({})
-    report = _report(options.model)
-    # What was measured before healing does not describe the healed model.
-    stale = {"evaluation": None, "warnings": [*report.get("notes", []), *healing.warnings()]}
-    report = report | {"healing": healing.to_dict(), **(stale if report else {})}
-    masks = options.model / checkpoint.MASKS_FILE
-    with terminal.step(f"Saving {options.output}"):
-        checkpoint.save(
-            options.output,
-            loaded.model,
-            loaded.tokenizer,
-            Masks.load(masks) if masks.is_file() else None,
-            json_safe(report),
-            push_to_hub=repository,
-            private=options.private or None,
-        )
-    save_figure(draw_healing(healing), options.output, FIGURE, ["png"])
+    _save(options, loaded, healing, repository, terminal)
     for part in healing.table():
         terminal.print(part)
     for warning in healing.warnings():
         terminal.warn(warning)
     terminal.say(f"Wrote {options.output}: the checkpoint, {checkpoint.REPORT_FILE} and {FIGURE}.png.")
     return CommandResult({"output": str(options.output), "healing": healing.to_dict()})
+
+
+def _load_dense(options: argparse.Namespace, tokenizer: Any, terminal: Terminal) -> tuple[Any, TokenSequences | None]:
+    """Load the dense model; return it, and the sequences of the text that the repair has seen."""
+    dense = load(options, terminal, options.against, options.against_revision)
+    if None not in (tokenizer, dense.tokenizer) and tokenizer.get_vocab() != dense.tokenizer.get_vocab():
+        raise OptionError(
+            f"{options.model} and {options.against} have different tokenizers; heal a model against the dense model that it was "
+            "pruned from"
+        )
+    return dense.model, _used_sequences(options.model, dense.model, dense.tokenizer, options.text)
+
+
+def _save(
+    options: argparse.Namespace, loaded: LoadedModel, healing: Healing, repository: str | None, terminal: Terminal
+) -> None:
+    """Write the checkpoint with the masks and the report of the pruned one, and the figure of the ledger."""
+    report = _report(options.model)
+    # What was measured before healing does not describe the healed model.
+    stale = {"evaluation": None, "warnings": [*report.get("notes", []), *healing.warnings()]}
+    report = json_safe(report | {"healing": healing.to_dict(), **(stale if report else {})})
+    path = options.model / checkpoint.MASKS_FILE
+    masks = Masks.load(path) if path.is_file() else None
+    private = options.private or None
+    with terminal.step(f"Saving {options.output}"):
+        checkpoint.save(
+            options.output, loaded.model, loaded.tokenizer, masks, report, push_to_hub=repository, private=private
+        )
+    save_figure(draw_healing(healing), options.output, FIGURE, ["png"])
 
 
 def run_predict(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
