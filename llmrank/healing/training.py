@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -88,6 +89,10 @@ def train(
             callbacks=[_Shown(execution, schedule.steps)] if execution.progress else None,
         )
         trainer.remove_callback(PrinterCallback)
+        if len(set(gather_object([text.digest]))) > 1:
+            raise OptionError(
+                "the processes have made different texts; write the text to a file once, and give that file to all of them"
+            )
         try:
             trainer.train(resume_from_checkpoint=last)
             trainer.accelerator.wait_for_everyone()
