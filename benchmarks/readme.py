@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.across import DEFAULT, KINDS, PEER, TEXTS, kind_of
+from benchmarks.across import DEFAULT, HEALING_TOKENS, KINDS, PEER, TEXTS, kind_of
+from benchmarks.across import key as row_key
 from benchmarks.result_files import write
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity
@@ -102,7 +103,7 @@ def gains(
     across: dict[str, Any],
 ) -> dict[str, str]:
     """Return the table of the README: a row for each gain of a user, with errors where the results have them."""
-    rows, lines = quality_results["rows"], every_model(across)
+    rows, lines = quality_results["rows"], [*every_model(across), *healed(across)]
     for label, ours, other, name in GAINS:
         own, peer = (_row(rows, name_of_row, CHOSEN_AT) for name_of_row in (ours, other))
         if own and peer:
@@ -150,6 +151,20 @@ def every_model(across: dict[str, Any]) -> list[str]:
         name = model.removesuffix(".Q4_1") + ("" if dtype == "float32" else f" ({dtype})")
         name += "" if DEFAULT in rows else ", prose alone"
         lines.append(f"| {name}, dense {' and '.join(dense)} | {' and '.join(ours)} | {'; '.join(others)} |")
+    return lines
+
+
+def healed(across: dict[str, Any]) -> list[str]:
+    """Return a row for each model whose default was healed, beside the same without healing, on both kinds of text."""
+    lines = []
+    for model, found in across["models"].items():
+        rows = {row_key(row): row for row in found["rows"]}
+        own, repaired = (rows.get((*DEFAULT, CHOSEN_AT, repair)) for repair in ("healed", "lstsq"))
+        if own and repaired:
+            ours = " and ".join(f"{_perplexity(kind_of(own, kind)):.2f}" for kind in KINDS)
+            before = " and ".join(_behind(kind_of(own, kind), kind_of(repaired, kind)) for kind in KINDS)
+            label = f"{model.removesuffix('.Q4_1')}, repaired and healed with {HEALING_TOKENS:,} tokens"
+            lines.append(f"| {label} | {ours} | {before}, repaired only |")
     return lines
 
 
