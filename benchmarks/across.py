@@ -32,6 +32,9 @@ from llmrank.evaluation.perplexity import Perplexity, sequence_losses
 from llmrank.execution import Execution
 from llmrank.execution.recording import Recording, recording
 from llmrank.healing import Distillation, Healing
+from llmrank.healing.ledger import LedgerRow
+from llmrank.inspection.figures import save_figure
+from llmrank.inspection.healing import draw_healing
 from llmrank.models import find_ffns
 from llmrank.models.forward import run_sequences
 from llmrank.pipeline import Recipe, stages
@@ -232,6 +235,17 @@ def ranked_by(row: dict[str, Any]) -> str:
     return str(row["choice"]["chosen"]) if "choice" in row else str(row["scorer"])
 
 
+def draw_ledgers(results: dict[str, Any]) -> None:
+    """Draw the ledger of each healed row of the default into a file beside the results."""
+    for name, found in results["models"].items():
+        for row in found["rows"]:
+            if "healing" in row and key(row)[:3] == DEFAULT:
+                ledger = row["healing"]
+                rows = tuple(LedgerRow.of_dict(each) for each in ledger["rows"])
+                healing = Healing(rows, ledger["chosen"], ledger["settings"], ledger["text"])
+                save_figure(draw_healing(healing), RESULTS, f"healing_{name}_{row['amount']:g}", ["png"])
+
+
 def settings(options: argparse.Namespace) -> Iterator[tuple[str, str, str, float, str]]:
     """Yield scorer, budget, text, amount and repair of each row that is asked for, the default rows first."""
     wanted = [(scorer, budget) for scorer, budgets in ROWS.items() for budget in budgets]
@@ -344,6 +358,7 @@ def main() -> None:
     def save() -> None:
         write(options.output, results)
         write(options.output.with_suffix(".md"), table(results))
+        draw_ledgers(results)
 
     for source in options.model or [str(demo_model())]:
         study = Study(source, options)

@@ -76,7 +76,7 @@ class LedgerRow:
 
     @classmethod
     def of_dict(cls, plain: dict[str, Any]) -> LedgerRow:
-        """Make a row of what :func:`dataclasses.asdict` and JSON have made of one."""
+        """Make a row of what ``dataclasses.asdict`` and JSON have made of one."""
         kinds = {kind: Closeness(*map(tuple, values.values())) for kind, values in plain["closeness"].items()}
         return cls(**{**plain, "closeness": kinds})
 

@@ -41,7 +41,7 @@ def draw_healing(healing: Healing) -> Figure:
         axes.axvline(healing.best.tokens, color=FAINT, linewidth=1.0, zorder=0)
         axes.set_xlabel("tokens learned from")
         axes.set_ylabel(label)
-        axes.set_ylim(bottom=0.0)
+        axes.set_ylim(0.0, 1.08 * axes.get_ylim()[1])
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.locator_params(axis="x", nbins=5)
         axes.spines[["top", "right"]].set_visible(False)
