@@ -13,16 +13,25 @@ from llmrank.text import TokenSequences
 
 __all__ = ["SET_BY_THE_RUN", "Distillation", "Schedule"]
 
-# The highest learning rate of a model with REFERENCE_PARAMETERS parameters that takes STEPS steps. It falls with the square root
-# of the number of parameters, and of few steps: the noise of Adam's first steps spoils a repaired model, and only more steps undo
-# that (benchmarks/LOG.md).
-LEARNING_RATES = {"all": 4e-4, "ffn": 4e-4, "lora": 2e-3}
-REFERENCE_PARAMETERS = 135e6
+# The highest learning rate of a model that takes STEPS steps, relative to the root mean square of each tensor: models differ in
+# the size of their weights by more than ten times, and Adam's steps do not. It falls with the square root of few steps: the noise
+# of the first steps spoils a repaired model, and only more steps undo that (benchmarks/LOG.md).
+LEARNING_RATES = {"all": 2e-3, "ffn": 2e-3, "lora": 1e-2}
 # A step takes as many sequences as make about this many steps, but at least FEWEST_TOKENS.
 STEPS, FEWEST_TOKENS = 250, 2048
 # Arguments of transformers' Trainer that a run sets itself.
 SET_BY_THE_RUN = {
-    *("output_dir", "learning_rate", "max_steps", "num_train_epochs", "seed", "use_cpu", "disable_tqdm"),
+    *(
+        "output_dir",
+        "learning_rate",
+        "max_steps",
+        "num_train_epochs",
+        "seed",
+        "use_cpu",
+        "disable_tqdm",
+        "optim",
+        "weight_decay",
+    ),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "remove_unused_columns"),
     *("eval_strategy", "eval_steps", "eval_on_start", "save_strategy", "save_steps", "save_total_limit"),
 }
@@ -60,9 +69,9 @@ class Distillation:
         What learns: all weights but embeddings and the head, those of the FFNs, or LoRA adapters of all linear maps, which are
         merged into the weights at the end.
     learning_rate : float, optional
-        The highest one, which is reached after a fifth of the steps and falls to zero along a cosine; by default 4e-4 (LoRA:
-        2e-3) for 135 M parameters and 250 steps, and less for larger models and fewer steps, with the square root of their
-        number.
+        The highest one, relative to the root mean square of the values of each tensor (LoRA: to the median of the model's
+        matrices). It is reached after a fifth of the steps, and falls to zero along a cosine. By default 0.002 (LoRA: 0.01) for
+        250 steps or more, and less for fewer, with the square root of their number.
     sequences_per_step : int, optional
         By default as many as make about 250 steps, but at least 2,048 tokens. It is rounded up to what all processes compute.
     rank : int
@@ -146,7 +155,6 @@ class Distillation:
         per_step = at_once * passes * processes
         return Schedule(math.ceil(n / per_step), at_once, passes, per_step)
 
-    def rate(self, parameters: int, steps: int) -> float:
-        """Return the highest learning rate for a model with a number of parameters, and for a number of steps."""
-        of_size = min(1.0, math.sqrt(REFERENCE_PARAMETERS / max(parameters, 1)))
-        return self.learning_rate or LEARNING_RATES[self.learn] * of_size * min(1.0, math.sqrt(steps / STEPS))
+    def rate(self, steps: int) -> float:
+        """Return the highest learning rate for a number of steps."""
+        return self.learning_rate or LEARNING_RATES[self.learn] * min(1.0, math.sqrt(steps / STEPS))

@@ -74,7 +74,7 @@ def heal_model(
         )
     kinds = {"own": held_out} | ({} if tokens.other is None else {"other": tokens.other})
     schedule = settings.schedule(text, execution.batch_size, launched_processes()[1])
-    rate = settings.rate(sum(each.numel() for each in model.parameters()), schedule.steps)
+    rate = settings.rate(schedule.steps)
     # Imported here, because importing the Trainer is slow.
     from llmrank.healing.training import train
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
@@ -86,6 +87,7 @@ def train(
             train_dataset=_dataset(student, text),
             eval_dataset=[],  # the ledger has its own
             compute_loss_func=_mean_loss,
+            optimizers=(_optimizer(student, settings, rate), None),
             callbacks=[_Shown(execution, schedule.steps)] if execution.progress else None,
         )
         trainer.remove_callback(PrinterCallback)
@@ -114,8 +116,12 @@ class _Trainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the student, log it, and tell the callbacks."""
-        rate = self._get_learning_rate() if self.lr_scheduler is not None else 0.0
-        row = self._book.measure(self.state.global_step, float(rate), writes=self.args.should_save)
+        assert self.optimizer is not None
+        highest = self.optimizer.param_groups[0]["initial_lr"]  # the Trainer reads the rate of the first group
+        relative = float(self._get_learning_rate()) / highest if highest else 0.0
+        row = self._book.measure(
+            self.state.global_step, relative * self.args.learning_rate, writes=self.args.should_save
+        )
         metrics = {"eval_loss": row.divergence}
         for kind, close in row.closeness.items():
             metrics |= {f"eval_{kind}_divergence": close.divergence.value, f"eval_{kind}_perplexity": close.perplexity}
@@ -197,6 +203,17 @@ def _mean_loss(outputs: Any, _labels: Any, num_items_in_batch: Any = None) -> to
     return loss
 
 
+def _optimizer(student: Student, settings: Distillation, rate: float) -> torch.optim.Optimizer:
+    """Return Adam with a rate for each tensor, in proportion to the root mean square of its values."""
+    learned = student.learned()
+    sizes = {name: float(value.detach().float().square().mean().sqrt()) for name, value in learned.items()}
+    if settings.learn == "lora":  # adapters begin with zeros
+        matrices = [value for value in student.model.parameters() if value.ndim == 2 and not value.requires_grad]
+        sizes = dict.fromkeys(sizes, median(float(value.float().square().mean().sqrt()) for value in matrices))
+    groups = [{"params": [value], "lr": rate * sizes[name]} for name, value in learned.items()]
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
+
+
 def _dataset(student: Student, text: TokenSequences) -> Any:
     """Return the sequences as the Trainer reads them. It counts the tokens of a step by the labels that are not -100."""
     # An encoder-decoder predicts the second half.
@@ -215,11 +232,12 @@ def _dataset(student: Student, text: TokenSequences) -> Any:
 def _arguments(
     settings: Distillation, student: Student, schedule: Schedule, rate: float, work: Path, *, keeps: bool
 ) -> TrainingArguments:
-    """Return the arguments of the Trainer; those of `own` are named in SET_BY_THE_RUN."""
+    """Return the arguments of the Trainer; those of `own`, and the optimiser, are named in SET_BY_THE_RUN."""
     device, every = input_device(student.model), -(-schedule.steps // MEASUREMENTS)
     own = {
         "output_dir": str(work),
         "learning_rate": rate,
+        "weight_decay": 0.0,
         "max_steps": schedule.steps,
         "per_device_train_batch_size": schedule.at_once,
         "gradient_accumulation_steps": schedule.passes,
@@ -237,7 +255,6 @@ def _arguments(
     defaults = {
         "lr_scheduler_type": "cosine",
         "warmup_steps": schedule.steps // 5,
-        "weight_decay": 0.0,
         "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),
         "report_to": "none",
         "logging_steps": max(1, schedule.steps // 20),

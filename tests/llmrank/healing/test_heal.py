@@ -78,7 +78,7 @@ def test_loss_and_gradients_are_those_of_all_logits(dense: Any, pruned: Any) -> 
 
 @pytest.mark.parametrize("learn", ["all", "ffn", "lora"])
 def test_a_healed_model_is_closer_and_has_the_same_tensors(dense: Any, pruned: Any, learn: str) -> None:
-    settings = Distillation(64 * LENGTH, learn, 1e-2 if learn == "lora" else 3e-3, sequences_per_step=4)
+    settings = Distillation(64 * LENGTH, learn, 1e-2 if learn == "all" else 3e-2, sequences_per_step=4)
     model, healing = healed(pruned, dense, settings)
     assert healing.best.divergence < 0.95 * healing.start.divergence
     assert 0.05 < healing.share_closed < 1.0
@@ -235,15 +235,28 @@ def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None
         Distillation(**{"tokens": 1, **options})
 
 
-def test_the_number_of_steps_and_the_rate_follow_the_size() -> None:
+def test_the_rate_follows_the_number_of_steps() -> None:
     text = sequences(2, 0, 1024)
     assert [Distillation(n).schedule(text).steps for n in (1024, 65_536)] == [1, 32]
     many = Distillation(10_000_000)
     assert many.schedule(text).steps == pytest.approx(250, abs=3)
-    assert many.rate(135_000_000, 250) == many.rate(100, 400) == 4e-4
-    assert many.rate(8_000_000_000, 250) == pytest.approx(5.2e-5, rel=0.01)
-    assert many.rate(100, 16) == pytest.approx(1.01e-4, rel=0.01)
-    assert Distillation(1, learning_rate=0.1).rate(100, 1) == 0.1
+    assert many.rate(250) == many.rate(400) == 0.002
+    assert many.rate(10) == pytest.approx(0.0004)
+    assert Distillation(1, learning_rate=0.1).rate(1) == 0.1
+
+
+def test_the_size_of_the_weights_does_not_matter(dense: Any, pruned: Any) -> None:
+    """Gates and up maps of a hundredth of the size, behind norms of a hundred times, compute the same and learn the same."""
+    scaled, teacher = copy.deepcopy(pruned), copy.deepcopy(dense)
+    for model in (scaled, teacher):
+        for layer in model.model.layers:
+            layer.post_attention_layernorm.weight.data *= 100.0
+            for linear in (layer.mlp.gate_proj, layer.mlp.up_proj):
+                linear.weight.data /= 100.0
+    _, expected = healed(pruned, dense, replace(SETTINGS, learning_rate=1e-2))
+    _, healing = healed(scaled, teacher, replace(SETTINGS, learning_rate=1e-2))
+    assert healing.share_closed > 0.0
+    assert healing.share_closed == pytest.approx(expected.share_closed, rel=0.05)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 100])
