@@ -163,7 +163,7 @@ def healed(across: dict[str, Any]) -> list[str]:
         if own and repaired:
             ours = " and ".join(f"{_perplexity(kind_of(own, kind)):.2f}" for kind in KINDS)
             before = " and ".join(_behind(kind_of(own, kind), kind_of(repaired, kind)) for kind in KINDS)
-            label = f"{model.removesuffix('.Q4_1')}, repaired and healed with {HEALING_TOKENS:,} tokens"
+            label = f"{model.removesuffix('.Q4_1')}, healed with {HEALING_TOKENS:,} tokens"
             lines.append(f"| {label} | {ours} | {before}, repaired only |")
     return lines
 

@@ -112,7 +112,7 @@ def sweep(
     track: str | Tracker | None = None,
     progress: Progress | None = None,
 ) -> SweepResult:
-    """Prune models by every combination of scorers, pruners, pipelines, amounts and repairs, and measure each.
+    """Prune models by every combination of scorers, pruners, pipelines, amounts, repairs and healings, and measure each.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def sweep(
     output : path-like
         Directory for the results: a line of ``rows.jsonl`` for every row, as soon as it is measured, and the calibration of every
         model. If it holds rows already, only the missing ones are measured. The lists that make the grid (scorers, pruners,
-        pipelines, amounts, repairs) may differ from those of the earlier call.
+        pipelines, amounts, repairs, heals) may differ from those of the earlier call.
     scorers, pruners, pipelines, repairs : sequence of str
         Specs such as ``"wpr:gamma=0.9"`` (``llmrank components`` lists the names).
     amounts : sequence of float or int
@@ -137,6 +137,8 @@ def sweep(
         Tasks of lm-eval, which every model is measured on.
     speed : bool
         Whether to measure how fast every pruned model reads text, in alternation with the dense model.
+    heals : sequence of int
+        Numbers of tokens to heal with, see :func:`llmrank.heal`; 0 for none.
     track : {"wandb", "trackio", "tensorboard"} or Tracker, optional
         Where else to log every row that is measured.
     progress : callable, optional

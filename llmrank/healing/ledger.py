@@ -88,7 +88,7 @@ class LedgerRow:
 
 @dataclass(frozen=True)
 class Healing:
-    """The outcome of healing. Its repr, and what a notebook shows of it, is :meth:`table`.
+    """The outcome of healing.
 
     Attributes
     ----------
