@@ -121,16 +121,14 @@ class ModelStudy:
 
     def describe(self) -> dict[str, Any]:
         """Return what all rows of the model have in common."""
-        sequences, held_out, other = self._tokens
+        sequences, held_out, _ = self._tokens
         return {
             "source": model_source(self._model),
             "weights": self._weights_digest,
             "calibration": sequences.provenance(),
             "held_out": None if held_out is None else held_out.provenance(),
             "evaluation": self._evaluation_sequences.provenance(),
-            "calibration_overlap": shared_passages(
-                sequences.joined(held_out).joined(other), self._evaluation_sequences
-            ),
+            "calibration_overlap": self._overlap(),
             "versions": environment(),
         }
 
@@ -169,13 +167,16 @@ class ModelStudy:
             pruned = self._prune(row, progress)
             dense_model = copy.deepcopy(self._model) if row.heal else None
             with self._applied(pruned, check=True) as application:
-                healing = None if dense_model is None else self._heal(row, dense_model, application, progress)
+                healing, learned = None, None
+                if dense_model is not None:
+                    healing, learned = self._heal(row, dense_model, application, progress)
                 del dense_model
                 found = self._results(progress)
             flops = costs.model.flops - costs.removed_cost(pruned.masks.widths, "flops")
-            outcome = {"choice": pruned.choice, "validation": pruned.validation, "notes": pruned.notes}
+            outcome: dict[str, Any] = {"choice": pruned.choice, "validation": pruned.validation, "notes": pruned.notes}
             if healing is not None:
                 outcome |= {"healing": healing.to_dict(), "notes": [*pruned.notes, *healing.warnings()]}
+                outcome["calibration_overlap"] = self._overlap(learned)
             found = {"removed": pruned.masks.removed_share, "flops": flops, **found, **outcome}
             if self._settings.speed:
                 speed = measure_speed(
@@ -301,14 +302,21 @@ class ModelStudy:
             notes,
         )
 
-    def _heal(self, row: RowSettings, dense: Any, application: AppliedMasks, progress: Progress | None) -> Healing:
-        """Heal the pruned model until the application is undone."""
+    def _overlap(self, learned: TokenSequences | None = None) -> float:
+        """Return the share of the evaluation passages that calibration, repair or healing have read."""
+        read = self._tokens.known.joined(self._tokens.other)
+        return shared_passages(read.joined(learned), self._evaluation_sequences)
+
+    def _heal(
+        self, row: RowSettings, dense: Any, application: AppliedMasks, progress: Progress | None
+    ) -> tuple[Healing, TokenSequences]:
+        """Heal the pruned model until the application is undone; return the sequences that it has learned from, too."""
         application.keep_parameters(self._model)
         text = self._settings.calibration.for_model(self._model)
         execution = Execution(text.batch_size, progress)
         settings, known = Distillation(row.heal), self._tokens.known
         found = healing_tokens(text, row.heal, dense, self._tokenizer, known, progress)
-        return heal_apart(self._model, dense, *found, settings, execution)
+        return heal_apart(self._model, dense, *found, settings, execution), found[0].sequences
 
     @contextmanager
     def _applied(self, pruned: _Pruned, *, check: bool) -> Iterator[AppliedMasks]:

@@ -286,7 +286,7 @@ class _Run:
     ) -> dict[str, Any]:
         """Write a measured row to the folder, log it by the tracker, and return it."""
         own = {"model": model.name, **self.settings.describe_row(row)}
-        added = {"row": len(self.folder.rows), **own, **results, **about}
+        added = {"row": len(self.folder.rows), **own, **(about | results)}
         self.folder.append(added)
         if self.tracker is not None:
             try:

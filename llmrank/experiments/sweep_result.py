@@ -119,7 +119,9 @@ class SweepResult:
 
     def warnings(self) -> list[str]:
         """Return sentences that a reader of the perplexities must not miss."""
-        overlaps = {row["model"]: row.get("calibration_overlap", 0.0) for row in self.rows}
+        overlaps: dict[str, float] = {}
+        for row in self.rows:
+            overlaps[row["model"]] = max(overlaps.get(row["model"], 0.0), row.get("calibration_overlap", 0.0))
         sentences = [
             f"{model}: {share:.1%} of the evaluation passages occur in the calibration text, so perplexities are too "
             "low; evaluate on other text"

@@ -29,5 +29,7 @@ def test_a_healed_row_stands_beside_the_others_and_leaves_the_model_as_it_was(
     # The rows that are measured after a healed one are those of the model before.
     alone = llmrank.sweep(str(checkpoint), **{**asked, "amounts": [0.2], "output": tmp_path / "alone"})
     assert again.rows[-1]["losses"] == alone.rows[-1]["losses"]
+    # Healing reads more of the corpus, and so more of the evaluation text.
+    assert healed["calibration_overlap"] > cut["calibration_overlap"]
     with pytest.raises(OptionError, match="tokens must be an integer"):
         llmrank.sweep(str(checkpoint), **asked, heals=[-1])
