@@ -9,7 +9,10 @@ from llmrank.errors import OptionError
 from llmrank.text.sequences import TokenSequences
 from llmrank.text.tokenisation import special_ids
 
-__all__ = ["Context", "TokenTexts"]
+__all__ = ["TOKENS_AFTER", "TOKENS_BEFORE", "Context", "TokenTexts"]
+
+# How many tokens of the text are shown around one, at most.
+TOKENS_BEFORE, TOKENS_AFTER = 16, 8
 
 # Kinds of tokenizers that split a text at spaces first, and leave the spaces out of the tokens.
 WORD_TOKENIZERS = ("WordLevel", "WordPiece")
@@ -88,7 +91,9 @@ class TokenTexts:
         """Return the text of consecutive tokens."""
         return "".join(self[token] for token in tokens)
 
-    def context(self, sequences: TokenSequences, position: int, before: int = 16, after: int = 8) -> Context:
+    def context(
+        self, sequences: TokenSequences, position: int, before: int = TOKENS_BEFORE, after: int = TOKENS_AFTER
+    ) -> Context:
         """Return a token with the text around it. Text of other sequences, and padding, are left out.
 
         Parameters

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from llmrank.evaluation.token_losses import LossChanges
+from llmrank.evaluation.token_texts import TOKENS_AFTER, TOKENS_BEFORE
 from llmrank.inspection.inspect_model import Inspection
 from llmrank.inspection.meaning.logit_lens import LensTokens
 from llmrank.inspection.meaning.meanings import Meanings
@@ -42,9 +43,9 @@ def meanings_data(
     -------
     data : dict
         ``tokens`` lists the texts of tokens; the first is empty and stands for no token. ``text`` holds the calibration text as
-        indices into ``tokens``, in sequences of ``length`` tokens. For each neuron that the page holds there are k
-        ``activations`` (0 if the neuron has fewer contexts), their ``positions`` in the text, and k ``promoted`` and k
-        ``demoted`` tokens.
+        indices into ``tokens``, in sequences of ``length`` tokens; ``context`` tells how many of them are shown before and after
+        one. For each neuron that the page holds there are k ``activations`` (0 if the neuron has fewer contexts), their
+        ``positions`` in the text, and k ``promoted`` and k ``demoted`` tokens.
     note : str or None
         What is left out, as a sentence.
     """
@@ -78,6 +79,7 @@ def meanings_data(
     data = {
         "k": k,
         "length": sequences.length,
+        "context": [TOKENS_BEFORE, TOKENS_AFTER],
         "source": sequences.source,
         "without_lens": meanings.without_lens,
         "tokens": ["", *(meanings.texts[int(token)] for token in used[1:])],

@@ -36,7 +36,7 @@ WRITERS = {
 WATCHERS = {
     str(PACKAGE / "surgery" / "equivalence.py"),
     *WRITERS,
-    *map(str, (PACKAGE / "surgery" / "repair").glob("*.py")),
+    *map(str, (PACKAGE / "repair").glob("*.py")),
 }
 SEQUENCES = tokenise(token_ids(3, 8), None, 3, 8)
 

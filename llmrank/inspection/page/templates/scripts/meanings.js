@@ -1,16 +1,14 @@
 // The contexts in which neurons are most active, and the tokens that they promote and demote. Nothing in this file reads or
 // changes the page.
 
-// How many tokens of the text are shown around one.
-const TOKENS_BEFORE = 16;
-const TOKENS_AFTER = 8;
-
 class Meanings {
   #rows;
   #layers;
   #activations;
   #positions;
   #text;
+  #before;
+  #after;
 
   constructor(entry, layers) {
     this.k = entry.k;
@@ -18,6 +16,7 @@ class Meanings {
     this.withoutLens = entry.without_lens;
     this.tokens = entry.tokens;
     this.length = entry.length;
+    [this.#before, this.#after] = entry.context;
     this.#layers = layers;
     this.#rows = new Rows(entry.held, entry.neurons, layers);
     this.#text = decode(entry.text);
@@ -42,9 +41,9 @@ class Meanings {
       const start = at - (at % this.length);
       contexts.push({
         activation: this.#activations[k],
-        before: this.#joined(Math.max(start, at - TOKENS_BEFORE), at),
+        before: this.#joined(Math.max(start, at - this.#before), at),
         token: this.tokens[this.#text[at]],
-        after: this.#joined(at + 1, Math.min(start + this.length, at + 1 + TOKENS_AFTER)),
+        after: this.#joined(at + 1, Math.min(start + this.length, at + 1 + this.#after)),
       });
     }
     const texts = (tokens) =>
