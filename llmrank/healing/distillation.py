@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from llmrank.errors import OptionError
 from llmrank.text import TokenSequences
 
-__all__ = ["SET_BY_THE_RUN", "Distillation", "Schedule"]
+__all__ = ["Distillation", "Schedule"]
 
 # The highest learning rate of a model that takes STEPS steps, relative to the root mean square of each tensor: models differ in
 # the size of their weights by more than ten times, and Adam's steps do not. It falls with the square root of few steps: the noise
@@ -19,21 +19,15 @@ __all__ = ["SET_BY_THE_RUN", "Distillation", "Schedule"]
 LEARNING_RATES = {"all": 2e-3, "ffn": 2e-3, "lora": 1e-2}
 # A step takes as many sequences as make about this many steps, but at least FEWEST_TOKENS.
 STEPS, FEWEST_TOKENS = 250, 2048
-# Arguments of transformers' Trainer that a run sets itself.
-SET_BY_THE_RUN = {
-    *(
-        "output_dir",
-        "learning_rate",
-        "max_steps",
-        "num_train_epochs",
-        "seed",
-        "use_cpu",
-        "disable_tqdm",
-        "optim",
-        "weight_decay",
-    ),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "remove_unused_columns"),
-    *("eval_strategy", "eval_steps", "eval_on_start", "save_strategy", "save_steps", "save_total_limit"),
+# Arguments of transformers' Trainer that a user may set. The others are set by the run, or do not fit a student that is its loss.
+TRAINER_ARGUMENTS = {
+    *("bf16", "fp16", "tf32", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
+    *("activation_checkpointing", "activation_checkpointing_kwargs"),  # what newer Trainers call these
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "full_determinism"),
+    *("report_to", "run_name", "project", "logging_steps", "logging_strategy", "logging_first_step", "log_level"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+    *("ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_broadcast_buffers"),
 }
 
 
@@ -77,7 +71,8 @@ class Distillation:
     rank : int
         Rank of the adapters of LoRA.
     trainer : mapping
-        More arguments of :class:`transformers.TrainingArguments`, such as ``bf16``, ``gradient_checkpointing`` or ``report_to``.
+        Arguments of :class:`transformers.TrainingArguments`, such as ``bf16``, ``gradient_checkpointing`` or ``report_to``; not
+        those that the run sets itself.
     seed : int
         Seed of the order of sequences, and of LoRA.
 
@@ -115,20 +110,12 @@ class Distillation:
         rate = self.learning_rate
         if rate is not None and not (isinstance(rate, (int, float)) and 0.0 < rate < 1.0):
             raise OptionError(f"learning_rate must be a number between 0 and 1, got {rate!r}")
-        if SET_BY_THE_RUN & set(self.trainer):
-            own = ", ".join(sorted(SET_BY_THE_RUN & set(self.trainer)))
+        unknown = sorted(set(self.trainer) - TRAINER_ARGUMENTS)
+        if unknown:
             raise OptionError(
-                f"the run sets {own} of the Trainer itself; leave out what is not a field of Distillation"
+                f"{', '.join(unknown)}: expected fields of Distillation, or of transformers' TrainingArguments one of "
+                f"{', '.join(sorted(TRAINER_ARGUMENTS))}"
             )
-        if self.trainer:
-            # Imported here, because this import is slow.
-            from transformers import TrainingArguments
-
-            unknown = sorted(set(self.trainer) - set(TrainingArguments.__dataclass_fields__))
-            if unknown:
-                raise OptionError(
-                    f"{', '.join(unknown)}: expected fields of Distillation or arguments of transformers' TrainingArguments"
-                )
 
     @classmethod
     def of_options(cls, tokens: int, options: Mapping[str, Any], seed: int = 0) -> Distillation:

@@ -80,16 +80,22 @@ def train(
         book = _Ledger(student, text, held_out, schedule, execution, work, is_shared=directory is not None)
         last = get_last_checkpoint(str(work))  # type: ignore[no-untyped-call]
         connected = dist.is_available() and dist.is_initialized()
-        trainer = _Trainer(
-            book,
-            model=student,
-            args=_arguments(settings, student, schedule, rate, work, keeps=directory is not None),
-            train_dataset=_dataset(student, text),
-            eval_dataset=[],  # the ledger has its own
-            compute_loss_func=_mean_loss,
-            optimizers=(_optimizer(student, settings, rate), None),
-            callbacks=[_Shown(execution, schedule.steps)] if execution.progress else None,
-        )
+        try:
+            arguments = _arguments(settings, student, schedule, rate, work, keeps=directory is not None)
+            trainer = _Trainer(
+                book,
+                model=student,
+                args=arguments,
+                train_dataset=_dataset(student, text),
+                eval_dataset=[],  # the ledger has its own
+                compute_loss_func=_mean_loss,
+                optimizers=(_optimizer(student, settings, arguments), None),
+                callbacks=[_Shown(execution, schedule.steps)] if execution.progress else None,
+            )
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
+            if not settings.trainer:
+                raise
+            raise OptionError(f"the Trainer refuses its arguments {dict(settings.trainer)}: {error}") from error
         trainer.remove_callback(PrinterCallback)
         if len(set(gather_object([text.digest]))) > 1:
             raise OptionError(
@@ -203,15 +209,16 @@ def _mean_loss(outputs: Any, _labels: Any, num_items_in_batch: Any = None) -> to
     return loss
 
 
-def _optimizer(student: Student, settings: Distillation, rate: float) -> torch.optim.Optimizer:
+def _optimizer(student: Student, settings: Distillation, arguments: TrainingArguments) -> torch.optim.Optimizer:
     """Return Adam with a rate for each tensor, in proportion to the root mean square of its values."""
+    rate, betas = arguments.learning_rate, (arguments.adam_beta1, arguments.adam_beta2)
     learned = student.learned()
     sizes = {name: float(value.detach().float().square().mean().sqrt()) for name, value in learned.items()}
     if settings.learn == "lora":  # adapters begin with zeros
         matrices = [value for value in student.model.parameters() if value.ndim == 2 and not value.requires_grad]
         sizes = dict.fromkeys(sizes, median(float(value.float().square().mean().sqrt()) for value in matrices))
     groups = [{"params": [value], "lr": rate * sizes[name]} for name, value in learned.items()]
-    return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=arguments.adam_epsilon, weight_decay=0.0)
 
 
 def _dataset(student: Student, text: TokenSequences) -> Any:
@@ -232,7 +239,7 @@ def _dataset(student: Student, text: TokenSequences) -> Any:
 def _arguments(
     settings: Distillation, student: Student, schedule: Schedule, rate: float, work: Path, *, keeps: bool
 ) -> TrainingArguments:
-    """Return the arguments of the Trainer; those of `own`, and the optimiser, are named in SET_BY_THE_RUN."""
+    """Return the arguments of the Trainer: those of the run, of the settings, and defaults."""
     device, every = input_device(student.model), -(-schedule.steps // MEASUREMENTS)
     own = {
         "output_dir": str(work),
@@ -259,10 +266,7 @@ def _arguments(
         "report_to": "none",
         "logging_steps": max(1, schedule.steps // 20),
     }
-    try:
-        return TrainingArguments(**{**defaults, **settings.trainer, **own})
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"the Trainer refuses its arguments {dict(settings.trainer)}: {error}") from error
+    return TrainingArguments(**{**defaults, **settings.trainer, **own})
 
 
 @contextmanager

@@ -227,12 +227,29 @@ def test_prune_and_heal_in_one_call_and_undo(dense: Any) -> None:
         ({"tokens": 0}, "tokens must be an integer >= 1"),
         ({"learn": "some"}, "all, ffn, lora"),
         ({"learning_rate": 2.0}, "between 0 and 1"),
-        ({"trainer": {"max_steps": 3}}, "max_steps"),
+        ({"trainer": {"max_steps": 3}}, "max_steps: expected fields of Distillation, or of .* adam_beta1"),
+        ({"trainer": {"push_to_hub": True}}, "push_to_hub: expected"),
     ],
 )
 def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         Distillation(**{"tokens": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"lr_scheduler_type": "none"}, "none"), ({"report_to": "paper"}, "paper is not")]
+)
+def test_what_the_trainer_refuses_is_said(dense: Any, pruned: Any, arguments: dict[str, Any], message: str) -> None:
+    model = copy.deepcopy(pruned)
+    with pytest.raises(OptionError, match=f"the Trainer refuses its arguments .*{message}"):
+        heal_model(model, DenseModel(dense), TOKENS, replace(SETTINGS, trainer=arguments))
+    assert all(torch.equal(value, pruned.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_the_optimiser_has_the_settings_of_the_trainer(dense: Any, pruned: Any) -> None:
+    """A large epsilon makes the steps of Adam small."""
+    _, healing = healed(pruned, dense, replace(SETTINGS, trainer={"adam_epsilon": 1e6}))
+    assert healing.rows[-1].divergence == pytest.approx(healing.rows[0].divergence, rel=1e-4)
 
 
 def test_the_rate_follows_the_number_of_steps() -> None:
