@@ -67,7 +67,7 @@ def add_heal_options(command: argparse.ArgumentParser) -> None:
         dest="knobs",
         metavar="NAME=VALUE,...",
         help=f"how it learns: {', '.join(f'{name} ({value})' for name, value in KNOBS.items())}; or arguments of transformers' "
-        "TrainingArguments, such as bf16=true,report_to=wandb",
+        "TrainingArguments, such as bf16=true,report_to=wandb (a wrong name lists them)",
     )
     group.add_argument(
         "--checkpoints",
