@@ -52,6 +52,7 @@ FILES = {
     "checkpoints",
     "config",
     "evaluate",
+    "items",
     "model",
     "offload_folder",
     "output",

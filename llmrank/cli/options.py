@@ -27,6 +27,7 @@ from llmrank.text.sources import find_source, named_sources
 
 __all__ = [
     "add_batch_and_seed",
+    "add_items_option",
     "add_method_options",
     "add_model_options",
     "add_text_options",
@@ -248,6 +249,20 @@ def directory(value: str) -> Path:
     except UnicodeEncodeError:
         raise argparse.ArgumentTypeError(f"expected a name in UTF-8, got {value!r}") from None
     return Path(value)
+
+
+def add_items_option(group: Any, compared: str) -> None:
+    """Add the option that names items; `compared` says when the help says that they are kept."""
+    group.add_argument(
+        "--items",
+        nargs="?",
+        const=True,
+        type=Path,
+        metavar="FILE",
+        help="measure how many items (facts, last words, arithmetic, code) are answered right and, "
+        f"{compared}, how many of those that the dense model answers right; FILE has lines of JSON, each with kind, prompt and "
+        "answer; without FILE the built-in items; put it last or write --items=FILE",
+    )
 
 
 def text_source(value: str, role: Role = "evaluation") -> str | Path:

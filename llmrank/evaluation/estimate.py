@@ -13,9 +13,9 @@ __all__ = ["Estimate"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over items that were observed in groups, and its standard error.
+    """A mean over values that were observed in groups, and its standard error.
 
-    The error is computed over groups (such as texts), because the items of a group (tokens) depend on each other.
+    The error is computed over groups (such as texts), because the values of a group (those of its tokens) depend on each other.
 
     Attributes
     ----------
@@ -23,7 +23,7 @@ class Estimate:
     error : float or None
         Standard error of `value`; None if there are fewer than two groups, or the mean is not finite.
     count : int
-        Number of items that the mean is taken over.
+        Number of values that the mean is taken over.
     """
 
     value: float
@@ -32,14 +32,14 @@ class Estimate:
 
     @classmethod
     def of(cls, totals: Sequence[float], counts: Sequence[int] | None = None) -> Estimate:
-        """Estimate the mean of all items from the sum over each group.
+        """Estimate the mean of all values from the sum over each group.
 
         Parameters
         ----------
         totals : sequence of float
-            Sum over the items of each group.
+            Sum over the values of each group.
         counts : sequence of int, optional
-            Number of items in each group; by default every group is one item. Groups without items are ignored.
+            Number of values in each group; by default every group is one value. Groups without values are ignored.
 
         Returns
         -------
@@ -50,7 +50,7 @@ class Estimate:
         Raises
         ------
         ValueError
-            There is no item.
+            There is no value.
 
         Examples
         --------
@@ -64,7 +64,7 @@ class Estimate:
         sums, sizes = sums[sizes > 0], sizes[sizes > 0]
         count, n_groups = int(sizes.sum()), len(sizes)
         if count == 0:
-            raise ValueError("expected at least one item to take a mean of, got none; give more data")
+            raise ValueError("expected at least one value to take a mean of, got none; give more data")
         value = float(sums.sum() / count)
         if n_groups < 2 or not math.isfinite(value):
             return cls(value, None, count)

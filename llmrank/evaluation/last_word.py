@@ -6,22 +6,17 @@ writes all tokens of the word. The accuracies are not comparable with those of L
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
+from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.estimate import Estimate
-from llmrank.models.forward import check_ids, evaluation_mode, input_device, longest_input, predicts_next_token
-from llmrank.progress import Progress, shown
-from llmrank.text.documents import plain_ids
-from llmrank.text.tokenisation import special_tokens
+from llmrank.evaluation.greedy_decoding import writes
+from llmrank.progress import Progress
 
-__all__ = ["LastWord", "Passage", "check_continues", "cut_passages", "last_word"]
+__all__ = ["LastWord", "Passage", "cut_passages", "last_word"]
 
 CONTEXT_WORDS = 50
 # Smallest number of letters of a last word: many shorter ones are abbreviations or initials.
@@ -125,22 +120,6 @@ def _passages(paragraph: str, context_words: int) -> Iterator[Passage]:
                 passage_start = end
 
 
-def check_continues(model: Any) -> None:
-    """Check that a model continues the text that it reads.
-
-    Raises
-    ------
-    UnsupportedModelError
-        The model is an encoder, an encoder-decoder or a plain module.
-    """
-    if not predicts_next_token(model) or model.config.is_encoder_decoder:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} does not continue the text it reads, so it has no last-word accuracy; expected a causal "
-            "language model"
-        )
-
-
-@torch.no_grad()
 def last_word(
     model: Any,
     tokenizer: Any,
@@ -150,110 +129,24 @@ def last_word(
 ) -> LastWord:
     """Measure how often a model writes the last word of a passage when it continues the context greedily.
 
-    Every token of the word must be the likeliest one after the context and the earlier tokens of the word. What the model would
-    write after the word does not count. The context begins with the special tokens that the tokenizer puts in front of a text.
-    If the model takes fewer tokens than a passage has, the first tokens of the passage are dropped.
-
     Parameters
     ----------
     model : transformers causal language model
     tokenizer : transformers tokenizer
     passages : sequence of Passage
-    batch_tokens : int
-        Largest number of tokens in a forward pass, padding included; a longer passage is a batch of its own.
-    progress : callable, optional
-        See :func:`llmrank.calibration.collect.collect_statistics`.
+    batch_tokens, progress
+        See :func:`llmrank.evaluation.greedy_decoding.writes`, also for when a word is written, the exceptions and the cost.
 
     Raises
     ------
-    UnsupportedModelError
-        The model does not continue a text: it is an encoder, an encoder-decoder or a plain module.
     CalibrationError
-        No passage is given, or all are skipped; there is no tokenizer, it fails, or it belongs to another model; or the
-        predictions hold NaN.
-    OptionError
-        See :func:`llmrank.models.forward.input_device`.
-
-    Notes
-    -----
-    Cost: a forward pass of the passages. Memory: the logits of a batch, including those before the last words if the
-    model cannot leave them out.
+        No passage is given, or all are skipped.
     """
-    check_continues(model)
-    if tokenizer is None:
-        raise CalibrationError("passages need a tokenizer, and this model came without one; pass one")
-    encoded = _encode(tokenizer, passages, longest_input(model))
-    if not encoded:
+    pairs = [(passage.context, f" {passage.word}") for passage in passages]
+    asked = [each for each in writes(model, tokenizer, pairs, batch_tokens, progress) if each is not None]
+    if not asked:
         raise CalibrationError(
             f"none of {len(passages)} passages can be used: the last word of a passage must begin with a new token, and the "
             f"passage must fit the model; give a text of some thousand words, in paragraphs of more than {CONTEXT_WORDS} words"
         )
-    can_leave_out_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-    n_right = 0
-    with evaluation_mode(model):
-        batches = list(_batches(encoded, batch_tokens))
-        for batch in shown(progress, batches, "Asking last words"):
-            n_right += _count_right(model, batch, can_leave_out_logits=can_leave_out_logits)
-    # The estimate does not depend on the order of the passages.
-    return LastWord(Estimate.of([1] * n_right + [0] * (len(encoded) - n_right)), len(passages) - len(encoded))
-
-
-def _encode(tokenizer: Any, passages: Sequence[Passage], longest: int | None) -> list[tuple[list[int], int]]:
-    """Return, for each passage that can be used, its token ids and the number of tokens of its last word."""
-    front, _ = special_tokens(tokenizer)
-    encoded = []
-    for passage in passages:
-        context = plain_ids(tokenizer, passage.context)
-        both = plain_ids(tokenizer, f"{passage.context} {passage.word}")
-        word_size = len(both) - len(context)
-        if both[: len(context)] != context or word_size < 1:
-            continue
-        # The model predicts the last token without reading it, so there may be one token more than it can read.
-        ids = (front + both) if longest is None else (front + both)[-(longest + 1) :]
-        # If all tokens belong to the word, there is no context to continue.
-        if len(ids) > word_size:
-            encoded.append((ids, word_size))
-    return encoded
-
-
-def _batches(encoded: list[tuple[list[int], int]], batch_tokens: int) -> Iterator[list[tuple[list[int], int]]]:
-    """Yield batches of passages of similar length.
-
-    The longest passages come first, so that a lack of memory shows at once.
-    """
-    batch: list[tuple[list[int], int]] = []
-    for entry in sorted(encoded, key=lambda entry: -len(entry[0])):
-        if batch and (len(batch) + 1) * (len(batch[0][0]) - 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(entry)
-    yield batch
-
-
-def _count_right(model: Any, batch: list[tuple[list[int], int]], *, can_leave_out_logits: bool) -> int:
-    """Count the passages of a batch whose last word the model writes."""
-    longest = max(len(ids) for ids, _ in batch) - 1
-    inputs = torch.zeros((len(batch), longest), dtype=torch.long)
-    mask = torch.zeros_like(inputs)
-    for row, (ids, _) in enumerate(batch):
-        # Padding on the right does not change the predictions for the tokens before it, however the model counts positions.
-        inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
-        mask[row, : len(ids) - 1] = 1
-    check_ids(model, inputs)
-    # Position of the first prediction that is needed: in some passage, it predicts the first token of the last word.
-    first = min(len(ids) - 1 - size for ids, size in batch)
-    options: dict[str, Any] = {"use_cache": False} if getattr(model.config, "use_cache", False) else {}
-    if can_leave_out_logits:
-        options["logits_to_keep"] = longest - first
-    device = input_device(model)
-    logits = model(input_ids=inputs.to(device), attention_mask=mask.to(device), **options).logits[:, first - longest :]
-    n_right = 0
-    for (ids, size), passage_logits in zip(batch, logits, strict=True):
-        word_logits = passage_logits[len(ids) - 1 - size - first : len(ids) - 1 - first]
-        if bool(word_logits.isnan().any()):
-            raise CalibrationError(
-                "the model's predictions are not finite: the weights hold NaN or Inf, or the dtype overflows; load it in "
-                "float32 or bfloat16 and check its perplexity"
-            )
-        n_right += bool((word_logits.argmax(-1).cpu() == torch.tensor(ids[-size:])).all())
-    return n_right
+    return LastWord(Estimate.of(asked), len(passages) - len(asked))

@@ -142,6 +142,20 @@ def tiny_llama(seed: int = 0, **changes: Any) -> Any:
     return family_model(named_family("Llama, SmolLM2"), seed, **changes)
 
 
+def bigram_model(follows: Mapping[int, int], otherwise: int) -> Any:
+    """Make a model that writes after each token the one that `follows` it; after others it writes `otherwise`."""
+    model = tiny_llama(tie_word_embeddings=False, num_hidden_layers=1, hidden_size=VOCABULARY, head_dim=16)
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            parameter.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(VOCABULARY))
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[otherwise] = 1.0
+        for here, there in follows.items():
+            model.lm_head.weight[there, here] = 2.0
+    return model
+
+
 def tiny_t5(seed: int = 0, **changes: Any) -> Any:
     return family_model(named_family("T5"), seed, **changes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -13,13 +14,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from llmrank.cli.commands.loss_changes import print_loss_changes
-from llmrank.cli.options import add_model_options, check_device_and_dtype, check_output_file, load, text_source
+from llmrank.cli.options import (
+    add_items_option,
+    add_model_options,
+    check_device_and_dtype,
+    check_output_file,
+    load,
+    text_source,
+)
 from llmrank.cli.result import CommandResult, write_result
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.fidelity import continuations, fidelity
-from llmrank.evaluation.last_word import CONTEXT_WORDS, Passage, check_continues, cut_passages, last_word
+from llmrank.evaluation.greedy_decoding import check_continues
+from llmrank.evaluation.items import Item, answer_items, read_items
+from llmrank.evaluation.last_word import CONTEXT_WORDS, Passage, cut_passages, last_word
 from llmrank.evaluation.lm_eval import LMEvalTasks, find_tasks
 from llmrank.evaluation.perplexity import model_size, perplexity
 from llmrank.evaluation.token_losses import loss_changes, token_losses
@@ -28,6 +38,7 @@ from llmrank.models.forward import fitting_length
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
 from llmrank.pipeline.descriptions import dtype_name, environment
+from llmrank.progress import Progress
 from llmrank.text import TokenSequences, check_text, read_text, tokenise
 
 __all__ = ["add_evaluate_options", "run_evaluate"]
@@ -42,6 +53,8 @@ METRICS = {
     ("continuations", "equal_texts"): ("continuations: wholly equal", True),
     ("last_word", "accuracy"): ("last word found", True),
 }
+# The parts of the metric "items", each a share of all items and of each kind.
+OF_ITEMS = {"accuracy": "items right", "dense": "items right, dense model", "kept": "items kept"}
 
 
 def add_evaluate_options(command: argparse.ArgumentParser) -> None:
@@ -62,7 +75,7 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch-size", type=int, default=1, help="sequences in a forward pass (%(default)s)")
     command.add_argument("--output", type=Path, metavar="FILE", help="also write the result, as JSON, to this file")
     _add_dense_options(command)
-    words = command.add_argument_group("last words")
+    words = command.add_argument_group("last words and items")
     words.add_argument(
         "--last-word",
         action="store_true",
@@ -71,6 +84,7 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
     words.add_argument(
         "--passages", type=int, default=500, help="largest number of passages, spread over the text (%(default)s)"
     )
+    add_items_option(words, "with --against")
     tasks = command.add_argument_group("lm-eval (pip install 'llmrank[eval]')")
     tasks.add_argument(
         "--tasks",
@@ -119,6 +133,7 @@ def run_evaluate(options: argparse.Namespace, terminal: Terminal) -> CommandResu
     """Run ``llmrank evaluate``."""
     _check_options(options)
     passages = _passages(options) if options.last_word else None
+    items = read_items(options.items) if options.items else ()
     tasks = _tasks(options)
     loaded = load(options, terminal)
     dense = None
@@ -130,7 +145,7 @@ def run_evaluate(options: argparse.Namespace, terminal: Terminal) -> CommandResu
     texts = tokenise(options.text, tokenizer, options.samples, length, "evaluation")
     if dense is not None:
         _check_tokenizers(loaded, dense, texts, options)
-    if passages is not None:
+    if passages is not None or items:
         check_continues(model)
     result = perplexity(model, texts, execution)
     size = model_size(model)
@@ -151,6 +166,8 @@ def run_evaluate(options: argparse.Namespace, terminal: Terminal) -> CommandResu
     if passages is not None:
         words = last_word(model, tokenizer, passages, options.batch_size * texts.length, terminal.progress)
         content["last_word"] = {"accuracy": words.accuracy, "skipped": words.skipped}
+    if items:
+        content["items"] = _answer(loaded, dense, items, options.batch_size * texts.length, terminal.progress)
     if tasks is not None:
         with redirect_stdout(sys.stderr):  # lm-eval prints what it does
             content["tasks"] = tasks.run(model, tokenizer, options.documents, options.batch_size)
@@ -245,6 +262,19 @@ def _compare_with_dense(
     return metrics
 
 
+def _answer(
+    loaded: LoadedModel, dense: LoadedModel | None, items: Sequence[Item], batch_tokens: int, progress: Progress | None
+) -> dict[str, Any]:
+    """Let the model, and the dense model if there is one, answer items; return the shares by name."""
+    answers = answer_items(loaded.model, loaded.tokenizer, items, batch_tokens, progress)
+    found: dict[str, Any] = {"accuracy": answers.accuracy}
+    if dense is not None:
+        of_dense = answer_items(dense.model, dense.tokenizer, items, batch_tokens, progress)
+        found |= {"dense": of_dense.accuracy, "kept": answers.kept(of_dense)}
+    shares = {name: {"all": share.all, "kinds": share.kinds} for name, share in found.items() if share is not None}
+    return {**shares, "skipped": answers.skipped}
+
+
 def _rows(content: dict[str, Any]) -> list[tuple[str, Estimate, bool]]:
     """Return the rows of the table: label, estimate, and whether it is a share."""
     rows = []
@@ -253,6 +283,9 @@ def _rows(content: dict[str, Any]) -> list[tuple[str, Estimate, bool]]:
         estimate = value[part] if value and part else value
         if estimate is not None:
             rows.append((label, estimate, share))
+    for part, label in OF_ITEMS.items():
+        if share := content.get("items", {}).get(part):
+            rows += [(label, share["all"], True), *((f"  {kind}", each, True) for kind, each in share["kinds"].items())]
     for task, metrics in content.get("tasks", {}).items():
         rows += [(f"{task}: {metric}", estimate, False) for metric, estimate in metrics.items()]
     return rows

@@ -50,5 +50,5 @@ def test_there_is_no_error_for_one_group_or_an_infinite_mean(totals: list[float]
 
 @pytest.mark.parametrize(("totals", "counts"), [([], None), ([0.0], [0])])
 def test_a_mean_of_nothing_is_refused(totals: list[float], counts: list[int] | None) -> None:
-    with pytest.raises(ValueError, match="at least one item"):
+    with pytest.raises(ValueError, match="at least one value"):
         Estimate.of(totals, counts)

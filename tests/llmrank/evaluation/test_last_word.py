@@ -19,6 +19,7 @@ from llmrank.text.documents import plain_ids
 from tests.llmrank.tiny_models import (
     TALE,
     Snapshot,
+    bigram_model,
     family_model,
     mlp,
     named_family,
@@ -90,26 +91,12 @@ def test_accuracy_equals_greedy_decoding(name: str, front: bool) -> None:
         assert found.accuracy.error == pytest.approx(math.sqrt(share * (1 - share) / (len(wanted) - 1)))
 
 
-def biased(word: str, tokenizer: Any) -> Any:
-    """Make a model from a bigram table that writes the tokens of a word in turn after any token that begins with a space."""
-    ids = tokenizer(" " + word, add_special_tokens=False)["input_ids"]
-    model = tiny_llama(tie_word_embeddings=False, num_hidden_layers=1, hidden_size=64, head_dim=16)
-    with torch.no_grad():
-        for parameter in model.model.layers.parameters():
-            parameter.zero_()
-        model.model.embed_tokens.weight.copy_(torch.eye(64))
-        # From any token to the first token of the word, and then along the word.
-        model.lm_head.weight.zero_()
-        model.lm_head.weight[ids[0]] = 1.0
-        for here, there in itertools.pairwise(ids):
-            model.lm_head.weight[there, here] = 2.0
-    return model, ids
-
-
 @pytest.mark.parametrize("word", ["mat", "another", "hills"])
 def test_every_token_of_the_word_has_to_be_right(word: str) -> None:
     tokenizer = spelling_tokenizer()
-    model, ids = biased(word, tokenizer)
+    ids = tokenizer(" " + word, add_special_tokens=False)["input_ids"]
+    # From any token to the first token of the word, and then along the word.
+    model = bigram_model(dict(itertools.pairwise(ids)), ids[0])
     assert len(set(ids)) == len(ids)
     passages = [Passage("the sat on", other) for other in (word, *WORDS) if other not in ("a", "on")]
     right = [passage for passage in passages if passage.word == word]
@@ -207,7 +194,9 @@ def test_no_passage_and_no_tokenizer_are_refused() -> None:
     ],
 )
 def test_models_that_do_not_continue_a_text_are_refused(make: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match="no last-word accuracy; expected a causal language model"):
+    with pytest.raises(
+        UnsupportedModelError, match="finds no last words and answers no items; expected a causal language model"
+    ):
         last_word(make(), spelling_tokenizer(), some_passages())
 
 

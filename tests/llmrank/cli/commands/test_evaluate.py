@@ -13,8 +13,9 @@ import pytest
 
 import llmrank
 from llmrank.evaluation.fidelity import continuations, fidelity
+from llmrank.evaluation.items import Item, answer_items, read_items
 from llmrank.evaluation.last_word import cut_passages, last_word
-from llmrank.evaluation.perplexity import perplexity
+from llmrank.evaluation.perplexity import complete, perplexity
 from llmrank.evaluation.token_losses import loss_changes, token_losses
 from llmrank.text import tokenise
 from tests.llmrank.commands import refused, run
@@ -100,6 +101,57 @@ def test_everything_at_once_is_what_the_library_gives(
         assert f"{share.error:.1%}" in said
 
 
+@pytest.fixture
+def items(models: dict[str, Path], tmp_path: Path) -> Path:
+    """Items that the dense model answers right, because they ask for what it writes, and as many that it answers wrong."""
+    loaded = llmrank.load(models["dense"])
+    prompts = [f"{' '.join(TALE.split()[: n + 1])}" for n in range(16)]
+    written = [Item(f"kind {n % 2}", p, complete(loaded.model, loaded.tokenizer, p, 1)) for n, p in enumerate(prompts)]
+    right = answer_items(loaded.model, loaded.tokenizer, written).right
+    known = [item for item, is_right in zip(written, right, strict=True) if is_right]
+    path = tmp_path / "items.jsonl"
+    others = [Item(item.kind, item.prompt, " hillside") for item in known]
+    path.write_text("\n".join(json.dumps(vars(item)) for item in known + others), encoding="utf-8")
+    return path
+
+
+def test_items_are_what_the_library_gives(
+    models: dict[str, Path], items: Path, tale: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "result.json"
+    given = ("--text", tale, "--items", items, *SHORT, "--output", result)
+    assert run("evaluate", models["dense"], *given) == 0
+    assert set(strict(result)["items"]) == {"accuracy", "skipped"}
+    assert "items kept" not in capsys.readouterr().out
+    assert run("evaluate", models["pruned"], "--against", models["dense"], "--prompts", 0, *given) == 0
+    said, found = capsys.readouterr().out, strict(result)["items"]
+    dense, pruned = (
+        answer_items(loaded.model, loaded.tokenizer, read_items(items))
+        for loaded in (llmrank.load(models[name]) for name in ("dense", "pruned"))
+    )
+    half = len(dense.items) // 2
+    assert half >= 4
+    assert dense.right == (True,) * half + (False,) * half
+    kept = pruned.kept(dense)
+    assert kept is not None
+    for name, wanted in (("accuracy", pruned.accuracy), ("dense", dense.accuracy), ("kept", kept)):
+        assert found[name]["all"] == pytest.approx(vars(wanted.all))
+        assert set(found[name]["kinds"]) == {"kind 0", "kind 1"}
+        for kind, share in wanted.kinds.items():
+            assert found[name]["kinds"][kind] == pytest.approx(vars(share))
+    rows = [[cell.strip() for cell in line.split("\u2502")[1:-1]] for line in said.splitlines()]
+    assert ["items right, dense model", "50.0%", f"{dense.accuracy.all.error:.1%}", f"{2 * half}"] in rows
+    assert ["items kept", f"{kept.all.value:.1%}", f"{kept.all.error:.1%}", f"{half}"] in rows
+    assert sum(row[:1] == ["kind 1"] for row in rows) == 3
+
+
+def test_items_without_a_file_are_the_built_in_ones(models: dict[str, Path], tale: Path, tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    assert run("evaluate", models["dense"], "--text", tale, *SHORT, "--output", result, "--items") == 0
+    found = strict(result)["items"]
+    assert found["accuracy"]["all"]["count"] + found["skipped"] == len(read_items())
+
+
 def test_only_what_is_asked_for(
     models: dict[str, Path], tale: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,7 +207,8 @@ def test_an_encoder_decoder_is_compared_but_not_asked_for_last_words(
 ) -> None:
     result = tmp_path / "result.json"
     given = ("evaluate", models["T5"], "--text", tale, *SHORT)
-    assert "does not continue the text it reads" in refused(capsys, *given, "--last-word")
+    for option in ("--last-word", "--items"):
+        assert "does not continue the text it reads" in refused(capsys, *given, option)
     assert run(*given, "--against", models["T5"], "--output", result) == 0
     assert strict(result)["top1"]["value"] == 1.0
     assert strict(result)["divergence"]["count"] == 6 * 12
@@ -165,7 +218,8 @@ def test_encoders_are_refused(models: dict[str, Path], tale: Path, capsys: pytes
     command = ("evaluate", models["BERT"], "--text", tale, *SHORT)
     for given in ((), ("--against", models["BERT"])):
         assert "predicts no next token" in refused(capsys, *command, *given)
-    assert "has no last-word accuracy; expected a causal language model" in refused(capsys, *command, "--last-word")
+    for option in ("--last-word", "--items"):
+        assert "so it finds no last words and answers no items" in refused(capsys, *command, option)
 
 
 def test_a_text_without_passages_is_refused_first(
@@ -204,6 +258,8 @@ def test_numbers_are_refused_before_the_model_is_loaded(capsys: pytest.CaptureFi
         (("--output", "absent/result.json"), "there is no directory absent"),
         (("--output", "."), ". is a directory"),
         (("--output", os.devnull), f"{os.devnull} is a device or a pipe; expected the path of a file"),
+        (("--items", "missing.jsonl"), "cannot read items from missing.jsonl"),
+        (("--items", "short.txt"), "line 1 of short.txt: expected a JSON object"),
         (("--passages", 10**23), "--passages must be at most 2147483647"),
         (("--new-tokens", 10**23), "--new-tokens must be at most 2147483647"),
     ],
