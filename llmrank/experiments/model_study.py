@@ -20,6 +20,7 @@ from graphs.io.replacement import hidden_directory
 from llmrank.calibration.collect import collect_statistics
 from llmrank.errors import OptionError, StructureError
 from llmrank.evaluation.estimate import Estimate
+from llmrank.evaluation.items import Answers, answer_items
 from llmrank.evaluation.lm_eval import LMEvalTasks
 from llmrank.evaluation.perplexity import Perplexity, model_size, sequence_losses
 from llmrank.execution import Execution
@@ -104,7 +105,7 @@ class ModelStudy:
         progress: Progress | None = None,
     ) -> None:
         self._model, self._tokenizer = loaded.model, loaded.tokenizer
-        self._settings, self._tasks = settings, tasks
+        self._settings, self._tasks, self._items = settings, tasks, settings.read_items()
         self._prepared = stages.find(self._model, self._tokenizer, Recipe(), Execution())
         self._ffns = self._prepared.ffns
         self._weights_digest = weights_digest(self._model)
@@ -189,6 +190,10 @@ class ModelStudy:
         if dense is not None:
             differences = [own - other for own, other in zip(found["losses"], dense["losses"], strict=True)]
             found["difference"] = vars(Estimate.of(differences, found["counts"]))
+            if self._items:
+                own, other = (Answers(self._items, tuple(row["items"]["right"])) for row in (found, dense))
+                kept = own.kept(other)
+                found["items"]["kept"] = None if kept is None else asdict(kept)
         return dict(json_safe({**found, "seconds": round(perf_counter() - begun, 2)}))
 
     @cached_property
@@ -348,6 +353,9 @@ class ModelStudy:
             "parameters": parameters.parameters,
             "bytes": parameters.bytes,
         }
+        if self._items:
+            answers = answer_items(self._model, self._tokenizer, self._items, progress=progress)
+            found["items"] = {"right": answers.right, "accuracy": asdict(answers.accuracy)}
         if self._tasks is not None:
             with redirect_stdout(sys.stderr):  # lm-eval prints what it does
                 tasks = self._tasks.run(self._model, self._tokenizer, self._settings.documents, execution.batch_size)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrank.errors import OptionError
+from llmrank.evaluation.items import Item, read_items
 from llmrank.evaluation.lm_eval import LMEvalTasks, find_tasks
 from llmrank.experiments.identity import identity_of
 from llmrank.healing import Distillation
@@ -86,6 +87,8 @@ class SweepSettings:
         Whether to measure the speed of every model.
     heals : sequence of int
         Numbers of tokens to heal with, 0 for none. A copy of the dense model stays in memory for it.
+    items : path-like or True, optional
+        A file of items that every model is asked; True for the built-in items.
     """
 
     scorers: Sequence[str] = (DEFAULTS["scorer"],)
@@ -102,6 +105,7 @@ class SweepSettings:
     documents: int | None = None
     speed: bool = False
     heals: Sequence[int] = (0,)
+    items: Any = None
 
     def rows(self) -> list[RowSettings]:
         """Return the rows of the grid. The row of the dense model is not one of them."""
@@ -142,6 +146,7 @@ class SweepSettings:
                     f"attention=true out of {pipeline!r}"
                 )
         parse_targets(self.targets)
+        self.read_items()
         check_text(self.calibration.source)
         check_text(self.evaluation.source, "evaluation")
         if not self.tasks:
@@ -160,12 +165,19 @@ class SweepSettings:
             )
         return find_tasks(self.tasks, text if is_path_or_name else None, None, self.task_dir)
 
+    def read_items(self) -> tuple[Item, ...]:
+        """Read the items that every model is asked; see :func:`llmrank.evaluation.items.read_items`."""
+        return read_items(self.items) if self.items else ()
+
     def describe(self) -> dict[str, Any]:
         """Return what all rows have in common, in values that JSON can hold; a text is described by its digest."""
         calibration, evaluation = vars(self.calibration), vars(self.evaluation)
+        items = self.read_items()
+        digest = hashlib.sha256(repr(items).encode(errors="surrogatepass")).hexdigest()[:16]
         return {
             **{name: getattr(self, name) for name in ("amount_of", "targets", "documents", "speed")},
             "tasks": list(self.tasks),
+            "items": f"{len(items)} items, sha256 {digest}" if items else None,
             "task_dir": None if self.task_dir is None else str(self.task_dir),
             "calibration": _describe_text(self.calibration.source, "calibration"),
             **{name: value for name, value in calibration.items() if name != "source"},

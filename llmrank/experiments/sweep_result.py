@@ -87,13 +87,13 @@ class SweepResult:
         show_removed = any(
             abs(row["removed"] - row["amount"]) > LARGEST_ROUNDING for row in pruned if "error" not in row
         )
-        show_speed = any("speed" in row for row in rows)
+        show_items, show_speed = (any(name in row for row in rows) for name in ("items", "speed"))
         caption = CAPTION + SPEED_CAPTION * show_speed
         table = Table(box=box.SIMPLE, caption_justify="left", caption=caption, pad_edge=False, collapse_padding=True)
         for heading in [*["model"] * show_model, ", ".join(names)]:
             table.add_column(heading, overflow="fold", min_width=12)
-        headings = ["amount", *["removed"] * show_removed, "perplexity", "change, nats", "parameters", *tasks]
-        for heading in headings + ["speed"] * show_speed:
+        headings = ["amount", *["removed"] * show_removed, "perplexity", "change, nats", "parameters"]
+        for heading in [*headings, *["items kept"] * show_items, *tasks, *["speed"] * show_speed]:
             table.add_column(heading, justify="right", no_wrap=True)
         for number, row in enumerate(rows):
             cells = [
@@ -175,6 +175,11 @@ def _numbers(row: dict[str, Any], tasks: Sequence[str]) -> list[str]:
         "" if change is None else f"{float(change['value']):+.3f}{error}",
         f"{row['parameters'] / 1e6:,.1f} M",
     ]
+    if "items" in row:
+        kept = row["items"].get("kept")
+        share = (kept or row["items"]["accuracy"])["all"]
+        error = "" if share["error"] is None else f" ± {share['error']:.1%}"
+        cells.append(f"{share['value']:.1%}{error if kept else ' right'}")
     for task in tasks:
         metrics = row.get("tasks", {}).get(task, {})
         metric = next((name for name in MAIN_METRICS if name in metrics), next(iter(metrics), None))

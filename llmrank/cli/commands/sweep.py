@@ -10,6 +10,7 @@ from typing import Any
 from llmrank.cli.config import CommandParser
 from llmrank.cli.options import (
     add_batch_and_seed,
+    add_items_option,
     add_model_options,
     add_text_options,
     amount_value,
@@ -129,6 +130,7 @@ def _add_measures(data: Any) -> None:
     )
     data.add_argument("--task-dir", type=Path, metavar="DIR", help="directory of further tasks, in lm-eval's format")
     data.add_argument("--documents", type=int, help="use only this many documents of each task, the first ones (all)")
+    add_items_option(data, "for pruned models")
     data.add_argument(
         "--speed",
         action="store_true",
@@ -209,6 +211,7 @@ def sweep_settings(options: argparse.Namespace) -> SweepSettings:
         task_dir=options.task_dir,
         documents=options.documents,
         speed=options.speed,
+        items=options.items,
         heals=tuple(dict.fromkeys(_numbers("--heal", options.heals, int))),
     )
 

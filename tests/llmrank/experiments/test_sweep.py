@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 import llmrank
 from llmrank.calibration import collect
 from llmrank.errors import OptionError
+from llmrank.evaluation.items import answer_items, read_items
 from llmrank.experiments import model_study
 from llmrank.experiments.model_study import ModelStudy
 from llmrank.experiments.settings import SweepSettings
@@ -449,6 +452,40 @@ def test_the_table_shows_every_row(settings: dict[str, Any]) -> None:
     lines = (settings["output"] / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     written = [{key: value for key, value in json.loads(line).items() if key != "crc32"} for line in lines]
     assert written == result.rows == llmrank.SweepResult.load(settings["output"]).rows
+
+
+def test_rows_say_which_items_are_kept(settings: dict[str, Any], tmp_path: Path) -> None:
+    """The dense model is asked for what it writes, and for something else."""
+    loaded, lines = tiny(), []
+    for number in range(10, 40):
+        ids = [number, number + 7, number - 5]
+        with torch.no_grad():
+            written = int(loaded.model(input_ids=torch.tensor([[1, *ids]])).logits[0, -1].argmax())
+        answer = written if number % 3 else written + 1
+        lines.append(json.dumps({"kind": "own", "prompt": " ".join(f"w{k}" for k in ids), "answer": f" w{answer}"}))
+    path = tmp_path / "items.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    result = llmrank.sweep(loaded, scorers=["norm"], amounts=[0.1, 0.5], repairs=["none"], items=path, **settings)
+    dense, little, much = (row["items"] for row in result.rows)
+    assert dense["right"] == list(answer_items(loaded.model, loaded.tokenizer, read_items(path)).right)
+    known = dense["right"].count(True)
+    assert 15 <= known <= 20
+    assert "kept" not in dense
+    for row in (little, much):
+        both = sum(own and other for own, other in zip(row["right"], dense["right"], strict=True))
+        assert row["kept"]["all"]["value"] == pytest.approx(both / known)
+        assert row["kept"]["all"]["count"] == known
+        assert row["accuracy"]["kinds"]["own"]["value"] == pytest.approx(row["right"].count(True) / 30)
+    assert little["kept"]["all"]["value"] > much["kept"]["all"]["value"]
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(result.table())
+    assert "items kept" in shown.getvalue()
+    assert f"{known / 30:.1%} right" in shown.getvalue()
+    assert f"{much['kept']['all']['value']:.1%} ± {much['kept']['all']['error']:.1%}" in shown.getvalue()
+    # The items belong to the settings of a sweep.
+    path.write_text("\n".join(lines[1:]), encoding="utf-8")
+    with pytest.raises(OptionError, match=r"items: 30 items, sha256 .* there, 29 items, sha256 .* here"):
+        llmrank.sweep(loaded, amounts=[0.1], repairs=["none"], items=path, **settings)
 
 
 def test_calibration_on_the_evaluation_text_is_said(settings: dict[str, Any]) -> None:
