@@ -9,6 +9,8 @@ from rich.text import Text
 
 from graphs.io.replacement import replace_file
 from llmrank.cli.terminal import Terminal
+from llmrank.errors import LLMRankError
+from llmrank.evaluation.items import Answers, answer_items, items_of_each_kind, read_items
 from llmrank.evaluation.perplexity import complete
 from llmrank.inspection.figures import draw_removed_neurons
 from llmrank.models.forward import predicts_next_token
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["draw_figure", "run_and_show"]
 
 PROMPT = "The capital of France is Paris. The capital of Italy is"
+# Number of items of each kind that both models are asked: with 80 in all, about 10 s for both on two cores.
+ITEMS_OF_EACH_KIND = 20
 FIGURE_FILE = "removed_neurons.png"
 DIFFERENT_COMPLETION = (
     "the pruned model completes the sentence with another word than the dense model, so it may have lost knowledge. Less is lost "
@@ -58,7 +62,9 @@ def run_and_show(
     check_output(output)
     can_complete = run.tokenizer is not None and predicts_next_token(run.model)
     completions = {"dense": complete(run.model, run.tokenizer, prompt)} if can_complete else {}
+    dense_answers = _answers(run.model, run.tokenizer, terminal)
     model = run.run()
+    answers = _answers(model, run.tokenizer, terminal)
     if can_complete:
         completions["pruned"] = complete(model, run.tokenizer, prompt)
     report, plan = run.report, run.plan
@@ -72,6 +78,14 @@ def run_and_show(
     for name, text in completions.items():
         # The text of a model may look like rich's markup; Text shows it unchanged.
         terminal.print(Text.assemble(f"{name:>7}: {prompt}", (text, "bold")), highlight=False)
+    kept = answers.kept(dense_answers) if answers and dense_answers else None
+    if kept is not None:
+        error = "" if kept.all.error is None else f" ± {kept.all.error:.0%}"
+        kinds = ", ".join(f"{kind} {share.value:.0%}" for kind, share in kept.kinds.items())
+        terminal.say(
+            f"The pruned model answers {kept.all.value:.0%}{error} of the {kept.all.count} items that the dense model answers "
+            f"right ({kinds}); llmrank evaluate --items asks more."
+        )
     if can_complete and _first_word(completions["pruned"]) != _first_word(completions["dense"]):
         terminal.warn(DIFFERENT_COMPLETION)
     figure = directory / FIGURE_FILE
@@ -81,6 +95,15 @@ def run_and_show(
     except OSError as error:
         terminal.warn(f"{FIGURE_FILE} could not be written ({error}); the checkpoint is complete without it")
     return report_content
+
+
+def _answers(model: Any, tokenizer: Any, terminal: Terminal) -> Answers | None:
+    """Ask a model some of the built-in items; None if it cannot be asked."""
+    try:
+        items = items_of_each_kind(read_items(), ITEMS_OF_EACH_KIND)
+        return answer_items(model, tokenizer, items, progress=terminal.progress)
+    except LLMRankError:  # such as a model that does not continue a text
+        return None
 
 
 def _first_word(text: str) -> str:

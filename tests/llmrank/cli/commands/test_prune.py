@@ -24,6 +24,7 @@ from llmrank import Masks, cli
 from llmrank.cli.commands import demo
 from llmrank.cli.commands import prune as cli_prune
 from llmrank.cli.result import CommandResult
+from llmrank.evaluation.items import Answers, Item
 from llmrank.models.forward import longest_input
 from llmrank.pipeline import registry
 from tests.llmrank.commands import SHORT, refused, run
@@ -221,6 +222,23 @@ def test_a_demo_says_where_the_pruned_model_is_wrong(
     monkeypatch.setattr(demo, "complete", lambda *_: next(said))
     assert run("demo", "--model", checkpoint, "--output", tmp_path / "demo", *SHORT) == 0
     assert ("completes the sentence with another word" in " ".join(capsys.readouterr().out.split())) is warns
+
+
+def test_a_demo_says_what_is_kept_of_a_few_items(
+    checkpoint: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """Of three items that the dense model knows, the pruned one keeps two; without any, there is nothing to say."""
+    shown = {}
+    for name, knows in (("some", (True, True, True, False)), ("none", (False,) * 4)):
+        items = tuple(Item(kind, "one and", " one") for kind in ("fact", "fact", "code", "code"))
+        right = iter([knows, (True, False, True, True)])
+        monkeypatch.setattr(demo, "read_items", lambda items=items: items)
+        monkeypatch.setattr(demo, "answer_items", lambda *_, right=right, **__: Answers(_[2], next(right)))
+        assert run("demo", "--model", checkpoint, "--output", tmp_path / name, *SHORT) == 0
+        shown[name] = " ".join(capsys.readouterr().out.split())
+    kept = "The pruned model answers 67% ± 33% of the 3 items that the dense model answers right (fact 50%, code 100%)"
+    assert kept in shown["some"]
+    assert "items that the dense model answers" not in shown["none"]
 
 
 def test_a_demo_saves_before_it_prints(checkpoint: Path, tmp_path: Path, monkeypatch: Any) -> None:
