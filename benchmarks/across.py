@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import fnmatch
+import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hol
 from llmrank.calibration.collect import collect_statistics
 from llmrank.cli.demo_models import demo_model
 from llmrank.evaluation.estimate import Estimate
+from llmrank.evaluation.items import BUILT_IN, answer_items, read_items
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
 from llmrank.execution import Execution
 from llmrank.execution.recording import Recording, recording
@@ -91,6 +93,7 @@ ROWS = {
 REPAIRS = {"none": "as cut", "lstsq": "repaired", "healed": "repaired and healed"}
 HEALING_TOKENS = 65_536
 KINDS = ("WikiText-2", "Python sources")
+ITEMS = "items"
 # What a row says of a choice.
 CHOICE = ("choice", "seconds to choose")
 # The text of another kind than the calibration text: the beginning of each of these modules is a sequence.
@@ -100,7 +103,8 @@ HEAD = (
     "paired over sequences: a difference of less than two errors says nothing. All rows are calibrated on WikiText-2's valid, "
     "and on a fifth as much of the built-in text, Python's documentation, unless they say 'alone'. WikiText-2's test is text of "
     "the first kind; the source code of Python's standard library is text of another kind. "
-    "Shares are exact (multiple_of=1)."
+    "Shares are exact (multiple_of=1). The tables of items say how many are kept: answered right, of those that the dense model "
+    "answers right."
 )
 
 
@@ -140,16 +144,21 @@ class Study:
             "with other text": self.tokens["default"].sequences.provenance(),
             "evaluation": self.texts.provenance(),
             "other": self.other.provenance(),
+            ITEMS: hashlib.sha256(BUILT_IN.read_bytes()).hexdigest()[:16],
             "dtype": dtype_name(self.model),
         }
 
     def losses(self) -> dict[str, Any]:
-        """Return the losses on the text of the calibration's kind and, as `other`, on the text of another kind."""
+        """Return the losses on the text of the calibration's kind and, as `other`, on the text of another kind.
+
+        Of the built-in items, return a character each: 1 if the answer is right, 0 if it is wrong, - if the item is skipped.
+        """
         first, second = (
             dict(zip(("losses", "counts"), sequence_losses(self.model, texts), strict=True))
             for texts in (self.texts, self.other)
         )
-        return {**first, "other": second}
+        right = answer_items(self.model, self.tokenizer, read_items()).right
+        return {**first, "other": second, ITEMS: "".join("-" if each is None else str(int(each)) for each in right)}
 
     def choice(self, text: str, amount: float) -> Choice:
         """Let the default choose a scorer for an amount, as the command line does."""
@@ -174,7 +183,7 @@ class Study:
             row |= dict(zip(CHOICE, (choice.to_dict(), round(perf_counter() - begun, 1)), strict=True))
             scorer = choice.chosen
         for other in rows:
-            if (ranked_by(other), *key(other)[1:]) == (scorer, budget, text, amount, repair) and "other" in other:
+            if (ranked_by(other), *key(other)[1:]) == (scorer, budget, text, amount, repair) and ITEMS in other:
                 return {**{name: value for name, value in other.items() if name not in CHOICE}, **row}
         masks = self.masks(scorer, budget, text, amount)
         row["removed"] = [round(1.0 - float(mask.float().mean()), 3) for mask in masks.values()]
@@ -260,19 +269,20 @@ def table(results: dict[str, Any]) -> str:
     """Return all models in markdown: perplexities, and in brackets the difference from the default row."""
     lines = [HEAD]
     for name, found in results["models"].items():
-        for kind in KINDS:
+        for kind in (*KINDS, ITEMS):
             dense = kind_of(found["dense"], kind)
             if dense is None:
                 continue
             dtype = found.get("protocol", {}).get("dtype", "float32")
-            value = f"{Perplexity.of(dense['losses'], dense['counts']).value:.2f}"
+            value = f"{share_right(dense)} right" if kind == ITEMS else f"{_perplexity(dense):.2f}"
             lines += ["", f"## {name} on {kind}: dense {value}{'' if dtype == 'float32' else f' ({dtype})'}", ""]
             for repair in REPAIRS:
-                lines += _rows([row for row in found["rows"] if row["repair"] == repair and kind_of(row, kind)], kind)
+                rows = [row for row in found["rows"] if row["repair"] == repair and kind_of(row, kind)]
+                lines += _rows(rows, kind, dense)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _rows(found: list[dict[str, Any]], kind: str) -> list[str]:
+def _rows(found: list[dict[str, Any]], kind: str, dense: Any) -> list[str]:
     """Return the table of the rows of one model, repair and kind of text; nothing without rows."""
     if not found:
         return []
@@ -285,7 +295,8 @@ def _rows(found: list[dict[str, Any]], kind: str) -> list[str]:
     for text, (scorer, budget) in product(TEXTS, _pairs()):
         if any((scorer, budget, text, amount) in rows for amount in amounts):
             cells = [
-                _cell(rows.get((scorer, budget, text, amount)), rows.get((*DEFAULT, amount))) for amount in amounts
+                _cell(rows.get((scorer, budget, text, amount)), rows.get((*DEFAULT, amount)), dense)
+                for amount in amounts
             ]
             label = f"{scorer}, {budget.replace(':normalize=', ', ')}{suffix(text)}"
             lines.append(f"| {label} | {' | '.join(cells)} |")
@@ -301,19 +312,36 @@ def suffix(text: str) -> str:
     return "" if text == TEXTS[0] else f", {text}"
 
 
-def kind_of(row: dict[str, Any], kind: str) -> dict[str, Any] | None:
-    """Return the losses and counts of a row on a kind of text, or None if they were not measured."""
-    return row if kind == KINDS[0] else row.get("other")
+def kind_of(row: dict[str, Any], kind: str) -> Any:
+    """Return the losses and counts of a row on a kind of text, or its items; None if they were not measured."""
+    return row if kind == KINDS[0] else row.get(ITEMS if kind == ITEMS else "other")
+
+
+def share_right(items: str, dense: str | None = None) -> str:
+    """Return the share of the items that are answered right, of those that the dense model answers right; see Study.losses."""
+    counted = (
+        items.replace("-", "")
+        if dense is None
+        else [own for own, other in zip(items, dense, strict=True) if other == "1"]
+    )
+    share = Estimate.of([each == "1" for each in counted])
+    return f"{share.value:.1%}{'' if share.error is None else f' ± {share.error:.1%}'}"
+
+
+def _perplexity(row: dict[str, Any]) -> float:
+    return Perplexity.of(row["losses"], row["counts"]).value
 
 
 def _pairs() -> list[tuple[str, str]]:
     return [(scorer, budget) for scorer, budgets in ROWS.items() for budget in budgets]
 
 
-def _cell(row: dict[str, Any] | None, default: dict[str, Any] | None) -> str:
+def _cell(row: Any, default: dict[str, Any] | None, dense: Any) -> str:
     if row is None:
         return ""
-    value = f"{Perplexity.of(row['losses'], row['counts']).value:,.2f}"
+    if isinstance(row, str):
+        return share_right(row, dense)
+    value = f"{_perplexity(row):,.2f}"
     if default is None or row is default:
         return value
     differences = [own - other for own, other in zip(row["losses"], default["losses"], strict=True)]
@@ -323,8 +351,8 @@ def _cell(row: dict[str, Any] | None, default: dict[str, Any] | None) -> str:
 
 def measure(study: Study, found: dict[str, Any], options: argparse.Namespace, save: Callable[[], None]) -> None:
     """Measure the rows of one model that are missing, and save after each."""
-    if "other" not in found.get("dense", {}):
-        found["dense"] = study.losses()
+    if ITEMS not in found.setdefault("dense", {}):
+        found["dense"] = {**study.losses(), **found["dense"]}
     found["protocol"] = study.protocol()
     for setting in settings(options):
         # Earlier versions measured no text of another kind. Rows as cut are measured again.
@@ -333,7 +361,7 @@ def measure(study: Study, found: dict[str, Any], options: argparse.Namespace, sa
             row = study.row(*setting, found["rows"])
             found["rows"] = [*(other for other in found["rows"] if other not in there), row]
             save()
-            print(*setting, round(Perplexity.of(row["losses"], row["counts"]).value, 2), flush=True)
+            print(*setting, round(_perplexity(row), 2), flush=True)
 
 
 def main() -> None:

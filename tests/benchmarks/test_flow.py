@@ -51,3 +51,23 @@ def test_across_keeps_both_kinds_of_text_apart() -> None:
     assert "| flap, local | 4.95 (+0.100 ± 0.000) |" in lines[prose:other]
     assert "| flap, local | 18.17 (-0.100 ± 0.000) |" in lines[other:]
     assert lines[prose:].count("| auto chose | norm |") == 2
+
+
+def test_across_shows_what_is_kept_of_the_items_where_that_was_measured() -> None:
+    about = {
+        "budget": "local",
+        "text": across.TEXTS[0],
+        "amount": 0.3,
+        "repair": "none",
+        "losses": [1.0],
+        "counts": [1],
+    }
+    rows = [{**about, "scorer": "flap", "items": "10-110"}, {**about, "scorer": "wanda-sp"}]
+    models = {"tiny": {"dense": {**about, "items": "11-101"}, "rows": rows}, "old": {"dense": about, "rows": rows[1:]}}
+    table = across.table({"models": models})
+    assert "## tiny on items: dense 80.0% ± 20.0% right" in table
+    shown = table.split("## tiny on items")[1].split("##")[0]
+    # Of the four that the dense model knows, two.
+    assert "| flap, local | 50.0% ± 28.9% |" in shown
+    assert "wanda-sp" not in shown
+    assert "old on items" not in table
