@@ -29,7 +29,7 @@ from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hol
 from llmrank.calibration.collect import collect_statistics
 from llmrank.cli.demo_models import demo_model
 from llmrank.evaluation.estimate import Estimate
-from llmrank.evaluation.items import BUILT_IN, answer_items, read_items
+from llmrank.evaluation.items import BUILT_IN_FILE, answer_items, read_items
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
 from llmrank.execution import Execution
 from llmrank.execution.recording import Recording, recording
@@ -144,7 +144,7 @@ class Study:
             "with other text": self.tokens["default"].sequences.provenance(),
             "evaluation": self.texts.provenance(),
             "other": self.other.provenance(),
-            ITEMS: hashlib.sha256(BUILT_IN.read_bytes()).hexdigest()[:16],
+            ITEMS: hashlib.sha256(BUILT_IN_FILE.read_bytes()).hexdigest()[:16],
             "dtype": dtype_name(self.model),
         }
 

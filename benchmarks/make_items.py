@@ -36,7 +36,7 @@ import periodictable
 from babel import Locale
 from babel.languages import get_official_languages
 
-from llmrank.evaluation.items import BUILT_IN, Item, answer_items
+from llmrank.evaluation.items import BUILT_IN_FILE, Item, answer_items
 from llmrank.evaluation.last_word import cut_passages
 from llmrank.surgery import checkpoint
 from llmrank.text import builtin_texts
@@ -275,7 +275,7 @@ def choose(candidates: list[Candidate], generator: random.Random) -> list[Item]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", required=True, help="dense model; give three")
-    parser.add_argument("--output", type=Path, default=BUILT_IN)
+    parser.add_argument("--output", type=Path, default=BUILT_IN_FILE)
     parser.add_argument(
         "--answers", type=Path, default=Path("answers.json"), help="file of answers, which are not asked again"
     )

@@ -255,13 +255,10 @@ def add_items_option(group: Any, compared: str) -> None:
     """Add the option that names items; `compared` says when the help says that they are kept."""
     group.add_argument(
         "--items",
-        nargs="?",
-        const=True,
-        type=Path,
-        metavar="FILE",
+        metavar="ITEMS",
         help="measure how many items (facts, last words, arithmetic, code) are answered right and, "
-        f"{compared}, how many of those that the dense model answers right; FILE has lines of JSON, each with kind, prompt and "
-        "answer; without FILE the built-in items; put it last or write --items=FILE",
+        f"{compared}, how many of those that the dense model answers right: built-in, or a file with lines of JSON, each with "
+        "kind, prompt and answer (none)",
     )
 
 

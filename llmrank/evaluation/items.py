@@ -12,16 +12,26 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.greedy_decoding import writes
 from llmrank.progress import Progress
 
-__all__ = ["BUILT_IN", "Answers", "Item", "ItemShares", "answer_items", "items_of_each_kind", "read_items"]
+__all__ = [
+    "BUILT_IN",
+    "BUILT_IN_FILE",
+    "Answers",
+    "Item",
+    "ItemShares",
+    "answer_items",
+    "items_of_each_kind",
+    "read_items",
+]
 
-BUILT_IN = Path(__file__).with_name("items.jsonl")
+# The name of the built-in items, and their file.
+BUILT_IN, BUILT_IN_FILE = "built-in", Path(__file__).with_name("items.jsonl")
 # Largest number of characters that a message shows of a line.
 LONGEST = 80
 
@@ -118,13 +128,13 @@ class Answers:
         return ItemShares(Estimate.of(all_of_them), {kind: Estimate.of(answers) for kind, answers in kinds.items()})
 
 
-def read_items(path: str | os.PathLike[str] | Literal[True] = True) -> tuple[Item, ...]:
+def read_items(source: str | os.PathLike[str] = BUILT_IN) -> tuple[Item, ...]:
     """Read items from a file of JSON lines, each an object with the texts `kind`, `prompt` and `answer`.
 
     Parameters
     ----------
-    path : path-like or True
-        A file in UTF-8; blank lines in it, and other keys of an object, are ignored. True, the default, is the built-in items.
+    source : path-like
+        A file in UTF-8; blank lines in it, and other keys of an object, are ignored. By default the built-in items.
 
     Raises
     ------
@@ -137,12 +147,14 @@ def read_items(path: str | os.PathLike[str] | Literal[True] = True) -> tuple[Ite
     >>> sorted({item.kind for item in items})
     ['arithmetic', 'code', 'fact', 'last word']
     """
-    file = BUILT_IN if path is True else Path(path)
+    file = BUILT_IN_FILE if source == BUILT_IN else Path(source)
     form = f"expected a JSON object with the texts {', '.join(Item.__dataclass_fields__)}, none of them empty"
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"cannot read items from {file} ({error}); pass a file of JSON lines in UTF-8") from error
+        raise OptionError(
+            f"cannot read items from {file} ({error}); pass a file of JSON lines in UTF-8, or {BUILT_IN!r}"
+        ) from error
     items = []
     for number, line in enumerate(lines, start=1):
         if line.strip():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -87,8 +88,8 @@ class SweepSettings:
         Whether to measure the speed of every model.
     heals : sequence of int
         Numbers of tokens to heal with, 0 for none. A copy of the dense model stays in memory for it.
-    items : path-like or True, optional
-        A file of items that every model is asked; True for the built-in items.
+    items : path-like, optional
+        A file of items that every model is asked, or "built-in".
     """
 
     scorers: Sequence[str] = (DEFAULTS["scorer"],)
@@ -105,7 +106,7 @@ class SweepSettings:
     documents: int | None = None
     speed: bool = False
     heals: Sequence[int] = (0,)
-    items: Any = None
+    items: str | os.PathLike[str] | None = None
 
     def rows(self) -> list[RowSettings]:
         """Return the rows of the grid. The row of the dense model is not one of them."""

@@ -109,7 +109,7 @@ def sweep(
     tasks: Sequence[str] = (),
     speed: bool = False,
     heals: Sequence[int] = (0,),
-    items: Any = None,
+    items: str | os.PathLike[str] | None = None,
     track: str | Tracker | None = None,
     progress: Progress | None = None,
 ) -> SweepResult:
@@ -140,8 +140,8 @@ def sweep(
         Whether to measure how fast every pruned model reads text, in alternation with the dense model.
     heals : sequence of int
         Numbers of tokens to heal with, see :func:`llmrank.heal`; 0 for none.
-    items : path-like or True, optional
-        A file of items that every model is asked, see :func:`llmrank.evaluation.items.read_items`; True for the built-in items.
+    items : path-like, optional
+        A file of items that every model is asked, or "built-in"; see :func:`llmrank.evaluation.items.read_items`.
     track : {"wandb", "trackio", "tensorboard"} or Tracker, optional
         Where else to log every row that is measured.
     progress : callable, optional

@@ -84,7 +84,7 @@ def run_and_show(
         kinds = ", ".join(f"{kind} {share.value:.0%}" for kind, share in kept.kinds.items())
         terminal.say(
             f"The pruned model answers {kept.all.value:.0%}{error} of the {kept.all.count} items that the dense model answers "
-            f"right ({kinds}); llmrank evaluate --items asks more."
+            f"right ({kinds}); llmrank evaluate --items built-in asks more."
         )
     if can_complete and _first_word(completions["pruned"]) != _first_word(completions["dense"]):
         terminal.warn(DIFFERENT_COMPLETION)

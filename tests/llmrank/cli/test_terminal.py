@@ -42,7 +42,7 @@ def given(checkpoint: Path, corpus: Path, tmp_path: Path) -> dict[str, tuple[Any
         "apply": (tmp_path / "ranking", checkpoint, "--output", tmp_path / "applied"),
         "sweep": (checkpoint, "--output", tmp_path / "sweep", "--evaluate", long, "--amount", "0.2", *texts),
         "inspect": (checkpoint, "--compare", "norm", *texts),
-        "evaluate": (checkpoint, *evaluated, "--contexts", "--items"),
+        "evaluate": (checkpoint, *evaluated, "--contexts", "--items", "built-in"),
         "diff": (tmp_path / "pruned", tmp_path / "applied"),
         "components": (),
         "families": ("llama",),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from llmrank.errors import CalibrationError, OptionError
-from llmrank.evaluation.items import BUILT_IN, Answers, Item, answer_items, items_of_each_kind, read_items
+from llmrank.evaluation.items import BUILT_IN_FILE, Answers, Item, answer_items, items_of_each_kind, read_items
 from tests.llmrank.tiny_models import bigram_model, spelling_tokenizer, tiny_llama
 from tests.tables import table
 
@@ -191,4 +191,4 @@ def test_names_in_built_in_code_occur_before() -> None:
 def test_the_built_in_items_are_shipped() -> None:
     config = configparser.ConfigParser()
     config.read(Path(__file__).parents[3] / "setup.cfg")
-    assert BUILT_IN.name in config["options.package_data"]["llmrank.evaluation"].split()
+    assert BUILT_IN_FILE.name in config["options.package_data"]["llmrank.evaluation"].split()

@@ -147,7 +147,7 @@ def test_items_are_what_the_library_gives(
 
 def test_items_without_a_file_are_the_built_in_ones(models: dict[str, Path], tale: Path, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
-    assert run("evaluate", models["dense"], "--text", tale, *SHORT, "--output", result, "--items") == 0
+    assert run("evaluate", models["dense"], "--text", tale, *SHORT, "--output", result, "--items", "built-in") == 0
     found = strict(result)["items"]
     assert found["accuracy"]["all"]["count"] + found["skipped"] == len(read_items())
 
@@ -207,8 +207,8 @@ def test_an_encoder_decoder_is_compared_but_not_asked_for_last_words(
 ) -> None:
     result = tmp_path / "result.json"
     given = ("evaluate", models["T5"], "--text", tale, *SHORT)
-    for option in ("--last-word", "--items"):
-        assert "does not continue the text it reads" in refused(capsys, *given, option)
+    for option in (("--last-word",), ("--items", "built-in")):
+        assert "does not continue the text it reads" in refused(capsys, *given, *option)
     assert run(*given, "--against", models["T5"], "--output", result) == 0
     assert strict(result)["top1"]["value"] == 1.0
     assert strict(result)["divergence"]["count"] == 6 * 12
@@ -218,8 +218,8 @@ def test_encoders_are_refused(models: dict[str, Path], tale: Path, capsys: pytes
     command = ("evaluate", models["BERT"], "--text", tale, *SHORT)
     for given in ((), ("--against", models["BERT"])):
         assert "predicts no next token" in refused(capsys, *command, *given)
-    for option in ("--last-word", "--items"):
-        assert "so it finds no last words and answers no items" in refused(capsys, *command, option)
+    for option in (("--last-word",), ("--items", "built-in")):
+        assert "so it finds no last words and answers no items" in refused(capsys, *command, *option)
 
 
 def test_a_text_without_passages_is_refused_first(
