@@ -1,12 +1,14 @@
 """The house in numbers, and how it hangs together: ``python -m tests.house``.
 
-It prints entries a level, import circles, functions over 60 lines, files over 400 lines, lines of code and of docstrings, and the
-words of the README. The numbers are for looking; it fails only where imports run in circles.
+It prints entries a level, import circles, functions over 60 lines, files over 400 lines, lines of code and of docstrings, how
+many test cases there are and how many of them are not slow, and the words of the README. The numbers are for looking; it fails
+only where imports run in circles.
 """
 
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping
@@ -165,6 +167,12 @@ def words() -> int:
     return len((ROOT / "README.md").read_text(encoding="utf-8").split())
 
 
+def cases() -> str:
+    """Return what pytest says of the test cases that it finds, where those that are not slow come first."""
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "not slow", "-p", "no:cacheprovider"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()[-1]
+
+
 def main() -> int:
     found = circles({module: edges(module) for module in modules()})
     print("entries a level:", ", ".join(f"{folder} {count}" for folder, count in entries().items()))
@@ -174,6 +182,7 @@ def main() -> int:
     for folder in (*PACKAGES, "tests", "benchmarks"):
         code, docstrings = counted(folder)
         print(f"{folder}: {code} lines of code, {docstrings / code:.2f} of docstrings for each")
+    print("test cases:", cases())
     print("words of README.md:", words())
     return int(bool(found))
 
