@@ -103,8 +103,10 @@ HEAD = (
     "paired over sequences: a difference of less than two errors says nothing. All rows are calibrated on WikiText-2's valid, "
     "and on a fifth as much of the built-in text, Python's documentation, unless they say 'alone'. WikiText-2's test is text of "
     "the first kind; the source code of Python's standard library is text of another kind. "
-    "Shares are exact (multiple_of=1). The tables of items say how many are kept: answered right, of those that the dense model "
-    "answers right."
+    "Shares are exact (multiple_of=1)."
+)
+HEAD_OF_ITEMS = (
+    " The tables of items say how many are kept: answered right, of those that the dense model answers right."
 )
 
 
@@ -267,7 +269,8 @@ def settings(options: argparse.Namespace) -> Iterator[tuple[str, str, str, float
 
 def table(results: dict[str, Any]) -> str:
     """Return all models in markdown: perplexities, and in brackets the difference from the default row."""
-    lines = [HEAD]
+    asks = any(ITEMS in row for found in results["models"].values() for row in found["rows"])
+    lines = [HEAD + asks * HEAD_OF_ITEMS]
     for name, found in results["models"].items():
         for kind in (*KINDS, ITEMS):
             dense = kind_of(found["dense"], kind)
@@ -353,7 +356,12 @@ def measure(study: Study, found: dict[str, Any], options: argparse.Namespace, sa
     """Measure the rows of one model that are missing, and save after each."""
     if ITEMS not in found.setdefault("dense", {}):
         found["dense"] = {**study.losses(), **found["dense"]}
-    found["protocol"] = study.protocol()
+    protocol = study.protocol()
+    if found["protocol"].get(ITEMS, protocol[ITEMS]) != protocol[ITEMS]:
+        for each in (found["dense"], *found["rows"]):
+            each.pop(ITEMS, None)  # they were asked other items
+        found["dense"] = {**study.losses(), **found["dense"]}
+    found["protocol"] = protocol
     for setting in settings(options):
         # Earlier versions measured no text of another kind. Rows as cut are measured again.
         there = [row for row in found["rows"] if key(row) == setting]

@@ -170,7 +170,7 @@ def words() -> int:
 def cases() -> str:
     """Return what pytest says of the test cases that it finds, where those that are not slow come first."""
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "not slow", "-p", "no:cacheprovider"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()[-1]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
 
 
 def main() -> int:

@@ -251,14 +251,13 @@ def directory(value: str) -> Path:
     return Path(value)
 
 
-def add_items_option(group: Any, compared: str) -> None:
-    """Add the option that names items; `compared` says when the help says that they are kept."""
+def add_items_option(group: Any, condition: str) -> None:
+    """Add the option that names items; `condition` says in words when those that are kept are counted."""
     group.add_argument(
         "--items",
         metavar="ITEMS",
-        help="measure how many items (facts, last words, arithmetic, code) are answered right and, "
-        f"{compared}, how many of those that the dense model answers right: built-in, or a file with lines of JSON, each with "
-        "kind, prompt and answer (none)",
+        help="ask items, built-in (facts, last words, arithmetic, code) or of a file of JSON lines (kind, prompt, answer): how "
+        f"many are answered right and, {condition}, the share of those that the dense model answers right (none)",
     )
 
 

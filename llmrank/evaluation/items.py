@@ -1,12 +1,13 @@
 """Items: prompts that have one right answer each, and how many of them a model answers before and after pruning.
 
 The built-in items, ``items.jsonl``, are facts, last words of passages, arithmetic and code completions. The file
-``benchmarks/make_items.py`` says how they were made and chosen. Passages of documentation, and code, are from Python's standard
-library: Copyright (c) 2001 Python Software Foundation; All Rights Reserved; https://docs.python.org/3/license.html.
+``benchmarks/make_items.py`` says how they were made and chosen. ``items_notice.txt`` names those whose data they hold, with the
+license of the passages and the code from Python's standard library.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ __all__ = [
     "Item",
     "ItemShares",
     "answer_items",
+    "describe_items",
     "items_of_each_kind",
     "read_items",
 ]
@@ -176,6 +178,12 @@ def _item_of(line: str) -> Item | None:
     except (ValueError, RecursionError, TypeError, KeyError):
         return None
     return item if all(isinstance(text, str) and text for text in asdict(item).values()) else None
+
+
+def describe_items(items: Sequence[Item]) -> str:
+    """Return the number of items, and a digest by which they are known."""
+    digest = hashlib.sha256(repr(tuple(items)).encode(errors="surrogatepass")).hexdigest()
+    return f"{len(items)} items, sha256 {digest[:16]}"
 
 
 def items_of_each_kind(items: Sequence[Item], count: int) -> tuple[Item, ...]:

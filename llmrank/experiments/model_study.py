@@ -20,6 +20,7 @@ from graphs.io.replacement import hidden_directory
 from llmrank.calibration.collect import collect_statistics
 from llmrank.errors import OptionError, StructureError
 from llmrank.evaluation.estimate import Estimate
+from llmrank.evaluation.greedy_decoding import check_continues
 from llmrank.evaluation.items import Answers, answer_items
 from llmrank.evaluation.lm_eval import LMEvalTasks
 from llmrank.evaluation.perplexity import Perplexity, model_size, sequence_losses
@@ -105,7 +106,9 @@ class ModelStudy:
         progress: Progress | None = None,
     ) -> None:
         self._model, self._tokenizer = loaded.model, loaded.tokenizer
-        self._settings, self._tasks, self._items = settings, tasks, settings.read_items()
+        self._settings, self._tasks, self._items = settings, tasks, settings.asked_items
+        if self._items:
+            check_continues(self._model)
         self._prepared = stages.find(self._model, self._tokenizer, Recipe(), Execution())
         self._ffns = self._prepared.ffns
         self._weights_digest = weights_digest(self._model)
@@ -355,7 +358,8 @@ class ModelStudy:
         }
         if self._items:
             answers = answer_items(self._model, self._tokenizer, self._items, progress=progress)
-            found["items"] = {"right": answers.right, "accuracy": asdict(answers.accuracy)}
+            skipped = {"skipped": answers.skipped}
+            found["items"] = {"right": answers.right, "accuracy": asdict(answers.accuracy), **skipped}
         if self._tasks is not None:
             with redirect_stdout(sys.stderr):  # lm-eval prints what it does
                 tasks = self._tasks.run(self._model, self._tokenizer, self._settings.documents, execution.batch_size)

@@ -10,12 +10,13 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from llmrank.errors import OptionError
-from llmrank.evaluation.items import Item, read_items
+from llmrank.evaluation.items import Item, describe_items, read_items
 from llmrank.evaluation.lm_eval import LMEvalTasks, find_tasks
 from llmrank.experiments.identity import identity_of
 from llmrank.healing import Distillation
@@ -147,7 +148,7 @@ class SweepSettings:
                     f"attention=true out of {pipeline!r}"
                 )
         parse_targets(self.targets)
-        self.read_items()
+        self.asked_items  # noqa: B018 - reads the file, so that a bad one is refused now
         check_text(self.calibration.source)
         check_text(self.evaluation.source, "evaluation")
         if not self.tasks:
@@ -166,19 +167,18 @@ class SweepSettings:
             )
         return find_tasks(self.tasks, text if is_path_or_name else None, None, self.task_dir)
 
-    def read_items(self) -> tuple[Item, ...]:
-        """Read the items that every model is asked; see :func:`llmrank.evaluation.items.read_items`."""
-        return read_items(self.items) if self.items else ()
+    @cached_property
+    def asked_items(self) -> tuple[Item, ...]:
+        """The items that every model is asked; see :func:`llmrank.evaluation.items.read_items`."""
+        return () if self.items is None else read_items(self.items)
 
     def describe(self) -> dict[str, Any]:
         """Return what all rows have in common, in values that JSON can hold; a text is described by its digest."""
         calibration, evaluation = vars(self.calibration), vars(self.evaluation)
-        items = self.read_items()
-        digest = hashlib.sha256(repr(items).encode(errors="surrogatepass")).hexdigest()[:16]
         return {
             **{name: getattr(self, name) for name in ("amount_of", "targets", "documents", "speed")},
             "tasks": list(self.tasks),
-            "items": f"{len(items)} items, sha256 {digest}" if items else None,
+            "items": describe_items(self.asked_items) if self.asked_items else None,
             "task_dir": None if self.task_dir is None else str(self.task_dir),
             "calibration": _describe_text(self.calibration.source, "calibration"),
             **{name: value for name, value in calibration.items() if name != "source"},

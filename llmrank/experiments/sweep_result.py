@@ -120,13 +120,21 @@ class SweepResult:
     def warnings(self) -> list[str]:
         """Return sentences that a reader of the perplexities must not miss."""
         overlaps: dict[str, float] = {}
+        healed: dict[str, float] = {}
         for row in self.rows:
-            overlaps[row["model"]] = max(overlaps.get(row["model"], 0.0), row.get("calibration_overlap", 0.0))
+            most = healed if row.get("heal") else overlaps
+            most[row["model"]] = max(most.get(row["model"], 0.0), row.get("calibration_overlap", 0.0))
         sentences = [
             f"{model}: {share:.1%} of the evaluation passages occur in the calibration text, so perplexities are too "
             "low; evaluate on other text"
             for model, share in overlaps.items()
             if share > 0
+        ]
+        sentences += [
+            f"{model}: {share:.1%} of the evaluation passages occur in the text that healed rows have read, so their "
+            "perplexities are too low; evaluate on other text"
+            for model, share in healed.items()
+            if share > overlaps.get(model, 0.0)
         ]
         # Versions can differ if a sweep was continued after an update, or on another machine.
         versions: dict[str, dict[str, None]] = {}

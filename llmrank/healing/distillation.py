@@ -19,16 +19,17 @@ __all__ = ["Distillation", "Schedule"]
 LEARNING_RATES = {"all": 2e-3, "ffn": 2e-3, "lora": 1e-2}
 # A step takes as many sequences as make about this many steps, but at least FEWEST_TOKENS.
 STEPS, FEWEST_TOKENS = 250, 2048
-# Arguments of transformers' Trainer that a user may set. The others are set by the run, or do not fit a student that is its loss.
+# Arguments of transformers' Trainer that a user may set. The run sets the others, or they do not fit a model whose forward pass
+# returns the loss.
 TRAINER_ARGUMENTS = {
     *("bf16", "fp16", "tf32", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
     *("activation_checkpointing", "activation_checkpointing_kwargs"),  # what newer Trainers call these
-    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm"),
-    *("adam_beta1", "adam_beta2", "adam_epsilon", "full_determinism"),
-    *("report_to", "run_name", "project", "logging_steps", "logging_strategy", "logging_first_step", "log_level"),
-    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
-    *("ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_broadcast_buffers"),
+    *("lr_scheduler_type", "warmup_steps", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("report_to", "run_name", "project", "logging_steps", "logging_strategy", "logging_first_step"),
+    *("ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "full_determinism"),
 }
+# Schedules that need no further arguments and give every tensor its share of the rate.
+SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt")
 
 
 class Schedule(NamedTuple):
@@ -110,6 +111,11 @@ class Distillation:
         rate = self.learning_rate
         if rate is not None and not (isinstance(rate, (int, float)) and 0.0 < rate < 1.0):
             raise OptionError(f"learning_rate must be a number between 0 and 1, got {rate!r}")
+        norm, schedule = self.trainer.get("max_grad_norm", 1.0), self.trainer.get("lr_scheduler_type", SCHEDULES[0])
+        if not isinstance(norm, (int, float)) or not norm >= 0.0:
+            raise OptionError(f"max_grad_norm must be a number >= 0, got {norm!r}")
+        if schedule not in SCHEDULES:
+            raise OptionError(f"lr_scheduler_type must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
         unknown = sorted(set(self.trainer) - TRAINER_ARGUMENTS)
         if unknown:
             raise OptionError(

@@ -92,11 +92,14 @@ def train(
                 optimizers=(_optimizer(student, settings, arguments), None),
                 callbacks=[_Shown(execution, schedule.steps)] if execution.progress else None,
             )
-        except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        except (ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
             if not settings.trainer:
                 raise
             raise OptionError(f"the Trainer refuses its arguments {dict(settings.trainer)}: {error}") from error
         trainer.remove_callback(PrinterCallback)
+        if directory is not None and not launched_processes()[0]:
+            with replace_file(directory / SETTINGS) as partial:
+                partial.write_text(json.dumps(run), encoding="utf-8")
         if len(set(gather_object([text.digest]))) > 1:
             raise OptionError(
                 "the processes have made different texts; write the text to a file once, and give that file to all of them"
@@ -288,6 +291,4 @@ def _directory(directory: Path | None, run: Any) -> Iterator[Path]:
         )
     if not path.is_file() and any(directory.iterdir()):
         raise OptionError(f"{directory} holds other files; name a directory that is absent or empty")
-    with replace_file(path) as partial:
-        partial.write_text(json.dumps(run), encoding="utf-8")
     yield directory

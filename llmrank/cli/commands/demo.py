@@ -9,7 +9,7 @@ from rich.text import Text
 
 from graphs.io.replacement import replace_file
 from llmrank.cli.terminal import Terminal
-from llmrank.errors import LLMRankError
+from llmrank.errors import UnsupportedModelError
 from llmrank.evaluation.items import Answers, answer_items, items_of_each_kind, read_items
 from llmrank.evaluation.perplexity import complete
 from llmrank.inspection.figures import draw_removed_neurons
@@ -64,7 +64,7 @@ def run_and_show(
     completions = {"dense": complete(run.model, run.tokenizer, prompt)} if can_complete else {}
     dense_answers = _answers(run.model, run.tokenizer, terminal)
     model = run.run()
-    answers = _answers(model, run.tokenizer, terminal)
+    answers = None if dense_answers is None else _answers(model, run.tokenizer, terminal)
     if can_complete:
         completions["pruned"] = complete(model, run.tokenizer, prompt)
     report, plan = run.report, run.plan
@@ -102,7 +102,7 @@ def _answers(model: Any, tokenizer: Any, terminal: Terminal) -> Answers | None:
     try:
         items = items_of_each_kind(read_items(), ITEMS_OF_EACH_KIND)
         return answer_items(model, tokenizer, items, progress=terminal.progress)
-    except LLMRankError:  # such as a model that does not continue a text
+    except UnsupportedModelError:  # it does not continue a text
         return None
 
 

@@ -28,7 +28,7 @@ from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.fidelity import continuations, fidelity
 from llmrank.evaluation.greedy_decoding import check_continues
-from llmrank.evaluation.items import Item, answer_items, read_items
+from llmrank.evaluation.items import Item, answer_items, describe_items, read_items
 from llmrank.evaluation.last_word import CONTEXT_WORDS, Passage, cut_passages, last_word
 from llmrank.evaluation.lm_eval import LMEvalTasks, find_tasks
 from llmrank.evaluation.perplexity import model_size, perplexity
@@ -38,7 +38,6 @@ from llmrank.models.forward import fitting_length
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
 from llmrank.pipeline.descriptions import dtype_name, environment
-from llmrank.progress import Progress
 from llmrank.text import TokenSequences, check_text, read_text, tokenise
 
 __all__ = ["add_evaluate_options", "run_evaluate"]
@@ -133,7 +132,7 @@ def run_evaluate(options: argparse.Namespace, terminal: Terminal) -> CommandResu
     """Run ``llmrank evaluate``."""
     _check_options(options)
     passages = _passages(options) if options.last_word else None
-    items = read_items(options.items) if options.items else ()
+    items = () if options.items is None else read_items(options.items)
     tasks = _tasks(options)
     loaded = load(options, terminal)
     dense = None
@@ -167,7 +166,7 @@ def run_evaluate(options: argparse.Namespace, terminal: Terminal) -> CommandResu
         words = last_word(model, tokenizer, passages, options.batch_size * texts.length, terminal.progress)
         content["last_word"] = {"accuracy": words.accuracy, "skipped": words.skipped}
     if items:
-        content["items"] = _answer(loaded, dense, items, options.batch_size * texts.length, terminal.progress)
+        content["items"] = _answer(loaded, dense, items, options.batch_size * texts.length, terminal)
     if tasks is not None:
         with redirect_stdout(sys.stderr):  # lm-eval prints what it does
             content["tasks"] = tasks.run(model, tokenizer, options.documents, options.batch_size)
@@ -263,16 +262,21 @@ def _compare_with_dense(
 
 
 def _answer(
-    loaded: LoadedModel, dense: LoadedModel | None, items: Sequence[Item], batch_tokens: int, progress: Progress | None
+    loaded: LoadedModel, dense: LoadedModel | None, items: Sequence[Item], batch_tokens: int, terminal: Terminal
 ) -> dict[str, Any]:
     """Let the model, and the dense model if there is one, answer items; return the shares by name."""
-    answers = answer_items(loaded.model, loaded.tokenizer, items, batch_tokens, progress)
+    answers = answer_items(loaded.model, loaded.tokenizer, items, batch_tokens, terminal.progress)
+    if answers.skipped:
+        terminal.warn(
+            f"{answers.skipped} of {len(items)} items are skipped: their answers do not begin with a token of their own, or they "
+            "do not fit the model; an answer mostly begins with a space"
+        )
     found: dict[str, Any] = {"accuracy": answers.accuracy}
     if dense is not None:
-        of_dense = answer_items(dense.model, dense.tokenizer, items, batch_tokens, progress)
+        of_dense = answer_items(dense.model, dense.tokenizer, items, batch_tokens, terminal.progress)
         found |= {"dense": of_dense.accuracy, "kept": answers.kept(of_dense)}
     shares = {name: {"all": share.all, "kinds": share.kinds} for name, share in found.items() if share is not None}
-    return {**shares, "skipped": answers.skipped}
+    return {"asked": describe_items(items), **shares, "skipped": answers.skipped}
 
 
 def _rows(content: dict[str, Any]) -> list[tuple[str, Estimate, bool]]:

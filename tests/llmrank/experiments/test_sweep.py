@@ -28,7 +28,7 @@ from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import CalibrationText, EvaluationText
 from llmrank.score import NormScorer
 from tests.llmrank.tiny_mixtures import tiny_mixture
-from tests.llmrank.tiny_models import Snapshot, text, tiny_llama, tokenizer
+from tests.llmrank.tiny_models import Snapshot, text, tiny_llama, tiny_t5, tokenizer
 
 TEXTS = {"samples": 3, "sequence_length": 16}
 # One of the built-in text is added.
@@ -486,6 +486,15 @@ def test_rows_say_which_items_are_kept(settings: dict[str, Any], tmp_path: Path)
     path.write_text("\n".join(lines[1:]), encoding="utf-8")
     with pytest.raises(OptionError, match=r"items: 30 items, sha256 .* there, 29 items, sha256 .* here"):
         llmrank.sweep(loaded, amounts=[0.1], repairs=["none"], items=path, **settings)
+
+
+def test_a_model_that_continues_no_text_is_refused_before_it_is_calibrated(
+    settings: dict[str, Any], passes: Counter[str]
+) -> None:
+    loaded = LoadedModel(tiny_t5(), tokenizer(), "tiny-t5")
+    result = llmrank.sweep(loaded, amounts=[0.5], repairs=["none"], items="built-in", **settings)
+    assert "answers no items" in result.errors()[0]
+    assert not passes
 
 
 def test_calibration_on_the_evaluation_text_is_said(settings: dict[str, Any]) -> None:

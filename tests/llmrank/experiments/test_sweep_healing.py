@@ -31,5 +31,9 @@ def test_a_healed_row_stands_beside_the_others_and_leaves_the_model_as_it_was(
     assert again.rows[-1]["losses"] == alone.rows[-1]["losses"]
     # Healing reads more of the corpus, and so more of the evaluation text.
     assert healed["calibration_overlap"] > cut["calibration_overlap"]
+    _, sentence = result.warnings()
+    assert (
+        f"{healed['calibration_overlap']:.1%} of the evaluation passages occur in the text that healed rows" in sentence
+    )
     with pytest.raises(OptionError, match="tokens must be an integer"):
         llmrank.sweep(str(checkpoint), **asked, heals=[-1])

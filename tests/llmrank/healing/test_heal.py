@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import llmrank
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
 from llmrank.healing import DenseModel, Distillation, Healing, heal_model
 from llmrank.healing import training as training_module
+from llmrank.healing.distillation import SCHEDULES
 from llmrank.healing.student import Student, learning
 from llmrank.models import find_ffns
 from llmrank.text import CalibrationTokens, TokenSequences
@@ -229,6 +231,8 @@ def test_prune_and_heal_in_one_call_and_undo(dense: Any) -> None:
         ({"learning_rate": 2.0}, "between 0 and 1"),
         ({"trainer": {"max_steps": 3}}, "max_steps: expected fields of Distillation, or of .* adam_beta1"),
         ({"trainer": {"push_to_hub": True}}, "push_to_hub: expected"),
+        ({"trainer": {"lr_scheduler_type": "greedy"}}, "lr_scheduler_type must be one of cosine"),
+        ({"trainer": {"max_grad_norm": "much"}}, "max_grad_norm must be a number"),
     ],
 )
 def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
@@ -237,13 +241,23 @@ def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"lr_scheduler_type": "none"}, "none"), ({"report_to": "paper"}, "paper is not")]
+    ("arguments", "message"), [({"logging_strategy": "never"}, "never"), ({"report_to": "paper"}, "paper is not")]
 )
-def test_what_the_trainer_refuses_is_said(dense: Any, pruned: Any, arguments: dict[str, Any], message: str) -> None:
+def test_what_the_trainer_refuses_is_said(
+    dense: Any, pruned: Any, tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
     model = copy.deepcopy(pruned)
     with pytest.raises(OptionError, match=f"the Trainer refuses its arguments .*{message}"):
-        heal_model(model, DenseModel(dense), TOKENS, replace(SETTINGS, trainer=arguments))
+        heal_model(model, DenseModel(dense), TOKENS, replace(SETTINGS, trainer=arguments), directory=tmp_path)
     assert all(torch.equal(value, pruned.state_dict()[name]) for name, value in model.state_dict().items())
+    # So the same directory can be named again, with better arguments.
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_can_be_learned_with(dense: Any, pruned: Any, schedule: str) -> None:
+    _, healing = healed(pruned, dense, replace(SETTINGS, trainer={"lr_scheduler_type": schedule}))
+    assert healing.rows[2].learning_rate > 0.0
 
 
 def test_the_optimiser_has_the_settings_of_the_trainer(dense: Any, pruned: Any) -> None:

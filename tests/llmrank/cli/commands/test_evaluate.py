@@ -121,7 +121,7 @@ def test_items_are_what_the_library_gives(
     result = tmp_path / "result.json"
     given = ("--text", tale, "--items", items, *SHORT, "--output", result)
     assert run("evaluate", models["dense"], *given) == 0
-    assert set(strict(result)["items"]) == {"accuracy", "skipped"}
+    assert set(strict(result)["items"]) == {"asked", "accuracy", "skipped"}
     assert "items kept" not in capsys.readouterr().out
     assert run("evaluate", models["pruned"], "--against", models["dense"], "--prompts", 0, *given) == 0
     said, found = capsys.readouterr().out, strict(result)["items"]
@@ -145,11 +145,23 @@ def test_items_are_what_the_library_gives(
     assert sum(row[:1] == ["kind 1"] for row in rows) == 3
 
 
-def test_items_without_a_file_are_the_built_in_ones(models: dict[str, Path], tale: Path, tmp_path: Path) -> None:
+def test_the_built_in_items_can_be_asked(models: dict[str, Path], tale: Path, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     assert run("evaluate", models["dense"], "--text", tale, *SHORT, "--output", result, "--items", "built-in") == 0
     found = strict(result)["items"]
     assert found["accuracy"]["all"]["count"] + found["skipped"] == len(read_items())
+    assert found["asked"].startswith("440 items, sha256 ")
+
+
+def test_skipped_items_are_said(
+    models: dict[str, Path], items: Path, tale: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, result = tmp_path / "own.jsonl", tmp_path / "result.json"
+    too_long = json.dumps(vars(Item("long", "a river of", " light" * 1000)))
+    path.write_text(items.read_text(encoding="utf-8") + "\n" + too_long, encoding="utf-8")
+    assert run("evaluate", models["dense"], "--text", tale, *SHORT, "--output", result, "--items", path) == 0
+    assert strict(result)["items"]["skipped"] == 1
+    assert "1 of 29 items are skipped" in capsys.readouterr().out
 
 
 def test_only_what_is_asked_for(
@@ -259,6 +271,7 @@ def test_numbers_are_refused_before_the_model_is_loaded(capsys: pytest.CaptureFi
         (("--output", "."), ". is a directory"),
         (("--output", os.devnull), f"{os.devnull} is a device or a pipe; expected the path of a file"),
         (("--items", "missing.jsonl"), "cannot read items from missing.jsonl"),
+        (("--items", " "), "cannot read items from"),
         (("--items", "short.txt"), "line 1 of short.txt: expected a JSON object"),
         (("--passages", 10**23), "--passages must be at most 2147483647"),
         (("--new-tokens", 10**23), "--new-tokens must be at most 2147483647"),
