@@ -246,15 +246,15 @@ def ranked_by(row: dict[str, Any]) -> str:
     return str(row["choice"]["chosen"]) if "choice" in row else str(row["scorer"])
 
 
-def draw_ledgers(results: dict[str, Any]) -> None:
-    """Draw the ledger of each healed row of the default into a file beside the results."""
+def draw_ledgers(results: dict[str, Any], directory: Path) -> None:
+    """Draw the ledger of each healed row of the default into a file of a directory."""
     for name, found in results["models"].items():
         for row in found["rows"]:
             if "healing" in row and key(row)[:3] == DEFAULT:
                 ledger = row["healing"]
                 rows = tuple(LedgerRow.of_dict(each) for each in ledger["rows"])
                 healing = Healing(rows, ledger["chosen"], ledger["settings"], ledger["text"])
-                save_figure(draw_healing(healing), RESULTS, f"healing_{name}_{row['amount']:g}", ["png"])
+                save_figure(draw_healing(healing), directory, f"healing_{name}_{row['amount']:g}", ["png"])
 
 
 def settings(options: argparse.Namespace) -> Iterator[tuple[str, str, str, float, str]]:
@@ -394,7 +394,7 @@ def main() -> None:
     def save() -> None:
         write(options.output, results)
         write(options.output.with_suffix(".md"), table(results))
-        draw_ledgers(results)
+        draw_ledgers(results, options.output.parent)
 
     for source in options.model or [str(demo_model())]:
         study = Study(source, options)

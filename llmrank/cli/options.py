@@ -251,13 +251,13 @@ def directory(value: str) -> Path:
     return Path(value)
 
 
-def add_items_option(group: Any, condition: str) -> None:
-    """Add the option that names items; `condition` says in words when those that are kept are counted."""
+def add_items_option(group: Any) -> None:
+    """Add the option that names items."""
     group.add_argument(
         "--items",
         metavar="ITEMS",
         help="ask items, built-in (facts, last words, arithmetic, code) or of a file of JSON lines (kind, prompt, answer): how "
-        f"many are answered right and, {condition}, the share of those that the dense model answers right (none)",
+        "many are answered right, and what share is kept of those that a dense model answers right (none)",
     )
 
 

@@ -170,17 +170,15 @@ class ModelStudy:
         else:
             pruned = self._prune(row, progress)
             dense_model = copy.deepcopy(self._model) if row.heal else None
+            outcome: dict[str, Any] = {"choice": pruned.choice, "validation": pruned.validation, "notes": pruned.notes}
             with self._applied(pruned, check=True) as application:
-                healing, learned = None, None
                 if dense_model is not None:
                     healing, learned = self._heal(row, dense_model, application, progress)
+                    outcome |= {"healing": healing.to_dict(), "notes": [*pruned.notes, *healing.warnings()]}
+                    outcome["calibration_overlap"] = self._overlap(learned)
                 del dense_model
                 found = self._results(progress)
             flops = costs.model.flops - costs.removed_cost(pruned.masks.widths, "flops")
-            outcome: dict[str, Any] = {"choice": pruned.choice, "validation": pruned.validation, "notes": pruned.notes}
-            if healing is not None:
-                outcome |= {"healing": healing.to_dict(), "notes": [*pruned.notes, *healing.warnings()]}
-                outcome["calibration_overlap"] = self._overlap(learned)
             found = {"removed": pruned.masks.removed_share, "flops": flops, **found, **outcome}
             if self._settings.speed:
                 speed = measure_speed(
@@ -358,8 +356,8 @@ class ModelStudy:
         }
         if self._items:
             answers = answer_items(self._model, self._tokenizer, self._items, progress=progress)
-            skipped = {"skipped": answers.skipped}
-            found["items"] = {"right": answers.right, "accuracy": asdict(answers.accuracy), **skipped}
+            accuracy = asdict(answers.accuracy)
+            found["items"] = {"right": answers.right, "accuracy": accuracy, "skipped": answers.skipped}
         if self._tasks is not None:
             with redirect_stdout(sys.stderr):  # lm-eval prints what it does
                 tasks = self._tasks.run(self._model, self._tokenizer, self._settings.documents, execution.batch_size)

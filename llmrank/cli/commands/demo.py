@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_figure", "run_and_show"]
 
 PROMPT = "The capital of France is Paris. The capital of Italy is"
-# Number of items of each kind that both models are asked: with 80 in all, about 10 s for both on two cores.
+# Number of items of each kind that both models are asked: 80 in all cost about 20 s of one core for both models.
 ITEMS_OF_EACH_KIND = 20
 FIGURE_FILE = "removed_neurons.png"
 DIFFERENT_COMPLETION = (

@@ -83,7 +83,7 @@ def add_evaluate_options(command: argparse.ArgumentParser) -> None:
     words.add_argument(
         "--passages", type=int, default=500, help="largest number of passages, spread over the text (%(default)s)"
     )
-    add_items_option(words, "with --against")
+    add_items_option(words)
     tasks = command.add_argument_group("lm-eval (pip install 'llmrank[eval]')")
     tasks.add_argument(
         "--tasks",

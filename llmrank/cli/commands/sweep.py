@@ -130,7 +130,7 @@ def _add_measures(data: Any) -> None:
     )
     data.add_argument("--task-dir", type=Path, metavar="DIR", help="directory of further tasks, in lm-eval's format")
     data.add_argument("--documents", type=int, help="use only this many documents of each task, the first ones (all)")
-    add_items_option(data, "for pruned models")
+    add_items_option(data)
     data.add_argument(
         "--speed",
         action="store_true",

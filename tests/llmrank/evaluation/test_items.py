@@ -191,4 +191,5 @@ def test_names_in_built_in_code_occur_before() -> None:
 def test_the_built_in_items_are_shipped() -> None:
     config = configparser.ConfigParser()
     config.read(Path(__file__).parents[3] / "setup.cfg")
-    assert BUILT_IN_FILE.name in config["options.package_data"]["llmrank.evaluation"].split()
+    shipped = config["options.package_data"]["llmrank.evaluation"].split()
+    assert {BUILT_IN_FILE.name, "items_notice.txt"} <= set(shipped)
