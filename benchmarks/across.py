@@ -10,7 +10,6 @@ continues its own result file.
 from __future__ import annotations
 
 import argparse
-import copy
 import fnmatch
 import hashlib
 import importlib.util
@@ -33,10 +32,6 @@ from llmrank.evaluation.items import BUILT_IN_FILE, answer_items, read_items
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
 from llmrank.execution import Execution
 from llmrank.execution.recording import Recording, recording
-from llmrank.healing import Distillation, Healing
-from llmrank.healing.ledger import LedgerRow
-from llmrank.inspection.figures import save_figure
-from llmrank.inspection.healing import draw_healing
 from llmrank.models import find_ffns
 from llmrank.models.forward import run_sequences
 from llmrank.pipeline import Recipe, stages
@@ -45,9 +40,7 @@ from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.descriptions import dtype_name
-from llmrank.pipeline.heal import heal_apart, healing_tokens
 from llmrank.pipeline.registry import make_pruner, make_scorer
-from llmrank.pipeline.texts import CalibrationText
 from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.selection import choose_masks
@@ -89,9 +82,7 @@ ROWS = {
     "flap": ("local", "global:normalize=zscore"),
     PEER: ("local",),
 }
-# "healed" is repaired by least squares, and then learns from HEALING_TOKENS tokens of the text behind the calibration sequences.
-REPAIRS = {"none": "as cut", "lstsq": "repaired", "healed": "repaired and healed"}
-HEALING_TOKENS = 65_536
+REPAIRS = {"none": "as cut", "lstsq": "repaired"}
 KINDS = ("WikiText-2", "Python sources")
 ITEMS = "items"
 # What a row says of a choice.
@@ -117,7 +108,6 @@ class Study:
         loaded = checkpoint.load(source, dtype=options.dtype)
         self.model, self.tokenizer, length = loaded.model, loaded.tokenizer, options.sequence_length
         self.ffns = find_ffns(self.model)
-        self.valid, self.length = options.wikitext / "valid.txt", length
         self.texts = read(options.wikitext / "test.txt", loaded.tokenizer, options.evaluate, length)
         self.other = python_sources(loaded.tokenizer, length)
         alone = read_and_hold_out(options.wikitext / "valid.txt", loaded.tokenizer, options.samples, length)
@@ -150,16 +140,16 @@ class Study:
             "dtype": dtype_name(self.model),
         }
 
-    def losses(self) -> dict[str, Any]:
-        """Return the losses on the text of the calibration's kind and, as `other`, on the text of another kind.
+    def losses(self, model: Any = None) -> dict[str, Any]:
+        """Return the losses of the model or of another one: on the text of the calibration's kind, and on the `other` one.
 
         Of the built-in items, return a character each: 1 if the answer is right, 0 if it is wrong, - if the item is skipped.
         """
         first, second = (
-            dict(zip(("losses", "counts"), sequence_losses(self.model, texts), strict=True))
+            dict(zip(("losses", "counts"), sequence_losses(model or self.model, texts), strict=True))
             for texts in (self.texts, self.other)
         )
-        right = answer_items(self.model, self.tokenizer, read_items()).right
+        right = answer_items(model or self.model, self.tokenizer, read_items()).right
         return {**first, "other": second, ITEMS: "".join("-" if each is None else str(int(each)) for each in right)}
 
     def choice(self, text: str, amount: float) -> Choice:
@@ -187,30 +177,26 @@ class Study:
         for other in rows:
             if (ranked_by(other), *key(other)[1:]) == (scorer, budget, text, amount, repair) and ITEMS in other:
                 return {**{name: value for name, value in other.items() if name not in CHOICE}, **row}
+        application, said = self.cut(scorer, budget, text, amount, repair)
+        try:
+            return {**row, **said, **self.losses(), "seconds": round(perf_counter() - begun, 1)}
+        finally:
+            application.undo()
+
+    def cut(
+        self, scorer: str, budget: str, text: str, amount: float, repair: str
+    ) -> tuple[AppliedMasks, dict[str, Any]]:
+        """Cut the model, and repair it unless that is "none"; return what can be undone, and what a row says of it."""
+        self.calibrate(text)
         masks = self.masks(scorer, budget, text, amount)
-        row["removed"] = [round(1.0 - float(mask.float().mean()), 3) for mask in masks.values()]
+        said: dict[str, Any] = {"removed": [round(1.0 - float(mask.float().mean()), 3) for mask in masks.values()]}
         repaired = {}
         if repair != "none":
             masks, repaired, validation = repair_where_it_helps(
                 self.model, self.ffns, masks, LeastSquaresRepair(), self.tokens[text].parts, self.records[text]
             )
-            row["validation"] = None if validation is None else asdict(validation)
-        dense = copy.deepcopy(self.model) if repair == "healed" else None
-        application = apply_masks(self.model, self.ffns, masks, repaired=repaired)
-        try:
-            if dense is not None:
-                row["healing"] = self.heal(dense, text, application).to_dict()
-            return {**row, **self.losses(), "seconds": round(perf_counter() - begun, 1)}
-        finally:
-            application.undo()
-
-    def heal(self, dense: Any, text: str, application: AppliedMasks) -> Healing:
-        """Heal the pruned model on what follows in WikiText-2's valid, and some built-in text; an undo restores its weights."""
-        application.keep_parameters(self.model)
-        valid = self.valid.read_text(encoding="utf-8").replace("<unk>", "unk")
-        calibration = CalibrationText(valid, sequence_length=self.length)  # all rows learn from the same tokens
-        found = healing_tokens(calibration, HEALING_TOKENS, dense, self.tokenizer, self.tokens[text].known)
-        return heal_apart(self.model, dense, *found, Distillation(HEALING_TOKENS), Execution())
+            said["validation"] = None if validation is None else asdict(validation)
+        return apply_masks(self.model, self.ffns, masks, repaired=repaired), said
 
     def masks(self, scorer: str, budget: str, text: str, amount: float) -> Masks:
         """Choose the neurons to keep."""
@@ -244,17 +230,6 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
 def ranked_by(row: dict[str, Any]) -> str:
     """Return the scorer of a row, or the one that was chosen."""
     return str(row["choice"]["chosen"]) if "choice" in row else str(row["scorer"])
-
-
-def draw_ledgers(results: dict[str, Any], directory: Path) -> None:
-    """Draw the ledger of each healed row of the default into a file of a directory."""
-    for name, found in results["models"].items():
-        for row in found["rows"]:
-            if "healing" in row and key(row)[:3] == DEFAULT:
-                ledger = row["healing"]
-                rows = tuple(LedgerRow.of_dict(each) for each in ledger["rows"])
-                healing = Healing(rows, ledger["chosen"], ledger["settings"], ledger["text"])
-                save_figure(draw_healing(healing), directory, f"healing_{name}_{row['amount']:g}", ["png"])
 
 
 def settings(options: argparse.Namespace) -> Iterator[tuple[str, str, str, float, str]]:
@@ -394,7 +369,6 @@ def main() -> None:
     def save() -> None:
         write(options.output, results)
         write(options.output.with_suffix(".md"), table(results))
-        draw_ledgers(results, options.output.parent)
 
     for source in options.model or [str(demo_model())]:
         study = Study(source, options)

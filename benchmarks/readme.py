@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.across import DEFAULT, HEALING_TOKENS, KINDS, PEER, TEXTS, kind_of
-from benchmarks.across import key as row_key
+from benchmarks.across import DEFAULT, ITEMS, KINDS, PEER, TEXTS, kind_of, share_right
+from benchmarks.healing import REPAIRED as REPAIRED_ONLY
 from benchmarks.result_files import write
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity
@@ -25,6 +25,8 @@ PAGES = {
     "docs/results/experts.md": ("experts",),
 }
 AMOUNTS = (0.1, 0.2, 0.3, 0.5)
+# The rows of healing that are shown, and then the number of tokens.
+HEALED = "llmrank | own | "
 # The end of valid, by which settings are chosen, is shown for this amount alone.
 CHOSEN_AT = 0.3
 
@@ -101,9 +103,10 @@ def gains(
     compact: dict[str, Any],
     speed: dict[str, Any],
     across: dict[str, Any],
+    healing: dict[str, Any],
 ) -> dict[str, str]:
     """Return the table of the README: a row for each gain of a user, with errors where the results have them."""
-    rows, lines = quality_results["rows"], [*every_model(across), *healed(across)]
+    rows, lines = quality_results["rows"], [*every_model(across), *healed(healing)]
     for label, ours, other, name in GAINS:
         own, peer = (_row(rows, name_of_row, CHOSEN_AT) for name_of_row in (ours, other))
         if own and peer:
@@ -154,17 +157,19 @@ def every_model(across: dict[str, Any]) -> list[str]:
     return lines
 
 
-def healed(across: dict[str, Any]) -> list[str]:
-    """Return a row for each model whose default was healed, beside the same without healing, on both kinds of text."""
+def healed(healing: dict[str, Any]) -> list[str]:
+    """Return a row for each model that was healed, with most tokens, beside the same without healing, on both kinds of text."""
     lines = []
-    for model, found in across["models"].items():
-        rows = {row_key(row): row for row in found["rows"]}
-        own, repaired = (rows.get((*DEFAULT, CHOSEN_AT, repair)) for repair in ("healed", "lstsq"))
-        if own and repaired:
+    for model, found in healing["models"].items():
+        rows, dense = found["rows"], found["dense"]
+        most = max((int(key.rpartition(" | ")[2]) for key in rows if key.startswith(HEALED)), default=0)
+        if most:
+            own, before = rows[f"{HEALED}{most}"], rows[f"llmrank | {REPAIRED_ONLY}"]
             ours = " and ".join(f"{_perplexity(kind_of(own, kind)):.2f}" for kind in KINDS)
-            before = " and ".join(_behind(kind_of(own, kind), kind_of(repaired, kind)) for kind in KINDS)
-            label = f"{model.removesuffix('.Q4_1')}, healed with {HEALING_TOKENS:,} tokens"
-            lines.append(f"| {label} | {ours} | {before}, repaired only |")
+            repaired = " and ".join(_behind(kind_of(own, kind), kind_of(before, kind)) for kind in KINDS)
+            kept = [share_right(row[ITEMS], dense[ITEMS]) for row in (own, before)]
+            label = f"{model.removesuffix('.Q4_1')}, healed with {most:,} tokens"
+            lines.append(f"| {label} | {ours}; items kept {kept[0]} | {repaired}; {kept[1]}, repaired only |")
     return lines
 
 
@@ -275,10 +280,10 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 def current() -> dict[Path, tuple[str, str]]:
     """Return the text of every page as it is, and as it should be by the results."""
-    names = ("quality", "out_of_domain", "compact", "speed", "experts", "across")
+    names = ("quality", "out_of_domain", "compact", "speed", "experts", "across", "healing")
     found = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names}
     tables = {
-        **gains(*(found[name] for name in ("quality", "compact", "speed", "across"))),
+        **gains(*(found[name] for name in ("quality", "compact", "speed", "across", "healing"))),
         **quality(found["quality"]),
         **domains(found["out_of_domain"]),
         **experts(found["experts"]),

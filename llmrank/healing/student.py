@@ -98,12 +98,16 @@ class Student(nn.Module):
         """Return what a checkpoint of the training must hold: the parameters that learn."""
         return {name: value.detach() for name, value in self.learned().items()}
 
-    @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any], *_: Any, **__: Any) -> Any:
         """Read what :meth:`state_dict` has returned."""
-        for name, value in self.learned().items():
-            value.copy_(state_dict[name])
+        self.read(state_dict.__getitem__)
         return SimpleNamespace(missing_keys=[], unexpected_keys=[])
+
+    @torch.no_grad()
+    def read(self, find: Callable[[str], torch.Tensor]) -> None:
+        """Set each of the parameters that learn to the tensor that is found for its name."""
+        for name, value in self.learned().items():
+            value.copy_(find(name))
 
     @contextmanager
     def _as_stored(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.utils import gather_object
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -98,8 +100,8 @@ def train(
             raise OptionError(f"the Trainer refuses its arguments {dict(settings.trainer)}: {error}") from error
         trainer.remove_callback(PrinterCallback)
         if directory is not None and not launched_processes()[0]:
-            with replace_file(directory / SETTINGS) as partial:
-                partial.write_text(json.dumps(run), encoding="utf-8")
+            with replace_file(directory / SETTINGS) as written:
+                written.write_text(json.dumps(run), encoding="utf-8")
         if len(set(gather_object([text.digest]))) > 1:
             raise OptionError(
                 "the processes have made different texts; write the text to a file once, and give that file to all of them"
@@ -112,8 +114,15 @@ def train(
                 trainer.accelerator.end_training()  # closes the connection to other processes, if the Trainer has opened one
             student.keep_activations()
             if (work / BEST).is_file():
-                student.load_state_dict(load_file(work / BEST))
+                student.read(partial(_tensor_of, work / BEST))
         return tuple(book.rows)
+
+
+def _tensor_of(path: Path, name: str) -> torch.Tensor:
+    """Read one tensor of a file. The file is opened for each, because what was read of it stays in memory until it is closed."""
+    with safe_open(path, "pt") as file:
+        found: torch.Tensor = file.get_tensor(name)
+        return found
 
 
 class _Trainer(Trainer):
@@ -185,10 +194,10 @@ class _Ledger:
         self.rows.append(row)
         if writes or not self._is_shared:
             if best_row(self.rows) == len(self.rows) - 1:
-                with replace_file(self._directory / BEST) as partial:
-                    save_file({name: value.contiguous() for name, value in self._student.state_dict().items()}, partial)
-            with replace_file(self._directory / LEDGER) as partial:
-                partial.write_text(json.dumps([asdict(each) for each in self.rows]), encoding="utf-8")
+                with replace_file(self._directory / BEST) as written:
+                    save_file({name: value.contiguous() for name, value in self._student.state_dict().items()}, written)
+            with replace_file(self._directory / LEDGER) as written:
+                written.write_text(json.dumps([asdict(each) for each in self.rows]), encoding="utf-8")
         self._since = perf_counter()
         return row
 
@@ -265,11 +274,20 @@ def _arguments(
     defaults = {
         "lr_scheduler_type": "cosine",
         "warmup_steps": schedule.steps // 5,
-        "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),
+        "bf16": not settings.trainer.get("fp16") and _multiplies_bfloat16(device),
         "report_to": "none",
         "logging_steps": max(1, schedule.steps // 20),
     }
     return TrainingArguments(**{**defaults, **settings.trainer, **own})
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies matrices of bfloat16 in hardware; without that, they are slower than those of float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Older versions of torch do not say what a CPU can do.
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 @contextmanager

@@ -1,0 +1,229 @@
+"""What a short training brings back of the loss of a cut: by tokens, by kind of text, and by who chose the neurons.
+
+Run it as ``python -m benchmarks.healing --wikitext DIR --model A --model B --tokens 65536,1048576 --checkpoints DIR``. Each model
+is cut, repaired and evaluated as in ``benchmarks.across``, and every row heals a copy of that. A row has its difference from the
+repaired model in nats per token, and the standard error of that difference over sequences. A run continues its own result file
+and, with ``--checkpoints``, the trainings that were interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import shutil
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from benchmarks.across import DEFAULT, ITEMS, KINDS, PEER, RESULTS, Study, kind_of, share_right
+from benchmarks.result_files import opened, write
+from benchmarks.wikitext import add_wikitext, check_wikitext
+from llmrank.cli.demo_models import demo_model
+from llmrank.evaluation.estimate import Estimate
+from llmrank.evaluation.perplexity import Perplexity
+from llmrank.execution import Execution
+from llmrank.healing import Distillation
+from llmrank.inspection.figures import save_figure
+from llmrank.inspection.healing import draw_healing
+from llmrank.pipeline.heal import heal_apart, healing_tokens
+from llmrank.pipeline.texts import CalibrationText
+from llmrank.text import CalibrationTokens
+
+AMOUNT = 0.3
+# The model before healing, and the plain script.
+REPAIRED, PLAIN = "repaired only", "the Trainer on next tokens"
+# Who chooses the neurons, or heals otherwise -> the scorer and the text that it is calibrated on.
+CONTENDERS = {
+    "llmrank": DEFAULT[::2],
+    "activation": ("activation", DEFAULT[2]),
+    "Wanda-sp": ("wanda-sp", DEFAULT[2]),
+    "FLAP": ("flap", DEFAULT[2]),
+    "optipfair": (PEER, DEFAULT[2]),
+    PLAIN: DEFAULT[::2],
+}
+# Text to learn from: WikiText-2's valid behind the calibration sequences, with a sixth of the built-in text; what the dense model
+# writes, with as much of it; or the built-in text alone.
+TEXTS = ("own", "written", "built-in")
+HEAD = (
+    f"Perplexity without {AMOUNT:.0%} of the hidden neurons, repaired and then healed with a number of tokens. In brackets the "
+    "difference from the repaired model of the same neurons in nats per token, and its standard error, paired over sequences: a "
+    "difference of less than two errors says nothing. WikiText-2's test is text of the kind that calibrates; the source code of "
+    "Python's standard library is text of another kind. Items: the share of those that the dense model answers right. 'Own' text "
+    "to learn from is WikiText-2's valid behind the calibration sequences, and a sixth of the built-in text; 'written' is what "
+    "the dense model writes, and as much of that; 'built-in' is Python's documentation alone."
+)
+
+
+def plain_training(model: Any, text: CalibrationTokens, directory: str) -> None:
+    """Train on the next tokens of a text, as a script of transformers' users does it, without a dense model."""
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(
+        directory,
+        num_train_epochs=1,
+        per_device_train_batch_size=4,
+        learning_rate=5e-5,  # the Trainer's own
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    rows = [{"input_ids": ids, "labels": ids} for ids in text.sequences.ids]
+    Trainer(model, arguments, train_dataset=rows).train()
+    model.eval()
+
+
+class Start:
+    """One model, cut and repaired, that each row begins with."""
+
+    def __init__(self, study: Study, dense: Any, contender: str) -> None:
+        self.study, self.dense = study, dense
+        scorer, text = CONTENDERS[contender]
+        self.chosen = scorer
+        if scorer == DEFAULT[0]:
+            study.calibrate(text)
+            self.chosen = study.choice(text, AMOUNT).chosen
+        self.application, self.said = study.cut(self.chosen, "local", text, AMOUNT, "lstsq")
+        self.known = study.tokens[text].known
+
+    def text(self, kind: str, tokens: int, options: argparse.Namespace) -> Any:
+        """Return the sequences to learn from, and notes."""
+        sources = {"written": "generated", "built-in": "built-in"}
+        if kind == "own":
+            source: Any = (options.wikitext / "valid.txt").read_text(encoding="utf-8").replace("<unk>", "unk")
+        else:
+            source = sources[kind]
+        calibration = CalibrationText(source, sequence_length=options.sequence_length)
+        return healing_tokens(calibration, tokens, self.dense, self.study.tokenizer, self.known)
+
+    def healed(
+        self, contender: str, kind: str, tokens: int, options: argparse.Namespace, directory: Path | None
+    ) -> dict[str, Any]:
+        """Heal a copy, and evaluate it."""
+        begun, model, found = perf_counter(), copy.deepcopy(self.study.model), self.text(kind, tokens, options)
+        row: dict[str, Any] = {}
+        if contender == PLAIN:
+            with TemporaryDirectory() as work:
+                plain_training(model, found[0], work)
+        else:
+            execution = Execution(batch_size=options.batch_size)
+            healing = heal_apart(model, self.dense, *found, Distillation(tokens), execution, directory)
+            row["healing"] = healing.to_dict()
+            if contender == "llmrank" and kind == "own":
+                name = f"healing_{options.name}_{tokens}"
+                save_figure(draw_healing(healing), options.output.parent, name, ["png"])
+        seconds = round(perf_counter() - begun, 1)
+        return {**row, **self.study.losses(model), "seconds": seconds}
+
+
+def measure(study: Study, found: dict[str, Any], options: argparse.Namespace, save: Callable[[], None]) -> None:
+    """Measure the rows of one model that are missing, and save after each."""
+    dense = copy.deepcopy(study.model)
+    found.setdefault("dense", None)
+    found["dense"] = found["dense"] or study.losses()
+    rows = found["rows"]
+    for contender in options.contenders.split(","):
+        asked = [
+            (f"{contender} | {kind} | {tokens}", kind, tokens)
+            for kind, tokens in product(options.texts.split(","), map(int, options.tokens.split(",")))
+        ]
+        if all(name in rows for name, *_ in asked):
+            continue
+        start = Start(study, dense, contender)
+        try:
+            before = f"{contender} | {REPAIRED}"
+            if before not in rows:
+                rows[before] = {"scorer": start.chosen, **start.said, **study.losses()}
+                save()
+            for name, kind, tokens in asked:
+                if name not in rows:
+                    parts = (options.name, contender, kind, str(tokens))
+                    directory = options.checkpoints and options.checkpoints.joinpath(*parts)
+                    rows[name] = start.healed(contender, kind, tokens, options, directory)
+                    save()
+                    if directory is not None:
+                        shutil.rmtree(directory, ignore_errors=True)
+                    print(name, *(f"{_perplexity(kind_of(rows[name], text)):.2f}" for text in KINDS), flush=True)
+        finally:
+            start.application.undo()
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return all models in markdown."""
+    lines = [HEAD]
+    for name, found in results["models"].items():
+        dense, rows = found["dense"], found["rows"]
+        perplexities = [f"{_perplexity(kind_of(dense, kind)):.2f}" for kind in KINDS]
+        lines += ["", f"## {name}", "", f"| neurons, text, tokens | {' | '.join(KINDS)} | items | seconds |"]
+        lines += ["| --- | ---: | ---: | ---: | ---: |", f"| dense | {' | '.join(perplexities)} | 100.0% | |"]
+        ordered = sorted(rows, key=lambda each: (list(CONTENDERS).index(each.split(" | ")[0]), *_place(each)))
+        for label in ordered:
+            contender, *rest = label.split(" | ")
+            start, row = rows[f"{contender if contender != PLAIN else 'llmrank'} | {REPAIRED}"], rows[label]
+            cells = [_cell(kind_of(row, kind), kind_of(start, kind), row is start) for kind in KINDS]
+            seconds = f"{row['seconds']:,.0f}" if "seconds" in row else ""
+            what = rest[0] if len(rest) == 1 else f"{rest[0]}, {int(rest[1]):,}"
+            lines.append(
+                f"| {contender}, {what} | {' | '.join(cells)} | {share_right(row[ITEMS], dense[ITEMS])} | {seconds} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _place(label: str) -> tuple[int, int]:
+    _, kind, *tokens = label.split(" | ")
+    return (-1, 0) if kind == REPAIRED else (TEXTS.index(kind), int(tokens[0]))
+
+
+def _perplexity(row: dict[str, Any]) -> float:
+    return Perplexity.of(row["losses"], row["counts"]).value
+
+
+def _cell(row: dict[str, Any], start: dict[str, Any], is_start: bool) -> str:
+    value = f"{_perplexity(row):,.2f}"
+    if is_start:
+        return value
+    change = Estimate.of([a - b for a, b in zip(row["losses"], start["losses"], strict=True)], row["counts"])
+    return f"{value} ({change.value:+.3f}{'' if change.error is None else f' ± {change.error:.3f}'})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_wikitext(parser)
+    parser.add_argument("--model", action="append", help="directory, hub name or .gguf file; default the demo model")
+    parser.add_argument("--tokens", default="65536", help="numbers of tokens, with commas (%(default)s)")
+    parser.add_argument("--texts", default="own", help=f"with commas: {', '.join(TEXTS)} (%(default)s)")
+    parser.add_argument("--contenders", default="llmrank", help=f"with commas: {', '.join(CONTENDERS)} (%(default)s)")
+    parser.add_argument("--samples", type=int, default=16, help="calibration sequences (%(default)s)")
+    parser.add_argument("--evaluate", type=int, default=16, help="evaluation sequences (%(default)s)")
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=4, help="sequences in a forward pass (%(default)s)")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--checkpoints", type=Path, help="directory that keeps the state of interrupted trainings")
+    parser.add_argument("--output", type=Path, default=RESULTS / "healing.json")
+    options = parser.parse_args()
+    check_wikitext(parser, options)
+    numbers = {name: getattr(options, name) for name in ("samples", "evaluate", "sequence_length")}
+    results = opened(options.output, {**numbers, "amount": AMOUNT})
+
+    def save() -> None:
+        write(options.output, results)
+        write(options.output.with_suffix(".md"), table(results))
+
+    for source in options.model or [str(demo_model())]:
+        study = Study(source, options)
+        options.name = Path(source).name.removesuffix(".gguf")
+        found = results.setdefault("models", {}).setdefault(options.name, {"protocol": study.protocol(), "rows": {}})
+        measure(study, found, options, save)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()

@@ -1,0 +1,36 @@
+"""The table of healing: what a row gains over the repaired model of the same neurons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks import healing
+
+
+def test_the_table_compares_with_the_repaired_model_of_the_same_neurons() -> None:
+    def row(prose: float, other: float, **more: Any) -> dict[str, Any]:
+        own, second = ({"losses": [loss, 2 * loss], "counts": [1, 2]} for loss in (prose, other))
+        return {**own, "other": second, "items": "11-0", **more}
+
+    rows = {
+        "llmrank | own | 65536": row(1.4, 2.7, seconds=200.0),
+        "llmrank | own | 4096": row(1.5, 2.9, seconds=20.0),
+        "llmrank | built-in | 256": row(1.61, 2.9, seconds=2.0),
+        f"llmrank | {healing.REPAIRED}": row(1.6, 3.0),
+        f"{healing.PLAIN} | own | 4096": row(1.7, 3.1, seconds=10.0),
+        f"FLAP | {healing.REPAIRED}": row(1.9, 3.2),
+        "FLAP | own | 4096": row(1.8, 3.0, seconds=20.0),
+    }
+    dense = row(1.0, 2.0) | {"items": "11-1"}
+    lines = healing.table({"models": {"tiny": {"dense": dense, "rows": rows}}}).splitlines()
+    shown = [line.split(" | ")[:3] for line in lines if line.startswith("| ")]
+    assert shown[3:] == [
+        ["| llmrank, repaired only", "4.95", "20.09"],
+        ["| llmrank, own, 4,096", "4.48 (-0.100 ± 0.000)", "18.17 (-0.100 ± 0.000)"],
+        ["| llmrank, own, 65,536", "4.06 (-0.200 ± 0.000)", "14.88 (-0.300 ± 0.000)"],
+        ["| llmrank, built-in, 256", "5.00 (+0.010 ± 0.000)", "18.17 (-0.100 ± 0.000)"],
+        ["| FLAP, repaired only", "6.69", "24.53"],
+        ["| FLAP, own, 4,096", "6.05 (-0.100 ± 0.000)", "20.09 (-0.200 ± 0.000)"],
+        [f"| {healing.PLAIN}, own, 4,096", "5.47 (+0.100 ± 0.000)", "22.20 (+0.100 ± 0.000)"],
+    ]
+    assert lines[-1].endswith("| 66.7% ± 33.3% | 10 |")
