@@ -13,11 +13,12 @@ from llmrank.text import TokenSequences
 
 __all__ = ["Distillation", "Schedule"]
 
-# The highest learning rate of a model that takes STEPS steps, relative to the root mean square of each tensor: models differ in
-# the size of their weights by more than ten times, and Adam's steps do not. It falls with the square root of few steps: the noise
-# of the first steps spoils a repaired model, and only more steps undo that (benchmarks/LOG.md).
-LEARNING_RATES = {"all": 2e-3, "ffn": 2e-3, "lora": 1e-2}
-# A step takes as many sequences as make about this many steps, but at least FEWEST_TOKENS.
+# The highest learning rate of a model that takes FEW_STEPS steps or more, relative to the root mean square of each tensor: models
+# differ in the size of their weights by more than ten times, and Adam's steps do not. It falls with the square root of fewer steps:
+# the noise of the first steps spoils a repaired model, and only more steps undo that (benchmarks/LOG.md).
+LEARNING_RATES = {"all": 1e-3, "ffn": 1e-3, "lora": 5e-3}
+FEW_STEPS = 64
+# A step takes as many sequences as make about STEPS steps, but at least FEWEST_TOKENS.
 STEPS, FEWEST_TOKENS = 250, 2048
 # Arguments of transformers' Trainer that a user may set. The run sets the others, or they do not fit a model whose forward pass
 # returns the loss.
@@ -65,8 +66,8 @@ class Distillation:
         merged into the weights at the end.
     learning_rate : float, optional
         The highest one, relative to the root mean square of the values of each tensor (LoRA: to the median of the model's
-        matrices). It is reached after a fifth of the steps, and falls to zero along a cosine. By default 0.002 (LoRA: 0.01) for
-        250 steps or more, and less for fewer, with the square root of their number.
+        matrices). It is reached after a fifth of the steps, and falls to zero along a cosine. By default 0.001 (LoRA: 0.005) for
+        64 steps or more, and less for fewer, with the square root of their number.
     sequences_per_step : int, optional
         By default as many as make about 250 steps, but at least 2,048 tokens. It is rounded up to what all processes compute.
     rank : int
@@ -150,4 +151,4 @@ class Distillation:
 
     def rate(self, steps: int) -> float:
         """Return the highest learning rate for a number of steps."""
-        return self.learning_rate or LEARNING_RATES[self.learn] * min(1.0, math.sqrt(steps / STEPS))
+        return self.learning_rate or LEARNING_RATES[self.learn] * min(1.0, math.sqrt(steps / FEW_STEPS))

@@ -41,7 +41,7 @@ FIGURE, AUTOMATIC = "healing", "auto"
 # The fields of a Distillation that --with sets, and what help says of them.
 KNOBS = {
     "learn": "all, ffn or lora",
-    "learning_rate": "0.002 of the root mean square of each tensor for 250 steps, less for fewer",
+    "learning_rate": "0.001 of the root mean square of each tensor for 64 steps, less for fewer",
     "sequences_per_step": "2,048 tokens or more",
     "rank": "16, of lora",
 }

@@ -271,8 +271,8 @@ def test_the_rate_follows_the_number_of_steps() -> None:
     assert [Distillation(n).schedule(text).steps for n in (1024, 65_536)] == [1, 32]
     many = Distillation(10_000_000)
     assert many.schedule(text).steps == pytest.approx(250, abs=3)
-    assert many.rate(250) == many.rate(400) == 0.002
-    assert many.rate(10) == pytest.approx(0.0004)
+    assert many.rate(64) == many.rate(400) == 0.001
+    assert many.rate(16) == pytest.approx(0.0005)
     assert Distillation(1, learning_rate=0.1).rate(1) == 0.1
 
 
