@@ -18,8 +18,10 @@ from llmrank.healing import training as training_module
 from llmrank.healing.distillation import SCHEDULES
 from llmrank.healing.student import Student, learning
 from llmrank.models import find_ffns
+from llmrank.models.forward import predicts_next_token
 from llmrank.text import CalibrationTokens, TokenSequences
-from tests.llmrank.tiny_models import tiny_llama
+from tests.llmrank.tiny_mixtures import MIXTURES, tiny_mixture
+from tests.llmrank.tiny_models import Family, every_family, family_model, tiny_llama
 
 LENGTH = 16
 
@@ -94,6 +96,34 @@ def test_a_healed_model_is_closer_and_has_the_same_tensors(dense: Any, pruned: A
     assert [row.step for row in healing.rows] == [0, 4, 8, 12, 16]
     assert healing.rows[-1].tokens == 64 * LENGTH
     assert healing.rows[-1].learning_rate == 0.0
+
+
+def heals(dense: Any, amount: float, **options: Any) -> None:
+    pruned = copy.deepcopy(dense)
+    llmrank.prune_model(pruned, None, amount, calibration=TOKENS.sequences.ids[:8], repair="none", **options)
+    model, healing = healed(pruned, dense, replace(SETTINGS, learning_rate=1e-3))
+    assert healing.chosen > 0
+    assert healing.best.divergence < healing.start.divergence
+    before, after = ({name: each.shape for name, each in m.state_dict().items()} for m in (pruned, model))
+    assert before == after
+
+
+@every_family
+def test_every_family_that_predicts_tokens_can_be_healed(family: Family) -> None:
+    model = family_model(family)
+    if predicts_next_token(model):
+        heals(model, 0.5, scorer="random")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("mixtral", "gpt_oss") else pytest.mark.slow, id=name)
+        for name in MIXTURES
+    ],
+)
+def test_a_mixture_without_some_experts_can_be_healed(name: str) -> None:
+    heals(tiny_mixture(name), 0.5, targets="experts", scorer="frequency")
 
 
 def test_the_divergence_of_the_ledger_is_that_of_the_definition(dense: Any, pruned: Any) -> None:
