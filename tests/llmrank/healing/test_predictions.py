@@ -15,6 +15,7 @@ from llmrank.errors import OptionError
 from llmrank.healing import DenseModel, Predictions, heal_model, predict_tokens
 from llmrank.healing.teachers import divergence
 from tests.llmrank.healing.test_heal import SETTINGS, TOKENS, dense, pruned, sequences
+from tests.llmrank.pipeline.test_devices import OFFLOADED
 
 __all__ = ["dense", "pruned"]
 
@@ -86,3 +87,18 @@ def test_learning_from_a_file_ends_where_learning_from_the_model_does(dense: Any
     assert error is not None
     gained = expected.start.divergence - expected.best.divergence
     assert abs(ended.divergence - expected.best.divergence) < max(error, 0.1 * gained)
+
+
+@pytest.mark.parametrize("away", OFFLOADED)
+def test_a_dense_model_may_be_larger_than_memory(away: str, dense: Any, pruned: Any, tmp_path: Path) -> None:
+    offloaded = OFFLOADED[away](copy.deepcopy(dense), tmp_path)
+    assert any(parameter.is_meta for parameter in offloaded.parameters())
+    found, expected = predict_tokens(offloaded, TOKENS), predict_tokens(dense, TOKENS)
+    torch.testing.assert_close(found.entropy, expected.entropy)
+    torch.testing.assert_close(found.top_log_p, expected.top_log_p, atol=1e-3, rtol=1e-3)
+    beside, whole = copy.deepcopy(pruned), copy.deepcopy(pruned)
+    divergences = [
+        heal_model(student, DenseModel(teacher), TOKENS, SETTINGS).best.divergence
+        for student, teacher in ((beside, offloaded), (whole, dense))
+    ]
+    assert divergences[0] == pytest.approx(divergences[1], rel=1e-3)
