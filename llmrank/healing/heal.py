@@ -32,7 +32,8 @@ def heal_model(
     """Let a pruned model learn the predictions of the dense model on a text.
 
     The model is measured on held-out sequences at the start, three times on the way and at the end. In the end its weights are
-    those of the best measurement. Measurements that are worse than the start on one kind of text do not count.
+    those of the best measurement; only measurements that are clearly better than the start count
+    (:func:`llmrank.healing.ledger.best_row`).
 
     Parameters
     ----------

@@ -95,7 +95,7 @@ class Healing:
     rows : tuple of LedgerRow
         The first is the model before healing.
     chosen : int
-        Which of the rows the model is now: the one that is closest to the dense model, the first if none is closer.
+        Which of the rows the model is now, see :func:`best_row`.
     settings : dict
         What learned, how many parameters, and at which rate.
     text : dict
@@ -130,7 +130,7 @@ class Healing:
         found = list(self.notes)
         if self.chosen == 0:
             found.append(
-                "no step was closer to the dense model than the start, so the model is as it was before healing"
+                "no step was clearly closer to the dense model than the start, so the model is as it was before healing"
             )
         for kind, now in self.best.closeness.items():
             gain = now.gain_over(self.start.closeness[kind])
@@ -166,12 +166,17 @@ class Healing:
 def best_row(rows: Sequence[LedgerRow]) -> int:
     """Return the number of the row that is closest to the dense model; the earliest of equals.
 
-    A row is left out if it is worse than the first on one kind of text, by more than the error of the difference.
+    A row counts only if it is closer than the first by more than two standard errors of the difference, over all kinds of text, and
+    is not farther away on one of them by more than an error.
     """
 
-    def harms(row: LedgerRow) -> bool:
-        gains = [now.gain_over(rows[0].closeness[kind]) for kind, now in row.closeness.items()]
-        return any(gain.value < -(gain.error or 0.0) for gain in gains)
+    def gains(row: LedgerRow) -> bool:
+        found = [now.gain_over(rows[0].closeness[kind]) for kind, now in row.closeness.items()]
+        errors = [gain.error or 0.0 for gain in found]  # a single sequence has none
+        total = sum(gain.value for gain in found)
+        return total > 2.0 * math.hypot(*errors) and all(
+            gain.value >= -error for gain, error in zip(found, errors, strict=True)
+        )
 
-    allowed = [number for number, row in enumerate(rows) if not harms(row)]
-    return min(allowed, key=lambda number: rows[number].divergence)
+    counted = [number for number, row in enumerate(rows) if number == 0 or gains(row)]
+    return min(counted, key=lambda number: rows[number].divergence)

@@ -16,7 +16,6 @@ from llmrank.execution import Execution
 from llmrank.healing import DenseModel, Distillation, Healing, Predictions, heal_model, predict_tokens
 from llmrank.models.forward import fitting_length
 from llmrank.models.loading import parse_device
-from llmrank.pipeline.held_out import n_held_out
 from llmrank.pipeline.texts import DEFAULT_LENGTH, CalibrationText
 from llmrank.progress import Progress
 from llmrank.text import CalibrationTokens, TokenSequences
@@ -27,8 +26,8 @@ from llmrank.text.sources import make_sequences
 __all__ = ["heal", "heal_apart", "healing_tokens", "predict"]
 
 DEFAULT_TOKENS = 65_536
-# Largest number of sequences to hold out.
-MOST_HELD_OUT = 8
+# Number of sequences to hold out, but at most half of a short text: with fewer, chance would choose among the measurements.
+HELD_OUT = 8
 # Of six sequences, one is of the built-in text.
 SHARE_OF_OTHER = 1 / 6
 
@@ -62,8 +61,7 @@ def healing_tokens(
     length = fitting_length(model, text.sequence_length)
     asked = _n_sequences(tokens, length, alone=alone)
     n_used = 0 if used is None else len(used)
-    further = min(MOST_HELD_OUT, n_held_out(asked))
-    request = Request(tokenizer, asked + n_used, length, further, model=model, seed=text.seed, progress=progress)
+    request = Request(tokenizer, asked + n_used, length, HELD_OUT, model=model, seed=text.seed, progress=progress)
     found, behind = make_sequences(text.source, request)
     every = found.joined(behind)
     if len(every) < 2:
@@ -74,10 +72,10 @@ def healing_tokens(
     fresh = every if used is None else every.apart_from(used)
     # The sequences of a list or a tensor have a length of their own.
     wanted = _n_sequences(tokens, every.n_tokens / len(every), alone=alone)
-    if fresh is None or len(fresh) <= further:
+    if fresh is None or len(fresh) <= HELD_OUT:
         notes.append("the repair has seen nearly all of the text; healing gains more from other text of the same kind")
         fresh = every
-    further = min(further, len(fresh) // 2)
+    further = min(HELD_OUT, len(fresh) // 2)
     fit, held_out = fresh.split(min(wanted, len(fresh) - further))
     if len(fit) < 0.95 * wanted:
         notes.append(

@@ -151,12 +151,14 @@ def test_a_model_that_only_gets_worse_is_left_as_it_was(dense: Any) -> None:
 def test_a_gain_on_one_kind_of_text_does_not_pay_for_harm_on_the_other() -> None:
     from llmrank.healing.ledger import Closeness, LedgerRow, best_row
 
-    def row(step: int, own: float, other: float) -> LedgerRow:
+    def row(step: int, own: float, other: float, spread: float = 0.01) -> LedgerRow:
         kinds = {"own": own, "other": other}
-        closeness = {kind: Closeness((value, value + 0.01), (1.0, 1.0), (1, 1)) for kind, value in kinds.items()}
+        closeness = {kind: Closeness((value, value + spread), (1.0, 1.0), (1, 1)) for kind, value in kinds.items()}
         return LedgerRow(step, step, 0.0, 0.0, closeness)
 
     assert best_row([row(0, 1.0, 1.0), row(1, 0.1, 1.2), row(2, 0.8, 0.9)]) == 2
+    # The gain is 0.1 on average, but 0.2 in one sequence of each kind and none in the other.
+    assert best_row([row(0, 1.0, 1.0, 0.01), row(1, 0.8, 0.8, 0.21)]) == 0
 
 
 class KilledError(Exception):
