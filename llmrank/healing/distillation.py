@@ -14,8 +14,8 @@ from llmrank.text import TokenSequences
 __all__ = ["Distillation", "Schedule"]
 
 # The highest learning rate of a model that takes FEW_STEPS steps or more, relative to the root mean square of each tensor: models
-# differ in the size of their weights by more than ten times, and Adam's steps do not. It falls with the square root of fewer steps:
-# the noise of the first steps spoils a repaired model, and only more steps undo that (benchmarks/LOG.md).
+# differ in the size of their weights by more than ten times, and Adam's steps do not. It falls with the square root of fewer
+# steps: the noise of the first steps spoils a repaired model, and only more steps undo that (benchmarks/LOG.md).
 LEARNING_RATES = {"all": 1e-3, "ffn": 1e-3, "lora": 5e-3}
 FEW_STEPS = 64
 # A step takes as many sequences as make about STEPS steps, but at least FEWEST_TOKENS.

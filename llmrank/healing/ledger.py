@@ -166,8 +166,8 @@ class Healing:
 def best_row(rows: Sequence[LedgerRow]) -> int:
     """Return the number of the row that is closest to the dense model; the earliest of equals.
 
-    A row counts only if it is closer than the first by more than two standard errors of the difference, over all kinds of text, and
-    is not farther away on one of them by more than an error.
+    A row counts only if it is closer than the first by more than two standard errors of the difference, over all kinds of text,
+    and is not farther away on one of them by more than an error.
     """
 
     def gains(row: LedgerRow) -> bool:
