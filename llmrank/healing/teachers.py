@@ -14,6 +14,8 @@ from llmrank.models.digest import weights_digest
 from llmrank.models.forward import at_least_float32, evaluation_mode
 from llmrank.text import CalibrationTokens
 
+# Numbers that are compared at once for every sequence of a batch: on a GPU, and on a CPU.
+VALUES_AT_ONCE = (2**23, 2**19)
 __all__ = ["BandDivergence", "DenseModel", "Teacher", "check_vocabularies", "vocabulary_of"]
 
 # From logits (batch, steps, vocabulary) to divergences (batch, steps) from the teacher, in nats.
@@ -94,10 +96,37 @@ def check_vocabularies(teacher: int | None, pruned: int | None) -> None:
         )
 
 
+class _Divergence(torch.autograd.Function):
+    """KL(softmax(teacher) || softmax(logits)), whose gradient is the difference of the two distributions.
+
+    A few positions at a time, so that what lies between logits and divergence stays in the cache of a CPU. Autograd would keep all
+    of it, and pass over the vocabulary twice as often.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[1] else None
+        found = []
+        at_once = max(1, VALUES_AT_ONCE[logits.device.type == "cpu"] // logits.shape[-1])
+        for position in range(0, logits.shape[-2], at_once):
+            part = (..., slice(position, position + at_once), slice(None))
+            log_p, log_q = (at_least_float32(each[part]).log_softmax(-1) for each in (teacher_logits, logits))
+            p = log_p.exp()
+            if gradient is not None:
+                gradient[part] = log_q.exp().sub_(p)
+            # Where p is 0 the term counts as 0; log p is -Inf there.
+            found.append(log_p.clamp_(min=torch.finfo(log_p.dtype).min).sub_(log_q).mul_(p).sum(-1))
+        ctx.save_for_backward(gradient)
+        return torch.cat(found, dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
+        (difference,) = ctx.saved_tensors
+        return None, difference * gradient.unsqueeze(-1).to(difference.dtype)
+
+
 def divergence(teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Return KL(teacher || logits) at every position, in nats."""
+    """Return KL(teacher || logits) at every position, in nats; only the logits have a gradient."""
     check_vocabularies(teacher_logits.shape[-1], logits.shape[-1])
-    log_p = at_least_float32(teacher_logits.to(logits.device)).log_softmax(-1)
-    p, log_q = log_p.exp(), at_least_float32(logits).log_softmax(-1)
-    # Where p is 0 the term counts as 0; log p is -Inf there.
-    return (p * (log_p.clamp(min=torch.finfo(log_p.dtype).min) - log_q)).sum(-1)
+    found: torch.Tensor = _Divergence.apply(teacher_logits.to(logits.device), logits)  # type: ignore[no-untyped-call]
+    return found
