@@ -136,9 +136,8 @@ class Student(nn.Module):
                 sums = torch.zeros(3, len(ids), dtype=torch.float64)
                 teacher = self.teacher.divergences(ids, mask, rows)
                 for (logits, targets, valid), divergence in zip(self.predictor.bands(ids, mask), teacher, strict=True):
-                    losses = nn.functional.cross_entropy(
-                        at_least_float32(logits).transpose(1, 2), targets, reduction="none"
-                    )
+                    flat = at_least_float32(logits).flatten(0, 1), targets.flatten()
+                    losses = nn.functional.cross_entropy(*flat, reduction="none").view_as(targets)
                     for row, values in enumerate((divergence(logits), losses, torch.ones_like(losses))):
                         sums[row] += torch.where(valid, values, 0.0).double().sum(1).cpu()
                 found += [(float(kl), float(loss), int(n)) for kl, loss, n in sums.T]

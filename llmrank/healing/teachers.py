@@ -99,8 +99,8 @@ def check_vocabularies(teacher: int | None, pruned: int | None) -> None:
 class _Divergence(torch.autograd.Function):
     """KL(softmax(teacher) || softmax(logits)), whose gradient is the difference of the two distributions.
 
-    A few positions at a time, so that what lies between logits and divergence stays in the cache of a CPU. Autograd would keep all
-    of it, and pass over the vocabulary twice as often.
+    A few positions at a time, so that what lies between logits and divergence stays in the cache of a CPU. Autograd would keep
+    all of it, and pass over the vocabulary twice as often.
     """
 
     @staticmethod
