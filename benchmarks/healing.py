@@ -27,7 +27,8 @@ from llmrank.cli.demo_models import demo_model
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity
 from llmrank.execution import Execution
-from llmrank.healing import Distillation
+from llmrank.healing import Distillation, Healing
+from llmrank.healing.ledger import LedgerRow
 from llmrank.inspection.figures import save_figure
 from llmrank.inspection.healing import draw_healing
 from llmrank.pipeline.heal import heal_apart, healing_tokens
@@ -37,6 +38,8 @@ from llmrank.text import CalibrationTokens
 AMOUNT = 0.3
 # The model before healing, and the plain script.
 REPAIRED, PLAIN = "repaired only", "the Trainer on next tokens"
+# The default, healed with its own text; a number of tokens follows.
+OWN = "llmrank | own | "
 # Who chooses the neurons, or heals otherwise -> the scorer and the text that it is calibrated on.
 CONTENDERS = {
     "llmrank": DEFAULT[::2],
@@ -117,9 +120,6 @@ class Start:
             execution = Execution(batch_size=options.batch_size)
             healing = heal_apart(model, self.dense, *found, Distillation(tokens), execution, directory)
             row["healing"] = healing.to_dict()
-            if contender == "llmrank" and kind == "own":
-                name = f"healing_{options.name}_{tokens}"
-                save_figure(draw_healing(healing), options.output.parent, name, ["png"])
         seconds = round(perf_counter() - begun, 1)
         return {**row, **self.study.losses(model), "seconds": seconds}
 
@@ -154,6 +154,17 @@ def measure(study: Study, found: dict[str, Any], options: argparse.Namespace, sa
                     print(name, *(f"{_perplexity(kind_of(rows[name], text)):.2f}" for text in KINDS), flush=True)
         finally:
             start.application.undo()
+
+
+def draw(results: dict[str, Any], directory: Path) -> None:
+    """Draw the ledger of each model's longest healing with its own text."""
+    for name, found in results["models"].items():
+        tokens = [int(label.removeprefix(OWN)) for label in found["rows"] if label.startswith(OWN)]
+        if tokens:
+            ledger = found["rows"][f"{OWN}{max(tokens)}"]["healing"]
+            rows = tuple(LedgerRow.of_dict(each) for each in ledger["rows"])
+            healing = Healing(rows, ledger["chosen"], ledger["settings"], ledger["text"])
+            save_figure(draw_healing(healing), directory, f"healing_{name}", ["png"])
 
 
 def table(results: dict[str, Any]) -> str:
@@ -216,6 +227,7 @@ def main() -> None:
     def save() -> None:
         write(options.output, results)
         write(options.output.with_suffix(".md"), table(results))
+        draw(results, options.output.parent)
 
     for source in options.model or [str(demo_model())]:
         study = Study(source, options)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.across import DEFAULT, ITEMS, KINDS, PEER, TEXTS, kind_of, share_right
+from benchmarks.healing import OWN as HEALED
 from benchmarks.healing import REPAIRED as REPAIRED_ONLY
 from benchmarks.result_files import write
 from llmrank.evaluation.estimate import Estimate
@@ -25,8 +26,6 @@ PAGES = {
     "docs/results/experts.md": ("experts",),
 }
 AMOUNTS = (0.1, 0.2, 0.3, 0.5)
-# The rows of healing that are shown, and then the number of tokens.
-HEALED = "llmrank | own | "
 # The end of valid, by which settings are chosen, is shown for this amount alone.
 CHOSEN_AT = 0.3
 
