@@ -19,6 +19,7 @@ from llmrank.models.loading import parse_device
 from llmrank.pipeline.texts import DEFAULT_LENGTH, CalibrationText
 from llmrank.progress import Progress
 from llmrank.text import CalibrationTokens, TokenSequences
+from llmrank.text.generated import Generated
 from llmrank.text.other_text import add_other_text, held_out_other_text, is_alone
 from llmrank.text.sequences import Request
 from llmrank.text.sources import make_sequences
@@ -28,6 +29,9 @@ __all__ = ["heal", "heal_apart", "healing_tokens", "predict"]
 DEFAULT_TOKENS = 65_536
 # Number of sequences to hold out, but at most half of a short text: with fewer, chance would choose among the measurements.
 HELD_OUT = 8
+# They come from this many sequences behind those to learn from, because the next ones are often of the same document. What the
+# model writes has no order, and takes time.
+BEHIND = 8 * HELD_OUT
 # Of six sequences, one is of the built-in text.
 SHARE_OF_OTHER = 1 / 6
 
@@ -61,7 +65,9 @@ def healing_tokens(
     length = fitting_length(model, text.sequence_length)
     asked = _n_sequences(tokens, length, alone=alone)
     n_used = 0 if used is None else len(used)
-    request = Request(tokenizer, asked + n_used, length, HELD_OUT, model=model, seed=text.seed, progress=progress)
+    is_written = isinstance(text.source, str) and text.source == Generated.name
+    further = HELD_OUT if is_written else BEHIND
+    request = Request(tokenizer, asked + n_used, length, further, model=model, seed=text.seed, progress=progress)
     found, behind = make_sequences(text.source, request)
     every = found.joined(behind)
     if len(every) < 2:

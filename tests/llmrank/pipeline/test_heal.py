@@ -44,6 +44,14 @@ def test_what_the_repair_has_seen_is_left_out(varied: Path) -> None:
     assert len(found.held_out) == len(found.other) == 8
 
 
+def test_what_is_held_out_is_from_all_over_the_text_behind() -> None:
+    rows = torch.arange(3, 63)[:, None].repeat(1, LENGTH)  # each of 60 sequences repeats one token
+    found, _ = healing_tokens(CalibrationText(rows, 8, LENGTH), 4 * LENGTH, tiny_llama(), None)
+    assert found.held_out is not None
+    assert found.sequences.ids[:, 0].tolist() == [3, 4, 5, 6]
+    assert found.held_out.ids[:, 0].tolist() == [10, 17, 24, 31, 38, 45, 52, 59]
+
+
 def test_a_short_text_is_read_again_and_that_is_said(varied: Path) -> None:
     few = varied.read_text(encoding="utf-8")[:600]
     source = CalibrationText({varied.with_name("few.txt"): 1.0}, 8, LENGTH)
