@@ -78,9 +78,10 @@ def healing_tokens(
     fresh = every if used is None else every.apart_from(used)
     # The sequences of a list or a tensor have a length of their own.
     wanted = _n_sequences(tokens, every.n_tokens / len(every), alone=alone)
-    if fresh is None or len(fresh) <= HELD_OUT:
+    if used is not None and (fresh is None or len(fresh) <= HELD_OUT):
         notes.append("the repair has seen nearly all of the text; healing gains more from other text of the same kind")
         fresh = every
+    assert fresh is not None
     further = min(HELD_OUT, len(fresh) // 2)
     fit, held_out = fresh.split(min(wanted, len(fresh) - further))
     if len(fit) < 0.95 * wanted:

@@ -50,6 +50,9 @@ def test_what_is_held_out_is_from_all_over_the_text_behind() -> None:
     assert found.held_out is not None
     assert found.sequences.ids[:, 0].tolist() == [3, 4, 5, 6]
     assert found.held_out.ids[:, 0].tolist() == [10, 17, 24, 31, 38, 45, 52, 59]
+    short, notes = healing_tokens(CalibrationText(rows[:6], 8, LENGTH), 3 * LENGTH, tiny_llama(), None)
+    assert short.held_out is not None
+    assert (len(short.sequences), len(short.held_out), notes) == (3, 3, [])
 
 
 def test_a_short_text_is_read_again_and_that_is_said(varied: Path) -> None:
