@@ -20,7 +20,8 @@ from tests.llmrank.devices import on_two
 from tests.llmrank.healing.test_heal import TOKENS, dense, pruned
 
 __all__ = ["dense", "pruned"]
-pytestmark = pytest.mark.usefixtures("two_devices")
+# The simulated devices need a newer transformers than the oldest that is tested, where no slow tests run.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_devices")]
 
 TEACHERS: dict[str, Callable[[Any], Teacher]] = {
     "beside it": lambda dense: DenseModel(dense.to(FIRST)),
