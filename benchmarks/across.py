@@ -252,7 +252,7 @@ def table(results: dict[str, Any]) -> str:
             if dense is None:
                 continue
             dtype = found.get("protocol", {}).get("dtype", "float32")
-            value = f"{share_right(dense)} right" if kind == ITEMS else f"{_perplexity(dense):.2f}"
+            value = f"{share_right(dense)} right" if kind == ITEMS else f"{perplexity_of(dense):.2f}"
             lines += ["", f"## {name} on {kind}: dense {value}{'' if dtype == 'float32' else f' ({dtype})'}", ""]
             for repair in REPAIRS:
                 rows = [row for row in found["rows"] if row["repair"] == repair and kind_of(row, kind)]
@@ -273,7 +273,7 @@ def _rows(found: list[dict[str, Any]], kind: str, dense: Any) -> list[str]:
     for text, (scorer, budget) in product(TEXTS, _pairs()):
         if any((scorer, budget, text, amount) in rows for amount in amounts):
             cells = [
-                _cell(rows.get((scorer, budget, text, amount)), rows.get((*DEFAULT, amount)), dense)
+                cell(rows.get((scorer, budget, text, amount)), rows.get((*DEFAULT, amount)), dense)
                 for amount in amounts
             ]
             label = f"{scorer}, {budget.replace(':normalize=', ', ')}{suffix(text)}"
@@ -306,7 +306,7 @@ def share_right(items: str, dense: str | None = None) -> str:
     return f"{share.value:.1%}{'' if share.error is None else f' ± {share.error:.1%}'}"
 
 
-def _perplexity(row: dict[str, Any]) -> float:
+def perplexity_of(row: dict[str, Any]) -> float:
     return Perplexity.of(row["losses"], row["counts"]).value
 
 
@@ -314,12 +314,12 @@ def _pairs() -> list[tuple[str, str]]:
     return [(scorer, budget) for scorer, budgets in ROWS.items() for budget in budgets]
 
 
-def _cell(row: Any, default: dict[str, Any] | None, dense: Any) -> str:
+def cell(row: Any, default: dict[str, Any] | None, dense: Any) -> str:
     if row is None:
         return ""
     if isinstance(row, str):
         return share_right(row, dense)
-    value = f"{_perplexity(row):,.2f}"
+    value = f"{perplexity_of(row):,.2f}"
     if default is None or row is default:
         return value
     differences = [own - other for own, other in zip(row["losses"], default["losses"], strict=True)]
@@ -344,7 +344,7 @@ def measure(study: Study, found: dict[str, Any], options: argparse.Namespace, sa
             row = study.row(*setting, found["rows"])
             found["rows"] = [*(other for other in found["rows"] if other not in there), row]
             save()
-            print(*setting, round(_perplexity(row), 2), flush=True)
+            print(*setting, round(perplexity_of(row), 2), flush=True)
 
 
 def main() -> None:

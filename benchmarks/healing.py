@@ -20,12 +20,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.across import DEFAULT, ITEMS, KINDS, PEER, RESULTS, Study, kind_of, share_right
+from benchmarks.across import DEFAULT, ITEMS, KINDS, PEER, RESULTS, Study, cell, kind_of, perplexity_of, share_right
 from benchmarks.result_files import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext
 from llmrank.cli.demo_models import demo_model
-from llmrank.evaluation.estimate import Estimate
-from llmrank.evaluation.perplexity import Perplexity
 from llmrank.execution import Execution
 from llmrank.healing import Distillation, Healing
 from llmrank.healing.ledger import LedgerRow
@@ -127,8 +125,8 @@ class Start:
 def measure(study: Study, found: dict[str, Any], options: argparse.Namespace, save: Callable[[], None]) -> None:
     """Measure the rows of one model that are missing, and save after each."""
     dense = copy.deepcopy(study.model)
-    found.setdefault("dense", None)
-    found["dense"] = found["dense"] or study.losses()
+    if "dense" not in found:
+        found["dense"] = study.losses()
     rows = found["rows"]
     for contender in options.contenders.split(","):
         asked = [
@@ -151,7 +149,7 @@ def measure(study: Study, found: dict[str, Any], options: argparse.Namespace, sa
                     save()
                     if directory is not None:
                         shutil.rmtree(directory, ignore_errors=True)
-                    print(name, *(f"{_perplexity(kind_of(rows[name], text)):.2f}" for text in KINDS), flush=True)
+                    print(name, *(f"{perplexity_of(kind_of(rows[name], text)):.2f}" for text in KINDS), flush=True)
         finally:
             start.application.undo()
 
@@ -172,14 +170,14 @@ def table(results: dict[str, Any]) -> str:
     lines = [HEAD]
     for name, found in results["models"].items():
         dense, rows = found["dense"], found["rows"]
-        perplexities = [f"{_perplexity(kind_of(dense, kind)):.2f}" for kind in KINDS]
+        perplexities = [f"{perplexity_of(kind_of(dense, kind)):.2f}" for kind in KINDS]
         lines += ["", f"## {name}", "", f"| neurons, text, tokens | {' | '.join(KINDS)} | items | seconds |"]
         lines += ["| --- | ---: | ---: | ---: | ---: |", f"| dense | {' | '.join(perplexities)} | 100.0% | |"]
         ordered = sorted(rows, key=lambda each: (list(CONTENDERS).index(each.split(" | ")[0]), *_place(each)))
         for label in ordered:
             contender, *rest = label.split(" | ")
             start, row = rows[f"{contender if contender != PLAIN else 'llmrank'} | {REPAIRED}"], rows[label]
-            cells = [_cell(kind_of(row, kind), kind_of(start, kind), row is start) for kind in KINDS]
+            cells = [cell(kind_of(row, kind), kind_of(start, kind), dense) for kind in KINDS]
             seconds = f"{row['seconds']:,.0f}" if "seconds" in row else ""
             what = rest[0] if len(rest) == 1 else f"{rest[0]}, {int(rest[1]):,}"
             lines.append(
@@ -191,18 +189,6 @@ def table(results: dict[str, Any]) -> str:
 def _place(label: str) -> tuple[int, int]:
     _, kind, *tokens = label.split(" | ")
     return (-1, 0) if kind == REPAIRED else (TEXTS.index(kind), int(tokens[0]))
-
-
-def _perplexity(row: dict[str, Any]) -> float:
-    return Perplexity.of(row["losses"], row["counts"]).value
-
-
-def _cell(row: dict[str, Any], start: dict[str, Any], is_start: bool) -> str:
-    value = f"{_perplexity(row):,.2f}"
-    if is_start:
-        return value
-    change = Estimate.of([a - b for a, b in zip(row["losses"], start["losses"], strict=True)], row["counts"])
-    return f"{value} ({change.value:+.3f}{'' if change.error is None else f' ± {change.error:.3f}'})"
 
 
 def main() -> None:

@@ -167,7 +167,8 @@ def healed(healing: dict[str, Any]) -> list[str]:
             ours = " and ".join(f"{_perplexity(kind_of(own, kind)):.2f}" for kind in KINDS)
             repaired = " and ".join(_behind(kind_of(own, kind), kind_of(before, kind)) for kind in KINDS)
             kept = [share_right(row[ITEMS], dense[ITEMS]) for row in (own, before)]
-            label = f"{model.removesuffix('.Q4_1')}, healed with {most:,} tokens"
+            whole = " and ".join(f"{_perplexity(kind_of(dense, kind)):.2f}" for kind in KINDS)
+            label = f"{model.removesuffix('.Q4_1')}, dense {whole}, healed with {most:,} tokens"
             lines.append(f"| {label} | {ours}; items kept {kept[0]} | {repaired}; {kept[1]}, repaired only |")
     return lines
 

@@ -158,7 +158,7 @@ def compare_predictions(
 def _compare(dense_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Return the divergences, and 1 where both models have the same likeliest token, else 0: (tokens, 2) float64 on the CPU."""
     compared = torch.zeros(len(dense_logits), 2, dtype=torch.float64)
-    at_once = _rows_at_once(dense_logits)
+    at_once = rows_at_once(dense_logits)
     for start in range(0, len(dense_logits), at_once):
         rows = slice(start, start + at_once)
         p, q = at_least_float32(dense_logits[rows]), at_least_float32(logits[rows])
@@ -193,7 +193,7 @@ def divergences(log_p: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     >>> divergences(even, skewed + 3.0)  # 0.5 ln 2 + 0.5 ln 2/3
     tensor([0.1438], dtype=torch.float64)
     """
-    parts, at_once = [], _rows_at_once(log_p)
+    parts, at_once = [], rows_at_once(log_p)
     for p, q in zip(torch.split(log_p, at_once), torch.split(logits, at_once), strict=True):
         terms = p.exp() * (p - q.log_softmax(-1))
         # Where p is 0 the term counts as 0; the product above is NaN there.
@@ -202,8 +202,8 @@ def divergences(log_p: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _rows_at_once(distributions: torch.Tensor) -> int:
-    """Return how many rows of a (rows, n) tensor are compared at once."""
+def rows_at_once(distributions: torch.Tensor) -> int:
+    """Return how many rows of a (..., n) tensor are compared at once."""
     values = VALUES_AT_ONCE_ON_CPU if distributions.device.type == "cpu" else VALUES_AT_ONCE
     return max(1, values // max(1, distributions.shape[-1]))
 

@@ -9,13 +9,12 @@ from typing import Any, Protocol, TypeAlias
 import torch
 
 from llmrank.errors import OptionError
+from llmrank.evaluation.fidelity import rows_at_once
 from llmrank.evaluation.logits import Predictor, check_predicts
 from llmrank.models.digest import weights_digest
 from llmrank.models.forward import at_least_float32, evaluation_mode
 from llmrank.text import CalibrationTokens
 
-# Numbers that are compared at once for every sequence of a batch: on a GPU, and on a CPU.
-VALUES_AT_ONCE = (2**23, 2**19)
 __all__ = ["BandDivergence", "DenseModel", "Teacher", "check_vocabularies", "vocabulary_of"]
 
 # From logits (batch, steps, vocabulary) to divergences (batch, steps) from the teacher, in nats.
@@ -100,14 +99,14 @@ class _Divergence(torch.autograd.Function):
     """KL(softmax(teacher) || softmax(logits)), whose gradient is the difference of the two distributions.
 
     A few positions at a time, so that what lies between logits and divergence stays in the cache of a CPU. Autograd would keep
-    all of it, and pass over the vocabulary twice as often.
+    all of it, and pass over the vocabulary more often.
     """
 
     @staticmethod
     def forward(ctx: Any, teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[1] else None
         found = []
-        at_once = max(1, VALUES_AT_ONCE[logits.device.type == "cpu"] // logits.shape[-1])
+        at_once = max(1, rows_at_once(logits) // len(logits))
         for position in range(0, logits.shape[-2], at_once):
             part = (..., slice(position, position + at_once), slice(None))
             log_p, log_q = (at_least_float32(each[part]).log_softmax(-1) for each in (teacher_logits, logits))

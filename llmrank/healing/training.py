@@ -282,7 +282,7 @@ def _arguments(
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies matrices of bfloat16 in hardware; without that, they are slower than those of float32."""
+    """Whether a device multiplies matrices of bfloat16 in hardware."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Older versions of torch do not say what a CPU can do.

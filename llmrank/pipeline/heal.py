@@ -75,13 +75,17 @@ def healing_tokens(
             f"the text ({every.source}) has one sequence of {length} tokens, and healing needs another one to be measured on; "
             "give more text, or a smaller sequence length"
         )
-    fresh = every if used is None else every.apart_from(used)
+    fresh = every
+    if used is not None:
+        unknown = every.apart_from(used)
+        if unknown is None or len(unknown) <= HELD_OUT:
+            notes.append(
+                "the repair has seen nearly all of the text; healing gains more from other text of the same kind"
+            )
+        else:
+            fresh = unknown
     # The sequences of a list or a tensor have a length of their own.
     wanted = _n_sequences(tokens, every.n_tokens / len(every), alone=alone)
-    if used is not None and (fresh is None or len(fresh) <= HELD_OUT):
-        notes.append("the repair has seen nearly all of the text; healing gains more from other text of the same kind")
-        fresh = every
-    assert fresh is not None
     further = min(HELD_OUT, len(fresh) // 2)
     fit, held_out = fresh.split(min(wanted, len(fresh) - further))
     if len(fit) < 0.95 * wanted:

@@ -112,6 +112,9 @@ def test_every_family_that_predicts_tokens_can_be_healed(family: Family) -> None
     model = family_model(family)
     if predicts_next_token(model):
         heals(model, 0.5, scorer="random")
+    else:
+        with pytest.raises(UnsupportedModelError, match="predicts no next token"):
+            DenseModel(model)
 
 
 @pytest.mark.parametrize(
