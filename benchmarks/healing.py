@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,8 +36,8 @@ from llmrank.text import CalibrationTokens
 AMOUNT = 0.3
 # The model before healing, and the plain script.
 REPAIRED, PLAIN = "repaired only", "the Trainer on next tokens"
-# The default, healed with its own text; a number of tokens follows.
-OWN = "llmrank | own | "
+# Calibration sequences of a row that names no other number.
+SAMPLES = 16
 # Who chooses the neurons, or heals otherwise -> the scorer and the text that it is calibrated on.
 CONTENDERS = {
     "llmrank": DEFAULT[::2],
@@ -54,10 +54,35 @@ HEAD = (
     f"Perplexity without {AMOUNT:.0%} of the hidden neurons, repaired and then healed with a number of tokens. In brackets the "
     "difference from the repaired model of the same neurons in nats per token, and its standard error, paired over sequences: a "
     "difference of less than two errors says nothing. WikiText-2's test is text of the kind that calibrates; the source code of "
-    "Python's standard library is text of another kind. Items: the share of those that the dense model answers right. 'Own' text "
-    "to learn from is WikiText-2's valid behind the calibration sequences, and a sixth of the built-in text; 'written' is what "
+    "Python's standard library is text of another kind. Calibration and repair have read 16 sequences, or as many as a row says, "
+    "and a fifth as many of the built-in text. Items: the share of those that the dense model answers right. 'Own' text to learn "
+    "from is WikiText-2's valid behind the calibration sequences, and a sixth of the built-in text; 'written' is what "
     "the dense model writes, and as much of that; 'built-in' is Python's documentation alone."
 )
+
+
+def beginning(contender: str, samples: int) -> str:
+    """Return what the labels of the rows begin with that share a repaired model."""
+    return contender if samples == SAMPLES else f"{contender}, {samples} sequences"
+
+
+def parts(label: str) -> tuple[str, int, str, int]:
+    """Return the contender, the calibration sequences, the text (or REPAIRED) and the tokens of a row."""
+    who, text, *tokens = label.split(" | ")
+    contender, _, samples = who.partition(", ")
+    return contender, int(samples.split()[0]) if samples else SAMPLES, text, int(tokens[0]) if tokens else 0
+
+
+def most_healed(rows: Iterable[str]) -> str | None:
+    """Return the label of the default that was repaired on most sequences of its own text, and then healed with most tokens."""
+    own = [label for label in rows if parts(label)[::2] == ("llmrank", "own")]
+    return max(own, key=lambda label: parts(label)[1::2], default=None)
+
+
+def start_of(label: str) -> str:
+    """Return the label of the repaired model that a row begins with."""
+    contender, samples, *_ = parts(label)
+    return f"{beginning('llmrank' if contender == PLAIN else contender, samples)} | {REPAIRED}"
 
 
 def plain_training(model: Any, text: CalibrationTokens, directory: str) -> None:
@@ -130,21 +155,21 @@ def measure(study: Study, found: dict[str, Any], options: argparse.Namespace, sa
     rows = found["rows"]
     for contender in options.contenders.split(","):
         asked = [
-            (f"{contender} | {kind} | {tokens}", kind, tokens)
+            (f"{beginning(contender, options.samples)} | {kind} | {tokens}", kind, tokens)
             for kind, tokens in product(options.texts.split(","), map(int, options.tokens.split(",")))
         ]
         if all(name in rows for name, *_ in asked):
             continue
         start = Start(study, dense, contender)
         try:
-            before = f"{contender} | {REPAIRED}"
+            before = start_of(asked[0][0])
             if before not in rows:
                 rows[before] = {"scorer": start.chosen, **start.said, **study.losses()}
                 save()
             for name, kind, tokens in asked:
                 if name not in rows:
-                    parts = (options.name, contender, kind, str(tokens))
-                    directory = options.checkpoints and options.checkpoints.joinpath(*parts)
+                    place = (options.name, beginning(contender, options.samples), kind, str(tokens))
+                    directory = options.checkpoints and options.checkpoints.joinpath(*place)
                     rows[name] = start.healed(contender, kind, tokens, options, directory)
                     save()
                     if directory is not None:
@@ -157,9 +182,9 @@ def measure(study: Study, found: dict[str, Any], options: argparse.Namespace, sa
 def draw(results: dict[str, Any], directory: Path) -> None:
     """Draw the ledger of each model's longest healing with its own text."""
     for name, found in results["models"].items():
-        tokens = [int(label.removeprefix(OWN)) for label in found["rows"] if label.startswith(OWN)]
-        if tokens:
-            ledger = found["rows"][f"{OWN}{max(tokens)}"]["healing"]
+        label = most_healed(found["rows"])
+        if label is not None:
+            ledger = found["rows"][label]["healing"]
             rows = tuple(LedgerRow.of_dict(each) for each in ledger["rows"])
             healing = Healing(rows, ledger["chosen"], ledger["settings"], ledger["text"])
             save_figure(draw_healing(healing), directory, f"healing_{name}", ["png"])
@@ -173,22 +198,19 @@ def table(results: dict[str, Any]) -> str:
         perplexities = [f"{perplexity_of(kind_of(dense, kind)):.2f}" for kind in KINDS]
         lines += ["", f"## {name}", "", f"| neurons, text, tokens | {' | '.join(KINDS)} | items | seconds |"]
         lines += ["| --- | ---: | ---: | ---: | ---: |", f"| dense | {' | '.join(perplexities)} | 100.0% | |"]
-        ordered = sorted(rows, key=lambda each: (list(CONTENDERS).index(each.split(" | ")[0]), *_place(each)))
-        for label in ordered:
-            contender, *rest = label.split(" | ")
-            start, row = rows[f"{contender if contender != PLAIN else 'llmrank'} | {REPAIRED}"], rows[label]
+        for label in sorted(rows, key=_place):
+            start, row = rows[start_of(label)], rows[label]
             cells = [cell(kind_of(row, kind), kind_of(start, kind), dense) for kind in KINDS]
             seconds = f"{row['seconds']:,.0f}" if "seconds" in row else ""
-            what = rest[0] if len(rest) == 1 else f"{rest[0]}, {int(rest[1]):,}"
-            lines.append(
-                f"| {contender}, {what} | {' | '.join(cells)} | {share_right(row[ITEMS], dense[ITEMS])} | {seconds} |"
-            )
+            contender, samples, text, tokens = parts(label)
+            what = f"{beginning(contender, samples)}, {text}{f', {tokens:,}' if tokens else ''}"
+            lines.append(f"| {what} | {' | '.join(cells)} | {share_right(row[ITEMS], dense[ITEMS])} | {seconds} |")
     return "\n".join(lines) + "\n"
 
 
-def _place(label: str) -> tuple[int, int]:
-    _, kind, *tokens = label.split(" | ")
-    return (-1, 0) if kind == REPAIRED else (TEXTS.index(kind), int(tokens[0]))
+def _place(label: str) -> tuple[int, ...]:
+    contender, samples, text, tokens = parts(label)
+    return list(CONTENDERS).index(contender), samples, (REPAIRED, *TEXTS).index(text), tokens
 
 
 def main() -> None:
@@ -198,7 +220,7 @@ def main() -> None:
     parser.add_argument("--tokens", default="65536", help="numbers of tokens, with commas (%(default)s)")
     parser.add_argument("--texts", default="own", help=f"with commas: {', '.join(TEXTS)} (%(default)s)")
     parser.add_argument("--contenders", default="llmrank", help=f"with commas: {', '.join(CONTENDERS)} (%(default)s)")
-    parser.add_argument("--samples", type=int, default=16, help="calibration sequences (%(default)s)")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="calibration sequences (%(default)s)")
     parser.add_argument("--evaluate", type=int, default=16, help="evaluation sequences (%(default)s)")
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=4, help="sequences in a forward pass (%(default)s)")
@@ -207,7 +229,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "healing.json")
     options = parser.parse_args()
     check_wikitext(parser, options)
-    numbers = {name: getattr(options, name) for name in ("samples", "evaluate", "sequence_length")}
+    numbers = {"samples": SAMPLES, "evaluate": options.evaluate, "sequence_length": options.sequence_length}
     results = opened(options.output, {**numbers, "amount": AMOUNT})
 
     def save() -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.across import DEFAULT, ITEMS, KINDS, PEER, TEXTS, kind_of, share_right
-from benchmarks.healing import OWN as HEALED
-from benchmarks.healing import REPAIRED as REPAIRED_ONLY
+from benchmarks.healing import most_healed, parts, start_of
 from benchmarks.result_files import write
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity
@@ -157,18 +156,19 @@ def every_model(across: dict[str, Any]) -> list[str]:
 
 
 def healed(healing: dict[str, Any]) -> list[str]:
-    """Return a row for each model that was healed, with most tokens, beside the same without healing, on both kinds of text."""
+    """Return a row for each model that was healed, beside the same without healing, on both kinds of text."""
     lines = []
     for model, found in healing["models"].items():
         rows, dense = found["rows"], found["dense"]
-        most = max((int(key.rpartition(" | ")[2]) for key in rows if key.startswith(HEALED)), default=0)
-        if most:
-            own, before = rows[f"{HEALED}{most}"], rows[f"llmrank | {REPAIRED_ONLY}"]
+        label = most_healed(rows)
+        if label is not None:
+            own, before, (_, samples, _, tokens) = rows[label], rows[start_of(label)], parts(label)
             ours = " and ".join(f"{_perplexity(kind_of(own, kind)):.2f}" for kind in KINDS)
             repaired = " and ".join(_behind(kind_of(own, kind), kind_of(before, kind)) for kind in KINDS)
             kept = [share_right(row[ITEMS], dense[ITEMS]) for row in (own, before)]
             whole = " and ".join(f"{_perplexity(kind_of(dense, kind)):.2f}" for kind in KINDS)
-            label = f"{model.removesuffix('.Q4_1')}, dense {whole}, healed with {most:,} tokens"
+            done = f"repaired on {samples} sequences and healed with {tokens:,} tokens"
+            label = f"{model.removesuffix('.Q4_1')}, dense {whole}, {done}"
             lines.append(f"| {label} | {ours}; items kept {kept[0]} | {repaired}; {kept[1]}, repaired only |")
     return lines
 

@@ -16,6 +16,7 @@ from llmrank.models.costs import UNITS
 from llmrank.models.loading import DTYPES, LoadedModel, parse_device, parse_dtype
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
 from llmrank.pipeline.defaults import DEFAULTS
+from llmrank.pipeline.heal import MOST_REPAIR_TOKENS, default_samples
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.registry import PIPELINES, PRUNERS, REPAIRS, SCORERS, make_recipe
@@ -181,9 +182,9 @@ def add_text_options(data: Any) -> None:
     data.add_argument(
         "--samples",
         type=int,
-        default=DEFAULT_SAMPLES,
-        help="calibration sequences of the text (%(default)s); one of the built-in text is added for every five, "
-        "unless you give a mixture, such as a.txt:100%%",
+        help=f"calibration sequences of the text ({DEFAULT_SAMPLES}; with prune --heal as many as have its tokens, up to "
+        f"{MOST_REPAIR_TOKENS:,} tokens); one of the built-in text is added for every five, unless you give a mixture, such as "
+        "a.txt:100%%",
     )
     data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
 
@@ -337,9 +338,9 @@ def recipe_of(
 ) -> Recipe:
     """Make the recipe that the options describe; what is given besides them takes the place of an option."""
     if calibration is None:
-        calibration = CalibrationText(
-            options.calibration, options.samples, options.sequence_length, options.batch_size, options.seed
-        )
+        samples, length = options.samples, options.sequence_length
+        samples = default_samples(options.heal, length) if samples is None else samples
+        calibration = CalibrationText(options.calibration, samples, length, options.batch_size, options.seed)
     return make_recipe(
         options.pipeline if pipeline is None else pipeline,
         options.scorer if scorer is None else scorer,

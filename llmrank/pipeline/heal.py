@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from llmrank.execution import Execution
 from llmrank.healing import DenseModel, Distillation, Healing, Predictions, heal_model, predict_tokens
 from llmrank.models.forward import fitting_length
 from llmrank.models.loading import parse_device
-from llmrank.pipeline.texts import DEFAULT_LENGTH, CalibrationText
+from llmrank.pipeline.texts import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText
 from llmrank.progress import Progress
 from llmrank.text import CalibrationTokens, TokenSequences
 from llmrank.text.generated import Generated
@@ -24,9 +25,12 @@ from llmrank.text.other_text import add_other_text, held_out_other_text, is_alon
 from llmrank.text.sequences import Request
 from llmrank.text.sources import make_sequences
 
-__all__ = ["heal", "heal_apart", "healing_tokens", "predict"]
+__all__ = ["default_samples", "heal", "heal_apart", "healing_tokens", "predict"]
 
 DEFAULT_TOKENS = 65_536
+# A repair before healing is fitted to as many tokens as healing learns from, but to no more than this: their hidden states are in
+# memory, and more gain little.
+MOST_REPAIR_TOKENS = 131_072
 # Number of sequences to hold out, but at most half of a short text: with fewer, chance would choose among the measurements.
 HELD_OUT = 8
 # They come from this many sequences behind those to learn from, because the next ones are often of the same document. What the
@@ -34,6 +38,17 @@ HELD_OUT = 8
 BEHIND = 8 * HELD_OUT
 # Of six sequences, one is of the built-in text.
 SHARE_OF_OTHER = 1 / 6
+
+
+def default_samples(healing: Distillation | int | None, sequence_length: int) -> int:
+    """Return the number of calibration sequences where a user gives none.
+
+    A repair that is fitted to as many tokens as healing learns from gains more than healing with four times as many
+    (benchmarks/LOG.md).
+    """
+    settings = Distillation.of(healing)
+    tokens = 0 if settings is None else min(settings.tokens, MOST_REPAIR_TOKENS)
+    return max(DEFAULT_SAMPLES, math.ceil(tokens / sequence_length))
 
 
 def healing_tokens(
@@ -75,17 +90,15 @@ def healing_tokens(
             f"the text ({every.source}) has one sequence of {length} tokens, and healing needs another one to be measured on; "
             "give more text, or a smaller sequence length"
         )
+    # The sequences of a list or a tensor have a length of their own.
+    wanted = _n_sequences(tokens, every.n_tokens / len(every), alone=alone)
     fresh = every
     if used is not None:
         unknown = every.apart_from(used)
-        if unknown is None or len(unknown) <= HELD_OUT:
-            notes.append(
-                "the repair has seen nearly all of the text; healing gains more from other text of the same kind"
-            )
-        else:
+        if unknown is not None and 2 * (len(unknown) - HELD_OUT) > min(wanted, len(every)):
             fresh = unknown
-    # The sequences of a list or a tensor have a length of their own.
-    wanted = _n_sequences(tokens, every.n_tokens / len(every), alone=alone)
+        else:
+            notes.append("the repair has seen most of the text; healing gains more from other text of the same kind")
     further = min(HELD_OUT, len(fresh) // 2)
     fit, held_out = fresh.split(min(wanted, len(fresh) - further))
     if len(fit) < 0.95 * wanted:

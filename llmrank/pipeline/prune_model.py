@@ -17,12 +17,13 @@ from llmrank.execution.work_directory import SHARD_BYTES, WorkDirectory
 from llmrank.healing import Distillation
 from llmrank.models.costs import Unit
 from llmrank.pipeline.defaults import DEFAULTS
+from llmrank.pipeline.heal import default_samples
 from llmrank.pipeline.pipelines import BasePipeline
 from llmrank.pipeline.printed import Printed, PrintedGroup
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.registry import make_recipe
 from llmrank.pipeline.report import Report
-from llmrank.pipeline.texts import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText
+from llmrank.pipeline.texts import DEFAULT_LENGTH, CalibrationText
 from llmrank.progress import Progress
 from llmrank.prune import BasePruner
 from llmrank.prune.masks import Masks
@@ -135,7 +136,7 @@ def prune_model(
     pruner: str | BasePruner = DEFAULTS["pruner"],
     repair: str | BaseRepair | None = DEFAULTS["repair"],
     calibration: Any = DEFAULTS["calibration"],
-    samples: int = DEFAULT_SAMPLES,
+    samples: int | None = None,
     sequence_length: int = DEFAULT_LENGTH,
     batch_size: int = 1,
     evaluation: Any = None,
@@ -171,7 +172,8 @@ def prune_model(
     calibration : CalibrationText, or a source of one
         By default text that the model writes itself if it can write text, else the built-in text.
     samples, sequence_length, batch_size : int
-        See :class:`llmrank.pipeline.CalibrationText`; ignored if `calibration` is one.
+        See :class:`llmrank.pipeline.CalibrationText`; ignored if `calibration` is one. By default 16 samples or, with `heal`, as
+        many as have the tokens that it learns from, up to 131,072.
     evaluation : EvaluationText, a source of one, or True; optional
         The text that the perplexity before and after is measured on; True is the part of the built-in text that is not used for
         calibration. By default no perplexity is measured.
@@ -219,6 +221,7 @@ def prune_model(
     for name, value in {"amount_of": amount_of, "form": form}.items():
         check_type(name, value, str, "a name")
     if not isinstance(calibration, CalibrationText):
+        samples = default_samples(heal, sequence_length) if samples is None else samples
         calibration = CalibrationText(calibration, samples, sequence_length, batch_size)
     recipe = make_recipe(
         pipeline,

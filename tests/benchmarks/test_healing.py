@@ -18,6 +18,8 @@ def test_the_table_compares_with_the_repaired_model_of_the_same_neurons() -> Non
         "llmrank | built-in | 256": row(1.61, 2.9, seconds=2.0),
         f"llmrank | {healing.REPAIRED}": row(1.6, 3.0),
         f"{healing.PLAIN} | own | 4096": row(1.7, 3.1, seconds=10.0),
+        f"llmrank, 128 sequences | {healing.REPAIRED}": row(1.5, 2.9),
+        "llmrank, 128 sequences | own | 4096": row(1.3, 2.5, seconds=20.0),
         f"FLAP | {healing.REPAIRED}": row(1.9, 3.2),
         "FLAP | own | 4096": row(1.8, 3.0, seconds=20.0),
     }
@@ -29,8 +31,11 @@ def test_the_table_compares_with_the_repaired_model_of_the_same_neurons() -> Non
         ["| llmrank, own, 4,096", "4.48 (-0.100 ± 0.000)", "18.17 (-0.100 ± 0.000)"],
         ["| llmrank, own, 65,536", "4.06 (-0.200 ± 0.000)", "14.88 (-0.300 ± 0.000)"],
         ["| llmrank, built-in, 256", "5.00 (+0.010 ± 0.000)", "18.17 (-0.100 ± 0.000)"],
+        ["| llmrank, 128 sequences, repaired only", "4.48", "18.17"],
+        ["| llmrank, 128 sequences, own, 4,096", "3.67 (-0.200 ± 0.000)", "12.18 (-0.400 ± 0.000)"],
         ["| FLAP, repaired only", "6.69", "24.53"],
         ["| FLAP, own, 4,096", "6.05 (-0.100 ± 0.000)", "20.09 (-0.200 ± 0.000)"],
         [f"| {healing.PLAIN}, own, 4,096", "5.47 (+0.100 ± 0.000)", "22.20 (+0.100 ± 0.000)"],
     ]
     assert lines[-1].endswith("| 66.7% ± 33.3% | 10 |")
+    assert healing.most_healed(rows) == "llmrank, 128 sequences | own | 4096"

@@ -28,7 +28,7 @@ from llmrank.inspection.healing import draw_healing
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import DEFAULT_LENGTH
 from llmrank.pipeline.descriptions import json_safe
-from llmrank.pipeline.heal import DEFAULT_TOKENS, heal, predict
+from llmrank.pipeline.heal import DEFAULT_TOKENS, default_samples, heal, predict
 from llmrank.pipeline.texts import CalibrationText
 from llmrank.prune.masks import Masks
 from llmrank.surgery import checkpoint
@@ -232,9 +232,11 @@ def _used_sequences(pruned: Path, dense: Any, tokenizer: Any, text: Any) -> Toke
     report = _report(pruned)
     config, known = report.get("config") or {}, report.get("calibration") or {}
     try:
-        again = CalibrationText(
-            text, config["samples"], config["sequence-length"], seed=config.get("seed", 0)
-        ).sequences(dense, tokenizer, hold_out=True)
+        length = config["sequence-length"]
+        samples = config.get("samples") or default_samples(config.get("heal"), length)
+        again = CalibrationText(text, samples, length, seed=config.get("seed", 0)).sequences(
+            dense, tokenizer, hold_out=True
+        )
     except (KeyError, LLMRankError):  # no report of the command line, or a text that is too short for these settings
         return None
     if again.sequences.digest != known.get("sha256_of_tokens"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 import llmrank
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.healing import Distillation
-from llmrank.pipeline.heal import healing_tokens
+from llmrank.pipeline.heal import default_samples, healing_tokens
 from llmrank.pipeline.texts import CalibrationText
 from llmrank.text import shared_passages
 from tests.llmrank.tiny_models import text, tiny_llama, tokenizer
@@ -44,6 +45,35 @@ def test_what_the_repair_has_seen_is_left_out(varied: Path) -> None:
     assert len(found.held_out) == len(found.other) == 8
 
 
+def test_a_text_of_which_little_is_new_is_read_whole() -> None:
+    rows = torch.arange(3, 63)[:, None].repeat(1, LENGTH)
+    source = CalibrationText(rows, 8, LENGTH)
+    for known, first in ((20, 23), (45, 3)):
+        used = source.sequences(tiny_llama(), None, hold_out=False).sequences.ordered(range(known))
+        found, notes = healing_tokens(source, 32 * LENGTH, tiny_llama(), None, used)
+        assert found.sequences.ids[0, 0] == first
+        assert any("the repair has seen most of the text" in note for note in notes) == (first == 3)
+
+
+@pytest.mark.parametrize(
+    ("healing", "length", "samples"),
+    [(None, 1024, 16), (256, 1024, 16), (65_536, 1024, 64), (65_600, 512, 129), (Distillation(10**9), 1024, 128)],
+)
+def test_a_repair_before_healing_takes_as_many_tokens(healing: Any, length: int, samples: int) -> None:
+    assert default_samples(healing, length) == samples
+
+
+def test_prune_model_takes_that_many(varied: Path) -> None:
+    options: dict[str, Any] = {
+        "calibration": {varied: 1.0},
+        "sequence_length": LENGTH,
+        "scorer": "random",
+        "repair": "none",
+    }
+    healed = llmrank.prune_model(tiny_llama(), tokenizer(), 0.5, heal=20 * LENGTH, **options)
+    assert healed.report.calibration["sequences"] == 20
+
+
 def test_what_is_held_out_is_from_all_over_the_text_behind() -> None:
     rows = torch.arange(3, 63)[:, None].repeat(1, LENGTH)  # each of 60 sequences repeats one token
     found, _ = healing_tokens(CalibrationText(rows, 8, LENGTH), 4 * LENGTH, tiny_llama(), None)
@@ -63,7 +93,7 @@ def test_a_short_text_is_read_again_and_that_is_said(varied: Path) -> None:
     assert "read about" in notes[0]
     used = found.sequences.joined(found.held_out)
     _, notes = healing_tokens(source, 1000 * LENGTH, tiny_llama(), tokenizer(), used)
-    assert "the repair has seen nearly all of the text" in notes[0]
+    assert "the repair has seen most of the text" in notes[0]
     with pytest.raises(CalibrationError, match="one sequence"):
         healing_tokens(CalibrationText([text(3), " "], 8, LENGTH), LENGTH, tiny_llama(), tokenizer())
 

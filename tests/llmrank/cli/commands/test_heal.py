@@ -10,6 +10,7 @@ import pytest
 import llmrank
 from llmrank.cli import main
 from tests.llmrank.execution.test_processes import launched
+from tests.llmrank.tiny_models import text
 
 COMMON = ["--sequence-length", "16", "--quiet"]
 
@@ -60,6 +61,24 @@ def test_heal_learns_from_a_file_of_predictions(checkpoint: Path, pruned: Path, 
     assert run("predict", checkpoint, "--pruned", pruned, "--text", corpus, "--tokens", "128", "--output", file) == 0
     assert run("heal", pruned, "--against", file, "--tokens", "128", "--output", tmp_path / "healed") == 0
     assert (tmp_path / "healed" / "model.safetensors").is_file()
+
+
+def test_the_sequences_of_a_repair_before_healing_are_known_again(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, pruned, healed = tmp_path / "long.txt", tmp_path / "pruned", tmp_path / "healed"
+    long.write_text(text(1500), encoding="utf-8")
+    options = ("--heal", "320", "--scorer", "random", "--repair", "none")
+    assert run("prune", checkpoint, "--output", pruned, "--calibration", long, *options) == 0
+    report = json.loads((pruned / "report.json").read_text(encoding="utf-8"))
+    assert report["calibration"]["sequences"] == 20 + 4  # of the text, and of the built-in text
+    capsys.readouterr()
+    more = ("--text", long, "--tokens", "100000")
+    assert run("heal", pruned, "--against", checkpoint, "--output", healed, *more) == 0
+    assert "the repair has seen" not in capsys.readouterr().err
+    learned = json.loads((healed / "report.json").read_text(encoding="utf-8"))["healing"]["text"]
+    every = llmrank.text.tokenise(long, llmrank.load(checkpoint).tokenizer, 10**6, 16, "calibration")
+    assert learned["sequences"] < 1.2 * (len(every) - 20)
 
 
 def test_prune_heals_what_it_has_cut(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
