@@ -25,11 +25,11 @@ from benchmarks.result_files import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext
 from llmrank.cli.demo_models import demo_model
 from llmrank.execution import Execution
-from llmrank.healing import Distillation, Healing
+from llmrank.healing import DenseModel, Distillation, Healing, heal_model
 from llmrank.healing.ledger import LedgerRow
 from llmrank.inspection.figures import save_figure
 from llmrank.inspection.healing import draw_healing
-from llmrank.pipeline.heal import heal_apart, healing_tokens
+from llmrank.pipeline.heal import healing_tokens
 from llmrank.pipeline.texts import CalibrationText
 from llmrank.text import CalibrationTokens
 
@@ -141,9 +141,12 @@ class Start:
                 plain_training(model, found[0], work)
         else:
             execution = Execution(batch_size=options.batch_size)
-            healing = heal_apart(model, self.dense, *found, Distillation(tokens), execution, directory)
+            text, notes = found
+            healing = heal_model(model, DenseModel(self.dense), text, Distillation(tokens), execution, directory, notes)
             row["healing"] = healing.to_dict()
-        seconds = round(perf_counter() - begun, 1)
+        seconds = round(
+            perf_counter() - begun, 1
+        )  # of this run: less than the training took if it went on from a state
         return {**row, **self.study.losses(model), "seconds": seconds}
 
 

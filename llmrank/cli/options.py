@@ -16,11 +16,10 @@ from llmrank.models.costs import UNITS
 from llmrank.models.loading import DTYPES, LoadedModel, parse_device, parse_dtype
 from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES
 from llmrank.pipeline.defaults import DEFAULTS
-from llmrank.pipeline.heal import MOST_REPAIR_TOKENS, default_samples
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.registry import PIPELINES, PRUNERS, REPAIRS, SCORERS, make_recipe
-from llmrank.pipeline.texts import CalibrationText, Text
+from llmrank.pipeline.texts import MOST_REPAIR_TOKENS, CalibrationText, Text
 from llmrank.surgery import checkpoint
 from llmrank.text import check_text
 from llmrank.text.sequences import Role
@@ -182,9 +181,9 @@ def add_text_options(data: Any) -> None:
     data.add_argument(
         "--samples",
         type=int,
-        help=f"calibration sequences of the text ({DEFAULT_SAMPLES}; with prune --heal as many as have its tokens, up to "
-        f"{MOST_REPAIR_TOKENS:,} tokens); one of the built-in text is added for every five, unless you give a mixture, such as "
-        "a.txt:100%%",
+        help=f"calibration sequences of the text ({DEFAULT_SAMPLES}; prune --heal takes enough for as many tokens as it heals "
+        f"with, up to {MOST_REPAIR_TOKENS:,}); one of the built-in text is added for every five, unless you give a mixture, such "
+        "as a.txt:100%%",
     )
     data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
 
@@ -338,9 +337,9 @@ def recipe_of(
 ) -> Recipe:
     """Make the recipe that the options describe; what is given besides them takes the place of an option."""
     if calibration is None:
-        samples, length = options.samples, options.sequence_length
-        samples = default_samples(options.heal, length) if samples is None else samples
-        calibration = CalibrationText(options.calibration, samples, length, options.batch_size, options.seed)
+        calibration = CalibrationText(
+            options.calibration, options.samples, options.sequence_length, options.batch_size, options.seed
+        )
     return make_recipe(
         options.pipeline if pipeline is None else pipeline,
         options.scorer if scorer is None else scorer,

@@ -28,14 +28,14 @@ from llmrank.execution import Execution
 from llmrank.execution.recording import Recording
 from llmrank.experiments.settings import RowSettings, SweepSettings
 from llmrank.experiments.speed import measure_speed
-from llmrank.healing import Distillation, Healing
+from llmrank.healing import DenseModel, Distillation, Healing, heal_model
 from llmrank.models.digest import weights_digest
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import stages
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.descriptions import environment, json_safe, model_source
-from llmrank.pipeline.heal import heal_apart, healing_tokens
+from llmrank.pipeline.heal import healing_tokens
 from llmrank.pipeline.notes import choice_notes, repair_notes
 from llmrank.pipeline.ranking import SETTINGS, Ranking
 from llmrank.pipeline.recipe import Recipe
@@ -321,8 +321,9 @@ class ModelStudy:
         text = self._settings.calibration.for_model(self._model)
         execution = Execution(text.batch_size, progress)
         settings, known = Distillation(row.heal), self._tokens.known
-        found = healing_tokens(text, row.heal, dense, self._tokenizer, known, progress)
-        return heal_apart(self._model, dense, *found, settings, execution), found[0].sequences
+        tokens, notes = healing_tokens(text, row.heal, dense, self._tokenizer, known, progress)
+        healing = heal_model(self._model, DenseModel(dense), tokens, settings, execution, notes=notes)
+        return healing, tokens.sequences
 
     @contextmanager
     def _applied(self, pruned: _Pruned, *, check: bool) -> Iterator[AppliedMasks]:

@@ -182,6 +182,7 @@ class SweepSettings:
             "task_dir": None if self.task_dir is None else str(self.task_dir),
             "calibration": _describe_text(self.calibration.source, "calibration"),
             **{name: value for name, value in calibration.items() if name != "source"},
+            "samples": self.calibration.n_sequences,
             "evaluation": _describe_text(self.evaluation.source, "evaluation"),
             "evaluation_samples": evaluation["samples"],
         }

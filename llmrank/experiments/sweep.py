@@ -26,7 +26,7 @@ from llmrank.experiments.sweep_result import SweepResult
 from llmrank.experiments.tracking import Tracker, make_tracker, numbers_of
 from llmrank.models.digest import weights_digest
 from llmrank.models.loading import LoadedModel
-from llmrank.pipeline import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText, EvaluationText
+from llmrank.pipeline import DEFAULT_LENGTH, CalibrationText, EvaluationText
 from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.progress import Progress, progress_step
 from llmrank.surgery import checkpoint
@@ -102,7 +102,7 @@ def sweep(
     amount_of: str = "neurons",
     targets: str = "neurons",
     calibration: Any = DEFAULTS["calibration"],
-    samples: int = DEFAULT_SAMPLES,
+    samples: int | None = None,
     sequence_length: int = DEFAULT_LENGTH,
     batch_size: int = 1,
     evaluation: Any = None,
@@ -130,8 +130,8 @@ def sweep(
     amount_of, targets
         See :func:`llmrank.prune_model`.
     calibration, samples, sequence_length, batch_size
-        See :func:`llmrank.prune_model`. The text passes through every model once, for all rows. It is a path, a text, a list of
-        texts or the name of a source.
+        See :func:`llmrank.prune_model`. The text passes through every model once, for all rows: 16 samples by default, also for
+        rows that heal. It is a path, a text, a list of texts or the name of a source.
     evaluation : EvaluationText, or a source of one; optional
         The text that perplexity is measured on; by default the part of the built-in text that is not used for calibration.
     tasks : sequence of str

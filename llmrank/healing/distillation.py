@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from llmrank.errors import OptionError
+from llmrank.errors import OptionError, check_type
 from llmrank.text import TokenSequences
 
 __all__ = ["Distillation", "Schedule"]
@@ -22,15 +22,10 @@ FEW_STEPS = 64
 STEPS, FEWEST_TOKENS = 250, 2048
 # Arguments of transformers' Trainer that a user may set. The run sets the others, or they do not fit a model whose forward pass
 # returns the loss.
-TRAINER_ARGUMENTS = {
-    *("bf16", "fp16", "tf32", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
-    *("activation_checkpointing", "activation_checkpointing_kwargs"),  # what newer Trainers call these
-    *("lr_scheduler_type", "warmup_steps", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon"),
-    *("report_to", "run_name", "project", "logging_steps", "logging_strategy", "logging_first_step"),
-    *("ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "full_determinism"),
-}
-# Schedules that need no further arguments and give every tensor its share of the rate.
-SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt")
+FLAGS = {"bf16", "fp16", "gradient_checkpointing", "activation_checkpointing"}  # newer Trainers have the last name
+TRAINER_ARGUMENTS = FLAGS | {"report_to", "run_name", "project", "logging_steps", "ddp_backend", "ddp_timeout"}
+# The fields of a Distillation that a flat mapping of options may name.
+FIELDS = ("learn", "learning_rate", "sequences_per_step", "rank")
 
 
 class Schedule(NamedTuple):
@@ -100,34 +95,33 @@ class Distillation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "rank", "sequences_per_step"):
+        for name, least in {"tokens": 1, "rank": 1, "sequences_per_step": 1, "seed": 0}.items():
             value = getattr(self, name)
-            is_integer = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            is_integer = isinstance(value, int) and not isinstance(value, bool) and value >= least
             if not is_integer and not (name == "sequences_per_step" and value is None):
-                raise OptionError(f"{name} must be an integer >= 1, got {value!r}")
-        if self.learn not in LEARNING_RATES:
+                raise OptionError(f"{name} must be an integer >= {least}, got {value!r}")
+        if not isinstance(self.learn, str) or self.learn not in LEARNING_RATES:
             raise OptionError(f"learn must be one of {', '.join(LEARNING_RATES)}, got {self.learn!r}")
         if self.learn == "lora" and importlib.util.find_spec("peft") is None:
             raise OptionError("learn='lora' needs peft; install it with pip install 'llmrank[lora]'")
         rate = self.learning_rate
         if rate is not None and not (isinstance(rate, (int, float)) and 0.0 < rate < 1.0):
             raise OptionError(f"learning_rate must be a number between 0 and 1, got {rate!r}")
-        norm, schedule = self.trainer.get("max_grad_norm", 1.0), self.trainer.get("lr_scheduler_type", SCHEDULES[0])
-        if not isinstance(norm, (int, float)) or not norm >= 0.0:
-            raise OptionError(f"max_grad_norm must be a number >= 0, got {norm!r}")
-        if schedule not in SCHEDULES:
-            raise OptionError(f"lr_scheduler_type must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+        check_type("trainer", self.trainer, Mapping, "a mapping of arguments of transformers' Trainer")
+        for name in sorted(FLAGS & self.trainer.keys()):
+            if not isinstance(self.trainer[name], bool):
+                raise OptionError(f"{name} must be true or false, got {self.trainer[name]!r}")
         unknown = sorted(set(self.trainer) - TRAINER_ARGUMENTS)
         if unknown:
             raise OptionError(
-                f"{', '.join(unknown)}: expected fields of Distillation, or of transformers' TrainingArguments one of "
+                f"{', '.join(unknown)}: expected {', '.join(FIELDS)}, or of transformers' TrainingArguments one of "
                 f"{', '.join(sorted(TRAINER_ARGUMENTS))}"
             )
 
     @classmethod
     def of_options(cls, tokens: int, options: Mapping[str, Any], seed: int = 0) -> Distillation:
         """Make settings of a flat mapping: what is no field of them is an argument of the Trainer."""
-        own = {name: value for name, value in options.items() if name in cls.__dataclass_fields__}
+        own = {name: value for name, value in options.items() if name in FIELDS}
         return cls(tokens, **own, trainer={name: options[name] for name in options.keys() - own.keys()}, seed=seed)
 
     @classmethod

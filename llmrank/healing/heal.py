@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ def heal_model(
     settings: Distillation,
     execution: Execution = Execution(),
     directory: Path | None = None,
+    notes: Sequence[str] = (),
 ) -> Healing:
     """Let a pruned model learn the predictions of the dense model on a text.
 
-    The model is measured on held-out sequences at the start, three times on the way and at the end. In the end its weights are
-    those of the best measurement; only measurements that are clearly better than the start count
+    The model is measured on held-out sequences at the start, up to three times on the way and at the end. Its weights are
+    then those of the best measurement; only measurements that are clearly better than the start count
     (:func:`llmrank.healing.ledger.best_row`).
 
     Parameters
@@ -46,6 +48,8 @@ def heal_model(
     execution : Execution
     directory : Path, optional
         Keeps the state of the training; if it holds a state already, the training goes on from there.
+    notes : sequence of str
+        What a user should know about the text.
 
     Raises
     ------
@@ -60,7 +64,7 @@ def heal_model(
     Cost: for every token to learn from a forward pass of both models and a backward pass, about four forward passes in all.
     Memory: both models, the gradients and twice the size of what learns for the optimiser, activations of one batch, and the
     logits of two bands (all logits of a batch if the head cannot run on a band alone). A model in half precision learns in
-    float32, so it takes twice its memory.
+    float32 beside its own weights, so it takes three times its memory.
     """
     check_predicts(model, "divergence")
     teacher.check(model, tokens)
@@ -92,4 +96,4 @@ def heal_model(
         "sequences_per_step": schedule.per_step,
         "seed": settings.seed,
     }
-    return Healing(rows, best_row(rows), said, text.provenance())
+    return Healing(rows, best_row(rows), said, text.provenance(), tuple(notes))

@@ -50,6 +50,8 @@ class Predictions:
         Tokens that are drawn from the others, each with the probability that it has among them.
     entropy : (n, steps) float32 tensor
         The entropy of the distribution, in nats.
+    notes : tuple of str
+        What a user should know about the text.
     """
 
     tokens: CalibrationTokens
@@ -58,6 +60,7 @@ class Predictions:
     top_log_p: torch.Tensor
     drawn_ids: torch.Tensor
     entropy: torch.Tensor
+    notes: tuple[str, ...] = ()
 
     def check(self, model: Any, tokens: CalibrationTokens) -> None:
         """See :meth:`llmrank.healing.teachers.Teacher.check`."""
@@ -101,7 +104,7 @@ class Predictions:
         tensors = {f"{name}.ids": part.ids.int() for name, part in parts.items() if part is not None}
         tensors |= {f"{name}.mask": part.mask for name, part in parts.items() if part is not None}
         tensors |= {name: getattr(self, name) for name in ("top_ids", "top_log_p", "drawn_ids", "entropy")}
-        meta: dict[str, Any] = {"vocabulary": self.vocabulary}
+        meta: dict[str, Any] = {"vocabulary": self.vocabulary, "notes": self.notes}
         meta |= {"sources": {name: part.source for name, part in parts.items() if part is not None}}
         write_tensors(path, {name: each.numpy() for name, each in tensors.items()}, meta, KIND, VERSION)
 
@@ -119,7 +122,7 @@ class Predictions:
         meta, arrays = read_tensors(path, KIND, VERSION)
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
         try:
-            parts = [
+            own, held_out, other = parts = [
                 TokenSequences.of(tensors[f"{name}.ids"].long(), tensors[f"{name}.mask"].bool(), meta["sources"][name])
                 if name in meta["sources"]
                 else None
@@ -132,11 +135,20 @@ class Predictions:
                 f"{path} lacks {error} of its predictions; write it again with llmrank predict"
             ) from error
         rows = sum(len(part) for part in parts if part is not None)
-        if parts[0] is None or any(len(each) != rows for each in found):
+        if own is None or any(len(each) != rows for each in found):
             raise OptionError(
                 f"{path} has predictions for other sequences than it holds; write it again with llmrank predict"
             )
-        return cls(CalibrationTokens(parts[0], parts[1], parts[2]), vocabulary, *found)
+        top_ids, top_log_p, drawn_ids, entropy = found
+        return cls(
+            CalibrationTokens(own, held_out, other),
+            vocabulary,
+            top_ids,
+            top_log_p,
+            drawn_ids,
+            entropy,
+            tuple(meta.get("notes", ())),
+        )
 
 
 @torch.no_grad()
@@ -175,7 +187,8 @@ def predict_tokens(
                 vocabulary = logits.shape[-1]
                 bands.append(_compressed(logits, generator))
             found.append([torch.cat(part, dim=1) for part in zip(*bands, strict=True)])
-    return Predictions(tokens, vocabulary, *(torch.cat(part) for part in zip(*found, strict=True)))
+    top_ids, top_log_p, drawn_ids, entropy = (torch.cat(part) for part in zip(*found, strict=True))
+    return Predictions(tokens, vocabulary, top_ids, top_log_p, drawn_ids, entropy)
 
 
 def _compressed(logits: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:

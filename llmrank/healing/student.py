@@ -31,14 +31,11 @@ class Student(nn.Module):
     model : transformers causal or encoder-decoder language model
         The parameters that require gradients learn.
     teacher : Teacher
-    stored : mapping from str to torch.dtype
+    stored : mapping from parameter to torch.dtype
         The dtypes in which parameters will be stored, where they learn in another one.
     """
 
-    # The Trainer must not spread the module over all GPUs of one process: the teacher is not spread.
-    is_parallelizable = model_parallel = True
-
-    def __init__(self, model: Any, teacher: Teacher, stored: Mapping[str, torch.dtype]) -> None:
+    def __init__(self, model: Any, teacher: Teacher, stored: Mapping[nn.Parameter, torch.dtype]) -> None:
         super().__init__()
         self.model = model
         self.predictor = Predictor(model)
@@ -48,9 +45,11 @@ class Student(nn.Module):
         self._keep_activations: Callable[[], None] | None = None
 
     def train(self, mode: bool = True) -> Student:
-        """Set the training mode, but leave the model without dropout, unless computing activations again needs the mode."""
+        """Set the training mode, but leave the model without dropout: only blocks that compute activations again need it."""
         super().train(mode)
-        self.model.train(mode and self._keep_activations is not None)
+        for module in self.model.modules():
+            again = self._keep_activations is not None and hasattr(module, "gradient_checkpointing")
+            module.training = mode and again
         return self
 
     def forward(
@@ -111,15 +110,20 @@ class Student(nn.Module):
 
     @contextmanager
     def _as_stored(self) -> Iterator[None]:
-        """Round the parameters within the context as they will be stored."""
-        exact = {name: value.data for name, value in self.learned().items() if name in self._stored}
+        """Merge adapters, and round the parameters, within the context as they will be stored."""
+        adapters: list[Any] = [module for module in self.model.modules() if hasattr(module, "get_delta_weight")]
+        exact = {each: each.data for each in self._stored if each.requires_grad or adapters}
         try:
-            for name, values in exact.items():
-                self.model.get_parameter(name).data = values.to(self._stored[name]).to(values.dtype)
+            for adapter in adapters if exact else ():
+                adapter.merge()
+            for parameter, values in exact.items():
+                parameter.data = values.to(self._stored[parameter]).to(values.dtype)
             yield
         finally:
-            for name, values in exact.items():
-                self.model.get_parameter(name).data = values
+            for parameter, values in exact.items():
+                parameter.data = values
+            for adapter in adapters if exact else ():
+                adapter.unmerge()
 
     @torch.no_grad()
     def measure(
@@ -145,12 +149,12 @@ class Student(nn.Module):
 
 
 @contextmanager
-def learning(model: Any, settings: Distillation) -> Iterator[dict[str, torch.dtype]]:
+def learning(model: Any, settings: Distillation) -> Iterator[dict[nn.Parameter, torch.dtype]]:
     """Let the parameters learn that the settings name, in float32; then merge adapters, and restore modes, dtypes and flags.
 
     Yields
     ------
-    dict from str to torch.dtype
+    dict from parameter to torch.dtype
         The dtypes in which parameters will be stored, where they learn in another one.
 
     Raises
@@ -163,7 +167,7 @@ def learning(model: Any, settings: Distillation) -> Iterator[dict[str, torch.dty
             "adapters of LoRA cannot be merged into weights of the form mask; prune compactly, or use learn='all'"
         )
     before = [(parameter, parameter.requires_grad, parameter.data) for parameter in model.parameters()]
-    stored = {name: value.dtype for name, value in model.named_parameters() if value.dtype in HALF}
+    stored = {parameter: parameter.dtype for parameter in model.parameters() if parameter.dtype in HALF}
     adapted: Any = None
     with evaluation_mode(model):
         try:

@@ -65,19 +65,17 @@ class DenseModel:
         check_vocabularies(vocabulary_of(self.model), vocabulary_of(model))
 
     def identity(self) -> str:
-        """See :meth:`Teacher.identity`."""
+        """See :meth:`Teacher.identity`; an offloaded model is known by its configuration, because reading its weights is slow."""
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            return str(self.model.config.to_json_string())
         return weights_digest(self.model)
 
+    @torch.no_grad()
     def divergences(self, ids: torch.Tensor, mask: torch.Tensor, _rows: torch.Tensor) -> Iterator[BandDivergence]:
         """See :meth:`Teacher.divergences`. Cost: a forward pass."""
-        with torch.no_grad(), evaluation_mode(self.model):
-            bands = self._predictor.hold(ids, mask)()
-        while True:
-            with torch.no_grad(), evaluation_mode(self.model):
-                band = next(bands, None)
-            if band is None:
-                return
-            yield partial(divergence, band[0])
+        with evaluation_mode(self.model):
+            for logits, *_ in self._predictor.bands(ids, mask):
+                yield partial(divergence, logits)
 
 
 def vocabulary_of(model: Any) -> int | None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -23,7 +23,6 @@ from accelerate.utils import gather_object
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from graphs.io.replacement import replace_file
 from llmrank.errors import CalibrationError, OptionError
@@ -78,23 +77,30 @@ def train(
         digests = [text.digest, *(each.digest for each in held_out.values())]
         models = [weights_digest(student.model), student.teacher.identity()]
         run = json.loads(json.dumps([asdict(settings), schedule, rate, digests, models], default=str))
-    with _directory(directory, run) as work:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not launched_processes()[0]:  # process 0 checks the directory for all
+            _check_directory(directory, run)
+    with TemporaryDirectory(prefix="llmrank-heal-") if directory is None else nullcontext(directory) as place:
+        work = Path(place)
         book = _Ledger(student, text, held_out, schedule, execution, work, is_shared=directory is not None)
-        last = get_last_checkpoint(str(work))  # type: ignore[no-untyped-call]
         connected = dist.is_available() and dist.is_initialized()
+        rows, optimizer = _dataset(student, text, schedule), _optimizer(student, settings, rate)
         try:
             arguments = _arguments(settings, student, schedule, rate, work, keeps=directory is not None)
+            arguments._n_gpu = min(
+                1, arguments.n_gpu
+            )  # with more, one process would spread the student, and not the teacher
             trainer = _Trainer(
                 book,
                 model=student,
                 args=arguments,
-                train_dataset=_dataset(student, text),
+                train_dataset=rows,
                 eval_dataset=[],  # the ledger has its own
                 compute_loss_func=_mean_loss,
-                optimizers=(_optimizer(student, settings, arguments), None),
+                optimizers=(optimizer, None),
                 callbacks=[_Shown(execution, schedule.steps)] if execution.progress else None,
             )
-        except (ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (ImportError, KeyError, TypeError, ValueError) as error:
             if not settings.trainer:
                 raise
             raise OptionError(f"the Trainer refuses its arguments {dict(settings.trainer)}: {error}") from error
@@ -107,7 +113,7 @@ def train(
                 "the processes have made different texts; write the text to a file once, and give that file to all of them"
             )
         try:
-            trainer.train(resume_from_checkpoint=last)
+            trainer.train(resume_from_checkpoint=_last_checkpoint(work))
             trainer.accelerator.wait_for_everyone()
         finally:
             if not connected:
@@ -116,6 +122,12 @@ def train(
             if (work / BEST).is_file():
                 student.read(partial(_tensor_of, work / BEST))
         return tuple(book.rows)
+
+
+def _last_checkpoint(work: Path) -> str | None:
+    """Return the last complete state of the Trainer, which writes its own file last; None if there is none."""
+    found = sorted(work.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name.split("-")[1]))
+    return str(found[-1].parent) if found else None
 
 
 def _tensor_of(path: Path, name: str) -> torch.Tensor:
@@ -177,7 +189,6 @@ class _Ledger:
             if row.step == step:  # measured before the training was interrupted
                 self._since = perf_counter()
                 return row
-        self.rows = [row for row in self.rows if row.step < step]
         self._spent += perf_counter() - self._since
         closeness, first = {}, len(self._text)
         for kind, sequences in self._held_out.items():
@@ -221,23 +232,26 @@ def _mean_loss(outputs: Any, _labels: Any, num_items_in_batch: Any = None) -> to
     return loss
 
 
-def _optimizer(student: Student, settings: Distillation, arguments: TrainingArguments) -> torch.optim.Optimizer:
-    """Return Adam with a rate for each tensor, in proportion to the root mean square of its values."""
-    rate, betas = arguments.learning_rate, (arguments.adam_beta1, arguments.adam_beta2)
+def _optimizer(student: Student, settings: Distillation, rate: float) -> torch.optim.Optimizer:
+    """Return Adam with a rate for each tensor, in proportion to the root mean square of its values (the median if all are 0)."""
     learned = student.learned()
     sizes = {name: float(value.detach().float().square().mean().sqrt()) for name, value in learned.items()}
     if settings.learn == "lora":  # adapters begin with zeros
         matrices = [value for value in student.model.parameters() if value.ndim == 2 and not value.requires_grad]
         sizes = dict.fromkeys(sizes, median(float(value.float().square().mean().sqrt()) for value in matrices))
-    groups = [{"params": [value], "lr": rate * sizes[name]} for name, value in learned.items()]
-    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=arguments.adam_epsilon, weight_decay=0.0)
+    typical = median(sizes.values())
+    groups = [{"params": [value], "lr": rate * (sizes[name] or typical)} for name, value in learned.items()]
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
 
 
-def _dataset(student: Student, text: TokenSequences) -> Any:
-    """Return the sequences as the Trainer reads them. It counts the tokens of a step by the labels that are not -100."""
+def _dataset(student: Student, text: TokenSequences, schedule: Schedule) -> list[dict[str, torch.Tensor]]:
+    """Return the sequences of all steps as the Trainer reads them: one epoch, so that no step ends early.
+
+    It counts the tokens of a step by the labels that are not -100.
+    """
     # An encoder-decoder predicts the second half.
     first = text.length // 2 if student.model.config.is_encoder_decoder else 1
-    return [
+    rows = [
         {
             "input_ids": ids,
             "attention_mask": mask,
@@ -246,6 +260,7 @@ def _dataset(student: Student, text: TokenSequences) -> Any:
         }
         for row, (ids, mask) in enumerate(zip(text.ids, text.mask, strict=True))
     ]
+    return list(islice(cycle(rows), schedule.steps * schedule.per_step))
 
 
 def _arguments(
@@ -290,18 +305,9 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     return any(able.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
-@contextmanager
-def _directory(directory: Path | None, run: Any) -> Iterator[Path]:
-    """Yield the directory that keeps the state of the training, or a temporary one."""
-    if directory is None:
-        with TemporaryDirectory(prefix="llmrank-heal-") as temporary:
-            yield Path(temporary)
-        return
-    directory.mkdir(parents=True, exist_ok=True)
+def _check_directory(directory: Path, run: Any) -> None:
+    """Refuse a directory that holds anything but the state of this training."""
     path = directory / SETTINGS
-    if launched_processes()[0]:  # process 0 checks the directory for all
-        yield directory
-        return
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != run:
         raise OptionError(
             f"{directory} keeps the state of a training of other models, or with other settings or another text; name another "
@@ -309,4 +315,3 @@ def _directory(directory: Path | None, run: Any) -> Iterator[Path]:
         )
     if not path.is_file() and any(directory.iterdir()):
         raise OptionError(f"{directory} holds other files; name a directory that is absent or empty")
-    yield directory

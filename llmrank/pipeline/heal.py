@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from llmrank.execution import Execution
 from llmrank.healing import DenseModel, Distillation, Healing, Predictions, heal_model, predict_tokens
 from llmrank.models.forward import fitting_length
 from llmrank.models.loading import parse_device
-from llmrank.pipeline.texts import DEFAULT_LENGTH, DEFAULT_SAMPLES, CalibrationText
+from llmrank.pipeline.texts import DEFAULT_LENGTH, CalibrationText
 from llmrank.progress import Progress
 from llmrank.text import CalibrationTokens, TokenSequences
 from llmrank.text.generated import Generated
@@ -25,12 +23,9 @@ from llmrank.text.other_text import add_other_text, held_out_other_text, is_alon
 from llmrank.text.sequences import Request
 from llmrank.text.sources import make_sequences
 
-__all__ = ["default_samples", "heal", "heal_apart", "healing_tokens", "predict"]
+__all__ = ["heal", "healing_tokens", "predict"]
 
 DEFAULT_TOKENS = 65_536
-# A repair before healing is fitted to as many tokens as healing learns from, but to no more than this: their hidden states are in
-# memory, and more gain little.
-MOST_REPAIR_TOKENS = 131_072
 # Number of sequences to hold out, but at most half of a short text: with fewer, chance would choose among the measurements.
 HELD_OUT = 8
 # They come from this many sequences behind those to learn from, because the next ones are often of the same document. What the
@@ -38,17 +33,6 @@ HELD_OUT = 8
 BEHIND = 8 * HELD_OUT
 # Of six sequences, one is of the built-in text.
 SHARE_OF_OTHER = 1 / 6
-
-
-def default_samples(healing: Distillation | int | None, sequence_length: int) -> int:
-    """Return the number of calibration sequences where a user gives none.
-
-    A repair that is fitted to as many tokens as healing learns from gains more than healing with four times as many
-    (benchmarks/LOG.md).
-    """
-    settings = Distillation.of(healing)
-    tokens = 0 if settings is None else min(settings.tokens, MOST_REPAIR_TOKENS)
-    return max(DEFAULT_SAMPLES, math.ceil(tokens / sequence_length))
 
 
 def healing_tokens(
@@ -71,7 +55,7 @@ def healing_tokens(
         The dense model, which writes the text if the source is "generated".
     tokenizer : transformers tokenizer or None
     used : TokenSequences, optional
-        Sequences that a score or a repair knows already. They are left out if the text has others.
+        Sequences that a score or a repair knows already. They are left out, unless they are most of the text.
     progress : callable, optional
         Shows the writing of generated text.
     """
@@ -101,16 +85,22 @@ def healing_tokens(
             notes.append("the repair has seen most of the text; healing gains more from other text of the same kind")
     further = min(HELD_OUT, len(fresh) // 2)
     fit, held_out = fresh.split(min(wanted, len(fresh) - further))
-    if len(fit) < 0.95 * wanted:
-        notes.append(
-            f"the text has {fit.n_tokens:,} tokens to learn from, so they are read about {wanted / len(fit):.1f} times; more "
-            "text gains more"
-        )
+    notes += _short(len(fit), wanted, fit.n_tokens)
     assert held_out is not None
     fit = replace(fit, source=found.source, details=found.details)
     held_out, other = held_out.spread(further), held_out_other_text(fit, tokenizer)
     fit = fit if alone else add_other_text(fit, tokenizer)
     return CalibrationTokens(fit, held_out, None if other is None else other.spread(len(held_out))), notes
+
+
+def _short(there: float, wanted: float, n_tokens: int | None = None) -> list[str]:
+    """Return a note if there are fewer tokens, or sequences with `n_tokens` in all, than are wanted."""
+    if there >= 0.95 * wanted:
+        return []
+    tokens, times = there if n_tokens is None else n_tokens, wanted / there
+    return [
+        f"the text has {tokens:,} tokens to learn from, so they are read about {times:.1f} times; more text gains more"
+    ]
 
 
 def _n_sequences(tokens: int, length: float, *, alone: bool) -> int:
@@ -155,15 +145,15 @@ def predict(
         Bad options, data or models.
     """
     execution = Execution(batch_size, progress)
-    found, _ = healing_tokens(_text(text, sequence_length, seed), tokens, dense, tokenizer, used, progress)
-    predictions = predict_tokens(dense, found, execution, seed)
+    found, notes = healing_tokens(_text(text, sequence_length, seed), tokens, dense, tokenizer, used, progress)
+    predictions = replace(predict_tokens(dense, found, execution, seed), notes=tuple(notes))
     predictions.save(Path(output))
     return predictions
 
 
 def heal(
     model: nn.Module,
-    dense: nn.Module | str | os.PathLike[str],
+    dense: nn.Module | Predictions | str | os.PathLike[str],
     tokenizer: Any = None,
     text: Any = "auto",
     settings: Distillation | int | None = None,
@@ -181,9 +171,9 @@ def heal(
     ----------
     model : transformers causal or encoder-decoder language model
         The pruned model, changed in place.
-    dense : the model that it was pruned from, or a path
+    dense : the model that it was pruned from, its predictions, or a path
         A path is a file of its predictions, which :func:`llmrank.predict` or ``llmrank predict`` has written; the text is that
-        of the file then.
+        of the predictions then.
     tokenizer : transformers tokenizer, optional
         Not needed if `text` is a tensor of token ids, or `dense` is a path.
     text : CalibrationText, or a source of one
@@ -195,7 +185,7 @@ def heal(
     sequence_length, batch_size : int
         Tokens of a sequence, and sequences in a forward pass.
     used : TokenSequences, optional
-        Sequences that the repair was fitted to; they are left out if there are others.
+        Sequences that the repair was fitted to; they are left out, unless they are most of the text.
     device : str or torch.device, optional
         The device that both models are moved to; by default they stay where they are.
     directory : path-like, optional
@@ -218,8 +208,8 @@ def heal(
     See :func:`llmrank.healing.heal.heal_model` for the cost.
     """
     check_type("model", model, nn.Module, "a torch module (llmrank.load(...).model loads one)")
-    if not isinstance(dense, (nn.Module, str, os.PathLike)):
-        raise OptionError(f"dense must be a model, or the path of a file of its predictions, got {dense!r}")
+    if not isinstance(dense, (nn.Module, Predictions, str, os.PathLike)):
+        raise OptionError(f"dense must be a model, its predictions, or the path of a file of them, got {dense!r}")
     for each in (model, dense) if device is not None else ():
         if isinstance(each, nn.Module):
             each.to(parse_device(device))
@@ -227,26 +217,14 @@ def heal(
     if isinstance(dense, nn.Module):
         chosen = Distillation.of(settings) or Distillation(DEFAULT_TOKENS)
         source = _text(text, sequence_length, chosen.seed)
-        found = healing_tokens(source, chosen.tokens, dense, tokenizer, used, progress)
-        return heal_apart(model, dense, *found, chosen, execution, where)
-    predictions = Predictions.read(Path(dense))
-    chosen = Distillation.of(settings) or Distillation(predictions.tokens.sequences.n_tokens)
-    return heal_model(model, predictions, predictions.tokens, chosen, execution, where)
+        tokens, notes = healing_tokens(source, chosen.tokens, dense, tokenizer, used, progress)
+        return heal_model(model, DenseModel(dense), tokens, chosen, execution, where, notes)
+    predictions = dense if isinstance(dense, Predictions) else Predictions.read(Path(dense))
+    there = predictions.tokens.sequences.n_tokens
+    chosen = Distillation.of(settings) or Distillation(there)
+    notes = [*predictions.notes, *_short(there, chosen.tokens)]
+    return heal_model(model, predictions, predictions.tokens, chosen, execution, where, notes)
 
 
 def _text(text: Any, sequence_length: int, seed: int = 0) -> CalibrationText:
     return text if isinstance(text, CalibrationText) else CalibrationText(text, 1, sequence_length, seed=seed)
-
-
-def heal_apart(
-    model: nn.Module,
-    dense: nn.Module,
-    tokens: CalibrationTokens,
-    notes: Sequence[str],
-    settings: Distillation,
-    execution: Execution,
-    directory: Path | None = None,
-) -> Healing:
-    """Heal a model on the sequences that :func:`healing_tokens` has made, with its notes."""
-    healing = heal_model(model, DenseModel(dense), tokens, settings, execution, directory)
-    return replace(healing, notes=(*notes, *healing.notes))

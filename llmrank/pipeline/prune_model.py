@@ -17,7 +17,6 @@ from llmrank.execution.work_directory import SHARD_BYTES, WorkDirectory
 from llmrank.healing import Distillation
 from llmrank.models.costs import Unit
 from llmrank.pipeline.defaults import DEFAULTS
-from llmrank.pipeline.heal import default_samples
 from llmrank.pipeline.pipelines import BasePipeline
 from llmrank.pipeline.printed import Printed, PrintedGroup
 from llmrank.pipeline.pruning_run import PruningRun
@@ -172,8 +171,7 @@ def prune_model(
     calibration : CalibrationText, or a source of one
         By default text that the model writes itself if it can write text, else the built-in text.
     samples, sequence_length, batch_size : int
-        See :class:`llmrank.pipeline.CalibrationText`; ignored if `calibration` is one. By default 16 samples or, with `heal`, as
-        many as have the tokens that it learns from, up to 131,072.
+        See :class:`llmrank.pipeline.CalibrationText`; ignored if `calibration` is one.
     evaluation : EvaluationText, a source of one, or True; optional
         The text that the perplexity before and after is measured on; True is the part of the built-in text that is not used for
         calibration. By default no perplexity is measured.
@@ -221,7 +219,6 @@ def prune_model(
     for name, value in {"amount_of": amount_of, "form": form}.items():
         check_type(name, value, str, "a name")
     if not isinstance(calibration, CalibrationText):
-        samples = default_samples(heal, sequence_length) if samples is None else samples
         calibration = CalibrationText(calibration, samples, sequence_length, batch_size)
     recipe = make_recipe(
         pipeline,

@@ -21,11 +21,11 @@ from llmrank.evaluation.perplexity import model_size
 from llmrank.execution import Execution, Processes, join_processes, launched_processes
 from llmrank.execution.onloading import onloaded_by_block
 from llmrank.execution.work_directory import WorkDirectory
-from llmrank.healing import Distillation
+from llmrank.healing import DenseModel, Distillation, heal_model
 from llmrank.models import FFNs
 from llmrank.models.loading import parse_device
 from llmrank.pipeline import stages
-from llmrank.pipeline.heal import heal_apart, healing_tokens
+from llmrank.pipeline.heal import healing_tokens
 from llmrank.pipeline.plan import Plan, Selection, make_plan, open_work_directory, select
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.report import Report
@@ -120,7 +120,7 @@ class PruningRun:
                     "predictions that llmrank predict writes"
                 )
         self.model, self.tokenizer = model, tokenizer
-        self.recipe = replace(recipe, calibration=recipe.calibration.for_model(model))
+        self.recipe = replace(recipe, calibration=recipe.calibration.for_model(model, recipe.heal))
         self.undoable, self.resume = undoable, resume
         self.work_directory = None if work_directory is None else Path(work_directory)
         # A run with little memory brings blocks to the device one at a time; otherwise the model is moved there.
@@ -216,7 +216,8 @@ class PruningRun:
                 if dense is not None and to_learn is not None and recipe.heal is not None:
                     if self.undoable:
                         self.application.keep_parameters(self.model)
-                    healing = heal_apart(self.model, dense, *to_learn, recipe.heal, execution)
+                    learned, notes = to_learn
+                    healing = heal_model(self.model, DenseModel(dense), learned, recipe.heal, execution, notes=notes)
                 del dense
             with watch.timed("evaluate after"):
                 if evaluation is not None and text is not None:
@@ -330,8 +331,8 @@ def _check_processes(model: nn.Module, recipe: Recipe, count: int, *, by_block: 
             "llmrank heal)"
         )
     text = recipe.calibration.source
-    if recipe.calibration.samples < count and (text is None or isinstance(text, (str, os.PathLike))):
+    if recipe.calibration.n_sequences < count and (text is None or isinstance(text, (str, os.PathLike))):
         raise OptionError(
-            f"{count} processes were started for {recipe.calibration.samples} calibration sequences, and each needs one or "
+            f"{count} processes were started for {recipe.calibration.n_sequences} calibration sequences, and each needs one or "
             "more; start fewer processes, or give more sequences (--samples)"
         )

@@ -213,7 +213,7 @@ def check(prepared: PreparedModel, recipe: Recipe) -> None:
 def warning_of_few_tokens(prepared: PreparedModel, recipe: Recipe, tokens: int | None = None) -> str | None:
     """Return a warning if `tokens` are too few for the repair; by default they are those that the recipe asks for."""
     length = fitting_length(prepared.model, recipe.calibration.sequence_length)
-    tokens = recipe.calibration.samples * length if tokens is None else tokens
+    tokens = recipe.calibration.n_sequences * length if tokens is None else tokens
     return token_warning(recipe.repair, recipe.pruner, prepared.ffns, tokens, length, recipe.targets)
 
 
@@ -221,7 +221,7 @@ def seconds_of_repair(prepared: PreparedModel, recipe: Recipe, execution: Execut
     """Estimate the seconds of the repair, without forward passes; see :mod:`llmrank.repair.duration`."""
     if recipe.repair is None:
         return 0.0
-    tokens = recipe.calibration.samples * fitting_length(prepared.model, recipe.calibration.sequence_length)
+    tokens = recipe.calibration.n_sequences * fitting_length(prepared.model, recipe.calibration.sequence_length)
     kept = expected_widths(recipe.pruner, prepared.ffns, recipe.targets)
     return repair_seconds(recipe.repair, prepared.ffns, kept, tokens, execution.device)
 

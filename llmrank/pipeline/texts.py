@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from llmrank.errors import OptionError
+from llmrank.healing import Distillation
 from llmrank.models.forward import fitting_length
 from llmrank.pipeline.held_out import n_held_out
 from llmrank.pipeline.ranking import Ranking
@@ -19,6 +21,9 @@ __all__ = ["DEFAULT_LENGTH", "DEFAULT_SAMPLES", "CalibrationText", "EvaluationTe
 
 DEFAULT_SAMPLES = 16
 DEFAULT_LENGTH = 1024
+# A repair before healing is fitted to as many tokens as healing learns from, but to no more than this: their hidden states are in
+# memory.
+MOST_REPAIR_TOKENS = 131_072
 
 
 class Text(Protocol):
@@ -28,7 +33,9 @@ class Text(Protocol):
     ----------
     source : object
         See :class:`CalibrationText`; None if it is the default, or not known any more.
-    samples, sequence_length, batch_size : int
+    n_sequences : int
+        Number of sequences, without those that are added.
+    sequence_length, batch_size : int
         See :class:`CalibrationText`.
     ranking : Ranking or None
         The ranking that holds the statistics of this text already.
@@ -37,7 +44,7 @@ class Text(Protocol):
     @property
     def source(self) -> Any: ...  # noqa: D102 -- see the class
     @property
-    def samples(self) -> int: ...  # noqa: D102
+    def n_sequences(self) -> int: ...  # noqa: D102
     @property
     def sequence_length(self) -> int: ...  # noqa: D102
     @property
@@ -45,8 +52,8 @@ class Text(Protocol):
     @property
     def ranking(self) -> Ranking | None: ...  # noqa: D102
 
-    def for_model(self, model: Any, /) -> Text:
-        """Return the text with the source that it has for this model."""
+    def for_model(self, model: Any, healing: Distillation | None = None, /) -> Text:
+        """Return the text with the source, and the number of sequences, that it has for this model and its healing."""
 
     def sequences(
         self, model: Any, tokenizer: Any, *, hold_out: bool, progress: Progress | None = None
@@ -64,10 +71,13 @@ class CalibrationText:
         See :func:`llmrank.text.sources.make_sequences`; the built-in text by default. "generated" is text that the
         model writes itself; "auto" is "generated" if the model can write text, else "built-in". A mapping from sources to shares
         is a mixture. A float tensor is for a module that is not a language model: each row is one example of its input.
-    samples, sequence_length : int
-        Largest number of sequences that are cut from a text, and their length in tokens (at most what the model takes). All of
-        a tensor is used; a list of several texts gives one sequence for each text. To a text that is neither a list nor a
-        mixture, one sequence of the built-in text is added for every five, see :mod:`llmrank.text.other_text`.
+    samples : int, optional
+        Largest number of sequences that are cut from a text; by default 16 or, if the model is healed after the repair, enough
+        for as many tokens as it heals with, up to 131,072.
+    sequence_length : int
+        Their length in tokens (at most what the model takes). All of a tensor is used; a list of several texts gives one sequence
+        for each text. To a text that is neither a list nor a mixture, one sequence of the built-in text is added for every five,
+        see :mod:`llmrank.text.other_text`.
     batch_size : int
         Number of sequences in a forward pass. Of a float tensor, a pass takes at least 256 rows.
     seed : int
@@ -80,25 +90,40 @@ class CalibrationText:
     """
 
     source: Any = None
-    samples: int = DEFAULT_SAMPLES
+    samples: int | None = None
     sequence_length: int = DEFAULT_LENGTH
     batch_size: int = 1
     seed: int = 0
     ranking: None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_counts(samples=self.samples, sequence_length=self.sequence_length, batch_size=self.batch_size)
+        samples = {} if self.samples is None else {"samples": self.samples}
+        _check_counts(**samples, sequence_length=self.sequence_length, batch_size=self.batch_size)
 
     @classmethod
     def of(cls, source: Any) -> Text:
         """Make settings from a source, unless it is a text with settings already."""
         return source if isinstance(source, (CalibrationText, RankedText)) else cls(source)
 
-    def for_model(self, model: Any) -> CalibrationText:
-        """Return these settings with the source "auto" replaced by the one that it means for this model."""
-        source = find_source(self.source)
+    @property
+    def n_sequences(self) -> int:
+        """Largest number of sequences that are cut from a text."""
+        return DEFAULT_SAMPLES if self.samples is None else self.samples
+
+    def for_model(self, model: Any, healing: Distillation | None = None) -> CalibrationText:
+        """Return these settings with "auto" and the default of `samples` replaced by what they mean for a model and its healing.
+
+        A repair on as many tokens as healing learns from brings back nearly as much as that healing does, and the healing then
+        gains on top of it (benchmarks/LOG.md).
+        """
+        source, text = find_source(self.source), self
         chosen = None if source is None else source.for_model(model)
-        return self if chosen is source else replace(self, source=str(chosen))
+        if chosen is not source:
+            text = replace(text, source=str(chosen))
+        if self.samples is None and healing is not None:
+            tokens, length = min(healing.tokens, MOST_REPAIR_TOKENS), fitting_length(model, self.sequence_length)
+            text = replace(text, samples=max(DEFAULT_SAMPLES, math.ceil(tokens / length)))
+        return text
 
     def sequences(
         self, model: Any, tokenizer: Any, *, hold_out: bool, progress: Progress | None = None
@@ -120,9 +145,9 @@ class CalibrationText:
             If sequences must be held out, but the text ends before, the last sequences are marked as held out, unless there is
             only one.
         """
-        further = n_held_out(self.samples) if hold_out else 0
+        further = n_held_out(self.n_sequences) if hold_out else 0
         length = fitting_length(model, self.sequence_length)
-        request = Request(tokenizer, self.samples, length, further, model=model, seed=self.seed, progress=progress)
+        request = Request(tokenizer, self.n_sequences, length, further, model=model, seed=self.seed, progress=progress)
         sequences, held_out = make_sequences(self.source, request)
         marked = n_held_out(len(sequences)) if further and held_out is None and len(sequences) > 1 else 0
         if not is_alone(self.source, model):
@@ -148,7 +173,7 @@ class RankedText:
     source: None = field(default=None, init=False)
 
     @property
-    def samples(self) -> int:
+    def n_sequences(self) -> int:
         """Number of sequences."""
         return len(self.ranking.sequences)
 
@@ -157,7 +182,7 @@ class RankedText:
         """Length of the sequences in tokens."""
         return self.ranking.sequences.length
 
-    def for_model(self, _model: Any) -> RankedText:
+    def for_model(self, _model: Any, _healing: Distillation | None = None) -> RankedText:
         """Return these settings: the text is known."""
         return self
 

@@ -28,16 +28,23 @@ from llmrank.inspection.healing import draw_healing
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import DEFAULT_LENGTH
 from llmrank.pipeline.descriptions import json_safe
-from llmrank.pipeline.heal import DEFAULT_TOKENS, default_samples, heal, predict
+from llmrank.pipeline.heal import DEFAULT_TOKENS, heal, predict
+from llmrank.pipeline.specs import Field
 from llmrank.pipeline.texts import CalibrationText
+from llmrank.progress import Progress
 from llmrank.prune.masks import Masks
 from llmrank.surgery import checkpoint
 from llmrank.surgery.atomic import check_output
 from llmrank.text import TokenSequences, check_text
+from llmrank.text.generated import Generated
 
 __all__ = ["add_heal_options", "add_predict_options", "run_heal", "run_predict"]
 
 FIGURE, AUTOMATIC = "healing", "auto"
+# The ending of a file of predictions.
+PREDICTIONS = ".safetensors"
+# Sources whose text the model writes.
+WRITTEN = (AUTOMATIC, Generated.name)
 # The fields of a Distillation that --with sets, and what help says of them.
 KNOBS = {
     "learn": "all, ffn or lora",
@@ -119,20 +126,22 @@ def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     if rank:  # only process 0 prints, and writes the checkpoint
         terminal = Terminal(quiet=True)
     check_output(options.output)
+    if options.checkpoints is not None and options.checkpoints.is_file():
+        raise OptionError(f"--checkpoints must be a directory, and {options.checkpoints} is a file")
     check_device_and_dtype(options)
     check_text(options.text)
     repository = check_upload(options)
-    from_file = Path(options.against).suffix == ".safetensors"
+    from_file = Path(options.against).suffix == PREDICTIONS
     if from_file and options.text != AUTOMATIC:
         raise OptionError(
             f"{options.against} holds its own text; leave --text out, or name the dense model with --against"
         )
-    tokens = options.tokens
-    if tokens is None:
-        tokens = Predictions.read(Path(options.against)).tokens.sequences.n_tokens if from_file else DEFAULT_TOKENS
+    predictions = Predictions.read(Path(options.against)) if from_file else None
+    default = DEFAULT_TOKENS if predictions is None else predictions.tokens.sequences.n_tokens
+    tokens = default if options.tokens is None else options.tokens
     settings = Distillation.of_options(tokens, _values(options.knobs or ""), options.seed)
     loaded = load(options, terminal)
-    dense, used = (options.against, None) if from_file else _load_dense(options, loaded.tokenizer, terminal)
+    dense, used = (predictions, None) if predictions is not None else _load_dense(options, loaded.tokenizer, terminal)
     healing = heal(
         loaded.model,
         dense,
@@ -164,7 +173,8 @@ def _load_dense(options: argparse.Namespace, tokenizer: Any, terminal: Terminal)
             f"{options.model} and {options.against} have different tokenizers; heal a model against the dense model that it was "
             "pruned from"
         )
-    return dense.model, _used_sequences(options.model, dense.model, dense.tokenizer, options.text)
+    used = _used_sequences(options.model, dense.model, dense.tokenizer, options.text, terminal.progress)
+    return dense.model, used
 
 
 def _save(
@@ -173,7 +183,7 @@ def _save(
     """Write the checkpoint with the masks and the report of the pruned one, and the figure of the ledger."""
     report = _report(options.model)
     # What was measured before healing does not describe the healed model.
-    stale = {"evaluation": None, "warnings": [*report.get("notes", []), *healing.warnings()]}
+    stale = {"evaluation": None, "notes": [], "warnings": healing.warnings()}
     report = json_safe(report | {"healing": healing.to_dict(), **(stale if report else {})})
     path = options.model / checkpoint.MASKS_FILE
     masks = Masks.load(path) if path.is_file() else None
@@ -182,18 +192,25 @@ def _save(
         checkpoint.save(
             options.output, loaded.model, loaded.tokenizer, masks, report, push_to_hub=repository, private=private
         )
-    save_figure(draw_healing(healing), options.output, FIGURE, ["png"])
+    try:
+        save_figure(draw_healing(healing), options.output, FIGURE, ["png"])
+    except OSError as error:
+        terminal.warn(f"{FIGURE}.png could not be written ({error}); the checkpoint is complete without it")
 
 
 def run_predict(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run ``llmrank predict``."""
     check_output_file(options.output)
+    if options.output.suffix != PREDICTIONS:
+        raise OptionError(
+            f"--output must end in {PREDICTIONS}, by which llmrank heal knows such a file, got {options.output}"
+        )
     check_device_and_dtype(options)
     check_text(options.text)
     loaded = load(options, terminal)
     used = None
     if options.pruned is not None:
-        used = _used_sequences(options.pruned, loaded.model, loaded.tokenizer, options.text)
+        used = _used_sequences(options.pruned, loaded.model, loaded.tokenizer, options.text, terminal.progress)
     found = predict(
         loaded.model,
         loaded.tokenizer,
@@ -220,22 +237,25 @@ def _report(pruned: Path) -> dict[str, Any]:
     path = pruned / checkpoint.REPORT_FILE
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise OptionError(f"{path} is damaged ({error}); delete it, or restore it") from error
 
 
-def _used_sequences(pruned: Path, dense: Any, tokenizer: Any, text: Any) -> TokenSequences | None:
+def _used_sequences(
+    pruned: Path, dense: Any, tokenizer: Any, text: Any, progress: Progress | None
+) -> TokenSequences | None:
     """Return the sequences of a text that a checkpoint was calibrated and repaired on; None if it was another text.
 
     The report has the settings and the digest of the tokens, so the same number of sequences is made of the text and compared.
     """
     report = _report(pruned)
     config, known = report.get("config") or {}, report.get("calibration") or {}
+    if str(text) in WRITTEN and config.get("calibration") not in WRITTEN:
+        return None  # the text need not be written to see that
     try:
-        length = config["sequence-length"]
-        samples = config.get("samples") or default_samples(config.get("heal"), length)
-        again = CalibrationText(text, samples, length, seed=config.get("seed", 0)).sequences(
-            dense, tokenizer, hold_out=True
+        like = CalibrationText(text, config.get("samples"), config["sequence-length"], seed=config.get("seed", 0))
+        again = like.for_model(dense, Distillation.of(config.get("heal"))).sequences(
+            dense, tokenizer, hold_out=True, progress=progress
         )
     except (KeyError, LLMRankError):  # no report of the command line, or a text that is too short for these settings
         return None
@@ -251,8 +271,5 @@ def _values(text: str) -> dict[str, Any]:
         name, sign, value = (part.strip() for part in entry.partition("="))
         if not sign or not name.isidentifier():
             raise OptionError(f"--with: expected NAME=VALUE,NAME=VALUE such as learn=lora, got {entry!r}")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
+        found[name] = Field(name, bool | int | float | str | None, None).read([value])
     return found

@@ -29,7 +29,7 @@ from llmrank.experiments.sweep_folder import ROWS
 from llmrank.experiments.sweep_result import SweepResult
 from llmrank.experiments.tracking import TRACKERS
 from llmrank.models.costs import UNITS
-from llmrank.pipeline import DEFAULT_SAMPLES, CalibrationText, EvaluationText
+from llmrank.pipeline import CalibrationText, EvaluationText
 from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.specs import split_specs
 
@@ -194,9 +194,8 @@ def sweep_settings(options: argparse.Namespace) -> SweepSettings:
         A list begins with an option, or an amount is no number.
     """
     amounts = _numbers("--amount", options.amounts, amount_value)
-    samples = DEFAULT_SAMPLES if options.samples is None else options.samples
     calibration = CalibrationText(
-        options.calibration, samples, options.sequence_length, options.batch_size, options.seed
+        options.calibration, options.samples, options.sequence_length, options.batch_size, options.seed
     )
     return SweepSettings(
         scorers=split_specs(options.scorers),

@@ -79,14 +79,12 @@ def test_predictions_of_other_sequences_are_refused(dense: Any, pruned: Any) -> 
 
 
 def test_learning_from_a_file_ends_where_learning_from_the_model_does(dense: Any, pruned: Any) -> None:
-    direct, cached = copy.deepcopy(pruned), copy.deepcopy(pruned)
-    expected = heal_model(direct, DenseModel(dense), TOKENS, SETTINGS)
-    heal_model(cached, predict_tokens(dense, TOKENS), TOKENS, SETTINGS)
-    ended = heal_model(cached, DenseModel(dense), TOKENS, SETTINGS).start
-    error = expected.best.closeness["own"].divergence.error
-    assert error is not None
+    direct, cached, settings = copy.deepcopy(pruned), copy.deepcopy(pruned), replace(SETTINGS, learning_rate=1e-2)
+    expected = heal_model(direct, DenseModel(dense), TOKENS, settings)
+    heal_model(cached, predict_tokens(dense, TOKENS), TOKENS, settings)
+    ended = heal_model(cached, DenseModel(dense), TOKENS, settings).start
     gained = expected.start.divergence - expected.best.divergence
-    assert abs(ended.divergence - expected.best.divergence) < max(error, 0.1 * gained)
+    assert abs(ended.divergence - expected.best.divergence) < 0.2 * gained
 
 
 @pytest.mark.parametrize("away", OFFLOADED)

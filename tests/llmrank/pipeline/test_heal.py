@@ -12,7 +12,7 @@ import torch
 import llmrank
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.healing import Distillation
-from llmrank.pipeline.heal import default_samples, healing_tokens
+from llmrank.pipeline.heal import healing_tokens
 from llmrank.pipeline.texts import CalibrationText
 from llmrank.text import shared_passages
 from tests.llmrank.tiny_models import text, tiny_llama, tokenizer
@@ -57,10 +57,14 @@ def test_a_text_of_which_little_is_new_is_read_whole() -> None:
 
 @pytest.mark.parametrize(
     ("healing", "length", "samples"),
-    [(None, 1024, 16), (256, 1024, 16), (65_536, 1024, 64), (65_600, 512, 129), (Distillation(10**9), 1024, 128)],
+    [(None, 1024, 16), (256, 1024, 16), (2048, 1024, 32), (65_536, 1024, 1024), (2050, 32, 65), (10**9, 1024, 2048)],
 )
-def test_a_repair_before_healing_takes_as_many_tokens(healing: Any, length: int, samples: int) -> None:
-    assert default_samples(healing, length) == samples
+def test_a_repair_before_healing_takes_as_many_tokens(healing: int | None, length: int, samples: int) -> None:
+    """The model takes 64 tokens at most."""
+    model = tiny_llama(max_position_embeddings=64)
+    text = CalibrationText("built-in", sequence_length=length)
+    assert text.for_model(model, Distillation.of(healing)).n_sequences == samples
+    assert CalibrationText("built-in", 3).for_model(model, Distillation.of(healing)).n_sequences == 3
 
 
 def test_prune_model_takes_that_many(varied: Path) -> None:

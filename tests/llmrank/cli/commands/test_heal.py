@@ -9,6 +9,7 @@ import pytest
 
 import llmrank
 from llmrank.cli import main
+from llmrank.text import generated
 from tests.llmrank.execution.test_processes import launched
 from tests.llmrank.tiny_models import text
 
@@ -47,7 +48,7 @@ def test_heal_writes_a_checkpoint_with_the_ledger(
     assert "of the divergence from the dense model is gone" in printed
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     before = json.loads((pruned / "report.json").read_text(encoding="utf-8"))
-    kept = before.keys() - {"healing", "evaluation", "warnings"}
+    kept = before.keys() - {"healing", "evaluation", "notes", "warnings"}
     assert {key: report[key] for key in kept} == {key: before[key] for key in kept}
     assert [row["step"] for row in report["healing"]["rows"]] == [0, 2, 4, 6, 8]
     assert "healed" in (output / "README.md").read_text(encoding="utf-8")
@@ -59,8 +60,12 @@ def test_heal_writes_a_checkpoint_with_the_ledger(
 def test_heal_learns_from_a_file_of_predictions(checkpoint: Path, pruned: Path, corpus: Path, tmp_path: Path) -> None:
     file = tmp_path / "predictions.safetensors"
     assert run("predict", checkpoint, "--pruned", pruned, "--text", corpus, "--tokens", "128", "--output", file) == 0
-    assert run("heal", pruned, "--against", file, "--tokens", "128", "--output", tmp_path / "healed") == 0
-    assert (tmp_path / "healed" / "model.safetensors").is_file()
+    assert run("heal", pruned, "--against", file, "--tokens", "1000", "--output", tmp_path / "healed") == 0
+    report = json.loads((tmp_path / "healed" / "report.json").read_text(encoding="utf-8"))
+    assert report["healing"]["rows"][-1]["tokens"] >= 1000
+    notes = report["healing"]["notes"]
+    assert any("the repair has seen most of the text" in note for note in notes)
+    assert any("they are read about" in note for note in notes)
 
 
 def test_the_sequences_of_a_repair_before_healing_are_known_again(
@@ -81,12 +86,35 @@ def test_the_sequences_of_a_repair_before_healing_are_known_again(
     assert learned["sequences"] < 1.2 * (len(every) - 20)
 
 
+def test_words_for_true_and_false_may_be_capital(checkpoint: Path, pruned: Path, corpus: Path, tmp_path: Path) -> None:
+    output = tmp_path / "healed"
+    options = ("--text", corpus, "--tokens", "64", "--with", "bf16=False,learn=ffn")
+    assert run("heal", pruned, "--against", checkpoint, "--output", output, *options) == 0
+
+
+def test_a_file_of_predictions_must_be_known_by_its_name(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("predict", checkpoint, "--text", corpus, "--output", tmp_path / "p.bin") == 2
+    assert "must end in .safetensors" in capsys.readouterr().err
+
+
+def test_no_text_is_written_to_see_that_it_is_another(
+    checkpoint: Path, pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    write = generated._write
+    monkeypatch.setattr(generated, "_write", lambda request: lengths.append(request.samples) or write(request))
+    assert run("heal", pruned, "--against", checkpoint, "--tokens", "64", "--output", tmp_path / "healed") == 0
+    assert len(lengths) == 1
+
+
 def test_prune_heals_what_it_has_cut(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
     output = tmp_path / "healed"
     arguments = ["prune", checkpoint, "--output", output, "--calibration", corpus, "--samples", "4", "--heal", "128"]
     assert run(*arguments) == 0
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    assert report["healing"]["rows"][0]["step"] == 0
+    assert [row["tokens"] for row in report["healing"]["rows"]] == [0, 128]
     assert report["config"]["heal"] == 128
 
 
@@ -98,6 +126,10 @@ def test_prune_heals_what_it_has_cut(checkpoint: Path, corpus: Path, tmp_path: P
         (["--with", "no_such_thing=3"], "no_such_thing"),
         (["--tokens", "0"], "tokens must be"),
         (["--with", "learning_rate=3"], "between 0 and 1"),
+        (["--with", "tokens=5"], "tokens: expected learn"),
+        (["--with", "learn=[1]"], "learn must be one of all"),
+        (["--with", "bf16=no"], "bf16 must be true or false"),
+        (["--checkpoints", __file__], "must be a directory"),
     ],
 )
 def test_bad_options_leave_nothing(
