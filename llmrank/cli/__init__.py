@@ -164,8 +164,8 @@ def _status_and_sentence(error: BaseException) -> tuple[int, str]:
     """Return the exit status for an error, and the sentence to print."""
     if isinstance(error, KeyboardInterrupt):
         return 128 + (error.args[0] if error.args else signal.SIGINT), (
-            "interrupted; a checkpoint directory exists only if it is complete. To go on with a sweep, repeat the command, and so "
-            "with llmrank heal --checkpoints; to go on with a run with --low-memory, repeat it with --resume. Other commands "
+            "interrupted; a checkpoint directory exists only if it is complete. To go on with a sweep, repeat the command, and "
+            "so with llmrank heal --checkpoints; to go on with a run with --low-memory, repeat it with --resume. Other commands "
             "begin anew"
         )
     if is_out_of_memory(error):

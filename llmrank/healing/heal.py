@@ -68,9 +68,11 @@ def heal_model(
     """
     check_predicts(model, "divergence")
     teacher.check(model, tokens)
-    if any(parameter.is_meta for parameter in model.parameters()):
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1 or torch.device("meta") in devices:
         raise OptionError(
-            "a part of the pruned model is offloaded, and so it cannot learn; load it without --device-map"
+            "the pruned model is spread over several devices, or a part of it is offloaded, and so it cannot learn; load it "
+            "without --device-map"
         )
     text, held_out = tokens.sequences.parts if tokens.held_out is None else tokens[:2]
     if held_out is None:

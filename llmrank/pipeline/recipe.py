@@ -124,6 +124,11 @@ class Recipe:
                 "and no structure_dict; prune without heal, and then heal the checkpoint with llmrank heal"
             )
 
+        if self.heal is not None and self.heal.learn == "lora" and self.form == "mask":
+            raise OptionError(
+                "adapters of LoRA cannot be merged into weights of the form mask; prune compactly, or use learn='all'"
+            )
+
     def _check_components(self) -> None:
         for name, base in (("scorer", BaseScorer), ("pruner", BasePruner), ("repair", BaseRepair)):
             value = getattr(self, name)

@@ -96,7 +96,7 @@ def test_a_dense_model_may_be_larger_than_memory(away: str, dense: Any, pruned: 
     torch.testing.assert_close(found.top_log_p, expected.top_log_p, atol=1e-3, rtol=1e-3)
     beside, whole = copy.deepcopy(pruned), copy.deepcopy(pruned)
     divergences = [
-        heal_model(student, DenseModel(teacher), TOKENS, SETTINGS).best.divergence
-        for student, teacher in ((beside, offloaded), (whole, dense))
+        heal_model(student, DenseModel(teacher), TOKENS, SETTINGS, directory=directory).best.divergence
+        for student, teacher, directory in ((beside, offloaded, tmp_path / "state"), (whole, dense, None))
     ]
     assert divergences[0] == pytest.approx(divergences[1], rel=1e-3)
