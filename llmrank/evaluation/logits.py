@@ -65,6 +65,11 @@ class Predictor:
         self._body: Any = None
         self._bodies = _bodies(model)
 
+    @property
+    def is_banded(self) -> bool:
+        """Whether the head runs on a band alone; known after the first batch."""
+        return self._body is not None
+
     def bands(self, ids: torch.Tensor, mask: torch.Tensor) -> Iterator[Prediction]:
         """Yield the logits and targets of a batch, band by band of positions.
 

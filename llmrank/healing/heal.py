@@ -62,9 +62,9 @@ def heal_model(
     Notes
     -----
     Cost: for every token to learn from a forward pass of both models and a backward pass, about four forward passes in all.
-    Memory: both models, the gradients and twice the size of what learns for the optimiser, activations of one batch, and the
-    logits of two bands (all logits of a batch if the head cannot run on a band alone). A model in half precision learns in
-    float32 beside its own weights, so it takes three times its memory.
+    Memory: both models, the gradients and twice the size of what learns for the optimiser, activations of one batch, the dense
+    model's last hidden states of the held-out sequences, and the logits of two bands (all logits of a batch if the head cannot
+    run on a band alone). A model in half precision learns in float32 beside its own weights, so it takes three times its memory.
     """
     check_predicts(model, "divergence")
     teacher.check(model, tokens)

@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from llmrank.evaluation.estimate import Estimate
+from llmrank.evaluation.perplexity import Perplexity
 
 __all__ = ["Closeness", "Healing", "LedgerRow", "best_row"]
 
-# The kinds of held-out text, and what a table calls them.
+# What the kinds of held-out text are called.
 KINDS = {"own": "own kind of text", "other": "other kind of text"}
-SHORT = {"own": "own text", "other": "other text"}
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,8 @@ class Closeness:
 
     @property
     def perplexity(self) -> float:
-        """The perplexity; infinite if it is above that of 700 nats."""
-        mean = sum(self.losses) / sum(self.counts)
-        return math.exp(mean) if mean < 700 else math.inf
+        """See :class:`llmrank.evaluation.perplexity.Perplexity`."""
+        return Perplexity.of(self.losses, self.counts).value
 
     def gain_over(self, other: Closeness) -> Estimate:
         """Return how much smaller the divergence is than another one of the same sequences."""
@@ -150,7 +149,7 @@ class Healing:
         kinds = list(self.start.closeness)
         table = Table(title="Healing", title_justify="left")
         headings = ["step", "tokens", "seconds"]
-        headings += [f"{metric}: {SHORT[kind]}" for metric in ("KL", "perplexity") for kind in kinds]
+        headings += [f"{metric}: {KINDS[kind]}" for metric in ("KL", "perplexity") for kind in kinds]
         for heading in (*headings, ""):
             table.add_column(heading, justify="right")
         for number, row in enumerate(self.rows):

@@ -72,7 +72,14 @@ class Predictions:
         """See :meth:`llmrank.healing.teachers.Teacher.identity`."""
         return hashlib.sha256(self.entropy.numpy().tobytes()).hexdigest()
 
-    def divergences(self, ids: torch.Tensor, _mask: torch.Tensor, rows: torch.Tensor) -> Iterator[BandDivergence]:
+    def divergences(
+        self,
+        ids: torch.Tensor,
+        _mask: torch.Tensor,
+        rows: torch.Tensor,
+        *,
+        comes_again: bool = False,  # noqa: ARG002
+    ) -> Iterator[BandDivergence]:
         """See :meth:`llmrank.healing.teachers.Teacher.divergences`; of each an estimate, whose mean is the divergence.
 
         Log-probabilities of half precision add up to 2e-4 nats to it.

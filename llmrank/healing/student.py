@@ -138,7 +138,7 @@ class Student(nn.Module):
             for ids, mask in batches:
                 rows = torch.arange(first + len(found), first + len(found) + len(ids))
                 sums = torch.zeros(3, len(ids), dtype=torch.float64)
-                teacher = self.teacher.divergences(ids, mask, rows)
+                teacher = self.teacher.divergences(ids, mask, rows, comes_again=True)
                 for (logits, targets, valid), divergence in zip(self.predictor.bands(ids, mask), teacher, strict=True):
                     flat = at_least_float32(logits).flatten(0, 1), targets.flatten()
                     losses = nn.functional.cross_entropy(*flat, reduction="none").view_as(targets)

@@ -10,7 +10,7 @@ import torch
 
 from llmrank.errors import OptionError
 from llmrank.evaluation.fidelity import rows_at_once
-from llmrank.evaluation.logits import Predictor, check_predicts
+from llmrank.evaluation.logits import Prediction, Predictor, check_predicts
 from llmrank.models.digest import weights_digest
 from llmrank.models.forward import at_least_float32, evaluation_mode
 from llmrank.text import CalibrationTokens
@@ -30,7 +30,9 @@ class Teacher(Protocol):
     def identity(self) -> str:
         """Return a digest by which the teacher is known again."""
 
-    def divergences(self, ids: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> Iterator[BandDivergence]:
+    def divergences(
+        self, ids: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor, *, comes_again: bool = False
+    ) -> Iterator[BandDivergence]:
         """Yield for every band of :meth:`llmrank.evaluation.logits.Predictor.bands` the divergence KL(teacher || logits).
 
         Parameters
@@ -38,6 +40,8 @@ class Teacher(Protocol):
         ids, mask : (batch, length) tensors
         rows : (batch,) int64 tensor
             Which sequences of the text these are.
+        comes_again : bool
+            Whether the teacher will be asked for this batch again.
         """
 
 
@@ -59,6 +63,8 @@ class DenseModel:
         check_predicts(model, "divergence")
         self.model = model
         self._predictor = Predictor(model)
+        # By the tokens and mask of a batch that comes again: its predictions, of which the hidden states are kept.
+        self._held: dict[bytes, Callable[[], Iterator[Prediction]]] = {}
 
     def check(self, model: Any, _tokens: CalibrationTokens) -> None:
         """See :meth:`Teacher.check`."""
@@ -71,10 +77,16 @@ class DenseModel:
         return weights_digest(self.model)
 
     @torch.no_grad()
-    def divergences(self, ids: torch.Tensor, mask: torch.Tensor, _rows: torch.Tensor) -> Iterator[BandDivergence]:
-        """See :meth:`Teacher.divergences`. Cost: a forward pass."""
+    def divergences(
+        self, ids: torch.Tensor, mask: torch.Tensor, _rows: torch.Tensor, *, comes_again: bool = False
+    ) -> Iterator[BandDivergence]:
+        """See :meth:`Teacher.divergences`. Cost: a forward pass; of a batch that came before only one of the head."""
+        batch = torch.stack([ids, mask]).cpu().numpy().tobytes()
         with evaluation_mode(self.model):
-            for logits, *_ in self._predictor.bands(ids, mask):
+            bands = self._held.get(batch) or self._predictor.hold(ids, mask)
+            if comes_again and self._predictor.is_banded:  # otherwise all logits would stay in memory
+                self._held[batch] = bands
+            for logits, *_ in bands():
                 yield partial(divergence, logits)
 
 

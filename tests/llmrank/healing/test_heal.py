@@ -287,6 +287,20 @@ def test_what_the_trainer_refuses_is_said(dense: Any, pruned: Any, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_the_dense_model_reads_what_is_held_out_once(dense: Any, pruned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    with_hook = copy.deepcopy(dense)
+    with_hook.model.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    counts = []
+    for measurements in (1, 4):
+        monkeypatch.setattr(training_module, "MEASUREMENTS", measurements)
+        calls.clear()
+        _, healing = healed(pruned, with_hook)
+        assert len(healing.rows) == measurements + 1
+        counts.append(len(calls))
+    assert counts[0] == counts[1]
+
+
 def test_running_out_of_memory_is_not_said_of_the_arguments(
     dense: Any, pruned: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
