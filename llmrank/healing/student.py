@@ -111,18 +111,19 @@ class Student(nn.Module):
     @contextmanager
     def _as_stored(self) -> Iterator[None]:
         """Merge adapters, and round the parameters, within the context as they will be stored."""
-        adapters: list[Any] = [module for module in self.model.modules() if hasattr(module, "get_delta_weight")]
+        modules = self.model.modules() if self._stored else ()
+        adapters: list[Any] = [module for module in modules if hasattr(module, "get_delta_weight")]
+        for adapter in adapters:
+            adapter.merge()
         exact = {each: each.data for each in self._stored if each.requires_grad or adapters}
         try:
-            for adapter in adapters if exact else ():
-                adapter.merge()
             for parameter, values in exact.items():
                 parameter.data = values.to(self._stored[parameter]).to(values.dtype)
             yield
         finally:
             for parameter, values in exact.items():
                 parameter.data = values
-            for adapter in adapters if exact else ():
+            for adapter in adapters:
                 adapter.unmerge()
 
     @torch.no_grad()
