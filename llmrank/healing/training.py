@@ -30,6 +30,7 @@ from llmrank.execution import Execution, launched_processes
 from llmrank.healing.distillation import Distillation, Schedule
 from llmrank.healing.ledger import Closeness, LedgerRow, best_row
 from llmrank.healing.student import Student
+from llmrank.models.compat import use_one_gpu
 from llmrank.models.digest import weights_digest
 from llmrank.models.forward import input_device
 from llmrank.text import TokenSequences
@@ -87,9 +88,7 @@ def train(
         rows, optimizer = _dataset(student, text, schedule), _optimizer(student, settings, rate)
         try:
             arguments = _arguments(settings, student, schedule, rate, work, keeps=directory is not None)
-            arguments._n_gpu = min(
-                1, arguments.n_gpu
-            )  # with more, one process would spread the student, and not the teacher
+            use_one_gpu(arguments)  # the teacher is not spread either
             trainer = _Trainer(
                 book,
                 model=student,
@@ -108,11 +107,11 @@ def train(
         if directory is not None and not launched_processes()[0]:
             with replace_file(directory / SETTINGS) as written:
                 written.write_text(json.dumps(run), encoding="utf-8")
-        if len(set(gather_object([text.digest]))) > 1:
-            raise OptionError(
-                "the processes have made different texts; write the text to a file once, and give that file to all of them"
-            )
         try:
+            if len(set(gather_object([text.digest]))) > 1:
+                raise OptionError(
+                    "the processes have made different texts; write the text to a file once, and give that file to all of them"
+                )
             trainer.train(resume_from_checkpoint=_last_checkpoint(work))
             trainer.accelerator.wait_for_everyone()
         finally:

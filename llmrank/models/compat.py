@@ -26,6 +26,7 @@ __all__ = [
     "show_no_progress_bars",
     "tree_leaves",
     "tree_map_only",
+    "use_one_gpu",
     "write_count",
 ]
 
@@ -114,6 +115,11 @@ def show_no_progress_bars() -> None:
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     gguf_reader.tqdm = logging.tqdm  # type: ignore[attr-defined]
+
+
+def use_one_gpu(arguments: Any) -> None:
+    """Keep a process of transformers' Trainer on one GPU; it would spread a model over all of them by ``DataParallel``."""
+    arguments._n_gpu = min(1, arguments.n_gpu)
 
 
 def write_count(values: torch.Tensor) -> int | None:
