@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import mean
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +19,7 @@ from llmrank.evaluation.perplexity import Perplexity
 __all__ = ["Closeness", "Healing", "LedgerRow", "best_row"]
 
 # What the kinds of held-out text are called.
-KINDS = {"own": "own kind of text", "other": "other kind of text"}
+KINDS = {"own": "own text", "other": "other text"}
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ class Healing:
             gain = now.gain_over(self.start.closeness[kind])
             if gain.value < 0.0:
                 found.append(
-                    f"healing has moved the model away from the dense one on its {KINDS[kind]}: its divergence grew by "
-                    f"{-gain.value:.4f} nats; heal with text of more kinds"
+                    f"healing has moved the model away from the dense one on a kind of text ({KINDS[kind]}): the divergence grew "
+                    f"by {-gain.value:.4f} nats; heal with text of more kinds"
                 )
         return found
 
@@ -147,16 +148,15 @@ class Healing:
     def table(self) -> list[RenderableType]:
         """Return the rows as a table, and sentences."""
         kinds = list(self.start.closeness)
-        table = Table(title="Healing", title_justify="left")
+        # So it fits 80 columns.
+        table = Table(title="Healing", title_justify="left", box=SIMPLE, pad_edge=False, collapse_padding=True)
         headings = ["step", "tokens", "seconds"]
-        headings += [f"{metric}: {KINDS[kind]}" for metric in ("KL", "perplexity") for kind in kinds]
+        headings += [f"{metric},\n{KINDS[kind]}" for metric in ("KL", "perplexity") for kind in kinds]
         for heading in (*headings, ""):
             table.add_column(heading, justify="right")
         for number, row in enumerate(self.rows):
             cells = [f"{row.step:,}", f"{row.tokens:,}", f"{row.seconds:,.0f}"]
-            for divergence in (row.closeness[kind].divergence for kind in kinds):
-                error = "" if divergence.error is None else f" ± {divergence.error:.3f}"
-                cells.append(f"{divergence.value:.3f}{error}")
+            cells += [f"{row.closeness[kind].divergence.value:.4f}" for kind in kinds]
             cells += [f"{row.closeness[kind].perplexity:,.2f}" for kind in kinds]
             table.add_row(*cells, "kept" if number == self.chosen else "")
         return [table, Text(f"{self.share_closed:.0%} of the divergence from the dense model is gone")]
