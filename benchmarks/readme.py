@@ -162,14 +162,13 @@ def healed(healing: dict[str, Any]) -> list[str]:
         rows, dense = found["rows"], found["dense"]
         label = most_healed(rows)
         if label is not None:
-            own, before, (_, samples, _, tokens) = rows[label], rows[start_of(label)], parts(label)
+            own, before = rows[label], rows[start_of(label)]
             ours = " and ".join(f"{_perplexity(kind_of(own, kind)):.2f}" for kind in KINDS)
             repaired = " and ".join(_behind(kind_of(own, kind), kind_of(before, kind)) for kind in KINDS)
             kept = [share_right(row[ITEMS], dense[ITEMS]) for row in (own, before)]
             whole = " and ".join(f"{_perplexity(kind_of(dense, kind)):.2f}" for kind in KINDS)
-            done = f"repaired on {samples} sequences and healed with {tokens:,} tokens"
-            label = f"{model.removesuffix('.Q4_1')}, dense {whole}, {done}"
-            lines.append(f"| {label} | {ours}; items kept {kept[0]} | {repaired}; {kept[1]}, repaired only |")
+            name = f"{model.removesuffix('.Q4_1')}, dense {whole}, healed with {parts(label)[-1]:,} tokens"
+            lines.append(f"| {name} | {ours}; items {kept[0]} | {repaired}; {kept[1]}, repaired only |")
     return lines
 
 

@@ -64,14 +64,14 @@ def test_the_readme_compares_with_errors() -> None:
     }
     models = {"models": {"gemma-3-270m": healing}}
     lines = readme.gains(quality, compact, {"cases": [chain]}, across, models)["gains"].splitlines()
-    kept, done = "66.7% ± 33.3%", "repaired on 16 sequences and healed with 10 tokens"
+    kept = "66.7% ± 33.3%"
     before = f"12.00 (+0.087 ± 0.000) and 22.00 (+0.095 ± 0.000); {kept}, repaired only"
     best = "14.00 (+0.074 ± 0.000), FLAP's score; 25.00 (+0.083 ± 0.000), activation"
     assert lines == [
         "| perplexity as cut, 30% of the hidden neurons removed | llmrank | best other |",
         "| --- | ---: | ---: |",
         f"| gemma-3-270m, dense 9.00 and 19.00 | 13.00 and 23.00 | {best} |",
-        f"| gemma-3-270m, dense 9.00 and 19.00, {done} | 11.00 and 20.00; items kept {kept} | {before} |",
+        f"| gemma-3-270m, dense 9.00 and 19.00, healed with 10 tokens | 11.00 and 20.00; items {kept} | {before} |",
         f"| {label.format(dense=10.0)} | 12.00 | 13.00, {name} |",
         "| speed of the FFNs, width 1088 instead of 1536, 1024 tokens | 1.44 times the dense FFNs (1.30 to 1.50) | |",
         "| time to build and rank the graph of 4 FFNs, 7 M edges | 4.0 ms | 500 ms (fast) |",
