@@ -123,7 +123,6 @@ class Recipe:
                 "heal needs a text and a language model that was really pruned: not a ranking, which keeps only its own text, "
                 "and no structure_dict; prune without heal, and then heal the checkpoint with llmrank heal"
             )
-
         if self.heal is not None and self.heal.learn == "lora" and self.form == "mask":
             raise OptionError(
                 "adapters of LoRA cannot be merged into weights of the form mask; prune compactly, or use learn='all'"
