@@ -232,7 +232,7 @@ def _mean_loss(outputs: Any, _labels: Any, num_items_in_batch: Any = None) -> to
 
 
 def _optimizer(student: Student, settings: Distillation, rate: float) -> torch.optim.Optimizer:
-    """Return Adam with a rate for each tensor, in proportion to the root mean square of its values; a tensor of zeros has the median."""
+    """Return Adam with a rate for each tensor, in proportion to its root mean square; a tensor of zeros has the median."""
     learned = student.learned()
     sizes = {name: float(value.detach().float().square().mean().sqrt()) for name, value in learned.items()}
     if settings.learn == "lora":  # adapters begin with zeros
