@@ -1,6 +1,6 @@
 """The command line.
 
-``llmrank demo | prune | rank | apply | heal | predict | sweep | inspect | evaluate | diff | components | families``.
+``llmrank demo | prune | rank | apply | heal | predict | sweep | inspect | evaluate | diff | export | components | families``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from graphs import GraphError
 from llmrank.cli.commands.components import run_components
 from llmrank.cli.commands.diff import add_diff_options, run_diff
 from llmrank.cli.commands.evaluate import add_evaluate_options, run_evaluate
+from llmrank.cli.commands.export import add_export_options, run_export
 from llmrank.cli.commands.families import add_families_options, run_families
 from llmrank.cli.commands.heal import add_heal_options, add_predict_options, run_heal, run_predict
 from llmrank.cli.commands.inspecting.command import add_inspect_options, run_inspect
@@ -60,6 +61,7 @@ FILES = {
     "ranking",
     "task_dir",
     "text",
+    "tokenizer",
 }
 COMPLETION = {
     "bash": "_shtab_compgen_files",
@@ -210,6 +212,9 @@ def parser() -> argparse.ArgumentParser:
         add("evaluate", run_evaluate, "measure how good a model is, pruned or not, and how close it is to another")
     )
     add_diff_options(add("diff", run_diff, "show how two pruned checkpoints, or two rankings, of one model differ"))
+    add_export_options(
+        add("export", run_export, "write a checkpoint, also of layers that differ in width, for llama.cpp")
+    )
     components = add(
         "components", run_components, "list pipelines, scorers, pruners and repairs, or the options of one"
     )

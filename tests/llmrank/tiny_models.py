@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 import transformers
@@ -214,6 +216,20 @@ def tokenizer(*, special: bool = True, pad: bool = True) -> Any:
         eos_token="[EOS]",
         pad_token="[PAD]" if pad else None,
     )
+
+
+def write_vocabulary(path: Path, tokens: list[str] = WORDS) -> Path:
+    """Write a GGUF file that holds a tokenizer and no weights."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * len(tokens))
+    writer.add_add_bos_token(value=True)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def spelling_tokenizer(*, across: bool = False, front: bool = False, back: bool = False) -> Any:

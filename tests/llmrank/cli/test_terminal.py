@@ -16,7 +16,7 @@ from transformers import modeling_gguf_pytorch_utils
 from llmrank import cli
 from llmrank.cli.result import CommandResult
 from tests.llmrank.commands import SHORT, run
-from tests.llmrank.tiny_models import text
+from tests.llmrank.tiny_models import text, write_vocabulary
 
 SCHEMAS = json.loads((Path(cli.__file__).parent / "schemas.json").read_text(encoding="utf-8"))
 COMMANDS = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
@@ -44,6 +44,13 @@ def given(checkpoint: Path, corpus: Path, tmp_path: Path) -> dict[str, tuple[Any
         "inspect": (checkpoint, "--compare", "norm", *texts),
         "evaluate": (checkpoint, *evaluated, "--contexts", "--items", "built-in"),
         "diff": (tmp_path / "pruned", tmp_path / "applied"),
+        "export": (
+            tmp_path / "pruned",
+            "--output",
+            tmp_path / "a.gguf",
+            "--tokenizer",
+            write_vocabulary(tmp_path / "b.gguf"),
+        ),
         "components": (),
         "families": ("llama",),
     }
