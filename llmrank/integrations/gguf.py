@@ -8,6 +8,7 @@ what ``llama`` computes, and ``openelm`` what ``qwen3`` computes if input and ou
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -131,7 +132,7 @@ def write_gguf(
     _check_tokens(tokens[TOKENS][0], model, vocabulary, tokenizer)
     tensors = _tensors(model, architecture)
 
-    with replace_file(Path(output)) as partial:
+    with replace_file(Path(output)) as prepared:
         writer = gguf.GGUFWriter(None, architecture)
         writer.add_name(name or Path(output).stem)
         writer.add_file_type(gguf.LlamaFileType[file_type])
@@ -154,7 +155,7 @@ def write_gguf(
             kind = gguf.GGMLQuantizationType[matrix_type if len(shape) > 1 else "F32"]
             size = torch.Size(shape).numel() * (4 if kind.name == "F32" else 2)
             writer.add_tensor_info(key, shape, np.dtype(np.int8), size, raw_dtype=kind)
-        writer.write_header_to_file(partial)
+        writer.write_header_to_file(prepared)
         try:
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
@@ -180,14 +181,15 @@ def _check_kind(model: Any) -> None:
 def _check_parameters(model: Any, architecture: str) -> None:
     """Raise unless an architecture of llama.cpp computes what the model computes."""
     config, parameters = model.config, dict(model.named_parameters())
-    rope, has_plain_attention = _rope(config)["rope_type"], architecture == "openelm"
+    rope, is_openelm = _rope(config)["rope_type"], architecture == "openelm"
     unusual = {
         f"the activation function {config.hidden_act}": config.hidden_act not in ("silu", "swish"),
         "a sliding window of attention": "sliding_attention" in (getattr(config, "layer_types", None) or ())
         or (config.model_type == "mistral" and config.sliding_window is not None),
-        f"rotary embeddings of the type {rope}": rope not in ({"default"} if has_plain_attention else ROPE_TYPES),
-        "biases": has_plain_attention and any(name.endswith(".bias") for name in parameters),
-        "an output matrix of its own": has_plain_attention and "lm_head.weight" in parameters,
+        f"rotary embeddings of the type {rope}": rope
+        not in ({"default"} if config.model_type == "qwen3" else ROPE_TYPES),
+        "biases": is_openelm and any(name.endswith(".bias") for name in parameters),
+        "an output matrix of its own": is_openelm and "lm_head.weight" in parameters,
         "masked weights; prune it compactly": any(name.endswith("weight_orig") for name in parameters),
         "tensors without data (offloaded or on the meta device)": any(each.is_meta for each in parameters.values()),
     }
