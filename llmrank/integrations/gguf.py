@@ -229,12 +229,13 @@ def _check_tokens(tokens: list[str], model: Any, vocabulary: Any, path: Any) -> 
         )
     if vocabulary is None:
         return
+    there = dict(enumerate(tokens))
     added = vocabulary.get_added_vocab()  # the converter writes some of these otherwise
     for token, number in vocabulary.get_vocab().items():
-        if token not in added and tokens[number] != token:
+        if token not in added and there.get(number) != token:
             raise OptionError(
-                f"token {number} is {tokens[number]!r} in {path} and {token!r} in the model's tokenizer; name a GGUF file of its "
-                "dense model"
+                f"token {number} is {there.get(number)!r} in {path} and {token!r} in the model's tokenizer; name a GGUF file of "
+                "its dense model"
             )
 
 
