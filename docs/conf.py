@@ -130,6 +130,8 @@ def module_page(module: ModuleType, names: list[str]) -> str:
     own, imported = [], []
     for public in getattr(module, "__all__", ()):
         value = getattr(module, public)
+        if isinstance(value, ModuleType):  # listed below
+            continue
         home = getattr(value, "__module__", name) if callable(value) else name
         target = f"{home}.{public}"
         (own if home == name or home.split(".")[0] not in PACKAGES else imported).append((public, value, target))

@@ -1,28 +1,8 @@
-"""Prune language models through an explicit graph of their feed-forward networks."""
+"""Prune language models through an explicit graph of their feed-forward networks.
 
-from llmrank.errors import LLMRankError
-from llmrank.experiments import SweepResult, sweep
-from llmrank.pipeline import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
-from llmrank.pipeline.heal import heal, predict
-from llmrank.pipeline.prune_model import PrunedModel, prune_model
-from llmrank.pipeline.report import Report
-from llmrank.prune.masks import Masks
-from llmrank.surgery.checkpoint import load, save
+A name is imported when it is first used, because torch and transformers take seconds. ``__init__.pyi`` lists the names.
+"""
 
-__all__ = [
-    "BasePipeline",
-    "ChainedFFNPipeline",
-    "IsolatedFFNPipeline",
-    "LLMRankError",
-    "Masks",
-    "PrunedModel",
-    "Report",
-    "ResidualFFNPipeline",
-    "SweepResult",
-    "heal",
-    "load",
-    "predict",
-    "prune_model",
-    "save",
-    "sweep",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "StructureError",
     "UnsupportedModelError",
     "check_type",
+    "did_you_mean",
     "is_out_of_memory",
 ]
 
@@ -96,3 +99,9 @@ def is_out_of_memory(error: BaseException) -> bool:
         or "can't allocate memory" in str(error)
         or (error.__cause__ is not None and is_out_of_memory(error.__cause__))
     )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean NAME?)" with the most similar known name; "" if none is similar."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import os
 import signal
@@ -14,35 +15,36 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from graphs import GraphError
-from llmrank.cli.commands.components import run_components
-from llmrank.cli.commands.diff import add_diff_options, run_diff
-from llmrank.cli.commands.evaluate import add_evaluate_options, run_evaluate
-from llmrank.cli.commands.export import add_export_options, run_export
-from llmrank.cli.commands.families import add_families_options, run_families
-from llmrank.cli.commands.heal import add_heal_options, add_predict_options, run_heal, run_predict
-from llmrank.cli.commands.inspecting.command import add_inspect_options, run_inspect
-from llmrank.cli.commands.prune import add_demo_options, add_prune_options, run_demo, run_prune
-from llmrank.cli.commands.rank import add_apply_options, add_rank_options, run_apply, run_rank
-from llmrank.cli.commands.sweep import add_sweep_options, run_sweep_command
+from graphs.errors import GraphError
 from llmrank.cli.config import CommandParser
 from llmrank.cli.demo_models import DEMO_NAME
-from llmrank.cli.options import check_numbers
-from llmrank.cli.processes import check_processes
-from llmrank.cli.result import CommandResult, print_result
 from llmrank.cli.terminal import Terminal, add_output_options, command_output
 from llmrank.errors import LLMRankError, ProcessError, is_out_of_memory
-from llmrank.execution import launched_processes
-from llmrank.pipeline.descriptions import environment
 
 __all__ = ["main"]
 
+# Command -> its module in llmrank.cli.commands, and what it does. A module is imported for its command alone, because torch takes
+# seconds; it has the functions add_COMMAND_options and run_COMMAND.
+COMMANDS = {
+    "demo": ("prune", f"prune {DEMO_NAME} and compare it with the dense model"),
+    "prune": ("prune", "prune a model and write a checkpoint"),
+    "rank": ("rank", "calibrate and rank a model once, to prune it by any amount later"),
+    "apply": ("rank", "prune a model by a ranking or by masks"),
+    "heal": ("heal", "let a pruned model learn the predictions of its dense model"),
+    "predict": ("heal", "write the predictions of a dense model to a file, to heal with"),
+    "sweep": ("sweep", "prune models in many ways, and measure each"),
+    "inspect": ("inspecting.command", "show the graph of a model and the scores of its neurons"),
+    "evaluate": ("evaluate", "measure how good a model is, pruned or not, and how close it is to another"),
+    "diff": ("diff", "show how two pruned checkpoints, or two rankings, of one model differ"),
+    "export": ("export", "write a checkpoint, also of layers that differ in width, for llama.cpp"),
+    "components": ("components", "list pipelines, scorers, pruners and repairs, or the options of one"),
+    "families": ("families", "list the model types of transformers, and which of them llmrank can prune"),
+}
 # Options and arguments that name a file or a directory. The package shtab makes the completion of the shells from COMPLETION.
 FILES = {
     "plot",
@@ -102,24 +104,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # Characters that the terminal's encoding lacks are escaped: an error here would lose the results of the command.
             stream.reconfigure(errors="backslashreplace")
-    rank, _ = launched_processes()
-    if rank and sys.stdout is not None:  # only process 0 prints results
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
-    root = parser()
+    command = next((argument for argument in arguments if argument in COMMANDS), None)
+    root = parser([command] if command else [])
     for argument in arguments:
         # argparse would take the value "--" for the end of the options, and set the option to an empty list.
         if argument.startswith("--") and argument.endswith("=--"):
             root.error(f"argument {argument.removesuffix('=--')}: expected a value, got '--'")
-    options = root.parse_args(arguments)
+    return _run(root.parse_args(arguments))
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run a command whose arguments have been parsed; return the exit status."""
+    # Imported here, because this takes seconds.
+    import torch
+
+    from llmrank.cli.options import check_numbers
+    from llmrank.cli.processes import check_processes
+    from llmrank.cli.result import print_result
+    from llmrank.execution import launched_processes
+
+    rank, _ = launched_processes()
+    if rank and sys.stdout is not None:  # only process 0 prints results
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
     try:
         with command_output(options) as terminal, _signals_interrupt():
             check_numbers(options)
             check_processes(options)
             torch.manual_seed(getattr(options, "seed", 0))
-            result: CommandResult = options.run(options, terminal)
+            result = options.run(options, terminal)
         if getattr(options, "json", False):
             print_result(options.command, result)
-        return result.status
+        return int(result.status)
     except (Exception, KeyboardInterrupt) as error:
         if getattr(options, "debug", False):
             traceback.print_exc()
@@ -184,44 +199,29 @@ def _status_and_sentence(error: BaseException) -> tuple[int, str]:
     )
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
+def _version() -> str:
+    try:
+        return metadata.version("llmrank")
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"
+
+
+def parser(names: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """Return the parser of the command line, with the options of the commands of these names."""
     # The options of `common` are accepted before the command and after it.
     common = CommandParser(add_help=False)
     add_output_options(common)
     root = argparse.ArgumentParser(
         prog="llmrank", description="Prune language models through the graph of their FFNs.", parents=[common]
     )
-    root.add_argument("--version", action="version", version=f"llmrank {environment()['llmrank']}")
+    root.add_argument("--version", action="version", version=f"llmrank {_version()}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
-
-    def add(name: str, run: Callable[[argparse.Namespace, Terminal], CommandResult], summary: str) -> CommandParser:
+    for name, (module_name, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, parents=[common])
-        command.set_defaults(run=run)
-        return command
-
-    add_demo_options(add("demo", run_demo, f"prune {DEMO_NAME} and compare it with the dense model"))
-    add_prune_options(add("prune", run_prune, "prune a model and write a checkpoint"))
-    add_rank_options(add("rank", run_rank, "calibrate and rank a model once, to prune it by any amount later"))
-    add_apply_options(add("apply", run_apply, "prune a model by a ranking or by masks"))
-    add_heal_options(add("heal", run_heal, "let a pruned model learn the predictions of its dense model"))
-    add_predict_options(add("predict", run_predict, "write the predictions of a dense model to a file, to heal with"))
-    add_sweep_options(add("sweep", run_sweep_command, "prune models in many ways, and measure each"))
-    add_inspect_options(add("inspect", run_inspect, "show the graph of a model and the scores of its neurons"))
-    add_evaluate_options(
-        add("evaluate", run_evaluate, "measure how good a model is, pruned or not, and how close it is to another")
-    )
-    add_diff_options(add("diff", run_diff, "show how two pruned checkpoints, or two rankings, of one model differ"))
-    add_export_options(
-        add("export", run_export, "write a checkpoint, also of layers that differ in width, for llama.cpp")
-    )
-    components = add(
-        "components", run_components, "list pipelines, scorers, pruners and repairs, or the options of one"
-    )
-    components.add_argument("name", metavar="NAME", nargs="?", help="the component to describe")
-    add_families_options(
-        add("families", run_families, "list the model types of transformers, and which of them llmrank can prune")
-    )
+        if name in names:
+            module = importlib.import_module(f"llmrank.cli.commands.{module_name}")
+            getattr(module, f"add_{name}_options")(command)
+            command.set_defaults(run=getattr(module, f"run_{name}"))
     for command in commands.choices.values():
         command.add_config_option()
         for action in command.options:

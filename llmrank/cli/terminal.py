@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.text import Text
 
 from llmrank.cli.progress import ProgressLog, drop_output, make_progress
-from llmrank.models.compat import show_no_progress_bars
 from llmrank.progress import Progress, progress_step
 
 __all__ = ["Terminal", "add_output_options", "command_output"]
@@ -89,6 +88,9 @@ def command_output(options: argparse.Namespace) -> Iterator[Terminal]:
 
     With ``--json`` its tables and sentences go to standard error, and so does what other packages print.
     """
+    # Imported here, because it imports torch.
+    from llmrank.models.compat import show_no_progress_bars
+
     quiet, verbose, as_json = (getattr(options, name, False) for name in ("quiet", "verbose", "json"))
     # Progress bars of libraries would mix with the output of the command. Their log repeats errors that are raised anyway.
     show_no_progress_bars()

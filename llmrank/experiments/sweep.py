@@ -31,7 +31,7 @@ from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.progress import Progress, progress_step
 from llmrank.surgery import checkpoint
 
-__all__ = ["SweepModel", "run_sweep", "sweep"]
+__all__ = ["SweepModel", "measure_sweep", "sweep"]
 
 
 @dataclass(frozen=True)
@@ -190,10 +190,10 @@ def sweep(
         items=items,
     )
     chosen = SweepModel.several([models] if isinstance(models, str) or not isinstance(models, Sequence) else models)
-    return run_sweep(chosen, settings, output, track=track, progress=progress)
+    return measure_sweep(chosen, settings, output, track=track, progress=progress)
 
 
-def run_sweep(
+def measure_sweep(
     models: Sequence[SweepModel],
     settings: SweepSettings,
     output: str | os.PathLike[str],

@@ -25,12 +25,12 @@ from functools import cached_property
 from importlib import metadata
 from typing import Any, Generic, TypeVar, get_type_hints
 
-from llmrank.errors import OptionError
+from llmrank.errors import OptionError, did_you_mean
 from llmrank.named_classes import named_classes
 from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.pipelines import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
 from llmrank.pipeline.recipe import Recipe
-from llmrank.pipeline.specs import Field, did_you_mean, parameter_docs, split_spec, split_specs
+from llmrank.pipeline.specs import Field, parameter_docs, split_spec, split_specs
 from llmrank.prune import BasePruner
 from llmrank.repair import BaseRepair
 from llmrank.score import AutoScorer, BaseScorer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import types
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from llmrank.errors import OptionError
 
-__all__ = ["Field", "did_you_mean", "parameter_docs", "split_spec", "split_specs"]
+__all__ = ["Field", "parameter_docs", "split_spec", "split_specs"]
 
 # Stands for the value of a text that fits no type of the option.
 UNREADABLE = object()
@@ -107,12 +106,6 @@ def split_specs(values: Iterable[str]) -> tuple[str, ...]:
                 found[-1] += f",{part}"
         specs += found
     return tuple(dict.fromkeys(specs))
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean NAME?)" with the most similar known name; "" if none is similar."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def parameter_docs(entry: type) -> dict[str, str]:

@@ -15,7 +15,12 @@ from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
 from llmrank.pipeline.registry import REGISTRIES, Registry
 
-__all__ = ["run_components"]
+__all__ = ["add_components_options", "run_components"]
+
+
+def add_components_options(command: argparse.ArgumentParser) -> None:
+    """Add the argument of ``llmrank components``."""
+    command.add_argument("name", metavar="NAME", nargs="?", help="the component to describe")
 
 
 def run_components(options: argparse.Namespace, terminal: Terminal) -> CommandResult:

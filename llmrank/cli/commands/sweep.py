@@ -23,7 +23,7 @@ from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
 from llmrank.experiments.settings import SweepSettings
-from llmrank.experiments.sweep import SweepModel, run_sweep
+from llmrank.experiments.sweep import SweepModel, measure_sweep
 from llmrank.experiments.sweep_figures import write_sweep_figures
 from llmrank.experiments.sweep_folder import ROWS
 from llmrank.experiments.sweep_result import SweepResult
@@ -33,7 +33,7 @@ from llmrank.pipeline import CalibrationText, EvaluationText
 from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.specs import split_specs
 
-__all__ = ["add_sweep_options", "run_sweep_command", "sweep_settings"]
+__all__ = ["add_sweep_options", "run_sweep", "sweep_settings"]
 
 # Options of loading that change the results.
 LOADING = ("dtype", "device", "device_map")
@@ -138,7 +138,7 @@ def _add_measures(data: Any) -> None:
     )
 
 
-def run_sweep_command(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
+def run_sweep(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run ``llmrank sweep``."""
     if options.plot is not None:
         figures = write_sweep_figures(SweepResult.load(options.plot))
@@ -155,7 +155,7 @@ def run_sweep_command(options: argparse.Namespace, terminal: Terminal) -> Comman
             options.revision,
         )
     try:
-        result = run_sweep(
+        result = measure_sweep(
             models,
             settings,
             options.output,

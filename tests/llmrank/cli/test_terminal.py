@@ -109,7 +109,7 @@ def test_quiet_hides_what_libraries_say(monkeypatch: pytest.MonkeyPatch, capsys:
     def talk(*_: Any) -> CommandResult:
         return CommandResult({"bars": list(tqdm([]))})
 
-    monkeypatch.setattr("llmrank.cli.run_families", talk)
+    monkeypatch.setattr("llmrank.cli.commands.families.run_families", talk)
     assert run("families", "--quiet") == 0
     assert capsys.readouterr() == ("", "")
     assert run("families") == 0

@@ -22,7 +22,7 @@ from llmrank.evaluation.items import answer_items, read_items
 from llmrank.experiments import model_study
 from llmrank.experiments.model_study import ModelStudy
 from llmrank.experiments.settings import SweepSettings
-from llmrank.experiments.sweep import SweepModel, run_sweep
+from llmrank.experiments.sweep import SweepModel, measure_sweep
 from llmrank.experiments.sweep_folder import read_rows
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import CalibrationText, EvaluationText
@@ -324,9 +324,9 @@ def test_the_calibration_of_another_model_is_not_used(
     with monkeypatch.context() as failing:
         failing.setattr(NormScorer, "rank", lambda *_: (_ for _ in ()).throw(MemoryError()))
         with pytest.raises(MemoryError):
-            run_sweep([SweepModel("org/tiny", tiny)], of_norm, tmp_path / "runs")
+            measure_sweep([SweepModel("org/tiny", tiny)], of_norm, tmp_path / "runs")
     # The repository on the hub has changed since.
-    result = run_sweep([SweepModel("org/tiny", lambda: tiny(5))], of_norm, tmp_path / "runs")
+    result = measure_sweep([SweepModel("org/tiny", lambda: tiny(5))], of_norm, tmp_path / "runs")
     assert "has other weights" in result.failed[0]["error"]
     assert len(read_rows(tmp_path / "runs")) == 1
 
@@ -370,9 +370,9 @@ def test_identities_that_are_not_known_are_not_compared(
         ["norm"], repairs=["none"], calibration=CalibrationText(corpus, **TEXTS), evaluation=evaluation
     )
     for identity in ("commit a", "", "commit a"):  # the second time without a network
-        assert len(run_sweep([SweepModel("org/tiny", tiny, identity)], settings, tmp_path / "runs").rows) == 2
+        assert len(measure_sweep([SweepModel("org/tiny", tiny, identity)], settings, tmp_path / "runs").rows) == 2
     with pytest.raises(OptionError, match="model org/tiny: commit a there, commit b here"):
-        run_sweep([SweepModel("org/tiny", tiny, "commit b")], settings, tmp_path / "runs")
+        measure_sweep([SweepModel("org/tiny", tiny, "commit b")], settings, tmp_path / "runs")
 
 
 def test_rows_of_a_model_whose_weights_have_changed_are_not_compared(
@@ -385,12 +385,12 @@ def test_rows_of_a_model_whose_weights_have_changed_are_not_compared(
         )
 
     runs = tmp_path / "runs"
-    run_sweep([SweepModel("org/tiny", tiny)], of_norm(0.2), runs)
+    measure_sweep([SweepModel("org/tiny", tiny)], of_norm(0.2), runs)
     shutil.rmtree(runs / "calibration-0")
     with pytest.raises(OptionError, match=r"row 0 in .* another set of weights of org/tiny, which has changed since"):
-        run_sweep([SweepModel("org/tiny", lambda: tiny(5))], of_norm(0.4), runs)
+        measure_sweep([SweepModel("org/tiny", lambda: tiny(5))], of_norm(0.4), runs)
     assert len(read_rows(runs)) == 2
-    assert len(run_sweep([SweepModel("org/tiny", tiny)], of_norm(0.4), runs).rows) == 3
+    assert len(measure_sweep([SweepModel("org/tiny", tiny)], of_norm(0.4), runs).rows) == 3
 
 
 def test_several_models_each_have_their_rows(

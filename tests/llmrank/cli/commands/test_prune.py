@@ -21,8 +21,7 @@ import transformers
 
 import llmrank
 from llmrank import Masks, cli
-from llmrank.cli.commands import demo
-from llmrank.cli.commands import prune as cli_prune
+from llmrank.cli.commands import demo, prune as cli_prune
 from llmrank.cli.result import CommandResult
 from llmrank.evaluation.items import Answers, Item
 from llmrank.models.forward import longest_input
@@ -434,7 +433,7 @@ def test_whatever_goes_wrong_is_said_in_a_sentence_and_traced_on_request(
     def fail(*_: Any) -> None:
         raise raised
 
-    monkeypatch.setattr("llmrank.cli.run_families", fail)
+    monkeypatch.setattr("llmrank.cli.commands.families.run_families", fail)
     assert run("families") == status
     told = capsys.readouterr().err
     assert told.count("\n") == 1
@@ -453,7 +452,7 @@ def test_memory_is_what_failed_whoever_says_so(monkeypatch: pytest.MonkeyPatch, 
         except MemoryError as error:
             raise llmrank.errors.ModelSourceError("transformers cannot load it; check the path") from error
 
-    monkeypatch.setattr("llmrank.cli.run_families", fail)
+    monkeypatch.setattr("llmrank.cli.commands.families.run_families", fail)
     assert run("families") == 2
     assert "not enough memory (transformers cannot load it" in capsys.readouterr().err
 
@@ -587,7 +586,7 @@ def test_a_forked_worker_dies_of_the_signal_that_interrupts_its_parent(monkeypat
         assert os.WTERMSIG(ended) == signal.SIGTERM
         return CommandResult({})
 
-    monkeypatch.setattr("llmrank.cli.run_families", forks)
+    monkeypatch.setattr("llmrank.cli.commands.families.run_families", forks)
     assert run("families") == 0
 
 
