@@ -223,6 +223,7 @@ def write_vocabulary(path: Path, tokens: list[str] = WORDS) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
+    writer.add_token_merges(["w 4"])
     writer.add_token_types([1] * len(tokens))
     writer.add_add_bos_token(value=True)
     writer.write_header_to_file()

@@ -152,6 +152,19 @@ def test_llama_cpp_would_compute_what_the_uneven_model_computes(name: str, vocab
     assert np.abs(found - logits(model, ids)[0].double().numpy()).max() < 1e-4 * np.abs(found).max()
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_llama_cpp_itself_computes_it(name: str, vocabulary: Path, tmp_path: Path) -> None:
+    library = pytest.importorskip("llama_cpp")  # it is compiled when it is installed
+    for evenly in (False, True):
+        model, ids = pruned(name, evenly=evenly), token_ids(1, 20)
+        write_gguf(model, tmp_path / "a.gguf", vocabulary)
+        # Keys and values in float32.
+        run = library.Llama(str(tmp_path / "a.gguf"), n_ctx=64, logits_all=True, type_k=0, type_v=0, verbose=False)
+        run.eval(ids[0].tolist())
+        assert np.abs(run.scores[:20] - logits(model, ids)[0].numpy()).max() < 1e-4
+        run.close()
+
+
 @pytest.mark.parametrize("name", ["tied", "Qwen2", "Qwen3"])
 def test_layers_of_one_width_are_of_the_usual_architecture(name: str, vocabulary: Path, tmp_path: Path) -> None:
     model, ids = pruned(name, evenly=True), token_ids(1, 20)
