@@ -41,7 +41,7 @@ COMMANDS = {
     "inspect": ("inspecting.command", "show the graph of a model and the scores of its neurons"),
     "evaluate": ("evaluate", "measure how good a model is, pruned or not, and how close it is to another"),
     "diff": ("diff", "show how two pruned checkpoints, or two rankings, of one model differ"),
-    "export": ("export", "write a checkpoint, also of layers that differ in width, for llama.cpp"),
+    "export": ("export", "write a checkpoint whose layers differ in width for llama.cpp or vLLM"),
     "components": ("components", "list pipelines, scorers, pruners and repairs, or the options of one"),
     "families": ("families", "list the model types of transformers, and which of them llmrank can prune"),
 }

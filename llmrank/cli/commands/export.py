@@ -11,6 +11,7 @@ from llmrank.cli.options import add_model_options, check_device_and_dtype, check
 from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
+from llmrank.integrations.decilm import MULTIPLE, write_decilm
 from llmrank.integrations.gguf import write_gguf
 from llmrank.surgery.checkpoint import REPORT_FILE
 
@@ -19,22 +20,46 @@ __all__ = ["add_export_options", "run_export"]
 
 def add_export_options(command: argparse.ArgumentParser) -> None:
     """Add the options of ``llmrank export``."""
-    command.add_argument("model", metavar="CHECKPOINT", help="the directory of a pruned checkpoint, or any other model")
+    command.add_argument("model", metavar="CHECKPOINT", help="the directory of a pruned checkpoint")
     group = command.add_argument_group("model and output")
-    group.add_argument("--to", choices=["gguf"], default="gguf", help="gguf: a file that llama.cpp runs (%(default)s)")
-    group.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
+    group.add_argument(
+        "--to",
+        choices=["gguf", "vllm"],
+        default="gguf",
+        help="gguf: a file that llama.cpp runs; vllm: a directory that vLLM, SGLang and mlx-lm load (%(default)s)",
+    )
+    group.add_argument("--output", type=Path, required=True, help="file or directory to write")
     group.add_argument(
         "--tokenizer",
         type=Path,
         metavar="GGUF",
-        help="a GGUF file whose tokenizer is copied: any file of the dense model, in any quantisation (by default the file that "
-        "CHECKPOINT was pruned from)",
+        help="for gguf: a GGUF file whose tokenizer is copied, any file of the dense model, in any quantisation (by default the "
+        "file that CHECKPOINT was pruned from)",
     )
     add_model_options(group)
 
 
 def run_export(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run ``llmrank export``."""
+    found = _write_vllm(options, terminal) if options.to == "vllm" else _write_gguf(options, terminal)
+    return CommandResult({"output": str(options.output), "to": options.to, **found})
+
+
+def _write_vllm(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
+    if options.tokenizer is not None:
+        raise OptionError("--tokenizer is for --to gguf; a checkpoint has its tokenizer already")
+    with terminal.step(f"Writing {options.output}"):
+        widths = write_decilm(options.model, options.output)
+    fits = not any(width % MULTIPLE for width in widths)
+    also = " SGLang and mlx-lm load it too." if fits else f" (SGLang and mlx-lm need multiples of {MULTIPLE}.)"
+    terminal.say(
+        f"Wrote {options.output}: {_layers(widths)}. Serve it: vllm serve {options.output} --trust-remote-code, which runs "
+        f"the few lines of its configuration.{also}"
+    )
+    return {"widths": widths}
+
+
+def _write_gguf(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     check_output_file(options.output)
     check_device_and_dtype(options)
     tokenizer = options.tokenizer or _source(Path(options.model))
@@ -48,13 +73,16 @@ def run_export(options: argparse.Namespace, terminal: Terminal) -> CommandResult
         found = write_gguf(
             loaded.model, options.output, tokenizer, vocabulary=loaded.tokenizer, name=Path(options.model).name
         )
-    narrow, wide = min(found.widths), max(found.widths)
-    widths = f"{narrow:,}" if narrow == wide else f"{narrow:,} to {wide:,}"
     terminal.say(
-        f"Wrote {options.output}: {len(found.widths)} layers of {widths} neurons, {found.dtype}, {found.bytes / 1e6:,.0f} MB, "
-        f"architecture {found.architecture}. Run it: llama-cli -m {options.output}"
+        f"Wrote {options.output}: {_layers(found.widths)}, {found.dtype}, {found.bytes / 1e6:,.0f} MB, architecture "
+        f"{found.architecture}. Run it: llama-cli -m {options.output}"
     )
-    return CommandResult({"output": str(options.output), **found._asdict()})
+    return found._asdict()
+
+
+def _layers(widths: tuple[int, ...]) -> str:
+    narrow, wide = min(widths), max(widths)
+    return f"{len(widths)} layers of {narrow:,}{'' if narrow == wide else f' to {wide:,}'} neurons"
 
 
 def _source(checkpoint: Path) -> Path | None:

@@ -331,8 +331,8 @@ def _say_how_to_load(written: Path, model: Any, terminal: Terminal) -> None:
     widths = set((getattr(model.config.get_text_config(), WIDTHS_KEY, None) or {}).values())
     if len(widths) > 1:
         advice = (
-            "Its layers differ in width: load it with llmrank.load, write it for llama.cpp with llmrank export, or prune with "
-            "--form padded for programs that expect equal layers."
+            "Its layers differ in width: load it with llmrank.load, write it for llama.cpp or vLLM with llmrank export, or "
+            "prune with --form padded for programs that expect equal layers."
         )
     elif widths:
         advice = (

@@ -18,7 +18,7 @@ def test_a_checkpoint_of_uneven_layers_becomes_a_gguf_file(
     pruned, output = tmp_path / "pruned", tmp_path / "pruned.gguf"
     arguments = ("--pruner", "global:multiple_of=1", "--repair", "none", "--calibration", corpus, *SHORT)
     assert run("prune", checkpoint, "--output", pruned, *arguments) == 0
-    assert "write it for llama.cpp with llmrank export" in " ".join(capsys.readouterr().out.split())
+    assert "write it for llama.cpp or vLLM with llmrank export" in " ".join(capsys.readouterr().out.split())
     vocabulary = write_vocabulary(tmp_path / "dense.gguf")
     assert run("export", pruned, "--to", "gguf", "--output", output, "--tokenizer", vocabulary) == 0
     widths = list(json.loads((pruned / "report.json").read_text(encoding="utf-8"))["neurons"]["widths"].values())
@@ -28,6 +28,15 @@ def test_a_checkpoint_of_uneven_layers_becomes_a_gguf_file(
     assert gguf.GGUFReader(output).fields["deci.feed_forward_length"].contents() == widths
     assert run("export", pruned, "--output", output, "--tokenizer", vocabulary, "--dtype", "bfloat16") == 0
     assert "BF16" in capsys.readouterr().out
+    served = tmp_path / "served"
+    assert run("export", pruned, "--to", "vllm", "--output", served) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{len(widths)} layers of {min(widths)} to {max(widths)} neurons. Serve it: vllm serve" in said
+    assert "SGLang and mlx-lm need multiples of 256" in said
+    assert "DeciLMForCausalLM" in (served / "config.json").read_text(encoding="utf-8")
+    assert "exists and is not empty" in refused(capsys, "export", pruned, "--to", "vllm", "--output", served)
+    refusal = refused(capsys, "export", pruned, "--to", "vllm", "--output", tmp_path / "a", "--tokenizer", vocabulary)
+    assert "--tokenizer is for --to gguf" in refusal
 
 
 def test_the_tokenizer_is_that_of_the_file_that_was_pruned(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:

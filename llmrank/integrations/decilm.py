@@ -1,0 +1,149 @@
+"""Write a checkpoint whose layers differ in width as a ``DeciLMForCausalLM``, which vLLM, SGLang and mlx-lm load.
+
+In this architecture ``block_configs`` states the sizes of every layer (NVIDIA's Llama-Nemotron models have it); otherwise it is a
+Llama. transformers has no configuration class for it, so one is written into the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from llmrank.errors import CheckpointError, UnsupportedModelError
+from llmrank.surgery.atomic import atomic_directory, check_output
+from llmrank.surgery.widths import WIDTHS_KEY
+
+__all__ = ["write_decilm"]
+
+MODEL_TYPES = ("llama", "mistral", "qwen2")
+# SGLang and mlx-lm know a width by a factor of the hidden size, and round it up to a multiple of this.
+MULTIPLE = 256
+CODE = "configuration_layers.py"
+CONFIGURATION = '''"""The configuration of a Llama whose layers differ in width."""
+
+from transformers import LlamaConfig
+
+
+class Entries(dict):
+    """A dict whose entries are attributes."""
+
+    def __getattr__(self, name):
+        if name not in self:
+            raise AttributeError(name)
+        return Entries(self[name]) if isinstance(self[name], dict) else self[name]
+
+
+class LayersConfig(LlamaConfig):
+    model_type = "nemotron-nas"
+
+    def __init__(self, block_configs=(), **settings):
+        super().__init__(**settings)
+        self.block_configs = [Entries(each) for each in block_configs]
+'''
+
+
+def write_decilm(checkpoint: str | os.PathLike[str], output: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Write a checkpoint of the families Llama, Mistral and Qwen2 with the configuration of a ``DeciLMForCausalLM``.
+
+    Parameters
+    ----------
+    checkpoint : path-like
+        A directory that llmrank has written, compact. Its other files are copied as they are.
+    output : path-like
+        A directory that does not exist yet, or an empty one; it appears completely or not at all.
+
+    Returns
+    -------
+    tuple of int
+        Number of hidden neurons of every layer. vLLM loads any. SGLang and mlx-lm load multiples of 256, and no biases.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint has no configuration or no weights in safetensors; or the output cannot be written.
+    UnsupportedModelError
+        A ``DeciLMForCausalLM`` does not compute what this model computes.
+    OSError
+        The disk is full, or another error of the system.
+    """
+    source = Path(checkpoint)
+    check_output(output)
+    try:
+        config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source} has no configuration that can be read: {error}") from error
+    _check(config)
+    widths = _widths(source, config["num_hidden_layers"])
+    with atomic_directory(output) as partial:
+        for path in source.iterdir():
+            if path.is_file() and path.name != "config.json":
+                shutil.copyfile(path, partial / path.name)
+        (partial / CODE).write_text(CONFIGURATION, encoding="utf-8")
+        text = json.dumps(_configuration(config, widths), indent=2, sort_keys=True) + "\n"
+        (partial / "config.json").write_text(text, encoding="utf-8")
+    return widths
+
+
+def _check(config: dict[str, Any]) -> None:
+    """Raise unless a DeciLMForCausalLM computes what a model of this configuration computes."""
+    kind = config.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise UnsupportedModelError(
+            f"DeciLMForCausalLM holds models of the types {', '.join(MODEL_TYPES)}, not {kind}; prune it with --form padded"
+        )
+    slides = "sliding_attention" in (config.get("layer_types") or ()) or (
+        kind == "mistral" and config.get("sliding_window") is not None
+    )
+    if slides or "quantization_config" in config:
+        what = "a sliding window of attention" if slides else "quantised weights"
+        raise UnsupportedModelError(f"DeciLMForCausalLM does not compute this model: it has {what}")
+
+
+def _widths(checkpoint: Path, n_layers: int) -> tuple[int, ...]:
+    """Return the widths of the FFNs by the shapes of their output maps."""
+    shapes: dict[str, list[int]] = {}
+    for path in checkpoint.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    names = [f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(n_layers)]
+    absent = [name for name in names if name not in shapes]
+    if absent:
+        raise CheckpointError(
+            f"{checkpoint} has no {absent[0]} in its files of safetensors; expected a complete checkpoint of compact form"
+        )
+    return tuple(shapes[name][1] for name in names)
+
+
+def _configuration(config: dict[str, Any], widths: tuple[int, ...]) -> dict[str, Any]:
+    """Return the configuration of a DeciLMForCausalLM."""
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    attention = {
+        "no_op": False,
+        "replace_with_linear": False,
+        "n_heads_in_group": heads // (config.get("num_key_value_heads") or heads),
+    }
+    if any(width % MULTIPLE for width in widths):
+        ffns: list[dict[str, Any]] = [{"intermediate_size": width} for width in widths]
+    else:  # the factor of a width that is rounded up to the width itself
+        ffns = [{"ffn_mult": round(1.5 * (width - MULTIPLE // 2) / hidden, 6)} for width in widths]
+    kept = {key: value for key, value in config.items() if key not in (WIDTHS_KEY, "layer_types")}
+    rope = {"rope_type": "default", **(config.get("rope_parameters") or {})}
+    # Programs with transformers 4 read these two.
+    older: dict[str, Any] = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+    if rope["rope_type"] != "default":
+        older["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return {
+        **kept,
+        **older,
+        **({"qkv_bias": True} if config["model_type"] == "qwen2" else {}),
+        "architectures": ["DeciLMForCausalLM"],
+        "auto_map": {"AutoConfig": f"{Path(CODE).stem}.LayersConfig"},
+        "model_type": "nemotron-nas",
+        "intermediate_size": max(widths),
+        "block_configs": [{"attention": attention, "ffn": {"no_op": False, **ffn}} for ffn in ffns],
+    }
