@@ -132,10 +132,12 @@ def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     check_text(options.text)
     repository = check_upload(options)
     from_file = Path(options.against).suffix == PREDICTIONS
-    if from_file and options.text != AUTOMATIC:
-        raise OptionError(
-            f"{options.against} holds its own text; leave --text out, or name the dense model with --against"
-        )
+    for name in ("text", "against_revision") if from_file else ():
+        if getattr(options, name) not in (None, AUTOMATIC):
+            raise OptionError(
+                f"{options.against} holds predictions for its own text; leave --{name.replace('_', '-')} out, or name the dense "
+                "model with --against"
+            )
     predictions = Predictions.read(Path(options.against)) if from_file else None
     default = DEFAULT_TOKENS if predictions is None else predictions.tokens.sequences.n_tokens
     tokens = default if options.tokens is None else options.tokens

@@ -57,7 +57,9 @@ def test_heal_writes_a_checkpoint_with_the_ledger(
     assert len(widths) == 1
 
 
-def test_heal_learns_from_a_file_of_predictions(checkpoint: Path, pruned: Path, corpus: Path, tmp_path: Path) -> None:
+def test_heal_learns_from_a_file_of_predictions(
+    checkpoint: Path, pruned: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "predictions.safetensors"
     assert run("predict", checkpoint, "--pruned", pruned, "--text", corpus, "--tokens", "128", "--output", file) == 0
     assert run("heal", pruned, "--against", file, "--tokens", "1000", "--output", tmp_path / "healed") == 0
@@ -66,6 +68,9 @@ def test_heal_learns_from_a_file_of_predictions(checkpoint: Path, pruned: Path, 
     notes = report["healing"]["notes"]
     assert any("the repair has seen most of the text" in note for note in notes)
     assert any("they are read about" in note for note in notes)
+    for option, value in (("--text", corpus), ("--against-revision", "main")):
+        assert run("heal", pruned, "--against", file, option, value, "--output", tmp_path / "other") == 2
+        assert f"predictions for its own text; leave {option} out" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_sequences_of_a_repair_before_healing_are_known_again(
