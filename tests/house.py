@@ -79,6 +79,10 @@ def imports(module: str) -> list[Import]:
             assert node.level == 0, f"{module} imports relatively, line {node.lineno}"
             assert node.module is not None
             found += [Import(node.module, alias.name, where) for alias in node.names]
+    stub = path_of(module).with_suffix(".pyi")  # what a package imports when it is asked for it
+    for node in ast.parse(stub.read_text(encoding="utf-8")).body if stub.is_file() else []:
+        if isinstance(node, ast.ImportFrom):
+            found += [Import(f"{module}.{node.module}", alias.name, "F") for alias in node.names if node.module]
     return found
 
 

@@ -144,6 +144,13 @@ def test_public_names_are_listed_and_exist() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("package", ["graphs", "llmrank"])
+def test_names_that_are_imported_when_they_are_used_are_those_of_the_stub(package: str) -> None:
+    stub = path_of(package).with_suffix(".pyi").read_text(encoding="utf-8")
+    (listed,) = (ast.literal_eval(node.value) for node in ast.parse(stub).body if isinstance(node, ast.Assign))
+    assert sorted(importlib.import_module(package).__all__) == listed
+
+
 def test_package_faces_hold_no_logic() -> None:
     for package in FACES - {"llmrank.cli"}:  # the program itself
         _, *statements = ast.parse(path_of(package).read_text(encoding="utf-8")).body

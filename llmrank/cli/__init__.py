@@ -105,12 +105,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Characters that the terminal's encoding lacks are escaped: an error here would lose the results of the command.
             stream.reconfigure(errors="backslashreplace")
     command = next((argument for argument in arguments if argument in COMMANDS), None)
-    root = parser([command] if command else [])
-    for argument in arguments:
-        # argparse would take the value "--" for the end of the options, and set the option to an empty list.
-        if argument.startswith("--") and argument.endswith("=--"):
-            root.error(f"argument {argument.removesuffix('=--')}: expected a value, got '--'")
-    return _run(root.parse_args(arguments))
+    try:
+        root = parser([command] if command else [])
+        for argument in arguments:
+            # argparse would take the value "--" for the end of the options, and set the option to an empty list.
+            if argument.startswith("--") and argument.endswith("=--"):
+                root.error(f"argument {argument.removesuffix('=--')}: expected a value, got '--'")
+        return _run(root.parse_args(arguments))
+    except KeyboardInterrupt as error:  # while modules are imported
+        status, sentence = _status_and_sentence(error)
+        Terminal(stderr=True, soft_wrap=True).say(f"llmrank: {sentence}")
+        return status
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,28 +20,41 @@ from torch import nn
 
 from graphs.io.replacement import replace_file
 from llmrank.errors import OptionError, UnsupportedModelError, check_type
+from llmrank.models.checks import check_not_wrapped
+from llmrank.models.compat import rotary_frequencies
 
-__all__ = ["GGUFContent", "write_gguf"]
+__all__ = ["ARCHITECTURES", "GGUFContent", "write_gguf"]
 
-# Model type -> the architectures of llama.cpp that compute the same, for layers of different sizes and for layers of one size.
+# Model type -> the architectures of llama.cpp that compute the same: for layers of different sizes, and for layers of one size.
 ARCHITECTURES = {
     "llama": ("deci", "llama"),
     "mistral": ("deci", "llama"),
-    "qwen2": ("deci", "llama"),
+    "qwen2": ("deci", "qwen2"),
     "qwen3": ("openelm", "qwen3"),
 }
-# Rotary embeddings whose frequencies do not depend on the length of the text.
-ROPE_TYPES = {"default", "linear", "llama3"}
+# These rotate neighbouring entries of a head, and the others entries that are half a head apart, as transformers does.
+ROTATE_NEIGHBOURS = ("deci", "llama")
+WEIGHTS = r"(token_embd|output_norm|blk\.\d+\.(attn_norm|attn_output|ffn_norm|ffn_gate|ffn_down|ffn_up))\.weight"
+# The tensors that llama.cpp reads of an architecture; it refuses a file with others.
+TENSORS = {
+    "deci": rf"{WEIGHTS}|output\.weight|blk\.\d+\.(attn_[qkv]\.(weight|bias)|(attn_output|ffn_gate|ffn_down|ffn_up)\.bias)",
+    "qwen2": rf"{WEIGHTS}|output\.weight|blk\.\d+\.attn_[qkv]\.(weight|bias)",
+    "qwen3": rf"{WEIGHTS}|output\.weight|blk\.\d+\.(attn_[qkv]\.(weight|bias)|attn_[qk]_norm\.weight)",
+    "openelm": rf"{WEIGHTS}|blk\.\d+\.(attn_qkv|attn_[qk]_norm)\.weight",
+}
+TENSORS["llama"] = TENSORS["deci"]
+# Rotary embeddings that differ from the usual ones by fixed factors of their frequencies.
+SCALED_ROPE = ("linear", "llama3")
 # dtype of a model -> names of the types of tensors and files in the package gguf.
 TYPES = {
     torch.float32: ("F32", "ALL_F32"),
     torch.float16: ("F16", "MOSTLY_F16"),
     torch.bfloat16: ("BF16", "MOSTLY_BF16"),
 }
-# Shape of a tensor, and a function that makes it.
-Tensor: TypeAlias = tuple[tuple[int, ...], Callable[[], npt.NDArray[Any]]]
 TOKENIZER = "tokenizer."
 TOKENS = "tokenizer.ggml.tokens"
+# Parameters of a model that make up a tensor, one below the other, by its name.
+Parts = dict[str, list[torch.Tensor]]
 
 
 class GGUFContent(NamedTuple):
@@ -51,7 +63,7 @@ class GGUFContent(NamedTuple):
     Attributes
     ----------
     architecture : str
-        "deci" or "openelm"; if all layers have the same sizes "llama" or "qwen3", which more programs read.
+        "deci" or "openelm"; if all layers have the same sizes "llama", "qwen2" or "qwen3", which more programs read.
     dtype : str
         Type of the matrices: "F32", "F16" or "BF16". Vectors are F32.
     widths : tuple of int
@@ -97,24 +109,25 @@ def write_gguf(
     Raises
     ------
     UnsupportedModelError
-        No architecture of llama.cpp that takes layers of different sizes computes this model.
+        No architecture of llama.cpp computes this model; or it is wrapped, masked, offloaded, or of another dtype.
     OptionError
-        The file with the tokenizer cannot be read, or its tokens are not those of the model.
+        The file with the tokenizer cannot be read, its tokens are not those of the model, or it is the output.
     OSError
         The disk is full, or the system refuses.
 
     Notes
     -----
     Cost: one read of the weights and one write. Memory: one tensor.
-
-    The architectures ``deci`` and ``llama`` rotate neighbouring entries of queries and keys, and transformers entries that are
-    half a head apart. So the rows of the maps to queries and keys are reordered.
     """
     check_type("model", model, nn.Module, "a torch module (llmrank.load(...).model loads one)")
+    for what, path in {"output": output, "tokenizer": tokenizer}.items():
+        check_type(what, path, (str, os.PathLike), "a path")
+    if Path(output).exists() and Path(tokenizer).exists() and Path(output).samefile(tokenizer):
+        raise OptionError(f"{output} holds the tokenizer; name another file for the output")
     # Imported here, because only GGUF files need it.
     import gguf
 
-    _check_kind(model)
+    _check_model(model)
     config, layers, (matrix_type, file_type) = model.config, model.model.layers, TYPES[model.dtype]
     head = layers[0].self_attn.head_dim
     sizes = [
@@ -125,18 +138,22 @@ def write_gguf(
         )
         for layer in layers
     ]
-    is_uniform = len(set(sizes)) == 1
-    architecture = ARCHITECTURES[config.model_type][is_uniform]
-    _check_parameters(model, architecture)
-    tokens = _fields_of_tokenizer(Path(tokenizer))
-    _check_tokens(tokens[TOKENS][0], model, vocabulary, tokenizer)
-    tensors = _tensors(model, architecture)
+    architecture, parts = _architecture(model, is_uniform=len(set(sizes)) == 1)
+    fields = _fields_of_tokenizer(Path(tokenizer))
+    tokens = fields[TOKENS][0]
+    _check_tokens(tokens, model, vocabulary, tokenizer)
+    reads = {key: partial(_array, model, architecture, key, values) for key, values in parts.items()}
+    shapes = {key: (sum(map(len, values)), *values[0].shape[1:]) for key, values in parts.items()}
+    factors = _rope_factors(config)
+    if factors is not None:
+        shapes["rope_freqs.weight"], reads["rope_freqs.weight"] = tuple(factors.shape), partial(factors.numpy)
 
     with replace_file(Path(output)) as prepared:
         writer = gguf.GGUFWriter(None, architecture)
         writer.add_name(name or Path(output).stem)
         writer.add_file_type(gguf.LlamaFileType[file_type])
-        widths, heads, groups = (values[0] if is_uniform else list(values) for values in zip(*sizes, strict=True))
+        each = zip(*sizes, strict=True)
+        widths, heads, groups = (list(values) if architecture in ("deci", "openelm") else values[0] for values in each)
         writer.add_feed_forward_length(widths)
         writer.add_head_count(heads)
         writer.add_head_count_kv(groups)
@@ -148,10 +165,10 @@ def write_gguf(
         writer.add_rope_dimension_count(head)
         writer.add_key_length(head)
         writer.add_value_length(head)
-        writer.add_vocab_size(len(tokens[TOKENS][0]))
-        for key, (value, types) in tokens.items():
+        writer.add_vocab_size(len(tokens))
+        for key, (value, types) in fields.items():
             writer.add_key_value(key, value, types[0], *types[1:])
-        for key, (shape, _) in tensors.items():
+        for key, shape in shapes.items():
             kind = gguf.GGMLQuantizationType[matrix_type if len(shape) > 1 else "F32"]
             size = torch.Size(shape).numel() * (4 if kind.name == "F32" else 2)
             writer.add_tensor_info(key, shape, np.dtype(np.int8), size, raw_dtype=kind)
@@ -159,50 +176,96 @@ def write_gguf(
         try:
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for _, read in tensors.values():
+            for read in reads.values():
                 writer.write_tensor_data(read())
         finally:
             writer.close()
     return GGUFContent(architecture, matrix_type, tuple(width for width, *_ in sizes), Path(output).stat().st_size)
 
 
-def _check_kind(model: Any) -> None:
-    """Raise unless llama.cpp has architectures for this type of model."""
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if kind not in ARCHITECTURES or not hasattr(model, "lm_head"):
+def _check_model(model: Any) -> None:
+    """Raise unless llama.cpp has an architecture for this kind of model, and its tensors can be written."""
+    check_not_wrapped(model)
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", type(model).__name__)
+    if config is None or kind not in ARCHITECTURES or not hasattr(model, "lm_head"):
         raise UnsupportedModelError(
-            f"a GGUF file whose layers differ in width holds causal models of the types {', '.join(ARCHITECTURES)}, not "
-            f"{type(model).__name__} ({kind}); prune it with --form padded, and use llama.cpp's convert_hf_to_gguf.py"
+            f"no architecture of llama.cpp takes layers of different sizes and computes a {type(model).__name__} ({kind}); "
+            f"expected a causal model of the types {', '.join(ARCHITECTURES)}. Give other models layers of one width, and use "
+            "llama.cpp's convert_hf_to_gguf.py"
         )
-    if model.dtype not in TYPES:
-        raise UnsupportedModelError(f"a GGUF file holds float32, float16 or bfloat16, not {model.dtype}")
-
-
-def _check_parameters(model: Any, architecture: str) -> None:
-    """Raise unless an architecture of llama.cpp computes what the model computes."""
-    config, parameters = model.config, dict(model.named_parameters())
-    rope, is_openelm = _rope(config)["rope_type"], architecture == "openelm"
+    rope, parameters = _rope(config)["rope_type"], dict(model.named_parameters())
+    window = getattr(config, "sliding_window", None) if kind == "mistral" else None
     unusual = {
         f"the activation function {config.hidden_act}": config.hidden_act not in ("silu", "swish"),
         "a sliding window of attention": "sliding_attention" in (getattr(config, "layer_types", None) or ())
-        or (config.model_type == "mistral" and config.sliding_window is not None),
-        f"rotary embeddings of the type {rope}": rope
-        not in ({"default"} if config.model_type == "qwen3" else ROPE_TYPES),
-        "biases": is_openelm and any(name.endswith(".bias") for name in parameters),
-        "an output matrix of its own": is_openelm and "lm_head.weight" in parameters,
-        "masked weights; prune it compactly": any(name.endswith("weight_orig") for name in parameters),
-        "tensors without data (offloaded or on the meta device)": any(each.is_meta for each in parameters.values()),
+        or (window is not None and window < config.max_position_embeddings),
+        f"rotary embeddings of the type {rope}": rope not in ("default", *(() if kind == "qwen3" else SCALED_ROPE)),
     }
     found = [what for what, is_there in unusual.items() if is_there]
     if found:
+        raise UnsupportedModelError(f"llama.cpp cannot compute this model with layers of any size: it has {found[0]}")
+    if model.dtype not in TYPES:
+        raise UnsupportedModelError(f"the model is in {model.dtype}; load it in float32, float16 or bfloat16")
+    if any(name.endswith("weight_orig") for name in parameters):
+        raise UnsupportedModelError("the weights of the model are masked; prune it in the compact form")
+    if any(each.is_meta for each in parameters.values()):
         raise UnsupportedModelError(
-            f"llama.cpp's architecture {architecture} does not compute this model: it has {', and '.join(found)}"
+            "tensors of the model have no data here (offloaded); load it completely into memory"
         )
+
+
+def _architecture(model: Any, *, is_uniform: bool) -> tuple[str, Parts]:
+    """Return the architecture of llama.cpp that has a place for all parameters of the model, and its tensors."""
+    # Imported here, because only GGUF files need it.
+    import gguf
+
+    # This map has the names of all the families.
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, model.config.num_hidden_layers)
+    uneven, even = ARCHITECTURES[model.config.model_type]
+    for architecture in (even, uneven) if is_uniform else (uneven,):
+        parts: Parts = {}
+        odd: list[str] = []
+        for name, value in model.named_parameters():
+            key = names.get_name(name, try_suffixes=(".weight", ".bias")) or ""
+            if architecture == "openelm":  # queries, keys and values come from one matrix
+                key = re.sub(r"attn_[qkv]\.", "attn_qkv.", key)
+            if re.fullmatch(TENSORS[architecture], key):
+                parts.setdefault(key, []).append(value)
+            else:
+                odd.append(name)
+        if not odd:
+            return architecture, parts
+    raise UnsupportedModelError(f"llama.cpp's architecture {uneven} has no place for {odd[0]} of the model")
+
+
+def _array(model: Any, architecture: str, key: str, parts: list[torch.Tensor]) -> npt.NDArray[Any]:
+    """Make a tensor of the file from parameters of the model."""
+    data = torch.cat([part.detach().cpu() for part in parts])
+    data = data.to(model.dtype if data.ndim > 1 else torch.float32)
+    if architecture in ROTATE_NEIGHBOURS and re.search(r"attn_[qk]\.", key):  # from two halves of a head to pairs
+        half = model.model.layers[0].self_attn.head_dim // 2
+        data = data.reshape(-1, 2, half, *data.shape[1:]).transpose(1, 2).reshape(data.shape)
+    # numpy has no bfloat16.
+    array: npt.NDArray[Any] = data.view(torch.int16).numpy() if data.dtype == torch.bfloat16 else data.numpy()
+    return array
 
 
 def _rope(config: Any) -> dict[str, Any]:
     """Return the parameters of the rotary embeddings."""
     return {"rope_type": "default", **(config.rope_parameters or {})}
+
+
+def _rope_factors(config: Any) -> torch.Tensor | None:
+    """Return what the frequencies of the rotary embeddings are divided by, in float32; None if they are the usual ones."""
+    rope = _rope(config)
+    if rope["rope_type"] == "default":
+        return None
+    # Not those that the model holds: they are rounded if the model was cast.
+    frequencies = rotary_frequencies(config)
+    n = 2 * len(frequencies)
+    usual: torch.Tensor = rope["rope_theta"] ** -(torch.arange(0, n, 2, dtype=torch.float32) / n)
+    return usual / frequencies
 
 
 def _fields_of_tokenizer(path: Path) -> dict[str, tuple[Any, list[Any]]]:
@@ -212,12 +275,15 @@ def _fields_of_tokenizer(path: Path) -> dict[str, tuple[Any, list[Any]]]:
 
     try:
         reader = gguf.GGUFReader(path)
+        fields = {key: field for key, field in reader.fields.items() if key.startswith(TOKENIZER)}
+        found = {key: (field.contents(), field.types) for key, field in fields.items()}
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise OptionError(f"{path} cannot be read as a GGUF file with a tokenizer: {error}") from error
-    found = {key: (field.contents(), field.types) for key, field in reader.fields.items() if key.startswith(TOKENIZER)}
-    if TOKENS not in found:
+    tokens = found.get(TOKENS, (None,))[0]
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise OptionError(f"{path} holds no tokenizer; name a GGUF file of the dense model")
-    return found
+    # An empty array, such as that of no merges, cannot be written.
+    return {key: (value, types) for key, (value, types) in found.items() if not isinstance(value, list) or value}
 
 
 def _check_tokens(tokens: list[str], model: Any, vocabulary: Any, path: Any) -> None:
@@ -227,47 +293,14 @@ def _check_tokens(tokens: list[str], model: Any, vocabulary: Any, path: Any) -> 
         raise OptionError(
             f"{path} has {len(tokens):,} tokens and the model {rows:,}; name a GGUF file of its dense model"
         )
-    if vocabulary is None:
+    if not hasattr(vocabulary, "get_added_vocab"):
         return
+    # The converter writes added tokens otherwise unless they are special.
+    added = vocabulary.get_added_vocab().keys() - set(vocabulary.all_special_tokens)
     there = dict(enumerate(tokens))
-    added = vocabulary.get_added_vocab()  # the converter writes some of these otherwise
     for token, number in vocabulary.get_vocab().items():
         if token not in added and there.get(number) != token:
             raise OptionError(
                 f"token {number} is {there.get(number)!r} in {path} and {token!r} in the model's tokenizer; name a GGUF file of "
                 "its dense model"
             )
-
-
-def _tensors(model: Any, architecture: str) -> dict[str, Tensor]:
-    """Return the tensors of the file by their names."""
-    # Imported here, because only GGUF files need it.
-    import gguf
-
-    head = model.model.layers[0].self_attn.head_dim
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, model.config.num_hidden_layers)
-    parts: dict[str, list[torch.Tensor]] = {}
-    for name, value in model.named_parameters():
-        key = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if key is None:
-            raise UnsupportedModelError(f"the model cannot be written as GGUF: llama.cpp has no place for {name}")
-        if architecture == "openelm":  # queries, keys and values come from one matrix
-            key = re.sub(r"attn_[qkv]\.", "attn_qkv.", key)
-        parts.setdefault(key, []).append(value)
-
-    def read(key: str) -> npt.NDArray[Any]:
-        data = torch.cat([value.detach().cpu() for value in parts[key]])
-        data = data.to(model.dtype if data.ndim > 1 else torch.float32)
-        if architecture in ("deci", "llama") and re.search(r"attn_[qk]\.", key):  # from two halves of a head to pairs
-            data = data.reshape(-1, 2, head // 2, *data.shape[1:]).transpose(1, 2).reshape(data.shape)
-        # numpy has no bfloat16.
-        return data.view(torch.int16).numpy() if data.dtype == torch.bfloat16 else data.numpy()
-
-    found: dict[str, Tensor] = {}
-    for key, values in parts.items():
-        found[key] = (sum(map(len, values)), *values[0].shape[1:]), partial(read, key)
-    usual = _rope(model.config)["rope_theta"] ** -(torch.arange(0, head, 2, dtype=torch.float32) / head)
-    factors = usual / model.model.rotary_emb.inv_freq.float().cpu()
-    if not torch.allclose(factors, torch.ones_like(factors), rtol=1e-5):
-        found["rope_freqs.weight"] = tuple(factors.shape), factors.numpy
-    return found

@@ -23,6 +23,7 @@ __all__ = [
     "is_dispatched",
     "known_model_class",
     "process_store",
+    "rotary_frequencies",
     "show_no_progress_bars",
     "tree_leaves",
     "tree_map_only",
@@ -106,6 +107,16 @@ def known_model_class(auto: str, config: Any) -> Any:
 def process_store() -> Any:
     """Return the store of keys and values by which torch.distributed has connected the processes."""
     return torch.distributed.distributed_c10d._get_default_store()
+
+
+def rotary_frequencies(config: Any) -> torch.Tensor:
+    """Return the frequencies of the rotary embeddings, (head / 2,) float32, of a type other than "default"."""
+    # Imported here, because this import takes half a second.
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    found: torch.Tensor
+    found, _ = ROPE_INIT_FUNCTIONS[config.rope_parameters["rope_type"]](config, torch.device("cpu"))
+    return found
 
 
 def show_no_progress_bars() -> None:

@@ -62,7 +62,11 @@ def _write_vllm(options: argparse.Namespace, terminal: Terminal) -> dict[str, An
 def _write_gguf(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     check_output_file(options.output)
     check_device_and_dtype(options)
+    if options.output.exists() and Path(options.model) in (options.output, options.output.parent):
+        raise OptionError(f"{options.output} is a part of what is read; name another file for --output")
     tokenizer = options.tokenizer or _source(Path(options.model))
+    if tokenizer is not None and not tokenizer.is_file():
+        raise OptionError(f"--tokenizer: there is no file {tokenizer}")
     if tokenizer is None:
         raise OptionError(
             "name a GGUF file of the dense model with --tokenizer, in any quantisation: its tokenizer is copied. The hub has one "
@@ -86,7 +90,9 @@ def _layers(widths: tuple[int, ...]) -> str:
 
 
 def _source(checkpoint: Path) -> Path | None:
-    """Return the GGUF file that a checkpoint was pruned from, by its report, if it is there."""
+    """Return the GGUF file that a checkpoint is, or was pruned from by its report, if it is there."""
+    if checkpoint.suffix == ".gguf":
+        return checkpoint
     try:
         report: Any = json.loads((checkpoint / REPORT_FILE).read_text(encoding="utf-8"))
         source = Path(report["config"]["model"])

@@ -36,6 +36,7 @@ from llmrank.evaluation.before_and_after import Evaluation
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
 from llmrank.execution import Processes, join_processes
 from llmrank.execution.work_directory import SAVING, SHARD_BYTES
+from llmrank.integrations.gguf import ARCHITECTURES
 from llmrank.models.forward import fitting_length, predicts_next_token
 from llmrank.pipeline import stages
 from llmrank.pipeline.pruning_run import PruningRun
@@ -330,9 +331,10 @@ def _say_written(written: Path, names: Sequence[str], terminal: Terminal) -> Non
 def _say_how_to_load(written: Path, model: Any, terminal: Terminal) -> None:
     widths = set((getattr(model.config.get_text_config(), WIDTHS_KEY, None) or {}).values())
     if len(widths) > 1:
+        elsewhere = "run it elsewhere after llmrank export, " if model.config.model_type in ARCHITECTURES else ""
         advice = (
-            "Its layers differ in width: load it with llmrank.load, write it for llama.cpp or vLLM with llmrank export, or "
-            "prune with --form padded for programs that expect equal layers."
+            f"Its layers differ in width: load it with llmrank.load, {elsewhere}or prune with --form padded for programs that "
+            "expect equal layers."
         )
     elif widths:
         advice = (

@@ -168,23 +168,32 @@ def test_llama_cpp_itself_computes_it(name: str, vocabulary: Path, tmp_path: Pat
 @pytest.mark.parametrize("name", ["tied", "Qwen2", "Qwen3"])
 def test_layers_of_one_width_are_of_the_usual_architecture(name: str, vocabulary: Path, tmp_path: Path) -> None:
     model, ids = pruned(name, evenly=True), token_ids(1, 20)
-    usual = "qwen3" if name == "Qwen3" else "llama"
+    usual = {"tied": "llama", "Qwen2": "qwen2", "Qwen3": "qwen3"}[name]
     assert write_gguf(model, tmp_path / "a.gguf", vocabulary).architecture == usual
     found = computed_by_llama_cpp(tmp_path / "a.gguf", ids[0].tolist())
     assert np.abs(found - logits(model, ids)[0].double().numpy()).max() < 1e-4 * np.abs(found).max()
-    if (
-        name == "tied"
-    ):  # transformers reads no biases of a llama, and takes every head of a qwen3 for one of 128 entries
+    # transformers takes every head of a qwen3 for one of 128 entries.
+    if name != "Qwen3":
         again = llmrank.load(tmp_path / "a.gguf").model
         assert torch.allclose(logits(again, ids), logits(model, ids), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["biases", "llama3", "Qwen3"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_matrices_have_the_dtype_of_the_model(dtype: torch.dtype, vocabulary: Path, tmp_path: Path) -> None:
-    model = pruned("biases").to(dtype)
+def test_the_matrices_have_the_dtype_of_the_model(
+    name: str, dtype: torch.dtype, vocabulary: Path, tmp_path: Path
+) -> None:
+    model = pruned(name)
+    write_gguf(model, tmp_path / "exact.gguf", vocabulary)
+    model.to(dtype)  # also the frequencies of the rotary embeddings
     content = write_gguf(model, tmp_path / "a.gguf", vocabulary)
     assert content.dtype == {torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
-    for each in gguf.GGUFReader(tmp_path / "a.gguf").tensors:
+    tensors = {each.name: each for each in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    exact = {each.name: each for each in gguf.GGUFReader(tmp_path / "exact.gguf").tensors}
+    assert tensors.keys() == exact.keys()
+    if name == "llama3":
+        assert np.array_equal(tensors["rope_freqs.weight"].data, exact["rope_freqs.weight"].data)
+    for each in tensors.values():
         assert each.tensor_type.name == (content.dtype if len(each.shape) > 1 else "F32")
         if each.name == "blk.1.ffn_down.weight":
             raw = torch.from_numpy(np.array(each.data).view(np.int16)).view(dtype)
@@ -206,14 +215,10 @@ def test_the_tokenizer_is_copied_whole(vocabulary: Path, tmp_path: Path) -> None
         (
             "Gemma",
             {},
-            r"of the types llama, mistral, qwen2, qwen3, not GemmaForCausalLM \(gemma\); prune it with --form",
+            r"computes a GemmaForCausalLM \(gemma\); expected a causal model of the types llama, mistral",
         ),
-        (
-            "Qwen3",
-            {"tie_word_embeddings": False},
-            "openelm does not compute this model: it has an output matrix of its own",
-        ),
-        ("Qwen3", {"tie_word_embeddings": True, "attention_bias": True}, "openelm .* it has biases"),
+        ("Qwen3", {"tie_word_embeddings": False}, "architecture openelm has no place for lm_head.weight"),
+        ("Qwen3", {"tie_word_embeddings": True, "attention_bias": True}, "openelm has no place for .*q_proj.bias"),
         ("Llama, SmolLM2", {"hidden_act": "gelu"}, "the activation function gelu"),
         ("Mistral", {"sliding_window": 8}, "a sliding window of attention"),
         (
@@ -232,16 +237,36 @@ def test_a_model_that_llama_cpp_computes_otherwise_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_layers_of_one_width_with_further_biases_are_written_as_if_they_differed(
+    vocabulary: Path, tmp_path: Path
+) -> None:
+    model = pruned("Qwen2", evenly=True)
+    for layer in model.model.layers:  # as a repair makes them
+        layer.mlp.down_proj.bias = torch.nn.Parameter(torch.randn(layer.mlp.down_proj.out_features))
+    ids = token_ids(1, 20)
+    assert write_gguf(model, tmp_path / "a.gguf", vocabulary).architecture == "deci"
+    found = computed_by_llama_cpp(tmp_path / "a.gguf", ids[0].tolist())
+    assert np.abs(found - logits(model, ids)[0].double().numpy()).max() < 1e-4 * np.abs(found).max()
+    model = cut(family_model(named_family("Qwen3"), tie_word_embeddings=True, attention_bias=True), lambda _: 1)
+    with pytest.raises(UnsupportedModelError, match=r"has no place for .*bias"):
+        write_gguf(model, tmp_path / "b.gguf", vocabulary)
+
+
+def test_a_window_as_long_as_the_context_hides_nothing(vocabulary: Path, tmp_path: Path) -> None:
+    model = family_model(named_family("Mistral"), sliding_window=64, max_position_embeddings=64)
+    assert write_gguf(model, tmp_path / "a.gguf", vocabulary).architecture == "llama"
+
+
 def test_masked_weights_and_unknown_parameters_are_refused(vocabulary: Path, tmp_path: Path) -> None:
     model = pruned("tied")
     model.model.layers[0].mlp.extra = torch.nn.Parameter(torch.ones(3))
-    with pytest.raises(UnsupportedModelError, match=r"llama.cpp has no place for model.layers.0.mlp.extra"):
+    with pytest.raises(UnsupportedModelError, match=r"architecture deci has no place for model.layers.0.mlp.extra"):
         write_gguf(model, tmp_path / "a.gguf", vocabulary)
     model = family_model(named_family("Llama, SmolLM2"))
     ffns = find_ffns(model)
     masks = {layer.name: torch.arange(layer.size) > 0 for layer in ffns.layers.values()}
     apply_masks(model, ffns, Masks(masks), form="mask")
-    with pytest.raises(UnsupportedModelError, match="masked weights; prune it compactly"):
+    with pytest.raises(UnsupportedModelError, match="masked; prune it in the compact form"):
         write_gguf(model, tmp_path / "a.gguf", vocabulary)
     assert not list(tmp_path.iterdir())
 
@@ -259,4 +284,21 @@ def test_a_file_without_the_tokenizer_of_the_model_is_refused(vocabulary: Path, 
     other = write_vocabulary(tmp_path / "other.gguf", [*WORDS[:8], "else", *WORDS[9:]])
     with pytest.raises(OptionError, match=r"token 8 is 'else' in .*other.gguf and 'w8' in the model's tokenizer"):
         write_gguf(model, output, other, vocabulary=tokenizer())
+    ending = write_vocabulary(tmp_path / "ending.gguf", [*WORDS[:2], "<end>", *WORDS[3:]])
+    with pytest.raises(OptionError, match=r"token 2 is '<end>' in .*ending.gguf and '\[EOS\]'"):
+        write_gguf(model, output, ending, vocabulary=tokenizer())
+    numbers = gguf.GGUFWriter(tmp_path / "numbers.gguf", "llama")
+    numbers.add_array("tokenizer.ggml.tokens", [1, 2, 3])
+    numbers.write_header_to_file()
+    numbers.write_kv_data_to_file()
+    numbers.close()
+    with pytest.raises(OptionError, match=r"numbers.gguf holds no tokenizer"):
+        write_gguf(model, output, tmp_path / "numbers.gguf")
+    whole = vocabulary.read_bytes()
+    (tmp_path / "letters.gguf").write_bytes(whole.replace(b"w9", b"w\xff"))
+    with pytest.raises(OptionError, match=r"letters.gguf cannot be read"):
+        write_gguf(model, output, tmp_path / "letters.gguf")
+    with pytest.raises(OptionError, match="holds the tokenizer; name another file"):
+        write_gguf(model, vocabulary, vocabulary)
+    assert vocabulary.read_bytes() == whole
     assert not output.exists()

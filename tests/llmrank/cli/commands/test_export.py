@@ -18,7 +18,9 @@ def test_a_checkpoint_of_uneven_layers_becomes_a_gguf_file(
     pruned, output = tmp_path / "pruned", tmp_path / "pruned.gguf"
     arguments = ("--pruner", "global:multiple_of=1", "--repair", "none", "--calibration", corpus, *SHORT)
     assert run("prune", checkpoint, "--output", pruned, *arguments) == 0
-    assert "write it for llama.cpp or vLLM with llmrank export" in " ".join(capsys.readouterr().out.split())
+    assert "run it elsewhere after llmrank export, or prune with --form padded" in " ".join(
+        capsys.readouterr().out.split()
+    )
     vocabulary = write_vocabulary(tmp_path / "dense.gguf")
     assert run("export", pruned, "--to", "gguf", "--output", output, "--tokenizer", vocabulary) == 0
     widths = list(json.loads((pruned / "report.json").read_text(encoding="utf-8"))["neurons"]["widths"].values())
@@ -60,3 +62,16 @@ def test_the_tokenizer_is_that_of_the_file_that_was_pruned(checkpoint: Path, tmp
 def test_an_output_that_cannot_be_written_is_found_first(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
     assert "there is no directory" in refused(capsys, "export", checkpoint, "--output", tmp_path / "no" / "a.gguf")
     assert "is a directory" in refused(capsys, "export", checkpoint, "--output", tmp_path)
+    weights = checkpoint / "model.safetensors"
+    before = weights.read_bytes()
+    assert "is a part of what is read" in refused(capsys, "export", checkpoint, "--output", weights)
+    assert weights.read_bytes() == before
+    refusal = refused(
+        capsys, "export", checkpoint, "--output", tmp_path / "a.gguf", "--tokenizer", tmp_path / "no.gguf"
+    )
+    assert refusal == f"llmrank: error: --tokenizer: there is no file {tmp_path / 'no.gguf'}"
+    dense, again = tmp_path / "dense.gguf", tmp_path / "again.gguf"
+    vocabulary = write_vocabulary(tmp_path / "vocabulary.gguf")
+    assert run("export", checkpoint, "--output", dense, "--tokenizer", vocabulary, "--quiet") == 0
+    assert run("export", dense, "--output", again, "--quiet") == 0
+    assert len(gguf.GGUFReader(again).tensors) == len(gguf.GGUFReader(dense).tensors)
