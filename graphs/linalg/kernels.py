@@ -268,6 +268,14 @@ def _entry_cuts(indptr: Array) -> list[int]:
     return [int(cut) for cut in cuts]
 
 
+def _unsigned(numbers: Array) -> Array:
+    """Return the same integers without a sign, as a view.
+
+    An index with a sign may be negative and count from the end, and numba's test for that takes longer than the product itself.
+    """
+    return numbers.view(f"u{numbers.dtype.itemsize}") if numbers.dtype.kind == "i" else numbers
+
+
 def csr_products(indptr: Array, indices: Array, data: Array, x: Array) -> Array:
     """Compute W @ x for a CSR matrix W, (n_rows,) float64.
 
@@ -279,7 +287,8 @@ def csr_products(indptr: Array, indices: Array, data: Array, x: Array) -> Array:
     array([21., 30.])
     """
     out, vector = np.empty(len(indptr) - 1), _vector(x)
-    POOL.run(lambda start, stop, _: _csr_products(indptr, indices, data, vector, out, start, stop), _entry_cuts(indptr))
+    rows, columns = _unsigned(indptr), _unsigned(indices)
+    POOL.run(lambda start, stop, _: _csr_products(rows, columns, data, vector, out, start, stop), _entry_cuts(indptr))
     return out
 
 
@@ -293,7 +302,7 @@ def csr_column_products(indptr: Array, indices: Array, data: Array, y: Array, n_
     >>> csr_column_products(csr.indptr, csr.indices, csr.data, np.array([1.0, 10.0]), n_columns=2)
     array([ 1., 32.])
     """
-    kernel = partial(_csr_column_products, indptr, indices, data, _vector(y))
+    kernel = partial(_csr_column_products, _unsigned(indptr), _unsigned(indices), data, _vector(y))
     return _accumulate(kernel, _entry_cuts(indptr), n_columns)
 
 
@@ -320,7 +329,10 @@ def gauss_seidel(
     >>> x
     array([1. , 1.5])
     """
-    _gauss_seidel(indptr, indices, data, _vector(scale), order, gamma, _vector(constant), x)
+    columns = _unsigned(indices)
+    # The numbers of nodes are compared, so they have one type.
+    nodes = order.astype(columns.dtype, copy=False)
+    _gauss_seidel(_unsigned(indptr), columns, data, _vector(scale), nodes, gamma, _vector(constant), x)
 
 
 def is_acyclic(indptr: Array, indices: Array) -> bool:
