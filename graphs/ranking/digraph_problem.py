@@ -10,7 +10,8 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,9 @@ from graphs.solvers.problem import SweptState
 from graphs.structures.digraph import BlockDigraph, EdgeBlock
 
 __all__ = ["DigraphProblem"]
+
+# Most graphs with cycles show one on a walk of a few hundred steps. A step takes less than a microsecond.
+WALK_STEPS = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +123,8 @@ class DigraphProblem:
         """Apply P, with one product per block; the scores of dangling nodes are lost."""
         arriving = []
         for layer in range(self.n_layers):
-            total = state[layer] * 0.0
-            for transition in self._transitions_into[layer]:
-                total = total + transition(state[transition.edges.source])
-            arriving.append(total)
+            parts = [transition(state[transition.edges.source]) for transition in self._transitions_into[layer]]
+            arriving.append(reduce(add, parts) if parts else state[layer] * 0.0)
         return arriving
 
     def residual(self, changes: Sequence[float]) -> float:
@@ -399,6 +401,8 @@ class _NodeSweep:
 
 def _is_acyclic(operator: CSROperator) -> bool:
     """Tell whether the edges within a layer have no cycles except self-loops, which a sweep solves exactly."""
+    if _walk_meets_itself(operator.csr):
+        return False
     if isinstance(operator, CSRKernelOperator):
         # The kernel is faster than a search for strongly connected components.
         from graphs.linalg import kernels
@@ -406,6 +410,29 @@ def _is_acyclic(operator: CSROperator) -> bool:
         return kernels.is_acyclic(operator.csr.indptr, operator.csr.indices)
     components, _ = csgraph.connected_components(operator.csr, directed=True, connection="strong")
     return int(components) == operator.shape[0]
+
+
+def _walk_meets_itself(csr: Any) -> bool:
+    """Walk along edges from target to source, and tell whether a node was met again; then it lies on a cycle.
+
+    A walk that ends at a node without incoming edges says nothing, and another one begins.
+    """
+    indptr, indices = csr.indptr, csr.indices
+    step_of: dict[int, int] = {}
+    start = 0
+    node = int(np.argmax(np.diff(indptr)))  # the node with most incoming edges
+    for step in range(WALK_STEPS):
+        if step_of.get(node, -1) >= start:
+            return True
+        step_of[node] = step
+        first, end = int(indptr[node]), int(indptr[node + 1])
+        if first < end and int(indices[first]) == node:  # a self-loop
+            first += 1
+        if first < end:
+            node = int(indices[first])
+        else:
+            start, node = step + 1, step * 7919 % csr.shape[0]
+    return False
 
 
 def _topological_order(component: Any, targets: Any, sources: Any) -> Any:
