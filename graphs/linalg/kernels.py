@@ -25,6 +25,7 @@ __all__ = [
     "column_products",
     "csr_column_products",
     "csr_products",
+    "csr_upper_sums",
     "gauss_seidel",
     "is_acyclic",
     "row_products",
@@ -140,19 +141,42 @@ def _csr_column_products(
 
 @compiled
 def _gauss_seidel(
-    indptr: Array, indices: Array, data: Array, scale: Array, order: Array, gamma: float, constant: Array, x: Array
-) -> None:
+    indptr: Array,
+    indices: Array,
+    data: Array,
+    scale: Array,
+    order: Array,
+    back_shares: Array,
+    gamma: float,
+    constant: Array,
+    x: Array,
+    sent: Array,
+) -> tuple[float, float]:
+    absolute, signed = 0.0, 0.0
     for position in range(len(order)):
         i = order[position]
-        total, own = constant[i], 0.0
+        total, own = 0.0, 0.0
         for place in range(indptr[i], indptr[i + 1]):
             j = indices[place]
-            weight = gamma * data[place] * scale[j]
             if j == i:
-                own += weight
+                own += data[place]
             else:
-                total += weight * x[j]
-        x[i] = total / (1.0 - own)
+                total += data[place] * sent[j]
+        new = (constant[i] + gamma * total) / (1.0 - gamma * own * scale[i])
+        change = (new - x[i]) * back_shares[i]
+        absolute += abs(change)
+        signed += change
+        x[i] = new
+        sent[i] = new * scale[i]
+    return absolute, signed
+
+
+@compiled
+def _csr_upper_sums(indptr: Array, indices: Array, data: Array, total: Array, start: int, stop: int) -> None:
+    for i in range(start, stop):
+        for place in range(indptr[i], indptr[i + 1]):
+            if indices[place] > i:
+                total[indices[place]] += data[place]
 
 
 @compiled
@@ -306,9 +330,31 @@ def csr_column_products(indptr: Array, indices: Array, data: Array, y: Array, n_
     return _accumulate(kernel, _entry_cuts(indptr), n_columns)
 
 
+def csr_upper_sums(indptr: Array, indices: Array, data: Array) -> Array:
+    """Sum the entries above the diagonal in every column of a square CSR matrix, (n,) float64.
+
+    Examples
+    --------
+    >>> from scipy import sparse
+    >>> csr = sparse.csr_array([[1.0, 2.0], [4.0, 8.0]])
+    >>> csr_upper_sums(csr.indptr, csr.indices, csr.data)
+    array([0., 2.])
+    """
+    kernel = partial(_csr_upper_sums, _unsigned(indptr), indices, data)
+    return _accumulate(kernel, _entry_cuts(indptr), len(indptr) - 1)
+
+
 def gauss_seidel(
-    indptr: Array, indices: Array, data: Array, scale: Array, order: Array, gamma: float, constant: Array, x: Array
-) -> None:
+    indptr: Array,
+    indices: Array,
+    data: Array,
+    scale: Array,
+    order: Array,
+    back_shares: Array,
+    gamma: float,
+    constant: Array,
+    x: Array,
+) -> tuple[float, float]:
     """Make one Gauss-Seidel pass over x = constant + gamma W diag(scale) x, in place, on one thread.
 
     Parameters
@@ -317,22 +363,31 @@ def gauss_seidel(
     scale, constant, x : (n,) float64
     order : (n,) integers
         The nodes in the order in which they are updated.
+    back_shares : (n,) float64
+        Weights of the changes of x in the result.
     gamma : float
         Damping.
+
+    Returns
+    -------
+    tuple of float
+        The sums of back_shares |change of x| and of back_shares (change of x).
 
     Examples
     --------
     >>> from scipy import sparse
     >>> csr = sparse.csr_array([[0.0, 0.0], [2.0, 0.0]])  # one edge, from node 0 to node 1
-    >>> x = np.zeros(2)
-    >>> gauss_seidel(csr.indptr, csr.indices, csr.data, np.array([0.5, 0.0]), np.array([0, 1]), 0.5, np.array([1.0, 1.0]), x)
+    >>> x, ones = np.zeros(2), np.ones(2)
+    >>> gauss_seidel(csr.indptr, csr.indices, csr.data, np.array([0.5, 0.0]), np.array([0, 1]), ones, 0.5, ones, x)
+    (2.5, 2.5)
     >>> x
     array([1. , 1.5])
     """
-    columns = _unsigned(indices)
+    columns, factors = _unsigned(indices), _vector(scale)
     # The numbers of nodes are compared, so they have one type.
     nodes = order.astype(columns.dtype, copy=False)
-    _gauss_seidel(_unsigned(indptr), columns, data, _vector(scale), nodes, gamma, _vector(constant), x)
+    rows, constants, shares = _unsigned(indptr), _vector(constant), _vector(back_shares)
+    return _gauss_seidel(rows, columns, data, factors, nodes, shares, gamma, constants, x, x * factors)
 
 
 def is_acyclic(indptr: Array, indices: Array) -> bool:

@@ -66,9 +66,10 @@ def pagerank(
     weight : str or None
         networkx edge attribute; None counts every edge as 1.
     solver : str or Solver
-        A name: "sweep", "power", "gauss-seidel", "aitken", "quadratic", "anderson", "gmres", "bicgstab" or "lu"; see
-        :mod:`graphs.solvers`. If "auto" finds no cycles, it takes one sweep, which is exact. Otherwise it takes Gauss-Seidel in
-        layer order, or power iteration with quadratic extrapolation if there is only one layer or sweeps are not possible.
+        A name: "sweep", "power", "gauss-seidel", "gauss-seidel-quadratic", "aitken", "quadratic", "anderson", "gmres", "bicgstab"
+        or "lu"; see :mod:`graphs.solvers`. If "auto" finds no cycles, it takes one sweep, which is exact. Otherwise it takes
+        Gauss-Seidel in layer order; if there is only one layer, Gauss-Seidel with quadratic extrapolation where the compiled
+        kernels sweep it (from 262,144 edges on, on the CPU), else power iteration with quadratic extrapolation.
     backend : {"auto", "scipy", "torch", "dense"}
         Backend of the products, see :func:`graphs.weighted_pagerank`. If there are edges within a layer, "dense" is an error, and
         sweeps are not possible with torch. A matrix or a networkx graph is one layer, so all its edges are within a layer.

@@ -93,7 +93,7 @@ class DigraphProblem:
         self._transitions_into: defaultdict[int, list[_BlockTransition]] = defaultdict(list)
         for transition in self._transitions:
             self._transitions_into[transition.edges.target].append(transition)
-        self._node_sweeps: dict[int, _NodeSweep] = {}
+        self._node_sweeps: dict[tuple[int, bool], _NodeSweep] = {}
 
     # --- vectors
 
@@ -195,8 +195,17 @@ class DigraphProblem:
         operators = [t.operator for t in self._transitions if t.edges.within_layer]
         return all(isinstance(operator, CSROperator) and _is_acyclic(operator) for operator in operators)
 
-    def sweep(self, state: State, teleport_mass: Vector) -> SweptState:
-        """Take one Gauss-Seidel sweep over x = gamma P x + teleport_mass * v in layer order, with one product per block."""
+    @property
+    def sweeps_fast(self) -> bool:
+        """Whether there is one layer, and a compiled kernel sweeps it."""
+        return self.n_layers == 1 and self.sweepable and isinstance(self._transitions[0].operator, CSRKernelOperator)
+
+    def sweep(self, state: State, teleport_mass: Vector, *, sorts_nodes: bool = True) -> SweptState:
+        """Take one Gauss-Seidel sweep over x = gamma P x + teleport_mass * v in layer order, with one product per block.
+
+        Within a layer the nodes come in the topological order of its strongly connected components or, if not `sorts_nodes`, in
+        the order of their numbers.
+        """
         current = list(state)
         # Along an edge that leads back, a sweep uses the old score of the source, which changes later in the sweep. If no such
         # score changed, the new x would solve the equation. So the residual is computed from their changes along these edges.
@@ -207,11 +216,9 @@ class DigraphProblem:
                 if not transition.edges.within_layer:
                     total = total + transition(current[transition.edges.source]) * self.gamma
             if any(transition.edges.within_layer for transition in self._transitions_into[layer]):
-                before, node_sweep = current[layer], self._node_sweep(layer)
-                current[layer] = node_sweep.sweep(before, total)
-                change = scale_rows(current[layer] - before, self.backend.arithmetic.vector(node_sweep.back_shares))
-                absolute_changes = absolute_changes + column_sums(abs(change))
-                signed_changes = signed_changes + column_sums(change)
+                current[layer], absolute, signed = self._node_sweep(layer, sorts_nodes).sweep(current[layer], total)
+                absolute_changes = absolute_changes + absolute
+                signed_changes = signed_changes + signed
             else:
                 current[layer] = total
         for transition in self._transitions:
@@ -310,16 +317,18 @@ class DigraphProblem:
         """Tell whether the edges lead from a layer to an earlier one in the order of sweeps."""
         return self._layer_order.index(transition.edges.source) > self._layer_order.index(transition.edges.target)
 
-    def _node_sweep(self, layer: int) -> _NodeSweep:
-        if layer not in self._node_sweeps:
+    def _node_sweep(self, layer: int, sorts_nodes: bool) -> _NodeSweep:
+        if (layer, sorts_nodes) not in self._node_sweeps:
             inner = [t for t in self._transitions_into[layer] if t.edges.within_layer]
             if len(inner) > 1 or not isinstance(inner[0].operator, CSROperator) or inner[0].edges.transposed:
                 raise GraphError(
                     f"layer {layer} has edges within itself; sweeps expect them in one scipy CSR block that is not transposed: "
                     "use backend='scipy', join such blocks, or use solver='power', 'anderson' or 'gmres'"
                 )
-            self._node_sweeps[layer] = _NodeSweep(inner[0].operator, inner[0].scale, self.gamma)
-        return self._node_sweeps[layer]
+            self._node_sweeps[layer, sorts_nodes] = _NodeSweep(
+                inner[0].operator, inner[0].scale, self.gamma, sorts_nodes
+            )
+        return self._node_sweeps[layer, sorts_nodes]
 
 
 def _within_range(digraph: BlockDigraph, dtype: str) -> BlockDigraph:
@@ -361,14 +370,21 @@ def _check_strengths(total: float) -> None:
 
 
 class _NodeSweep:
-    """Gauss-Seidel sweeps over the nodes of one layer, in the topological order of its strongly connected components.
+    """Gauss-Seidel sweeps over the nodes of one layer, see :meth:`DigraphProblem.sweep` for their order.
 
     `back_shares` holds, for every node, the share of its score that goes to nodes earlier in this order.
     """
 
-    def __init__(self, operator: CSROperator, scale: FloatArray, gamma: float) -> None:
+    def __init__(self, operator: CSROperator, scale: FloatArray, gamma: float, sorts_nodes: bool) -> None:
+        from graphs.linalg import kernels
+
         csr = operator.csr
         self._csr, self._scale, self._gamma = csr, scale.astype(np.float64), gamma
+        self.back_shares: Any
+        if not sorts_nodes:
+            self.order = np.arange(csr.shape[0])
+            self.back_shares = kernels.csr_upper_sums(csr.indptr, csr.indices, csr.data) * self._scale
+            return
         _, component = csgraph.connected_components(csr, directed=True, connection="strong")
         rows = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
         self.order = _topological_order(component, rows, csr.indices)
@@ -376,27 +392,31 @@ class _NodeSweep:
         position[self.order] = np.arange(len(self.order))
         leads_back = position[csr.indices] > position[rows]
         weights = csr.data * self._scale[csr.indices]
-        self.back_shares: Any = np.bincount(csr.indices, weights=weights * leads_back, minlength=csr.shape[1])
+        self.back_shares = np.bincount(csr.indices, weights=weights * leads_back, minlength=csr.shape[1])
 
-    def sweep(self, before: FloatArray, constant: FloatArray) -> FloatArray:
-        """Compute the scores after one sweep from `before`; `constant` is what arrives from other layers and by teleport."""
+    def sweep(self, before: FloatArray, constant: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Compute the scores after one sweep from `before`; `constant` is what arrives from other layers and by teleport.
+
+        Return them with the changes of the scores that lead back, summed as absolute values and with their signs: () or (k,).
+        """
         from graphs.linalg import kernels
 
-        columns = []
-        for old, arriving in zip(np.atleast_2d(before.T), np.atleast_2d(constant.T), strict=True):
-            scores = old.astype(np.float64)
-            kernels.gauss_seidel(
-                self._csr.indptr,
-                self._csr.indices,
-                self._csr.data,
-                self._scale,
-                self.order,
-                self._gamma,
-                arriving.astype(np.float64),
-                scores,
-            )
-            columns.append(scores)
-        return np.stack(columns, axis=1).reshape(before.shape).astype(before.dtype)
+        arrays = self._csr.indptr, self._csr.indices, self._csr.data, self._scale, self.order, self.back_shares
+        scores = np.array(before, dtype=np.float64)
+        constants = constant.astype(np.float64, copy=False)
+        if before.ndim == 1:
+            sums = np.array(kernels.gauss_seidel(*arrays, self._gamma, constants, scores))
+        else:
+            columns = [np.ascontiguousarray(column) for column in scores.T]
+            each = zip(columns, constants.T, strict=True)
+            sums = np.array([kernels.gauss_seidel(*arrays, self._gamma, fixed, column) for column, fixed in each]).T
+            scores = np.stack(columns, axis=1)
+        if before.dtype == np.float64:
+            return scores, sums[0], sums[1]
+        after = scores.astype(before.dtype)
+        # Rounding to a narrower dtype is a change too.
+        change = scale_rows(after - before, self.back_shares)
+        return after, column_sums(abs(change)), column_sums(change)
 
 
 def _is_acyclic(operator: CSROperator) -> bool:

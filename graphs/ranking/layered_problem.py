@@ -46,6 +46,7 @@ class LayeredProblem:
 
     acyclic = True
     sweepable = True
+    sweeps_fast = False
     linear = False
 
     def __init__(self, graph: LayeredGraph, backend: Backend, products: int) -> None:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
-from graphs.linalg.layer_vectors import State, combine, inner_products, layer_norms, normalise_state, subtract
-from graphs.solvers.problem import Problem, Solver, SolverStep, read_changes
+from graphs.linalg.layer_vectors import (
+    State,
+    combine,
+    inner_products,
+    layer_norms,
+    normalise_state,
+    subtract,
+    total_scores,
+)
+from graphs.linalg.operators import Vector
+from graphs.solvers.problem import LinearProblem, Problem, Solver, SolverStep, SweptState, read_changes
+from graphs.solvers.stationary import LayerSweep
 
-__all__ = ["NAMES", "AndersonMixing", "Extrapolation"]
+__all__ = ["NAMES", "AndersonMixing", "ExtrapolatedSweeps", "Extrapolation"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class Extrapolation:
         iterates, steps, residual_before, gram = memory
         products = 0
         if gram is not None:
-            limit = self._extrapolate(iterates, gram, each_layer=not problem.linear)
+            limit = _limit(iterates, gram, each_layer=not problem.linear)
             following = problem.apply(limit)
             changes = read_changes(problem, following, limit)
             products += problem.n_blocks
@@ -85,18 +95,92 @@ class Extrapolation:
         # An extrapolation makes exact layers inexact, so the bounds count only one application of F.
         return SolverStep(iterates[-1], changes, residual, problem.error_bounds(changes, 1), products, memory)
 
-    def _extrapolate(self, iterates: tuple[State, ...], gram: FloatArray, *, each_layer: bool) -> State:
-        """Compute the limit that the iterates would have if their error consisted of `degree` modes.
 
-        `gram` holds the inner products of the differences between the later iterates and the first.
-        """
-        later = iterates[1:]
-        coefficients = np.append(-np.linalg.lstsq(gram[:-1, :-1], gram[:-1, -1], rcond=1e-12)[0], 1.0)
-        weights = np.cumsum(coefficients[::-1])[::-1]
-        if not np.isfinite(weights).all() or abs(weights.sum()) < 1e-12:
-            return iterates[-1]
-        limit = combine((weights / weights.sum()).tolist(), later)
-        return normalise_state([vector.clip(0.0) for vector in limit], each_layer)
+@dataclass(frozen=True)
+class ExtrapolatedSweeps:
+    """Gauss-Seidel sweeps that are extrapolated as :class:`Extrapolation` does it with the iterates of power iteration.
+
+    A sweep takes about as long as an application of F, and halves the number of steps. The extrapolation, of degree 2, removes
+    slow modes, which sweeps keep. Before a sweep, the layer sums are corrected as in
+    :class:`graphs.solvers.stationary.GaussSeidel`.
+
+    Parameters
+    ----------
+    period : int
+        Number of sweeps from one extrapolation to the next, at least 3.
+    sorts_nodes : bool
+        Whether sweeps take the nodes of a layer in the topological order of its strongly connected components. Otherwise they
+        take them in the order of their numbers, which need not be computed.
+    """
+
+    period: int = 6
+    sorts_nodes: bool = True
+    name: str = "gauss-seidel-quadratic"
+
+    def __post_init__(self) -> None:
+        if self.period < 3:
+            raise GraphError(f"expected a period of at least 3, got {self.period!r}")
+
+    def begin(self, problem: Problem, start: State, tol: float) -> Any:
+        """Return the memory of the first step: that of :meth:`Extrapolation.begin`, and the part of the scores that teleports."""
+        # The problem of modified PageRank has no gamma. It is always acyclic, so that no step uses this product.
+        return ((start,), 0, np.inf, None), total_scores(start) * (1.0 - getattr(problem, "gamma", 0.0))
+
+    def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
+        """Sweep once; twice if an extrapolation does not lower the residual. If the graph is acyclic, one sweep is exact."""
+        (iterates, steps, residual_before, gram), teleport_mass = memory
+        if problem.acyclic:
+            return replace(LayerSweep().step(problem, iterates[-1]), memory=memory)
+        products = 0
+        if gram is not None:
+            limit = _limit(iterates, gram, each_layer=False)
+            swept, vectors = self._swept(problem, limit, teleport_mass)
+            numbers = problem.checks.read(vectors)
+            products += problem.n_blocks
+            if float(numbers[0]) < residual_before:
+                return self._finish_sweep(problem, (limit, swept.state), swept, numbers, steps, products, None)
+        swept, vectors = self._swept(problem, iterates[-1], teleport_mass)
+        iterates = (*iterates, swept.state)[-4:]
+        extrapolates_next = (steps + 1) % self.period == 0 and len(iterates) == 4
+        if extrapolates_next:
+            vectors.append(inner_products([subtract(state, iterates[0]) for state in iterates[1:]]))
+        numbers = problem.checks.read(vectors)
+        gram = sum(numbers[-1]) if extrapolates_next else None
+        return self._finish_sweep(problem, iterates, swept, numbers, steps, products + problem.n_blocks, gram)
+
+    def _swept(self, problem: LinearProblem, state: State, teleport_mass: Vector) -> tuple[SweptState, list[Vector]]:
+        """Sweep; return the outcome, and vectors to read: the residual, and the changes of the layers."""
+        swept = problem.sweep(problem.aggregate(state, teleport_mass), teleport_mass, sorts_nodes=self.sorts_nodes)
+        return swept, [swept.residual, *layer_norms(subtract(swept.state, state))]
+
+    def _finish_sweep(
+        self,
+        problem: LinearProblem,
+        iterates: Any,
+        swept: SweptState,
+        numbers: Sequence[Any],
+        steps: int,
+        products: int,
+        gram: FloatArray | None,
+    ) -> SolverStep:
+        residual, *changes = (float(number) for number in numbers[: problem.n_layers + 1])
+        memory = (iterates, steps + 1, residual, gram), swept.teleport_mass
+        bounds = problem.residual_bounds(residual)
+        return SolverStep(swept.state, changes, residual, bounds, products, memory, is_image=False)
+
+
+def _limit(iterates: tuple[State, ...], gram: FloatArray, *, each_layer: bool) -> State:
+    """Compute the limit that the iterates would have if their error consisted of as many modes as there are iterates but two.
+
+    `gram` holds the inner products of the differences between the later iterates and the first.
+    """
+    later = iterates[1:]
+    coefficients = np.append(-np.linalg.lstsq(gram[:-1, :-1], gram[:-1, -1], rcond=1e-12)[0], 1.0)
+    weights = np.cumsum(coefficients[::-1])[::-1]
+    if not np.isfinite(weights).all() or abs(weights.sum()) < 1e-12:
+        return iterates[-1]
+    limit = combine((weights / weights.sum()).tolist(), later)
+    return normalise_state([vector.clip(0.0) for vector in limit], each_layer)
 
 
 @dataclass(frozen=True)
@@ -162,5 +246,6 @@ def _mix(image: State, earlier: list[State], gram: FloatArray) -> State:
 NAMES: Mapping[str, Callable[[], Solver]] = {
     "aitken": lambda: Extrapolation(degree=1),
     "quadratic": lambda: Extrapolation(degree=2),
+    "gauss-seidel-quadratic": ExtrapolatedSweeps,
     "anderson": AndersonMixing,
 }

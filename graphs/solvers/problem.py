@@ -74,6 +74,10 @@ class Problem(Protocol):
     def linear(self) -> bool:
         """Whether the problem is a :class:`LinearProblem`."""
 
+    @property
+    def sweeps_fast(self) -> bool:
+        """Whether a sweep over nodes in the order of their numbers takes about as long as an application of F."""
+
     def start(self) -> State:
         """Return the default first iterate."""
 
@@ -116,6 +120,9 @@ class LinearProblem(Problem, Protocol):
 
     def apply_transition(self, state: State) -> State:
         """Apply P."""
+
+    def sweep(self, state: State, teleport_mass: Vector, *, sorts_nodes: bool = True) -> SweptState:
+        """Do the same as in any problem, with the nodes of a layer sorted by their connected components or as they are."""
 
     def aggregate(self, state: State, teleport_mass: Vector) -> State:
         """Scale the layers of a state so that the layer sums solve the equation of a graph with one node for each layer."""

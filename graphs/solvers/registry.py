@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from graphs.errors import GraphError
-from graphs.solvers.accelerated import Extrapolation
+from graphs.solvers.accelerated import ExtrapolatedSweeps, Extrapolation
 from graphs.solvers.problem import Problem, Solver
 from graphs.solvers.stationary import GaussSeidel, LayerSweep
 
@@ -60,6 +60,11 @@ def automatic_solver(problem: Problem) -> tuple[Solver, str]:
         return LayerSweep(), "no edge leads back, so one pass in layer order is exact"
     if not problem.sweepable:
         reason = "sweeps need the edges within each layer in one scipy CSR block that is not transposed"
+    elif problem.sweeps_fast:
+        return (
+            ExtrapolatedSweeps(sorts_nodes=False),
+            "edges lead back, and there is only one layer, of many edges: Gauss-Seidel sweeps with quadratic extrapolation",
+        )
     elif problem.n_layers == 1:
         reason = "edges lead back and there is only one layer"
     else:

@@ -280,8 +280,13 @@ def test_gauss_seidel_equals_a_plain_loop(index: Any, loops: bool, size: int, ga
     csr = sparse.csr_array(weight)
     expected = plain_gauss_seidel(weight, scale, order, gamma, jump, x)
     indptr, indices = csr.indptr.astype(index), csr.indices.astype(index)
-    kernels.gauss_seidel(indptr, indices, csr.data, scale, order, gamma, jump, x)
+    before, shares = x.copy(), rng.random(size)
+    absolute, signed = kernels.gauss_seidel(indptr, indices, csr.data, scale, order, shares, gamma, jump, x)
     np.testing.assert_allclose(x, expected, rtol=1e-13)
+    np.testing.assert_allclose(absolute, (shares * abs(expected - before)).sum(), rtol=1e-12)
+    np.testing.assert_allclose(signed, (shares * (expected - before)).sum(), rtol=1e-12, atol=1e-13)
+    upper = kernels.csr_upper_sums(indptr, indices, csr.data)
+    np.testing.assert_allclose(upper, np.triu(weight, 1).sum(axis=0), rtol=1e-13)
 
 
 def test_gauss_seidel_meets_its_equation_on_an_acyclic_graph_in_one_pass() -> None:
@@ -291,7 +296,7 @@ def test_gauss_seidel_meets_its_equation_on_an_acyclic_graph_in_one_pass() -> No
     weight[np.ix_(names, names)] = np.tril(rng.random((30, 30)))
     scale, jump, x = 1.0 / weight.sum(axis=0), rng.random(30), rng.random(30)
     csr = sparse.csr_array(weight)
-    kernels.gauss_seidel(csr.indptr, csr.indices, csr.data, scale, names, 0.9, jump, x)
+    kernels.gauss_seidel(csr.indptr, csr.indices, csr.data, scale, names, np.ones(30), 0.9, jump, x)
     # Self-loops (on the diagonal) are solved with their node.
     np.testing.assert_allclose(x, np.linalg.solve(np.eye(30) - 0.9 * weight * scale, jump), rtol=1e-12)
 
@@ -302,7 +307,7 @@ def test_gauss_seidel_on_float32_weights() -> None:
     scale, jump, x = (1.0 / weight.sum(axis=0)).astype(np.float64), rng.random(6), rng.random(6)
     expected = plain_gauss_seidel(weight.astype(np.float64), scale, range(6), 0.8, jump, x)
     csr = sparse.csr_array(weight)
-    kernels.gauss_seidel(csr.indptr, csr.indices, csr.data, scale, np.arange(6), 0.8, jump, x)
+    kernels.gauss_seidel(csr.indptr, csr.indices, csr.data, scale, np.arange(6), np.ones(6), 0.8, jump, x)
     np.testing.assert_allclose(x, expected, rtol=1e-13)
 
 

@@ -52,7 +52,18 @@ PARTS: dict[str, Any] = {
     "parallel csr": lambda w: ((sparse.csr_array(w), sparse.csr_array(2 * w[::-1])), [w, 2 * w[::-1]]),
 }
 BACKENDS: list[Any] = ["scipy", "torch", "dense", "auto"]
-SOLVERS = ["power", "sweep", "gauss-seidel", "aitken", "quadratic", "anderson", "gmres", "bicgstab", "lu"]
+SOLVERS = [
+    "power",
+    "sweep",
+    "gauss-seidel",
+    "gauss-seidel-quadratic",
+    "aitken",
+    "quadratic",
+    "anderson",
+    "gmres",
+    "bicgstab",
+    "lu",
+]
 SCALES = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.01, 10.0))
 
 

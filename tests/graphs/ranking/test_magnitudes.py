@@ -12,7 +12,17 @@ from scipy import sparse
 from graphs import BlockDigraph, EdgeBlock, GraphError, LayeredGraph, modified_pagerank, pagerank, weighted_pagerank
 from graphs.linalg.blocks import DenseBlock, SparseBlock
 
-SOLVERS = ("auto", "power", "gauss-seidel", "quadratic", "anderson", "gmres", "bicgstab", "lu")
+SOLVERS = (
+    "auto",
+    "power",
+    "gauss-seidel",
+    "gauss-seidel-quadratic",
+    "quadratic",
+    "anderson",
+    "gmres",
+    "bicgstab",
+    "lu",
+)
 # What rounding adds to an error bound.
 ROUNDOFF = {"float64": 1e-12, "float32": 6e-5}
 

@@ -195,7 +195,9 @@ def test_certified_sets_of_digraphs_are_those_of_the_exact_scores(pooled: bool) 
         st.data(),
         digraphs(),
         st.sampled_from([0.3, 0.85, 0.99]),
-        st.sampled_from(["power", "power", "gauss-seidel", "quadratic", "anderson", "gmres", "auto"]),
+        st.sampled_from(
+            ["power", "power", "gauss-seidel", "gauss-seidel-quadratic", "quadratic", "anderson", "gmres", "auto"]
+        ),
     )
     def check(data: st.DataObject, drawn: tuple[Any, Array], gamma: float, solver: str) -> None:
         graph, teleport = drawn
@@ -373,7 +375,7 @@ def test_ties_of_a_symmetric_digraph() -> None:
 
 def test_a_certificate_stops_before_the_tolerance() -> None:
     graph = bidirectional_graph(layered([6, 9, 6], seed=3))
-    for solver in ("power", "gauss-seidel", "quadratic", "anderson", "gmres"):
+    for solver in ("power", "gauss-seidel", "gauss-seidel-quadratic", "quadratic", "anderson", "gmres"):
         plain = pagerank(graph, 0.9, solver=solver)
         exact = pagerank(graph, 0.9, solver="lu")
         keep = KeepHighest({1: 5}, pooled=(0, 2), count=4, weights=(2.0, 1.0))
