@@ -322,7 +322,8 @@ def _canonical(csr: sparse.csr_array, name: str) -> sparse.csr_array:
             f"{int(clean.indices[bad[0]])}; expected finite numbers"
         )
     np.abs(clean.data, out=clean.data)
-    clean.eliminate_zeros()
+    if not clean.data.all():
+        clean.eliminate_zeros()
     return narrow_indices(clean)
 
 
