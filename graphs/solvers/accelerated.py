@@ -122,51 +122,55 @@ class ExtrapolatedSweeps:
             raise GraphError(f"expected a period of at least 3, got {self.period!r}")
 
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
-        """Return the memory of the first step: that of :meth:`Extrapolation.begin`, and the part of the scores that teleports."""
+        """Return the memory of the first step.
+
+        It holds that of :meth:`Extrapolation.begin`, the part of the scores that teleports, and whether to correct layer sums.
+        """
         # The problem of modified PageRank has no gamma. It is always acyclic, so that no step uses this product.
-        return ((start,), 0, np.inf, None), total_scores(start) * (1.0 - getattr(problem, "gamma", 0.0))
+        return ((start,), 0, np.inf, None), total_scores(start) * (1.0 - getattr(problem, "gamma", 0.0)), True
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
         """Sweep once; twice if an extrapolation does not lower the residual. If the graph is acyclic, one sweep is exact."""
-        (iterates, steps, residual_before, gram), teleport_mass = memory
+        (iterates, steps, residual_before, gram), teleport_mass, corrects = memory
         if problem.acyclic:
             return replace(LayerSweep().step(problem, iterates[-1]), memory=memory)
         products = 0
         if gram is not None:
             limit = _limit(iterates, gram, each_layer=False)
-            swept, vectors = self._swept(problem, limit, teleport_mass)
+            swept, vectors = self._swept(problem, limit, teleport_mass, corrects=True)
             numbers = problem.checks.read(vectors)
             products += problem.n_blocks
             if float(numbers[0]) < residual_before:
-                return self._finish_sweep(problem, (limit, swept.state), swept, numbers, steps, products, None)
-        swept, vectors = self._swept(problem, iterates[-1], teleport_mass)
+                kept = (limit, swept.state), steps + 1, float(numbers[0]), None
+                return _outcome(problem, swept, numbers, products, (kept, swept.teleport_mass, True))
+        swept, vectors = self._swept(problem, iterates[-1], teleport_mass, corrects=corrects)
         iterates = (*iterates, swept.state)[-4:]
         extrapolates_next = (steps + 1) % self.period == 0 and len(iterates) == 4
         if extrapolates_next:
             vectors.append(inner_products([subtract(state, iterates[0]) for state in iterates[1:]]))
         numbers = problem.checks.read(vectors)
-        gram = sum(numbers[-1]) if extrapolates_next else None
-        return self._finish_sweep(problem, iterates, swept, numbers, steps, products + problem.n_blocks, gram)
+        residual = float(numbers[0])
+        # Correcting the layer sums is sure to help only near the solution, see GaussSeidel.
+        helped = not corrects or residual <= problem.gamma * residual_before
+        kept = iterates, steps + 1, residual, sum(numbers[-1]) if extrapolates_next else None
+        return _outcome(problem, swept, numbers, products + problem.n_blocks, (kept, swept.teleport_mass, helped))
 
-    def _swept(self, problem: LinearProblem, state: State, teleport_mass: Vector) -> tuple[SweptState, list[Vector]]:
+    def _swept(
+        self, problem: LinearProblem, state: State, teleport_mass: Vector, *, corrects: bool
+    ) -> tuple[SweptState, list[Vector]]:
         """Sweep; return the outcome, and vectors to read: the residual, and the changes of the layers."""
-        swept = problem.sweep(problem.aggregate(state, teleport_mass), teleport_mass, sorts_nodes=self.sorts_nodes)
+        start = problem.aggregate(state, teleport_mass) if corrects else state
+        swept = problem.sweep(start, teleport_mass, sorts_nodes=self.sorts_nodes)
         return swept, [swept.residual, *layer_norms(subtract(swept.state, state))]
 
-    def _finish_sweep(
-        self,
-        problem: LinearProblem,
-        iterates: Any,
-        swept: SweptState,
-        numbers: Sequence[Any],
-        steps: int,
-        products: int,
-        gram: FloatArray | None,
-    ) -> SolverStep:
-        residual, *changes = (float(number) for number in numbers[: problem.n_layers + 1])
-        memory = (iterates, steps + 1, residual, gram), swept.teleport_mass
-        bounds = problem.residual_bounds(residual)
-        return SolverStep(swept.state, changes, residual, bounds, products, memory, is_image=False)
+
+def _outcome(
+    problem: LinearProblem, swept: SweptState, numbers: Sequence[Any], products: int, memory: Any
+) -> SolverStep:
+    """Make a step of a sweep; `numbers` are its residual, and the changes of the layers."""
+    residual, *changes = (float(number) for number in numbers[: problem.n_layers + 1])
+    bounds = problem.residual_bounds(residual)
+    return SolverStep(swept.state, changes, residual, bounds, products, memory, is_image=False)
 
 
 def _limit(iterates: tuple[State, ...], gram: FloatArray, *, each_layer: bool) -> State:
