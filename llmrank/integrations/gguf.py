@@ -32,6 +32,7 @@ ARCHITECTURES = {
     "qwen2": ("deci", "qwen2"),
     "qwen3": ("openelm", "qwen3"),
 }
+UNEVEN = {uneven for uneven, _ in ARCHITECTURES.values()}
 # These rotate neighbouring entries of a head, and the others entries that are half a head apart, as transformers does.
 ROTATE_NEIGHBOURS = ("deci", "llama")
 WEIGHTS = r"(token_embd|output_norm|blk\.\d+\.(attn_norm|attn_output|ffn_norm|ffn_gate|ffn_down|ffn_up))\.weight"
@@ -128,7 +129,7 @@ def write_gguf(
     import gguf
 
     _check_model(model)
-    config, layers, (matrix_type, file_type) = model.config, model.model.layers, TYPES[model.dtype]
+    layers, (matrix_type, file_type) = model.model.layers, TYPES[model.dtype]
     head = layers[0].self_attn.head_dim
     sizes = [
         (
@@ -144,7 +145,7 @@ def write_gguf(
     _check_tokens(tokens, model, vocabulary, tokenizer)
     reads = {key: partial(_array, model, architecture, key, values) for key, values in parts.items()}
     shapes = {key: (sum(map(len, values)), *values[0].shape[1:]) for key, values in parts.items()}
-    factors = _rope_factors(config)
+    factors = _rope_factors(model.config)
     if factors is not None:
         shapes["rope_freqs.weight"], reads["rope_freqs.weight"] = tuple(factors.shape), partial(factors.numpy)
 
@@ -152,20 +153,8 @@ def write_gguf(
         writer = gguf.GGUFWriter(None, architecture)
         writer.add_name(name or Path(output).stem)
         writer.add_file_type(gguf.LlamaFileType[file_type])
-        each = zip(*sizes, strict=True)
-        widths, heads, groups = (list(values) if architecture in ("deci", "openelm") else values[0] for values in each)
-        writer.add_feed_forward_length(widths)
-        writer.add_head_count(heads)
-        writer.add_head_count_kv(groups)
-        writer.add_block_count(len(layers))
-        writer.add_embedding_length(config.hidden_size)
-        writer.add_context_length(config.max_position_embeddings)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        writer.add_rope_freq_base(_rope(config)["rope_theta"])
-        writer.add_rope_dimension_count(head)
-        writer.add_key_length(head)
-        writer.add_value_length(head)
         writer.add_vocab_size(len(tokens))
+        _add_sizes(writer, model.config, head, sizes)
         for key, (value, types) in fields.items():
             writer.add_key_value(key, value, types[0], *types[1:])
         for key, shape in shapes.items():
@@ -181,6 +170,23 @@ def write_gguf(
         finally:
             writer.close()
     return GGUFContent(architecture, matrix_type, tuple(width for width, *_ in sizes), Path(output).stat().st_size)
+
+
+def _add_sizes(writer: Any, config: Any, head: int, sizes: list[tuple[int, int, int]]) -> None:
+    """Write what llama.cpp must know of the model: widths, heads and key-value heads of all layers, and what they share."""
+    states_layers = writer.arch in UNEVEN
+    widths, heads, groups = (list(each) if states_layers else each[0] for each in zip(*sizes, strict=True))
+    writer.add_feed_forward_length(widths)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(groups)
+    writer.add_block_count(len(sizes))
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(_rope(config)["rope_theta"])
+    writer.add_rope_dimension_count(head)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
 
 
 def _check_model(model: Any) -> None:
