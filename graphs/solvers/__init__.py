@@ -6,7 +6,7 @@ name                       class                       convergence
 ``power``                  :class:`PowerIteration`     error falls at least like gamma**k; layered ranks are exact after L steps
 ``sweep``                  :class:`LayerSweep`         exact after one sweep; for acyclic graphs only
 ``gauss-seidel``           :class:`GaussSeidel`        fast where few edges lead back to earlier layers
-``gauss-seidel-quadratic`` :class:`ExtrapolatedSweeps` about half the steps of ``quadratic``; CPU only
+``gauss-seidel-quadratic`` :class:`ExtrapolatedSweeps` fewer steps than ``quadratic``; not on torch
 ``aitken``, ``quadratic``  :class:`Extrapolation`      power iteration without its one or two slowest modes
 ``anderson``               :class:`AndersonMixing`     like a Krylov method, also for equations that are not linear
 ``gmres``, ``bicgstab``    :class:`Krylov`             few steps where few modes are slow

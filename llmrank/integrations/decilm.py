@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import safe_open
 
 from llmrank.errors import CheckpointError, UnsupportedModelError
+from llmrank.models.families import has_sliding_window
 from llmrank.surgery.atomic import atomic_directory, check_output
 from llmrank.surgery.widths import WIDTHS_KEY
 
@@ -96,9 +97,7 @@ def _check(config: dict[str, Any]) -> None:
         raise UnsupportedModelError(
             f"DeciLMForCausalLM holds models of the types {', '.join(MODEL_TYPES)}, not {kind}; prune it with --form padded"
         )
-    slides = "sliding_attention" in (config.get("layer_types") or ()) or (
-        kind == "mistral" and config.get("sliding_window") is not None
-    )
+    slides = has_sliding_window(config)
     if slides or "quantization_config" in config:
         what = "a sliding window of attention" if slides else "quantised weights"
         raise UnsupportedModelError(f"DeciLMForCausalLM does not compute this model: it has {what}")
@@ -131,7 +130,7 @@ def _configuration(config: dict[str, Any], widths: tuple[int, ...]) -> dict[str,
         ffns: list[dict[str, Any]] = [{"intermediate_size": width} for width in widths]
     else:  # the factor of a width that is rounded up to the width itself
         ffns = [{"ffn_mult": round(1.5 * (width - MULTIPLE // 2) / hidden, 6)} for width in widths]
-    kept = {key: value for key, value in config.items() if key not in (WIDTHS_KEY, "layer_types")}
+    kept = {key: value for key, value in config.items() if key not in (WIDTHS_KEY, "layer_types", "sliding_window")}
     rope = {"rope_type": "default", **(config.get("rope_parameters") or {})}
     # Programs with transformers 4 read these two.
     older: dict[str, Any] = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}

@@ -22,6 +22,7 @@ from graphs.io.replacement import replace_file
 from llmrank.errors import OptionError, UnsupportedModelError, check_type
 from llmrank.models.checks import check_not_wrapped
 from llmrank.models.compat import rotary_frequencies
+from llmrank.models.families import has_sliding_window
 
 __all__ = ["ARCHITECTURES", "GGUFContent", "write_gguf"]
 
@@ -201,11 +202,9 @@ def _check_model(model: Any) -> None:
             "llama.cpp's convert_hf_to_gguf.py"
         )
     rope, parameters = _rope(config)["rope_type"], dict(model.named_parameters())
-    window = getattr(config, "sliding_window", None) if kind == "mistral" else None
     unusual = {
         f"the activation function {config.hidden_act}": config.hidden_act not in ("silu", "swish"),
-        "a sliding window of attention": "sliding_attention" in (getattr(config, "layer_types", None) or ())
-        or (window is not None and window < config.max_position_embeddings),
+        "a sliding window of attention": has_sliding_window(config.to_dict()),
         f"rotary embeddings of the type {rope}": rope not in ("default", *(() if kind == "qwen3" else SCALED_ROPE)),
     }
     found = [what for what, is_there in unusual.items() if is_there]

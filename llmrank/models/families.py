@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ __all__ = [
     "WIDTH_ATTRIBUTES",
     "MeasuredFamilies",
     "bias_attribute",
+    "has_sliding_window",
     "measured_families",
     "text_config",
 ]
@@ -51,6 +53,15 @@ def measured_families() -> MeasuredFamilies:
     """Return what was measured of every model type."""
     found = json.loads(Path(__file__).with_name("families.json").read_text(encoding="utf-8"))
     return MeasuredFamilies(found["transformers"], found["neurons"], found["experts"], found["rows"])
+
+
+def has_sliding_window(config: Mapping[str, Any]) -> bool:
+    """Tell whether some attention of a model sees fewer tokens than the model takes, by its configuration as a mapping."""
+    # Mistral states a window that all layers have; other families list the kinds of their layers.
+    window = config.get("sliding_window") if config.get("model_type") == "mistral" else None
+    return "sliding_attention" in (config.get("layer_types") or ()) or (
+        window is not None and window < config["max_position_embeddings"]
+    )
 
 
 def text_config(model: nn.Module) -> Any:

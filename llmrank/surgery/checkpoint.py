@@ -29,7 +29,7 @@ from llmrank.surgery.hub import check_hub, push
 from llmrank.surgery.model_card import write_model_card
 from llmrank.surgery.widths import WIDTHS_KEY, module_widths
 
-__all__ = ["MASKS_FILE", "REPORT_FILE", "load", "save"]
+__all__ = ["MASKS_FILE", "REPORT_FILE", "load", "read_report", "save"]
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +127,21 @@ def save(
     if push_to_hub is not None:
         push(Path(directory), push_to_hub, private)
     return Path(directory)
+
+
+def read_report(directory: Path) -> dict[str, Any]:
+    """Return the report of a checkpoint; empty if it has none.
+
+    Raises
+    ------
+    CheckpointError
+        The report is damaged.
+    """
+    path = directory / REPORT_FILE
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); delete it, or restore it") from error
 
 
 def _check_written(directory: Path, model: Any) -> None:

@@ -6,7 +6,8 @@ from collections import Counter
 from benchmarks import figures
 from benchmarks.quality import CONTENDERS, REPAIRS, SCORERS, TOPOLOGIES, settings, table
 from benchmarks.result_files import opened
-from llmrank.pipeline.registry import PRUNERS, REPAIRS as REGISTERED
+from llmrank.pipeline.registry import PRUNERS
+from llmrank.pipeline.registry import REPAIRS as REGISTERED
 
 
 def test_every_row_is_there_once():

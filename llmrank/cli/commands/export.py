@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from llmrank.cli.options import add_model_options, check_device_and_dtype, check_output_file, load
 from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
-from llmrank.errors import OptionError
+from llmrank.errors import CheckpointError, OptionError
 from llmrank.integrations.decilm import MULTIPLE, write_decilm
 from llmrank.integrations.gguf import write_gguf
-from llmrank.surgery.checkpoint import REPORT_FILE
+from llmrank.surgery.checkpoint import read_report
 
 __all__ = ["add_export_options", "run_export"]
 
@@ -51,7 +50,11 @@ def _write_vllm(options: argparse.Namespace, terminal: Terminal) -> dict[str, An
     with terminal.step(f"Writing {options.output}"):
         widths = write_decilm(options.model, options.output)
     fits = not any(width % MULTIPLE for width in widths)
-    also = " SGLang and mlx-lm load it too." if fits else f" (SGLang and mlx-lm need multiples of {MULTIPLE}.)"
+    also = (
+        " SGLang and mlx-lm load it too, unless it has biases."
+        if fits
+        else f" (SGLang and mlx-lm need multiples of {MULTIPLE}.)"
+    )
     terminal.say(
         f"Wrote {options.output}: {_layers(widths)}. Serve it: vllm serve {options.output} --trust-remote-code, which runs "
         f"the few lines of its configuration.{also}"
@@ -62,7 +65,8 @@ def _write_vllm(options: argparse.Namespace, terminal: Terminal) -> dict[str, An
 def _write_gguf(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     check_output_file(options.output)
     check_device_and_dtype(options)
-    if options.output.exists() and Path(options.model) in (options.output, options.output.parent):
+    output = options.output.resolve()
+    if output.exists() and Path(options.model).resolve() in (output, output.parent):
         raise OptionError(f"{options.output} is a part of what is read; name another file for --output")
     tokenizer = options.tokenizer or _source(Path(options.model))
     if tokenizer is not None and not tokenizer.is_file():
@@ -94,8 +98,7 @@ def _source(checkpoint: Path) -> Path | None:
     if checkpoint.suffix == ".gguf":
         return checkpoint
     try:
-        report: Any = json.loads((checkpoint / REPORT_FILE).read_text(encoding="utf-8"))
-        source = Path(report["config"]["model"])
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        source = Path((read_report(checkpoint).get("config") or {})["model"])
+    except (CheckpointError, KeyError, TypeError):  # none, damaged, or of a model that was loaded in Python
         return None
     return source if source.suffix == ".gguf" and source.is_file() else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -183,7 +182,7 @@ def _save(
     options: argparse.Namespace, loaded: LoadedModel, healing: Healing, repository: str | None, terminal: Terminal
 ) -> None:
     """Write the checkpoint with the masks and the report of the pruned one, and the figure of the ledger."""
-    report = _report(options.model)
+    report = checkpoint.read_report(options.model)
     # What was measured before healing does not describe the healed model.
     stale = {"evaluation": None, "notes": [], "warnings": healing.warnings()}
     report = json_safe(report | {"healing": healing.to_dict(), **(stale if report else {})})
@@ -234,15 +233,6 @@ def run_predict(options: argparse.Namespace, terminal: Terminal) -> CommandResul
     return CommandResult({"output": str(options.output), "predictions": predicted, "bytes": size})
 
 
-def _report(pruned: Path) -> dict[str, Any]:
-    """Return the report of a pruned checkpoint; empty without one."""
-    path = pruned / checkpoint.REPORT_FILE
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (TypeError, ValueError, RecursionError) as error:
-        raise OptionError(f"{path} is damaged ({error}); delete it, or restore it") from error
-
-
 def _used_sequences(
     pruned: Path, dense: Any, tokenizer: Any, text: Any, progress: Progress | None
 ) -> TokenSequences | None:
@@ -250,7 +240,7 @@ def _used_sequences(
 
     The report has the settings and the digest of the tokens, so the same number of sequences is made of the text and compared.
     """
-    report = _report(pruned)
+    report = checkpoint.read_report(pruned)
     config, known = report.get("config") or {}, report.get("calibration") or {}
     if str(text) in WRITTEN and config.get("calibration") not in WRITTEN:
         return None  # the text need not be written to see that

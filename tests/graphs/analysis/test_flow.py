@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph, modified_pagerank, weighted_pagerank
 from graphs.analysis.buckets import score_buckets

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph, modified_pagerank, pagerank, residual_graph, weighted_pagerank
 from graphs.analysis.buckets import score_buckets

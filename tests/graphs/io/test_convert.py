@@ -8,7 +8,8 @@ import networkx
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph, weighted_pagerank
 from graphs.io.convert import from_networkx, to_networkx

@@ -16,7 +16,8 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import sparse
 
 from graphs import LayeredGraph, weighted_pagerank

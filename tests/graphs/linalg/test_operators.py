@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from graphs.linalg.backends import Arithmetic, NumpyArithmetic, TorchArithmetic, TorchBufferMaker
 from graphs.linalg.blocks import DenseBlock, NumpyBufferMaker, as_numpy

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
@@ -25,6 +26,7 @@ from graphs.linalg.backends import TorchBufferMaker, make_backend
 from graphs.linalg.blocks import Block, DenseBlock, NumpyBufferMaker
 from graphs.linalg.operators import DenseOperator, KernelOperator
 from graphs.linalg.stacking import StackedBlock, StackedOperator
+from graphs.solvers import SOLVERS
 from graphs.structures.digraph import as_digraph
 from tests.graphs.cases import SIGNED, Array, assert_layers_equal
 from tests.graphs.linalg.test_blocks import assert_canonical
@@ -52,18 +54,6 @@ PARTS: dict[str, Any] = {
     "parallel csr": lambda w: ((sparse.csr_array(w), sparse.csr_array(2 * w[::-1])), [w, 2 * w[::-1]]),
 }
 BACKENDS: list[Any] = ["scipy", "torch", "dense", "auto"]
-SOLVERS = [
-    "power",
-    "sweep",
-    "gauss-seidel",
-    "gauss-seidel-quadratic",
-    "aitken",
-    "quadratic",
-    "anderson",
-    "gmres",
-    "bicgstab",
-    "lu",
-]
 SCALES = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.01, 10.0))
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph, RankResult, modified_pagerank, weighted_pagerank
 from tests.graphs.cases import (

@@ -11,18 +11,9 @@ from scipy import sparse
 
 from graphs import BlockDigraph, EdgeBlock, GraphError, LayeredGraph, modified_pagerank, pagerank, weighted_pagerank
 from graphs.linalg.blocks import DenseBlock, SparseBlock
+from graphs.solvers import SOLVERS as ALL_SOLVERS
 
-SOLVERS = (
-    "auto",
-    "power",
-    "gauss-seidel",
-    "gauss-seidel-quadratic",
-    "quadratic",
-    "anderson",
-    "gmres",
-    "bicgstab",
-    "lu",
-)
+SOLVERS = ("auto", *(name for name in ALL_SOLVERS if name not in ("sweep", "aitken")))
 # What rounding adds to an error bound.
 ROUNDOFF = {"float64": 1e-12, "float32": 6e-5}
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmrank.errors import OptionError
 from llmrank.experiments.sweep_figures import MOST_NAMED, draw_sweep, pareto_front, write_sweep_figures

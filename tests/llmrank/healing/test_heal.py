@@ -13,7 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingA
 
 import llmrank
 from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
-from llmrank.healing import DenseModel, Distillation, Healing, heal_model, training as training_module
+from llmrank.healing import DenseModel, Distillation, Healing, heal_model
+from llmrank.healing import training as training_module
 from llmrank.healing.student import Student, learning
 from llmrank.models import find_ffns
 from llmrank.models.forward import predicts_next_token

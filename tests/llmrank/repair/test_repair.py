@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 import llmrank
 from llmrank import Masks

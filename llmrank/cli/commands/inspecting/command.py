@@ -20,7 +20,8 @@ from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
 from llmrank.evaluation.token_losses import LossChanges, loss_changes, token_losses
-from llmrank.inspection.figures import FORMATS as FIGURES, write_figures
+from llmrank.inspection.figures import FORMATS as FIGURES
+from llmrank.inspection.figures import write_figures
 from llmrank.inspection.inspect_model import Inspection, inspect_model
 from llmrank.inspection.layers import find_part, parse_neuron, parts_by_layer, split_neuron
 from llmrank.inspection.meaning.meaning_files import write_meanings_csv, write_meanings_json

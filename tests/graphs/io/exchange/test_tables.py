@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from graphs import GraphError, LayeredGraph, weighted_pagerank
 from graphs.io.convert import to_networkx

@@ -21,7 +21,8 @@ import transformers
 
 import llmrank
 from llmrank import Masks, cli
-from llmrank.cli.commands import demo, prune as cli_prune
+from llmrank.cli.commands import demo
+from llmrank.cli.commands import prune as cli_prune
 from llmrank.cli.result import CommandResult
 from llmrank.evaluation.items import Answers, Item
 from llmrank.models.forward import longest_input
