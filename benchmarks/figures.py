@@ -22,6 +22,7 @@ COLOURS = {
     "gauss-seidel": "#D55E00",
     "aitken": "#999999",
     "quadratic": "#56B4E9",
+    "gauss-seidel-quadratic": "#8C510A",
     "anderson": "#009E73",
     "gmres": "#0072B2",
     "bicgstab": "#CC79A7",
