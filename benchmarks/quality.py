@@ -25,7 +25,6 @@ from benchmarks.closeness import COLUMNS, Closeness, cells, columns
 from benchmarks.result_files import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank import Masks
-from llmrank.calibration.attention import find_attentions
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.statistics import FFNStatistics
 from llmrank.cli.demo_models import demo_model
@@ -34,6 +33,7 @@ from llmrank.evaluation.perplexity import model_size, perplexity
 from llmrank.execution import Execution
 from llmrank.execution.recording import Recording, recording
 from llmrank.models import explicit_ffns, find_ffns
+from llmrank.models.finding.attention import find_attentions
 from llmrank.models.forward import run_sequences
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import Recipe, stages

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.calibration.residual import SkipSums, block_path, hidden_states
+from llmrank.calibration.residual import SkipSums, hidden_states
 from llmrank.calibration.statistics import AttentionStatistics, FFNStatistics
 from llmrank.calibration.statistics.sums import FFNSums, MixtureSums
 from llmrank.errors import CalibrationError, LLMRankError
@@ -77,7 +77,7 @@ def collect_statistics(
         in_decoder = {ffn.mixture.name: is_decoder(model, ffn) for ffn in ffns if ffn.mixture is not None}
         mixture_sums = {m.name: MixtureSums(hooks, m, masks, in_decoder=in_decoder[m.name]) for m in ffns.mixtures}
         for ffn in ffns if skips else ():
-            path = block_path(ffn)
+            path = ffn.block
             if path not in skip_sums:
                 skip_sums[path] = SkipSums(path)
                 _add_block_hook(hooks, model, ffn, model.get_submodule(path), skip_sums[path], masks)
@@ -97,7 +97,7 @@ def collect_statistics(
     return tuple(
         FFNStatistics(
             ffn_layers,
-            skip_sums[block_path(ffn)].share() if skips else None,
+            skip_sums[ffn.block].share() if skips else None,
             AttentionStatistics(attentions[ffn.name], attention_layers[ffn.name]) if ffn.name in attentions else None,
             entry.finish_routing(ffn_layers[-1]),
             None if ffn.mixture is None else mixtures[ffn.mixture.name],

@@ -7,33 +7,8 @@ from typing import Any
 import torch
 
 from llmrank.errors import StructureError
-from llmrank.models import FFN
 
-__all__ = ["SkipSums", "block_path", "hidden_states"]
-
-
-def block_path(ffn: FFN) -> str:
-    """Return the path of the transformer block that an FFN lies in.
-
-    Raises
-    ------
-    StructureError
-        The FFN lies in no stack, or the model itself is the stack.
-
-    Examples
-    --------
-    >>> from llmrank.models import find_ffns
-    >>> from torch import nn
-    >>> blocks = nn.ModuleDict({"layers": nn.ModuleList([nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))])})
-    >>> block_path(find_ffns(blocks)[0])
-    'layers.0'
-    """
-    if ffn.stack == ffn.name or not ffn.name.startswith(f"{ffn.stack}."):
-        raise StructureError(
-            f"{ffn.name or 'the model'} lies in no repeating stack of blocks inside the model, so no residual stream is known "
-            "that skips it; use the chained or the isolated pipeline"
-        )
-    return f"{ffn.stack}.{ffn.name.removeprefix(f'{ffn.stack}.').split('.')[0]}"
+__all__ = ["SkipSums", "hidden_states"]
 
 
 class SkipSums:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal, TypeAlias
 
 from torch import nn
@@ -14,7 +14,7 @@ from llmrank.models.experts import SeparateExperts
 from llmrank.models.ffn import FFNs, PrunableLayer
 from llmrank.models.linear_map import bias_of, in_features, matrix_of, out_features
 
-__all__ = ["UNITS", "Cost", "ModelCosts", "Unit", "neuron_cost", "unit_name"]
+__all__ = ["UNITS", "Cost", "ModelCosts", "Unit", "layer_cost", "unit_name"]
 
 Unit: TypeAlias = Literal["neurons", "ffn-parameters", "ffn-bytes", "ffn-flops", "parameters", "bytes", "flops"]
 UNIT_NAMES: dict[Unit, str] = {
@@ -67,29 +67,24 @@ class Cost:
         return Cost(self.parameters - other.parameters, self.bytes - other.bytes, self.flops - other.flops)
 
 
-def neuron_cost(layer: PrunableLayer) -> Cost:
-    """Compute the cost of a neuron: its rows (and biases) in the input maps, and its columns in the output maps.
-
-    Parameters
-    ----------
-    layer : PrunableLayer
-        All its neurons have the same cost.
+def layer_cost(layer: PrunableLayer) -> Cost:
+    """Compute the cost of all neurons of a layer: their rows (and biases) in the input maps, and columns in the output maps.
 
     Examples
     --------
     >>> from llmrank.models import find_ffns
     >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    >>> neuron_cost(find_ffns(mlp)[0].prunable[1])
-    Cost(parameters=8, bytes=32, flops=14)
+    >>> layer_cost(find_ffns(mlp)[0].prunable[1])
+    Cost(parameters=64, bytes=256, flops=112)
     """
     total = Cost()
     for input_map in layer.input_maps:
-        total += _matrix_cost(1, input_map.in_features, input_map.weight.element_size())
+        total += _matrix_cost(input_map.n_rows, input_map.in_features, input_map.weight.element_size())
         bias = bias_of(input_map.module)
         if bias is not None:
-            total += Cost(1, bias.element_size())
+            total += Cost(input_map.n_rows, input_map.n_rows * bias.element_size())
     for output_map in layer.output_maps:
-        total += _matrix_cost(output_map.size, 1, output_map.weight.element_size())
+        total += _matrix_cost(output_map.size, layer.size, output_map.weight.element_size())
     return total
 
 
@@ -97,7 +92,8 @@ def neuron_cost(layer: PrunableLayer) -> Cost:
 class _MapShape:
     """The shape of a linear map, from which its cost follows for any widths of the prunable layers."""
 
-    rows_per_neuron: Mapping[str, int]  # number of rows of one neuron, by prunable layer; 2 in a fused map
+    # Number of rows of one neuron, by prunable layer: 2 in a fused map, less than 1 where heads share keys and values.
+    rows_per_neuron: Mapping[str, Fraction]
     other_rows: int  # number of rows that belong to no prunable layer
     column_layer: str | None  # the prunable layer whose neurons are the columns; None if the columns are always kept
     n_columns: int  # number of columns before pruning
@@ -105,7 +101,7 @@ class _MapShape:
     bias_bytes: int | None  # bytes of one entry of the bias; None without a bias
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
-        rows = self.other_rows + sum(count * widths[layer] for layer, count in self.rows_per_neuron.items())
+        rows = self.other_rows + int(sum(count * widths[layer] for layer, count in self.rows_per_neuron.items()))
         columns = self.n_columns if self.column_layer is None else widths[self.column_layer]
         bias = Cost() if self.bias_bytes is None else Cost(rows, rows * self.bias_bytes)
         return _matrix_cost(rows, columns, self.weight_bytes) + bias
@@ -116,19 +112,20 @@ class _MixtureShape:
     """The sizes of the experts of a mixture, from which their cost follows for any widths."""
 
     experts: tuple[str, ...]  # names of the experts' layers
-    per_neuron: Cost
+    per_layer: Cost  # all neurons of one expert
+    size: int  # number of neurons of one expert
     per_expert: Cost  # the bias of an expert's output map, and the expert's entries in the tensors of the router
     top_k: int  # number of experts that compute for each token
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
         kept = [widths[name] for name in self.experts if widths[name]]
         n_neurons, active = sum(kept), min(self.top_k, len(kept))
-        neuron, expert = self.per_neuron, self.per_expert
+        layer, expert = self.per_layer, self.per_expert
         # Only the active experts compute for a token, but the router computes a score for every kept expert.
-        flops = neuron.flops * n_neurons * active // max(len(kept), 1) + expert.flops * len(kept)
+        flops = layer.flops * n_neurons * active // (self.size * max(len(kept), 1)) + expert.flops * len(kept)
         return Cost(
-            neuron.parameters * n_neurons + expert.parameters * len(kept),
-            neuron.bytes * n_neurons + expert.bytes * len(kept),
+            layer.parameters * n_neurons // self.size + expert.parameters * len(kept),
+            layer.bytes * n_neurons // self.size + expert.bytes * len(kept),
             flops,
         )
 
@@ -239,12 +236,14 @@ def _map_shapes(ffns: FFNs) -> list[_MapShape]:
     The result holds no tensor, because surgery replaces tensors while costs are in use.
     """
     layers = {name: layer for name, layer in ffns.layers.items() if layer.mixture is None}
-    modules = {id(m.module): m.module for ffn in ffns if not ffn.is_routed for stage in ffn.stages for m in stage}
-    rows_per_neuron: dict[int, Counter[str]] = {key: Counter() for key in modules}
+    maps = [m for ffn in ffns if not ffn.is_routed for stage in (*ffn.stages, ffn.maps_of_heads) for m in stage]
+    modules = {id(m.module): m.module for m in maps}
+    rows_per_neuron: dict[int, dict[str, Fraction]] = {key: {} for key in modules}
     column_layer: dict[int, str] = {}
     for name, layer in layers.items():
         for input_map in layer.input_maps:
-            rows_per_neuron[id(input_map.module)][name] += 1
+            rows = rows_per_neuron[id(input_map.module)]
+            rows[name] = rows.get(name, Fraction(0)) + Fraction(input_map.n_rows, input_map.size)
         for output_map in layer.output_maps:
             column_layer[id(output_map.module)] = name
     shapes = []
@@ -253,7 +252,7 @@ def _map_shapes(ffns: FFNs) -> list[_MapShape]:
         shapes.append(
             _MapShape(
                 rows,
-                out_features(module) - sum(count * layers[name].size for name, count in rows.items()),
+                out_features(module) - int(sum(count * layers[name].size for name, count in rows.items())),
                 column_layer.get(key),
                 in_features(module),
                 matrix_of(module).element_size(),
@@ -277,7 +276,7 @@ def _mixture_shapes(ffns: FFNs) -> list[_MixtureShape]:
             if isinstance(tensor, nn.Parameter):
                 n = tensor.numel() // mixture.n_experts
                 per_expert += Cost(n, n * tensor.element_size(), 2 * n if tensor.ndim == 2 and n > 1 else 0)
-        shapes.append(_MixtureShape(tuple(experts), neuron_cost(layer), per_expert, mixture.top_k))
+        shapes.append(_MixtureShape(tuple(experts), layer_cost(layer), layer.size, per_expert, mixture.top_k))
     return shapes
 
 

@@ -9,10 +9,12 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
+from llmrank.errors import StructureError
 from llmrank.models.experts import ExpertMap, Mixture, Routing
+from llmrank.models.heads import Heads
 from llmrank.models.linear_map import in_features, matrix_of, out_features
 
-__all__ = ["FFN", "FFNKind", "FFNs", "LinearMap", "PrunableLayer"]
+__all__ = ["FFN", "FFNKind", "FFNs", "LinearMap", "PrunableLayer", "SelectedRows"]
 
 FFNKind: TypeAlias = Literal["plain", "gated", "fused", "sequential", "explicit", "attention"]
 
@@ -46,6 +48,21 @@ class LinearMap:
         return in_features(self.module)
 
     @property
+    def rows(self) -> torch.Tensor:
+        """Which rows of the module's matrix compute the outputs, (size,) int64."""
+        return torch.arange(self.start, self.start + self.size)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of these rows, each counted once."""
+        return self.size
+
+    @property
+    def end(self) -> int:
+        """The number behind that of the last of these rows."""
+        return self.start + self.size
+
+    @property
     def weight(self) -> torch.Tensor:
         """The (size, in_features) weight: a detached view with one row for each output."""
         return matrix_of(self.module)[self.start : self.start + self.size]
@@ -57,8 +74,52 @@ class LinearMap:
 
 
 @dataclass(frozen=True)
+class SelectedRows(LinearMap):
+    """Selected output rows of a linear map, in any order and possibly repeated; its weight is a copy.
+
+    Attributes
+    ----------
+    selected : (size,) int64 tensor
+        Numbers of the rows.
+    """
+
+    selected: torch.Tensor
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module, rows: torch.Tensor) -> LinearMap:
+        """Select output rows of a module, as a view if they are consecutive."""
+        start = int(rows[0])
+        if torch.equal(rows, torch.arange(start, start + len(rows))):
+            return LinearMap(name, module, start, len(rows))
+        return cls(name, module, 0, len(rows), rows)
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """See :attr:`LinearMap.rows`."""
+        return self.selected
+
+    @property
+    def n_rows(self) -> int:
+        """See :attr:`LinearMap.n_rows`."""
+        return len(set(self.selected.tolist()))
+
+    @property
+    def end(self) -> int:
+        """See :attr:`LinearMap.end`."""
+        return int(self.selected.max()) + 1
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The (size, in_features) weight."""
+        matrix = matrix_of(self.module)
+        return matrix[self.selected.to(matrix.device)]
+
+
+@dataclass(frozen=True)
 class PrunableLayer:
     """Neurons that can be removed, and the weights that are removed with them.
+
+    The neurons of an attention are the numbers that its output map reads.
 
     Attributes
     ----------
@@ -68,7 +129,7 @@ class PrunableLayer:
     size : int
         Number of neurons.
     input_maps : tuple of LinearMap
-        Row j (and bias j) of each computes neuron j.
+        Row j (and bias j) of each computes neuron j. In an attention, several neurons may have the same row.
     output_maps : tuple of LinearMap
         Column j of each reads neuron j. Empty for explicit FFNs (Linears that the user names), of which only rows are removed.
     mixture : Mixture or None
@@ -77,6 +138,8 @@ class PrunableLayer:
     pruned_with : Mixture or None
         The mixture with whose experts this layer is pruned: all of them keep the same share of their neurons. Set for experts,
         and for a shared expert if one field of the configuration states both its width and the width of the experts.
+    heads : Heads or None
+        The heads that the neurons of an attention belong to; None for the neurons of an FFN.
     """
 
     name: str
@@ -85,6 +148,7 @@ class PrunableLayer:
     output_maps: tuple[LinearMap, ...]
     mixture: Mixture | None = None
     pruned_with: Mixture | None = None
+    heads: Heads | None = None
 
     @property
     def token_share(self) -> Fraction:
@@ -103,7 +167,7 @@ class FFN:
     kind : {"plain", "gated", "fused", "sequential", "explicit", "attention"}
         Plain: one input map; gated: two input maps (gate, up); fused: one module computes both of them; sequential: a chain of
         two or more linear maps; explicit: Linears that the user has named; attention: the value map and the output map of an
-        attention, of which nothing can be pruned.
+        attention, of which nothing can be pruned unless its heads are known.
     stages : tuple of tuples of LinearMap
         All linear maps of ``stages[l]`` lead from layer l of the nodes to layer l+1. Of a gate and an up map the gate, whose
         outputs go through the activation function, is the first.
@@ -115,6 +179,10 @@ class FFN:
         The mixture that the FFN belongs to, as an expert or as a shared expert, which gets every token.
     pruned_with_experts : bool
         Whether the FFN has to keep the same share of its neurons as the experts of the mixture.
+    heads : Heads or None
+        The heads of an attention, if they are known.
+    maps_of_heads : tuple of LinearMap
+        The maps of an attention whose rows belong to its heads; row j goes with neuron j.
     """
 
     name: str
@@ -124,6 +192,24 @@ class FFN:
     module: nn.Module
     mixture: Mixture | None = None
     pruned_with_experts: bool = False
+    heads: Heads | None = None
+    maps_of_heads: tuple[LinearMap, ...] = ()
+
+    @property
+    def block(self) -> str:
+        """Path of the transformer block that the FFN lies in.
+
+        Raises
+        ------
+        StructureError
+            The FFN lies in no stack, or the model itself is the stack.
+        """
+        if self.stack == self.name or not self.name.startswith(f"{self.stack}."):
+            raise StructureError(
+                f"{self.name or 'the model'} lies in no repeating stack of blocks inside the model, so no residual stream is "
+                "known that skips it; use the chained or the isolated pipeline"
+            )
+        return f"{self.stack}.{self.name.removeprefix(f'{self.stack}.').split('.')[0]}"
 
     @property
     def is_routed(self) -> bool:
@@ -155,10 +241,13 @@ class FFN:
     def prunable(self) -> dict[int, PrunableLayer]:
         """The prunable layers, by their index among the layers of nodes.
 
-        The hidden layers are prunable; in an explicit FFN all layers but layer 0; in an attention none.
+        The hidden layers are prunable; in an explicit FFN all layers but layer 0; in an attention none unless its heads are
+        known.
         """
         if self.kind == "attention":
-            return {}
+            if self.heads is None:
+                return {}
+            return {1: PrunableLayer(self.name, self.sizes[1], self.maps_of_heads, self.stages[1], heads=self.heads)}
         if self.kind == "explicit":
             return {
                 layer: PrunableLayer(stage[0].name, stage[0].size, stage, ())
@@ -199,8 +288,8 @@ class FFNs(tuple[FFN, ...]):
 
     @property
     def linear_maps(self) -> list[LinearMap]:
-        """The linear maps of all stages."""
-        return [linear_map for ffn in self for stage in ffn.stages for linear_map in stage]
+        """The linear maps of all stages, and those of the queries and keys of attentions whose heads are known."""
+        return [linear_map for ffn in self for stage in (*ffn.stages, ffn.maps_of_heads) for linear_map in stage]
 
     @property
     def modules(self) -> list[nn.Module]:

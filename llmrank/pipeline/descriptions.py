@@ -47,10 +47,12 @@ def environment() -> dict[str, str]:
 
 def describe_model(model: nn.Module, ffns: FFNs) -> dict[str, Any]:
     """Describe a model and what was found in it."""
+    attentions = [ffn.name for ffn in ffns if ffn.heads is not None]
     return {
         "source": model_source(model),
         "class": type(model).__name__,
-        "ffns": len(ffns),
+        "ffns": len(ffns) - len(attentions),
+        **({"attentions": attentions} if attentions else {}),
         "kinds": sorted({ffn.kind for ffn in ffns}),
         "device": str(input_device(model)),
         "dtype": dtype_name(model),
@@ -74,14 +76,20 @@ def describe_graphs(model_graphs: Sequence[ModelGraph], ranks: Sequence[RankResu
 
 
 def describe_neurons(masks: Masks, pruner: BasePruner, ffns: FFNs) -> dict[str, Any]:
-    """Describe how many neurons there are, how many were to be removed, and how many are removed."""
+    """Describe how many neurons there are, how many were to be removed, and how many are removed; heads are counted apart."""
+    heads = {ffn.name: ffn.heads for ffn in ffns if ffn.heads is not None}
+    of_ffns = Masks({name: mask for name, mask in masks.items() if name not in heads})
+    n_heads = sum(each.n_heads for each in heads.values())
+    n_kept = sum(each.counts(masks.widths[name])[0] for name, each in heads.items())
+    counts = {"before": of_ffns.size, "removed": of_ffns.size - of_ffns.kept}
+    of_heads = {"before": n_heads, "removed": n_heads - n_kept}
     return {
-        "unit": "rows of the listed Linears" if ffns.explicit else "hidden neurons",
-        "before": masks.size,
-        "removed": masks.size - masks.kept,
+        "unit": "rows of the listed Linears" if ffns.explicit else "hidden neurons" if of_ffns else "heads",
+        **(counts if of_ffns else of_heads),
+        **({"heads": of_heads} if heads and of_ffns else {}),
         "amount_asked": pruner.amount,
         "amount_of": pruner.amount_of,
-        "share_reached": masks.removed_share,
+        "share_reached": of_ffns.removed_share if of_ffns else 1.0 - n_kept / n_heads,
         "widths": masks.widths,
     }
 

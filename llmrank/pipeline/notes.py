@@ -9,7 +9,7 @@ from llmrank.models import FFNs
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.closeness.repair_validation import Validation
 from llmrank.prune import BasePruner, record_of_size, round_width
-from llmrank.prune.records.units import Target
+from llmrank.prune.records.units import Target, units_of
 from llmrank.repair import BaseRepair
 from llmrank.score import BaseScorer
 
@@ -72,11 +72,14 @@ def token_warning(
 
 def expected_widths(pruner: BasePruner, ffns: FFNs, targets: Sequence[Target] = ("neurons",)) -> dict[str, int]:
     """Estimate the neurons that each layer keeps, before there are scores: the mean over layers, or all if that is unknown."""
-    of_neurons = isinstance(pruner.amount, float) and pruner.amount_of == "neurons" and "experts" not in targets
-    if not of_neurons:
+    of_share = isinstance(pruner.amount, float) and pruner.amount_of == "neurons" and "experts" not in targets
+    if not of_share:
         return dict(ffns.sizes)
     share = 1.0 - pruner.amount
-    return {
+    widths = {
         name: round_width(round(size * share), size, pruner.multiple_for(record_of_size(name, size)), pruner.min_keep)
         for name, size in ffns.sizes.items()
     }
+    for units in units_of(ffns.layers.values(), "heads"):
+        widths |= units.widths(max(round(units.n_units * share), 1))
+    return widths

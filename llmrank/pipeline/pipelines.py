@@ -158,7 +158,7 @@ class ResidualFFNPipeline(BasePipeline):
         (:class:`llmrank.calibration.residual.SkipSums`). If a block has several graphs, this share is the product of their betas.
     attention : bool
         Whether the value and output maps of every attention are edges too. They are in a graph of their own in front of the graph
-        of the FFN, see :func:`llmrank.calibration.attention.find_attentions`.
+        of the FFN, see :func:`llmrank.models.finding.attention.find_attentions`.
     """
 
     topology: ClassVar[Topology] = "residual"

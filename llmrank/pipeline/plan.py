@@ -254,7 +254,7 @@ def make_plan(
     fit, held_out = tokens.parts
     notes = [
         *(f"no token reaches {stack}: its FFNs were left as they are" for stack in prepared.not_reached),
-        *budget_notes(recipe.pruner, reached),
+        *budget_notes(recipe.pruner, reached, recipe.targets),
         *choice_notes(recipe.candidates, ranked.choice, masks.removed_share),
         *repair_notes(
             recipe.repair, selection.validation, stages.warning_of_few_tokens(prepared, recipe, fit.n_tokens)

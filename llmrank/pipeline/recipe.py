@@ -38,7 +38,7 @@ class Recipe:
         An :class:`llmrank.score.AutoScorer` is a choice, which is made by trials.
     pruner : BasePruner
     repair : BaseRepair or None
-    targets : str or sequence of {"neurons", "experts"}
+    targets : str or sequence of {"neurons", "experts", "heads"}
         What is removed; a tuple after construction.
     form : {"compact", "zero", "mask"}
         See :func:`llmrank.surgery.apply.apply_masks`, also for `align`.
@@ -201,8 +201,8 @@ class Recipe:
 
     @property
     def trial_targets(self) -> tuple[Target, ...]:
-        """What a trial cut removes: of two targets, only neurons."""
-        return self.targets if len(self.targets) == 1 else ("neurons",)
+        """What a trial cut removes: of neurons and experts, only neurons."""
+        return tuple(t for t in self.targets if t != "experts" or "neurons" not in self.targets)
 
     def settings(self, scorer: BaseScorer | None = None) -> dict[str, Any]:
         """Return the settings as values for a report.

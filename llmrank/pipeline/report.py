@@ -50,7 +50,8 @@ class Report(Printed):
     graph : dict
         Numbers of graphs, layers, nodes and possible edges, and how they were ranked: solver, iterations, error bound.
     neurons : dict
-        Numbers of neurons before pruning and removed, the amount requested and the share reached, and the width of every layer.
+        Numbers of neurons before pruning and removed, the amount requested and the share reached, the width of every layer, and
+        the numbers of heads if attentions were pruned too.
     before, after : ModelSize
         Size of the dense and of the pruned model.
     seconds : dict from str to float
@@ -125,10 +126,12 @@ class Report(Printed):
         table = Table(title=Text(f"{self.model['source']}: {self._headline()}"), title_justify="left")
         for heading in ("", "before", "after", "change"):
             table.add_column(heading, justify="left" if not heading else "right")
+        counts = {self.neurons["unit"]: self.neurons} | {k: self.neurons[k] for k in ("heads",) if k in self.neurons}
+        part = " and ".join("FFN" if unit != "heads" else "attention" for unit in counts)
         rows = [
-            (self.neurons["unit"], self.neurons["before"], self.neurons["before"] - self.neurons["removed"], "{:,}"),
-            ("FFN parameters", self.before.ffn_parameters, self.after.ffn_parameters, "{:,}"),
-            ("FFN bytes", self.before.ffn_bytes, self.after.ffn_bytes, "{:,}"),
+            *((unit, each["before"], each["before"] - each["removed"], "{:,}") for unit, each in counts.items()),
+            (f"{part} parameters", self.before.ffn_parameters, self.after.ffn_parameters, "{:,}"),
+            (f"{part} bytes", self.before.ffn_bytes, self.after.ffn_bytes, "{:,}"),
             ("model parameters", self.before.parameters, self.after.parameters, "{:,}"),
             ("model bytes", self.before.bytes, self.after.bytes, "{:,}"),
         ]
@@ -138,9 +141,10 @@ class Report(Printed):
         for name, before, after, number_format in rows:
             change = f"{after / before - 1.0:+.1%}" if before else ""
             table.add_row(name, number_format.format(before), number_format.format(after), change)
-        widths = sorted(self.neurons["widths"].values())
-        spread = f"{widths[0]}" if widths[0] == widths[-1] else f"{widths[0]} to {widths[-1]}"
-        parts: list[RenderableType] = [table, Text(f"widths {spread}; calibrated on {self._tokens(self.calibration)}")]
+        parts: list[RenderableType] = [
+            table,
+            Text(f"widths {self._widths()}; calibrated on {self._tokens(self.calibration)}"),
+        ]
         if self.reached:
             parts.append(Text(f"the removed neurons account for {self._reached()}"))
         if self.choice is not None:
@@ -157,6 +161,16 @@ class Report(Printed):
             parts.append(Text(f"perplexity on {self._tokens(evaluation.protocol)}"))
         parts += [Text(f"Warning: {sentence}", style="bold yellow") for sentence in self.warnings()]
         return PrintedGroup(*parts)
+
+    def _widths(self) -> str:
+        """Return the smallest and the largest width, for FFNs and for attentions."""
+        attentions = set(self.model.get("attentions", ()))
+        spreads = []
+        for is_attention in (False, True):
+            widths = sorted(w for name, w in self.neurons["widths"].items() if (name in attentions) == is_attention)
+            if widths:
+                spreads.append(f"{widths[0]}" if widths[0] == widths[-1] else f"{widths[0]} to {widths[-1]}")
+        return " of FFNs and ".join(spreads) + (" of attentions" if attentions else "")
 
     def _reached(self) -> str:
         shares = [f"{self.reached[unit]['share']:.1%} of the {unit_name(unit)}" for unit in MODEL_UNITS]

@@ -29,7 +29,6 @@ import torch
 from torch import nn
 
 from graphs import RankResult
-from llmrank.calibration.attention import find_attentions
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.collect_by_block import collect_by_block
 from llmrank.calibration.statistics import FFNStatistics
@@ -42,6 +41,8 @@ from llmrank.execution.recording import Recording, blocks_of, broken_error, reco
 from llmrank.models import FFNs, explicit_ffns, find_ffns
 from llmrank.models.checks import check_expert_biases
 from llmrank.models.costs import ModelCosts
+from llmrank.models.finding.attention import find_attentions
+from llmrank.models.finding.heads import find_heads
 from llmrank.models.forward import fitting_length, reached_by_tokens
 from llmrank.pipeline.closeness.candidates import (
     FEWEST_TOKENS,
@@ -58,8 +59,8 @@ from llmrank.pipeline.recipe import Recipe
 from llmrank.prune import BasePruner, LocalPruner
 from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
-from llmrank.prune.records.units import check_targets, units_of
-from llmrank.prune.selection import Reselection, check_both, choose_masks
+from llmrank.prune.records.units import check_targets, sharing_targets, units_of
+from llmrank.prune.selection import Reselection, check_several, choose_masks
 from llmrank.repair import RepairedMap
 from llmrank.repair.duration import repair_seconds
 from llmrank.score import BaseScorer, ExpertScorer
@@ -67,6 +68,7 @@ from llmrank.score.model_graph import ModelGraph
 from llmrank.score.rank_graphs import rank_graphs
 from llmrank.score.topologies import build_graphs
 from llmrank.surgery.apply import check_writable
+from llmrank.surgery.heads import check_heads
 from llmrank.surgery.widths import check_padding
 from llmrank.text import CalibrationTokens, TokenSequences
 from llmrank.text.other_text import held_out_other_text
@@ -185,18 +187,28 @@ def find(
         blocks = blocks_of(model, reached)
         if not blocks:
             raise broken_error(model)
-    if recipe.attention:
+    if "heads" in recipe.targets:
+        reached = _with_attentions(model, reached, only=recipe.targets == ("heads",))
+    elif recipe.attention:
         find_attentions(model, reached)  # raises an error for attentions that cannot be edges
     return PreparedModel(
         model, tokenizer, reached, ModelCosts(model, reached), tuple(sorted(not_reached)), tuple(blocks)
     )
 
 
+def _with_attentions(model: nn.Module, ffns: FFNs, *, only: bool) -> FFNs:
+    """Return the attention of each block, with its heads, in front of the FFNs of the block; or `only` the attentions."""
+    attentions = find_heads(model, ffns)
+    ordered = [part for ffn in ffns for part in (attentions.get(ffn.name), None if only else ffn) if part is not None]
+    return FFNs(ordered)
+
+
 def check(prepared: PreparedModel, recipe: Recipe) -> None:
     """Refuse a recipe that does not fit the model, such as an impossible amount, before anything is measured."""
     ffns = prepared.ffns
     check_targets(recipe.targets, ffns)
-    check_both(recipe.pruner, recipe.targets)
+    check_several(recipe.pruner, recipe.targets)
+    check_heads(prepared.model, ffns)
     of_experts = [each for each in recipe.candidates if isinstance(each, ExpertScorer)]
     if of_experts and recipe.targets != ("experts",):
         raise OptionError(
@@ -207,7 +219,7 @@ def check(prepared: PreparedModel, recipe: Recipe) -> None:
         check_expert_biases(ffns)
     check_budget(recipe.pruner, ffns, prepared.costs, jointly=recipe.jointly, targets=recipe.targets)
     if recipe.align == "pad":
-        check_padding(ffns.sizes.values())
+        check_padding(ffns)
 
 
 def warning_of_few_tokens(prepared: PreparedModel, recipe: Recipe, tokens: int | None = None) -> str | None:
@@ -275,7 +287,7 @@ def calibrate(
     model, ffns = prepared.model, prepared.ffns
     if recipe.calibration.ranking is not None:
         return recipe.calibration.ranking.statistics_of(model, ffns)
-    attentions = find_attentions(model, ffns) if recipe.attention else None
+    attentions = find_attentions(model, ffns) if recipe.attention and "heads" not in recipe.targets else None
     collect = collect_statistics if execution.work is None else collect_by_block
     return collect(model, ffns, tokens.sequences, execution, skips=recipe.measures_skips, attentions=attentions)
 
@@ -347,13 +359,22 @@ def choose_scorer(
 
 
 def trial_masks(prepared: PreparedModel, recipe: Recipe, ranked: RankedModel) -> Masks:
-    """Choose masks for a trial: those of a :class:`LocalPruner` with the recipe's amount; of two targets, only neurons."""
-    pruner = recipe.pruner
-    common = (pruner.amount, pruner.min_keep, pruner.multiple_of)
-    trial = LocalPruner(*common, protect=pruner.protect, amount_of=pruner.amount_of)
-    return choose_masks(
-        trial, ranked.graphs, ranked.ranks, jointly=True, costs=prepared.costs, targets=recipe.trial_targets
-    )
+    """Choose masks for a trial: those of a :class:`LocalPruner` with the recipe's amount; of neurons and experts only neurons."""
+    pruner, found = recipe.pruner, Masks.full(prepared.ffns.sizes)
+    for part in sharing_targets(recipe.trial_targets):
+        # A share of few heads may be none, and a trial of none would say nothing.
+        amount = 1 if part == ("heads",) and _removes_none(pruner, prepared.ffns) else pruner.amount
+        trial = LocalPruner(
+            amount, pruner.min_keep, pruner.multiple_of, protect=pruner.protect, amount_of=pruner.amount_of
+        )
+        found &= choose_masks(trial, ranked.graphs, ranked.ranks, jointly=True, costs=prepared.costs, targets=part)
+    return found
+
+
+def _removes_none(pruner: BasePruner, ffns: FFNs) -> bool:
+    """Whether a share is less than half of a unit of every attention."""
+    units = units_of(ffns.layers.values(), "heads")
+    return isinstance(pruner.amount, float) and all(round(pruner.amount * each.n_units) == 0 for each in units)
 
 
 def measure_sensitivities(
@@ -367,7 +388,8 @@ def measure_sensitivities(
     if not recipe.pruner.needs_sensitivity:
         return {}
     ffns, masks = prepared.ffns, trial_masks(prepared, recipe, ranked)
-    groups = {units.name: units.layers for units in units_of(ffns.layers.values(), recipe.trial_targets[0])}
+    layers, targets = ffns.layers.values(), recipe.trial_targets
+    groups = {units.name: units.layers for target in targets for units in units_of(layers, target)}
     with prepared.onloaded(execution):
         return layer_sensitivities(prepared.model, ffns, masks, tokens.sequences, execution, groups=groups)
 

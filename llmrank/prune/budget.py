@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import TypeAlias
 
 from llmrank.errors import OptionError
 from llmrank.models import FFNs, PrunableLayer
-from llmrank.models.costs import UNITS, ModelCosts, Unit, neuron_cost, unit_name
+from llmrank.models.costs import UNITS, ModelCosts, Unit, layer_cost, unit_name
 from llmrank.prune.amounts import protected_names
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.global_pruner import GlobalPruner
 from llmrank.prune.local_pruner import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import LayerRecord, record_of_size
-from llmrank.prune.records.units import Target, units_of
+from llmrank.prune.records.units import Target, sharing_targets, units_of
 from llmrank.prune.sensitivity_pruner import SensitivityPruner
 
 __all__ = ["Reached", "budget_notes", "check_budget", "describe_amount", "reached_amounts"]
@@ -39,20 +40,24 @@ def check_budget(
     OptionError
         See :meth:`llmrank.prune.BasePruner.check`; or all layers are protected.
     """
-    together = _records(ffns, targets)
+    groups = _records(ffns, targets)
+    together = [record for group in groups for record in group]
     if len(protected_names(pruner.protect, [record.name for record in together])) == len(together):
         raise OptionError("every prunable layer is protected, so nothing can be removed; protect fewer")
-    groups = [together]
     if not jointly:
         groups = [[record_of_size(layer.name, layer.size) for layer in ffn.prunable.values()] for ffn in ffns]
     for group_pruner, group in zip(pruner.for_groups(groups), groups, strict=True):
         group_pruner.check(group, costs)
 
 
-def _records(ffns: FFNs, targets: Sequence[Target]) -> list[LayerRecord]:
-    # With both targets the amount is checked for neurons alone, because removing no expert is one of the choices.
-    units = units_of(ffns.layers.values(), targets[0] if len(targets) == 1 else "neurons")
-    return [record_of_size(each.name, each.n_units, each) for each in units]
+def _records(ffns: FFNs, targets: Sequence[Target]) -> list[list[LayerRecord]]:
+    """Return the records of the targets that share an amount, for each such part of the targets."""
+    found = []
+    for part in sharing_targets(targets):
+        # Of neurons and experts the amount is checked for neurons alone, because removing no expert is one of the choices.
+        units = units_of(ffns.layers.values(), part[0] if len(part) == 1 else "neurons")
+        found.append([record_of_size(each.name, each.n_units, each) for each in units])
+    return found
 
 
 def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: Sequence[Target] = ("neurons",)) -> str:
@@ -64,7 +69,7 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: 
         A pruner of all layers in one call, which :func:`check_budget` has accepted.
     ffns : FFNs
     costs : ModelCosts
-    targets : sequence of {"neurons", "experts"}
+    targets : sequence of {"neurons", "experts", "heads"}
         What is removed.
 
     Returns
@@ -83,27 +88,30 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: 
     >>> describe_amount(LocalPruner(0.25), find_ffns(mlp), ModelCosts(mlp, find_ffns(mlp)))
     '2 of 8 hidden neurons in 1 layer (25.0 %), 16 of 67 parameters'
     """
-    records = _records(ffns, targets)
+    groups = _records(ffns, targets)
     if not isinstance(pruner, (LocalPruner, GlobalPruner, SensitivityPruner)):
         return f"{type(pruner).__name__} decides how many neurons that is"
     local, unit = isinstance(pruner, LocalPruner), pruner.amount_of
-    if len(targets) > 1:
+    if {"neurons", "experts"} <= set(targets):
         pruner = pruner.with_exact_share()
     # Where scores decide how much each layer loses, only the total is known, and only before widths are rounded.
     described = copy.copy(pruner)
     described.multiple_of = pruner.multiple_of if local else 1
-    kept = described.prune(records, costs).widths
+    records = [record for group in groups for record in group]
+    kept = {
+        name: width
+        for each, group in zip(described.for_groups(groups), groups, strict=True)
+        for name, width in each.prune(group, costs).widths.items()
+    }
     widths = {name: width for record in records for name, width in record.widths(kept[record.name]).items()}
-    counted = (
-        _describe_experts(records, kept) if "experts" in targets else _describe_neurons(records, widths, ffns, local)
-    )
+    counted = " and ".join(_describe_units(group, kept, ffns, local) for group in groups)
     about, parameters = "", costs.removed_cost(widths, "parameters")
     layers = ffns.layers
     prunable = [layer for record in records if not record.protected for layer in _layers(record, layers)]
-    if not local and len({neuron_cost(layer) for layer in prunable}) > 1:
+    if not local and len({Fraction(layer_cost(layer).parameters, layer.size) for layer in prunable}) > 1:
         about = "about "
         removed = sum(layers[name].size - width for name, width in widths.items())
-        prunable_parameters = sum(layer.size * neuron_cost(layer).parameters for layer in prunable)
+        prunable_parameters = sum(layer_cost(layer).parameters for layer in prunable)
         parameters = round(removed * prunable_parameters / sum(layer.size for layer in prunable))
     parts = [counted]
     if unit != "neurons":
@@ -128,6 +136,32 @@ def _multiples(pruner: BasePruner, records: Sequence[LayerRecord]) -> str:
 
 def _layers(record: LayerRecord, layers: Mapping[str, PrunableLayer]) -> list[PrunableLayer]:
     return [layers[name] for name in record.widths(record.out_features)]
+
+
+def _describe_units(records: Sequence[LayerRecord], kept: Mapping[str, int], ffns: FFNs, local: bool) -> str:
+    """Describe how many units of one kind are removed, if the records keep these numbers of them."""
+    target = "neurons" if records[0].units is None else records[0].units.target
+    if target == "experts":
+        return _describe_experts(records, kept)
+    if target == "heads":
+        return _describe_heads(records, kept, ffns, local)
+    widths = {name: width for record in records for name, width in record.widths(kept[record.name]).items()}
+    return _describe_neurons(records, widths, ffns, local)
+
+
+def _describe_heads(records: Sequence[LayerRecord], kept: Mapping[str, int], ffns: FFNs, local: bool) -> str:
+    """Describe how many heads are removed: of all attentions together, or of each."""
+    layers = ffns.layers
+    counts: list[tuple[int, int]] = []  # for each attention, the heads that it loses and has
+    for record in records:
+        heads = layers[record.name].heads
+        assert heads is not None
+        counts.append((heads.n_heads - heads.counts(record.widths(kept[record.name])[record.name])[0], heads.n_heads))
+    removed, total = (sum(column) for column in zip(*counts, strict=True))
+    share, attentions = f"{100 * removed / total:.1f} %", f"{len(records)} attention{'s' if len(records) > 1 else ''}"
+    if local and len(set(counts)) == 1 and len(records) > 1:
+        return f"{counts[0][0]} of {counts[0][1]} heads in each of {attentions} ({removed:,} in total, {share})"
+    return f"{removed:,} of {total:,} heads in {attentions} ({share})"
 
 
 def _describe_neurons(records: Sequence[LayerRecord], widths: Mapping[str, int], ffns: FFNs, local: bool) -> str:
@@ -191,7 +225,9 @@ def reached_amounts(masks: Masks, costs: ModelCosts) -> Reached:
     return reached
 
 
-def budget_notes(pruner: BasePruner, reached: Mapping[Unit, Mapping[str, float]]) -> list[str]:
+def budget_notes(
+    pruner: BasePruner, reached: Mapping[Unit, Mapping[str, float]], targets: Sequence[Target] = ("neurons",)
+) -> list[str]:
     """Return a note with the reason if the removed share differs much from the requested one; else no note."""
     amount, unit = pruner.amount, pruner.amount_of
     share = reached[unit]["share"]
@@ -200,7 +236,8 @@ def budget_notes(pruner: BasePruner, reached: Mapping[Unit, Mapping[str, float]]
         if not isinstance(amount, float) or abs(share - amount) <= MAX_DIFFERENCE:
             return []
         hint = "" if pruner.multiple_of == 1 else " (multiple_of=1 rounds none)"
-        reason = f"widths are rounded{hint}, or layers are protected"
+        rounded = "heads are removed whole" if tuple(targets) == ("heads",) else f"widths are rounded{hint}"
+        reason = f"{rounded}, or layers are protected"
         return [f"{share:.1%} was removed where {amount:.1%} was asked for: {reason}"]
     asked = amount if isinstance(amount, float) else amount / reached[unit]["before"]
     if asked - MAX_COST_SHORTFALL <= share <= asked + MAX_DIFFERENCE:

@@ -114,12 +114,13 @@ class Masks(Mapping[str, torch.Tensor]):
         return f"Masks({len(self)} layers, {self.kept:,} of {self.size:,} neurons kept)"
 
     def check(self, layers: Mapping[str, PrunableLayer]) -> None:
-        """Check that the masks fit these prunable layers, and that every layer that is not an expert keeps a neuron.
+        """Check that the masks fit these prunable layers, keep a neuron of each that is not an expert, and leave heads whole.
 
         Raises
         ------
         MaskError
-            Names or sizes differ (the masks are of another model), or a layer that is not an expert keeps no neuron.
+            Names or sizes differ (the masks are of another model), a layer that is not an expert keeps no neuron, or parts of
+            heads are removed.
         """
         missing, unknown = sorted(set(layers) - set(self)), sorted(set(self) - set(layers))
         if missing or unknown:
@@ -135,6 +136,12 @@ class Masks(Mapping[str, torch.Tensor]):
                 )
             if layer.mixture is None and not bool(self[name].any()):
                 raise MaskError(f"the mask of {name} keeps no neuron; keep at least one")
+            units = None if layer.heads is None else self[name].view(layer.heads.n_units, layer.heads.unit_size)
+            if units is not None and not torch.equal(units.any(1), units.all(1)):
+                what = "groups of heads that share keys and values" if layer.heads.n_groups > 1 else "heads"  # type: ignore[union-attr]
+                raise MaskError(
+                    f"the mask of {name} keeps parts of heads; expected whole {what}, {units.shape[1]} numbers each"
+                )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file with one uint8 vector (1 = kept) for each layer, completely or not at all.

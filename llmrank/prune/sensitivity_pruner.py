@@ -80,10 +80,12 @@ class SensitivityPruner(BasePruner):
             A record has no usable sensitivity; or see :func:`sensitivity_counts`.
         """
         sizes = [layer.neurons_per_unit for layer in layer_list]
+        if len(set(sizes)) == 1:  # then units are counted, so that their number is exact
+            sizes = [1] * len(layer_list)
         counts = sensitivity_counts(
             [layer.out_features * n for layer, n in zip(layer_list, sizes, strict=True)],
             [_sensitivity(layer) for layer in layer_list],
-            self.amount_in_neurons(layer_list),
+            self.amount if max(sizes, default=1) == 1 else self.amount_in_neurons(layer_list),
             [self.fewest(layer) * n for layer, n in zip(layer_list, sizes, strict=True)],
             self.limit,
             protected=[layer.protected for layer in layer_list],
@@ -151,7 +153,8 @@ def sensitivity_counts(
     list of int
         One number for each layer. For N neurons in all layers the sum is ``round(amount * N)``, or `amount` times the number of
         layers if `amount` is an int. The sum is more only if earlier steps have removed more, and 0 if all layers are protected.
-        The parts with the largest remainders are rounded up; among equal remainders, those of the first layers.
+        The parts with the largest remainders are rounded up; among equal remainders, those of the least sensitive layers, and
+        among these the first.
 
     Raises
     ------
@@ -187,7 +190,7 @@ def sensitivity_counts(
         rest = _distribute(rest, parts, sizes, max_removed, [k for k in range(n_layers) if spared[k] is is_spared])
     removed_before = list(removed) or [0] * n_layers
     counts = [max(math.floor(part), count) for part, count in zip(parts, removed_before, strict=True)]
-    by_remainder = sorted(range(n_layers), key=lambda k: (counts[k] - parts[k], k))
+    by_remainder = sorted(range(n_layers), key=lambda k: (counts[k] - parts[k], exact[k], k))
     for k in by_remainder[: max(total - sum(counts), 0)]:
         counts[k] += 1
     # If earlier steps removed more of a layer than its part, the other layers lose less than their parts.

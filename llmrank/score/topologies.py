@@ -11,7 +11,6 @@ import torch
 
 from graphs import LayeredGraph
 from graphs.linalg.stacking import StackedBlock
-from llmrank.calibration.residual import block_path
 from llmrank.calibration.statistics import FFNStatistics, LayerStatistics
 from llmrank.errors import OptionError, StructureError
 from llmrank.models import FFN, FFNs
@@ -196,7 +195,7 @@ def _build_residual(sublayers: Sequence[_Sublayer], beta: float | None) -> tuple
             "structure_dict lists single Linears, and a residual stream skips whole FFNs; leave it out, or use the chained or "
             "the isolated pipeline"
         )
-    blocks = [block_path(sublayer.ffns[0]) for sublayer in sublayers]
+    blocks = [sublayer.ffns[0].block for sublayer in sublayers]
     placed: list[tuple[_Sublayer, float]] = []
     for sublayer, block in zip(sublayers, blocks, strict=True):
         entry = sublayer.statistics

@@ -239,7 +239,7 @@ def _check(ffns: FFNs, masks: Masks, form: str, align: str) -> None:
         raise OptionError(f"align='pad' is for the compact form; form={form!r} keeps every width anyway")
     masks.check(ffns.layers)
     if align == "pad":
-        check_padding(map(len, masks.values()))
+        check_padding(ffns)
     for mixture, keep in _mixtures_that_lose_experts(ffns, masks):
         _check_experts(mixture, keep, form)
     for mixture in ffns.mixtures:
@@ -294,12 +294,11 @@ def check_writable(ffns: FFNs) -> None:
         A map has fewer outputs, or another number of inputs, than when it was found.
     """
     for ffn in ffns:
-        for linear_map in (linear_map for stage in ffn.stages for linear_map in stage):
+        for linear_map in (linear_map for stage in (*ffn.stages, ffn.maps_of_heads) for linear_map in stage):
             _check_stored(linear_map)
-        for n_inputs, stage in zip(ffn.sizes, ffn.stages, strict=False):
+        for n_inputs, stage in (*zip(ffn.sizes, ffn.stages, strict=False), (ffn.sizes[0], ffn.maps_of_heads)):
             for linear_map in stage:
-                rows = linear_map.start + linear_map.size
-                if rows > out_features(linear_map.module) or n_inputs != in_features(linear_map.module):
+                if linear_map.end > out_features(linear_map.module) or n_inputs != in_features(linear_map.module):
                     raise _shape_error(linear_map)
                 if linear_map.weight.is_meta:
                     raise OptionError(

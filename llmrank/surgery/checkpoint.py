@@ -25,6 +25,7 @@ from llmrank.models.loading import LoadedModel, load_pretrained, model_class_of,
 from llmrank.prune.masks import Masks
 from llmrank.surgery.atomic import atomic_directory, check_output
 from llmrank.surgery.forms import remove_experts, replace_tensor, set_sizes, tensor_masks
+from llmrank.surgery.heads import resize_attentions
 from llmrank.surgery.hub import check_hub, push
 from llmrank.surgery.model_card import write_model_card
 from llmrank.surgery.widths import WIDTHS_KEY, module_widths
@@ -280,6 +281,11 @@ def _resize(model: nn.Module, widths: Mapping[str, int]) -> None:
     Stacks without any listed layer, such as the vision tower of a model whose text tower was pruned, are left as they are.
     """
     found = find_ffns(model)
+    of_heads = {name: width for name, width in widths.items() if name not in found.sizes and _is_module(model, name)}
+    resize_attentions(model, of_heads)
+    widths = {name: width for name, width in widths.items() if name not in of_heads}
+    if of_heads and not widths:
+        return
     stacks = {ffn.stack for ffn in found if any(layer.name in widths for layer in ffn.prunable.values())}
     ffns = FFNs(ffn for ffn in found if ffn.stack in stacks)
     sizes = ffns.sizes
@@ -303,6 +309,10 @@ def _resize(model: nn.Module, widths: Mapping[str, int]) -> None:
             set_sizes(mask)
         remove_experts(ffns, first_neurons)
     _state_numbers_of_experts(model, ffns, widths)
+
+
+def _is_module(model: nn.Module, name: str) -> bool:
+    return any(path == name for path, _ in model.named_modules())
 
 
 def _state_numbers_of_experts(model: nn.Module, ffns: FFNs, widths: Mapping[str, int]) -> None:

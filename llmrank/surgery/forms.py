@@ -131,10 +131,10 @@ class _MaskCollector:
                 axis = self.mask_of(part.owner, part.name, by_expert=True).axes[2 if part.transposed else 1]
                 axis[part.expert, part.rows].logical_and_(keep)
             return
-        rows = slice(linear_map.start, linear_map.start + linear_map.size)
-        self.mask_of(module, "weight").axes[int(isinstance(module, Conv1D))][rows].logical_and_(keep)
+        removed = linear_map.rows[~keep]
+        self.mask_of(module, "weight").axes[int(isinstance(module, Conv1D))][removed] = False
         if module._parameters.get("bias") is not None:
-            self.mask_of(module, "bias").axes[0][rows].logical_and_(keep)
+            self.mask_of(module, "bias").axes[0][removed] = False
 
     def remove_inputs(self, linear_map: LinearMap, keep: torch.Tensor) -> None:
         """Keep only the columns of a linear map that a keep mask of its inputs keeps."""

@@ -7,8 +7,6 @@ only :func:`llmrank.surgery.checkpoint.load` reads.
 
 from __future__ import annotations
 
-import copy
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -17,11 +15,13 @@ from torch import nn
 
 from llmrank.errors import MaskError
 from llmrank.models import FFNs
+from llmrank.models.configured import configured
 from llmrank.models.experts import Expert, SeparateExperts
 from llmrank.models.families import WIDTH_ATTRIBUTES, text_config
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import EXPERT_WIDTH_MULTIPLE
 from llmrank.surgery.forms import TensorMask, set_attribute, tensor_masks
+from llmrank.surgery.heads import attentions_of, head_fields, numbers_of_heads
 
 __all__ = ["ALIGNMENTS", "WIDTHS_KEY", "Align", "check_padding", "compact_widths", "module_widths", "set_widths"]
 
@@ -34,14 +34,21 @@ EXPERT_WIDTHS = (*WIDTH_ATTRIBUTES, "intermediate_dim", "expert_dim", "moe_inter
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 
 
-def check_padding(sizes: Iterable[int]) -> None:
-    """Raise a MaskError if the prunable layers differ in their number of neurons, so that they cannot be padded."""
-    originals = set(sizes)
-    if len(originals) > 1:
-        raise MaskError(
-            f"align='pad' needs layers of one original width, these have {sorted(originals)}; use align='none' and llmrank's "
-            "loader"
-        )
+def check_padding(ffns: FFNs) -> None:
+    """Raise a MaskError if FFNs, or attentions, differ in their number of neurons, so that they cannot be padded."""
+    for names in _kinds(ffns):
+        originals = {ffns.sizes[name] for name in names}
+        if len(originals) > 1:
+            raise MaskError(
+                f"align='pad' needs layers of one original width, these have {sorted(originals)}; use align='none' and "
+                "llmrank's loader"
+            )
+
+
+def _kinds(ffns: FFNs) -> tuple[list[str], list[str]]:
+    """Return the names of the layers of FFNs, and those of attentions."""
+    attentions = [each.name for each in attentions_of(ffns)]
+    return [name for name in ffns.sizes if name not in attentions], attentions
 
 
 def compact_widths(model: nn.Module, ffns: FFNs, masks: Masks, align: Align) -> tuple[Masks, dict[str, Any]]:
@@ -70,7 +77,9 @@ def compact_widths(model: nn.Module, ffns: FFNs, masks: Masks, align: Align) -> 
             held = _padded(held, experts, for_experts=True)
     if align == "none":
         return held, _config_fields(model, ffns, held)
-    padded = _padded(held, list(held), for_experts=bool(ffns.mixtures))
+    neurons, heads = _kinds(ffns)
+    # Heads are removed as a whole, so layers of heads are filled up with whole heads.
+    padded = _padded(_padded(held, neurons, for_experts=bool(ffns.mixtures)), heads)
     fields = _config_fields(model, ffns, padded)
     return (padded, fields) if fields else (_padded(masks, list(masks), max(map(len, masks.values()))), {})
 
@@ -99,21 +108,26 @@ def _config_fields(model: nn.Module, ffns: FFNs, masks: Masks) -> dict[str, Any]
     changed = [mask for mask in tensor_masks(ffns, masks) if not mask.keeps_all]
     if config is None or not changed:
         return {}
-    dense = _configured_shapes(model, {})
+    of_heads = head_fields(model, ffns, masks.widths)
+    if of_heads is None:
+        return {}
+    # What is called dense here has its heads removed already.
+    dense = _configured_shapes(model, of_heads)
     compact = _compact_shapes(model, changed, _new_paths(ffns, masks))
     if dense is None or not dense.keys() >= compact.keys():
         return {}
     # Each field is tried alone, in a model on the meta device; all fields together must give the compact shapes.
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = dict(of_heads)
     for name, value in _candidates(text_config(model), ffns, masks):
-        if name not in fields and _explains(_configured_shapes(model, {name: value}), dense, compact):
+        if name not in fields and _explains(_configured_shapes(model, {**of_heads, name: value}), dense, compact):
             fields[name] = value
     return fields if fields and _configured_shapes(model, fields) == compact else {}
 
 
 def _candidates(config: Any, ffns: FFNs, masks: Masks) -> Iterator[tuple[str, Any]]:
     """Yield configuration fields, with new values, that may hold a number of neurons or experts that changes."""
-    sizes = [(len(masks[name]), width) for name, width in masks.widths.items() if width]
+    of_heads = {each.name for each in attentions_of(ffns)}
+    sizes = [(len(masks[name]), width) for name, width in masks.widths.items() if width and name not in of_heads]
     sizes += [(len(experts), sum(bool(masks[name].any()) for name in experts)) for experts in ffns.experts.values()]
     changes = dict.fromkeys((old, new) for old, new in sizes if old != new)
     # Read from vars(), because configurations with settings by layer (Gemma 4) raise if such a setting is read for all layers.
@@ -184,19 +198,8 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _configured_shapes(model: nn.Module, fields: Mapping[str, Any]) -> Shapes | None:
     """Return the tensor shapes of a model built from the configuration with these fields; None if it cannot be built."""
-    # The class of the model may be one that llmrank.surgery.checkpoint has made for listed widths. Other loaders cannot find such
-    # a class, so this function builds the first of its base classes that can be imported by name.
-    places = ((cls, sys.modules.get(cls.__module__)) for cls in type(model).__mro__)
-    exported: Any = next(cls for cls, module in places if getattr(module, cls.__name__, None) is cls)
-    config: Any = copy.deepcopy(model.config)
-    for name, value in fields.items():
-        setattr(config.get_text_config() if hasattr(config, "get_text_config") else config, name, value)
-    try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            built = exported(config)
-        return {name: tuple(tensor.shape) for name, tensor in _named_tensors(built)}
-    except Exception:  # whatever a model raises for such a configuration, it could not be loaded with it
-        return None
+    built = configured(model, fields)
+    return None if built is None else {name: tuple(tensor.shape) for name, tensor in _named_tensors(built)}
 
 
 def set_widths(
@@ -218,7 +221,7 @@ def set_widths(
     fields : mapping from str to value
         Configuration fields, see :func:`compact_widths`.
     """
-    for module, name, width in module_widths(ffns, widths):
+    for module, name, width in [*module_widths(ffns, widths), *numbers_of_heads(model, ffns, widths)]:
         set_attribute(module, name, width)
     config = text_config(model)
     if config is None:
@@ -228,7 +231,9 @@ def set_widths(
     if fields and hasattr(config, WIDTHS_KEY):
         delattr(config, WIDTHS_KEY)
     elif not fields and (widths != sizes or hasattr(config, WIDTHS_KEY)):
-        setattr(config, WIDTHS_KEY, _numbered_anew(ffns, widths))
+        # An earlier run may have listed layers that this one does not prune.
+        others = {name: width for name, width in getattr(config, WIDTHS_KEY, {}).items() if name not in sizes}
+        setattr(config, WIDTHS_KEY, others | _numbered_anew(ffns, widths))
 
 
 def _numbered_anew(ffns: FFNs, widths: Mapping[str, int]) -> dict[str, int]:

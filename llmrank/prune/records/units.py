@@ -2,7 +2,8 @@
 
 In most layers a unit is one neuron. The experts of a mixture stay equally wide, so a unit holds a neuron of every expert: unit k
 holds, from each expert, the neuron with the k-th lowest score. If whole experts are removed, a unit is all neurons of one expert;
-if the router divides the experts into groups, it is all neurons of one expert of each group.
+if the router divides the experts into groups, it is all neurons of one expert of each group. Of an attention, a unit is a group
+of heads that share keys and values, or one head if all share them.
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ __all__ = [
     "EXPERT_WIDTH_MULTIPLE",
     "TARGETS",
     "ExpertUnits",
+    "HeadUnits",
     "NeuronUnits",
     "Target",
     "Units",
     "check_targets",
+    "has_units",
     "parse_targets",
+    "sharing_targets",
     "units_of",
 ]
 
-Target: TypeAlias = Literal["neurons", "experts"]
+Target: TypeAlias = Literal["neurons", "experts", "heads"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 # The products by which transformers computes experts need rows of a multiple of 16 bytes: 8 numbers in half precision.
 EXPERT_WIDTH_MULTIPLE = 8
@@ -50,7 +54,7 @@ class Units(ABC):
         Fewest units that can be kept.
     multiple_of : int
         The number of kept units must be a multiple of this, unless all are kept.
-    target : {"neurons", "experts"}
+    target : {"neurons", "experts", "heads"}
         What a unit is made of.
     """
 
@@ -128,7 +132,8 @@ class NeuronUnits(Units):
     def divide(cls, layers: Sequence[PrunableLayer], expert_widths: Collection[int]) -> list[Units]:
         """See :meth:`Units.divide`."""
         found: list[Units] = []
-        for name, group in _grouped(layers, lambda layer: layer.pruned_with).items():
+        of_ffns = [layer for layer in layers if layer.heads is None]
+        for name, group in _grouped(of_ffns, lambda layer: layer.pruned_with).items():
             # A shared expert may be several times as wide as the experts. Then each unit holds several of its neurons.
             width = min(layer.size for layer in group)
             # If an FFN is as wide as experts elsewhere, one field of the configuration may state both widths: both are rounded.
@@ -224,7 +229,39 @@ class ExpertUnits(Units):
         return {layer.name: layer.size * (k % by_group < n_kept) for k, layer in enumerate(self.layers)}
 
 
-KINDS: dict[Target, type[Units]] = {kind.target: kind for kind in (NeuronUnits, ExpertUnits)}
+class HeadUnits(Units):
+    """Units of heads of an attention, see :class:`llmrank.models.heads.Heads`."""
+
+    target = "heads"
+
+    @classmethod
+    def divide(cls, layers: Sequence[PrunableLayer], expert_widths: Collection[int]) -> list[Units]:  # noqa: ARG003
+        """See :meth:`Units.divide`; layers of FFNs are left out."""
+        return [cls(layer.name, (layer,), layer.heads.n_units) for layer in layers if layer.heads is not None]
+
+    @classmethod
+    def check(cls, ffns: FFNs) -> None:
+        """See :meth:`Units.check`."""
+        if all(units.n_units == 1 for units in units_of(ffns.layers.values(), "heads")):
+            raise OptionError(
+                "every attention of this model has one head, which must stay; expected targets='neurons' (--targets neurons)"
+            )
+
+    def assign(self, scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # noqa: ARG002
+        """See :meth:`Units.assign`."""
+        (layer,) = self.layers
+        return {layer.name: torch.arange(layer.size) // (layer.size // self.n_units)}
+
+    def present(self, order: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:  # noqa: ARG002
+        """See :meth:`Units.present`."""
+        return masks[self.name].view(self.n_units, -1).all(1)
+
+    def widths(self, n_kept: int) -> dict[str, int]:
+        """See :meth:`Units.widths`."""
+        return {self.name: n_kept * self.n_neurons}
+
+
+KINDS: dict[Target, type[Units]] = {kind.target: kind for kind in (NeuronUnits, ExpertUnits, HeadUnits)}
 
 
 def _grouped(
@@ -253,13 +290,13 @@ def _positions(scores: torch.Tensor) -> torch.Tensor:
 def parse_targets(targets: str | Sequence[str]) -> tuple[Target, ...]:
     """Return what is to be removed as a tuple; raise an OptionError if it is unknown.
 
-    >>> parse_targets("neurons"), parse_targets(["experts"])
-    (('neurons',), ('experts',))
+    >>> parse_targets("neurons"), parse_targets(["experts", "heads"])
+    (('neurons',), ('experts', 'heads'))
     """
     check_type("targets", targets, (str, Collection), f"a name or a list of names ({', '.join(TARGETS)})")
     given = tuple(targets.split(",")) if isinstance(targets, str) else tuple(targets)
     if not given or len(set(given)) < len(given) or not set(given) <= set(TARGETS):
-        raise OptionError(f"unknown targets {','.join(map(str, given))!r}; expected {', '.join(TARGETS)} or both")
+        raise OptionError(f"unknown targets {','.join(map(str, given))!r}; expected some of {', '.join(TARGETS)}")
     return given  # type: ignore[return-value]
 
 
@@ -267,6 +304,21 @@ def check_targets(targets: Sequence[Target], ffns: FFNs) -> None:
     """Raise an OptionError if these FFNs do not have what a target names, or if a mixture among them can lose none of it."""
     for target in targets:
         KINDS[target].check(ffns)
+
+
+def sharing_targets(targets: Sequence[Target]) -> list[tuple[Target, ...]]:
+    """Divide targets into those that share one amount, because they remove the same neurons, and others.
+
+    >>> sharing_targets(["heads", "neurons", "experts"])
+    [('neurons', 'experts'), ('heads',)]
+    """
+    parts = [tuple(t for t in targets if t != "heads"), tuple(t for t in targets if t == "heads")]
+    return [part for part in parts if part]
+
+
+def has_units(layer: PrunableLayer, targets: Sequence[Target]) -> bool:
+    """Whether a layer consists of units of these targets, which share one amount."""
+    return (layer.heads is not None) == ("heads" in targets)
 
 
 def units_of(
@@ -279,7 +331,7 @@ def units_of(
     Parameters
     ----------
     layers : iterable of PrunableLayer
-    target : {"neurons", "experts"}
+    target : {"neurons", "experts", "heads"}
         What a unit is made of.
     expert_widths : collection of int, optional
         Numbers of neurons of the model's experts; by default those of the experts among `layers`.

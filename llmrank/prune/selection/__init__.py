@@ -1,6 +1,6 @@
 """Choose which neurons and experts of ranked graphs are kept, and during a repair choose again which neurons of a layer are."""
 
-from llmrank.prune.selection.choose import check_both, choose_masks, prunes_jointly
+from llmrank.prune.selection.choose import check_several, choose_masks, prunes_jointly
 from llmrank.prune.selection.reselection import Reselection
 
-__all__ = ["Reselection", "check_both", "choose_masks", "prunes_jointly"]
+__all__ = ["Reselection", "check_several", "choose_masks", "prunes_jointly"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.local_pruner import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import LayerRecord
-from llmrank.prune.records.units import Target, Units, units_of
+from llmrank.prune.records.units import Target, Units, has_units, sharing_targets, units_of
 from llmrank.score.model_graph import LayerNodes, ModelGraph, edge_weights
 from llmrank.score.topologies import Topology
 
-__all__ = ["check_both", "choose_masks", "prunes_jointly"]
+__all__ = ["check_several", "choose_masks", "prunes_jointly"]
 
 
 def prunes_jointly(structure_dict: Mapping[str, Any] | None, topology: Topology) -> bool:
@@ -55,27 +56,42 @@ def choose_masks(
         See :meth:`llmrank.prune.BasePruner.prune`.
     present : Masks, optional
         The neurons that earlier steps have kept.
-    targets : tuple of {"neurons", "experts"}
-        What is removed. With both, every mixture loses the same number of experts, and neurons are removed for the rest of the
-        amount. Every number of experts is tried, and the one is taken with which the removed neurons have the least importance.
+    targets : tuple of {"neurons", "experts", "heads"}
+        What is removed. With neurons and experts, every mixture loses the same number of experts, and neurons are removed for the
+        rest of the amount. Every number of experts is tried, and the one is taken with which the removed neurons have the least
+        importance. The amount counts for heads by itself.
 
     Returns
     -------
     Masks
-        One mask for each prunable layer; an expert whose mask keeps no neuron is removed.
+        One mask for each prunable layer; an expert whose mask keeps no neuron is removed. Layers without such targets stay.
     """
-    choice = _Choice(graphs, ranks, sensitivities or {}, costs, jointly=jointly)
-    if len(targets) == 1:
-        return choice.masks(pruner, targets[0], present)
-    return choice.masks_of_both(pruner, present)
+    check_several(pruner, targets)
+    layers = [place.layer for entry in graphs for place in entry.prunable]
+    parts = sharing_targets(targets)
+    protected = None
+    if len(parts) > 1:  # then `protect` selects among the layers of all parts
+        names = [units.name for part in parts for units in units_of(layers, part[0])]
+        protected = protected_names(pruner.protect, names)
+    found = (
+        {layer.name: torch.ones(layer.size, dtype=torch.bool) for layer in layers} if present is None else dict(present)
+    )
+    for part in parts:
+        entries = [
+            replace(entry, prunable=tuple(place for place in entry.prunable if has_units(place.layer, part)))
+            for entry in graphs
+        ]
+        choice = _Choice(entries, ranks, sensitivities or {}, costs, protected, jointly=jointly)
+        found |= choice.masks(pruner, part[0], present) if len(part) == 1 else choice.masks_of_both(pruner, present)
+    return Masks({layer.name: found[layer.name] for layer in layers})
 
 
-def check_both(pruner: BasePruner, targets: Sequence[Target]) -> None:
-    """Raise an OptionError if neurons and experts are to be removed, and the amount is no share of the neurons."""
+def check_several(pruner: BasePruner, targets: Sequence[Target]) -> None:
+    """Raise an OptionError if there are several targets, and the amount is no share of the neurons."""
     if len(targets) > 1 and (not isinstance(pruner.amount, float) or pruner.amount_of != "neurons"):
         raise OptionError(
-            "targets='neurons,experts' divide a share of the neurons among both; expected an amount such as 0.3 of neurons, got "
-            f"{pruner.amount!r} of {pruner.amount_of}"
+            f"with several targets, {','.join(targets)}, the amount is a share of each: of heads, and of the neurons in FFNs and "
+            f"experts; expected an amount such as 0.3 of neurons, got {pruner.amount!r} of {pruner.amount_of}"
         )
 
 
@@ -88,13 +104,14 @@ class _Choice:
         ranks: Sequence[RankResult],
         sensitivities: Mapping[str, float],
         costs: ModelCosts | None,
+        protected: set[str] | None,
         *,
         jointly: bool,
     ) -> None:
         self._ranked = list(zip(graphs, ranks, strict=True))
         self._sensitivities, self._costs, self._jointly = sensitivities, costs, jointly
         # The layers that `protect` selects among all layers. It is needed if each of several pruners gets only some layers.
-        self._protected: set[str] | None = None
+        self._protected = protected
         places = [place for entry in graphs for place in entry.prunable]
         self._expert_widths = {place.layer.size for place in places if place.layer.mixture is not None}
 
@@ -127,11 +144,11 @@ class _Choice:
 
     def masks_of_both(self, pruner: BasePruner, present: Masks | None) -> Masks:
         """Choose masks for both targets: every number of experts is tried, and that with the least lost importance is taken."""
-        check_both(pruner, ("neurons", "experts"))
         # Rounded widths would miss the amount by as much as the choices differ.
         pruner = pruner.with_exact_share()
-        names = [units.name for units in units_of([p.layer for entry, _ in self._ranked for p in entry.prunable])]
-        self._protected = protected_names(pruner.protect, names)
+        if self._protected is None:
+            names = [units.name for units in units_of([p.layer for entry, _ in self._ranked for p in entry.prunable])]
+            self._protected = protected_names(pruner.protect, names)
         found: list[Masks] = []
         refusal: OptionError | None = None
         for count in range(max(len(entry.prunable) for entry, _ in self._ranked)):

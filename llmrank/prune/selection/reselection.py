@@ -57,4 +57,9 @@ class Reselection:
         importance = entry.importance(rank_graphs(self._scorer, self._graphs[start : index + 1])[-1])[layer]
         if self._present is not None:
             importance = importance.where(self._present[layer], -torch.inf)
+        heads = place.layer.heads
+        if heads is not None:
+            of_units = importance.view(heads.n_units, heads.unit_size).sum(1)
+            kept = keep_highest(of_units, int(keep.sum()) // heads.unit_size)
+            return kept.repeat_interleave(heads.unit_size)
         return keep_highest(importance, int(keep.sum()))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from llmrank.calibration.collect import collect_statistics
-from llmrank.calibration.residual import SkipSums, block_path, hidden_states
+from llmrank.calibration.residual import SkipSums, hidden_states
 from llmrank.errors import StructureError
 from llmrank.execution import Execution
 from llmrank.models import find_ffns
@@ -125,5 +125,5 @@ def test_ffns_without_a_residual_stream_raise() -> None:
 
 
 def test_the_block_of_an_ffn() -> None:
-    assert [block_path(ffn) for ffn in find_ffns(tiny_llama())] == ["model.layers.0", "model.layers.1"]
-    assert block_path(find_ffns(family_model(named_family("T5")))[-1]) == "decoder.block.1"
+    assert [ffn.block for ffn in find_ffns(tiny_llama())] == ["model.layers.0", "model.layers.1"]
+    assert find_ffns(family_model(named_family("T5")))[-1].block == "decoder.block.1"

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmrank.errors import OptionError
 from llmrank.models import explicit_ffns, find_ffns
-from llmrank.models.costs import UNITS, Cost, ModelCosts, neuron_cost, unit_name
+from llmrank.models.costs import UNITS, Cost, ModelCosts, layer_cost, unit_name
 from llmrank.prune.masks import Masks
 from llmrank.surgery.apply import apply_masks
 from tests.llmrank.families import Family
@@ -57,7 +57,7 @@ def test_removed_cost_equals_the_saving_of_a_compact_model(family: Family) -> No
     maps = nn.ModuleList({id(p.module): p.module for ffn in ffns for stage in ffn.stages for p in stage}.values())
     assert costs.total("ffn-parameters") == weights(maps)[0]
     one_by_one = sum(
-        ((len(masks[name]) - int(masks[name].sum())) * neuron_cost(layer).parameters)
+        (len(masks[name]) - int(masks[name].sum())) * layer_cost(layer).parameters // layer.size
         for name, layer in ffns.layers.items()
     )
     apply_masks(model, ffns, masks)
@@ -101,7 +101,7 @@ def test_bytes_depend_on_the_dtype_of_each_tensor() -> None:
     model = mlp(4, 8, 3).to(torch.bfloat16)
     model[2].bias = nn.Parameter(model[2].bias.float())
     layer = find_ffns(model)[0].prunable[1]
-    assert neuron_cost(layer) == Cost(4 + 1 + 3, 2 * (4 + 1 + 3), 2 * (4 + 3))
+    assert layer_cost(layer) == Cost(8 * (4 + 1 + 3), 8 * 2 * (4 + 1 + 3), 8 * 2 * (4 + 3))
     assert ModelCosts(model, find_ffns(model)).model.bytes == 2 * (4 * 8 + 8 + 8 * 3) + 4 * 3
 
 
@@ -109,7 +109,7 @@ def test_biases_of_another_dtype_count_with_their_neurons() -> None:
     model = mlp(4, 8, 3).to(torch.float16)
     model[0].bias = nn.Parameter(model[0].bias.float())
     ffns = find_ffns(model)
-    assert neuron_cost(ffns[0].prunable[1]) == Cost(4 + 1 + 3, 2 * (4 + 3) + 4, 2 * (4 + 3))
+    assert layer_cost(ffns[0].prunable[1]) == Cost(8 * (4 + 1 + 3), 8 * (2 * (4 + 3) + 4), 8 * 2 * (4 + 3))
     assert ModelCosts(model, ffns).removed_cost({"0": 5}, "bytes") == 3 * (2 * (4 + 3) + 4)
 
 

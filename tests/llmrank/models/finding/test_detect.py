@@ -11,10 +11,10 @@ import torch
 import transformers
 from torch import nn
 
-from llmrank.calibration.attention import find_attentions
 from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.models import explicit_ffns, find_ffns
 from llmrank.models.families import bias_attribute
+from llmrank.models.finding.attention import find_attentions
 from llmrank.pipeline import BasePipeline
 from llmrank.prune import GlobalPruner, LocalPruner
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline

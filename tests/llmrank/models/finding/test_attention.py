@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.calibration.attention import find_attentions
 from llmrank.errors import CalibrationError, StructureError, UnsupportedModelError
 from llmrank.models import FFN, FFNs, find_ffns
+from llmrank.models.finding.attention import find_attentions
 from tests.llmrank.tiny_models import HEADS, Snapshot, family_model, mlp, named_family, repeated, tiny_llama, tiny_t5
 
 N_HEADS, N_GROUPS, WIDTH = HEADS["num_attention_heads"], HEADS["num_key_value_heads"], HEADS["head_dim"]

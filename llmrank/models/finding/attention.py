@@ -9,44 +9,22 @@ are the values, and which heads share values.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from llmrank.calibration.residual import block_path
 from llmrank.errors import CalibrationError, UnsupportedModelError
-from llmrank.execution.hooks import unpadded_rows
-from llmrank.models import FFN, FFNs, LinearMap
+from llmrank.models.ffn import FFN, FFNs, LinearMap, SelectedRows
 from llmrank.models.forward import body_of, evaluation_mode, model_inputs, run_body, token_embeddings
 from llmrank.models.linear_map import is_linear
 
-__all__ = ["SelectedRows", "find_attentions"]
+__all__ = ["find_attentions"]
 
 # Number of tokens to run. With 16 tokens, no two columns of activations agree by chance, even in bfloat16 (8 significant bits).
 N_PROBE_TOKENS = 16
 # Columns are equal up to this difference, as a share of the largest value.
 TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class SelectedRows(LinearMap):
-    """Selected output rows of a linear map, in any order and possibly repeated; its weight is a copy.
-
-    Attributes
-    ----------
-    rows : (size,) int64 tensor
-        Numbers of the rows.
-    """
-
-    rows: torch.Tensor
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The (size, in_features) weight."""
-        all_rows = LinearMap.whole(self.name, self.module).weight
-        return all_rows[self.rows.to(all_rows.device)]
 
 
 def find_attentions(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
@@ -97,7 +75,7 @@ def find_attentions(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
         )
     first_ffns: dict[str, FFN] = {}
     for ffn in ffns:
-        first_ffns.setdefault(block_path(ffn), ffn)
+        first_ffns.setdefault(ffn.block, ffn)
     ffn_maps = {linear_map.name for linear_map in ffns.linear_maps}
     blocks: dict[str, dict[str, nn.Module]] = {}
     for path in first_ffns:
@@ -128,7 +106,7 @@ def _single_token_activations(
     activations: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def record(name: str, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        activations[name] = unpadded_rows(inputs[0], None).float(), unpadded_rows(output, None).float()
+        activations[name] = _rows(inputs[0]), _rows(output)
 
     with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model):
         for name, module in maps.items():
@@ -143,6 +121,10 @@ def _single_token_activations(
                 "model in float32 or bfloat16 and check its perplexity"
             )
     return activations
+
+
+def _rows(values: torch.Tensor) -> torch.Tensor:
+    return values.detach().reshape(-1, values.shape[-1]).float()
 
 
 def _attention(
@@ -169,7 +151,7 @@ def _attention(
                 f"{name} holds no data here (offloaded or on the meta device), and the weights of attentions are edges of the "
                 "graph; load the model with all its weights, or leave attention out"
             )
-    value_map = _select_rows(value, maps[value], rows)
+    value_map = SelectedRows.of(value, maps[value], rows)
     stages = ((value_map,), (LinearMap.whole(output, maps[output]),))
     if value_map.in_features != ffn.sizes[0] or stages[1][0].size != ffn.sizes[0]:
         raise UnsupportedModelError(
@@ -196,11 +178,3 @@ def _matching_columns(read: torch.Tensor, returned: torch.Tensor) -> torch.Tenso
         if not bool((nearest.values <= TOLERANCE * scale).all()):
             return None
     return nearest.indices.cpu()
-
-
-def _select_rows(name: str, module: nn.Module, rows: torch.Tensor) -> LinearMap:
-    """Select output rows of a linear map, as a view if they are consecutive."""
-    start = int(rows[0])
-    if torch.equal(rows, torch.arange(start, start + len(rows))):
-        return LinearMap(name, module, start, len(rows))
-    return SelectedRows(name, module, 0, len(rows), rows)

@@ -1,0 +1,268 @@
+"""Heads of attentions in every model family: removed so that transformers loads the checkpoint, or refused with the reason."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import llmrank
+from llmrank.errors import UnsupportedModelError
+from llmrank.models import find_ffns
+from llmrank.models.finding.heads import find_heads
+from llmrank.prune import GlobalPruner, LocalPruner
+from llmrank.repair import LeastSquaresRepair
+from llmrank.surgery.apply import apply_masks
+from tests.llmrank.families import Family
+from tests.llmrank.plain_pipelines import IsolatedFFNPipeline
+from tests.llmrank.tiny_models import (
+    HEADS,
+    Snapshot,
+    auto_class,
+    every_family,
+    family_model,
+    logits,
+    named_family,
+    tiny_llama,
+    token_ids,
+)
+from tests.tables import table
+
+CALIBRATION = token_ids(6, 16)
+PROBE = token_ids(2, 12, seed=1)
+NO_SIZE = "cannot state . heads of 4 numbers each"
+NO_ATTENTION = "expected one pair of linear maps"
+# The families whose heads cannot be removed -> what the error says.
+REFUSED = {
+    "OLMo 2": "a trial shows that they depend on each other",
+    "StableLM": NO_SIZE,
+    "GPT-2": NO_SIZE,
+    "GPT-NeoX, Pythia": NO_SIZE,
+    "OPT": NO_SIZE,
+    "BLOOM": NO_SIZE,
+    "Falcon": NO_SIZE,
+    "ModernBERT": NO_SIZE,
+    "Jamba (dense)": NO_ATTENTION,
+    "OLMo Hybrid": NO_ATTENTION,
+    "Llama 3.2 Vision (text)": NO_ATTENTION,
+    "T5": "whose decoder attends to two streams",
+    "T5 v1.1, Flan-T5": "whose decoder attends to two streams",
+    "BERT": "laid out in an unknown way",
+    "RoBERTa": "laid out in an unknown way",
+}
+
+
+def pipeline(model: Any, pruner: Any = LocalPruner(0.5), **options: Any) -> IsolatedFFNPipeline:
+    return IsolatedFFNPipeline(model, None, pruner=pruner, calibration=CALIBRATION, **{"targets": "heads", **options})
+
+
+def with_groups(**changes: Any) -> Any:
+    """Make a Llama of three layers with four groups of two heads, whose first layer relies on its first groups."""
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4, "num_hidden_layers": 3}
+    model = tiny_llama(**{**heads, **changes})
+    with torch.no_grad():
+        model.model.layers[0].self_attn.v_proj.weight[:8] *= 4.0
+    return model
+
+
+def saved_and_loaded(model: Any, directory: Path) -> Any:
+    llmrank.save(directory, model)
+    return llmrank.load(directory).model
+
+
+@every_family
+def test_the_forms_agree_and_stock_transformers_loads_the_checkpoint(family: Family, tmp_path: Path) -> None:
+    model = family_model(family)
+    snapshot, dense = Snapshot(model), logits(model, PROBE) if family.name not in REFUSED else None
+    outputs = {}
+    for form in ("zero", "mask", "compact"):
+        run = pipeline(model, form=form)
+        if family.name in REFUSED:
+            with pytest.raises(UnsupportedModelError, match=REFUSED[family.name]):
+                run.run()
+            snapshot.assert_restored()
+            continue
+        run.run()
+        outputs[form] = logits(model, PROBE)
+        assert run.masks is not None
+        assert run.report is not None
+        assert run.report.neurons["removed"] == HEADS["num_attention_heads"]  # half of those in two layers
+        if form == "compact":
+            assert (
+                run.report.before.parameters - run.report.after.parameters
+                == run.report.reached["parameters"]["removed"]
+            )
+            llmrank.save(tmp_path / "pruned", model)
+            stock = auto_class(family).from_pretrained(tmp_path / "pruned")
+            assert torch.equal(logits(stock, PROBE), outputs[form])
+            assert stock.config.num_key_value_heads == 1
+        run.undo()
+        snapshot.assert_restored()
+    if dense is not None:
+        torch.testing.assert_close(outputs["zero"], outputs["mask"], rtol=0, atol=0)
+        torch.testing.assert_close(outputs["compact"], outputs["zero"], rtol=1e-5, atol=1e-4)
+        assert (outputs["zero"] - dense).abs().max() > 1e-2
+
+
+def test_the_masks_remove_what_a_textbook_loop_scores_lowest() -> None:
+    """The importance of a group is the sum of the ranks of the numbers that the output map reads of its heads."""
+    model = with_groups()
+    run = pipeline(model, GlobalPruner(0.5), form="zero")
+    run.run()
+    assert run.masks is not None
+    for entry, result in zip(run.model_graphs, run.ranks, strict=True):
+        ((name, scores),) = entry.importance(result).items()
+        sums = [sum(float(scores[k]) for k in range(8 * group, 8 * group + 8)) for group in range(4)]
+        kept = [bool(run.masks[name][8 * group]) for group in range(4)]
+        assert max([s for s, is_kept in zip(sums, kept, strict=True) if not is_kept], default=0.0) <= min(
+            s for s, is_kept in zip(sums, kept, strict=True) if is_kept
+        )
+        assert torch.equal(run.masks[name].view(4, 8).any(1), run.masks[name].view(4, 8).all(1))
+
+
+def test_removed_groups_are_those_rows_and_columns_of_the_dense_model() -> None:
+    model = with_groups()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    run = pipeline(model)
+    run.run()
+    assert run.masks is not None
+    for k, layer in enumerate(model.model.layers):
+        keep = run.masks[f"model.layers.{k}.self_attn"]
+        groups = keep.view(4, 8).all(1)
+        of_groups = groups.repeat_interleave(4)
+        for part, kept in (("q_proj", keep), ("k_proj", of_groups), ("v_proj", of_groups)):
+            dense = before[f"model.layers.{k}.self_attn.{part}.weight"]
+            assert torch.equal(getattr(layer.self_attn, part).weight, dense[kept])
+        assert torch.equal(layer.self_attn.o_proj.weight, before[f"model.layers.{k}.self_attn.o_proj.weight"][:, keep])
+
+
+@table(
+    ("changes", "loads_in_transformers"),
+    [
+        ({}, True),  # neurons of one width, and as many heads everywhere
+        ({"num_key_value_heads": 1}, True),  # heads are removed, and the keys and values that all share stay
+        ({"num_key_value_heads": 8}, True),
+        ({"attention_bias": True}, True),
+        # The configuration of Llama takes only numbers of heads that divide the hidden size, and three groups have six heads.
+        ({"amount": 0.25}, False),
+    ],
+)
+def test_heads_and_neurons_together(changes: dict[str, Any], loads_in_transformers: bool, tmp_path: Path) -> None:
+    directory = tmp_path / "-".join(["pruned", *map(str, changes.items())])
+    model = with_groups(**{k: v for k, v in changes.items() if k != "amount"})
+    snapshot = Snapshot(model)
+    amount = changes.get("amount", 0.5)
+    run = pipeline(model, LocalPruner(amount), targets="neurons,heads", repair=LeastSquaresRepair())
+    run.run()
+    assert run.report is not None
+    assert run.report.neurons["heads"] == {"before": 24, "removed": round(24 * amount)}
+    assert run.report.neurons["removed"] == round(3 * 40 * amount)
+    pruned = logits(model, PROBE)
+    assert torch.equal(logits(saved_and_loaded(model, directory), PROBE), pruned)
+    config = model.config.to_dict()
+    assert ("llmrank_widths" in config) is not loads_in_transformers
+    if loads_in_transformers:
+        stock = auto_class(named_family("Llama, SmolLM2")).from_pretrained(directory)
+        assert torch.equal(logits(stock, PROBE), pruned)
+    run.undo()
+    snapshot.assert_restored()
+
+
+def test_attentions_with_different_numbers_of_heads_are_loaded_by_llmrank(tmp_path: Path) -> None:
+    model = with_groups()
+    run = pipeline(model, GlobalPruner(0.4), targets="heads,neurons")
+    run.run()
+    assert run.masks is not None
+    widths = run.masks.widths
+    assert len({width for name, width in widths.items() if name.endswith("attn")}) > 1
+    loaded = saved_and_loaded(model, tmp_path / "pruned")
+    assert torch.equal(logits(loaded, PROBE), logits(model, PROBE))
+    assert loaded.config.llmrank_widths == widths
+    # The loaded model is pruned further: its heads have the size that they had.
+    again = pipeline(loaded, LocalPruner(0.5))
+    again.run()
+    assert torch.equal(logits(saved_and_loaded(loaded, tmp_path / "again"), PROBE), logits(loaded, PROBE))
+    assert loaded.model.layers[0].self_attn.head_dim == 4
+
+
+@pytest.mark.parametrize("width", [20, 40, 4])
+def test_widths_that_do_not_fit_the_configuration_are_refused(width: int, tmp_path: Path) -> None:
+    model = with_groups()
+    run = pipeline(model, GlobalPruner(0.4), targets="heads,neurons")
+    run.run()
+    llmrank.save(tmp_path / "pruned", model)
+    path = tmp_path / "pruned" / "config.json"
+    text = path.read_text(encoding="utf-8")
+    changed = re.sub(r'("model.layers.1.self_attn": )\d+', rf"\g<1>{width}", text)
+    path.write_text(changed, encoding="utf-8")
+    with pytest.raises(llmrank.errors.CheckpointError, match="numbers for the heads of model.layers.1.self_attn"):
+        llmrank.load(tmp_path / "pruned")
+
+
+def test_padded_attentions_have_as_many_heads_as_the_widest(tmp_path: Path) -> None:
+    model = with_groups()
+    run = pipeline(model, GlobalPruner(0.4), targets="heads,neurons", align="pad")
+    run.run()
+    assert run.report is not None
+    padded = run.report.neurons["widths_with_padding"]
+    assert len(set(padded.values())) == 2
+    pruned = logits(model, PROBE)
+    llmrank.save(tmp_path / "pruned", model)
+    assert torch.equal(logits(llmrank.load(tmp_path / "pruned").model, PROBE), pruned)
+
+
+@table("options", [{"steps": 2}, {"repair": LeastSquaresRepair(reselect=True)}, {"targets": "heads,neurons"}])
+def test_heads_stay_whole(options: dict[str, Any]) -> None:
+    run = pipeline(with_groups(), LocalPruner(0.5), **options)
+    run.run()
+    assert run.masks is not None
+    for name, mask in run.masks.items():
+        if name.endswith("attn"):
+            assert torch.equal(mask.view(4, 8).any(1), mask.view(4, 8).all(1))
+            assert int(mask.sum()) == 16
+
+
+def test_masks_of_parts_of_heads_are_refused() -> None:
+    model = with_groups()
+    ffns = type(find_ffns(model))(find_heads(model, find_ffns(model)).values())
+    masks = llmrank.Masks.full(ffns.sizes)
+    cut = {name: mask.clone() for name, mask in masks.items()}
+    cut["model.layers.1.self_attn"][3] = False
+    with pytest.raises(llmrank.errors.MaskError, match="keeps parts of heads; expected whole groups of heads"):
+        apply_masks(model, ffns, llmrank.Masks(cut))
+
+
+def test_with_little_memory_the_same_heads_are_removed(tmp_path: Path) -> None:
+    from llmrank.pipeline.pruning_run import PruningRun
+
+    masks, outputs = [], []
+    for directory in (None, tmp_path / "work"):
+        model = with_groups()
+        recipe = pipeline(model, targets="heads,neurons", repair=LeastSquaresRepair()).recipe
+        run = PruningRun(model, None, recipe, undoable=directory is None, work_directory=directory)
+        run.run()
+        assert run.masks is not None
+        masks.append(run.masks)
+        outputs.append(logits(model, PROBE))
+    assert masks[0] == masks[1]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
+
+
+def test_an_amount_of_parameters_is_reached_by_heads_alone_and_not_with_neurons() -> None:
+    run = pipeline(with_groups(), LocalPruner(0.1, amount_of="parameters"))
+    run.run()
+    assert run.report is not None
+    assert run.report.reached["parameters"]["share"] >= 0.1
+    with pytest.raises(
+        llmrank.errors.OptionError, match="with several targets, heads,neurons, the amount is a share of each"
+    ):
+        pipeline(with_groups(), LocalPruner(0.1, amount_of="parameters"), targets="heads,neurons").run()
+
+
+def test_a_single_head_stays() -> None:
+    one = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
+    with pytest.raises(llmrank.errors.OptionError, match="every attention of this model has one head"):
+        pipeline(tiny_llama(**one)).run()
