@@ -4,7 +4,7 @@ Run it as ``python -m benchmarks.across --wikitext DIR --model A --model B``. Sc
 amounts, on one short protocol: the first sequences of WikiText-2's valid calibrate; the first of its test, and the beginnings of
 some modules of Python's standard library, are evaluated. Every row has its difference from the default row (of the same amount
 and repair) in nats per token, and the standard error of that difference over sequences, so that "ahead" has a meaning. A run
-continues its own result file.
+continues its own result file. With ``--targets heads`` heads of attentions are removed, in a result file of their own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from llmrank.evaluation.items import BUILT_IN_FILE, answer_items, read_items
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
 from llmrank.execution import Execution
 from llmrank.execution.recording import Recording, recording
-from llmrank.models import find_ffns
 from llmrank.models.forward import run_sequences
 from llmrank.pipeline import Recipe, stages
 from llmrank.pipeline.closeness.candidates import Choice
@@ -43,6 +42,7 @@ from llmrank.pipeline.descriptions import dtype_name
 from llmrank.pipeline.registry import make_pruner, make_scorer
 from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
+from llmrank.prune.records.units import parse_targets, units_of
 from llmrank.prune.selection import choose_masks
 from llmrank.repair import LeastSquaresRepair
 from llmrank.score import AutoScorer
@@ -82,6 +82,15 @@ ROWS = {
     "flap": ("local", "global:normalize=zscore"),
     PEER: ("local",),
 }
+# Scorers of heads -> budgets. The default budget removes as many heads of every attention.
+ROWS_OF_HEADS = {
+    DEFAULT[0]: ("local", "global", "sensitivity"),
+    "activation": ("local",),
+    "wanda-sp": ("local",),
+    "flap": ("local",),
+    "norm": ("local",),
+    "random": ("local",),
+}
 REPAIRS = {"none": "as cut", "lstsq": "repaired"}
 KINDS = ("WikiText-2", "Python sources")
 ITEMS = "items"
@@ -96,6 +105,10 @@ HEAD = (
     "the first kind; the source code of Python's standard library is text of another kind. "
     "Shares are exact (multiple_of=1)."
 )
+HEAD_OF_HEADS = (
+    " What is removed are heads of attentions; those that share keys and values go together. The budget local removes as many of "
+    "every attention, and so none if the share is less than half of a group."
+)
 HEAD_OF_ITEMS = (
     " The tables of items say how many are kept: answered right, of those that the dense model answers right."
 )
@@ -104,10 +117,11 @@ HEAD_OF_ITEMS = (
 class Study:
     """One model: its calibration, its ranks, and its losses on the evaluation text."""
 
-    def __init__(self, source: str, options: argparse.Namespace) -> None:
+    def __init__(self, source: str, options: argparse.Namespace, targets: str = "neurons") -> None:
         loaded = checkpoint.load(source, dtype=options.dtype)
         self.model, self.tokenizer, length = loaded.model, loaded.tokenizer, options.sequence_length
-        self.ffns = find_ffns(self.model)
+        self.targets = parse_targets(targets)
+        self.ffns = stages.find(self.model, self.tokenizer, Recipe(targets=self.targets), Execution()).ffns
         self.texts = read(options.wikitext / "test.txt", loaded.tokenizer, options.evaluate, length)
         self.other = python_sources(loaded.tokenizer, length)
         alone = read_and_hold_out(options.wikitext / "valid.txt", loaded.tokenizer, options.samples, length)
@@ -155,7 +169,8 @@ class Study:
     def choice(self, text: str, amount: float) -> Choice:
         """Let the default choose a scorer for an amount, as the command line does."""
         if (text, amount) not in self.choices:
-            recipe, execution = Recipe(pruner=LocalPruner(amount, multiple_of=1)), Execution()
+            pruner = LocalPruner(amount, multiple_of=1)
+            recipe, execution = Recipe(pruner=pruner, targets=self.targets), Execution()
             prepared = stages.find(self.model, self.tokenizer, recipe, execution)
             choice = stages.choose_scorer(prepared, recipe, self.graphs[text], self.tokens[text], execution)
             if choice is None:
@@ -209,11 +224,20 @@ class Study:
         sensitivities: dict[str, float] = {}
         if pruner.needs_sensitivity:
             if (scorer, text, amount) not in self.sensitivities:
-                even = choose_masks(LocalPruner(amount, multiple_of=1), graphs, ranks, jointly=True)
+                # A trial of less than one head of an attention would say nothing.
+                of_trial = max(amount, 1.0 / self.units) if self.targets == ("heads",) else amount
+                trial = LocalPruner(of_trial, multiple_of=1)
+                even = choose_masks(trial, graphs, ranks, jointly=True, targets=self.targets)
                 measured = layer_sensitivities(self.model, self.ffns, even, sequences)
                 self.sensitivities[scorer, text, amount] = measured
             sensitivities = self.sensitivities[scorer, text, amount]
-        return choose_masks(pruner, graphs, ranks, jointly=True, sensitivities=sensitivities)
+        options: Any = {"sensitivities": sensitivities, "targets": self.targets}
+        return choose_masks(pruner, graphs, ranks, jointly=True, **options)
+
+    @property
+    def units(self) -> int:
+        """The smallest number of units of a layer that can be removed."""
+        return min(units.n_units for units in units_of(self.ffns.layers.values(), self.targets[0]))
 
 
 def python_sources(tokenizer: Any, length: int) -> TokenSequences:
@@ -234,7 +258,7 @@ def ranked_by(row: dict[str, Any]) -> str:
 
 def settings(options: argparse.Namespace) -> Iterator[tuple[str, str, str, float, str]]:
     """Yield scorer, budget, text, amount and repair of each row that is asked for, the default rows first."""
-    wanted = [(scorer, budget) for scorer, budgets in ROWS.items() for budget in budgets]
+    wanted = _pairs(options.targets)
     for amount in (float(share) for share in options.amounts.split(",")):
         for repair in options.repairs.split(","):
             for (scorer, budget), text in product(wanted, options.texts.split(",")):
@@ -245,7 +269,8 @@ def settings(options: argparse.Namespace) -> Iterator[tuple[str, str, str, float
 def table(results: dict[str, Any]) -> str:
     """Return all models in markdown: perplexities, and in brackets the difference from the default row."""
     asks = any(ITEMS in row for found in results["models"].values() for row in found["rows"])
-    lines = [HEAD + asks * HEAD_OF_ITEMS]
+    of_heads = results["protocol"].get("targets") == "heads"
+    lines = [HEAD + of_heads * HEAD_OF_HEADS + asks * HEAD_OF_ITEMS]
     for name, found in results["models"].items():
         for kind in (*KINDS, ITEMS):
             dense = kind_of(found["dense"], kind)
@@ -310,8 +335,13 @@ def perplexity_of(row: dict[str, Any]) -> float:
     return Perplexity.of(row["losses"], row["counts"]).value
 
 
-def _pairs() -> list[tuple[str, str]]:
-    return [(scorer, budget) for scorer, budgets in ROWS.items() for budget in budgets]
+def _pairs(targets: str = "") -> list[tuple[str, str]]:
+    """Return scorers and budgets of neurons, of heads, or without `targets` of both."""
+    of_both = {"neurons": ROWS, "heads": ROWS_OF_HEADS}
+    rows = [each for name, each in of_both.items() if targets in ("", name)]
+    return list(
+        dict.fromkeys((scorer, budget) for each in rows for scorer, budgets in each.items() for budget in budgets)
+    )
 
 
 def cell(row: Any, default: dict[str, Any] | None, dense: Any) -> str:
@@ -359,10 +389,16 @@ def main() -> None:
     parser.add_argument("--evaluate", type=int, default=8, help="evaluation sequences (%(default)s)")
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--dtype", default="float32", help="bfloat16 for models that take too long (%(default)s)")
-    parser.add_argument("--output", type=Path, default=RESULTS / "across.json")
+    parser.add_argument(
+        "--targets", default="neurons", choices=("neurons", "heads"), help="what is removed (%(default)s)"
+    )
+    parser.add_argument("--output", type=Path, help="default across.json, and heads.json of heads")
     options = parser.parse_args()
+    options.output = options.output or RESULTS / ("heads.json" if options.targets == "heads" else "across.json")
     check_wikitext(parser, options)
     numbers = {name: getattr(options, name) for name in ("samples", "evaluate", "sequence_length")}
+    if options.targets != "neurons":
+        numbers["targets"] = options.targets
     results = opened(options.output, numbers)
     models = results.setdefault("models", {})
 
@@ -371,7 +407,7 @@ def main() -> None:
         write(options.output.with_suffix(".md"), table(results))
 
     for source in options.model or [str(demo_model())]:
-        study = Study(source, options)
+        study = Study(source, options, options.targets)
         found = models.setdefault(Path(source).name.removesuffix(".gguf"), {"protocol": study.protocol(), "rows": []})
         measure(study, found, options, save)
 

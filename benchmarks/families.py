@@ -4,7 +4,8 @@ Run it as ``python -m benchmarks.families``. Of every model type a tiny model is
 each FFN are removed, and the compact model is saved and loaded again. Its logits must be those of a copy of the dense model in
 which the removed neurons are set to zero by this file, not by llmrank. Of mixtures, 25 % of the experts are
 removed too, from a model of their own; for the expected logits, those of the removed experts in the routers are minus infinity.
-The outcome of a type, and that of its experts, is one of these:
+From a third model half of the heads are removed, where all have two or more that do not share a key.
+The outcome of a type, and those of its experts and of its heads, are among these:
 
 - stock: the checkpoint is exact in stock transformers;
 - llmrank.load: no field of the configuration states the widths, and llmrank alone loads the checkpoint, exactly;
@@ -48,7 +49,9 @@ from benchmarks.result_files import opened, write
 from benchmarks.tiny_configs import FIRST_SPECIAL, VARIANTS, tiny_model
 from graphs.errors import GraphError
 from llmrank.errors import LLMRankError
-from llmrank.models import find_ffns
+from llmrank.models import FFNs, find_ffns
+from llmrank.models.finding.heads import find_heads
+from llmrank.models.forward import reached_by_tokens
 
 RESULTS = Path(__file__).parent / "results"
 # What `llmrank families` prints.
@@ -58,13 +61,14 @@ OUTCOMES = ("stock", "llmrank.load", "refused", "wrong", "traceback", "timeout",
 MODEL_TYPES = (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS)
 # Types whose models take other inputs than token ids, so that a plain forward pass proves nothing.
 NOT_ON_IDS = ("gemma4_assistant", "gemma4_unified_assistant")
-AMOUNT, EXPERTS, SEED = 0.3, 0.25, 0
+AMOUNT, EXPERTS, HEADS, SEED = 0.3, 0.25, 0.5, 0
 # Of the largest logit. Compact matrices are summed in another order.
 TOLERANCE = 1e-4
 PROTOCOL = {
     "transformers": transformers.__version__,
     "amount": AMOUNT,
     "experts": EXPERTS,
+    "heads": HEADS,
     "pruner": "local",
     "pipeline": "isolated",
     "repair": "none",
@@ -97,7 +101,7 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def measured(model_type: str) -> dict[str, Any]:
-    """Build, prune, save and load one type, and return its outcome; for a mixture also that of removing experts."""
+    """Build, prune, save and load one type, and return its outcome; also that of removing heads and, of a mixture, experts."""
     try:
         model = tiny_model(model_type, SEED)
         before = None if model_type in NOT_ON_IDS else logits(model)
@@ -106,6 +110,7 @@ def measured(model_type: str) -> dict[str, Any]:
     except Exception as error:
         return {"outcome": "cannot build", "reason": message(error)}
     row = {"class": type(model).__name__, **pruned_by(copy.deepcopy(model), before, "neurons", AMOUNT)}
+    row["heads"] = pruned_by(copy.deepcopy(model), before, "heads", HEADS)
     if any(is_mixture(module) for module in model.modules()):
         row["experts"] = pruned_by(model, before, "experts", EXPERTS)
     return row
@@ -123,6 +128,8 @@ def pruned_by(model: Any, before: Any, targets: str, amount: float) -> dict[str,
     row: dict[str, Any] = {}
     try:
         ffns = find_ffns(model)
+        if targets == "heads":
+            ffns = FFNs(find_heads(model, reached_by_tokens(model, ffns)).values())
         if targets == "neurons":
             row |= {"ffns": len(ffns), "kinds": dict(Counter(ffn.kind for ffn in ffns))}
         readers = readers_of(model, ffns)
@@ -253,7 +260,9 @@ def table(results: dict[str, Any]) -> str:
     """Return the results in markdown: how many types have each outcome, and every type; the JSON has the reasons in full."""
     rows = results["rows"]
     counts = Counter(row["outcome"] for row in rows.values())
-    of_experts = Counter(row["experts"]["outcome"] for row in rows.values() if "experts" in row)
+    of_experts, of_heads = (
+        Counter(row[kind]["outcome"] for row in rows.values() if kind in row) for kind in ("experts", "heads")
+    )
     versions = results["provenance"]
     variants = len(rows.keys() & VARIANTS.keys())
     models = (
@@ -262,40 +271,46 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         (
             f"{models}, and {variants} variants; {AMOUNT:.0%} of the neurons removed, and {EXPERTS:.0%} of the experts of "
-            f"{of_experts.total()} mixtures."
+            f"{of_experts.total()} mixtures; and {HEADS:.0%} of the heads."
         ),
         "",
-        "| outcome | models | experts |",
-        "| --- | ---: | ---: |",
+        "| outcome | models | experts | heads |",
+        "| --- | ---: | ---: | ---: |",
         *(
-            f"| {outcome} | {counts[outcome]} | {of_experts[outcome]} |"
+            f"| {outcome} | {counts[outcome]} | {of_experts[outcome]} | {of_heads[outcome]} |"
             for outcome in OUTCOMES
-            if counts[outcome] or of_experts[outcome]
+            if counts[outcome] or of_experts[outcome] or of_heads[outcome]
         ),
         "",
-        "| model type | outcome | experts | FFNs | seconds | reason |",
-        "| --- | --- | --- | --- | ---: | --- |",
+        "| model type | outcome | experts | heads | FFNs | seconds | reason |",
+        "| --- | --- | --- | --- | --- | ---: | --- |",
     ]
     for name in sorted(rows):
         row = rows[name]
-        experts = row.get("experts", {})
+        experts, heads = row.get("experts", {}), row.get("heads", {})
         kinds = ", ".join(f"{count} {kind}" for kind, count in row.get("kinds", {}).items())
-        reason = shorten(row.get("reason", experts.get("reason", "")), 240, placeholder=" ...").replace("|", "\\|")
-        lines.append(
-            f"| {name} | {row['outcome']} | {experts.get('outcome', '')} | {kinds} | {row['seconds']:.1f} | {reason} |"
-        )
+        reason = shorten(reason_of(row), 240, placeholder=" ...").replace("|", "\\|")
+        outcomes = f"{row['outcome']} | {experts.get('outcome', '')} | {heads.get('outcome', '')}"
+        lines.append(f"| {name} | {outcomes} | {kinds} | {row['seconds']:.1f} | {reason} |")
     return "\n".join(lines) + "\n"
+
+
+def reason_of(row: dict[str, Any]) -> str:
+    """Return why neurons, or else experts, or else heads of a type were not removed so that stock transformers loads it."""
+    found: list[str] = [row.get("reason", "")]
+    found += [f"{kind}: {row[kind]['reason']}" for kind in ("experts", "heads") if row.get(kind, {}).get("reason")]
+    return next(filter(None, found), "")
 
 
 def for_the_package(results: dict[str, Any]) -> str:
     """Return the part of the results that ``llmrank families`` prints, as JSON with a line for each type."""
     rows = []
     for name, row in sorted(results["rows"].items()):
-        experts = row.get("experts", {})
-        reason = row.get("reason", experts.get("reason", ""))
-        shown = {"outcome": row["outcome"], "experts": experts.get("outcome", ""), "reason": reason}
+        others = {kind: row.get(kind, {}).get("outcome", "") for kind in ("experts", "heads")}
+        shown = {"outcome": row["outcome"], **others, "reason": reason_of(row)}
         rows.append(f"  {json.dumps(name)}: {json.dumps(shown)}")
-    head = {"transformers": results["protocol"]["transformers"], "neurons": AMOUNT, "experts": EXPERTS}
+    shares = {"neurons": AMOUNT, "experts": EXPERTS, "heads": HEADS}
+    head = {"transformers": results["protocol"]["transformers"], **shares}
     return json.dumps(head)[:-1] + ', "rows": {\n' + ",\n".join(rows) + "\n}}\n"
 
 

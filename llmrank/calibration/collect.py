@@ -12,11 +12,17 @@ from torch import nn
 from llmrank.calibration.residual import SkipSums, hidden_states
 from llmrank.calibration.statistics import AttentionStatistics, FFNStatistics
 from llmrank.calibration.statistics.sums import FFNSums, MixtureSums
-from llmrank.errors import CalibrationError, LLMRankError
 from llmrank.execution import Execution
 from llmrank.execution.hooks import TokenMasks, unpadded_rows
 from llmrank.models import FFN, FFNs
-from llmrank.models.forward import body_of, evaluation_mode, first_output, is_decoder, model_inputs, run_body
+from llmrank.models.forward import (
+    body_of,
+    evaluation_mode,
+    first_output,
+    is_decoder,
+    model_inputs,
+    run_on_calibration_inputs,
+)
 from llmrank.text import TokenSequences
 
 __all__ = ["collect_statistics"]
@@ -87,7 +93,7 @@ def collect_statistics(
             for batch in execution.steps(execution.batches(sequences), "Calibrating"):
                 inputs, *batch_masks = model_inputs(model, *batch)
                 masks.replace(TokenMasks(*batch_masks))
-                _run(model, body, inputs)
+                run_on_calibration_inputs(model, body, inputs)
     of_mixtures = [part for entry in mixture_sums.values() for part in entry.parts]
     execution.processes.add_up([*(part for entry in sums for part in entry.parts), *of_mixtures, *skip_sums.values()])
     layers = [entry.finish() for entry in sums]
@@ -104,19 +110,6 @@ def collect_statistics(
         )
         for ffn, entry, ffn_layers in zip(ffns, sums, layers, strict=False)
     )
-
-
-def _run(model: nn.Module, body: nn.Module, inputs: dict[str, Any]) -> None:
-    try:
-        run_body(body, inputs)
-    except LLMRankError:
-        raise
-    except (TypeError, ValueError, AttributeError) as error:  # models raise these for missing inputs
-        raise CalibrationError(
-            f"{type(model).__name__} does not run on the inputs of calibration, {', '.join(inputs)} alone ({error}); "
-            "expected a language model, or a plain module that takes features: if the model contains one (a text_model, "
-            "for example), prune that part by itself"
-        ) from error
 
 
 def _add_block_hook(

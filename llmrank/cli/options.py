@@ -118,7 +118,7 @@ def add_method_options(
     method.add_argument(
         "--targets",
         default="neurons",
-        help="what is removed: neurons, experts (of a mixture), or neurons,experts (%(default)s)",
+        help="what is removed, one or more with commas: neurons, heads (of attentions), experts (of a mixture) (%(default)s)",
     )
     if prunes:
         _add_pruning_options(method)

@@ -44,6 +44,7 @@ from llmrank.pipeline.stages import RankedModel
 from llmrank.pipeline.texts import RankedText
 from llmrank.progress import Progress
 from llmrank.prune.masks import Masks
+from llmrank.prune.records.units import parse_targets
 from llmrank.prune.selection import Reselection
 from llmrank.repair import RepairedMap
 from llmrank.score import AutoScorer
@@ -109,7 +110,9 @@ class ModelStudy:
         self._settings, self._tasks, self._items = settings, tasks, settings.asked_items
         if self._items:
             check_continues(self._model)
-        self._prepared = stages.find(self._model, self._tokenizer, Recipe(), Execution())
+        self._prepared = stages.find(
+            self._model, self._tokenizer, Recipe(targets=parse_targets(settings.targets)), Execution()
+        )
         self._ffns = self._prepared.ffns
         self._weights_digest = weights_digest(self._model)
         ranking = self._find_calibration(directory, progress)
@@ -248,6 +251,7 @@ class ModelStudy:
             "model": model_source(self._model),
             "weights": self._weights_digest,
             "layers": self._ffns.sizes,
+            "ffns": [ffn.name for ffn in self._ffns],
             "pipeline": pipeline,
             "scorer": self._settings.scorers[0],
             "calibration": tokens.sequences.provenance(),

@@ -46,7 +46,7 @@ def make_budgets(pruner: BasePruner, ffns: FFNs, *, jointly: bool, targets: Sequ
     ffns : FFNs
     jointly : bool
         Whether the global budget is always shared by all FFNs. If not, the amount must also be possible for each FFN alone.
-    targets : sequence of {"neurons", "experts"}
+    targets : sequence of {"neurons", "experts", "heads"}
         What would be removed.
 
     Raises
@@ -60,6 +60,11 @@ def make_budgets(pruner: BasePruner, ffns: FFNs, *, jointly: bool, targets: Sequ
             "an inspection counts neurons of all layers, and does not support protect and amount_of; use them only for pruning"
         )
     check_targets(targets, ffns)
+    if len(targets) > 1 and "heads" in targets:
+        raise OptionError(
+            f"an inspection shows heads by themselves; expected targets='heads' (--targets heads), or none of them, got "
+            f"{','.join(targets)}"
+        )
     if len(targets) > 1 and isinstance(pruner.amount, int):
         raise OptionError(
             f"neurons and experts together are removed by a share of the neurons, such as 0.3; got {pruner.amount}"

@@ -115,6 +115,12 @@ def _widths(checkpoint: Path, n_layers: int) -> tuple[int, ...]:
         raise CheckpointError(
             f"{checkpoint} has no {absent[0]} in its files of safetensors; expected a complete checkpoint of compact form"
         )
+    heads = {shapes[name.replace("mlp.down_proj", "self_attn.o_proj")][1] for name in names}
+    if len(heads) > 1:
+        raise UnsupportedModelError(
+            "a DeciLMForCausalLM has as many heads in every layer, and these layers have different numbers; prune heads with "
+            "--pruner local, or export to gguf"
+        )
     return tuple(shapes[name][1] for name in names)
 
 

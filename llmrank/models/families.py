@@ -35,24 +35,25 @@ class MeasuredFamilies:
     ----------
     transformers : str
         The version of transformers.
-    neuron_share, expert_share : float
-        The shares of the neurons and of the experts that were removed.
+    neuron_share, expert_share, head_share : float
+        The shares of the neurons, of the experts and of the heads that were removed.
     rows : dict from str to dict
-        For each model type: the ``outcome`` when neurons were removed; the outcome when ``experts`` were removed, "" if the type
-        has no experts; and the ``reason`` if one of them is not "stock". "stock" says that transformers without llmrank loads
-        the pruned checkpoint.
+        For each model type: the ``outcome`` when neurons were removed; those when ``experts`` ("" if the type has none) and
+        ``heads`` were removed; and the ``reason`` if one of them is not "stock". "stock" says that transformers without llmrank
+        loads the pruned checkpoint.
     """
 
     transformers: str
     neuron_share: float
     expert_share: float
+    head_share: float
     rows: dict[str, dict[str, str]]
 
 
 def measured_families() -> MeasuredFamilies:
     """Return what was measured of every model type."""
     found = json.loads(Path(__file__).with_name("families.json").read_text(encoding="utf-8"))
-    return MeasuredFamilies(found["transformers"], found["neurons"], found["experts"], found["rows"])
+    return MeasuredFamilies(found["transformers"], found["neurons"], found["experts"], found["heads"], found["rows"])
 
 
 def has_sliding_window(config: Mapping[str, Any]) -> bool:

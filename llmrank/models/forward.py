@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.errors import CalibrationError, OptionError
+from llmrank.errors import CalibrationError, LLMRankError, OptionError
 from llmrank.models.experts import by_expert, substitute_forward
 from llmrank.models.families import text_config
 from llmrank.models.ffn import FFN, FFNs
@@ -193,6 +193,20 @@ def is_decoder(model: nn.Module, ffn: FFN) -> bool:
 def run_body(body: nn.Module, inputs: dict[str, Any]) -> Any:
     """Run a forward pass; a module without a config gets the ids (or features) alone."""
     return body(**inputs) if hasattr(body, "config") else body(inputs["input_ids"])
+
+
+def run_on_calibration_inputs(model: nn.Module, body: nn.Module, inputs: dict[str, Any]) -> None:
+    """Run a forward pass as :func:`run_body` does; raise a CalibrationError if the model needs other inputs too."""
+    try:
+        run_body(body, inputs)
+    except LLMRankError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:  # models raise these for missing inputs
+        raise CalibrationError(
+            f"{type(model).__name__} does not run on the inputs of calibration, {', '.join(inputs)} alone ({error}); "
+            "expected a language model, or a plain module that takes features: if the model contains one (a text_model, "
+            "for example), prune that part by itself"
+        ) from error
 
 
 def run_sequences(model: nn.Module, ffns: FFNs, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:

@@ -16,7 +16,7 @@ from llmrank.score import BaseScorer
 __all__ = ["choice_notes", "expected_widths", "repair_notes", "token_warning"]
 
 
-def choice_notes(candidates: Sequence[BaseScorer], choice: Choice | None, removed: float) -> list[str]:
+def choice_notes(candidates: Sequence[BaseScorer], choice: Choice | None, removed: float | None) -> list[str]:
     """Return a note if a scorer was to be chosen, and could not be; and the warnings of the choice."""
     if choice is not None:
         return choice.warnings(removed)

@@ -62,7 +62,8 @@ class BasePipeline(PruningRun):
         None repairs nothing, so that the masks alone make the pruned model. The repair is kept if it brings the model closer to
         the dense one on held-out sequences (see :meth:`llmrank.pipeline.CalibrationText.sequences`), or if none are held out.
     targets : str or sequence of str
-        What is removed: "neurons" (the default), in a mixture of experts from every expert; "experts"; or "neurons,experts".
+        What is removed: "neurons" (the default), in a mixture of experts from every expert; "experts"; "heads" of attentions; or
+        several of them, such as "neurons,heads".
     steps : int
         Number of steps to prune in, 1 to 1000, see :mod:`llmrank.prune.schedule`.
     evaluation : EvaluationText, a source as for :class:`EvaluationText`, or True; optional

@@ -162,7 +162,8 @@ def prune_model(
         What the amount is a share or a number of: neurons, ffn-parameters, ffn-bytes, ffn-flops, parameters, bytes or flops.
         Ignored if `pruner` is an object.
     targets : str or sequence of str
-        What is removed: "neurons", the "experts" of a mixture, or "neurons,experts".
+        What is removed: "neurons", "heads" of attentions, the "experts" of a mixture, or several of them, such as
+        "neurons,heads". The amount is a share of the heads, and of the neurons in FFNs and experts.
     pipeline : str or class
         How the graphs of FFNs are joined: "isolated", "chained" or "residual", or a spec such as ``"residual:beta=0.5"``.
     scorer, pruner, repair : str or object

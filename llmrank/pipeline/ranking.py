@@ -47,7 +47,7 @@ class Ranking:
     other : TokenSequences or None
         Held-out sequences of another kind of text.
     settings : mapping
-        The model, a digest of its weights (:func:`llmrank.models.digest.weights_digest`), its layers, and
+        The model, a digest of its weights (:func:`llmrank.models.digest.weights_digest`), its layers and FFNs, and
         the pipeline and the scorer that computed the scores, as values that JSON can hold.
     scores : mapping from str to (n,) float64 tensor
         The importance of every neuron, by the name of its layer. They are for people who read the file: pruning computes them
@@ -84,19 +84,28 @@ class Ranking:
         write_json(place / SETTINGS, {**self.settings, "files": files})
 
     def statistics_of(self, model: nn.Module, ffns: FFNs) -> tuple[FFNStatistics, ...]:
-        """Return the statistics of the FFNs of a model.
+        """Return the statistics of FFNs of a model: all that were ranked, or some.
 
         Raises
         ------
         OptionError
             The ranking is of another model, or of other FFNs.
         """
-        if self.settings["weights"] != weights_digest(model) or self.settings["layers"] != ffns.sizes:
+        ranked = self.settings["layers"]
+        names = self.settings.get("ffns", [ffn.name for ffn in ffns])
+        same_weights = self.settings["weights"] == weights_digest(model)
+        absent = [ffn.name for ffn in ffns if ffn.name not in names]
+        if same_weights and absent:
+            raise OptionError(
+                f"the ranking has no statistics of {absent[0]}: it ranked other targets; rank the model with the same --targets"
+            )
+        if not same_weights or not ffns.sizes.items() <= ranked.items() or len(names) != len(self.statistics):
             raise OptionError(
                 f"the ranking is of {self.settings['model']}, and this {type(model).__name__} has other weights; give the "
                 "model that was ranked, in the same dtype"
             )
-        return self.statistics
+        found = dict(zip(names, self.statistics, strict=True))
+        return tuple(found[ffn.name] for ffn in ffns)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Ranking:

@@ -108,6 +108,8 @@ class PreparedModel:
     costs : ModelCosts
     not_reached : tuple of str
         The stacks whose FFNs no text reaches.
+    without_heads : int
+        Number of blocks in which no attention was found, if heads are to be removed.
     blocks : tuple of nn.Module
         The blocks that a run brings to its device one at a time; empty if the model computes where it is.
     """
@@ -117,6 +119,7 @@ class PreparedModel:
     ffns: FFNs
     costs: ModelCosts
     not_reached: tuple[str, ...] = ()
+    without_heads: int = 0
     blocks: tuple[nn.Module, ...] = ()
 
     def onloaded(self, execution: Execution) -> AbstractContextManager[None]:
@@ -183,24 +186,23 @@ def find(
     reached = reached_by_tokens(model, ffns)
     not_reached = {ffn.stack for ffn in ffns} - {ffn.stack for ffn in reached}
     blocks: list[nn.Module] = []
+    without_heads = 0
     if execution.device is not None:
         blocks = blocks_of(model, reached)
         if not blocks:
             raise broken_error(model)
     if "heads" in recipe.targets:
-        reached = _with_attentions(model, reached, only=recipe.targets == ("heads",))
+        attentions = find_heads(model, reached)
+        without_heads = len({ffn.block for ffn in reached}) - len(attentions)
+        only_heads = recipe.targets == ("heads",)
+        parts = [(attentions.get(ffn.name), None if only_heads else ffn) for ffn in reached]
+        # The attention of a block stands in front of its FFNs.
+        reached = FFNs(part for pair in parts for part in pair if part is not None)
     elif recipe.attention:
         find_attentions(model, reached)  # raises an error for attentions that cannot be edges
     return PreparedModel(
-        model, tokenizer, reached, ModelCosts(model, reached), tuple(sorted(not_reached)), tuple(blocks)
+        model, tokenizer, reached, ModelCosts(model, reached), tuple(sorted(not_reached)), without_heads, tuple(blocks)
     )
-
-
-def _with_attentions(model: nn.Module, ffns: FFNs, *, only: bool) -> FFNs:
-    """Return the attention of each block, with its heads, in front of the FFNs of the block; or `only` the attentions."""
-    attentions = find_heads(model, ffns)
-    ordered = [part for ffn in ffns for part in (attentions.get(ffn.name), None if only else ffn) if part is not None]
-    return FFNs(ordered)
 
 
 def check(prepared: PreparedModel, recipe: Recipe) -> None:

@@ -1,7 +1,11 @@
-"""Pruning by sensitivity: the same share of every layer, except that the most sensitive layers lose less."""
+"""Pruning by sensitivity: the same share of every layer, except that the most sensitive layers lose less.
+
+Of heads, of which a layer has few, the layers lose the numbers that are expected to cost least together.
+"""
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -14,7 +18,7 @@ from llmrank.prune.amounts import Multiple, Protect, check_amount, check_removab
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.records.layer_record import LayerRecord
 
-__all__ = ["SensitivityPruner", "sensitivity_counts"]
+__all__ = ["SensitivityPruner", "cheapest_counts", "sensitivity_counts"]
 
 
 class SensitivityPruner(BasePruner):
@@ -23,6 +27,8 @@ class SensitivityPruner(BasePruner):
     Let m be the median sensitivity of the layers. A layer of sensitivity c above ``limit * m`` is spared: its share is multiplied
     by ``limit * m / c``. To make up for that, the same additional share is removed from each of the other layers, see
     :func:`sensitivity_counts`. Sensitivities are not reliable enough for smaller differences to count.
+
+    Of heads, see :func:`cheapest_counts`.
 
     Parameters
     ----------
@@ -79,6 +85,10 @@ class SensitivityPruner(BasePruner):
         OptionError
             A record has no usable sensitivity; or see :func:`sensitivity_counts`.
         """
+        if any(layer.units is not None and layer.units.target == "heads" for layer in layer_list):
+            for layer, count in zip(layer_list, self._counts_of_heads(layer_list), strict=True):
+                layer.pruning_mask, layer.amount = layer.importance, count
+            return
         sizes = [layer.neurons_per_unit for layer in layer_list]
         if len(set(sizes)) == 1:  # then units are counted, so that their number is exact
             sizes = [1] * len(layer_list)
@@ -95,6 +105,15 @@ class SensitivityPruner(BasePruner):
         for layer, count, n in zip(layer_list, counts, sizes, strict=True):
             layer.pruning_mask, layer.amount = layer.importance, round(count / n)
 
+    def _counts_of_heads(self, layer_list: Sequence[LayerRecord]) -> list[int]:
+        sizes, fewest = [each.out_features for each in layer_list], [self.fewest(each) for each in layer_list]
+        total = self.amount * len(sizes) if isinstance(self.amount, int) else round(self.amount * sum(sizes))
+        protected = [each.protected for each in layer_list]
+        check_removable(total, sizes, fewest, protected)
+        most = [0 if kept else n - least for n, least, kept in zip(sizes, fewest, protected, strict=True)]
+        costs = [_sensitivity(each) for each in layer_list]
+        return cheapest_counts(costs, most, total, [each.n_removed for each in layer_list])
+
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """See :meth:`BasePruner.check`; sensitivities do not change how many neurons can be removed."""
         self._check_as(SensitivityPruner, layer_list, costs)
@@ -110,6 +129,43 @@ def _sensitivity(layer: LayerRecord) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise OptionError(f"{layer.name}: sensitivity must be a finite number >= 0, got {value!r}")
     return float(value)
+
+
+def cheapest_counts(
+    sensitivities: Sequence[float], most: Sequence[int], total: int, removed: Sequence[int] = ()
+) -> list[int]:
+    """Compute how many units each layer loses if the loss of n units of a layer is expected to be n^2 times its sensitivity.
+
+    Parameters
+    ----------
+    sensitivities : sequence of float
+        What one unit of each layer costs.
+    most : sequence of int
+        Largest number that each layer can lose.
+    total : int
+        Number of units to remove from all layers together, at most the sum of `most`.
+    removed : sequence of int, optional
+        Numbers that earlier steps have removed, which count.
+
+    Returns
+    -------
+    list of int
+        Numbers of units whose expected losses have the smallest sum; of equal ones, the first layers lose more.
+
+    Examples
+    --------
+    >>> cheapest_counts([0.1, 5.0, 0.3], [2, 2, 2], 3)
+    [2, 0, 1]
+    """
+    counts = list(removed) or [0] * len(most)
+    open_layers = [((2 * counts[k] + 1) * c, k) for k, c in enumerate(sensitivities) if counts[k] < most[k]]
+    heapq.heapify(open_layers)
+    for _ in range(total - sum(counts)):
+        _, k = heapq.heappop(open_layers)
+        counts[k] += 1
+        if counts[k] < most[k]:
+            heapq.heappush(open_layers, ((2 * counts[k] + 1) * sensitivities[k], k))
+    return counts
 
 
 def sensitivity_counts(

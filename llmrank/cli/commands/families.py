@@ -43,23 +43,31 @@ def run_families(options: argparse.Namespace, terminal: Terminal) -> CommandResu
         raise OptionError(f"no model type matches {pattern!r}; `llmrank families` lists all {len(measured.rows)}")
     terminal.say(
         f"Tiny models of the causal language models of transformers {measured.transformers}, saved after "
-        f"{measured.neuron_share:.0%} of their neurons, or {measured.expert_share:.0%} of their experts, were removed:"
+        f"{measured.neuron_share:.0%} of their neurons, {measured.expert_share:.0%} of their experts, or "
+        f"{measured.head_share:.0%} of their heads were removed:"
     )
-    counts = (Counter(row["outcome"] for row in rows.values()), Counter(row["experts"] for row in rows.values()))
+    counts = [Counter(row[kind] for row in rows.values()) for kind in ("outcome", "experts", "heads")]
     summary = Table(box=SIMPLE_HEAD)
-    for heading, justify in (("models", "right"), ("mixtures", "right"), ("outcome", "left"), ("meaning", "left")):
+    for heading, justify in (
+        ("models", "right"),
+        ("mixtures", "right"),
+        ("heads", "right"),
+        ("outcome", "left"),
+        ("meaning", "left"),
+    ):
         summary.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for outcome in dict.fromkeys([*MEANINGS, *counts[0]]):
-        if counts[0][outcome] or counts[1][outcome]:
-            summary.add_row(str(counts[0][outcome]), str(counts[1][outcome]), outcome, MEANINGS.get(outcome, ""))
+        found = [count[outcome] for count in counts]
+        if any(found):
+            summary.add_row(*map(str, found), outcome, MEANINGS.get(outcome, ""))
     terminal.print(summary)
     table = Table(box=SIMPLE_HEAD)
-    for heading in ("model type", "outcome", "experts", "reason"):
+    for heading in ("model type", "outcome", "experts", "heads", "reason"):
         table.add_column(heading)
     for name, row in rows.items():
         # A single model is shown in full.
         reason = row["reason"] if len(rows) == 1 else shorten(row["reason"], 160, placeholder=" ...")
-        table.add_row(name, row["outcome"], row["experts"], escape(reason))
+        table.add_row(name, row["outcome"], row["experts"], row["heads"], escape(reason))
     terminal.print(table)
     terminal.say("Other models work too if their FFNs are found by their shapes.")
     return CommandResult({"transformers": measured.transformers, "families": rows})

@@ -96,6 +96,7 @@ def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
         "model": model_source(loaded.model),
         "weights": weights,
         "layers": prepared.ffns.sizes,
+        "ffns": [ffn.name for ffn in prepared.ffns],
         "pipeline": options.pipeline,
         "scorer": options.scorer if len(recipe.candidates) == 1 else ranked.scorer.label(),
         "choice": None if ranked.choice is None else json_safe(ranked.choice.to_dict()),
@@ -111,10 +112,11 @@ def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     if ranked.choice is not None:
         terminal.print(ranked.choice.table())
     sizes = prepared.ffns.sizes
+    targets = "" if recipe.targets == ("neurons",) else f" --targets {','.join(recipe.targets)}"
     terminal.say(
         f"Wrote {options.output}: the scores of {sum(sizes.values()):,} neurons in {len(sizes)} layers, and the "
         f"statistics of {tokens.sequences.n_tokens:,} tokens.\n"
-        f"Prune with llmrank apply {options.output} {options.model} --amount 0.3 --output pruned"
+        f"Prune with llmrank apply {options.output} {options.model} --amount 0.3{targets} --output pruned"
     )
     return CommandResult({"output": str(options.output), "ranking": settings, "tokens": tokens.sequences.n_tokens})
 

@@ -8,6 +8,7 @@ are the values, and which heads share values.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from llmrank.errors import CalibrationError, UnsupportedModelError
 from llmrank.models.ffn import FFN, FFNs, LinearMap, SelectedRows
-from llmrank.models.forward import body_of, evaluation_mode, model_inputs, run_body, token_embeddings
+from llmrank.models.forward import body_of, evaluation_mode, model_inputs, run_on_calibration_inputs, token_embeddings
 from llmrank.models.linear_map import is_linear
 
 __all__ = ["find_attentions"]
@@ -27,7 +28,7 @@ N_PROBE_TOKENS = 16
 TOLERANCE = 1e-4
 
 
-def find_attentions(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
+def find_attentions(model: nn.Module, ffns: FFNs, *, skips_others: bool = False) -> dict[str, FFN]:
     """Find the attention of every block that holds FFNs.
 
     Parameters
@@ -36,6 +37,9 @@ def find_attentions(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
         A transformers model whose blocks have one attention each.
     ffns : FFNs
         FFNs in a repeating stack of blocks.
+    skips_others : bool
+        Leave blocks out in which no pair of maps can be a value and an output map, as in layers of linear attention. One block
+        must have such a pair.
 
     Returns
     -------
@@ -89,7 +93,10 @@ def find_attentions(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
         }
     linears = {name: module for maps in blocks.values() for name, module in maps.items()}
     activations = _single_token_activations(model, ffns, linears)
-    return {ffn.name: _attention(path, ffn, blocks[path], activations) for path, ffn in first_ffns.items()}
+    pairs = {path: _pairs(maps, activations) for path, maps in blocks.items()}
+    if skips_others and any(pairs.values()):
+        first_ffns = {path: ffn for path, ffn in first_ffns.items() if pairs[path]}
+    return {ffn.name: _attention(path, ffn, blocks[path], pairs[path]) for path, ffn in first_ffns.items()}
 
 
 def _single_token_activations(
@@ -113,7 +120,7 @@ def _single_token_activations(
             hook = module.register_forward_hook(lambda _module, inputs, output, n=name: record(n, inputs, output))
             hooks.callback(hook.remove)
         inputs, *_ = model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool))
-        run_body(body_of(model, ffns), inputs)
+        run_on_calibration_inputs(model, body_of(model, ffns), inputs)
     for name, pair in activations.items():
         if not all(bool(torch.isfinite(values).all()) for values in pair):
             raise CalibrationError(
@@ -127,10 +134,10 @@ def _rows(values: torch.Tensor) -> torch.Tensor:
     return values.detach().reshape(-1, values.shape[-1]).float()
 
 
-def _attention(
-    path: str, ffn: FFN, maps: dict[str, nn.Module], activations: dict[str, tuple[torch.Tensor, torch.Tensor]]
-) -> FFN:
-    """Find the attention of one block; `ffn` is the first FFN in it."""
+def _pairs(
+    maps: dict[str, nn.Module], activations: dict[str, tuple[torch.Tensor, torch.Tensor]]
+) -> list[tuple[str, str, torch.Tensor]]:
+    """Return the maps of a block that can be a value and an output map, and the rows of the value map that are read."""
     pairs = []
     for output in maps:
         for value in maps:
@@ -138,6 +145,11 @@ def _attention(
                 rows = _matching_columns(activations[output][0], activations[value][1])
                 if rows is not None:
                     pairs.append((value, output, rows))
+    return pairs
+
+
+def _attention(path: str, ffn: FFN, maps: dict[str, nn.Module], pairs: Sequence[tuple[str, str, torch.Tensor]]) -> FFN:
+    """Make the attention of one block of the only pair of maps that can be one; `ffn` is the first FFN in the block."""
     if len(pairs) != 1:
         listed = ", ".join(f"{value} and {output}" for value, output, _ in pairs) or ", ".join(maps) or "no linear map"
         raise UnsupportedModelError(

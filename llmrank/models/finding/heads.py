@@ -19,7 +19,7 @@ from llmrank.errors import UnsupportedModelError
 from llmrank.models.families import text_config
 from llmrank.models.ffn import FFN, FFNs, LinearMap, SelectedRows
 from llmrank.models.finding.attention import find_attentions
-from llmrank.models.forward import body_of, evaluation_mode, model_inputs, run_body, token_embeddings
+from llmrank.models.forward import body_of, evaluation_mode, model_inputs, run_on_calibration_inputs, token_embeddings
 from llmrank.models.heads import Heads
 from llmrank.models.linear_map import is_linear, out_features
 
@@ -41,7 +41,7 @@ def find_heads(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
     Returns
     -------
     dict from str to FFN
-        The attention of every block, under the name of the first FFN of the block. Its heads can be pruned.
+        The attention of every block that has one, under the name of the first FFN of the block. Its heads can be pruned.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def find_heads(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
     config = text_config(model)
     found = {
         name: _with_heads(model.get_submodule(attention.name), attention, config)
-        for name, attention in find_attentions(model, ffns).items()
+        for name, attention in find_attentions(model, ffns, skips_others=True).items()
     }
     calls = _calls(model, ffns, found)
     with torch.no_grad(), evaluation_mode(model):
@@ -154,7 +154,7 @@ def _calls(model: nn.Module, ffns: FFNs, attentions: Mapping[str, FFN]) -> dict[
             hook = module.register_forward_pre_hook(recorder(attention.name), with_kwargs=True)
             hooks.callback(hook.remove)
         inputs, *_ = model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool))
-        run_body(body_of(model, ffns), inputs)
+        run_on_calibration_inputs(model, body_of(model, ffns), inputs)
     return calls
 
 

@@ -126,20 +126,21 @@ class Choice:
         )
         return Group(Text(sentence), table)
 
-    def warnings(self, removed: float) -> list[str]:
+    def warnings(self, removed: float | None) -> list[str]:
         """Return warnings if the cut by the chosen scorer costs more than usual, or breaks the model for other text.
 
         Parameters
         ----------
-        removed : float
-            Share of the neurons that is removed, 0..1.
+        removed : float or None
+            Share of the neurons that is removed, 0..1; None if other units are removed too, of which it is not known what is
+            usual.
         """
         if self.measure != "divergence":
             return []
         trial = next(trial for trial in self.trials if trial.scorer == self.chosen)
         found = []
-        usual = USUAL * removed
-        if trial.held_out > UNUSUAL * usual:
+        usual = None if removed is None else USUAL * removed
+        if usual is not None and trial.held_out > UNUSUAL * usual:
             found.append(
                 "After a trial cut, before any repair, the predictions on the calibration's kind of text are "
                 f"{trial.held_out:.2f} nats (KL divergence) from the dense model's, and at most {usual:.2f} is usual if "

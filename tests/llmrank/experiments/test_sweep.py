@@ -55,7 +55,7 @@ def tiny(seed: int = 0) -> LoadedModel:
 def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts the forward passes of calibration, and the rows that are measured."""
     counted: Counter[str] = Counter()
-    run, measure = collect._run, ModelStudy.measure
+    run, measure = collect.run_on_calibration_inputs, ModelStudy.measure
 
     def counted_run(*arguments: Any) -> None:
         counted["calibration"] += 1
@@ -65,7 +65,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counted["rows"] += 1
         return measure(study, *arguments)
 
-    monkeypatch.setattr(collect, "_run", counted_run)
+    monkeypatch.setattr(collect, "run_on_calibration_inputs", counted_run)
     monkeypatch.setattr(ModelStudy, "measure", counted_measure)
     return counted
 

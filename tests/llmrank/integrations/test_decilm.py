@@ -16,7 +16,8 @@ import llmrank
 from llmrank import Masks
 from llmrank.errors import CheckpointError, UnsupportedModelError
 from llmrank.integrations.decilm import write_decilm
-from llmrank.models import find_ffns
+from llmrank.models import FFNs, find_ffns
+from llmrank.models.finding.heads import find_heads
 from llmrank.surgery.apply import apply_masks
 from tests.llmrank.tiny_models import family_model, logits, named_family, token_ids, tokenizer
 
@@ -96,4 +97,11 @@ def test_what_the_architecture_does_not_compute_is_refused(tmp_path: Path) -> No
         write_decilm(tmp_path / "llama", tmp_path / "served")
     with pytest.raises(CheckpointError, match="has no configuration that can be read"):
         write_decilm(tmp_path / "absent", tmp_path / "served")
+    model = family_model(named_family("Llama, SmolLM2"))
+    attentions = FFNs(find_heads(model, find_ffns(model)).values())
+    masks = {name: torch.arange(size) >= (8 if "1" in name else 0) for name, size in attentions.sizes.items()}
+    apply_masks(model, attentions, Masks(masks))
+    llmrank.save(tmp_path / "heads", model)
+    with pytest.raises(UnsupportedModelError, match="these layers have different numbers"):
+        write_decilm(tmp_path / "heads", tmp_path / "served")
     assert not (tmp_path / "served").exists()

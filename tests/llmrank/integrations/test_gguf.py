@@ -15,7 +15,8 @@ import llmrank
 from llmrank import Masks
 from llmrank.errors import OptionError, UnsupportedModelError
 from llmrank.integrations.gguf import GGUFContent, write_gguf
-from llmrank.models import find_ffns
+from llmrank.models import FFNs, find_ffns
+from llmrank.models.finding.heads import find_heads
 from llmrank.surgery.apply import apply_masks
 from tests.llmrank.tiny_models import (
     VOCABULARY,
@@ -163,6 +164,24 @@ def test_llama_cpp_itself_computes_it(name: str, vocabulary: Path, tmp_path: Pat
         run.eval(ids[0].tolist())
         assert np.abs(run.scores[:20] - logits(model, ids)[0].numpy()).max() < 1e-4
         run.close()
+
+
+@pytest.mark.parametrize("name", ["tied", "biases", "Mistral", "Qwen2", "Qwen3"])
+def test_layers_may_have_different_numbers_of_heads(name: str, vocabulary: Path, tmp_path: Path) -> None:
+    model, ids = pruned(name), token_ids(1, 20)
+    attentions = FFNs(find_heads(model, find_ffns(model)).values())
+    masks = {each: torch.arange(size) >= (size // 2 if "1" in each else 0) for each, size in attentions.sizes.items()}
+    apply_masks(model, attentions, Masks(masks))
+    write_gguf(model, tmp_path / "a.gguf", vocabulary)
+    fields = gguf.GGUFReader(tmp_path / "a.gguf").fields
+    architecture = fields["general.architecture"].contents()
+    assert fields[f"{architecture}.attention.head_count"].contents() == [4, 2]
+    assert fields[f"{architecture}.attention.head_count_kv"].contents() == [2, 1]
+    expected = logits(model, ids)[0].double().numpy()
+    assert (
+        np.abs(computed_by_llama_cpp(tmp_path / "a.gguf", ids[0].tolist()) - expected).max()
+        < 1e-4 * np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize("name", ["tied", "Qwen2", "Qwen3"])

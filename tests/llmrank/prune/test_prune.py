@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -28,6 +29,7 @@ from llmrank.prune import (
     sensitivity_counts,
 )
 from llmrank.prune.masks import Masks
+from llmrank.prune.sensitivity_pruner import cheapest_counts
 from tests.llmrank.plain_pipelines import IsolatedFFNPipeline
 from tests.llmrank.tiny_models import tiny_llama, token_ids
 from tests.tables import table
@@ -255,6 +257,25 @@ def test_sparing_moves_exactly_where_nothing_ties() -> None:
         assert sensitivity_counts([sizes[k] for k in order], [costs[k] for k in order], 0.3) == [
             counts[k] for k in order
         ]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=5),
+    st.data(),
+)
+def test_heads_are_removed_where_the_expected_losses_have_the_smallest_sum(
+    layers: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    most, costs = [n for n, _ in layers], [float(c) for _, c in layers]
+    total = data.draw(st.integers(0, sum(most)))
+    counts = cheapest_counts(costs, most, total)
+
+    def loss(tried: Sequence[int]) -> float:
+        return sum(c * n * n for c, n in zip(costs, tried, strict=True))
+
+    possible = [tried for tried in product(*(range(n + 1) for n in most)) if sum(tried) == total]
+    assert tuple(counts) in possible
+    assert loss(counts) == min(map(loss, possible))
 
 
 @given(layers=BUDGETS, amount=AMOUNTS, scale=st.sampled_from([0.125, 2.0, 1024.0]))

@@ -80,7 +80,8 @@ def _layer_table(summary: InspectionSummary, numbers: Mapping[str, int]) -> Tabl
 
 
 def _legend(inspection: Inspection) -> str:
-    what = "" if isinstance(inspection.amount, int) or inspection.targets == ("neurons",) else " of the experts"
+    counts_neurons = isinstance(inspection.amount, int) or inspection.targets == ("neurons",)
+    what = "" if counts_neurons else f" of the {inspection.targets[0]}"
     if len(inspection.targets) > 1:
         what = ", in experts and neurons,"
     amount = amount_label(inspection.amount, inspection.targets)
@@ -167,7 +168,7 @@ def _kept_of(expert: ExpertSummary, budget: str) -> str:
 
 def _print_agreement(summary: InspectionSummary, terminal: Terminal) -> None:
     inspection = summary.inspection
-    of_experts = " of the experts" if inspection.targets == ("experts",) else ""
+    of_units = "" if inspection.targets[0] == "neurons" else f" of the {inspection.targets[0]}"
     terminal.say(f"\nDo other scorers keep the same neurons as {inspection.scorer}, {inspection.topology}?\n")
     table = compact_table("scorer", "Spearman", "local", "global", left="scorer")
 
@@ -180,7 +181,7 @@ def _print_agreement(summary: InspectionSummary, terminal: Terminal) -> None:
         table.add_row(escape(label), correlation, share(entry.local), share(entry.global_))
     print_full_width(table, terminal)
     terminal.say(
-        f"\nSpearman: correlation of the ranks{of_experts}, 1 for the same order, 0 for unrelated orders.\n"
+        f"\nSpearman: correlation of the ranks{of_units}, 1 for the same order, 0 for unrelated orders.\n"
         f"local, global: share of the neurons kept by {inspection.scorer} that the other scorer keeps too."
     )
 

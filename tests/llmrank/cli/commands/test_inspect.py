@@ -336,7 +336,8 @@ def test_a_neuron_of_an_expert_and_all_formats(mixture: Path, corpus: Path, tmp_
 def test_experts_can_be_removed_only_from_a_mixture(checkpoint: Path, corpus: Path, capsys: Any) -> None:
     options = (checkpoint, "--calibration", corpus, *SHORT, "--targets")
     assert "has no experts" in refused(capsys, *options, "experts")
-    assert "unknown targets 'heads'" in refused(capsys, *options, "heads")
+    assert "unknown targets 'blocks'" in refused(capsys, *options, "blocks")
+    assert "an inspection shows heads by themselves" in refused(capsys, *options, "heads,neurons")
 
 
 # --- contexts
