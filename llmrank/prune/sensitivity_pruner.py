@@ -90,12 +90,10 @@ class SensitivityPruner(BasePruner):
                 layer.pruning_mask, layer.amount = layer.importance, count
             return
         sizes = [layer.neurons_per_unit for layer in layer_list]
-        if len(set(sizes)) == 1:  # then units are counted, so that their number is exact
-            sizes = [1] * len(layer_list)
         counts = sensitivity_counts(
             [layer.out_features * n for layer, n in zip(layer_list, sizes, strict=True)],
             [_sensitivity(layer) for layer in layer_list],
-            self.amount if max(sizes, default=1) == 1 else self.amount_in_neurons(layer_list),
+            self.amount_in_neurons(layer_list),
             [self.fewest(layer) * n for layer, n in zip(layer_list, sizes, strict=True)],
             self.limit,
             protected=[layer.protected for layer in layer_list],
@@ -209,8 +207,7 @@ def sensitivity_counts(
     list of int
         One number for each layer. For N neurons in all layers the sum is ``round(amount * N)``, or `amount` times the number of
         layers if `amount` is an int. The sum is more only if earlier steps have removed more, and 0 if all layers are protected.
-        The parts with the largest remainders are rounded up; among equal remainders, those of the least sensitive layers, and
-        among these the first.
+        The parts with the largest remainders are rounded up; among equal remainders, those of the first layers.
 
     Raises
     ------
@@ -246,7 +243,7 @@ def sensitivity_counts(
         rest = _distribute(rest, parts, sizes, max_removed, [k for k in range(n_layers) if spared[k] is is_spared])
     removed_before = list(removed) or [0] * n_layers
     counts = [max(math.floor(part), count) for part, count in zip(parts, removed_before, strict=True)]
-    by_remainder = sorted(range(n_layers), key=lambda k: (counts[k] - parts[k], exact[k], k))
+    by_remainder = sorted(range(n_layers), key=lambda k: (counts[k] - parts[k], k))
     for k in by_remainder[: max(total - sum(counts), 0)]:
         counts[k] += 1
     # If earlier steps removed more of a layer than its part, the other layers lose less than their parts.
