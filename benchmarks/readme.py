@@ -6,10 +6,11 @@ Run it as ``python -m benchmarks.readme`` after a result has changed. A test fai
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.across import DEFAULT, ITEMS, KINDS, PEER, TEXTS, kind_of, share_right
+from benchmarks.across import DEFAULT, ITEMS, KINDS, PEER, ROWS_OF_HEADS, TEXTS, kind_of, share_right
 from benchmarks.healing import most_healed, parts, start_of
 from benchmarks.result_files import write
 from llmrank.evaluation.estimate import Estimate
@@ -23,6 +24,7 @@ PAGES = {
     "docs/results/quality.md": ("as cut", "repaired"),
     "docs/results/other-text.md": ("out of domain",),
     "docs/results/experts.md": ("experts",),
+    "docs/guide/heads.md": ("heads",),
 }
 AMOUNTS = (0.1, 0.2, 0.3, 0.5)
 # The end of valid, by which settings are chosen, is shown for this amount alone.
@@ -266,6 +268,35 @@ def experts(results: dict[str, Any]) -> dict[str, str]:
     return {"experts": "\n".join(lines)}
 
 
+def heads(results: dict[str, Any]) -> dict[str, str]:
+    """Return the table of what heads cost, by the name of its marks: nats per token more than the dense model, on both texts."""
+    columns: list[tuple[str, float]] = []
+    rows: dict[tuple[str, str, str], dict[tuple[str, float], str]] = {}
+    for model, found in results["models"].items():
+        for row in found["rows"]:
+            column = model.removesuffix(".Q4_1"), row["amount"]
+            columns += [column] if column not in columns else []
+            cells = [_lost(kind_of(row, kind), kind_of(found["dense"], kind)) for kind in KINDS]
+            rows.setdefault((row["scorer"], row["budget"], row["repair"]), {})[column] = ", ".join(cells)
+    order = {pair: place for place, pair in enumerate(product(ROWS_OF_HEADS, ("sensitivity", "global", "local")))}
+    lines = [
+        f"| nats more than the dense model on prose, on Python | {' | '.join(f'{m}, {a:.0%}' for m, a in columns)} |",
+        f"| --- |{' ---: |' * len(columns)}",
+    ]
+    for (scorer, budget, repair), cells_of in sorted(
+        rows.items(), key=lambda item: (item[0][2] != "none", order[item[0][:2]])
+    ):
+        label = f"{scorer}, {budget}{'' if repair == 'none' else ', repaired'}"
+        lines.append(f"| {label} | {' | '.join(cells_of.get(column, '') for column in columns)} |")
+    return {"heads": "\n".join(lines)}
+
+
+def _lost(row: dict[str, Any], dense: dict[str, Any]) -> str:
+    pairs = zip(row["losses"], dense["losses"], strict=True)
+    change = Estimate.of([one - two for one, two in pairs], row["counts"])
+    return f"{change.value:.2f} ± {change.error:.2f}"
+
+
 def filled(text: str, tables: dict[str, str]) -> str:
     """Write every table into a text, between the marks ``<!-- NAME -->`` and ``<!-- end of NAME -->``."""
     for name, table in tables.items():
@@ -279,13 +310,14 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 def current() -> dict[Path, tuple[str, str]]:
     """Return the text of every page as it is, and as it should be by the results."""
-    names = ("quality", "out_of_domain", "compact", "speed", "experts", "across", "healing")
+    names = ("quality", "out_of_domain", "compact", "speed", "experts", "across", "healing", "heads")
     found = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names}
     tables = {
         **gains(*(found[name] for name in ("quality", "compact", "speed", "across", "healing"))),
         **quality(found["quality"]),
         **domains(found["out_of_domain"]),
         **experts(found["experts"]),
+        **heads(found["heads"]),
     }
     pages = {}
     for page, shown in PAGES.items():

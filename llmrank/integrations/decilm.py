@@ -79,7 +79,8 @@ def write_decilm(checkpoint: str | os.PathLike[str], output: str | os.PathLike[s
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{source} has no configuration that can be read: {error}") from error
     _check(config)
-    widths = _widths(source, config["num_hidden_layers"])
+    widths, heads = _sizes(source, config)
+    config |= heads
     with atomic_directory(output) as partial:
         for path in source.iterdir():
             if path.is_file() and path.name != "config.json":
@@ -103,25 +104,32 @@ def _check(config: dict[str, Any]) -> None:
         raise UnsupportedModelError(f"DeciLMForCausalLM does not compute this model: it has {what}")
 
 
-def _widths(checkpoint: Path, n_layers: int) -> tuple[int, ...]:
-    """Return the widths of the FFNs by the shapes of their output maps."""
+def _sizes(checkpoint: Path, config: dict[str, Any]) -> tuple[tuple[int, ...], dict[str, int]]:
+    """Return the widths of the FFNs, and the fields that state the heads, by the shapes of the maps."""
     shapes: dict[str, list[int]] = {}
     for path in checkpoint.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
-    names = [f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(n_layers)]
-    absent = [name for name in names if name not in shapes]
-    if absent:
-        raise CheckpointError(
-            f"{checkpoint} has no {absent[0]} in its files of safetensors; expected a complete checkpoint of compact form"
-        )
-    heads = {shapes[name.replace("mlp.down_proj", "self_attn.o_proj")][1] for name in names}
-    if len(heads) > 1:
+    layers = [f"model.layers.{layer}" for layer in range(config["num_hidden_layers"])]
+    read = {}
+    for part in ("mlp.down_proj", "self_attn.o_proj", "self_attn.k_proj"):
+        absent = [layer for layer in layers if f"{layer}.{part}.weight" not in shapes]
+        if absent:
+            raise CheckpointError(
+                f"{checkpoint} has no {absent[0]}.{part}.weight in its files of safetensors; expected a complete checkpoint of "
+                "compact form"
+            )
+        read[part] = tuple(shapes[f"{layer}.{part}.weight"][part != "self_attn.k_proj"] for layer in layers)
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    widths, queries, keys = read.values()
+    if len(set(queries)) > 1 or len(set(keys)) > 1:
         raise UnsupportedModelError(
             "a DeciLMForCausalLM has as many heads in every layer, and these layers have different numbers; prune heads with "
             "--pruner local, or export to gguf"
         )
-    return tuple(shapes[name][1] for name in names)
+    # A configuration that lists widths states the heads of the dense model.
+    fields = {"num_attention_heads": queries[0] // size, "num_key_value_heads": keys[0] // size, "head_dim": size}
+    return widths, fields
 
 
 def _configuration(config: dict[str, Any], widths: tuple[int, ...]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from llmrank.models.ffn import FFN
 from llmrank.models.linear_map import bias_of, is_linear_map
 
 __all__ = [
-    "check_expert_biases",
+    "check_biases",
     "check_experts_known",
     "check_not_quantised",
     "check_not_tied",
@@ -76,13 +76,13 @@ def check_experts_known(model: nn.Module, mixtures: Container[str], linears: Ite
             )
 
 
-def check_expert_biases(ffns: Iterable[FFN]) -> None:
-    """Raise an error if experts have output maps without a bias, which a repair by bias needs."""
+def check_biases(ffns: Iterable[FFN]) -> None:
+    """Raise an error if experts or attentions have output maps without a bias, which a repair by bias needs."""
     for ffn in ffns:
         output_map = ffn.stages[-1][0]
-        if ffn.is_routed and bias_of(output_map.module) is None:
+        if (ffn.is_routed or ffn.heads is not None) and bias_of(output_map.module) is None:
             raise UnsupportedModelError(
-                f"repair by bias needs output maps with a bias, and {output_map.name} has none, nor can the tensors of experts "
+                f"repair by bias needs output maps with a bias, and {output_map.name} has none, nor can experts and attentions "
                 "be given one; use repair 'lstsq', which changes their weights"
             )
 

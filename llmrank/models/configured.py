@@ -41,9 +41,8 @@ def configured(model: nn.Module, fields: Mapping[str, Any]) -> nn.Module | None:
 
 def can_be_stated(model: nn.Module, fields: Mapping[str, Any]) -> bool:
     """Whether the configuration with these fields is valid, so that it can be written and read."""
-    config = _changed(model, fields)
     try:
-        getattr(config, "validate", lambda: None)()
+        getattr(_changed(model, fields), "validate", lambda: None)()
     except Exception:  # a configuration that raises anything here could not be saved
         return False
     return True

@@ -236,7 +236,7 @@ def _map_shapes(ffns: FFNs) -> list[_MapShape]:
     The result holds no tensor, because surgery replaces tensors while costs are in use.
     """
     layers = {name: layer for name, layer in ffns.layers.items() if layer.mixture is None}
-    maps = [m for ffn in ffns if not ffn.is_routed for stage in (*ffn.stages, ffn.maps_of_heads) for m in stage]
+    maps = [linear_map for ffn in ffns if not ffn.is_routed for linear_map in ffn.all_maps]
     modules = {id(m.module): m.module for m in maps}
     rows_per_neuron: dict[int, dict[str, Fraction]] = {key: {} for key in modules}
     column_layer: dict[int, str] = {}

@@ -233,6 +233,11 @@ class FFN:
         return None if self.mixture is None else self.mixture.routing_of(module)
 
     @property
+    def all_maps(self) -> tuple[LinearMap, ...]:
+        """The linear maps of all stages, and those of the queries and keys of an attention whose heads are known."""
+        return tuple(linear_map for stage in (*self.stages, self.maps_of_heads) for linear_map in stage)
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Sizes of the k+1 layers of nodes."""
         return (self.stages[0][0].in_features, *(stage[0].size for stage in self.stages))
@@ -288,8 +293,13 @@ class FFNs(tuple[FFN, ...]):
 
     @property
     def linear_maps(self) -> list[LinearMap]:
-        """The linear maps of all stages, and those of the queries and keys of attentions whose heads are known."""
-        return [linear_map for ffn in self for stage in (*ffn.stages, ffn.maps_of_heads) for linear_map in stage]
+        """All linear maps, see :attr:`FFN.all_maps`."""
+        return [linear_map for ffn in self for linear_map in ffn.all_maps]
+
+    @property
+    def attentions(self) -> list[FFN]:
+        """The attentions among them whose heads are known, and can be removed."""
+        return [ffn for ffn in self if ffn.heads is not None]
 
     @property
     def modules(self) -> list[nn.Module]:

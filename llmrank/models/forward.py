@@ -78,7 +78,7 @@ def model_inputs(
         inputs: dict[str, Any] = {"input_ids": ids}
         if config is not None:
             inputs["attention_mask"] = mask.long()
-            if getattr(config, "use_cache", False):
+            if getattr(config, "use_cache", False) or getattr(text_config(model), "use_cache", False):
                 inputs["use_cache"] = False
             # Some models without layers that attend to an image (BLT) have this parameter too, and fail if it is given.
             attends = getattr(text_config(model), "cross_attention_layers", None)

@@ -47,7 +47,7 @@ def environment() -> dict[str, str]:
 
 def describe_model(model: nn.Module, ffns: FFNs) -> dict[str, Any]:
     """Describe a model and what was found in it."""
-    attentions = [ffn.name for ffn in ffns if ffn.heads is not None]
+    attentions = [ffn.name for ffn in ffns.attentions]
     return {
         "source": model_source(model),
         "class": type(model).__name__,
@@ -77,7 +77,7 @@ def describe_graphs(model_graphs: Sequence[ModelGraph], ranks: Sequence[RankResu
 
 def describe_neurons(masks: Masks, pruner: BasePruner, ffns: FFNs) -> dict[str, Any]:
     """Describe how many neurons there are, how many were to be removed, and how many are removed; heads are counted apart."""
-    heads = {ffn.name: ffn.heads for ffn in ffns if ffn.heads is not None}
+    heads = {ffn.name: ffn.heads for ffn in ffns.attentions if ffn.heads is not None}
     of_ffns = Masks({name: mask for name, mask in masks.items() if name not in heads})
     n_heads = sum(each.n_heads for each in heads.values())
     n_kept = sum(each.counts(masks.widths[name])[0] for name, each in heads.items())

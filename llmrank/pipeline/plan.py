@@ -252,12 +252,11 @@ def make_plan(
     processes = {"processes": execution.processes.count} if execution.processes.count > 1 else {}
     device = {} if execution.device is None else {"device": str(execution.device)}
     fit, held_out = tokens.parts
-    attentions = [ffn for ffn in ffns if ffn.heads is not None]
     notes = [
         *(f"no token reaches {stack}: its FFNs were left as they are" for stack in prepared.not_reached),
         *([f"heads were found in all blocks but {prepared.without_heads}"] if prepared.without_heads else []),
         *budget_notes(recipe.pruner, reached, recipe.targets),
-        *choice_notes(recipe.candidates, ranked.choice, None if attentions else masks.removed_share),
+        *choice_notes(recipe.candidates, ranked.choice, None if ffns.attentions else masks.removed_share),
         *repair_notes(
             recipe.repair, selection.validation, stages.warning_of_few_tokens(prepared, recipe, fit.n_tokens)
         ),

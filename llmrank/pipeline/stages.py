@@ -39,7 +39,7 @@ from llmrank.execution import Execution
 from llmrank.execution.onloading import onloaded_by_block
 from llmrank.execution.recording import Recording, blocks_of, broken_error, record_without_running
 from llmrank.models import FFNs, explicit_ffns, find_ffns
-from llmrank.models.checks import check_expert_biases
+from llmrank.models.checks import check_biases
 from llmrank.models.costs import ModelCosts
 from llmrank.models.finding.attention import find_attentions
 from llmrank.models.finding.heads import find_heads
@@ -57,9 +57,10 @@ from llmrank.pipeline.descriptions import dtype_name
 from llmrank.pipeline.notes import expected_widths, token_warning
 from llmrank.pipeline.recipe import Recipe
 from llmrank.prune import BasePruner, LocalPruner
+from llmrank.prune.amounts import protected_names
 from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
-from llmrank.prune.records.units import check_targets, sharing_targets, units_of
+from llmrank.prune.records.units import check_targets, names_in_order, sharing_targets, units_of
 from llmrank.prune.selection import Reselection, check_several, choose_masks
 from llmrank.repair import RepairedMap
 from llmrank.repair.duration import repair_seconds
@@ -218,7 +219,7 @@ def check(prepared: PreparedModel, recipe: Recipe) -> None:
             "targets='experts' (--targets experts), or a scorer of neurons such as wpr"
         )
     if recipe.repair is not None and recipe.repair.needs_bias:
-        check_expert_biases(ffns)
+        check_biases(ffns)
     check_budget(recipe.pruner, ffns, prepared.costs, jointly=recipe.jointly, targets=recipe.targets)
     if recipe.align == "pad":
         check_padding(ffns)
@@ -363,12 +364,13 @@ def choose_scorer(
 def trial_masks(prepared: PreparedModel, recipe: Recipe, ranked: RankedModel) -> Masks:
     """Choose masks for a trial: those of a :class:`LocalPruner` with the recipe's amount; of neurons and experts only neurons."""
     pruner, found = recipe.pruner, Masks.full(prepared.ffns.sizes)
-    for part in sharing_targets(recipe.trial_targets):
+    layers, parts = prepared.ffns.layers.values(), sharing_targets(recipe.trial_targets)
+    protected = protected_names(pruner.protect, names_in_order(layers, parts))
+    for part in parts:
         # A share of few heads may be none, and a trial of none would say nothing.
         amount = 1 if part == ("heads",) and _removes_none(pruner, prepared.ffns) else pruner.amount
-        trial = LocalPruner(
-            amount, pruner.min_keep, pruner.multiple_of, protect=pruner.protect, amount_of=pruner.amount_of
-        )
+        own = tuple(name for name in names_in_order(layers, [part]) if name in protected)
+        trial = LocalPruner(amount, pruner.min_keep, pruner.multiple_of, protect=own, amount_of=pruner.amount_of)
         found &= choose_masks(trial, ranked.graphs, ranked.ranks, jointly=True, costs=prepared.costs, targets=part)
     return found
 

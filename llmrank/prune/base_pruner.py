@@ -167,8 +167,8 @@ class BasePruner:
         pruner.prune([record_of_size(layer.name, layer.out_features, layer.units) for layer in layer_list], costs)
 
     def fewest(self, layer: LayerRecord) -> int:
-        """Return the smallest number of neurons that a layer keeps."""
-        return max(self.min_keep, layer.min_keep)
+        """Return the smallest number of neurons that a layer keeps; `min_keep` does not count for heads."""
+        return layer.min_keep if _has_heads(layer) else max(self.min_keep, layer.min_keep)
 
     def multiple_for(self, layer: LayerRecord) -> int:
         """Return the multiple to which the number of neurons that a layer keeps is rounded.
@@ -176,6 +176,8 @@ class BasePruner:
         If the amount is a cost, it is the largest multiple that "auto" may choose, because the share of neurons is not known yet.
         """
         multiple = self.multiple_of
+        if _has_heads(layer):
+            return layer.multiple_of
         if multiple == "auto":
             share = self.amount if self.amount_of == "neurons" else 1.0
             rounds = not layer.explicit and (layer.units is None or layer.units.target == "neurons")
@@ -194,11 +196,16 @@ class BasePruner:
         sizes = {layer.neurons_per_unit for layer in layer_list}
         return self.amount * sizes.pop() if isinstance(self.amount, int) and len(sizes) == 1 else self.amount
 
-    def for_groups(self, groups: Sequence[Sequence[LayerRecord]]) -> list[BasePruner]:
-        """Return a pruner like this one for each group of layers; positions in `protect` count through all groups."""
+    def for_groups(
+        self, groups: Sequence[Sequence[LayerRecord]], names: Sequence[str] | None = None
+    ) -> list[BasePruner]:
+        """Return a pruner like this one for each group of layers.
+
+        Positions in `protect` count through all groups, or through `names` if these are given.
+        """
         if not self.protect:
             return [self] * len(groups)
-        protected = protected_names(self.protect, [layer.name for group in groups for layer in group])
+        protected = protected_names(self.protect, names or [layer.name for group in groups for layer in group])
         pruners = []
         for group in groups:
             pruners.append(copy.copy(self))
@@ -311,7 +318,7 @@ class BasePruner:
             keep = keep_highest(scores, max(n - max(local_count(amount, n), n_removed), 0))
         kept, fewest = int(keep.sum()), self.fewest(layer)
         if kept < min(fewest, n - n_removed):
-            what = "neurons" if layer.units is None else layer.units.target
+            what = "neurons" if layer.units is None else layer.units.counted
             limit = f"min_keep={self.min_keep}" if fewest == self.min_keep else f"the {fewest} that the router needs"
             raise OptionError(
                 f"{layer.name} would keep {kept} of {n} {what}, fewer than {limit}; lower the amount (at most "
@@ -323,6 +330,10 @@ class BasePruner:
             order = ascending_positions(scores) + n * keep.long()
             keep = keep_highest(order, _rounded_width(kept, n, n - n_removed, multiple, fewest))
         return keep
+
+
+def _has_heads(layer: LayerRecord) -> bool:
+    return layer.units is not None and layer.units.target == "heads"
 
 
 def _rounded_width(kept: int, n: int, n_present: int, multiple: int, fewest: int) -> int:

@@ -16,7 +16,7 @@ from llmrank.prune.global_pruner import GlobalPruner
 from llmrank.prune.local_pruner import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import LayerRecord, record_of_size
-from llmrank.prune.records.units import Target, sharing_targets, units_of
+from llmrank.prune.records.units import Target, names_in_order, sharing_targets, units_of
 from llmrank.prune.sensitivity_pruner import SensitivityPruner
 
 __all__ = ["Reached", "budget_notes", "check_budget", "describe_amount", "reached_amounts"]
@@ -40,13 +40,14 @@ def check_budget(
     OptionError
         See :meth:`llmrank.prune.BasePruner.check`; or all layers are protected.
     """
-    groups = _records(ffns, targets)
+    groups, names = _records(ffns, targets), names_in_order(ffns.layers.values(), sharing_targets(targets))
     together = [record for group in groups for record in group]
     if len(protected_names(pruner.protect, [record.name for record in together])) == len(together):
         raise OptionError("every prunable layer is protected, so nothing can be removed; protect fewer")
     if not jointly:
         groups = [[record_of_size(layer.name, layer.size) for layer in ffn.prunable.values()] for ffn in ffns]
-    for group_pruner, group in zip(pruner.for_groups(groups), groups, strict=True):
+        names = [record.name for group in groups for record in group]
+    for group_pruner, group in zip(pruner.for_groups(groups, names), groups, strict=True):
         group_pruner.check(group, costs)
 
 
@@ -88,7 +89,7 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: 
     >>> describe_amount(LocalPruner(0.25), find_ffns(mlp), ModelCosts(mlp, find_ffns(mlp)))
     '2 of 8 hidden neurons in 1 layer (25.0 %), 16 of 67 parameters'
     """
-    groups = _records(ffns, targets)
+    groups, names = _records(ffns, targets), names_in_order(ffns.layers.values(), sharing_targets(targets))
     if not isinstance(pruner, (LocalPruner, GlobalPruner, SensitivityPruner)):
         return f"{type(pruner).__name__} decides how many neurons that is"
     local, unit = isinstance(pruner, LocalPruner), pruner.amount_of
@@ -100,7 +101,7 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: 
     records = [record for group in groups for record in group]
     kept = {
         name: width
-        for each, group in zip(described.for_groups(groups), groups, strict=True)
+        for each, group in zip(described.for_groups(groups, names), groups, strict=True)
         for name, width in each.prune(group, costs).widths.items()
     }
     widths = {name: width for record in records for name, width in record.widths(kept[record.name]).items()}

@@ -107,6 +107,8 @@ class SensitivityPruner(BasePruner):
         sizes, fewest = [each.out_features for each in layer_list], [self.fewest(each) for each in layer_list]
         total = self.amount * len(sizes) if isinstance(self.amount, int) else round(self.amount * sum(sizes))
         protected = [each.protected for each in layer_list]
+        if all(protected):
+            return [0] * len(sizes)
         check_removable(total, sizes, fewest, protected)
         most = [0 if kept else n - least for n, least, kept in zip(sizes, fewest, protected, strict=True)]
         costs = [_sensitivity(each) for each in layer_list]

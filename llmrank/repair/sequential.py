@@ -300,8 +300,8 @@ class _Fitting:
     def _solve(self, layer: PrunableLayer, keep: torch.Tensor, fit: Moments, held_out: Moments | None) -> RepairedMap:
         (output_map,) = layer.output_maps
         weight = output_map.weight.to(fit.second.device).to(fit.second)  # its own device may have no float64
-        # Maps of experts without a bias are not given one.
-        can_add_bias = self._can_add_bias and layer.mixture is None
+        # Maps of experts and of attentions without a bias are not given one.
+        can_add_bias = self._can_add_bias and layer.mixture is None and layer.heads is None
         bias = _bias(output_map.module, weight, can_add_bias=can_add_bias)
         # In float64, the maps of a half-precision model would take more memory than the model, so they are converted.
         solved = self._method.solve(weight, bias, keep.to(weight.device), fit, held_out)

@@ -294,7 +294,7 @@ def check_writable(ffns: FFNs) -> None:
         A map has fewer outputs, or another number of inputs, than when it was found.
     """
     for ffn in ffns:
-        for linear_map in (linear_map for stage in (*ffn.stages, ffn.maps_of_heads) for linear_map in stage):
+        for linear_map in ffn.all_maps:
             _check_stored(linear_map)
         for n_inputs, stage in (*zip(ffn.sizes, ffn.stages, strict=False), (ffn.sizes[0], ffn.maps_of_heads)):
             for linear_map in stage:
@@ -329,9 +329,10 @@ def _shape_error(linear_map: LinearMap) -> MaskError:
 
 
 def _add_biases(model: nn.Module, ffns: FFNs) -> None:
-    """Give every map of the FFNs that has no bias one of zeros, and state in the configuration that maps have biases."""
+    """Give the maps of FFNs without a bias (not those of attentions) one of zeros, and state that in the configuration."""
+    of_attentions = {id(linear_map.module) for ffn in ffns.attentions for linear_map in ffn.all_maps}
     for module in filter(is_linear_map, ffns.modules):
-        if module._parameters.get("bias") is None:
+        if id(module) not in of_attentions and module._parameters.get("bias") is None:
             weight: Any = module.weight
             module._parameters["bias"] = nn.Parameter(weight.new_zeros(out_features(module)))
     setattr(text_config(model), bias_attribute(model), True)

@@ -6,6 +6,8 @@ data that is built from the configuration with other numbers of heads.
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,19 +15,14 @@ import torch
 from torch import nn
 
 from llmrank.errors import CheckpointError, UnsupportedModelError
-from llmrank.models import FFN, FFNs
+from llmrank.models import FFNs
 from llmrank.models.configured import can_be_stated, configured
 from llmrank.models.families import text_config
 from llmrank.models.heads import Heads
 from llmrank.prune.masks import Masks
 from llmrank.surgery.forms import tensor_masks
 
-__all__ = ["attentions_of", "check_heads", "head_fields", "numbers_of_heads", "resize_attentions"]
-
-
-def attentions_of(ffns: FFNs) -> list[FFN]:
-    """Return the attentions among FFNs whose heads can be removed."""
-    return [ffn for ffn in ffns if ffn.heads is not None]
+__all__ = ["check_heads", "head_fields", "numbers_of_heads", "resize_attentions"]
 
 
 def check_heads(model: nn.Module, ffns: FFNs) -> None:
@@ -37,7 +34,7 @@ def check_heads(model: nn.Module, ffns: FFNs) -> None:
         A model with fewer heads cannot be built, or its attention has other shapes than the pruned one would have.
     """
     checked: set[tuple[Any, ...]] = set()
-    for attention in attentions_of(ffns):
+    for attention in ffns.attentions:
         heads, module = attention.heads, model.get_submodule(attention.name)
         assert heads is not None
         if (type(module), heads) in checked or heads.n_units == 1:
@@ -49,6 +46,8 @@ def check_heads(model: nn.Module, ffns: FFNs) -> None:
         expected = {name: shapes.get(id(p), tuple(p.shape)) for name, p in module.named_parameters()}
         smaller = _part(_model_of_width(model, heads, width), attention.name)
         found = {} if smaller is None else {name: tuple(p.shape) for name, p in smaller.named_parameters()}
+        if smaller is not None and not _follows(module, smaller):
+            found = {}
         if found != expected:
             differ = next((name for name in expected if found.get(name) != expected[name]), "it")
             raise UnsupportedModelError(
@@ -66,7 +65,7 @@ def head_fields(model: nn.Module, ffns: FFNs, widths: Mapping[str, int]) -> dict
     dict from str to int, or None
         Empty if no head is removed. None if no configuration is valid for these heads, or attentions keep different numbers.
     """
-    attentions = attentions_of(ffns)
+    attentions = ffns.attentions
     if all(widths[each.name] == each.sizes[1] for each in attentions):
         return {}
     if len({(each.heads, widths[each.name]) for each in attentions}) > 1:
@@ -77,11 +76,16 @@ def head_fields(model: nn.Module, ffns: FFNs, widths: Mapping[str, int]) -> dict
     return fields if can_be_stated(model, fields) else None
 
 
-def numbers_of_heads(model: nn.Module, ffns: FFNs, widths: Mapping[str, int]) -> list[tuple[nn.Module, str, int]]:
-    """Return (module, attribute, new value) for every number that modules of attentions with fewer heads state."""
+def numbers_of_heads(
+    model: nn.Module, ffns: FFNs, widths: Mapping[str, int], *, listed: bool
+) -> list[tuple[nn.Module, str, Any]]:
+    """Return (module, attribute, new value) for every number that modules of attentions with fewer heads state.
+
+    If widths are `listed`, the configuration of the model states the heads of the dense model.
+    """
     built: dict[tuple[Heads, int], nn.Module | None] = {}
-    found: list[tuple[nn.Module, str, int]] = []
-    for attention in attentions_of(ffns):
+    found: list[tuple[nn.Module, str, Any]] = []
+    for attention in ffns.attentions:
         heads, width = attention.heads, widths[attention.name]
         assert heads is not None
         if width == attention.sizes[1]:
@@ -89,7 +93,8 @@ def numbers_of_heads(model: nn.Module, ffns: FFNs, widths: Mapping[str, int]) ->
         if (heads, width) not in built:
             built[heads, width] = _model_of_width(model, heads, width)
         smaller, module = _part(built[heads, width], attention.name), model.get_submodule(attention.name)
-        found += _numbers(module, smaller) if smaller is not None else []
+        if smaller is not None:
+            found += [*_numbers(module, smaller), *(_own_configuration(module, heads, width) if listed else [])]
     return found
 
 
@@ -116,17 +121,22 @@ def resize_attentions(model: nn.Module, widths: Mapping[str, int]) -> None:
     for name, width in widths.items():
         heads = Heads(n_heads, n_groups, size) if size and n_groups and n_heads % n_groups == 0 else None
         smaller = None
-        if heads is not None and width % heads.unit_size == 0 and width <= n_heads * size:
-            if width not in built:
-                built[width] = _model_of_width(model, heads, width)
-            smaller = _part(built[width], name)
-        if smaller is None:
+        if heads is not None and width <= n_heads * size:
+            # Fewer heads than a group has can only be those of the last group, of which heads were removed one by one.
+            of_one_group = width < heads.unit_size and width % size == 0
+            heads = Heads(width // size, 1, size) if of_one_group else heads
+            if width % heads.unit_size == 0:
+                if width not in built:
+                    built[width] = _model_of_width(model, heads, width)
+                smaller = _part(built[width], name)
+        if smaller is None or not _is_attention(model.get_submodule(name), smaller, full=width == n_heads * size):
             raise CheckpointError(
                 f"the configuration lists {width} numbers for the heads of {name}, which do not fit {type(model).__name__}; it "
                 "belongs to another model"
             )
         module = model.get_submodule(name)
-        for owner, attribute, value in _numbers(module, smaller):
+        assert heads is not None
+        for owner, attribute, value in (*_numbers(module, smaller), *_own_configuration(module, heads, width)):
             setattr(owner, attribute, value)
         for path, part in smaller.named_modules():
             owner = module.get_submodule(path)
@@ -144,6 +154,43 @@ def _model_of_width(model: nn.Module, heads: Heads, width: int) -> nn.Module | N
 def _part(model: nn.Module | None, path: str) -> nn.Module | None:
     """Return the module at a path; None if there is none."""
     return None if model is None else dict(model.named_modules()).get(path)
+
+
+def _follows(module: nn.Module, smaller: nn.Module) -> bool:
+    """Whether whole numbers and the shapes of parameters are all in which a smaller attention differs."""
+    parts = dict(module.named_modules())
+    same = {name: buffer.shape for name, buffer in module.named_buffers()} == {
+        name: buffer.shape for name, buffer in smaller.named_buffers()
+    }
+    return same and all(
+        vars(parts[path]).get(key) == value
+        for path, part in smaller.named_modules()
+        if path in parts
+        for key, value in vars(part).items()
+        if isinstance(value, (float, tuple))
+    )
+
+
+def _is_attention(module: nn.Module, smaller: nn.Module, *, full: bool) -> bool:
+    """Whether two modules differ in maps that are their own parts, or in nothing if the attention has all heads."""
+    shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+    changed = [name for name, parameter in smaller.named_parameters() if shapes.get(name) != parameter.shape]
+    return (bool(changed) or full) and all(name.count(".") == 1 for name in changed)
+
+
+def _own_configuration(module: nn.Module, heads: Heads, width: int) -> list[tuple[nn.Module, str, Any]]:
+    """Return a configuration for an attention alone, if it reads its number of heads there whenever it computes (Phi-3)."""
+    config = getattr(module, "config", None)
+    try:
+        reads = "self.config.num_" in inspect.getsource(type(module).forward)
+    except (OSError, TypeError):  # there is no source
+        return []
+    if config is None or not reads:
+        return []
+    own = copy.copy(config)
+    for name, value in heads.fields(config, width).items():
+        setattr(own, name, value)
+    return [(module, "config", own)]
 
 
 def _numbers(module: nn.Module, smaller: nn.Module) -> list[tuple[nn.Module, str, int]]:

@@ -12,7 +12,6 @@ from torch.nn.utils import prune as torch_prune
 from llmrank.models import FFNs
 from llmrank.models.experts import Expert, set_forward
 from llmrank.models.families import WIDTH_ATTRIBUTES, text_config
-from llmrank.surgery.heads import attentions_of
 from llmrank.surgery.widths import EXPERT_WIDTHS
 
 __all__ = ["Restore", "restores_of"]
@@ -31,8 +30,8 @@ def restores_of(model: nn.Module, ffns: FFNs) -> list[Restore]:
         (ffn.module, WIDTH_ATTRIBUTES) for ffn in ffns if not isinstance(ffn.module, Expert)
     ]
     attributes += [
-        (module, tuple(name for name, value in vars(module).items() if type(value) is int))
-        for attention in attentions_of(ffns)
+        (module, tuple(name for name, value in vars(module).items() if type(value) is int or name == "config"))
+        for attention in ffns.attentions
         for module in model.get_submodule(attention.name).modules()
     ]
     for mixture in ffns.mixtures:

@@ -21,7 +21,7 @@ from llmrank.models.families import WIDTH_ATTRIBUTES, text_config
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import EXPERT_WIDTH_MULTIPLE
 from llmrank.surgery.forms import TensorMask, set_attribute, tensor_masks
-from llmrank.surgery.heads import attentions_of, head_fields, numbers_of_heads
+from llmrank.surgery.heads import head_fields, numbers_of_heads
 
 __all__ = ["ALIGNMENTS", "WIDTHS_KEY", "Align", "check_padding", "compact_widths", "module_widths", "set_widths"]
 
@@ -47,7 +47,7 @@ def check_padding(ffns: FFNs) -> None:
 
 def _kinds(ffns: FFNs) -> tuple[list[str], list[str]]:
     """Return the names of the layers of FFNs, and those of attentions."""
-    attentions = [each.name for each in attentions_of(ffns)]
+    attentions = [each.name for each in ffns.attentions]
     return [name for name in ffns.sizes if name not in attentions], attentions
 
 
@@ -126,7 +126,7 @@ def _config_fields(model: nn.Module, ffns: FFNs, masks: Masks) -> dict[str, Any]
 
 def _candidates(config: Any, ffns: FFNs, masks: Masks) -> Iterator[tuple[str, Any]]:
     """Yield configuration fields, with new values, that may hold a number of neurons or experts that changes."""
-    of_heads = {each.name for each in attentions_of(ffns)}
+    of_heads = {each.name for each in ffns.attentions}
     sizes = [(len(masks[name]), width) for name, width in masks.widths.items() if width and name not in of_heads]
     sizes += [(len(experts), sum(bool(masks[name].any()) for name in experts)) for experts in ffns.experts.values()]
     changes = dict.fromkeys((old, new) for old, new in sizes if old != new)
@@ -221,7 +221,10 @@ def set_widths(
     fields : mapping from str to value
         Configuration fields, see :func:`compact_widths`.
     """
-    for module, name, width in [*module_widths(ffns, widths), *numbers_of_heads(model, ffns, widths)]:
+    for module, name, width in [
+        *module_widths(ffns, widths),
+        *numbers_of_heads(model, ffns, widths, listed=not fields),
+    ]:
         set_attribute(module, name, width)
     config = text_config(model)
     if config is None:

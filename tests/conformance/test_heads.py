@@ -10,13 +10,15 @@ import pytest
 import torch
 
 import llmrank
+from benchmarks.tiny_configs import tiny_model
 from llmrank.errors import UnsupportedModelError
 from llmrank.models import find_ffns
 from llmrank.models.finding.heads import find_heads
-from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
-from llmrank.repair import LeastSquaresRepair
+from llmrank.models.forward import reached_by_tokens
+from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPruner
+from llmrank.repair import BiasRepair, LeastSquaresRepair
 from llmrank.surgery.apply import apply_masks
-from tests.llmrank.families import Family
+from tests.llmrank.families import FAMILIES, Family
 from tests.llmrank.plain_pipelines import IsolatedFFNPipeline
 from tests.llmrank.tiny_models import (
     HEADS,
@@ -193,7 +195,7 @@ def test_attentions_with_different_numbers_of_heads_are_loaded_by_llmrank(tmp_pa
     assert loaded.model.layers[0].self_attn.head_dim == 4
 
 
-@pytest.mark.parametrize("width", [20, 40, 4])
+@pytest.mark.parametrize("width", [20, 40, 6])
 def test_widths_that_do_not_fit_the_configuration_are_refused(width: int, tmp_path: Path) -> None:
     model = with_groups()
     run = pipeline(model, GlobalPruner(0.4), targets="heads,neurons")
@@ -271,3 +273,106 @@ def test_a_single_head_stays() -> None:
     one = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
     with pytest.raises(llmrank.errors.OptionError, match="every attention of this model has one head"):
         pipeline(tiny_llama(**one)).run()
+
+
+def uneven_masks(model: Any) -> tuple[Any, llmrank.Masks]:
+    """Return the attentions of a model, and masks that remove the first unit of every second one."""
+    ffns = find_ffns(model)
+    attentions = type(ffns)(find_heads(model, ffns).values())
+    masks = {
+        each.name: torch.arange(each.sizes[1]) >= (k % 2) * (each.heads.unit_size if each.heads else 0)
+        for k, each in enumerate(attentions)
+    }
+    return attentions, llmrank.Masks(masks)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name not in {*REFUSED, *HYBRIDS}], ids=lambda f: f.name)
+def test_uneven_attentions_compute_with_a_cache_and_after_loading(family: Family, tmp_path: Path) -> None:
+    model = family_model(family)
+    snapshot = Snapshot(model)
+    attentions, masks = uneven_masks(model)
+    zeroed = apply_masks(model, attentions, masks, "zero")
+    expected = logits(model, PROBE)
+    zeroed.undo()
+    applied = apply_masks(model, attentions, masks)
+    torch.testing.assert_close(logits(model, PROBE), expected, rtol=1e-5, atol=1e-4)
+    loaded = saved_and_loaded(model, tmp_path / "pruned").eval()
+    for each in (model.eval(), loaded):
+        assert torch.equal(logits(each, PROBE), logits(model, PROBE))
+        written = [each.generate(PROBE, max_new_tokens=5, do_sample=False, use_cache=cache) for cache in (True, False)]
+        assert torch.equal(*written)
+    applied.undo()
+    snapshot.assert_restored()
+
+
+def test_an_attention_of_one_group_loses_single_heads(tmp_path: Path) -> None:
+    model = with_groups(num_key_value_heads=2)
+    for number, amount in enumerate((0.34, 0.2)):
+        pipeline(model, SensitivityPruner(amount)).run()
+        again = saved_and_loaded(model, tmp_path / str(number))
+        assert torch.equal(logits(again, PROBE), logits(model, PROBE))
+        model = again
+    counts = [layer.self_attn.q_proj.out_features // 4 for layer in model.model.layers]
+    assert sum(counts) < 24 - 8
+    assert min(counts) < 4
+
+
+def test_a_repair_by_bias_needs_biases_of_attentions() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"o_proj has none, nor can experts and attentions be given one"):
+        pipeline(with_groups(), repair=BiasRepair()).run()
+    run = pipeline(with_groups(attention_bias=True), repair=BiasRepair())
+    run.run()
+    assert run.report is not None
+    assert len(run.report.repaired) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_heads_are_told_apart_in_half_precision(dtype: torch.dtype) -> None:
+    model = with_groups(num_key_value_heads=1)
+    with torch.no_grad():  # a number that is much larger than the others
+        model.model.layers[0].self_attn.v_proj.weight[1] *= 64.0
+    model.to(dtype)
+    assert all(each.heads is not None for each in find_heads(model, find_ffns(model)).values())
+
+
+def test_a_wrapped_language_model_keeps_no_cache_in_the_trial() -> None:
+    model = tiny_model("gemma3", 0)
+    model.set_attn_implementation("eager")
+    ffns = reached_by_tokens(model, find_ffns(model))
+    assert all(each.heads is not None for each in find_heads(model, ffns).values())
+
+
+def test_layers_are_protected_by_name_and_by_their_place_in_the_model() -> None:
+    for pruner in (LocalPruner, SensitivityPruner, GlobalPruner):
+        run = pipeline(with_groups(), pruner(0.4, protect=("*.self_attn", -1)), targets="heads,neurons")
+        run.run()
+        assert run.masks is not None
+        whole = {name for name, mask in run.masks.items() if bool(mask.all())}
+        assert whole >= {*(f"model.layers.{k}.self_attn" for k in range(3)), "model.layers.2.mlp"}
+        assert "model.layers.0.mlp" not in whole
+    run = pipeline(with_groups(), LocalPruner(0.5, protect=0), targets="neurons,heads")
+    run.run()
+    assert run.masks is not None
+    assert bool(run.masks["model.layers.0.self_attn"].all())
+    assert not bool(run.masks["model.layers.0.mlp"].all())
+
+
+def test_widths_of_neurons_do_not_round_heads() -> None:
+    run = pipeline(with_groups(), LocalPruner(0.5, min_keep=8, multiple_of=8), targets="neurons,heads")
+    run.run()
+    assert run.report is not None
+    assert run.report.neurons["heads"]["removed"] == 12
+    with pytest.raises(llmrank.errors.OptionError, match="at most 72 can, because each layer keeps"):
+        pipeline(with_groups(), GlobalPruner(0.99)).run()
+
+
+@pytest.mark.parametrize("name", ["lm_head", "model.norm", "model.layers.0", "model"])
+def test_a_listed_module_that_is_no_attention_is_refused(name: str, tmp_path: Path) -> None:
+    model = with_groups()
+    apply_masks(model, *uneven_masks(model))
+    llmrank.save(tmp_path / "pruned", model)
+    path = tmp_path / "pruned" / "config.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"model.layers.1.self_attn"', f'"{name}"'), encoding="utf-8")
+    with pytest.raises(llmrank.errors.CheckpointError, match="numbers for the heads of"):
+        llmrank.load(tmp_path / "pruned")

@@ -1,7 +1,7 @@
 """Find which rows of the maps of an attention belong to which head, by the layouts in use, and try the result.
 
 A module computes queries, keys or values alone, or all three: first all queries, then all keys, then all values (Phi-3); or for
-each group its queries, its key and its value (GPT-NeoX, Falcon). In a trial, the rows of the first group compute other numbers.
+each group its queries, its key and its value (GPT-NeoX, Falcon). In a trial, the rows of one group compute other numbers.
 Then those that the output map reads must change in this group, and in no other.
 """
 
@@ -91,7 +91,8 @@ def _with_heads(module: nn.Module, attention: FFN, config: Any) -> FFN:
         raise UnsupportedModelError(
             f"the heads of {attention.name} ({type(module).__name__}) are laid out in an unknown way: expected maps of queries, "
             f"keys and values with the same number of outputs for each head, got {value.name} "
-            f"({out_features(value.module)} outputs) and {listed or 'no other map'}; leave heads out of the targets"
+            f"({out_features(value.module)} outputs) and {listed or 'no other map'}; or two heads compute the same, as those "
+            "that are zero already do; leave heads out of the targets"
         )
     # If all heads share a key and a value, these stay.
     used = starts if heads.n_groups > 1 else starts[:1]
@@ -159,24 +160,39 @@ def _calls(model: nn.Module, ffns: FFNs, attentions: Mapping[str, FFN]) -> dict[
 
 
 def _check_separate(module: nn.Module, attention: FFN, call: tuple[Any, Any] | None) -> None:
-    """Raise unless the first unit of an attention can be removed without any effect on the others."""
-    heads = attention.heads
+    """Raise unless units of an attention can be removed without any effect on the others; the first and the last are tried."""
+    heads, output = attention.heads, attention.stages[1][0].module
     assert heads is not None
     reads: list[torch.Tensor] = []
-    output = attention.stages[1][0].module
-    with ExitStack() as hooks:
-        hooks.callback(output.register_forward_pre_hook(lambda _module, inputs: reads.append(inputs[0])).remove)
-        for maps in ((), attention.maps_of_heads):
+
+    def run(*maps: LinearMap, unit: slice = slice(0)) -> torch.Tensor:
+        with ExitStack() as hooks:
+            hooks.callback(output.register_forward_pre_hook(lambda _module, inputs: reads.append(inputs[0])).remove)
             for each in maps:
-                hook = each.module.register_forward_hook(_changes(each.rows[: heads.unit_size]))
-                hooks.callback(hook.remove)
+                hooks.callback(each.module.register_forward_hook(_changes(each.rows[unit])).remove)
             if call is not None:
                 args, kwargs = call
                 module(*args, **kwargs)
-    before, after = (each.flatten(0, -2).float() for each in reads) if len(reads) == 2 else 2 * (torch.zeros(1, 1),)
-    changes = (after - before).abs().amax(0)
-    rounding = 16 * torch.finfo(attention.stages[1][0].weight.dtype).eps * float(before.abs().max())
-    if not bool((changes[: heads.unit_size] > rounding).all()) or bool((changes[heads.unit_size :] > rounding).any()):
+        return reads.pop().flatten(0, -2).float() if len(reads) == 1 else torch.zeros(1, len(heads_of_columns))
+
+    heads_of_columns = torch.arange(heads.n_units).repeat_interleave(heads.unit_size)
+    try:
+        before = run()
+        alone = True
+        # The same numbers are computed from the same numbers, so rounding hardly differs.
+        rounding = 4 * torch.finfo(attention.stages[1][0].weight.dtype).eps * float(before.abs().max())
+        for unit in (0, heads.n_units - 1):
+            first = unit * heads.unit_size
+            changes = (
+                (run(*attention.maps_of_heads, unit=slice(first, first + heads.unit_size)) - before).abs().amax(0).cpu()
+            )
+            inside = heads_of_columns == unit
+            alone &= bool((changes[inside] > 0).float().mean() > 0.5) and not bool((changes[~inside] > rounding).any())
+    except (RuntimeError, TypeError, ValueError) as error:  # the attention cannot be called again by itself
+        raise UnsupportedModelError(
+            f"{attention.name} ({type(module).__name__}) cannot be tried by itself ({error}); leave heads out of the targets"
+        ) from error
+    if not alone:
         raise UnsupportedModelError(
             f"the heads of {attention.name} ({type(module).__name__}) cannot be removed: a trial shows that they depend on each "
             "other, as with a norm over the queries of all heads, or that their rows are not where they were expected; leave "

@@ -29,6 +29,7 @@ __all__ = [
     "Units",
     "check_targets",
     "has_units",
+    "names_in_order",
     "parse_targets",
     "sharing_targets",
     "units_of",
@@ -74,6 +75,11 @@ class Units(ABC):
     @abstractmethod
     def check(cls, ffns: FFNs) -> None:
         """Raise an OptionError if these FFNs have no such units, or if a mixture among them can lose none."""
+
+    @property
+    def counted(self) -> str:
+        """What messages call the units that they count."""
+        return self.target
 
     @property
     def n_neurons(self) -> int:
@@ -247,6 +253,12 @@ class HeadUnits(Units):
                 "every attention of this model has one head, which must stay; expected targets='neurons' (--targets neurons)"
             )
 
+    @property
+    def counted(self) -> str:
+        """See :attr:`Units.counted`."""
+        heads = self.layers[0].heads
+        return "groups of heads" if heads is not None and heads.n_groups > 1 else "heads"
+
     def assign(self, scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """See :meth:`Units.assign`."""
         (layer,) = self.layers
@@ -316,8 +328,16 @@ def sharing_targets(targets: Sequence[Target]) -> list[tuple[Target, ...]]:
     return [part for part in parts if part]
 
 
+def names_in_order(layers: Iterable[PrunableLayer], parts: Sequence[Sequence[Target]]) -> list[str]:
+    """Return the names of the units of parts of the targets, see :func:`sharing_targets`, in the order of the layers."""
+    layers = list(layers)
+    place = {layer.name: k for k, layer in enumerate(layers)}
+    units = [each for part in parts for each in units_of(layers, part[0] if len(part) == 1 else "neurons")]
+    return [each.name for each in sorted(units, key=lambda each: place[each.layers[0].name])]
+
+
 def has_units(layer: PrunableLayer, targets: Sequence[Target]) -> bool:
-    """Whether a layer consists of units of these targets, which share one amount."""
+    """Whether a layer has units of these targets, which share one amount: heads, or neurons and experts."""
     return (layer.heads is not None) == ("heads" in targets)
 
 

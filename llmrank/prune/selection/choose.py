@@ -17,7 +17,7 @@ from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.local_pruner import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import LayerRecord
-from llmrank.prune.records.units import Target, Units, has_units, sharing_targets, units_of
+from llmrank.prune.records.units import Target, Units, has_units, names_in_order, sharing_targets, units_of
 from llmrank.score.model_graph import LayerNodes, ModelGraph, edge_weights
 from llmrank.score.topologies import Topology
 
@@ -71,7 +71,7 @@ def choose_masks(
     parts = sharing_targets(targets)
     protected = None
     if len(parts) > 1:  # then `protect` selects among the layers of all parts
-        names = [units.name for part in parts for units in units_of(layers, part[0])]
+        names = names_in_order(layers, parts)
         protected = protected_names(pruner.protect, names)
     found = (
         {layer.name: torch.ones(layer.size, dtype=torch.bool) for layer in layers} if present is None else dict(present)
