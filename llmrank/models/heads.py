@@ -12,8 +12,8 @@ __all__ = ["Heads"]
 class Heads:
     """How the numbers that the output map of an attention reads are divided among its heads.
 
-    Heads that share keys and values are a group; they are neighbours. If all heads share them, every head can be removed alone,
-    and the keys and values stay; otherwise a group is removed as a whole.
+    Heads that share keys and values are a group; the heads of a group are adjacent. If all heads share them, every head can be
+    removed alone, and the keys and values stay; otherwise a group is removed as a whole.
 
     Attributes
     ----------

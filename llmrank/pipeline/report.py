@@ -170,7 +170,9 @@ class Report(Printed):
             widths = sorted(w for name, w in self.neurons["widths"].items() if (name in attentions) == is_attention)
             if widths:
                 spreads.append(f"{widths[0]}" if widths[0] == widths[-1] else f"{widths[0]} to {widths[-1]}")
-        return " of FFNs and ".join(spreads) + (" of attentions" if attentions else "")
+        return " of FFNs and ".join(spreads) + (
+            " of attentions (numbers that the output map reads)" if attentions else ""
+        )
 
     def _reached(self) -> str:
         shares = [f"{self.reached[unit]['share']:.1%} of the {unit_name(unit)}" for unit in MODEL_UNITS]

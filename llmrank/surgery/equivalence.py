@@ -90,8 +90,8 @@ def check_equivalence(model: nn.Module, expected: torch.Tensor, sequences: Token
         The outputs differ, or the model does not run.
     """
     advice = (
-        f"{type(model).__name__} has parts with the shapes of an FFN that do not behave like one (neurons that are "
-        "coupled, or read elsewhere), so it cannot be pruned by hidden neuron; name Linears with structure_dict= instead"
+        f"{type(model).__name__} has parts with the shapes of an FFN or an attention that do not behave like one (neurons "
+        "or heads that are coupled, or read elsewhere), so it cannot be pruned by them; name Linears with structure_dict= instead"
     )
     try:
         mixtures = find_mixtures(model).values()

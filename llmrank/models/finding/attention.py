@@ -75,7 +75,7 @@ def find_attentions(model: nn.Module, ffns: FFNs, *, skips_others: bool = False)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
             f"{type(model).__name__} is an encoder-decoder model, whose decoder attends to two streams: its attentions cannot "
-            "be edges of the graph; leave attention out"
+            "be edges of the graph; leave attention, or heads, out"
         )
     first_ffns: dict[str, FFN] = {}
     for ffn in ffns:
@@ -107,7 +107,7 @@ def _single_token_activations(
     if not isinstance(size, int) or getattr(model, "config", None) is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} is not a transformers model that reads token ids, which are needed to find attentions; "
-            "leave attention out"
+            "leave attention, or heads, out"
         )
     ids = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:N_PROBE_TOKENS, None]
     activations: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -154,21 +154,22 @@ def _attention(path: str, ffn: FFN, maps: dict[str, nn.Module], pairs: Sequence[
         listed = ", ".join(f"{value} and {output}" for value, output, _ in pairs) or ", ".join(maps) or "no linear map"
         raise UnsupportedModelError(
             f"expected one pair of linear maps in {path} such that for a single token the input of the second is the output of "
-            f"the first (the value and the output map of an attention); found {len(pairs)} (seen: {listed}): leave attention out"
+            "the first (the value and the output map of an attention); found "
+            f"{len(pairs)} (seen: {listed}): leave attention, or heads, out"
         )
     value, output, rows = pairs[0]
     for name in (value, output):
         if LinearMap.whole(name, maps[name]).weight.is_meta:
             raise UnsupportedModelError(
                 f"{name} holds no data here (offloaded or on the meta device), and the weights of attentions are edges of the "
-                "graph; load the model with all its weights, or leave attention out"
+                "graph; load the model with all its weights, or leave attention, or heads, out"
             )
     value_map = SelectedRows.of(value, maps[value], rows)
     stages = ((value_map,), (LinearMap.whole(output, maps[output]),))
     if value_map.in_features != ffn.sizes[0] or stages[1][0].size != ffn.sizes[0]:
         raise UnsupportedModelError(
             f"{value} has {value_map.in_features} inputs and {output} has {stages[1][0].size} outputs, but {ffn.name} has "
-            f"{ffn.sizes[0]} inputs: they do not share a residual stream; leave attention out"
+            f"{ffn.sizes[0]} inputs: they do not share a residual stream; leave attention, or heads, out"
         )
     name = output.rpartition(".")[0]
     return FFN(name, "attention", stages, ffn.stack, maps[output])

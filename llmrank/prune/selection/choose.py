@@ -82,7 +82,11 @@ def choose_masks(
             for entry in graphs
         ]
         choice = _Choice(entries, ranks, sensitivities or {}, costs, protected, jointly=jointly)
-        found |= choice.masks(pruner, part[0], present) if len(part) == 1 else choice.masks_of_both(pruner, present)
+        found |= (
+            choice.masks(pruner, part[0], present)
+            if len(part) == 1
+            else choice.masks_of_neurons_and_experts(pruner, present)
+        )
     return Masks({layer.name: found[layer.name] for layer in layers})
 
 
@@ -142,7 +146,7 @@ class _Choice:
             keep.update(group_pruner.prune(group, self._costs))
         return Masks({name: mask for group in groups for name, mask in group.masks(keep).items()})
 
-    def masks_of_both(self, pruner: BasePruner, present: Masks | None) -> Masks:
+    def masks_of_neurons_and_experts(self, pruner: BasePruner, present: Masks | None) -> Masks:
         """Choose masks for both targets: every number of experts is tried, and that with the least lost importance is taken."""
         # Rounded widths would miss the amount by as much as the choices differ.
         pruner = pruner.with_exact_share()

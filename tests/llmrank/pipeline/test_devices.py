@@ -121,7 +121,7 @@ def only_finding(items: Any, description: str) -> Any:
 def test_offloaded_attentions_are_refused_before_any_work(tmp_path: Path) -> None:
     model = OFFLOADED["all but FFNs"](tiny_llama(), tmp_path)
     texts = {"calibration": token_ids(4), "evaluation": token_ids(3)}
-    with pytest.raises(UnsupportedModelError, match=r"v_proj holds no data here.*leave attention out"):
+    with pytest.raises(UnsupportedModelError, match=r"v_proj holds no data here.*leave attention, or heads, out"):
         ResidualFFNPipeline(model, None, attention=True, progress=only_finding, **texts).run()
 
 
