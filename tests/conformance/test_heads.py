@@ -376,3 +376,21 @@ def test_a_listed_module_that_is_no_attention_is_refused(name: str, tmp_path: Pa
     path.write_text(text.replace('"model.layers.1.self_attn"', f'"{name}"'), encoding="utf-8")
     with pytest.raises(llmrank.errors.CheckpointError, match="numbers for the heads of"):
         llmrank.load(tmp_path / "pruned")
+
+
+def test_the_repair_of_an_attention_is_a_least_squares_fit() -> None:
+    """The output map of the first attention, fitted to its dense outputs by the heads that are left."""
+    model = with_groups()
+    output_map = model.model.layers[0].self_attn.o_proj
+    reads: list[torch.Tensor] = []
+    hook = output_map.register_forward_pre_hook(lambda _module, inputs: reads.append(inputs[0].detach().flatten(0, -2)))
+    logits(model, CALIBRATION)
+    hook.remove()
+    # The last sequence is held out.
+    inputs, dense = reads[0][: 5 * 16].double(), output_map.weight.detach().double().clone()
+    run = pipeline(model, repair=LeastSquaresRepair(damping=1e-9))
+    run.run()
+    assert run.masks is not None
+    kept = inputs[:, run.masks["model.layers.0.self_attn"]]
+    expected = torch.linalg.lstsq(kept, inputs @ dense.T).solution.T
+    torch.testing.assert_close(output_map.weight.double(), expected, rtol=1e-5, atol=1e-6)
