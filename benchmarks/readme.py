@@ -104,9 +104,11 @@ def gains(
     speed: dict[str, Any],
     across: dict[str, Any],
     healing: dict[str, Any],
+    of_heads: dict[str, Any] | None = None,
 ) -> dict[str, str]:
     """Return the table of the README: a row for each gain of a user, with errors where the results have them."""
-    rows, lines = quality_results["rows"], [*every_model(across), *healed(healing)]
+    rows = quality_results["rows"]
+    lines = [*every_model(across), *([] if of_heads is None else [most_heads(of_heads)]), *healed(healing)]
     for label, ours, other, name in GAINS:
         own, peer = (_row(rows, name_of_row, CHOSEN_AT) for name_of_row in (ours, other))
         if own and peer:
@@ -155,6 +157,25 @@ def every_model(across: dict[str, Any]) -> list[str]:
         name += "" if DEFAULT in rows else ", prose alone"
         lines.append(f"| {name}, dense {' and '.join(dense)} | {' and '.join(ours)} | {'; '.join(others)} |")
     return lines
+
+
+def most_heads(results: dict[str, Any]) -> str:
+    """Return a row for the first model that lost heads, as cut: the sensitivity budget, and the best of the other methods."""
+    model, found = next(iter(results["models"].items()))
+    amount = max(row["amount"] for row in found["rows"])
+    rows = {
+        (row["scorer"], row["budget"]): row
+        for row in found["rows"]
+        if (row["amount"], row["repair"]) == (amount, "none")
+    }
+    own, others = rows[DEFAULT[0], "sensitivity"], {OTHERS[pair]: rows[pair] for pair in OTHERS if pair in rows}
+    best = {kind: min(others, key=lambda name: _perplexity(kind_of(others[name], kind))) for kind in KINDS}
+    dense = " and ".join(f"{_perplexity(kind_of(found['dense'], kind)):.2f}" for kind in KINDS)
+    ours = " and ".join(f"{_perplexity(kind_of(own, kind)):.2f}" for kind in KINDS)
+    peers = "; ".join(
+        f"{_behind(kind_of(own, kind), kind_of(others[best[kind]], kind))}, {best[kind]}" for kind in KINDS
+    )
+    return f"| {model.removesuffix('.Q4_1')}, dense {dense}, {amount:.0%} of the heads instead | {ours} | {peers} |"
 
 
 def healed(healing: dict[str, Any]) -> list[str]:
@@ -313,7 +334,7 @@ def current() -> dict[Path, tuple[str, str]]:
     names = ("quality", "out_of_domain", "compact", "speed", "experts", "across", "healing", "heads")
     found = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names}
     tables = {
-        **gains(*(found[name] for name in ("quality", "compact", "speed", "across", "healing"))),
+        **gains(*(found[name] for name in ("quality", "compact", "speed", "across", "healing", "heads"))),
         **quality(found["quality"]),
         **domains(found["out_of_domain"]),
         **experts(found["experts"]),

@@ -121,3 +121,25 @@ def test_tables_stand_between_their_marks() -> None:
     assert readme.filled(text, {"one": "new"}) == "a\n<!-- one -->\nnew\n<!-- end of one -->\nb\n"
     with pytest.raises(ValueError, match="expected the marks <!-- two --> and"):
         readme.filled(text, {"two": "new"})
+
+
+def measured(scorer: str, budget: str, *values: float) -> dict[str, Any]:
+    """A row with these perplexities on prose and on Python, as `across` writes it."""
+    prose, other = ({"losses": [math.log(v) * 10 - 1, math.log(v) * 10 + 1], "counts": [10, 10]} for v in values)
+    return {"scorer": scorer, "budget": budget, "amount": 0.5, "repair": "none", **prose, "other": other}
+
+
+def test_heads_are_compared_with_the_best_of_other_methods_and_with_the_dense_model() -> None:
+    auto = DEFAULT[0]
+    rows = [measured(auto, "sensitivity", 12.0, 24.0), measured("flap", "local", 14.0, 25.0)]
+    rows += [measured("activation", "local", 13.0, 26.0), {**measured(auto, "sensitivity", 9.0, 9.0), "amount": 0.1}]
+    rows.append({**measured(auto, "sensitivity", 11.0, 22.0), "repair": "lstsq"})
+    results = {"models": {"a.Q4_1": {"dense": measured("", "", 10.0, 20.0), "rows": rows}}}
+    assert readme.most_heads(results) == (
+        "| a, dense 10.00 and 20.00, 50% of the heads instead | 12.00 and 24.00 | 13.00 (+0.080 ± 0.000), activation; "
+        "25.00 (+0.041 ± 0.000), FLAP's score |"
+    )
+    table = readme.heads(results)["heads"].splitlines()
+    assert table[0] == "| nats more than the dense model on prose, on Python | a, 50% | a, 10% |"
+    assert table[2] == "| auto, sensitivity | 0.18 ± 0.00, 0.18 ± 0.00 | -0.11 ± 0.00, -0.80 ± 0.00 |"
+    assert table[-1] == "| auto, sensitivity, repaired | 0.10 ± 0.00, 0.10 ± 0.00 |  |"
