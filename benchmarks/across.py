@@ -269,7 +269,7 @@ def settings(options: argparse.Namespace) -> Iterator[tuple[str, str, str, float
 def table(results: dict[str, Any]) -> str:
     """Return all models in markdown: perplexities, and in brackets the difference from the default row."""
     asks = any(ITEMS in row for found in results["models"].values() for row in found["rows"])
-    of_heads = results["protocol"].get("targets") == "heads"
+    of_heads = results.get("protocol", {}).get("targets") == "heads"
     lines = [HEAD + of_heads * HEAD_OF_HEADS + asks * HEAD_OF_ITEMS]
     for name, found in results["models"].items():
         for kind in (*KINDS, ITEMS):

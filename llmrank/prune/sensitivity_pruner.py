@@ -109,7 +109,8 @@ class SensitivityPruner(BasePruner):
         protected = [each.protected for each in layer_list]
         if all(protected):
             return [0] * len(sizes)
-        check_removable(total, sizes, fewest, protected)
+        units = layer_list[0].units
+        check_removable(total, sizes, fewest, protected, what="heads" if units is None else units.counted)
         most = [0 if kept else n - least for n, least, kept in zip(sizes, fewest, protected, strict=True)]
         costs = [_sensitivity(each) for each in layer_list]
         return cheapest_counts(costs, most, total, [each.n_removed for each in layer_list])

@@ -155,9 +155,9 @@ def test_a_run_resumes(tmp_path: Path, capsys: Any) -> None:
     assert list(results["rows"]) == ["llama", "mamba"]
     lines = output.with_suffix(".md").read_text(encoding="utf-8").splitlines()
     assert lines == table(results).splitlines()
-    assert "| stock | 1 | 0 |" in lines
-    assert "| refused | 1 | 0 |" in lines
-    assert [line.split(" | ")[:4] for line in lines[-2:]] == [
-        ["| llama", "stock", "", "2 gated"],
-        ["| mamba", "refused", "", ""],
+    assert "| stock | 1 | 0 | 1 |" in lines
+    assert "| refused | 1 | 0 | 1 |" in lines
+    assert [line.split(" | ")[:5] for line in lines[-2:]] == [
+        ["| llama", "stock", "", "stock", "2 gated"],
+        ["| mamba", "refused", "", "refused", ""],
     ]

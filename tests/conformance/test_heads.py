@@ -364,6 +364,8 @@ def test_widths_of_neurons_do_not_round_heads() -> None:
     assert run.report.neurons["heads"]["removed"] == 12
     with pytest.raises(llmrank.errors.OptionError, match="at most 72 can, because each layer keeps"):
         pipeline(with_groups(), GlobalPruner(0.99)).run()
+    with pytest.raises(llmrank.errors.OptionError, match="12 of 12 groups of heads cannot be removed: at most 9 can"):
+        pipeline(with_groups(), SensitivityPruner(0.99)).run()
 
 
 @pytest.mark.parametrize("name", ["lm_head", "model.norm", "model.layers.0", "model"])
