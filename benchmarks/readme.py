@@ -175,7 +175,10 @@ def most_heads(results: dict[str, Any]) -> str:
     peers = "; ".join(
         f"{_behind(kind_of(own, kind), kind_of(others[best[kind]], kind))}, {best[kind]}" for kind in KINDS
     )
-    return f"| {model.removesuffix('.Q4_1')}, dense {dense}, {amount:.0%} of the heads instead | {ours} | {peers} |"
+    label = (
+        f"{model.removesuffix('.Q4_1')}, dense {dense}, {amount:.0%} of the heads instead (sensitivity; others local)"
+    )
+    return f"| {label} | {ours} | {peers} |"
 
 
 def healed(healing: dict[str, Any]) -> list[str]:

@@ -121,7 +121,7 @@ def check_removable(
     routed: bool = False,
     what: str = "neurons",
 ) -> None:
-    """Raise an OptionError if layers of these sizes cannot lose `count` neurons, or `what` is counted, together.
+    """Raise an OptionError if layers of these sizes cannot lose `count` neurons together; `what` is the word for what is counted.
 
     Each layer keeps at least its `min_keep`, and a protected layer all of its neurons. `routed` says that routers are the reason
     for `min_keep`, for the message.

@@ -136,8 +136,8 @@ def test_heads_are_compared_with_the_best_of_other_methods_and_with_the_dense_mo
     rows.append({**measured(auto, "sensitivity", 11.0, 22.0), "repair": "lstsq"})
     results = {"models": {"a.Q4_1": {"dense": measured("", "", 10.0, 20.0), "rows": rows}}}
     assert readme.most_heads(results) == (
-        "| a, dense 10.00 and 20.00, 50% of the heads instead | 12.00 and 24.00 | 13.00 (+0.080 ± 0.000), activation; "
-        "25.00 (+0.041 ± 0.000), FLAP's score |"
+        "| a, dense 10.00 and 20.00, 50% of the heads instead (sensitivity; others local) | 12.00 and 24.00 | "
+        "13.00 (+0.080 ± 0.000), activation; 25.00 (+0.041 ± 0.000), FLAP's score |"
     )
     table = readme.heads(results)["heads"].splitlines()
     assert table[0] == "| nats more than the dense model on prose, on Python | a, 50% | a, 10% |"

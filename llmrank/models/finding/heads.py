@@ -33,10 +33,8 @@ def find_heads(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
 
     Parameters
     ----------
-    model : nn.Module
-        A transformers model whose blocks have one attention each.
-    ffns : FFNs
-        FFNs in a repeating stack of blocks.
+    model, ffns
+        See :func:`llmrank.models.finding.attention.find_attentions`.
 
     Returns
     -------
@@ -53,7 +51,7 @@ def find_heads(model: nn.Module, ffns: FFNs) -> dict[str, FFN]:
 
     Notes
     -----
-    Cost: that of `find_attentions`, a forward pass over 16 tokens, and two passes over each attention.
+    Cost: that of `find_attentions`, a forward pass over 16 tokens, and three passes of them through each attention.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Choose which neurons and experts of ranked graphs are kept, and during a repair choose again which neurons of a layer are."""
+"""Choose which neurons, experts and heads of ranked graphs are kept, and during a repair choose again within a layer."""
 
 from llmrank.prune.selection.choose import check_several, choose_masks, prunes_jointly
 from llmrank.prune.selection.reselection import Reselection
