@@ -281,7 +281,8 @@ def _resize(model: nn.Module, widths: Mapping[str, int]) -> None:
     Stacks without any listed layer, such as the vision tower of a model whose text tower was pruned, are left as they are.
     """
     found = find_ffns(model)
-    of_heads = {name: width for name, width in widths.items() if name not in found.sizes and _is_module(model, name)}
+    paths = {path for path, _ in model.named_modules()} - set(found.sizes)
+    of_heads = {name: width for name, width in widths.items() if name in paths}
     resize_attentions(model, of_heads)
     widths = {name: width for name, width in widths.items() if name not in of_heads}
     if of_heads and not widths:
@@ -309,10 +310,6 @@ def _resize(model: nn.Module, widths: Mapping[str, int]) -> None:
             set_sizes(mask)
         remove_experts(ffns, first_neurons)
     _state_numbers_of_experts(model, ffns, widths)
-
-
-def _is_module(model: nn.Module, name: str) -> bool:
-    return any(path == name for path, _ in model.named_modules())
 
 
 def _state_numbers_of_experts(model: nn.Module, ffns: FFNs, widths: Mapping[str, int]) -> None:
