@@ -118,7 +118,7 @@ def add_method_options(
     method.add_argument(
         "--targets",
         default="neurons",
-        help="what is removed, one or more with commas: neurons, heads (of attentions), experts (of a mixture) (%(default)s)",
+        help="what is removed: neurons, heads (of attentions), experts (of a mixture), with commas, or blocks (%(default)s)",
     )
     if prunes:
         _add_pruning_options(method)

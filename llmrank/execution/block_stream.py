@@ -28,6 +28,7 @@ from llmrank.execution.recording import (
 )
 from llmrank.execution.states import States, allocate_like
 from llmrank.models import FFN, FFNs
+from llmrank.models.blocks import Block
 from llmrank.models.forward import at_least_float32, evaluation_mode, first_output, model_inputs
 from llmrank.text import TokenSequences
 
@@ -85,6 +86,8 @@ class BlockStream:
         self._position = self._dense_position = 0 if done is None else done["blocks"]
         # The input of the last block that the dense model's states have passed: the dense model's states for the first batch.
         self._dense_input: torch.Tensor | None = None
+        # The numbers of the blocks that the pruned model computes without.
+        self._left_out: set[int] = set()
         # What :meth:`_try_addition` returned, by the name of the FFN or mixture.
         self._additions: dict[str, tuple[bool, bool]] = {}
         # If the states already hold all of a block's output but the output of its FFN, only the FFN must run again after it is
@@ -106,6 +109,10 @@ class BlockStream:
     def has_passed(self, ffn: FFN) -> bool:
         """See :meth:`Stream.has_passed`."""
         return self._positions[ffn.name] < self._position
+
+    def leave_out(self, block: Block, hooks: ExitStack) -> None:  # noqa: ARG002 -- the dense states pass the block
+        """See :meth:`Stream.leave_out`."""
+        self._left_out.add(next(k for k, each in enumerate(self._passes.blocks) if each is block.module))
 
     def feed(
         self,
@@ -232,7 +239,11 @@ class BlockStream:
     def _advance(self) -> None:
         """Advance the states of the pruned model past a block."""
         states = self._states
-        if self._pending_ffn is None:
+        if self._position in self._left_out:
+            for k, state in enumerate(states):
+                states.store(k, state)
+            states.advance()
+        elif self._pending_ffn is None:
             self._passes.advance(self._position, states)
         else:
             ffn, device = self._pending_ffn, self.device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
@@ -130,6 +130,18 @@ class _MixtureShape:
         )
 
 
+@dataclass(frozen=True)
+class _BlockShape:
+    """What a block costs beside the maps of its FFNs, until it is left out."""
+
+    layers: tuple[str, ...]  # names of its prunable layers
+    rest: Cost  # attention and norms
+    biases: Cost  # what the maps of its FFNs cost without a neuron
+
+    def cost(self, widths: Mapping[str, int]) -> Cost:
+        return self.rest if any(widths[name] for name in self.layers) else Cost() - self.biases
+
+
 class ModelCosts:
     """The cost of a model, and how it falls when neurons of its FFNs are removed.
 
@@ -163,6 +175,7 @@ class ModelCosts:
     def __init__(self, model: nn.Module, ffns: FFNs) -> None:
         self.sizes = ffns.sizes
         self._shapes: list[_MapShape | _MixtureShape] = [*_map_shapes(ffns), *_mixture_shapes(ffns)]
+        self._blocks = _block_shapes(ffns)
         self.ffns = self._ffn_cost(self.sizes)
         parameters = list(model.parameters())
         # In modules whose tensors hold all experts of a mixture, tensors with two axes are biases, not matrices.
@@ -224,7 +237,10 @@ class ModelCosts:
         all_widths = {**self.sizes, **widths}
         if unit == "neurons":
             return sum(self.sizes.values()) - sum(all_widths.values())
-        return _in_unit(self.ffns - self._ffn_cost(all_widths), unit)
+        removed = self.ffns - self._ffn_cost(all_widths)
+        for block in () if unit.startswith("ffn-") else self._blocks:
+            removed += block.cost(self.sizes) - block.cost(all_widths)
+        return _in_unit(removed, unit)
 
     def _ffn_cost(self, widths: Mapping[str, int]) -> Cost:
         return sum((shape.cost(widths) for shape in self._shapes), Cost())
@@ -260,6 +276,25 @@ def _map_shapes(ffns: FFNs) -> list[_MapShape]:
             )
         )
     return shapes
+
+
+def _block_shapes(ffns: FFNs) -> list[_BlockShape]:
+    """Return what every block that can be left out costs beside the maps of its FFNs."""
+    found = []
+    for block in ffns.blocks:
+        inside = FFNs(ffn for ffn in ffns if ffn.whole_block is block)
+        of_ffns: list[_MapShape | _MixtureShape] = [*_map_shapes(inside), *_mixture_shapes(inside)]
+        full, empty = (
+            sum((s.cost(w) for s in of_ffns), Cost()) for w in (inside.sizes, dict.fromkeys(inside.sizes, 0))
+        )
+        found.append(
+            _BlockShape(tuple(inside.sizes), ModelCosts(block.module, _of_a_block(inside)).model - full, empty)
+        )
+    return found
+
+
+def _of_a_block(ffns: FFNs) -> FFNs:
+    return FFNs(replace(ffn, whole_block=None) for ffn in ffns)
 
 
 def _mixture_shapes(ffns: FFNs) -> list[_MixtureShape]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, TypeAlias
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from llmrank.errors import StructureError
+from llmrank.models.blocks import Block
 from llmrank.models.experts import ExpertMap, Mixture, Routing
 from llmrank.models.heads import Heads
 from llmrank.models.linear_map import in_features, matrix_of, out_features
@@ -140,6 +142,8 @@ class PrunableLayer:
         and for a shared expert if one field of the configuration states both its width and the width of the experts.
     heads : Heads or None
         The heads that the neurons of an attention belong to; None for the neurons of an FFN.
+    block : Block or None
+        The block that is left out if none of its layers keeps a neuron; None if the block stays.
     """
 
     name: str
@@ -149,6 +153,7 @@ class PrunableLayer:
     mixture: Mixture | None = None
     pruned_with: Mixture | None = None
     heads: Heads | None = None
+    block: Block | None = None
 
     @property
     def token_share(self) -> Fraction:
@@ -183,6 +188,8 @@ class FFN:
         The heads of an attention, if they are known.
     maps_of_heads : tuple of LinearMap
         The maps of an attention whose rows belong to its heads; row j goes with neuron j.
+    whole_block : Block or None
+        The block that the FFN lies in, if it can be left out; None if it stays, or that is not known.
     """
 
     name: str
@@ -194,6 +201,7 @@ class FFN:
     pruned_with_experts: bool = False
     heads: Heads | None = None
     maps_of_heads: tuple[LinearMap, ...] = ()
+    whole_block: Block | None = None
 
     @property
     def block(self) -> str:
@@ -252,7 +260,8 @@ class FFN:
         if self.kind == "attention":
             if self.heads is None:
                 return {}
-            return {1: PrunableLayer(self.name, self.sizes[1], self.maps_of_heads, self.stages[1], heads=self.heads)}
+            maps = self.maps_of_heads, self.stages[1]
+            return {1: PrunableLayer(self.name, self.sizes[1], *maps, heads=self.heads, block=self.whole_block)}
         if self.kind == "explicit":
             return {
                 layer: PrunableLayer(stage[0].name, stage[0].size, stage, ())
@@ -264,7 +273,9 @@ class FFN:
             name = input_maps[0].name if self.kind == "sequential" else self.name
             mixture = self.mixture if self.is_routed else None
             pruned_with = self.mixture if self.pruned_with_experts else None
-            layers[layer] = PrunableLayer(name, input_maps[0].size, input_maps, output_maps, mixture, pruned_with)
+            layers[layer] = PrunableLayer(
+                name, input_maps[0].size, input_maps, output_maps, mixture, pruned_with, block=self.whole_block
+            )
         return layers
 
 
@@ -300,6 +311,15 @@ class FFNs(tuple[FFN, ...]):
     def attentions(self) -> list[FFN]:
         """The attentions among them whose heads are known, and can be removed."""
         return [ffn for ffn in self if ffn.heads is not None]
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks that can be left out, each once."""
+        return list({id(ffn.whole_block): ffn.whole_block for ffn in self if ffn.whole_block is not None}.values())
+
+    def without(self, blocks: Collection[Block]) -> FFNs:
+        """Return the FFNs that lie in none of these blocks."""
+        return FFNs(ffn for ffn in self if ffn.whole_block not in blocks) if blocks else self
 
     @property
     def modules(self) -> list[nn.Module]:

@@ -81,15 +81,24 @@ def describe_neurons(masks: Masks, pruner: BasePruner, ffns: FFNs) -> dict[str, 
     of_ffns = Masks({name: mask for name, mask in masks.items() if name not in heads})
     n_heads = sum(each.n_heads for each in heads.values())
     n_kept = sum(each.counts(masks.widths[name])[0] for name, each in heads.items())
-    counts = {"before": of_ffns.size, "removed": of_ffns.size - of_ffns.kept}
     of_heads = {"before": n_heads, "removed": n_heads - n_kept}
+    left_out = [block.name for block in masks.left_out(ffns.layers.values())]
+    of_blocks: dict[str, Any] = {"before": len(ffns.blocks), "removed": len(left_out), "left_out": left_out}
+    unit = "rows of the listed Linears" if ffns.explicit else "hidden neurons"
+    counts: dict[str, Any]
+    if ffns.blocks:
+        unit, counts = "blocks", of_blocks
+    elif of_ffns:
+        counts = {"before": of_ffns.size, "removed": of_ffns.size - of_ffns.kept}
+    else:
+        unit, counts = "heads", of_heads
     return {
-        "unit": "rows of the listed Linears" if ffns.explicit else "hidden neurons" if of_ffns else "heads",
-        **(counts if of_ffns else of_heads),
+        "unit": unit,
+        **counts,
         **({"heads": of_heads} if heads and of_ffns else {}),
         "amount_asked": pruner.amount,
         "amount_of": pruner.amount_of,
-        "share_reached": of_ffns.removed_share if of_ffns else 1.0 - n_kept / n_heads,
+        "share_reached": counts["removed"] / counts["before"],
         "widths": masks.widths,
     }
 

@@ -72,7 +72,9 @@ def token_warning(
 
 def expected_widths(pruner: BasePruner, ffns: FFNs, targets: Sequence[Target] = ("neurons",)) -> dict[str, int]:
     """Estimate the neurons that each layer keeps, before there are scores: the mean over layers, or all if that is unknown."""
-    of_share = isinstance(pruner.amount, float) and pruner.amount_of == "neurons" and "experts" not in targets
+    of_share = (
+        isinstance(pruner.amount, float) and pruner.amount_of == "neurons" and not {"experts", "blocks"} & set(targets)
+    )
     if not of_share:
         return dict(ffns.sizes)
     share = 1.0 - pruner.amount

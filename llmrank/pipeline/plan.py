@@ -252,9 +252,11 @@ def make_plan(
     processes = {"processes": execution.processes.count} if execution.processes.count > 1 else {}
     device = {} if execution.device is None else {"device": str(execution.device)}
     fit, held_out = tokens.parts
+    n_stay = len({ffn.block for ffn in ffns if ffn.whole_block is None}) if ffns.blocks else 0
     notes = [
         *(f"no token reaches {stack}: its FFNs were left as they are" for stack in prepared.not_reached),
         *([f"heads were found in all blocks but {prepared.without_heads}"] if prepared.without_heads else []),
+        *([f"{n_stay} blocks cannot be left out"] if n_stay else []),
         *budget_notes(recipe.pruner, reached, recipe.targets),
         *choice_notes(recipe.candidates, ranked.choice, None if ffns.attentions else masks.removed_share),
         *repair_notes(

@@ -163,7 +163,8 @@ def prune_model(
         Ignored if `pruner` is an object.
     targets : str or sequence of str
         What is removed: "neurons", "heads" of attentions, the "experts" of a mixture, or several of them, such as
-        "neurons,heads". The amount is a share of the heads, and of the neurons in FFNs and experts.
+        "neurons,heads". The amount is a share of the heads, and of the neurons in FFNs and experts. Or "blocks", of which
+        those are left out that cost least.
     pipeline : str or class
         How the graphs of FFNs are joined: "isolated", "chained" or "residual", or a spec such as ``"residual:beta=0.5"``.
     scorer, pruner, repair : str or object

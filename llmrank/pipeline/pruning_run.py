@@ -224,7 +224,8 @@ class PruningRun:
                     evaluation.after = stages.perplexity_of(prepared, text, execution, "Evaluating the pruned model")
                     read = tokens.known.joined(tokens.other).joined(None if to_learn is None else to_learn[0].sequences)
                     evaluation.calibration_overlap = shared_passages(read, text)
-            size = model_size(self.model, prepared.ffns)
+            left_out = self.application.masks.left_out(prepared.ffns.layers.values())
+            size = model_size(self.model, prepared.ffns.without(left_out))
         except BaseException:
             if self.undoable:
                 self.undo()

@@ -11,7 +11,7 @@ from llmrank.healing import Distillation
 from llmrank.models.costs import unit_name
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.texts import CalibrationText, EvaluationText, Text
-from llmrank.prune import BasePruner, LocalPruner
+from llmrank.prune import BasePruner, LocalPruner, SensitivityPruner
 from llmrank.prune.records.units import Target, parse_targets
 from llmrank.prune.schedule import check_steps
 from llmrank.prune.selection import prunes_jointly
@@ -38,8 +38,8 @@ class Recipe:
         An :class:`llmrank.score.AutoScorer` is a choice, which is made by trials.
     pruner : BasePruner
     repair : BaseRepair or None
-    targets : str or sequence of {"neurons", "experts", "heads"}
-        What is removed; a tuple after construction.
+    targets : str or sequence of {"neurons", "experts", "heads", "blocks"}
+        What is removed; a tuple after construction. Blocks are chosen by what the model loses without each.
     form : {"compact", "zero", "mask"}
         See :func:`llmrank.surgery.apply.apply_masks`, also for `align`.
     align : {"none", "pad"}
@@ -91,6 +91,8 @@ class Recipe:
         texts = {"calibration": CalibrationText.of(self.calibration), "evaluation": EvaluationText.of(self.evaluation)}
         for name, value in {"targets": parse_targets(self.targets), **texts}.items():
             object.__setattr__(self, name, value)
+        if "blocks" in self.targets:
+            self._choose_blocks()
         if self.topology not in TOPOLOGIES:
             raise OptionError(f"unknown topology {self.topology!r}; expected one of {', '.join(TOPOLOGIES)}")
         if self.beta != "measured":
@@ -136,6 +138,18 @@ class Recipe:
                     f"{name} must be an instance of {base.__name__}, got {value!r}; make_{name} of llmrank.pipeline.registry "
                     "makes one by its name"
                 )
+
+    def _choose_blocks(self) -> None:
+        """Let measured losses choose blocks, whatever the pruner, because graphs of FFNs say little about whole blocks."""
+        if self.form != "compact" or self.steps != 1 or self.structure_dict is not None:
+            raise OptionError(
+                "blocks are left out in one step, in the compact form; leave form, steps and structure_dict out"
+            )
+        given = self.pruner
+        if not isinstance(given, SensitivityPruner):
+            pruner = SensitivityPruner(given.amount, protect=given.protect, amount_of=given.amount_of)
+            object.__setattr__(self, "pruner", pruner)
+        object.__setattr__(self, "scorer", self.candidates[0])
 
     def _check_listed_linears(self) -> None:
         """Refuse what needs whole FFNs."""

@@ -143,10 +143,11 @@ class Report(Printed):
             table.add_row(name, number_format.format(before), number_format.format(after), change)
         parts: list[RenderableType] = [
             table,
-            Text(f"widths {self._widths()}; calibrated on {self._tokens(self.calibration)}"),
+            Text(f"{self._widths()}; calibrated on {self._tokens(self.calibration)}"),
         ]
         if self.reached:
-            parts.append(Text(f"the removed neurons account for {self._reached()}"))
+            what = "blocks" if "left_out" in self.neurons else "neurons"
+            parts.append(Text(f"the removed {what} account for {self._reached()}"))
         if self.choice is not None:
             parts.append(Choice.of_dict(self.choice).table())
         if len(self.steps) > 1:
@@ -163,15 +164,19 @@ class Report(Printed):
         return PrintedGroup(*parts)
 
     def _widths(self) -> str:
-        """Return the smallest and the largest width, for FFNs and for attentions."""
+        """Return the smallest and the largest width, for FFNs and for attentions; or which blocks were left out."""
+        if "left_out" in self.neurons:
+            return f"without {', '.join(self.neurons['left_out'])}"
         attentions = set(self.model.get("attentions", ()))
         spreads = []
         for is_attention in (False, True):
             widths = sorted(w for name, w in self.neurons["widths"].items() if (name in attentions) == is_attention)
             if widths:
                 spreads.append(f"{widths[0]}" if widths[0] == widths[-1] else f"{widths[0]} to {widths[-1]}")
-        return " of FFNs and ".join(spreads) + (
-            " of attentions (numbers that the output map reads)" if attentions else ""
+        return (
+            "widths "
+            + " of FFNs and ".join(spreads)
+            + (" of attentions (numbers that the output map reads)" if attentions else "")
         )
 
     def _reached(self) -> str:
@@ -198,6 +203,8 @@ class Report(Printed):
 
     def _headline(self) -> str:
         method = self.method
+        if "left_out" in self.neurons:
+            return f"{self.neurons['share_reached']:.1%} of the blocks removed, those that cost least in turn"
         return (
             f"{self.neurons['share_reached']:.1%} of the {self.neurons['unit']} removed "
             f"({method['scorer']['name']}, {method['pipeline']}, {method['pruner']['name']})"

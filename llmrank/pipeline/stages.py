@@ -40,8 +40,9 @@ from llmrank.execution.onloading import onloaded_by_block
 from llmrank.execution.recording import Recording, blocks_of, broken_error, record_without_running
 from llmrank.models import FFNs, explicit_ffns, find_ffns
 from llmrank.models.checks import check_biases
-from llmrank.models.costs import ModelCosts
+from llmrank.models.costs import ModelCosts, Unit
 from llmrank.models.finding.attention import find_attentions
+from llmrank.models.finding.blocks import with_blocks
 from llmrank.models.finding.heads import find_heads
 from llmrank.models.forward import fitting_length, reached_by_tokens
 from llmrank.pipeline.closeness.candidates import (
@@ -51,8 +52,10 @@ from llmrank.pipeline.closeness.candidates import (
     tokens_of_a_trial,
     try_candidates,
 )
+from llmrank.pipeline.closeness.distance import DenseReference
+from llmrank.pipeline.closeness.removal import losses_in_turn
 from llmrank.pipeline.closeness.repair_validation import Validation, repair_where_it_helps
-from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
+from llmrank.pipeline.closeness.sensitivity import first_sequences, layer_sensitivities
 from llmrank.pipeline.descriptions import dtype_name
 from llmrank.pipeline.notes import expected_widths, token_warning
 from llmrank.pipeline.recipe import Recipe
@@ -60,6 +63,7 @@ from llmrank.prune import BasePruner, LocalPruner
 from llmrank.prune.amounts import protected_names
 from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
+from llmrank.prune.records.layer_record import record_of_size
 from llmrank.prune.records.units import check_targets, names_in_order, sharing_targets, units_of
 from llmrank.prune.selection import Reselection, check_several, choose_masks
 from llmrank.repair import RepairedMap
@@ -69,6 +73,7 @@ from llmrank.score.model_graph import ModelGraph
 from llmrank.score.rank_graphs import rank_graphs
 from llmrank.score.topologies import build_graphs
 from llmrank.surgery.apply import check_writable
+from llmrank.surgery.blocks import with_statable_blocks
 from llmrank.surgery.heads import check_heads
 from llmrank.surgery.widths import check_padding
 from llmrank.text import CalibrationTokens, TokenSequences
@@ -201,6 +206,8 @@ def find(
         reached = FFNs(part for pair in parts for part in pair if part is not None)
     elif recipe.attention:
         find_attentions(model, reached)  # raises an error for attentions that cannot be edges
+    if "blocks" in recipe.targets:
+        reached = with_statable_blocks(model, with_blocks(model, reached))
     return PreparedModel(
         model, tokenizer, reached, ModelCosts(model, reached), tuple(sorted(not_reached)), without_heads, tuple(blocks)
     )
@@ -367,18 +374,22 @@ def trial_masks(prepared: PreparedModel, recipe: Recipe, ranked: RankedModel) ->
     layers, parts = prepared.ffns.layers.values(), sharing_targets(recipe.trial_targets)
     protected = protected_names(pruner.protect, names_in_order(layers, parts))
     for part in parts:
-        # A share of few heads may be none, and a trial of none would say nothing.
-        amount = 1 if part == ("heads",) and _removes_none(pruner, prepared.ffns) else pruner.amount
+        # A share of few units may be none, and a trial of none would say nothing.
+        amount, amount_of = pruner.amount, pruner.amount_of
+        units = units_of(layers, part[0]) if len(part) == 1 else []
+        if units and all(each.has_few and _removes_none(amount, amount_of, each.n_units) for each in units):
+            amount, amount_of = 1, "neurons"
         own = tuple(name for name in names_in_order(layers, [part]) if name in protected)
-        trial = LocalPruner(amount, pruner.min_keep, pruner.multiple_of, protect=own, amount_of=pruner.amount_of)
+        trial = LocalPruner(amount, pruner.min_keep, pruner.multiple_of, protect=own, amount_of=amount_of)
         found &= choose_masks(trial, ranked.graphs, ranked.ranks, jointly=True, costs=prepared.costs, targets=part)
     return found
 
 
-def _removes_none(pruner: BasePruner, ffns: FFNs) -> bool:
-    """Whether a share is less than half of a unit of every attention."""
-    units = units_of(ffns.layers.values(), "heads")
-    return isinstance(pruner.amount, float) and all(round(pruner.amount * each.n_units) == 0 for each in units)
+def _removes_none(amount: float | int, amount_of: Unit, n_units: int) -> bool:
+    """Whether an amount removes less than half of a unit of a layer, or that is not known of a single unit."""
+    if n_units == 1:
+        return True
+    return amount_of == "neurons" and isinstance(amount, float) and round(amount * n_units) == 0
 
 
 def measure_sensitivities(
@@ -387,13 +398,21 @@ def measure_sensitivities(
     """Measure the sensitivity of every prunable layer; return an empty dict if the pruner needs none.
 
     One layer at a time is pruned as in :func:`trial_masks`, see
-    :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`.
+    :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`. Units whose losses do not add up are removed in turn, see
+    :func:`llmrank.pipeline.closeness.removal.losses_in_turn`.
     """
     if not recipe.pruner.needs_sensitivity:
         return {}
     ffns, masks = prepared.ffns, trial_masks(prepared, recipe, ranked)
     layers, targets = ffns.layers.values(), recipe.trial_targets
-    groups = {units.name: units.layers for target in targets for units in units_of(layers, target)}
+    units = [each for target in targets for each in units_of(layers, target)]
+    groups = {each.name: each.layers for each in units}
+    if not all(each.losses_add_up for each in units):
+        records = [record_of_size(each.name, each.n_units, each) for each in units]
+        kept = recipe.pruner.prune(records, prepared.costs)
+        with execution.step("Removing blocks in turn"):
+            reference = DenseReference(prepared.model, ffns, first_sequences(tokens.sequences), execution)
+            return losses_in_turn(reference, groups, masks, kept.size - kept.kept)
     with prepared.onloaded(execution):
         return layer_sensitivities(prepared.model, ffns, masks, tokens.sequences, execution, groups=groups)
 

@@ -167,8 +167,8 @@ class BasePruner:
         pruner.prune([record_of_size(layer.name, layer.out_features, layer.units) for layer in layer_list], costs)
 
     def fewest(self, layer: LayerRecord) -> int:
-        """Return the smallest number of neurons that a layer keeps; `min_keep` does not count for heads."""
-        return layer.min_keep if _has_heads(layer) else max(self.min_keep, layer.min_keep)
+        """Return the smallest number of neurons that a layer keeps; `min_keep` does not count for units of which it has few."""
+        return layer.min_keep if _has_few(layer) else max(self.min_keep, layer.min_keep)
 
     def multiple_for(self, layer: LayerRecord) -> int:
         """Return the multiple to which the number of neurons that a layer keeps is rounded.
@@ -176,7 +176,7 @@ class BasePruner:
         If the amount is a cost, it is the largest multiple that "auto" may choose, because the share of neurons is not known yet.
         """
         multiple = self.multiple_of
-        if _has_heads(layer):
+        if _has_few(layer):
             return layer.multiple_of
         if multiple == "auto":
             share = self.amount if self.amount_of == "neurons" else 1.0
@@ -332,8 +332,8 @@ class BasePruner:
         return keep
 
 
-def _has_heads(layer: LayerRecord) -> bool:
-    return layer.units is not None and layer.units.target == "heads"
+def _has_few(layer: LayerRecord) -> bool:
+    return layer.units is not None and layer.units.has_few
 
 
 def _rounded_width(kept: int, n: int, n_present: int, multiple: int, fewest: int) -> int:

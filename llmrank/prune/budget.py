@@ -70,7 +70,7 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: 
         A pruner of all layers in one call, which :func:`check_budget` has accepted.
     ffns : FFNs
     costs : ModelCosts
-    targets : sequence of {"neurons", "experts", "heads"}
+    targets : sequence of {"neurons", "experts", "heads", "blocks"}
         What is removed.
 
     Returns
@@ -146,6 +146,9 @@ def _describe_units(records: Sequence[LayerRecord], kept: Mapping[str, int], ffn
         return _describe_experts(records, kept)
     if target == "heads":
         return _describe_heads(records, kept, ffns, local)
+    if target == "blocks":
+        removed = sum(not kept[record.name] for record in records)
+        return f"{removed} of {len(records)} blocks ({100 * removed / len(records):.1f} %)"
     widths = {name: width for record in records for name, width in record.widths(kept[record.name]).items()}
     return _describe_neurons(records, widths, ffns, local)
 
@@ -237,7 +240,8 @@ def budget_notes(
         if not isinstance(amount, float) or abs(share - amount) <= MAX_DIFFERENCE:
             return []
         hint = "" if pruner.multiple_of == 1 else " (multiple_of=1 rounds none)"
-        rounded = "heads are removed whole" if tuple(targets) == ("heads",) else f"widths are rounded{hint}"
+        whole = tuple(targets) in {("heads",), ("blocks",)}
+        rounded = f"{targets[0]} are removed whole" if whole else f"widths are rounded{hint}"
         reason = f"{rounded}, or layers are protected"
         return [f"{share:.1%} was removed where {amount:.1%} was asked for: {reason}"]
     asked = amount if isinstance(amount, float) else amount / reached[unit]["before"]

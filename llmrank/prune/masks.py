@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 import torch
@@ -11,7 +11,8 @@ import torch
 from graphs import GraphError
 from graphs.io.tensor_files import read_tensors, write_tensors
 from llmrank.errors import MaskError
-from llmrank.models import PrunableLayer
+from llmrank.models import FFNs, PrunableLayer
+from llmrank.models.blocks import Block
 
 __all__ = ["Masks"]
 
@@ -88,6 +89,18 @@ class Masks(Mapping[str, torch.Tensor]):
         """Return the indices of the neurons removed from a layer."""
         return [int(k) for k in (~self[name]).nonzero().flatten()]
 
+    def left_out(self, layers: Iterable[PrunableLayer]) -> list[Block]:
+        """Return the blocks of these layers that are left out, because none of their layers keeps a neuron."""
+        kept: dict[Block, bool] = {}
+        for layer in layers:
+            if layer.block is not None:
+                kept[layer.block] = kept.get(layer.block, False) or bool(self._keep[layer.name].any())
+        return [block for block, is_kept in kept.items() if not is_kept]
+
+    def of(self, ffns: FFNs) -> Masks:
+        """Return the masks of the layers of some of the FFNs."""
+        return Masks({name: self[name] for name in ffns.layers}, self.weights)
+
     def _combine(self, other: Masks, operation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Masks:
         if {n: len(m) for n, m in self.items()} != {n: len(m) for n, m in other.items()}:
             raise MaskError("masks of different layers cannot be combined; both must name the same layers and sizes")
@@ -119,8 +132,8 @@ class Masks(Mapping[str, torch.Tensor]):
         Raises
         ------
         MaskError
-            Names or sizes differ (the masks are of another model), a layer that is not an expert keeps no neuron, or parts of
-            heads are removed.
+            Names or sizes differ (the masks are of another model); a layer that is no expert keeps no neuron, and its block is
+            not left out; or parts of heads are removed.
         """
         missing, unknown = sorted(set(layers) - set(self)), sorted(set(self) - set(layers))
         if missing or unknown:
@@ -128,13 +141,14 @@ class Masks(Mapping[str, torch.Tensor]):
                 f"these masks do not fit this model: {_count_and_names(unknown)} not in it, {_count_and_names(missing)} "
                 "without a mask; expected one mask for each of its prunable layers"
             )
+        left_out = self.left_out(layers.values())
         for name, layer in layers.items():
             if len(self[name]) != layer.size:
                 raise MaskError(
                     f"the mask of {name} has {len(self[name])} entries, the layer {layer.size} neurons: the masks are of "
                     "another model, or this one has been compacted already; pass the model that they were made for"
                 )
-            if layer.mixture is None and not bool(self[name].any()):
+            if layer.mixture is None and layer.block not in left_out and not bool(self[name].any()):
                 raise MaskError(f"the mask of {name} keeps no neuron; keep at least one")
             units = None if layer.heads is None else self[name].view(layer.heads.n_units, layer.heads.unit_size)
             if units is not None and not torch.equal(units.any(1), units.all(1)):

@@ -1,6 +1,6 @@
 """Pruning by sensitivity: the same share of every layer, except that the most sensitive layers lose less.
 
-Of heads, of which a layer has few, the layers lose the numbers that are expected to cost least together.
+Of units of which a layer has few, heads and blocks, those are removed that are expected to cost least together.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class SensitivityPruner(BasePruner):
     by ``limit * m / c``. To make up for that, the same additional share is removed from each of the other layers, see
     :func:`sensitivity_counts`. Sensitivities are not reliable enough for smaller differences to count.
 
-    Of heads, see :func:`cheapest_counts`.
+    Of heads and blocks, see :func:`cheapest_counts`.
 
     Parameters
     ----------
@@ -85,8 +85,8 @@ class SensitivityPruner(BasePruner):
         OptionError
             A record has no usable sensitivity; or see :func:`sensitivity_counts`.
         """
-        if any(layer.units is not None and layer.units.target == "heads" for layer in layer_list):
-            for layer, count in zip(layer_list, self._counts_of_heads(layer_list), strict=True):
+        if any(layer.units is not None and layer.units.has_few for layer in layer_list):
+            for layer, count in zip(layer_list, self._counts_of_few(layer_list), strict=True):
                 layer.pruning_mask, layer.amount = layer.importance, count
             return
         sizes = [layer.neurons_per_unit for layer in layer_list]
@@ -103,14 +103,19 @@ class SensitivityPruner(BasePruner):
         for layer, count, n in zip(layer_list, counts, sizes, strict=True):
             layer.pruning_mask, layer.amount = layer.importance, round(count / n)
 
-    def _counts_of_heads(self, layer_list: Sequence[LayerRecord]) -> list[int]:
+    def _counts_of_few(self, layer_list: Sequence[LayerRecord]) -> list[int]:
         sizes, fewest = [each.out_features for each in layer_list], [self.fewest(each) for each in layer_list]
-        total = self.amount * len(sizes) if isinstance(self.amount, int) else round(self.amount * sum(sizes))
+        # A number counts the units of each layer on average; of layers that are one unit each, all together.
+        times = 1 if max(sizes) == 1 else len(sizes)
+        total = self.amount * times if isinstance(self.amount, int) else round(self.amount * sum(sizes))
         protected = [each.protected for each in layer_list]
         if all(protected):
             return [0] * len(sizes)
         units = layer_list[0].units
-        check_removable(total, sizes, fewest, protected, what="heads" if units is None else units.counted)
+        what = "units" if units is None else units.counted
+        check_removable(total, sizes, fewest, protected, what=what)
+        if total and total == sum(sizes):
+            raise OptionError(f"{total} of {total} {what} cannot be removed: one must stay; lower the amount")
         most = [0 if kept else n - least for n, least, kept in zip(sizes, fewest, protected, strict=True)]
         costs = [_sensitivity(each) for each in layer_list]
         return cheapest_counts(costs, most, total, [each.n_removed for each in layer_list])

@@ -93,9 +93,16 @@ def repair_ffns(
     can_add_bias = method.needs_bias and bool(bias_attribute(model))
     fitting = _Fitting(method, stream, choose, execution.processes, can_add_bias=can_add_bias)
     repaired: dict[str, RepairedMap] = {}
+    left_out = masks.left_out(ffns.layers.values())
+    # What stands behind a block that is left out makes up for it, even where no neuron is removed.
+    first = next((k for k, ffn in enumerate(ffns) if ffn.whole_block in left_out), len(ffns))
+    behind = {id(ffn) for ffn in ffns[first:]}
+    ffns = ffns.without(left_out)
     kept, kept_experts = dict(masks), _kept_experts(ffns, masks)
     not_rerouted = dict(kept_experts)
     with ExitStack() as substitutes:
+        for block in left_out:
+            stream.leave_out(block, substitutes)
         for group in execution.steps(_groups(ffns), "Repairing"):
             mixture = group[0][1].mixture
             experts = None if mixture is None else not_rerouted.pop(mixture.name, None)
@@ -104,7 +111,8 @@ def repair_ffns(
             chosen = [
                 (ffn, layer)
                 for ffn, layer in group
-                if bool(masks[layer.name].any()) and (loses_experts or not bool(masks[layer.name].all()))
+                if bool(masks[layer.name].any())
+                and (loses_experts or id(ffn) in behind or not bool(masks[layer.name].all()))
             ]
             reroute = (
                 None if experts is None or mixture is None else partial(route_around, mixture, experts, substitutes)

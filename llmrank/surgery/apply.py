@@ -17,6 +17,7 @@ from llmrank.models.families import bias_attribute, text_config
 from llmrank.models.linear_map import bias_of, in_features, is_linear_map, out_features
 from llmrank.prune.masks import Masks
 from llmrank.repair import RepairedMap
+from llmrank.surgery.blocks import ShallowModel
 from llmrank.surgery.forms import (
     FORMS,
     Form,
@@ -124,7 +125,7 @@ def apply_masks(
     """Remove neurons from a model.
 
     To remove a neuron is to remove its rows and biases in the input maps, and its column in the output map. Of Linears that
-    a `structure_dict` names, only rows and biases are removed.
+    a `structure_dict` names, only rows and biases are removed. A block that keeps no neuron is left out.
 
     Parameters
     ----------
@@ -163,16 +164,22 @@ def apply_masks(
     output_maps = ffns.output_maps
     _check_repaired(output_maps, repaired)
     application = AppliedMasks(form, masks, {}, undoable)
+    left_out = masks.left_out(ffns.layers.values())
+    shallow = ShallowModel.of(model, left_out) if left_out else None
     if undoable:
         application._restores += restores_of(model, ffns)
+    # Nothing inside a block that is left out is changed.
+    ffns = ffns.without(left_out)
+    nothing = {name: 0 for name in masks if name not in ffns.layers}
+    masks = masks.of(ffns)
     try:
         if any(r.bias is not None and bias_of(output_maps[name].module) is None for name, r in repaired.items()):
             _add_biases(model, ffns)
         write_repaired({output_maps[name]: repair for name, repair in repaired.items()})
         # The masks `held` say which neurons a layer holds in the end: the kept neurons, and with padding some removed ones.
-        held, fields = (masks, {}) if form != "compact" else compact_widths(model, ffns, masks, align)
+        held, fields = (masks, {}) if form != "compact" else compact_widths(model, ffns, masks, align, shallow)
         sizes = {name: len(mask) for name, mask in masks.items()}
-        application.widths = held.widths if form == "compact" else sizes
+        application.widths = nothing | held.widths if form == "compact" else sizes
         if form == "mask":
             for tensor_mask in tensor_masks(ffns, masks, routers=False):
                 mask_tensor(tensor_mask)
@@ -183,7 +190,9 @@ def apply_masks(
             for tensor_mask in tensor_masks(ffns, held):
                 compact_tensor(tensor_mask, store)
             remove_experts(ffns, held)
-            set_widths(model, ffns, sizes, application.widths, fields)
+            set_widths(model, ffns, sizes, held.widths, fields)
+            if shallow is not None:
+                shallow.write(text_config(model))
         else:
             for mixture, kept_experts in _mixtures_that_lose_experts(ffns, masks):
                 route_around(mixture, kept_experts, ExitStack())  # the restores above undo it; nobody closes this stack
@@ -238,6 +247,15 @@ def _check(ffns: FFNs, masks: Masks, form: str, align: str) -> None:
     if align == "pad" and form != "compact":
         raise OptionError(f"align='pad' is for the compact form; form={form!r} keeps every width anyway")
     masks.check(ffns.layers)
+    left_out = masks.left_out(ffns.layers.values())
+    if left_out and form != "compact":
+        raise OptionError(
+            f"blocks can be left out in the compact form only, got form={form!r} and masks that keep nothing of "
+            f"{left_out[0].name}"
+        )
+    ffns = ffns.without(left_out)
+    if not ffns:
+        raise MaskError("the masks leave out all blocks; keep at least one")
     if align == "pad":
         check_padding(ffns)
     for mixture, keep in _mixtures_that_lose_experts(ffns, masks):

@@ -120,9 +120,18 @@ def check_equivalence(model: nn.Module, expected: torch.Tensor, sequences: Token
 
 
 def silence_layers(hooks: ExitStack, layers: Iterable[PrunableLayer], masks: Masks) -> None:
-    """Let removed neurons of layers count as zero, and routers choose among the experts that are kept, until `hooks` closes."""
+    """Let removed neurons of layers count as zero, and routers choose among the experts that are kept, until `hooks` closes.
+
+    A block is left out if all of its layers are among these, and none keeps a neuron.
+    """
     experts: dict[Mixture, list[bool]] = {}
+    layers = list(layers)
+    left_out = masks.left_out(layers)
+    for block in left_out:
+        block.leave_out(hooks)
     for layer in layers:
+        if layer.block in left_out:
+            continue
         keep = masks[layer.name]
         for output_map in layer.output_maps:
             hook = _zeroing_hook(keep)

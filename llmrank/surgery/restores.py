@@ -34,6 +34,11 @@ def restores_of(model: nn.Module, ffns: FFNs) -> list[Restore]:
         for attention in ffns.attentions
         for module in model.get_submodule(attention.name).modules()
     ]
+    attributes += [
+        (module, tuple(name for name, value in vars(module).items() if type(value) is int))
+        for stack in {id(block.stack): block.stack for block in ffns.blocks}.values()
+        for module in stack.modules()
+    ]
     for mixture in ffns.mixtures:
         attributes.append((mixture.experts.owner, EXPERT_WIDTHS))
         attributes += [(module, (name,)) for module, name in mixture.counts]
@@ -42,6 +47,7 @@ def restores_of(model: nn.Module, ffns: FFNs) -> list[Restore]:
     routers = [mixture.router for mixture in ffns.mixtures]
     restores += [partial(set_forward, router, vars(router).get("forward")) for router in routers]
     entries: list[dict[str, Any]] = [mixture.experts.owner._modules for mixture in ffns.mixtures]
+    entries += {id(block.stack): vars(block.stack)["_modules"] for block in ffns.blocks}.values()
     config = text_config(model)
     if config is not None:
         entries.append(vars(config))

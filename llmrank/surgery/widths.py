@@ -20,6 +20,7 @@ from llmrank.models.experts import Expert, SeparateExperts
 from llmrank.models.families import WIDTH_ATTRIBUTES, text_config
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import EXPERT_WIDTH_MULTIPLE
+from llmrank.surgery.blocks import ShallowModel
 from llmrank.surgery.forms import TensorMask, set_attribute, tensor_masks
 from llmrank.surgery.heads import head_fields, numbers_of_heads
 
@@ -51,7 +52,9 @@ def _kinds(ffns: FFNs) -> tuple[list[str], list[str]]:
     return [name for name in ffns.sizes if name not in attentions], attentions
 
 
-def compact_widths(model: nn.Module, ffns: FFNs, masks: Masks, align: Align) -> tuple[Masks, dict[str, Any]]:
+def compact_widths(
+    model: nn.Module, ffns: FFNs, masks: Masks, align: Align, shallow: ShallowModel | None = None
+) -> tuple[Masks, dict[str, Any]]:
     """Decide which neurons the compact layers hold, and which configuration fields describe them.
 
     Parameters
@@ -63,6 +66,8 @@ def compact_widths(model: nn.Module, ffns: FFNs, masks: Masks, align: Align) -> 
     align : {"none", "pad"}
         With "pad" all layers get the width of the widest layer: narrower layers are filled up with removed neurons. If no field
         can state that width, all layers are filled up to the width of the dense model.
+    shallow : ShallowModel, optional
+        The blocks that are left out; `ffns` lie in the others.
 
     Returns
     -------
@@ -76,11 +81,11 @@ def compact_widths(model: nn.Module, ffns: FFNs, masks: Masks, align: Align) -> 
         if mixture.shares_tensors:
             held = _padded(held, experts, for_experts=True)
     if align == "none":
-        return held, _config_fields(model, ffns, held)
+        return held, _config_fields(model, ffns, held, shallow)
     neurons, heads = _kinds(ffns)
     # Heads are removed as a whole, so layers of heads are filled up with whole heads.
     padded = _padded(_padded(held, neurons, for_experts=bool(ffns.mixtures)), heads)
-    fields = _config_fields(model, ffns, padded)
+    fields = _config_fields(model, ffns, padded, shallow)
     return (padded, fields) if fields else (_padded(masks, list(masks), max(map(len, masks.values()))), {})
 
 
@@ -102,7 +107,7 @@ def _padded(masks: Masks, names: Iterable[str], width: int | None = None, *, for
     return Masks(padded)
 
 
-def _config_fields(model: nn.Module, ffns: FFNs, masks: Masks) -> dict[str, Any]:
+def _config_fields(model: nn.Module, ffns: FFNs, masks: Masks, shallow: ShallowModel | None) -> dict[str, Any]:
     """Find configuration fields that describe the compact model of these masks; empty if nothing is removed or none do."""
     config = getattr(model, "config", None)
     changed = [mask for mask in tensor_masks(ffns, masks) if not mask.keeps_all]
@@ -111,17 +116,20 @@ def _config_fields(model: nn.Module, ffns: FFNs, masks: Masks) -> dict[str, Any]
     of_heads = head_fields(model, ffns, masks.widths)
     if of_heads is None:
         return {}
-    # What is called dense here has its heads removed already.
-    dense = _configured_shapes(model, of_heads)
-    compact = _compact_shapes(model, changed, _new_paths(ffns, masks))
+    # What is called dense here has its heads and blocks removed already.
+    removed = of_heads if shallow is None else {**shallow.fields, **of_heads}
+    dense = _configured_shapes(model, removed)
+    compact = _compact_shapes(
+        model, changed, {} if shallow is None else shallow.new_paths(model), _new_paths(ffns, masks)
+    )
     if dense is None or not dense.keys() >= compact.keys():
         return {}
     # Each field is tried alone, in a model on the meta device; all fields together must give the compact shapes.
     fields: dict[str, Any] = dict(of_heads)
     for name, value in _candidates(text_config(model), ffns, masks):
-        if name not in fields and _explains(_configured_shapes(model, {**of_heads, name: value}), dense, compact):
+        if name not in fields and _explains(_configured_shapes(model, {**removed, name: value}), dense, compact):
             fields[name] = value
-    return fields if fields and _configured_shapes(model, fields) == compact else {}
+    return fields if fields and _configured_shapes(model, {**removed, **fields}) == compact else {}
 
 
 def _candidates(config: Any, ffns: FFNs, masks: Masks) -> Iterator[tuple[str, Any]]:
@@ -162,18 +170,33 @@ def _explains(shapes: Shapes | None, dense: Shapes, compact: Shapes) -> bool:
     )
 
 
-def _compact_shapes(model: nn.Module, masks: Sequence[TensorMask], new_paths: Mapping[str, str | None]) -> Shapes:
-    """Return the shapes that the tensors of a dense model will have in the compact model, by the names that they will have."""
+def _compact_shapes(
+    model: nn.Module,
+    masks: Sequence[TensorMask],
+    of_blocks: Mapping[str, str | None],
+    of_experts: Mapping[str, str | None],
+) -> Shapes:
+    """Return the shapes that the tensors of a dense model will have in the compact model, by the names that they will have.
+
+    New paths are given of blocks, and of experts by those that they had before; None for what is removed.
+    """
     changed = {id(mask.read()): mask.shape for mask in masks}
     found: Shapes = {}
     for name, tensor in _named_tensors(model):
-        parts = name.split(".")
-        path = next((path for k in range(len(parts)) if (path := ".".join(parts[:k])) in new_paths), None)
-        new = None if path is None else new_paths[path]
-        if path is None or new is not None:
-            stored = name if new is None else f"{new}{name.removeprefix(path or '')}"
+        stored = _renamed(_renamed(name, of_experts), of_blocks)
+        if stored is not None:
             found[stored] = changed.get(id(tensor), tuple(tensor.shape))
     return found
+
+
+def _renamed(name: str | None, new_paths: Mapping[str, str | None]) -> str | None:
+    """Return the name of a tensor after the modules around it have moved to new paths; None if one of them is removed."""
+    parts = [] if name is None else name.split(".")
+    path = next((path for k in range(len(parts)) if (path := ".".join(parts[:k])) in new_paths), None)
+    if name is None or path is None:
+        return name
+    new = new_paths[path]
+    return None if new is None else f"{new}{name.removeprefix(path)}"
 
 
 def _new_paths(ffns: FFNs, masks: Masks) -> dict[str, str | None]:

@@ -32,7 +32,7 @@ from llmrank.prune.masks import Masks
 from llmrank.surgery.equivalence import silence_layers
 from llmrank.text import TokenSequences
 
-__all__ = ["layer_sensitivities"]
+__all__ = ["first_sequences", "layer_sensitivities"]
 
 # Sequences are used until they hold this many tokens.
 MOST_TOKENS = 2048
@@ -112,7 +112,7 @@ def layer_sensitivities(
             "structure_dict out, or use a pruner that needs no sensitivities"
         )
     masks.check(ffns.layers)
-    batches = list(_first_sequences(sequences).batches(execution.batch_size))
+    batches = list(first_sequences(sequences).batches(execution.batch_size))
     groups = groups or {name: [layer] for name, layer in ffns.layers.items()}
     pruned = [name for name, layers in groups.items() if not all(bool(masks[layer.name].all()) for layer in layers)]
     pruned = execution.processes.share_of(pruned)
@@ -140,7 +140,8 @@ def layer_sensitivities(
     return totals | {name: value for part in parts for name, value in part.items()}
 
 
-def _first_sequences(sequences: TokenSequences) -> TokenSequences:
+def first_sequences(sequences: TokenSequences) -> TokenSequences:
+    """Return the first sequences, as many as hold 2,048 tokens, but at least two; of rows of features, 512."""
     if sequences.ids.is_floating_point():
         count = FEATURE_ROWS
     else:

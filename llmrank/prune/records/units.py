@@ -3,7 +3,7 @@
 In most layers a unit is one neuron. The experts of a mixture stay equally wide, so a unit holds a neuron of every expert: unit k
 holds, from each expert, the neuron with the k-th lowest score. If whole experts are removed, a unit is all neurons of one expert;
 if the router divides the experts into groups, it is all neurons of one expert of each group. Of an attention, a unit is a group
-of heads that share keys and values, or one head if all share them.
+of heads that share keys and values, or one head if all share them. A block is a unit of all neurons in its layers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from llmrank.models.experts import Mixture
 __all__ = [
     "EXPERT_WIDTH_MULTIPLE",
     "TARGETS",
+    "BlockUnits",
     "ExpertUnits",
     "HeadUnits",
     "NeuronUnits",
@@ -35,7 +36,7 @@ __all__ = [
     "units_of",
 ]
 
-Target: TypeAlias = Literal["neurons", "experts", "heads"]
+Target: TypeAlias = Literal["neurons", "experts", "heads", "blocks"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 # The products by which transformers computes experts need rows of a multiple of 16 bytes: 8 numbers in half precision.
 EXPERT_WIDTH_MULTIPLE = 8
@@ -55,8 +56,13 @@ class Units(ABC):
         Fewest units that can be kept.
     multiple_of : int
         The number of kept units must be a multiple of this, unless all are kept.
-    target : {"neurons", "experts", "heads"}
+    target : {"neurons", "experts", "heads", "blocks"}
         What a unit is made of.
+    has_few : bool
+        Whether layers have so few of these units that a budget counts them one by one: `min_keep` and `multiple_of` of pruners do
+        not count for them, and sensitivities choose those that cost least.
+    losses_add_up : bool
+        Whether the loss of several such units is about the sum of their losses. If not, they are measured in turn.
     """
 
     name: str
@@ -65,6 +71,8 @@ class Units(ABC):
     min_keep: int = 1
     multiple_of: int = 1
     target: ClassVar[Target]
+    has_few: ClassVar[bool] = False
+    losses_add_up: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod
@@ -239,6 +247,7 @@ class HeadUnits(Units):
     """Units of heads of an attention, see :class:`llmrank.models.heads.Heads`."""
 
     target = "heads"
+    has_few = True
 
     @classmethod
     def divide(cls, layers: Sequence[PrunableLayer], expert_widths: Collection[int]) -> list[Units]:  # noqa: ARG003
@@ -273,7 +282,45 @@ class HeadUnits(Units):
         return {self.name: n_kept * self.n_neurons}
 
 
-KINDS: dict[Target, type[Units]] = {kind.target: kind for kind in (NeuronUnits, ExpertUnits, HeadUnits)}
+class BlockUnits(Units):
+    """A block as the only unit of all layers in it, see :class:`llmrank.models.blocks.Block`."""
+
+    target = "blocks"
+    has_few = True
+    losses_add_up = False
+
+    @classmethod
+    def divide(cls, layers: Sequence[PrunableLayer], expert_widths: Collection[int]) -> list[Units]:  # noqa: ARG003
+        """See :meth:`Units.divide`; layers of blocks that stay are left out."""
+        found: dict[str, tuple[PrunableLayer, ...]] = {}
+        for layer in layers:
+            if layer.block is not None:
+                found[layer.block.name] = (*found.get(layer.block.name, ()), layer)
+        return [cls(name, group, 1, min_keep=0) for name, group in found.items()]
+
+    @classmethod
+    def check(cls, ffns: FFNs) -> None:
+        """See :meth:`Units.check`."""
+        if len(ffns.blocks) < 2:
+            raise OptionError(
+                f"{len(ffns.blocks)} of the blocks of this model can be left out, and one must stay; expected targets='neurons' "
+                "(--targets neurons)"
+            )
+
+    def assign(self, scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # noqa: ARG002
+        """See :meth:`Units.assign`."""
+        return {layer.name: torch.zeros(layer.size, dtype=torch.int64) for layer in self.layers}
+
+    def present(self, order: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:  # noqa: ARG002
+        """See :meth:`Units.present`."""
+        return torch.tensor([any(bool(masks[layer.name].any()) for layer in self.layers)])
+
+    def widths(self, n_kept: int) -> dict[str, int]:
+        """See :meth:`Units.widths`."""
+        return {layer.name: n_kept * layer.size for layer in self.layers}
+
+
+KINDS: dict[Target, type[Units]] = {kind.target: kind for kind in (NeuronUnits, ExpertUnits, HeadUnits, BlockUnits)}
 
 
 def _grouped(
@@ -351,7 +398,7 @@ def units_of(
     Parameters
     ----------
     layers : iterable of PrunableLayer
-    target : {"neurons", "experts", "heads"}
+    target : {"neurons", "experts", "heads", "blocks"}
         What a unit is made of.
     expert_widths : collection of int, optional
         Numbers of neurons of the model's experts; by default those of the experts among `layers`.

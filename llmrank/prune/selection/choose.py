@@ -11,6 +11,7 @@ import torch
 
 from graphs import RankResult
 from llmrank.errors import OptionError
+from llmrank.models import PrunableLayer
 from llmrank.models.costs import ModelCosts
 from llmrank.prune.amounts import protected_names
 from llmrank.prune.base_pruner import BasePruner
@@ -56,7 +57,7 @@ def choose_masks(
         See :meth:`llmrank.prune.BasePruner.prune`.
     present : Masks, optional
         The neurons that earlier steps have kept.
-    targets : tuple of {"neurons", "experts", "heads"}
+    targets : tuple of {"neurons", "experts", "heads", "blocks"}
         What is removed. With neurons and experts, every mixture loses the same number of experts, and neurons are removed for the
         rest of the amount. Every number of experts is tried, and the one is taken with which the removed neurons have the least
         importance. The amount counts for heads by itself.
@@ -77,6 +78,9 @@ def choose_masks(
         {layer.name: torch.ones(layer.size, dtype=torch.bool) for layer in layers} if present is None else dict(present)
     )
     for part in parts:
+        if part == ("blocks",):  # they are chosen by sensitivities alone, and a block may lie in several graphs
+            found |= _masks_of_blocks(pruner, layers, sensitivities or {}, costs)
+            continue
         entries = [
             replace(entry, prunable=tuple(place for place in entry.prunable if has_units(place.layer, part)))
             for entry in graphs
@@ -90,8 +94,23 @@ def choose_masks(
     return Masks({layer.name: found[layer.name] for layer in layers})
 
 
+def _masks_of_blocks(
+    pruner: BasePruner, layers: Sequence[PrunableLayer], sensitivities: Mapping[str, float], costs: ModelCosts | None
+) -> dict[str, torch.Tensor]:
+    units = units_of(layers, "blocks")
+    records = [
+        LayerRecord(each.name, torch.ones(1), sensitivity=sensitivities.get(each.name), units=each) for each in units
+    ]
+    keep = pruner.prune(records, costs)
+    return {name: mask for each in units for name, mask in each.masks(keep[each.name], {}).items()}
+
+
 def check_several(pruner: BasePruner, targets: Sequence[Target]) -> None:
-    """Raise an OptionError if there are several targets, and the amount is no share of the neurons."""
+    """Raise an OptionError if several targets do not go together, or the amount is then no share of the neurons."""
+    if len(targets) > 1 and "blocks" in targets:
+        raise OptionError(
+            f"blocks are removed in a run of their own, got {','.join(targets)}; remove blocks first, and prune the result again"
+        )
     if len(targets) > 1 and (not isinstance(pruner.amount, float) or pruner.amount_of != "neurons"):
         raise OptionError(
             f"with several targets, {','.join(targets)}, the amount is a share of each: of heads, and of the neurons in FFNs and "
