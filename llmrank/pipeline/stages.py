@@ -407,14 +407,15 @@ def measure_sensitivities(
     layers, targets = ffns.layers.values(), recipe.trial_targets
     units = [each for target in targets for each in units_of(layers, target)]
     groups = {each.name: each.layers for each in units}
-    if not all(each.losses_add_up for each in units):
-        records = [record_of_size(each.name, each.n_units, each) for each in units]
-        kept = recipe.pruner.prune(records, prepared.costs)
-        with execution.step("Removing blocks in turn"):
-            reference = DenseReference(prepared.model, ffns, first_sequences(tokens.sequences), execution)
-            return losses_in_turn(reference, groups, masks, kept.size - kept.kept)
     with prepared.onloaded(execution):
-        return layer_sensitivities(prepared.model, ffns, masks, tokens.sequences, execution, groups=groups)
+        alone = layer_sensitivities(prepared.model, ffns, masks, tokens.sequences, execution, groups=groups)
+    if all(each.losses_add_up for each in units):
+        return alone
+    records = [record_of_size(each.name, each.n_units, each) for each in units]
+    kept = recipe.pruner.prune(records, prepared.costs)
+    with execution.step("Removing blocks in turn"):
+        reference = DenseReference(prepared.model, ffns, first_sequences(tokens.sequences), execution)
+        return losses_in_turn(reference, groups, masks, alone, kept.size - kept.kept)
 
 
 def choose(

@@ -14,7 +14,11 @@ __all__ = ["losses_in_turn"]
 
 
 def losses_in_turn(
-    reference: DenseReference, parts: Mapping[str, Sequence[PrunableLayer]], masks: Masks, count: int
+    reference: DenseReference,
+    parts: Mapping[str, Sequence[PrunableLayer]],
+    masks: Masks,
+    alone: Mapping[str, float],
+    count: int,
 ) -> dict[str, float]:
     """Remove parts of a model in turn, and measure how much farther each takes it from the dense model.
 
@@ -29,6 +33,8 @@ def losses_in_turn(
         The layers that are removed together, by the name of the part.
     masks : Masks
         What is removed of every layer with its part. Parts of which nothing is removed stay.
+    alone : mapping from str to float
+        The loss of each part alone, see :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`.
     count : int
         Number of parts to remove.
 
@@ -41,8 +47,7 @@ def losses_in_turn(
 
     Notes
     -----
-    Cost: a forward pass for every part, and about two for every part that is removed.
-
+    Cost: about three forward passes for every part that is removed.
     """
 
     def distance(names: Sequence[str]) -> float:
@@ -51,15 +56,13 @@ def losses_in_turn(
         return Estimate.of(*reference.distances(cut)).value
 
     bounds = {
-        name: distance([name])
-        for name, layers in parts.items()
-        if not all(bool(masks[each.name].all()) for each in layers)
+        name: alone[name] for name, layers in parts.items() if not all(bool(masks[each.name].all()) for each in layers)
     }
     found = dict.fromkeys(parts, 0.0)
     gone: list[str] = []
     total = least = 0.0
     while bounds and len(gone) < count:
-        measured: set[str] = set() if gone else set(bounds)
+        measured: set[str] = set()
         while (name := min(bounds, key=lambda each: bounds[each])) not in measured:
             bounds[name] = distance([*gone, name]) - total
             measured.add(name)

@@ -1,0 +1,238 @@
+"""Blocks that are left out: who chooses them, what the others make up for, and what as many parameters cost in neurons.
+
+Run it as ``python -m benchmarks.blocks --wikitext DIR --model A --model B``. The texts and the evaluation are those of
+``benchmarks.across``. Blocks are chosen in turn, as llmrank does; by the loss of each alone (Shortened LLaMA, arXiv 2402.02834);
+by how much each turns the hidden states (block influence, ShortGPT, arXiv 2403.03853); as the run of blocks that turns them
+least (arXiv 2403.17887); or at random. The rows "neurons" remove as many parameters by the default scorer and budget, or by the
+sensitivity budget. Every row has its difference from the first of the same amount and repair in nats per token, and the standard
+error of that difference over sequences. A run continues its own result file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import cached_property
+from itertools import pairwise, product
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.across import HEAD_OF_ITEMS, ITEMS, KINDS, REPAIRS, Study, cell, kind_of, perplexity_of, share_right
+from benchmarks.result_files import opened, write
+from benchmarks.wikitext import add_wikitext, check_wikitext
+from llmrank.cli.demo_models import demo_model
+from llmrank.execution import Execution
+from llmrank.models import PrunableLayer
+from llmrank.models.forward import first_output, run_sequences
+from llmrank.pipeline import Recipe, stages
+from llmrank.pipeline.closeness.distance import DenseReference
+from llmrank.pipeline.closeness.removal import losses_in_turn
+from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
+from llmrank.pipeline.closeness.sensitivity import first_sequences, layer_sensitivities
+from llmrank.prune import LocalPruner, SensitivityPruner
+from llmrank.prune.budget import reached_amounts
+from llmrank.prune.masks import Masks
+from llmrank.repair import LeastSquaresRepair
+from llmrank.surgery.apply import apply_masks
+
+RESULTS = Path(__file__).parent / "results"
+HEAD = (
+    "Perplexity without some of the blocks, and without as many parameters of neurons. In brackets the difference from the first "
+    "row in nats per token, and its standard error, paired over sequences: a difference of less than two errors says nothing. "
+    "All rows are calibrated on WikiText-2's valid, and on a fifth as much of the built-in text, Python's documentation. "
+    "WikiText-2's test is text of the first kind; the source code of Python's standard library is text of another kind."
+)
+CHOICES = ("in turn", "alone", "block influence", "run of blocks", "random")
+NEURONS = {"neurons": LocalPruner, "neurons, sensitivity": SensitivityPruner}
+
+
+def chosen(study: BlockStudy, choice: str, count: int) -> list[int]:
+    """Return the positions of the blocks that are left out."""
+    blocks = study.ffns.blocks
+    if choice == "random":
+        return random.Random(0).sample(range(len(blocks)), count)
+    if choice in ("in turn", "alone"):
+        losses = study.alone if choice == "alone" else in_turn(study, count)
+        return sorted(range(len(blocks)), key=lambda k: losses[blocks[k].name])[:count]
+    states = study.states
+    if choice == "block influence":
+        turns = [turned(before, after) for before, after in pairwise(states)]
+        return sorted(range(len(blocks)), key=turns.__getitem__)[:count]
+    turns = [turned(states[k], states[k + count]) for k in range(len(states) - count)]
+    first = min(range(len(turns)), key=turns.__getitem__)
+    return list(range(first, first + count))
+
+
+class BlockStudy(Study):
+    """One model, and what the choices of blocks read."""
+
+    def __init__(self, source: str, options: argparse.Namespace) -> None:
+        super().__init__(source, options, "blocks")
+        self.sequences = self.tokens["default"].sequences
+        self.recipe = Recipe(targets=("blocks",), pruner=LocalPruner(1))
+        self.prepared = stages.find(self.model, self.tokenizer, self.recipe, Execution())
+
+    @cached_property
+    def groups(self) -> dict[str, list[PrunableLayer]]:
+        """The layers of every block."""
+        return {
+            block.name: [layer for layer in self.ffns.layers.values() if layer.block is block]
+            for block in self.ffns.blocks
+        }
+
+    @cached_property
+    def none(self) -> Masks:
+        """The masks that leave out every block."""
+        return Masks({name: torch.zeros(size, dtype=torch.bool) for name, size in self.ffns.sizes.items()})
+
+    @cached_property
+    def alone(self) -> dict[str, float]:
+        """The loss of every block alone."""
+        return layer_sensitivities(self.model, self.ffns, self.none, self.sequences, groups=self.groups)
+
+    @cached_property
+    def states(self) -> list[torch.Tensor]:
+        """The hidden states in front of every block, and behind the last, of the tokens that sensitivities read."""
+        blocks = [block.module for block in self.ffns.blocks]
+        found: list[list[torch.Tensor]] = [[] for _ in range(len(blocks) + 1)]
+
+        def note(module: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> None:
+            found[blocks.index(module)].append(args[0].flatten(0, 1))
+            if module is blocks[-1]:
+                found[-1].append(first_output(output).flatten(0, 1))
+
+        with ExitStack() as hooks:
+            for module in blocks:
+                hooks.callback(module.register_forward_hook(note).remove)
+            run_sequences(self.model, self.ffns, first_sequences(self.sequences).batches(1))
+        return [torch.cat(part) for part in found]
+
+
+def turned(before: torch.Tensor, after: torch.Tensor) -> float:
+    """Return the mean of 1 - cos of the angle between two hidden states of a token."""
+    return 1.0 - float(nn.functional.cosine_similarity(before, after, dim=-1).mean())
+
+
+def in_turn(study: BlockStudy, count: int) -> dict[str, float]:
+    reference = DenseReference(study.model, study.ffns, first_sequences(study.sequences), Execution())
+    return losses_in_turn(reference, study.groups, study.none, study.alone, count)
+
+
+def masks_of(study: BlockStudy, choice: str, amount: float) -> Masks:
+    """Choose what is kept: of blocks a share is left out, and of neurons as many parameters as `in turn` leaves out."""
+    count = round(amount * len(study.ffns.blocks))
+    if choice not in NEURONS:
+        left_out = {study.ffns.blocks[k].name for k in chosen(study, choice, count)}
+        return Masks(
+            {
+                name: torch.full((layer.size,), layer.block is None or layer.block.name not in left_out)
+                for name, layer in study.ffns.layers.items()
+            }
+        )
+    gone = Masks({name: mask | (k >= count) for k, (name, mask) in enumerate(study.none.items())})
+    parameters = int(reached_amounts(gone, study.prepared.costs)["parameters"]["removed"])
+    pruner = NEURONS[choice](parameters, amount_of="parameters", multiple_of=1)
+    prepared = stages.find(study.model, study.tokenizer, Recipe(), Execution())
+    recipe, tokens = Recipe(pruner=pruner), study.tokens["default"]
+    study.calibrate("default")
+    choice_of_scorer = stages.choose_scorer(prepared, recipe, study.graphs["default"], tokens, Execution())
+    scorer = recipe.chosen_scorer(choice_of_scorer)
+    graphs = study.graphs["default"]
+    ranked = stages.RankedModel(graphs, stages.rank(scorer, graphs, Execution()), scorer)
+    sensitivities = stages.measure_sensitivities(prepared, recipe, ranked, tokens, Execution())
+    return stages.choose(prepared, recipe, ranked, sensitivities)
+
+
+def row_of(study: BlockStudy, choice: str, amount: float, repair: str) -> dict[str, Any]:
+    begun = perf_counter()
+    masks, repaired = masks_of(study, choice, amount), {}
+    left_out = [block.name for block in masks.left_out(study.ffns.layers.values())]
+    reached = reached_amounts(masks, study.prepared.costs)["parameters"]["share"]
+    row: dict[str, Any] = {"choice": choice, "amount": amount, "repair": repair, "left_out": left_out}
+    if repair != "none":
+        study.calibrate("default")
+        parts, record = study.tokens["default"].parts, study.records["default"]
+        masks, repaired, _ = repair_where_it_helps(study.model, study.ffns, masks, LeastSquaresRepair(), parts, record)
+    application = apply_masks(study.model, study.ffns, masks, repaired=repaired)
+    try:
+        return {**row, "parameters": round(reached, 4), **study.losses(), "seconds": round(perf_counter() - begun, 1)}
+    finally:
+        application.undo()
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return all models in markdown."""
+    lines = [HEAD + HEAD_OF_ITEMS]
+    for name, found in results["models"].items():
+        for kind in (*KINDS, ITEMS):
+            dense = kind_of(found["dense"], kind)
+            if kind == ITEMS and "1" not in dense:
+                continue
+            value = f"{share_right(dense)} right" if kind == ITEMS else f"{perplexity_of(dense):.2f}"
+            lines += ["", f"## {name} on {kind}: dense {value}", ""]
+            for repair, words in REPAIRS.items():
+                rows = [row for row in found["rows"] if row["repair"] == repair]
+                amounts = sorted({row["amount"] for row in rows})
+                by_key = {(row["choice"], row["amount"]): kind_of(row, kind) for row in rows}
+                shares = {row["amount"]: row["parameters"] for row in rows if row["choice"] == CHOICES[0]}
+                heads = [f"{a:.0%} of the blocks, {shares.get(a, 0.0):.1%} of the parameters" for a in amounts]
+                lines += [f"| {words} | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(amounts)}"] if rows else []
+                for choice in (*CHOICES, *NEURONS):
+                    if any((choice, amount) in by_key for amount in amounts):
+                        cells = [cell(by_key.get((choice, a)), by_key.get((CHOICES[0], a)), dense) for a in amounts]
+                        lines.append(f"| {choice} | {' | '.join(cells)} |")
+                lines += [""] if rows else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def settings(options: argparse.Namespace) -> Iterator[tuple[str, float, str]]:
+    for amount, repair in product(map(float, options.amounts.split(",")), options.repairs.split(",")):
+        for choice in (*CHOICES, *NEURONS):
+            if any(fnmatch.fnmatchcase(choice, pattern) for pattern in options.only or ["*"]):
+                yield choice, amount, repair
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_wikitext(parser)
+    parser.add_argument("--model", action="append", help="directory, hub name or .gguf file; default the demo model")
+    parser.add_argument("--amounts", default="0.1,0.2", help="shares of the blocks, with commas (%(default)s)")
+    parser.add_argument("--repairs", default="none,lstsq", help=f"with commas: {', '.join(REPAIRS)} (%(default)s)")
+    parser.add_argument("--only", action="append", help="pattern of a row; may be repeated")
+    parser.add_argument("--samples", type=int, default=16, help="calibration sequences (%(default)s)")
+    parser.add_argument("--evaluate", type=int, default=8, help="evaluation sequences (%(default)s)")
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--output", type=Path, default=RESULTS / "blocks.json")
+    options = parser.parse_args()
+    check_wikitext(parser, options)
+    results = opened(
+        options.output, {name: getattr(options, name) for name in ("samples", "evaluate", "sequence_length")}
+    )
+    models = results.setdefault("models", {})
+    for source in options.model or [str(demo_model())]:
+        study = BlockStudy(source, options)
+        found = models.setdefault(Path(source).name.removesuffix(".gguf"), {"rows": []})
+        found["protocol"] = study.protocol()
+        found.setdefault("dense", None)
+        found["dense"] = found["dense"] or study.losses()
+        for choice, amount, repair in settings(options):
+            if not any(
+                (row["choice"], row["amount"], row["repair"]) == (choice, amount, repair) for row in found["rows"]
+            ):
+                found["rows"].append(row_of(study, choice, amount, repair))
+                write(options.output, results)
+                write(options.output.with_suffix(".md"), table(results))
+                print(choice, amount, repair, round(perplexity_of(found["rows"][-1]), 2), flush=True)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
