@@ -10,7 +10,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.across import DEFAULT, ITEMS, KINDS, PEER, ROWS_OF_HEADS, TEXTS, kind_of, share_right
+from benchmarks.across import DEFAULT, ITEMS, KINDS, PEER, REPAIRS, ROWS_OF_HEADS, TEXTS, kind_of, share_right
+from benchmarks.blocks import CHOICES, NEURONS
 from benchmarks.healing import most_healed, parts, start_of
 from benchmarks.result_files import write
 from llmrank.evaluation.estimate import Estimate
@@ -25,6 +26,7 @@ PAGES = {
     "docs/results/other-text.md": ("out of domain",),
     "docs/results/experts.md": ("experts",),
     "docs/guide/heads.md": ("heads",),
+    "docs/guide/blocks.md": ("blocks",),
 }
 AMOUNTS = (0.1, 0.2, 0.3, 0.5)
 # The end of valid, by which settings are chosen, is shown for this amount alone.
@@ -315,6 +317,31 @@ def heads(results: dict[str, Any]) -> dict[str, str]:
     return {"heads": "\n".join(lines)}
 
 
+def blocks(results: dict[str, Any]) -> dict[str, str]:
+    """Return the table of what blocks cost, by the name of its marks: nats per token more than the dense model, on both texts."""
+    columns = [
+        (model, amount, repair)
+        for model, found in results["models"].items()
+        for amount in sorted({row["amount"] for row in found["rows"]})
+        for repair in REPAIRS
+        if any((row["amount"], row["repair"]) == (amount, repair) for row in found["rows"])
+    ]
+    heads = [f"{m.removesuffix('.Q4_1')}, {a:.0%}{'' if r == 'none' else ', repaired'}" for m, a, r in columns]
+    lines = [
+        f"| nats more than the dense model on prose, on Python | {' | '.join(heads)} |",
+        f"| --- |{' ---: |' * len(heads)}",
+    ]
+    for choice in (*CHOICES, *NEURONS):
+        cells = []
+        for model, amount, repair in columns:
+            found = results["models"][model]
+            rows = [r for r in found["rows"] if (r["choice"], r["amount"], r["repair"]) == (choice, amount, repair)]
+            lost = [_lost(kind_of(row, kind), kind_of(found["dense"], kind)) for row in rows for kind in KINDS]
+            cells.append(", ".join(lost))
+        lines += [f"| {choice} | {' | '.join(cells)} |"] if any(cells) else []
+    return {"blocks": "\n".join(lines)}
+
+
 def _lost(row: dict[str, Any], dense: dict[str, Any]) -> str:
     pairs = zip(row["losses"], dense["losses"], strict=True)
     change = Estimate.of([one - two for one, two in pairs], row["counts"])
@@ -334,7 +361,7 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 def current() -> dict[Path, tuple[str, str]]:
     """Return the text of every page as it is, and as it should be by the results."""
-    names = ("quality", "out_of_domain", "compact", "speed", "experts", "across", "healing", "heads")
+    names = ("quality", "out_of_domain", "compact", "speed", "experts", "across", "healing", "heads", "blocks")
     found = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names}
     tables = {
         **gains(*(found[name] for name in ("quality", "compact", "speed", "across", "healing", "heads"))),
@@ -342,6 +369,7 @@ def current() -> dict[Path, tuple[str, str]]:
         **domains(found["out_of_domain"]),
         **experts(found["experts"]),
         **heads(found["heads"]),
+        **blocks(found["blocks"]),
     }
     pages = {}
     for page, shown in PAGES.items():
