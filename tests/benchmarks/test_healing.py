@@ -39,3 +39,20 @@ def test_the_table_compares_with_the_repaired_model_of_the_same_neurons() -> Non
     ]
     assert lines[-1].endswith("| 66.7% ± 33.3% | 10 |")
     assert healing.most_healed(rows) == "llmrank, 128 sequences | own | 4096"
+
+
+def test_a_forecast_goes_on_with_the_power_of_the_tokens() -> None:
+    counts = [100, 100, 100]
+    dense = {"losses": [300.0, 310.0, 290.0], "counts": counts}
+
+    def row(above: float) -> dict[str, Any]:
+        return {"losses": [loss + above for loss in dense["losses"]], "counts": counts}
+
+    rows = {
+        f"llmrank, 128 sequences | own | {tokens}": row(16.0 * tokens**-0.25) for tokens in (65536, 262144, 1048576)
+    }
+    rows |= {"llmrank | own | 65536": row(1.0), "llmrank, 128 sequences | own | 4096": row(9.0)}
+    (sentence,) = healing.forecast(rows, dense)
+    assert "to the power of -0.25 ± 0.00, fitted to 3 rows of 128 sequences" in sentence
+    assert "16 times as many tokens (16 to 16) close half of what 1,048,576 leave" in sentence
+    assert healing.forecast({name: row(1.0) for name in rows}, dense) == []  # nothing falls
