@@ -38,7 +38,7 @@ COMPARED: Mapping[str, tuple[str, ...]] = {
 }
 # The facts of a report that are compared as numbers: their names, and the keys that lead to them.
 OUTCOMES: Mapping[str, tuple[str, ...]] = {
-    "neurons removed": ("neurons", "removed"),
+    "removed": ("neurons", "removed"),
     "share removed": ("neurons", "share_reached"),
     "parameters": ("after", "parameters"),
     "FFN parameters": ("after", "ffn_parameters"),
@@ -232,6 +232,8 @@ def compare_runs(a: Run, b: Run) -> RunDifference:
     widths = [run.report["neurons"].get("widths", {}) for run in (a, b)]
     settings = [_flat({name: _value(run.report, keys) for name, keys in COMPARED.items()}) for run in (a, b)]
     outcomes = {name: (_value(a.report, keys), _value(b.report, keys)) for name, keys in OUTCOMES.items()}
+    if not _counts_the_same(a, b):
+        outcomes = {name: pair for name, pair in outcomes.items() if OUTCOMES[name][0] != "neurons"}
     return RunDifference(
         layers,
         {name: (widths[0].get(name), widths[1].get(name)) for name in {**widths[0], **widths[1]}},
@@ -258,7 +260,7 @@ def _check_same_model(a: Run, b: Run) -> None:
         ("class", ("model", "class")),
         ("digest of the weights", ("model", "weights")),
         ("number of parameters before pruning", ("before", "parameters")),
-        ("number of neurons before pruning", ("neurons", "before")),
+        *([("number of neurons before pruning", ("neurons", "before"))] if _counts_the_same(a, b) else []),
     ):
         one, other = _value(a.report, keys), _value(b.report, keys)
         if None not in (one, other) and one != other:
@@ -267,6 +269,11 @@ def _check_same_model(a: Run, b: Run) -> None:
     differing = sorted({name for name, _ in set(sizes[0].items()) ^ set(sizes[1].items())})
     if all(sizes) and differing:
         refuse(f"{len(differing)} layers differ in name or size, such as {differing[0]}")
+
+
+def _counts_the_same(a: Run, b: Run) -> bool:
+    """Whether both runs count the same units, such as neurons or blocks."""
+    return bool(_value(a.report, ("neurons", "unit")) == _value(b.report, ("neurons", "unit")))
 
 
 def _compare_masks(a: torch.Tensor, b: torch.Tensor) -> LayerDifference:

@@ -27,12 +27,15 @@ class Block:
     module : nn.Module
     n_others : int or None
         The block returns a tuple of the hidden states and this many times None; None if it returns the hidden states alone.
+    stays : bool
+        Whether it cannot be left out.
     """
 
     name: str
     stack: nn.ModuleList
     module: nn.Module
     n_others: int | None
+    stays: bool = False
 
     def leave_out(self, hooks: ExitStack) -> None:
         """Let the hidden states pass the block as they are, until `hooks` closes."""

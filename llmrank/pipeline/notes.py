@@ -26,11 +26,15 @@ def choice_notes(candidates: Sequence[BaseScorer], choice: Choice | None, remove
     return [f"nothing could be held out, so no scorer was tried: the first candidate, {first}, ranked; give more text"]
 
 
-def repair_notes(repair: BaseRepair | None, validation: Validation | None, too_few_tokens: str | None) -> list[str]:
+def repair_notes(
+    repair: BaseRepair | None, validation: Validation | None, too_few_tokens: str | None, *, repaired: bool = True
+) -> list[str]:
     """Return notes if a repair is fitted to too few tokens, does harm, or could not be checked."""
     notes = [] if too_few_tokens is None else [too_few_tokens]
     if validation is not None and not validation.improves:
         notes.append(validation.sentence())
+    elif repair is not None and validation is None and not repaired:
+        notes.append("nothing was repaired: no FFN has lost neurons, or stands behind what was removed")
     elif repair is not None and validation is None:
         notes.append(
             "nothing could be held out, so the damping of the repair was chosen on the text that it is fitted to, and the repair "

@@ -252,15 +252,19 @@ def make_plan(
     processes = {"processes": execution.processes.count} if execution.processes.count > 1 else {}
     device = {} if execution.device is None else {"device": str(execution.device)}
     fit, held_out = tokens.parts
-    n_stay = len({ffn.block for ffn in ffns if ffn.whole_block is None}) if ffns.blocks else 0
+    staying = [block.name for block in ffns.blocks if block.stays]
+    neurons = describe_neurons(masks, recipe.pruner, ffns)
     notes = [
         *(f"no token reaches {stack}: its FFNs were left as they are" for stack in prepared.not_reached),
         *([f"heads were found in all blocks but {prepared.without_heads}"] if prepared.without_heads else []),
-        *([f"{n_stay} blocks cannot be left out"] if n_stay else []),
-        *budget_notes(recipe.pruner, reached, recipe.targets),
+        *([f"these blocks cannot be left out: {', '.join(staying)}"] if staying else []),
+        *budget_notes(recipe.pruner, reached, recipe.targets, neurons["share_reached"]),
         *choice_notes(recipe.candidates, ranked.choice, None if ffns.attentions else masks.removed_share),
         *repair_notes(
-            recipe.repair, selection.validation, stages.warning_of_few_tokens(prepared, recipe, fit.n_tokens)
+            recipe.repair,
+            selection.validation,
+            stages.warning_of_few_tokens(prepared, recipe, fit.n_tokens),
+            repaired=bool(selection.repaired),
         ),
         *(f"{each.names[entry.layer]}: {entry.reason}" for each in ranked.ranks for entry in each.degenerate),
     ]
@@ -272,7 +276,7 @@ def make_plan(
         calibration=tokens.sequences.provenance() | processes,
         held_out=None if held_out is None else held_out.provenance(),
         graph=describe_graphs(ranked.graphs, ranked.ranks),
-        neurons=describe_neurons(masks, recipe.pruner, ffns),
+        neurons=neurons,
         before=size,
         after=size,
         reached={str(unit): found for unit, found in reached.items()},

@@ -92,7 +92,7 @@ class Recipe:
         for name, value in {"targets": parse_targets(self.targets), **texts}.items():
             object.__setattr__(self, name, value)
         if "blocks" in self.targets:
-            self._choose_blocks()
+            self._set_for_blocks()
         if self.topology not in TOPOLOGIES:
             raise OptionError(f"unknown topology {self.topology!r}; expected one of {', '.join(TOPOLOGIES)}")
         if self.beta != "measured":
@@ -139,13 +139,22 @@ class Recipe:
                     "makes one by its name"
                 )
 
-    def _choose_blocks(self) -> None:
-        """Let measured losses choose blocks, whatever the pruner, because graphs of FFNs say little about whole blocks."""
+    def _set_for_blocks(self) -> None:
+        """Let measured losses choose, because graphs of FFNs say little about whole blocks."""
         if self.form != "compact" or self.steps != 1 or self.structure_dict is not None:
             raise OptionError(
                 "blocks are left out in one step, in the compact form; leave form, steps and structure_dict out"
             )
+        if self.repair is not None and not self.repair.needs_dense_stream:
+            raise OptionError(
+                f"{type(self.repair).__name__} repairs what an FFN itself has lost, and blocks are left out whole; use least "
+                "squares with target 'stream' (--repair lstsq), or no repair"
+            )
         given = self.pruner
+        if not isinstance(given, (LocalPruner, SensitivityPruner)):
+            raise OptionError(
+                f"blocks are chosen by what the model loses without each, got {type(given).__name__}; leave the pruner out"
+            )
         if not isinstance(given, SensitivityPruner):
             pruner = SensitivityPruner(given.amount, protect=given.protect, amount_of=given.amount_of)
             object.__setattr__(self, "pruner", pruner)

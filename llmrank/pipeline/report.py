@@ -166,7 +166,7 @@ class Report(Printed):
     def _widths(self) -> str:
         """Return the smallest and the largest width, for FFNs and for attentions; or which blocks were left out."""
         if "left_out" in self.neurons:
-            return f"without {', '.join(self.neurons['left_out'])}"
+            return f"without {', '.join(self.neurons['left_out']) or 'no block'}"
         attentions = set(self.model.get("attentions", ()))
         spreads = []
         for is_attention in (False, True):

@@ -21,7 +21,7 @@ ranked : RankedModel
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from graphs import RankResult
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.collect_by_block import collect_by_block
 from llmrank.calibration.statistics import FFNStatistics
-from llmrank.errors import OptionError
+from llmrank.errors import OptionError, UnsupportedModelError
 from llmrank.evaluation.before_and_after import Evaluation
 from llmrank.evaluation.perplexity import Perplexity, perplexity, unigram_perplexity
 from llmrank.execution import Execution
@@ -64,7 +64,7 @@ from llmrank.prune.amounts import protected_names
 from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import record_of_size
-from llmrank.prune.records.units import check_targets, names_in_order, sharing_targets, units_of
+from llmrank.prune.records.units import Units, check_targets, names_in_order, sharing_targets, units_of
 from llmrank.prune.selection import Reselection, check_several, choose_masks
 from llmrank.repair import RepairedMap
 from llmrank.repair.duration import repair_seconds
@@ -73,7 +73,7 @@ from llmrank.score.model_graph import ModelGraph
 from llmrank.score.rank_graphs import rank_graphs
 from llmrank.score.topologies import build_graphs
 from llmrank.surgery.apply import check_writable
-from llmrank.surgery.blocks import with_statable_blocks
+from llmrank.surgery.blocks import Stack, with_statable_blocks
 from llmrank.surgery.heads import check_heads
 from llmrank.surgery.widths import check_padding
 from llmrank.text import CalibrationTokens, TokenSequences
@@ -379,7 +379,8 @@ def trial_masks(prepared: PreparedModel, recipe: Recipe, ranked: RankedModel) ->
         units = units_of(layers, part[0]) if len(part) == 1 else []
         if units and all(each.has_few and _removes_none(amount, amount_of, each.n_units) for each in units):
             amount, amount_of = 1, "neurons"
-        own = tuple(name for name in names_in_order(layers, [part]) if name in protected)
+        staying = {each.name for each in units if each.min_keep == each.n_units}
+        own = tuple(name for name in names_in_order(layers, [part]) if name in protected | staying)
         trial = LocalPruner(amount, pruner.min_keep, pruner.multiple_of, protect=own, amount_of=amount_of)
         found &= choose_masks(trial, ranked.graphs, ranked.ranks, jointly=True, costs=prepared.costs, targets=part)
     return found
@@ -411,11 +412,33 @@ def measure_sensitivities(
         alone = layer_sensitivities(prepared.model, ffns, masks, tokens.sequences, execution, groups=groups)
     if all(each.losses_add_up for each in units):
         return alone
-    records = [record_of_size(each.name, each.n_units, each) for each in units]
-    kept = recipe.pruner.prune(records, prepared.costs)
+    blocks = {block.name: block for block in ffns.blocks}
+    stack = Stack(prepared.model, ffns.blocks[0].stack)
+
+    def fits(names: Sequence[str]) -> bool:
+        with suppress(UnsupportedModelError):
+            stack.without([blocks[name] for name in names])
+            return True
+        return False
+
     with execution.step("Removing blocks in turn"):
         reference = DenseReference(prepared.model, ffns, first_sequences(tokens.sequences), execution)
-        return losses_in_turn(reference, groups, masks, alone, kept.size - kept.kept)
+        losses, count = alone, -1
+        # How many blocks an amount of parameters needs, depends on which they are.
+        while (needed := _removed_units(units, losses, recipe.pruner, prepared.costs)) > count:
+            losses, count = losses_in_turn(reference, groups, masks, alone, needed, fits), needed
+    return losses
+
+
+def _removed_units(
+    units: Sequence[Units], sensitivities: Mapping[str, float], pruner: BasePruner, costs: ModelCosts
+) -> int:
+    """Return how many units a pruner removes for these sensitivities."""
+    records = [record_of_size(each.name, each.n_units, each) for each in units]
+    for record in records:
+        record.sensitivity = sensitivities[record.name]
+    kept = pruner.prune(records, costs)
+    return kept.size - kept.kept
 
 
 def choose(

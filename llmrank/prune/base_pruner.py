@@ -274,6 +274,12 @@ class BasePruner:
         multiple = max(self.multiple_for(layer) for layer in layer_list)
         rounded = f", and a multiple of {multiple} (multiple_of)" if multiple > 1 else ""
         rest = "" if self.amount_of.startswith("ffn-") else ", and attention, embeddings and norms are not pruned"
+        units = layer_list[0].units
+        if units is not None and units.target == "blocks":
+            return OptionError(
+                f"{asked} {unit_name(self.amount_of)} cannot be removed: at most {possible} can, because one block stays"
+                f"{' and protected ones do' if self.protect else ''}; lower the amount"
+            )
         return OptionError(
             f"{asked} {unit_name(self.amount_of)} cannot be removed: at most {possible} can, because each layer keeps "
             f"{self.min_keep} neuron{'s' if self.min_keep > 1 else ''} (min_keep){rounded}{kept}{rest}; lower the amount"

@@ -230,17 +230,25 @@ def reached_amounts(masks: Masks, costs: ModelCosts) -> Reached:
 
 
 def budget_notes(
-    pruner: BasePruner, reached: Mapping[Unit, Mapping[str, float]], targets: Sequence[Target] = ("neurons",)
+    pruner: BasePruner,
+    reached: Mapping[Unit, Mapping[str, float]],
+    targets: Sequence[Target] = ("neurons",),
+    share_of_units: float | None = None,
 ) -> list[str]:
-    """Return a note with the reason if the removed share differs much from the requested one; else no note."""
+    """Return a note with the reason if the removed share differs much from the requested one; else no note.
+
+    `share_of_units` is the removed share of what is counted, by default of the neurons.
+    """
     amount, unit = pruner.amount, pruner.amount_of
     share = reached[unit]["share"]
+    whole = tuple(targets) in {("heads",), ("blocks",)}
+    if whole and unit == "neurons" and share_of_units is not None:
+        share = share_of_units
     if unit == "neurons":
         # An integer is not compared: it may be a number of neurons of each layer.
         if not isinstance(amount, float) or abs(share - amount) <= MAX_DIFFERENCE:
             return []
         hint = "" if pruner.multiple_of == 1 else " (multiple_of=1 rounds none)"
-        whole = tuple(targets) in {("heads",), ("blocks",)}
         rounded = f"{targets[0]} are removed whole" if whole else f"widths are rounded{hint}"
         reason = f"{rounded}, or layers are protected"
         return [f"{share:.1%} was removed where {amount:.1%} was asked for: {reason}"]
@@ -248,4 +256,5 @@ def budget_notes(
     if asked - MAX_COST_SHORTFALL <= share <= asked + MAX_DIFFERENCE:
         return []
     reason = "the next larger widths would save too little" if share > asked else "widths are rounded"
+    reason = f"{targets[0]} are removed whole" if whole else reason
     return [f"{share:.2%} of the {unit_name(unit)} was removed where {asked:.2%} was asked for: {reason}"]

@@ -113,10 +113,13 @@ class SensitivityPruner(BasePruner):
             return [0] * len(sizes)
         units = layer_list[0].units
         what = "units" if units is None else units.counted
-        check_removable(total, sizes, fewest, protected, what=what)
-        if total and total == sum(sizes):
-            raise OptionError(f"{total} of {total} {what} cannot be removed: one must stay; lower the amount")
         most = [0 if kept else n - least for n, least, kept in zip(sizes, fewest, protected, strict=True)]
+        at_most = sum(most) - (most == sizes)  # something must stay
+        if total > at_most:
+            stay = "because protected ones stay" if any(protected) else "because each layer, and the model, keeps one"
+            raise OptionError(
+                f"{total} of {sum(sizes)} {what} cannot be removed: at most {at_most} can, {stay}; lower the amount"
+            )
         costs = [_sensitivity(each) for each in layer_list]
         return cheapest_counts(costs, most, total, [each.n_removed for each in layer_list])
 

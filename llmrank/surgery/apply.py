@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from llmrank.models.families import bias_attribute, text_config
 from llmrank.models.linear_map import bias_of, in_features, is_linear_map, out_features
 from llmrank.prune.masks import Masks
 from llmrank.repair import RepairedMap
-from llmrank.surgery.blocks import ShallowModel
+from llmrank.surgery.blocks import Stack
 from llmrank.surgery.forms import (
     FORMS,
     Form,
@@ -158,6 +159,8 @@ def apply_masks(
     OptionError
         The form or the alignment is unknown; the form does not fit the alignment or explicit FFNs; or neurons cannot be removed,
         see :func:`check_writable`. Nothing has been changed then.
+    UnsupportedModelError
+        No configuration states the model without the blocks that are left out. Nothing has been changed then.
     """
     repaired = repaired or {}
     _check(ffns, masks, form, align)
@@ -165,12 +168,12 @@ def apply_masks(
     _check_repaired(output_maps, repaired)
     application = AppliedMasks(form, masks, {}, undoable)
     left_out = masks.left_out(ffns.layers.values())
-    shallow = ShallowModel.of(model, left_out) if left_out else None
+    shallow = Stack(model, left_out[0].stack).without(left_out) if left_out else None
     if undoable:
-        application._restores += restores_of(model, ffns)
+        application._restores += restores_of(model, ffns, shallow)
     # Nothing inside a block that is left out is changed.
     ffns = ffns.without(left_out)
-    nothing = {name: 0 for name in masks if name not in ffns.layers}
+    no_neurons = dict.fromkeys(masks, 0)
     masks = masks.of(ffns)
     try:
         if any(r.bias is not None and bias_of(output_maps[name].module) is None for name, r in repaired.items()):
@@ -179,7 +182,7 @@ def apply_masks(
         # The masks `held` say which neurons a layer holds in the end: the kept neurons, and with padding some removed ones.
         held, fields = (masks, {}) if form != "compact" else compact_widths(model, ffns, masks, align, shallow)
         sizes = {name: len(mask) for name, mask in masks.items()}
-        application.widths = nothing | held.widths if form == "compact" else sizes
+        application.widths = no_neurons | held.widths if form == "compact" else sizes
         if form == "mask":
             for tensor_mask in tensor_masks(ffns, masks, routers=False):
                 mask_tensor(tensor_mask)
@@ -200,6 +203,8 @@ def apply_masks(
             application._unchanged_checks += [
                 _unchanged_check(module) for module in (*ffns.modules, *ffns.router_modules)
             ]
+            for stack in () if shallow is None else (shallow.stack,):
+                application._unchanged_checks.append(partial(_holds, stack, list(stack)))
         return application
     except BaseException:
         application._roll_back()
@@ -232,6 +237,10 @@ def _unchanged_check(module: nn.Module) -> Callable[[], bool]:
 
     now = tensors()
     return lambda: tensors() == now
+
+
+def _holds(stack: nn.ModuleList, blocks: Sequence[nn.Module]) -> bool:
+    return len(stack) == len(blocks) and all(one is other for one, other in zip(stack, blocks, strict=True))
 
 
 def _check(ffns: FFNs, masks: Masks, form: str, align: str) -> None:

@@ -1,29 +1,34 @@
 """Leave out blocks of a model: its configuration states fewer, and the numbers of the others follow.
 
-Which numbers of blocks and fields of configurations depend on the depth differs between families. So they are read from a model
-without data that is built from the configuration with fewer blocks, and must agree with it in all else.
+Which numbers of blocks and fields of configurations depend on the depth differs between families. So they are read from two
+models without data: one that is built from the configuration as it is, and one with fewer blocks, which must agree in all else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from torch import nn
 
-from llmrank.errors import UnsupportedModelError
+from llmrank.errors import MaskError, UnsupportedModelError
 from llmrank.models import FFNs
 from llmrank.models.blocks import Block
 from llmrank.models.configured import can_be_stated, configured
 from llmrank.models.families import text_config
 
-__all__ = ["ShallowModel", "with_statable_blocks"]
+__all__ = ["ShallowModel", "Stack", "with_statable_blocks"]
 
-# Lists of a configuration that may have as many entries by chance.
+# Lists of a configuration that may have as many entries as there are blocks by chance.
 NOT_BY_BLOCK = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")
 # Types of attributes that two modules have in common if they compute the same.
 SIMPLE = (bool, int, float, str, tuple, type(None))
+
+
+class _Differs(Exception):  # noqa: N818 -- no error: another way to state the model may do
+    """Raised with the part in which a built model differs."""
 
 
 @dataclass(frozen=True)
@@ -32,59 +37,23 @@ class ShallowModel:
 
     Attributes
     ----------
+    path : str
+        Path of the list of all blocks.
     stack : nn.ModuleList
-        The list of all blocks.
+        That list.
     kept : tuple of int
         The positions of the blocks that stay.
     fields : dict from str to value
         Fields of the configuration.
-    numbers : tuple of (nn.Module, str, int)
-        Modules of blocks that stay, with an attribute and its new value.
+    numbers : tuple of (nn.Module, str, int or list)
+        Modules with an attribute and its new value.
     """
 
+    path: str
     stack: nn.ModuleList
     kept: tuple[int, ...]
     fields: dict[str, Any]
-    numbers: tuple[tuple[nn.Module, str, int], ...]
-
-    @classmethod
-    def of(cls, model: nn.Module, left_out: Collection[Block]) -> ShallowModel:
-        """Find out how a model without these blocks of one stack is stated.
-
-        Raises
-        ------
-        UnsupportedModelError
-            No configuration states that model.
-        """
-        stack, config = next(iter(left_out)).stack, text_config(model)
-        gone = {id(block.module) for block in left_out}
-        kept = tuple(k for k, module in enumerate(stack) if id(module) not in gone)
-        # Lists with one entry for each block, such as layer_types.
-        lists = {
-            name: type(value)(value[k] for k in kept)
-            for name, value in vars(config).items()
-            if isinstance(value, (list, tuple)) and len(value) == len(stack) and name not in NOT_BY_BLOCK
-        }
-        # Bart's decoder has a field of its own, decoder_layers.
-        depths = [name for name, value in vars(config).items() if value == len(stack) and "layers" in name]
-        found, path = None, _path(model, stack)
-        for depth in dict.fromkeys(("num_hidden_layers", *depths)):
-            fields = {**lists, depth: len(kept)}
-            built = configured(model, fields) if can_be_stated(model, fields) else None
-            found = None if built is None else _numbers(model, built, path, kept)
-            if found is not None:
-                break
-        # A hybrid needs a block of each kind, for its cache and its masks.
-        if any(set(kinds) < set(getattr(config, name)) for name, kinds in lists.items() if isinstance(kinds[0], str)):
-            found = None
-        if found is None:
-            listed = ", ".join(block.name for block in left_out)
-            raise UnsupportedModelError(
-                f"{listed} cannot be left out: the configuration of {type(model).__name__} cannot state the other "
-                f"{len(kept)} of {len(stack)} blocks as they are (num_hidden_layers, and lists such as layer_types, of which "
-                "each kind must stay); leave blocks out of the targets, or protect these"
-            )
-        return cls(stack, kept, fields, tuple(found))
+    numbers: tuple[tuple[nn.Module, str, Any], ...]
 
     def write(self, config: Any) -> None:
         """Remove the blocks from their stack, and give modules and the configuration their new values."""
@@ -96,83 +65,169 @@ class ShallowModel:
         for name, value in self.fields.items():
             setattr(config, name, value)
 
-    def new_paths(self, model: nn.Module) -> dict[str, str | None]:
-        """Return the paths that the blocks will have, by their present ones; None if they are left out."""
-        path = _path(model, self.stack)
+    @property
+    def new_paths(self) -> dict[str, str | None]:
+        """The paths that the blocks will have, by their present ones; None if they are left out."""
         numbers = {old: new for new, old in enumerate(self.kept)}
-        return {f"{path}.{old}": f"{path}.{numbers[old]}" if old in numbers else None for old in range(len(self.stack))}
+        return {
+            f"{self.path}.{old}": f"{self.path}.{numbers[old]}" if old in numbers else None
+            for old in range(len(self.stack))
+        }
+
+
+class Stack:
+    """The blocks of a model in one list.
+
+    Parameters
+    ----------
+    model : nn.Module
+    stack : nn.ModuleList
+        A part of the model.
+    """
+
+    def __init__(self, model: nn.Module, stack: nn.ModuleList) -> None:
+        self._model, self._stack, self._config = model, stack, text_config(model)
+        self._path: str = next(name for name, module in model.named_modules() if module is stack)
+        self._dense = configured(model, {})
+
+    def without(self, left_out: Collection[Block]) -> ShallowModel:
+        """Find out how the model without these blocks is stated.
+
+        Raises
+        ------
+        UnsupportedModelError
+            No configuration states that model.
+        MaskError
+            A block is not in the list any more.
+        """
+        staying = [block.name for block in left_out if block.stays]
+        if staying:
+            raise UnsupportedModelError(f"{', '.join(staying)} cannot be left out; protect these")
+        gone = {id(block.module) for block in left_out}
+        kept = tuple(k for k, module in enumerate(self._stack) if id(module) not in gone)
+        if len(kept) + len(gone) != len(self._stack):
+            raise MaskError(
+                f"{', '.join(block.name for block in left_out)}: not all are in {self._path} now, because blocks were left out "
+                "after they were found; undo that, or find them again"
+            )
+        differs = "no model can be built of it"
+        for fields in self._fields(kept):
+            try:
+                return ShallowModel(self._path, self._stack, kept, fields, tuple(self._numbers(fields, kept)))
+            except _Differs as found:  # noqa: PERF203 -- the next fields are tried
+                differs = str(found)
+        raise UnsupportedModelError(
+            f"{', '.join(block.name for block in left_out)} cannot be left out: the configuration of "
+            f"{type(self._model).__name__} cannot state the other {len(kept)} of {len(self._stack)} blocks as they are "
+            f"({differs}); leave blocks out of the targets, or protect these"
+        )
+
+    def _fields(self, kept: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Yield fields that may state the blocks that are kept."""
+        count, new = len(self._stack), {old: position for position, old in enumerate(kept)}
+        cut: dict[str, Any] = {}  # one entry for each block, such as layer_types
+        numbered: dict[str, Any] = {}  # numbers of blocks, such as cross_attention_layers
+        for name, value in vars(self._config).items():
+            if not isinstance(value, (list, tuple)) or name in NOT_BY_BLOCK:
+                continue
+            if len(value) == count:
+                cut[name] = type(value)(value[k] for k in kept)
+                if isinstance(value[0], str) and set(cut[name]) < set(value):
+                    # A hybrid needs a block of each kind, for its cache and its masks.
+                    raise UnsupportedModelError(
+                        f"of the kinds in {name} each must stay, and {', '.join(set(value) - set(cut[name]))} would be gone; "
+                        "leave blocks out of the targets, or protect more of them"
+                    )
+            if "layer" in name and all(type(k) is int and 0 <= k < count for k in value):
+                numbered[name] = type(value)(new[k] for k in value if k in new)
+        # Bart's decoder has a field of its own, decoder_layers.
+        depths = [name for name, value in vars(self._config).items() if value == count and "layers" in name]
+        for depth, lists in product(dict.fromkeys(("num_hidden_layers", *depths)), (numbered | cut, cut | numbered)):
+            yield {**lists, depth: len(kept)}
+
+    def _numbers(self, fields: dict[str, Any], kept: Sequence[int]) -> Iterator[tuple[nn.Module, str, Any]]:
+        """Yield (module, attribute, value) for what depends on the depth, or on the position of a block that is kept.
+
+        Raises
+        ------
+        _Differs
+            The model that is built with these fields differs in anything else.
+        """
+        built = configured(self._model, fields) if can_be_stated(self._model, fields) else None
+        if built is None or self._dense is None:
+            raise _Differs("no model can be built of it")
+        path, modules, fresh = self._path, dict(self._model.named_modules()), dict(self._dense.named_modules())
+        seen: set[str] = set()
+        for name, then in built.named_modules():
+            inside = name.startswith(f"{path}.")
+            new = int(name[len(path) + 1 :].split(".")[0]) if inside else 0
+            if new >= len(kept):
+                raise _Differs(f"{path} has more blocks")
+            old_name = f"{path}.{kept[new]}{name[len(f'{path}.{new}') :]}" if inside else name
+            seen.add(old_name)
+            before, module = fresh.get(old_name), modules.get(old_name)
+            if before is None or module is None or type(before) is not type(then):
+                raise _Differs(f"{old_name} is of another class")
+            if not _shapes(module) == _shapes(before) == _shapes(then):
+                raise _Differs(f"{old_name} has other shapes")
+            if inside and _attributes(before) != _attributes(then):
+                raise _Differs(f"{old_name} has other settings")
+            for key, value in vars(then).items():
+                old = vars(before).get(key)
+                if type(value) is int and type(old) is int and old != value:
+                    # A number of a block falls as its position does, and a number of blocks to that of those that stay.
+                    if old - value != kept[new] - new if inside else (old, value) != (len(self._stack), len(kept)):
+                        raise _Differs(f"{key} of {old_name} is {old}, and would be {value}")
+                    yield module, key, value
+                elif (
+                    type(value) is list and type(old) is list and old != value
+                ):  # a copy of a list of the configuration
+                    yield module, key, value
+        stay = tuple(f"{path}.{k}." for k in kept)
+        missing = [n for n in modules.keys() - seen if not n.startswith(f"{path}.") or f"{n}.".startswith(stay)]
+        if missing:
+            raise _Differs(f"{min(missing)} is missing")
 
 
 def with_statable_blocks(model: nn.Module, ffns: FFNs) -> FFNs:
-    """Return the FFNs without blocks that must stay, because no configuration states the model without a block of their kind.
+    """Return the FFNs with blocks that stay where no configuration states the model without a block of their kind.
 
     Raises
     ------
     UnsupportedModelError
         All blocks must stay.
     """
+    stack = Stack(model, ffns.blocks[0].stack)
     kinds: dict[str, list[Block]] = {}
     for block in ffns.blocks:
         parts = block.module.named_modules()
         kinds.setdefault(repr([(path, type(part), _attributes(part)) for path, part in parts]), []).append(block)
-    stay: list[Block] = []
+    staying: dict[Block, Block] = {}
     refusal: UnsupportedModelError | None = None
-    for blocks in kinds.values():
+    for blocks in kinds.values() if len(ffns.blocks) > 1 else ():
         try:
             # Without the first, the others of its kind have other positions, by which a configuration may tell kinds apart.
             for block in dict.fromkeys((blocks[0], blocks[-1])):
-                ShallowModel.of(model, [block])
+                stack.without([block])
         except UnsupportedModelError as error:  # noqa: PERF203 -- the other kinds are tried all the same
-            refusal, stay = error, stay + blocks
-    if refusal is not None and len(stay) == len(ffns.blocks):
+            refusal = error
+            staying |= {block: replace(block, stays=True) for block in blocks}
+    if refusal is not None and all(block.stays or block in staying for block in ffns.blocks):
         raise refusal
-    return FFNs(replace(ffn, whole_block=None) if ffn.whole_block in stay else ffn for ffn in ffns)
-
-
-def _path(model: nn.Module, part: nn.Module) -> str:
-    path: str = next(name for name, module in model.named_modules() if module is part)
-    return path
+    found = [(ffn, ffn.whole_block) for ffn in ffns]
+    return FFNs(replace(ffn, whole_block=block and staying.get(block, block)) for ffn, block in found)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Return the plain attributes of a module that do not number it."""
-    found = {name: value for name, value in vars(module).items() if isinstance(value, SIMPLE) and name != "training"}
-    return {name: value for name, value in found.items() if name[0] != "_" and type(value) is not int}
-
-
-def _numbers(
-    model: nn.Module, built: nn.Module, path: str, kept: Sequence[int]
-) -> list[tuple[nn.Module, str, int]] | None:
-    """Return (module, attribute, value) for every number that depends on the depth, or on the position of a block that stays.
-
-    `path` is that of the stack in both models. The result is None if the built model differs in anything else.
-    """
-    modules, n_blocks = dict(model.named_modules()), len(list(model.get_submodule(path).children()))
-    found: list[tuple[nn.Module, str, int]] = []
-    seen: set[str] = set()
-    for name, then in built.named_modules():
-        inside = name.startswith(f"{path}.")
-        new = int(name[len(path) + 1 :].split(".")[0]) if inside else 0
-        if new >= len(kept):  # the field is not the depth of this stack
-            return None
-        old_name = f"{path}.{kept[new]}{name[len(f'{path}.{new}') :]}" if inside else name
-        now = modules.get(old_name)
-        seen.add(old_name)
-        if now is None or type(now).__name__ != type(then).__name__ or _shapes(now) != _shapes(then):
-            return None
-        if inside and _attributes(now) != _attributes(then):
-            return None
-        for key, value in vars(then).items():
-            before = vars(now).get(key)
-            if type(value) is int and type(before) is int and before != value:
-                # A number of a block falls as its position does, and a number of blocks to that of those that stay.
-                if before - value != kept[new] - new if inside else (before, value) != (n_blocks, len(kept)):
-                    return None
-                found.append((now, key, value))
-    stay = {f"{path}.{k}" for k in kept}
-    missing = {name for name in modules.keys() - seen if not name.startswith(f"{path}.")}
-    missing |= {name for name in modules.keys() - seen if any(f"{name}.".startswith(f"{each}.") for each in stay)}
-    return None if missing else found
+    """Return the plain attributes of a module that do not number it, nor change in use."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, SIMPLE)
+        and type(value) is not int
+        and name not in ("training", "gradient_checkpointing")
+        and name[0] != "_"
+    }
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

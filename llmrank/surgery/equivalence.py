@@ -122,7 +122,7 @@ def check_equivalence(model: nn.Module, expected: torch.Tensor, sequences: Token
 def silence_layers(hooks: ExitStack, layers: Iterable[PrunableLayer], masks: Masks) -> None:
     """Let removed neurons of layers count as zero, and routers choose among the experts that are kept, until `hooks` closes.
 
-    A block is left out if all of its layers are among these, and none keeps a neuron.
+    A block is left out if none of these layers in it keeps a neuron; give all of its layers then.
     """
     experts: dict[Mixture, list[bool]] = {}
     layers = list(layers)

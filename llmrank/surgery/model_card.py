@@ -109,8 +109,14 @@ def _text(model: Any, report: Mapping[str, Any], place: str) -> str:
         )
     repair, calibration = method.get("repair"), report["calibration"]
     ranked = " and ".join(method.get("targets", ["neurons"]))
+    left_out = neurons.get("left_out")
+    how = f"its {ranked} were ranked, and the least important ones removed"
+    if left_out is not None:
+        how = "blocks were left out, each time the one that cost least"
     steps = [
-        f"- ranked by {method['scorer']['name']} ({method['pipeline']} graphs), chosen by {method['pruner']['name']}",
+        f"- left out: {', '.join(left_out)}"
+        if left_out is not None
+        else f"- ranked by {method['scorer']['name']} ({method['pipeline']} graphs), chosen by {method['pruner']['name']}",
         f"- calibrated on {calibration['sequences']} x {calibration['sequence_length']} tokens ({source})",
     ]
     if repair and report.get("repaired"):
@@ -124,7 +130,7 @@ def _text(model: Any, report: Mapping[str, Any], place: str) -> str:
     lines = [
         f"# {name}, {neurons['share_reached']:.1%} of the {neurons['unit']} removed",
         "",
-        f"This is a smaller {name}: its {ranked} were ranked, and the least important ones removed, by llmrank.",
+        f"This is a smaller {name}: {how}, by llmrank.",
         "",
         "```python",
         f"import {'llmrank' if needs_own_loader(model) else 'transformers'}",

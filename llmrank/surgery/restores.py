@@ -12,6 +12,7 @@ from torch.nn.utils import prune as torch_prune
 from llmrank.models import FFNs
 from llmrank.models.experts import Expert, set_forward
 from llmrank.models.families import WIDTH_ATTRIBUTES, text_config
+from llmrank.surgery.blocks import ShallowModel
 from llmrank.surgery.widths import EXPERT_WIDTHS
 
 __all__ = ["Restore", "restores_of"]
@@ -24,8 +25,11 @@ ABSENT = object()
 SIZES = ("out_features", "in_features", "nf", "nx")
 
 
-def restores_of(model: nn.Module, ffns: FFNs) -> list[Restore]:
-    """Return functions that restore the present state of everything that an application may change."""
+def restores_of(model: nn.Module, ffns: FFNs, shallow: ShallowModel | None = None) -> list[Restore]:
+    """Return functions that restore the present state of everything that an application may change.
+
+    `shallow` says which blocks it leaves out.
+    """
     attributes: list[tuple[nn.Module, tuple[str, ...]]] = [
         (ffn.module, WIDTH_ATTRIBUTES) for ffn in ffns if not isinstance(ffn.module, Expert)
     ]
@@ -34,11 +38,7 @@ def restores_of(model: nn.Module, ffns: FFNs) -> list[Restore]:
         for attention in ffns.attentions
         for module in model.get_submodule(attention.name).modules()
     ]
-    attributes += [
-        (module, tuple(name for name, value in vars(module).items() if type(value) is int))
-        for stack in {id(block.stack): block.stack for block in ffns.blocks}.values()
-        for module in stack.modules()
-    ]
+    attributes += [(module, (name,)) for module, name, _ in (() if shallow is None else shallow.numbers)]
     for mixture in ffns.mixtures:
         attributes.append((mixture.experts.owner, EXPERT_WIDTHS))
         attributes += [(module, (name,)) for module, name in mixture.counts]
@@ -47,7 +47,7 @@ def restores_of(model: nn.Module, ffns: FFNs) -> list[Restore]:
     routers = [mixture.router for mixture in ffns.mixtures]
     restores += [partial(set_forward, router, vars(router).get("forward")) for router in routers]
     entries: list[dict[str, Any]] = [mixture.experts.owner._modules for mixture in ffns.mixtures]
-    entries += {id(block.stack): vars(block.stack)["_modules"] for block in ffns.blocks}.values()
+    entries += [] if shallow is None else [vars(shallow.stack)["_modules"]]
     config = text_config(model)
     if config is not None:
         entries.append(vars(config))

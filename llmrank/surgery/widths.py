@@ -119,9 +119,7 @@ def _config_fields(model: nn.Module, ffns: FFNs, masks: Masks, shallow: ShallowM
     # What is called dense here has its heads and blocks removed already.
     removed = of_heads if shallow is None else {**shallow.fields, **of_heads}
     dense = _configured_shapes(model, removed)
-    compact = _compact_shapes(
-        model, changed, {} if shallow is None else shallow.new_paths(model), _new_paths(ffns, masks)
-    )
+    compact = _compact_shapes(model, changed, {} if shallow is None else shallow.new_paths, _new_paths(ffns, masks))
     if dense is None or not dense.keys() >= compact.keys():
         return {}
     # Each field is tried alone, in a model on the meta device; all fields together must give the compact shapes.

@@ -10,17 +10,19 @@ import pytest
 import torch
 
 import llmrank
+from benchmarks.tiny_configs import tiny_model
 from llmrank.errors import LLMRankError, MaskError, OptionError
 from llmrank.models import find_ffns
 from llmrank.models.finding.blocks import with_blocks
 from llmrank.pipeline import Recipe
 from llmrank.pipeline.pruning_run import PruningRun
-from llmrank.prune import LocalPruner, SensitivityPruner
+from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.prune.masks import Masks
-from llmrank.repair import LeastSquaresRepair
+from llmrank.repair import BiasRepair, LeastSquaresRepair
 from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.blocks import ShallowModel
-from tests.llmrank.families import Family
+from llmrank.surgery.named_layers import ffns_of_masks
+from tests.llmrank.families import FAMILIES, Family
 from tests.llmrank.tiny_models import Snapshot, auto_class, every_family, family_model, logits, tiny_llama, token_ids
 from tests.tables import table
 
@@ -31,7 +33,6 @@ NOT_ONE_LIST = "expected a language model whose blocks are in one list"
 # The families from which no block can be left out -> what the error says.
 REFUSED = {
     "Jamba (dense)": NOT_STATED,  # every second block has an attention
-    "Llama 3.2 Vision (text)": NOT_STATED,  # the configuration lists the numbers of some blocks
     "BLOOM": "and return nothing else",
     "T5": NOT_ONE_LIST,
     "T5 v1.1, Flan-T5": NOT_ONE_LIST,
@@ -161,8 +162,10 @@ def test_protected_blocks_stay() -> None:
 @table(
     ("options", "message"),
     [
-        ({"amount": 6}, "one must stay"),
-        ({"amount": 0.95}, "one must stay"),
+        ({"amount": 6}, "6 of 6 blocks cannot be removed: at most 5 can"),
+        ({"amount": 0.95}, "6 of 6 blocks cannot be removed: at most 5 can"),
+        ({"pruner": GlobalPruner(2)}, "leave the pruner out"),
+        ({"repair": BiasRepair()}, "use least squares with target 'stream'"),
         ({"form": "zero"}, "in the compact form"),
         ({"steps": 2}, "in one step"),
         ({"targets": "neurons,blocks"}, "blocks are removed in a run of their own"),
@@ -248,3 +251,79 @@ def _half_written(write: Any) -> Any:
         raise KeyboardInterrupt
 
     return broken
+
+
+@table("model_type", ["ctrl", "xlnet", "cpmant", "trocr", "llama"])
+def test_undo_restores_numbers_of_the_model_too(model_type: str) -> None:
+    model = tiny_model(model_type, 0)
+    snapshot = Snapshot(model)
+    result = pruned(model)
+    result.undo()
+    snapshot.assert_restored()
+
+
+def test_a_model_that_was_trained_loses_blocks() -> None:
+    model = of_blocks()
+    for layer in model.model.layers:  # as transformers does it
+        layer.gradient_checkpointing = False
+    assert pruned(model, 2).report.neurons["removed"] == 2
+
+
+def test_each_kind_of_block_stays_in_a_hybrid() -> None:
+    gemma = next(family for family in FAMILIES if family.model_type == "gemma2")
+    kinds = ["full_attention", "sliding_attention", "sliding_attention"] * 2
+    model = family_model(gemma, num_hidden_layers=6, layer_types=kinds)
+    with torch.no_grad():
+        for k in (0, 3):  # the blocks that would go first
+            for parameter in model.model.layers[k].parameters():
+                parameter *= 0.01
+    result = pruned(model, 3)
+    left_out = {int(name.rpartition(".")[2]) for name in result.report.neurons["left_out"]}
+    assert len({0, 3} & left_out) == 1
+    assert set(model.config.layer_types) == {"full_attention", "sliding_attention"}
+
+
+def test_a_block_that_stays_counts() -> None:
+    model = tiny_model("deepseek_v3", 0)
+    result = pruned(model, 1)
+    assert result.report.neurons["before"] == len(model.model.layers) + 1
+    assert result.report.neurons["left_out"] == ["model.layers.1"]
+    assert "these blocks cannot be left out: model.layers.0" in result.report.notes
+    with pytest.raises(OptionError, match="2 of 2 blocks cannot be removed: at most 1 can"):
+        pruned(tiny_model("deepseek_v3", 0), 2)
+    with pytest.raises(OptionError, match="has one block, which must stay"):
+        pruned(of_blocks(1), 1)
+
+
+def test_masks_of_a_file_leave_out_blocks(tmp_path: Path) -> None:
+    dense, model = of_blocks(), of_blocks()
+    result = pruned(model, 2)
+    result.save(tmp_path / "pruned")
+    masks = Masks.load(tmp_path / "pruned" / "masks.safetensors")
+    ffns = ffns_of_masks(dense, masks)
+    apply_masks(dense, ffns, masks)
+    assert torch.equal(logits(dense, PROBE), logits(model, PROBE))
+    with pytest.raises(MaskError, match=r"not all are in model\.layers now"):
+        apply_masks(dense, ffns, masks)
+    card = (tmp_path / "pruned" / "README.md").read_text(encoding="utf-8")
+    assert "blocks were left out, each time the one that cost least" in card
+    assert f"left out: {', '.join(result.report.neurons['left_out'])}" in card
+    assert "ranked" not in card
+
+
+def test_undoing_in_the_wrong_order_is_refused() -> None:
+    model = of_blocks()
+    first, second = pruned(model), pruned(model)
+    with pytest.raises(MaskError, match="undo the later application first"):
+        first.undo()
+    second.undo()
+    first.undo()
+    assert len(model.model.layers) == 6
+
+
+def test_nothing_is_repaired_behind_the_last_block() -> None:
+    model = of_blocks()
+    result = pruned(model, 1, pruner=LocalPruner(1, protect=(0, 1, 2, 3, 4)), repair=LeastSquaresRepair())
+    assert result.report.neurons["left_out"] == ["model.layers.5"]
+    assert result.report.validation is None
+    assert any(note.startswith("nothing was repaired") for note in result.report.notes)

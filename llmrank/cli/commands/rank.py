@@ -22,7 +22,6 @@ from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
 from llmrank.execution.work_directory import SAVING, SHARD_BYTES, WorkDirectory
-from llmrank.models import find_ffns
 from llmrank.models.digest import weights_digest
 from llmrank.pipeline import stages
 from llmrank.pipeline.descriptions import json_safe, model_source
@@ -33,6 +32,7 @@ from llmrank.prune.masks import Masks
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.atomic import atomic_directory, check_output
+from llmrank.surgery.named_layers import ffns_of_masks
 
 __all__ = ["add_apply_options", "add_rank_options", "run_apply", "run_rank"]
 
@@ -173,7 +173,7 @@ def _apply_masks(options: argparse.Namespace, terminal: Terminal) -> CommandResu
     store, shard_bytes = (None, None) if files is None else (files.copy_to_file, SHARD_BYTES)
     try:
         with terminal.step("Applying the masks"):
-            apply_masks(loaded.model, find_ffns(loaded.model), masks, "compact", undoable=False, store=store)
+            apply_masks(loaded.model, ffns_of_masks(loaded.model, masks), masks, undoable=False, store=store)
         with terminal.step(f"Saving {options.output}"):
             if files is not None:
                 files.note(SAVING, options.settings)

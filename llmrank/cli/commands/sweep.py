@@ -91,7 +91,9 @@ def add_sweep_options(command: CommandParser) -> None:
             help=f"{meaning}{extra} ({default})",
         )
     grid.add_argument(
-        "--targets", default="neurons", help="what is removed, with commas: neurons, heads, experts (%(default)s)"
+        "--targets",
+        default="neurons",
+        help="what is removed: neurons, heads, experts, with commas, or blocks (%(default)s)",
     )
     grid.add_argument(
         "--amount-of", default="neurons", metavar="UNIT", help=f"unit of the amounts: {', '.join(UNITS)} (%(default)s)"

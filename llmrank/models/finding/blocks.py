@@ -20,10 +20,10 @@ N_TOKENS = 8
 
 
 def with_blocks(model: nn.Module, ffns: FFNs) -> FFNs:
-    """Return the FFNs with the blocks that they lie in, if these can be left out.
+    """Return the FFNs with the blocks that they lie in.
 
-    In a trial, a block gets the hidden states as its first argument, is called once, and returns hidden states of the same shape,
-    alone or in a tuple whose other values are None.
+    A block can be left out if in a trial it gets the hidden states as its first argument, is called once, and returns hidden
+    states of the same shape, alone or in a tuple whose other values are None.
 
     Parameters
     ----------
@@ -31,6 +31,11 @@ def with_blocks(model: nn.Module, ffns: FFNs) -> FFNs:
         A transformers model with one stack of blocks.
     ffns : FFNs
         FFNs in blocks.
+
+    Returns
+    -------
+    FFNs
+        Blocks that cannot be left out are marked.
 
     Raises
     ------
@@ -52,13 +57,13 @@ def with_blocks(model: nn.Module, ffns: FFNs) -> FFNs:
     >>> [ffn.whole_block.name for ffn in with_blocks(model, find_ffns(model))]
     ['model.layers.0', 'model.layers.1']
     """
-    stacks = {ffn.stack for ffn in ffns if ffn.block}  # `block` raises an error for an FFN in no stack
+    stacks = {ffn.stack for ffn in ffns if ffn.stack != ffn.name}
     lists = [model.get_submodule(path) for path in stacks]
     size = getattr(token_embeddings(model), "num_embeddings", None)
     if len(lists) != 1 or not isinstance(lists[0], nn.ModuleList) or not isinstance(size, int):
         raise UnsupportedModelError(
             f"the blocks of {type(model).__name__} cannot be left out: expected a language model whose blocks are in one list, "
-            f"got FFNs in {', '.join(sorted(stacks))}; leave blocks out of the targets"
+            f"got FFNs in {', '.join(sorted(stacks)) or 'no list'}; leave blocks out of the targets"
         )
     calls: dict[str, list[int | None]] = {}
 
@@ -83,11 +88,12 @@ def with_blocks(model: nn.Module, ffns: FFNs) -> FFNs:
         inputs, *_ = model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool))
         run_on_calibration_inputs(model, body_of(model, ffns), inputs)
     blocks = {
-        path: Block(path, lists[0], module, calls[path][0]) for path, module in paths.items() if len(calls[path]) == 1
+        path: Block(path, lists[0], module, (calls[path] or [None])[0], stays=len(calls[path]) != 1)
+        for path, module in paths.items()
     }
-    if not blocks:
+    if all(block.stays for block in blocks.values()):
         raise UnsupportedModelError(
             f"the blocks of {type(model).__name__} cannot be left out: each must get the hidden states as its first argument, "
             "and return nothing else; leave blocks out of the targets"
         )
-    return FFNs(replace(ffn, whole_block=blocks.get(ffn.block)) for ffn in ffns)
+    return FFNs(replace(ffn, whole_block=blocks[ffn.block]) for ffn in ffns)

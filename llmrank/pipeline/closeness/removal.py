@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from llmrank.evaluation.estimate import Estimate
 from llmrank.models import PrunableLayer
@@ -19,6 +19,7 @@ def losses_in_turn(
     masks: Masks,
     alone: Mapping[str, float],
     count: int,
+    fits: Callable[[Sequence[str]], bool] = lambda _names: True,
 ) -> dict[str, float]:
     """Remove parts of a model in turn, and measure how much farther each takes it from the dense model.
 
@@ -37,13 +38,15 @@ def losses_in_turn(
         The loss of each part alone, see :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`.
     count : int
         Number of parts to remove.
+    fits : callable, optional
+        Tells whether these parts can be removed together. A part for which it says no stays.
 
     Returns
     -------
     dict from str to float
-        For each part, what its removal adds to the distance, a mean over tokens; for those that stay, the last bound. Those that
-        are removed first have the lowest values: a value is raised to that of the part before it. Parts that stay by their masks
-        have 0.
+        For each part, what its removal adds to the distance, a mean over tokens; for those that are left, the last bound. Those
+        that are removed first have the lowest values: a value is raised to that of the part before it. Parts that do not fit have
+        the sum of all, and parts that stay by their masks 0.
 
     Notes
     -----
@@ -60,13 +63,21 @@ def losses_in_turn(
     }
     found = dict.fromkeys(parts, 0.0)
     gone: list[str] = []
+    stay: dict[str, float] = {}
     total = least = 0.0
     while bounds and len(gone) < count:
         measured: set[str] = set()
-        while (name := min(bounds, key=lambda each: bounds[each])) not in measured:
+        while bounds and (name := min(bounds, key=lambda each: bounds[each])) not in measured:
+            if not fits([*gone, name]):
+                stay[name] = bounds.pop(name)
+                continue
             bounds[name] = distance([*gone, name]) - total
             measured.add(name)
+        if not bounds:
+            break
         total += bounds[name]
         least = found[name] = max(bounds.pop(name), math.nextafter(least, math.inf))
         gone.append(name)
-    return found | {name: max(bound, math.nextafter(least, math.inf)) for name, bound in bounds.items()}
+    last = total + sum(bounds.values()) + sum(stay.values())
+    left = {name: max(bound, math.nextafter(least, math.inf)) for name, bound in bounds.items()}
+    return found | left | dict.fromkeys(stay, last)

@@ -117,7 +117,7 @@ def repair_where_it_helps(
     repaired : dict from str to RepairedMap
         If the repair is not kept, the masks that were passed in, and no repaired map.
     validation : Validation or None
-        None if nothing was held out; in this case the repair is kept.
+        None if nothing was held out, in which case the repair is kept, or if there was nothing to repair.
 
     Raises
     ------
@@ -139,7 +139,7 @@ def repair_where_it_helps(
         try:
             write = in_place_repairs.write if in_place else None
             kept, repaired = repair_ffns(model, ffns, masks, method, stream, execution, choose, write, files)
-            if reference is not None and cut is not None:
+            if reference is not None and cut is not None and repaired:
                 with execution.step("Validating the repair on the held-out text"):
                     validation = Validation.of(reference.measure, cut, reference.distances(kept, repaired))
             if validation is not None and not validation.improves:

@@ -291,20 +291,22 @@ class BlockUnits(Units):
 
     @classmethod
     def divide(cls, layers: Sequence[PrunableLayer], expert_widths: Collection[int]) -> list[Units]:  # noqa: ARG003
-        """See :meth:`Units.divide`; layers of blocks that stay are left out."""
+        """See :meth:`Units.divide`; layers of which no block is known are left out."""
         found: dict[str, tuple[PrunableLayer, ...]] = {}
         for layer in layers:
             if layer.block is not None:
                 found[layer.block.name] = (*found.get(layer.block.name, ()), layer)
-        return [cls(name, group, 1, min_keep=0) for name, group in found.items()]
+        return [
+            cls(name, group, 1, min_keep=int(group[0].block is not None and group[0].block.stays))
+            for name, group in found.items()
+        ]
 
     @classmethod
     def check(cls, ffns: FFNs) -> None:
         """See :meth:`Units.check`."""
         if len(ffns.blocks) < 2:
             raise OptionError(
-                f"{len(ffns.blocks)} of the blocks of this model can be left out, and one must stay; expected targets='neurons' "
-                "(--targets neurons)"
+                "this model has one block, which must stay; expected targets='neurons' (--targets neurons)"
             )
 
     def assign(self, scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # noqa: ARG002

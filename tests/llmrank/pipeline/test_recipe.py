@@ -21,7 +21,7 @@ from tests.tables import table
         ({"beta": 0.5}, "beta and attention are options of the residual topology, got the isolated one"),
         ({"topology": "chained", "attention": True}, "options of the residual topology, got the chained one"),
         ({"topology": "residual", "beta": 2}, r"beta must be a number in \[0, 1\]"),
-        ({"targets": "blocks"}, "targets"),
+        ({"targets": "layers"}, "targets"),
         ({"repair": "lstsq"}, "repair must be an instance of BaseRepair, got 'lstsq'"),
         ({"steps": 0}, "steps"),
     ],
