@@ -66,7 +66,7 @@ def test_the_grid_holds_every_combination_once() -> None:
         ({"amounts": [0.3, 1.5]}, "amount"),
         ({"repairs": ["lstsq:damping=-1"]}, "damping"),
         ({"pipelines": ["residual:attention=true"]}, "leave attention=true out of 'residual:attention=true'"),
-        ({"targets": "blocks"}, "blocks"),
+        ({"targets": "layers"}, "layers"),
         ({"calibration": CalibrationText(Path("absent.txt"))}, "no calibration text at absent.txt"),
         ({"evaluation": EvaluationText(Path("absent.txt"))}, "no evaluation text at absent.txt"),
     ],

@@ -336,7 +336,8 @@ def test_a_neuron_of_an_expert_and_all_formats(mixture: Path, corpus: Path, tmp_
 def test_experts_can_be_removed_only_from_a_mixture(checkpoint: Path, corpus: Path, capsys: Any) -> None:
     options = (checkpoint, "--calibration", corpus, *SHORT, "--targets")
     assert "has no experts" in refused(capsys, *options, "experts")
-    assert "unknown targets 'blocks'" in refused(capsys, *options, "blocks")
+    assert "unknown targets 'layers'" in refused(capsys, *options, "layers")
+    assert "an inspection shows what is inside blocks" in refused(capsys, *options, "blocks")
     assert "an inspection shows heads by themselves" in refused(capsys, *options, "heads,neurons")
 
 
