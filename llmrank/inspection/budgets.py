@@ -59,9 +59,9 @@ def make_budgets(pruner: BasePruner, ffns: FFNs, *, jointly: bool, targets: Sequ
         raise OptionError(
             "an inspection counts neurons of all layers, and does not support protect and amount_of; use them only for pruning"
         )
-    check_targets(targets, ffns)
     if "blocks" in targets:
         raise OptionError("an inspection shows what is inside blocks; leave blocks out of the targets")
+    check_targets(targets, ffns)
     if len(targets) > 1 and "heads" in targets:
         raise OptionError(
             f"an inspection shows heads by themselves; expected targets='heads' (--targets heads), or none of them, got "
