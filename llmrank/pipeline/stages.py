@@ -42,9 +42,8 @@ from llmrank.models import FFNs, explicit_ffns, find_ffns
 from llmrank.models.checks import check_biases
 from llmrank.models.costs import ModelCosts, Unit
 from llmrank.models.finding.attention import find_attentions
-from llmrank.models.finding.blocks import with_blocks
-from llmrank.models.finding.heads import find_heads
 from llmrank.models.forward import fitting_length, reached_by_tokens
+from llmrank.models.stack import Stack
 from llmrank.pipeline.closeness.candidates import (
     FEWEST_TOKENS,
     Choice,
@@ -64,7 +63,7 @@ from llmrank.prune.amounts import protected_names
 from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import record_of_size
-from llmrank.prune.records.units import Units, check_targets, names_in_order, sharing_targets, units_of
+from llmrank.prune.records.units import Units, check_targets, find_units, names_in_order, sharing_targets, units_of
 from llmrank.prune.selection import Reselection, check_several, choose_masks
 from llmrank.repair import RepairedMap
 from llmrank.repair.duration import repair_seconds
@@ -73,7 +72,6 @@ from llmrank.score.model_graph import ModelGraph
 from llmrank.score.rank_graphs import rank_graphs
 from llmrank.score.topologies import build_graphs
 from llmrank.surgery.apply import check_writable
-from llmrank.surgery.blocks import Stack, with_statable_blocks
 from llmrank.surgery.heads import check_heads
 from llmrank.surgery.widths import check_padding
 from llmrank.text import CalibrationTokens, TokenSequences
@@ -192,24 +190,16 @@ def find(
     reached = reached_by_tokens(model, ffns)
     not_reached = {ffn.stack for ffn in ffns} - {ffn.stack for ffn in reached}
     blocks: list[nn.Module] = []
-    without_heads = 0
     if execution.device is not None:
         blocks = blocks_of(model, reached)
         if not blocks:
             raise broken_error(model)
-    if "heads" in recipe.targets:
-        attentions = find_heads(model, reached)
-        without_heads = len({ffn.block for ffn in reached}) - len(attentions)
-        only_heads = recipe.targets == ("heads",)
-        parts = [(attentions.get(ffn.name), None if only_heads else ffn) for ffn in reached]
-        # The attention of a block stands in front of its FFNs.
-        reached = FFNs(part for pair in parts for part in pair if part is not None)
-    elif recipe.attention:
+    if recipe.attention and "heads" not in recipe.targets:
         find_attentions(model, reached)  # raises an error for attentions that cannot be edges
-    if "blocks" in recipe.targets:
-        reached = with_statable_blocks(model, with_blocks(model, reached))
+    found = find_units(model, reached, recipe.targets)
+    without_heads = len({ffn.block for ffn in reached}) - len(found.attentions) if found.attentions else 0
     return PreparedModel(
-        model, tokenizer, reached, ModelCosts(model, reached), tuple(sorted(not_reached)), without_heads, tuple(blocks)
+        model, tokenizer, found, ModelCosts(model, found), tuple(sorted(not_reached)), without_heads, tuple(blocks)
     )
 
 

@@ -16,9 +16,9 @@ from llmrank.models import FFNs, LinearMap
 from llmrank.models.experts import ExpertMap, Mixture, RouteAround, route_around
 from llmrank.models.families import bias_attribute, text_config
 from llmrank.models.linear_map import bias_of, in_features, is_linear_map, out_features
+from llmrank.models.stack import Stack
 from llmrank.prune.masks import Masks
 from llmrank.repair import RepairedMap
-from llmrank.surgery.blocks import Stack
 from llmrank.surgery.forms import (
     FORMS,
     Form,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from llmrank.models import FFNs, find_ffns
-from llmrank.models.finding.blocks import with_blocks
-from llmrank.models.finding.heads import find_heads
 from llmrank.prune.masks import Masks
+from llmrank.prune.records.units import BlockUnits, HeadUnits
 
 __all__ = ["ffns_of_masks"]
 
@@ -28,9 +27,8 @@ def ffns_of_masks(model: nn.Module, masks: Masks) -> FFNs:
     """
     ffns = find_ffns(model)
     layers = ffns.layers
-    attentions = find_heads(model, ffns) if not masks.keys() <= layers.keys() else {}
-    # The attention of a block stands in front of its FFNs. Masks of heads alone name no FFN.
-    parts = (part for ffn in ffns for part in (attentions.get(ffn.name), ffn) if part is not None)
-    named = FFNs(part for part in parts if any(layer.name in masks for layer in part.prunable.values())) or ffns
+    found = ffns if masks.keys() <= layers.keys() else HeadUnits.find(model, ffns)
+    # Masks of heads alone name no FFN.
+    named = FFNs(ffn for ffn in found if any(layer.name in masks for layer in ffn.prunable.values())) or ffns
     empty = [name for name, layer in layers.items() if name in masks and not bool(masks[name].any())]
-    return with_blocks(model, named) if any(layers[name].mixture is None for name in empty) else named
+    return BlockUnits.find(model, named) if any(layers[name].mixture is None for name in empty) else named

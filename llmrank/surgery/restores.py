@@ -12,7 +12,7 @@ from torch.nn.utils import prune as torch_prune
 from llmrank.models import FFNs
 from llmrank.models.experts import Expert, set_forward
 from llmrank.models.families import WIDTH_ATTRIBUTES, text_config
-from llmrank.surgery.blocks import ShallowModel
+from llmrank.models.stack import ShallowModel
 from llmrank.surgery.widths import EXPERT_WIDTHS
 
 __all__ = ["Restore", "restores_of"]

@@ -18,9 +18,9 @@ from llmrank.models import FFNs
 from llmrank.models.configured import configured
 from llmrank.models.experts import Expert, SeparateExperts
 from llmrank.models.families import WIDTH_ATTRIBUTES, text_config
+from llmrank.models.stack import ShallowModel
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import EXPERT_WIDTH_MULTIPLE
-from llmrank.surgery.blocks import ShallowModel
 from llmrank.surgery.forms import TensorMask, set_attribute, tensor_masks
 from llmrank.surgery.heads import head_fields, numbers_of_heads
 

@@ -14,13 +14,13 @@ from benchmarks.tiny_configs import tiny_model
 from llmrank.errors import LLMRankError, MaskError, OptionError
 from llmrank.models import find_ffns
 from llmrank.models.finding.blocks import with_blocks
+from llmrank.models.stack import ShallowModel
 from llmrank.pipeline import Recipe
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.prune.masks import Masks
 from llmrank.repair import BiasRepair, LeastSquaresRepair
 from llmrank.surgery.apply import apply_masks
-from llmrank.surgery.blocks import ShallowModel
 from llmrank.surgery.named_layers import ffns_of_masks
 from tests.llmrank.families import FAMILIES, Family
 from tests.llmrank.tiny_models import Snapshot, auto_class, every_family, family_model, logits, tiny_llama, token_ids

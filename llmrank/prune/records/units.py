@@ -14,13 +14,18 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
+from torch import nn
 
 from llmrank.errors import OptionError, check_type
 from llmrank.models import FFNs, PrunableLayer
 from llmrank.models.experts import Mixture
+from llmrank.models.finding.blocks import with_blocks
+from llmrank.models.finding.heads import find_heads
+from llmrank.models.stack import with_statable_blocks
 
 __all__ = [
     "EXPERT_WIDTH_MULTIPLE",
+    "KINDS",
     "TARGETS",
     "BlockUnits",
     "ExpertUnits",
@@ -29,6 +34,7 @@ __all__ = [
     "Target",
     "Units",
     "check_targets",
+    "find_units",
     "has_units",
     "names_in_order",
     "parse_targets",
@@ -62,7 +68,10 @@ class Units(ABC):
         Whether layers have so few of these units that a budget counts them one by one: `min_keep` and `multiple_of` of pruners do
         not count for them, and sensitivities choose those that cost least.
     losses_add_up : bool
-        Whether the loss of several such units is about the sum of their losses. If not, they are measured in turn.
+        Whether the loss of several such units is about the sum of their losses. If not, sensitivities alone choose, and they are
+        measured in turn.
+    shares_amount : bool
+        Whether one amount counts these units and others that hold the same neurons.
     """
 
     name: str
@@ -73,6 +82,23 @@ class Units(ABC):
     target: ClassVar[Target]
     has_few: ClassVar[bool] = False
     losses_add_up: ClassVar[bool] = True
+    shares_amount: ClassVar[bool] = True
+
+    @classmethod
+    def find(cls, model: nn.Module, ffns: FFNs) -> FFNs:  # noqa: ARG003
+        """Return the FFNs of a model with what is needed to remove such units.
+
+        Raises
+        ------
+        LLMRankError
+            The model has no such units, or they cannot be removed.
+        """
+        return ffns
+
+    @classmethod
+    def are_in(cls, layer: PrunableLayer) -> bool:
+        """Whether a layer has such units."""
+        return layer.heads is None
 
     @classmethod
     @abstractmethod
@@ -248,6 +274,18 @@ class HeadUnits(Units):
 
     target = "heads"
     has_few = True
+    shares_amount = False
+
+    @classmethod
+    def find(cls, model: nn.Module, ffns: FFNs) -> FFNs:
+        """See :meth:`Units.find`; the attention of a block stands in front of its FFNs."""
+        attentions = find_heads(model, ffns)
+        return FFNs(part for ffn in ffns for part in (attentions.get(ffn.name), ffn) if part is not None)
+
+    @classmethod
+    def are_in(cls, layer: PrunableLayer) -> bool:
+        """See :meth:`Units.are_in`."""
+        return layer.heads is not None
 
     @classmethod
     def divide(cls, layers: Sequence[PrunableLayer], expert_widths: Collection[int]) -> list[Units]:  # noqa: ARG003
@@ -288,6 +326,17 @@ class BlockUnits(Units):
     target = "blocks"
     has_few = True
     losses_add_up = False
+    shares_amount = False
+
+    @classmethod
+    def find(cls, model: nn.Module, ffns: FFNs) -> FFNs:
+        """See :meth:`Units.find`; blocks that must stay are marked."""
+        return with_statable_blocks(model, with_blocks(model, ffns))
+
+    @classmethod
+    def are_in(cls, layer: PrunableLayer) -> bool:
+        """See :meth:`Units.are_in`."""
+        return layer.block is not None
 
     @classmethod
     def divide(cls, layers: Sequence[PrunableLayer], expert_widths: Collection[int]) -> list[Units]:  # noqa: ARG003
@@ -373,8 +422,8 @@ def sharing_targets(targets: Sequence[Target]) -> list[tuple[Target, ...]]:
     >>> sharing_targets(["heads", "neurons", "experts"])
     [('neurons', 'experts'), ('heads',)]
     """
-    parts = [tuple(t for t in targets if t != "heads"), tuple(t for t in targets if t == "heads")]
-    return [part for part in parts if part]
+    together = tuple(t for t in targets if KINDS[t].shares_amount)
+    return [*([together] if together else []), *((t,) for t in targets if not KINDS[t].shares_amount)]
 
 
 def names_in_order(layers: Iterable[PrunableLayer], parts: Sequence[Sequence[Target]]) -> list[str]:
@@ -386,8 +435,17 @@ def names_in_order(layers: Iterable[PrunableLayer], parts: Sequence[Sequence[Tar
 
 
 def has_units(layer: PrunableLayer, targets: Sequence[Target]) -> bool:
-    """Whether a layer has units of these targets, which share one amount: heads, or neurons and experts."""
-    return (layer.heads is not None) == ("heads" in targets)
+    """Whether a layer has units of any of these targets."""
+    return any(KINDS[target].are_in(layer) for target in targets)
+
+
+def find_units(model: nn.Module, ffns: FFNs, targets: Sequence[Target]) -> FFNs:
+    """Return the FFNs, and attentions, from which these targets remove units; see :meth:`Units.find`."""
+    for target in targets:
+        ffns = KINDS[target].find(model, ffns)
+    return FFNs(
+        ffn for ffn in ffns if not ffn.prunable or any(has_units(each, targets) for each in ffn.prunable.values())
+    )
 
 
 def units_of(

@@ -18,7 +18,7 @@ from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.local_pruner import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import LayerRecord
-from llmrank.prune.records.units import Target, Units, has_units, names_in_order, sharing_targets, units_of
+from llmrank.prune.records.units import KINDS, Target, Units, has_units, names_in_order, sharing_targets, units_of
 from llmrank.score.model_graph import LayerNodes, ModelGraph, edge_weights
 from llmrank.score.topologies import Topology
 
@@ -78,8 +78,8 @@ def choose_masks(
         {layer.name: torch.ones(layer.size, dtype=torch.bool) for layer in layers} if present is None else dict(present)
     )
     for part in parts:
-        if part == ("blocks",):  # they are chosen by sensitivities alone, and a block may lie in several graphs
-            found |= _masks_of_blocks(pruner, layers, sensitivities or {}, costs)
+        if not KINDS[part[0]].losses_add_up:  # sensitivities alone choose, and a unit may lie in several graphs
+            found |= _masks_by_sensitivities(pruner, part[0], layers, sensitivities or {}, costs)
             continue
         entries = [
             replace(entry, prunable=tuple(place for place in entry.prunable if has_units(place.layer, part)))
@@ -94,12 +94,17 @@ def choose_masks(
     return Masks({layer.name: found[layer.name] for layer in layers})
 
 
-def _masks_of_blocks(
-    pruner: BasePruner, layers: Sequence[PrunableLayer], sensitivities: Mapping[str, float], costs: ModelCosts | None
+def _masks_by_sensitivities(
+    pruner: BasePruner,
+    target: Target,
+    layers: Sequence[PrunableLayer],
+    sensitivities: Mapping[str, float],
+    costs: ModelCosts | None,
 ) -> dict[str, torch.Tensor]:
-    units = units_of(layers, "blocks")
+    units = units_of(layers, target)
     records = [
-        LayerRecord(each.name, torch.ones(1), sensitivity=sensitivities.get(each.name), units=each) for each in units
+        LayerRecord(each.name, torch.ones(each.n_units), sensitivity=sensitivities.get(each.name), units=each)
+        for each in units
     ]
     keep = pruner.prune(records, costs)
     return {name: mask for each in units for name, mask in each.masks(keep[each.name], {}).items()}

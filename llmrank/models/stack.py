@@ -1,4 +1,4 @@
-"""Leave out blocks of a model: its configuration states fewer, and the numbers of the others follow.
+"""The blocks of a model in one list, and how the model is stated without some of them.
 
 Which numbers of blocks and fields of configurations depend on the depth differs between families. So they are read from two
 models without data: one that is built from the configuration as it is, and one with fewer blocks, which must agree in all else.
@@ -14,10 +14,10 @@ from typing import Any
 from torch import nn
 
 from llmrank.errors import MaskError, UnsupportedModelError
-from llmrank.models import FFNs
 from llmrank.models.blocks import Block
 from llmrank.models.configured import can_be_stated, configured
 from llmrank.models.families import text_config
+from llmrank.models.ffn import FFNs
 
 __all__ = ["ShallowModel", "Stack", "with_statable_blocks"]
 
