@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from torch import nn
 
+from llmrank.errors import LLMRankError
 from llmrank.models import FFNs, find_ffns
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import BlockUnits, HeadUnits
@@ -23,12 +26,15 @@ def ffns_of_masks(model: nn.Module, masks: Masks) -> FFNs:
     Raises
     ------
     LLMRankError
-        The FFNs, attentions or blocks cannot be found.
+        The FFNs, or blocks that masks leave out, cannot be found.
     """
     ffns = find_ffns(model)
     layers = ffns.layers
-    found = ffns if masks.keys() <= layers.keys() else HeadUnits.find(model, ffns)
-    # Masks of heads alone name no FFN.
-    named = FFNs(ffn for ffn in found if any(layer.name in masks for layer in ffn.prunable.values())) or ffns
+    found = ffns
+    if not masks.keys() <= layers.keys():
+        with suppress(LLMRankError):  # then they are the masks of another model, and their check says what is unknown
+            found = HeadUnits.find(model, ffns)
+        if not masks.keys() & layers.keys():  # of heads alone
+            found = FFNs(found.attentions) or ffns
     empty = [name for name, layer in layers.items() if name in masks and not bool(masks[name].any())]
-    return BlockUnits.find(model, named) if any(layers[name].mixture is None for name in empty) else named
+    return BlockUnits.find(model, found) if any(layers[name].mixture is None for name in empty) else found

@@ -18,6 +18,7 @@ from llmrank.models.forward import reached_by_tokens
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.repair import BiasRepair, LeastSquaresRepair
 from llmrank.surgery.apply import apply_masks
+from llmrank.surgery.named_layers import ffns_of_masks
 from tests.llmrank.families import FAMILIES, Family
 from tests.llmrank.plain_pipelines import IsolatedFFNPipeline
 from tests.llmrank.tiny_models import (
@@ -396,3 +397,25 @@ def test_the_repair_of_an_attention_is_a_least_squares_fit() -> None:
     kept = inputs[:, run.masks["model.layers.0.self_attn"]]
     expected = torch.linalg.lstsq(kept, inputs @ dense.T).solution.T
     torch.testing.assert_close(output_map.weight.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@table("targets", ["heads", "heads,neurons", "neurons"])
+def test_masks_of_a_file_remove_heads(targets: str) -> None:
+    dense, model = with_groups(), with_groups()
+    run = pipeline(model, targets=targets, repair=None)
+    run.run()
+    assert run.masks is not None
+    apply_masks(dense, ffns_of_masks(dense, run.masks), run.masks)
+    assert torch.equal(logits(dense, PROBE), logits(model, PROBE))
+
+
+def test_masks_of_another_model_are_refused_by_name() -> None:
+    model = with_groups()
+    run = pipeline(with_groups(num_hidden_layers=4), targets="neurons")
+    run.run()
+    assert run.masks is not None
+    with pytest.raises(llmrank.errors.MaskError, match=r"1 layer\(s\) \(model\.layers\.3\.mlp\) not in it"):
+        apply_masks(model, ffns_of_masks(model, run.masks), run.masks)
+    fewer = llmrank.Masks({name: mask for name, mask in run.masks.items() if "layers.0" in name})
+    with pytest.raises(llmrank.errors.MaskError, match="without a mask"):
+        apply_masks(model, ffns_of_masks(model, fewer), fewer)
