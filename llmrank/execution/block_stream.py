@@ -28,7 +28,7 @@ from llmrank.execution.recording import (
 )
 from llmrank.execution.states import States, allocate_like
 from llmrank.models import FFN, FFNs
-from llmrank.models.blocks import Block
+from llmrank.models.blocks import TransformerBlock
 from llmrank.models.forward import at_least_float32, evaluation_mode, first_output, model_inputs
 from llmrank.text import TokenSequences
 
@@ -110,7 +110,7 @@ class BlockStream:
         """See :meth:`Stream.has_passed`."""
         return self._positions[ffn.name] < self._position
 
-    def leave_out(self, block: Block, hooks: ExitStack) -> None:  # noqa: ARG002 -- the dense states pass the block
+    def leave_out(self, block: TransformerBlock, hooks: ExitStack) -> None:  # noqa: ARG002 -- the dense states pass the block
         """See :meth:`Stream.leave_out`."""
         self._left_out.add(next(k for k, each in enumerate(self._passes.blocks) if each is block.module))
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from llmrank.execution.hooks import Accumulator, TokenMasks, add_hook
 from llmrank.models import FFN, FFNs
-from llmrank.models.blocks import Block
+from llmrank.models.blocks import TransformerBlock
 from llmrank.models.forward import body_of, evaluation_mode, model_inputs, run_body
 
 __all__ = ["Batch", "PassStream", "Reader", "Readers", "Stream"]
@@ -60,7 +60,7 @@ class Stream(Protocol):
     def has_passed(self, ffn: FFN) -> bool:
         """Whether the stream goes on behind an FFN, because an earlier process has repaired this FFN."""
 
-    def leave_out(self, block: Block, hooks: ExitStack) -> None:
+    def leave_out(self, block: TransformerBlock, hooks: ExitStack) -> None:
         """Let the pruned model compute without a block until `hooks` closes; no FFN of the block may be fed."""
 
     def feed(
@@ -112,7 +112,7 @@ class PassStream:
         """See :meth:`Stream.has_passed`."""
         return False
 
-    def leave_out(self, block: Block, hooks: ExitStack) -> None:
+    def leave_out(self, block: TransformerBlock, hooks: ExitStack) -> None:
         """See :meth:`Stream.leave_out`."""
         block.leave_out(hooks)
 

@@ -11,11 +11,11 @@ from torch import nn
 
 from llmrank.models.experts import substitute_forward
 
-__all__ = ["Block"]
+__all__ = ["TransformerBlock"]
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class TransformerBlock:
     """A block of a stack. Its first argument and its (first) output are the hidden states.
 
     Attributes

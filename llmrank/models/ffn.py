@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from llmrank.errors import StructureError
-from llmrank.models.blocks import Block
+from llmrank.models.blocks import TransformerBlock
 from llmrank.models.experts import ExpertMap, Mixture, Routing
 from llmrank.models.heads import Heads
 from llmrank.models.linear_map import in_features, matrix_of, out_features
@@ -142,7 +142,7 @@ class PrunableLayer:
         and for a shared expert if one field of the configuration states both its width and the width of the experts.
     heads : Heads or None
         The heads that the neurons of an attention belong to; None for the neurons of an FFN.
-    block : Block or None
+    block : TransformerBlock or None
         The block that is left out if none of its layers keeps a neuron; None if the block stays.
     """
 
@@ -153,7 +153,7 @@ class PrunableLayer:
     mixture: Mixture | None = None
     pruned_with: Mixture | None = None
     heads: Heads | None = None
-    block: Block | None = None
+    block: TransformerBlock | None = None
 
     @property
     def token_share(self) -> Fraction:
@@ -188,7 +188,7 @@ class FFN:
         The heads of an attention, if they are known.
     maps_of_heads : tuple of LinearMap
         The maps of an attention whose rows belong to its heads; row j goes with neuron j.
-    whole_block : Block or None
+    whole_block : TransformerBlock or None
         The block that the FFN lies in, if it can be left out; None if it stays, or that is not known.
     """
 
@@ -201,7 +201,7 @@ class FFN:
     pruned_with_experts: bool = False
     heads: Heads | None = None
     maps_of_heads: tuple[LinearMap, ...] = ()
-    whole_block: Block | None = None
+    whole_block: TransformerBlock | None = None
 
     @property
     def block(self) -> str:
@@ -313,11 +313,11 @@ class FFNs(tuple[FFN, ...]):
         return [ffn for ffn in self if ffn.heads is not None]
 
     @property
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> list[TransformerBlock]:
         """The blocks that can be left out, each once."""
         return list({id(ffn.whole_block): ffn.whole_block for ffn in self if ffn.whole_block is not None}.values())
 
-    def without(self, blocks: Collection[Block]) -> FFNs:
+    def without(self, blocks: Collection[TransformerBlock]) -> FFNs:
         """Return the FFNs that lie in none of these blocks."""
         return FFNs(ffn for ffn in self if ffn.whole_block not in blocks) if blocks else self
 

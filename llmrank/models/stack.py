@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from llmrank.errors import MaskError, UnsupportedModelError
-from llmrank.models.blocks import Block
+from llmrank.models.blocks import TransformerBlock
 from llmrank.models.configured import can_be_stated, configured
 from llmrank.models.families import text_config
 from llmrank.models.ffn import FFNs
@@ -90,7 +90,7 @@ class Stack:
         self._path: str = next(name for name, module in model.named_modules() if module is stack)
         self._dense = configured(model, {})
 
-    def without(self, left_out: Collection[Block]) -> ShallowModel:
+    def without(self, left_out: Collection[TransformerBlock]) -> ShallowModel:
         """Find out how the model without these blocks is stated.
 
         Raises
@@ -198,11 +198,11 @@ def with_statable_blocks(model: nn.Module, ffns: FFNs) -> FFNs:
         All blocks must stay.
     """
     stack = Stack(model, ffns.blocks[0].stack)
-    kinds: dict[str, list[Block]] = {}
+    kinds: dict[str, list[TransformerBlock]] = {}
     for block in ffns.blocks:
         parts = block.module.named_modules()
         kinds.setdefault(repr([(path, type(part), _attributes(part)) for path, part in parts]), []).append(block)
-    staying: dict[Block, Block] = {}
+    staying: dict[TransformerBlock, TransformerBlock] = {}
     refusal: UnsupportedModelError | None = None
     for blocks in kinds.values() if len(ffns.blocks) > 1 else ():
         try:

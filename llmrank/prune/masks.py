@@ -12,7 +12,7 @@ from graphs import GraphError
 from graphs.io.tensor_files import read_tensors, write_tensors
 from llmrank.errors import MaskError
 from llmrank.models import FFNs, PrunableLayer
-from llmrank.models.blocks import Block
+from llmrank.models.blocks import TransformerBlock
 
 __all__ = ["Masks"]
 
@@ -89,9 +89,9 @@ class Masks(Mapping[str, torch.Tensor]):
         """Return the indices of the neurons removed from a layer."""
         return [int(k) for k in (~self[name]).nonzero().flatten()]
 
-    def left_out(self, layers: Iterable[PrunableLayer]) -> list[Block]:
+    def left_out(self, layers: Iterable[PrunableLayer]) -> list[TransformerBlock]:
         """Return the blocks of these layers that are left out, because none of their layers keeps a neuron."""
-        kept: dict[Block, bool] = {}
+        kept: dict[TransformerBlock, bool] = {}
         for layer in layers:
             if layer.block is not None:
                 kept[layer.block] = kept.get(layer.block, False) or bool(self._keep[layer.name].any())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from llmrank.errors import UnsupportedModelError
-from llmrank.models.blocks import Block
+from llmrank.models.blocks import TransformerBlock
 from llmrank.models.ffn import FFNs
 from llmrank.models.forward import body_of, evaluation_mode, model_inputs, run_on_calibration_inputs, token_embeddings
 
@@ -88,7 +88,7 @@ def with_blocks(model: nn.Module, ffns: FFNs) -> FFNs:
         inputs, *_ = model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool))
         run_on_calibration_inputs(model, body_of(model, ffns), inputs)
     blocks = {
-        path: Block(path, lists[0], module, (calls[path] or [None])[0], stays=len(calls[path]) != 1)
+        path: TransformerBlock(path, lists[0], module, (calls[path] or [None])[0], stays=len(calls[path]) != 1)
         for path, module in paths.items()
     }
     if all(block.stays for block in blocks.values()):

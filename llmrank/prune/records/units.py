@@ -321,7 +321,7 @@ class HeadUnits(Units):
 
 
 class BlockUnits(Units):
-    """A block as the only unit of all layers in it, see :class:`llmrank.models.blocks.Block`."""
+    """A block as the only unit of all layers in it, see :class:`llmrank.models.blocks.TransformerBlock`."""
 
     target = "blocks"
     has_few = True
