@@ -12,7 +12,7 @@ import argparse
 import copy
 import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,6 +51,8 @@ CONTENDERS = {
 }
 # Fewer tokens are spent on what Adam's first steps spoil.
 FITTED = 65_536
+# Beyond this many times, reading a text again teaches less than other text.
+READ_AGAIN = 1.5
 # Text to learn from: WikiText-2's valid behind the calibration sequences, with a sixth of the built-in text; what the dense model
 # writes, with as much of it; or the built-in text alone.
 TEXTS = ("own", "written", "built-in")
@@ -77,10 +79,20 @@ def parts(label: str) -> tuple[str, int, str, int]:
     return contender, int(samples.split()[0]) if samples else SAMPLES, text, int(tokens[0]) if tokens else 0
 
 
-def most_healed(rows: Iterable[str]) -> str | None:
+def most_healed(rows: Mapping[str, Any]) -> str | None:
     """Return the label of the default that was repaired on most sequences of its own text, and then healed with most tokens."""
-    own = [label for label in rows if parts(label)[::2] == ("llmrank", "own")]
+    own = _with_own_text(rows)
     return max(own, key=lambda label: parts(label)[1::2], default=None)
+
+
+def _with_own_text(rows: Mapping[str, Any]) -> list[str]:
+    """Return the labels of the default that was healed with its own text, without those that read it again and again."""
+
+    def is_new(label: str) -> bool:
+        there = rows[label].get("healing", {}).get("text", {}).get("tokens", math.inf)
+        return bool(parts(label)[3] <= READ_AGAIN * there)
+
+    return [label for label in rows if parts(label)[::2] == ("llmrank", "own") and is_new(label)]
 
 
 def start_of(label: str) -> str:
@@ -220,9 +232,9 @@ def forecast(rows: dict[str, Any], dense: dict[str, Any]) -> list[str]:
     """Return a sentence on how many tokens would close half of what is left on text of the first kind, if a fit goes on.
 
     The loss above that of the dense model is fitted by a power of the number of tokens, over the longest run of rows that differ
-    in nothing else. Errors are those of a jackknife over the sequences.
+    in nothing else, without those that read their text again and again. Errors are those of a jackknife over the sequences.
     """
-    own = [label for label in rows if parts(label)[::2] == ("llmrank", "own")]
+    own = _with_own_text(rows)
     most = max((parts(label)[1] for label in own), default=0)
     found = sorted((parts(label)[3], label) for label in own if parts(label)[1] == most and parts(label)[3] >= FITTED)
     if len(found) < 2:
