@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.across import DEFAULT, ITEMS, KINDS, PEER, RESULTS, Study, cell, kind_of, perplexity_of, share_right
 from benchmarks.result_files import opened, write
-from benchmarks.wikitext import add_wikitext, check_wikitext
+from benchmarks.wikitext import add_wikitext, articles_behind, check_wikitext
 from llmrank.cli.demo_models import demo_model
 from llmrank.execution import Execution
 from llmrank.healing import DenseModel, Distillation, Healing, heal_model
@@ -53,17 +53,19 @@ CONTENDERS = {
 FITTED = 65_536
 # Beyond this many times, reading a text again teaches less than other text.
 READ_AGAIN = 1.5
-# Text to learn from: WikiText-2's valid behind the calibration sequences, with a sixth of the built-in text; what the dense model
-# writes, with as much of it; or the built-in text alone.
-TEXTS = ("own", "written", "built-in")
+# Text to learn from: WikiText-2's valid behind the calibration sequences, with a sixth of the built-in text; that and the articles
+# of its test behind those of the evaluation; what the dense model writes, with as much of the built-in text; or that alone.
+OWN = ("own", "longer")
+TEXTS = (*OWN, "written", "built-in")
 HEAD = (
     f"Perplexity without {AMOUNT:.0%} of the hidden neurons, repaired and then healed with a number of tokens. In brackets the "
     "difference from the repaired model of the same neurons in nats per token, and its standard error, paired over sequences: a "
     "difference of less than two errors says nothing. WikiText-2's test is text of the kind that calibrates; the source code of "
     "Python's standard library is text of another kind. Calibration and repair have read 16 sequences, or as many as a row says, "
     "and a fifth as many of the built-in text. Items: the share of those that the dense model answers right. 'Own' text to learn "
-    "from is WikiText-2's valid behind the calibration sequences, and a sixth of the built-in text; 'written' is what "
-    "the dense model writes, and as much of that; 'built-in' is Python's documentation alone."
+    "from is WikiText-2's valid behind the calibration sequences, and a sixth of the built-in text; 'longer' text goes on with "
+    "the articles of WikiText-2's test that are not evaluated; 'written' is what the dense model writes, and as much of the "
+    "built-in text; 'built-in' is Python's documentation alone."
 )
 
 
@@ -92,7 +94,8 @@ def _with_own_text(rows: Mapping[str, Any]) -> list[str]:
         there = rows[label].get("healing", {}).get("text", {}).get("tokens", math.inf)
         return bool(parts(label)[3] <= READ_AGAIN * there)
 
-    return [label for label in rows if parts(label)[::2] == ("llmrank", "own") and is_new(label)]
+    own = [label for label in rows if parts(label)[0] == "llmrank" and parts(label)[2] in OWN]
+    return [label for label in own if is_new(label)]
 
 
 def start_of(label: str) -> str:
@@ -139,8 +142,11 @@ class Start:
     def text(self, kind: str, tokens: int, options: argparse.Namespace) -> Any:
         """Return the sequences to learn from, and notes."""
         sources = {"written": "generated", "built-in": "built-in"}
-        if kind == "own":
+        if kind in ("own", "longer"):
             source: Any = (options.wikitext / "valid.txt").read_text(encoding="utf-8").replace("<unk>", "unk")
+            if kind == "longer":
+                evaluated = options.evaluate * options.sequence_length
+                source += articles_behind(options.wikitext / "test.txt", self.study.tokenizer, evaluated)
         else:
             source = sources[kind]
         calibration = CalibrationText(source, sequence_length=options.sequence_length)

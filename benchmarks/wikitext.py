@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from llmrank.pipeline.held_out import n_held_out
 from llmrank.text import TokenSequences, tokenise
 
-__all__ = ["add_wikitext", "check_wikitext", "read", "read_and_hold_out"]
+__all__ = ["add_wikitext", "articles_behind", "check_wikitext", "read", "read_and_hold_out"]
 
 # More sequences than any text has: this finds the end of valid.
 ALL = 1_000_000
@@ -40,6 +41,17 @@ def read(path: Path, tokenizer: Any, count: int, length: int, *, last: bool = Fa
     return TokenSequences.of(
         whole.ids[first:], whole.mask[first:], f"WikiText-2 {path.name}, sequences {first} to {first + count - 1}"
     )
+
+
+def articles_behind(path: Path, tokenizer: Any, tokens: int) -> str:
+    """Return the articles of a WikiText file that begin behind this many tokens, with ``<unk>`` read as ``unk``."""
+    text = path.read_text(encoding="utf-8").replace("<unk>", "unk")
+    articles, read_tokens = re.split(r"(?m)^(?= = [^=])", text), 0
+    for number, article in enumerate(articles):
+        if read_tokens > tokens:
+            return "".join(articles[number:])
+        read_tokens += len(tokenizer(article)["input_ids"])
+    return ""
 
 
 def read_and_hold_out(path: Path, tokenizer: Any, count: int, length: int) -> tuple[TokenSequences, TokenSequences]:

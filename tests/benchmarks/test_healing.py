@@ -56,6 +56,8 @@ def test_a_forecast_goes_on_with_the_power_of_the_tokens() -> None:
     assert "to the power of -0.25 ± 0.00, fitted to 3 rows of 128 sequences" in sentence
     assert "16 times as many tokens (16 to 16) close half of what 1,048,576 leave" in sentence
     assert healing.forecast({name: row(1.0) for name in rows}, dense) == []  # nothing falls
-    rows["llmrank, 128 sequences | own | 1048576"]["healing"] = {"text": {"tokens": 262144}}
+    rows["llmrank, 128 sequences | longer | 1048576"] = rows.pop("llmrank, 128 sequences | own | 1048576")
+    assert healing.forecast(rows, dense)[0].count("fitted to 3 rows") == 1
+    rows["llmrank, 128 sequences | longer | 1048576"]["healing"] = {"text": {"tokens": 262144}}
     (sentence,) = healing.forecast(rows, dense)
     assert "fitted to 2 rows of 128 sequences" in sentence
