@@ -53,8 +53,8 @@ CONTENDERS = {
 FITTED = 65_536
 # Beyond this many times, reading a text again teaches less than other text.
 READ_AGAIN = 1.5
-# Text to learn from: WikiText-2's valid behind the calibration sequences, with a sixth of the built-in text; that and the articles
-# of its test that are not evaluated; what the dense model writes, with as much of the built-in text; or that text alone.
+# Text to learn from: WikiText-2's valid behind the calibration sequences, with a sixth of the built-in text; that and articles of
+# its test that are not evaluated; what the dense model writes, with as much of the built-in text; or that text alone.
 OWN = ("own", "longer")
 TEXTS = (*OWN, "written", "built-in")
 HEAD = (
