@@ -21,7 +21,7 @@ ranked : RankedModel
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from graphs import RankResult
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.collect_by_block import collect_by_block
 from llmrank.calibration.statistics import FFNStatistics
-from llmrank.errors import OptionError, UnsupportedModelError
+from llmrank.errors import OptionError
 from llmrank.evaluation.before_and_after import Evaluation
 from llmrank.evaluation.perplexity import Perplexity, perplexity, unigram_perplexity
 from llmrank.execution import Execution
@@ -43,7 +43,6 @@ from llmrank.models.checks import check_biases
 from llmrank.models.costs import ModelCosts, Unit
 from llmrank.models.finding.attention import find_attentions
 from llmrank.models.forward import fitting_length, reached_by_tokens
-from llmrank.models.stack import Stack
 from llmrank.pipeline.closeness.candidates import (
     FEWEST_TOKENS,
     Choice,
@@ -52,7 +51,7 @@ from llmrank.pipeline.closeness.candidates import (
     try_candidates,
 )
 from llmrank.pipeline.closeness.distance import DenseReference
-from llmrank.pipeline.closeness.removal import losses_in_turn
+from llmrank.pipeline.closeness.removal import losses_of_blocks
 from llmrank.pipeline.closeness.repair_validation import Validation, repair_where_it_helps
 from llmrank.pipeline.closeness.sensitivity import first_sequences, layer_sensitivities
 from llmrank.pipeline.descriptions import dtype_name
@@ -62,8 +61,7 @@ from llmrank.prune import BasePruner, LocalPruner
 from llmrank.prune.amounts import protected_names
 from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
-from llmrank.prune.records.layer_record import record_of_size
-from llmrank.prune.records.units import Units, check_targets, find_units, names_in_order, sharing_targets, units_of
+from llmrank.prune.records.units import check_targets, find_units, names_in_order, sharing_targets, units_of
 from llmrank.prune.selection import Reselection, check_several, choose_masks
 from llmrank.repair import RepairedMap
 from llmrank.repair.duration import repair_seconds
@@ -390,7 +388,7 @@ def measure_sensitivities(
 
     One layer at a time is pruned as in :func:`trial_masks`, see
     :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`. Units whose losses do not add up are removed in turn, see
-    :func:`llmrank.pipeline.closeness.removal.losses_in_turn`.
+    :mod:`llmrank.pipeline.closeness.removal`.
     """
     if not recipe.pruner.needs_sensitivity:
         return {}
@@ -402,33 +400,9 @@ def measure_sensitivities(
         alone = layer_sensitivities(prepared.model, ffns, masks, tokens.sequences, execution, groups=groups)
     if all(each.losses_add_up for each in units):
         return alone
-    blocks = {block.name: block for block in ffns.blocks}
-    stack = Stack(prepared.model, ffns.blocks[0].stack)
-
-    def fits(names: Sequence[str]) -> bool:
-        with suppress(UnsupportedModelError):
-            stack.without([blocks[name] for name in names])
-            return True
-        return False
-
     with execution.step("Removing blocks in turn"):
         reference = DenseReference(prepared.model, ffns, first_sequences(tokens.sequences), execution)
-        losses, count = alone, -1
-        # How many blocks an amount of parameters needs, depends on which they are.
-        while (needed := _removed_units(units, losses, recipe.pruner, prepared.costs)) > count:
-            losses, count = losses_in_turn(reference, groups, masks, alone, needed, fits), needed
-    return losses
-
-
-def _removed_units(
-    units: Sequence[Units], sensitivities: Mapping[str, float], pruner: BasePruner, costs: ModelCosts
-) -> int:
-    """Return how many units a pruner removes for these sensitivities."""
-    records = [record_of_size(each.name, each.n_units, each) for each in units]
-    for record in records:
-        record.sensitivity = sensitivities[record.name]
-    kept = pruner.prune(records, costs)
-    return kept.size - kept.kept
+        return losses_of_blocks(reference, prepared.model, ffns, masks, alone, recipe.pruner, prepared.costs)
 
 
 def choose(

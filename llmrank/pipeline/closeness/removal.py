@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
+from torch import nn
+
+from llmrank.errors import UnsupportedModelError
 from llmrank.evaluation.estimate import Estimate
-from llmrank.models import PrunableLayer
+from llmrank.models import FFNs, PrunableLayer
+from llmrank.models.costs import ModelCosts
+from llmrank.models.stack import Stack
 from llmrank.pipeline.closeness.distance import DenseReference
+from llmrank.prune import BasePruner
 from llmrank.prune.masks import Masks
+from llmrank.prune.records.layer_record import record_of_size
+from llmrank.prune.records.units import units_of
 
-__all__ = ["losses_in_turn"]
+__all__ = ["losses_in_turn", "losses_of_blocks"]
 
 
 def losses_in_turn(
@@ -81,3 +90,49 @@ def losses_in_turn(
     last = total + sum(bounds.values()) + sum(stay.values())
     left = {name: max(bound, math.nextafter(least, math.inf)) for name, bound in bounds.items()}
     return found | left | dict.fromkeys(stay, last)
+
+
+def losses_of_blocks(
+    reference: DenseReference,
+    model: nn.Module,
+    ffns: FFNs,
+    masks: Masks,
+    alone: Mapping[str, float],
+    pruner: BasePruner,
+    costs: ModelCosts,
+) -> dict[str, float]:
+    """Remove in turn as many blocks as a pruner needs for its amount; those that no configuration can do without together stay.
+
+    Parameters
+    ----------
+    reference, masks, alone
+        See :func:`losses_in_turn`.
+    model : nn.Module
+    ffns : FFNs
+        With their blocks.
+    pruner : BasePruner
+        One that removes the blocks of the lowest sensitivities.
+    costs : ModelCosts
+    """
+    units = units_of(ffns.layers.values(), "blocks")
+    blocks, stack = {block.name: block for block in ffns.blocks}, Stack(model, ffns.blocks[0].stack)
+
+    def fits(names: Sequence[str]) -> bool:
+        with suppress(UnsupportedModelError):
+            stack.without([blocks[name] for name in names])
+            return True
+        return False
+
+    def needed(losses: Mapping[str, float]) -> int:
+        records = [record_of_size(each.name, each.n_units, each) for each in units]
+        for record in records:
+            record.sensitivity = losses[record.name]
+        kept = pruner.prune(records, costs)
+        return kept.size - kept.kept
+
+    parts = {each.name: each.layers for each in units}
+    losses, count = dict(alone), -1
+    # How many blocks an amount of parameters needs, depends on which they are.
+    while (wanted := needed(losses)) > count:
+        losses, count = losses_in_turn(reference, parts, masks, alone, wanted, fits), wanted
+    return losses
