@@ -139,6 +139,7 @@ class _BlockShape:
     biases: Cost  # what the maps of its FFNs cost without a neuron
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
+        # The shapes of the maps count their biases even without a neuron, and a block that is left out has none.
         return self.rest if any(widths[name] for name in self.layers) else Cost() - self.biases
 
 
@@ -279,7 +280,7 @@ def _map_shapes(ffns: FFNs) -> list[_MapShape]:
 
 
 def _block_shapes(ffns: FFNs) -> list[_BlockShape]:
-    """Return what every block that can be left out costs beside the maps of its FFNs."""
+    """Return what every known block costs beside the maps of its FFNs."""
     found = []
     for block in ffns.blocks:
         inside = FFNs(ffn for ffn in ffns if ffn.whole_block is block)

@@ -143,7 +143,7 @@ class PrunableLayer:
     heads : Heads or None
         The heads that the neurons of an attention belong to; None for the neurons of an FFN.
     block : TransformerBlock or None
-        The block that is left out if none of its layers keeps a neuron; None if the block stays.
+        The block that is left out if none of its layers keeps a neuron; None if it is not known.
     """
 
     name: str
@@ -189,7 +189,7 @@ class FFN:
     maps_of_heads : tuple of LinearMap
         The maps of an attention whose rows belong to its heads; row j goes with neuron j.
     whole_block : TransformerBlock or None
-        The block that the FFN lies in, if it can be left out; None if it stays, or that is not known.
+        The block that the FFN lies in; None if it is not known, because no blocks are to be removed.
     """
 
     name: str
@@ -314,7 +314,7 @@ class FFNs(tuple[FFN, ...]):
 
     @property
     def blocks(self) -> list[TransformerBlock]:
-        """The blocks that can be left out, each once."""
+        """The blocks that are known, each once; some may have to stay."""
         return list({id(ffn.whole_block): ffn.whole_block for ffn in self if ffn.whole_block is not None}.values())
 
     def without(self, blocks: Collection[TransformerBlock]) -> FFNs:

@@ -110,7 +110,7 @@ class Stack:
                 f"{', '.join(block.name for block in left_out)}: not all are in {self._path} now, because blocks were left out "
                 "after they were found; undo that, or find them again"
             )
-        differs = "no model can be built of it"
+        differs = ""
         for fields in self._fields(kept):
             try:
                 return ShallowModel(self._path, self._stack, kept, fields, tuple(self._numbers(fields, kept)))
@@ -174,15 +174,17 @@ class Stack:
                 raise _Differs(f"{old_name} has other settings")
             for key, value in vars(then).items():
                 old = vars(before).get(key)
-                if type(value) is int and type(old) is int and old != value:
-                    # A number of a block falls as its position does, and a number of blocks to that of those that stay.
-                    if old - value != kept[new] - new if inside else (old, value) != (len(self._stack), len(kept)):
-                        raise _Differs(f"{key} of {old_name} is {old}, and would be {value}")
-                    yield module, key, value
-                elif (
-                    type(value) is list and type(old) is list and old != value
-                ):  # a copy of a list of the configuration
-                    yield module, key, value
+                if type(value) is not type(old) or type(value) not in (int, list) or old == value:
+                    continue
+                # A number of a block falls as its position does, and a number of blocks to that of those that stay. A list is a
+                # copy of one of the configuration.
+                if (
+                    isinstance(value, int)
+                    and isinstance(old, int)
+                    and (old - value != kept[new] - new if inside else (old, value) != (len(self._stack), len(kept)))
+                ):
+                    raise _Differs(f"{key} of {old_name} is {old}, and would be {value}")
+                yield module, key, value
         stay = tuple(f"{path}.{k}." for k in kept)
         missing = [n for n in modules.keys() - seen if not n.startswith(f"{path}.") or f"{n}.".startswith(stay)]
         if missing:

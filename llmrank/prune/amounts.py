@@ -119,9 +119,8 @@ def check_removable(
     protected: Sequence[bool],
     *,
     routed: bool = False,
-    what: str = "neurons",
 ) -> None:
-    """Raise an OptionError if layers of these sizes cannot lose `count` neurons together; `what` is the word for what is counted.
+    """Raise an OptionError if layers of these sizes cannot lose `count` neurons together.
 
     Each layer keeps at least its `min_keep`, and a protected layer all of its neurons. `routed` says that routers are the reason
     for `min_keep`, for the message.
@@ -133,7 +132,7 @@ def check_removable(
             "routers need as many experts as a token gets" if routed else f"each layer keeps min_keep={min(min_keep)}"
         )
         raise OptionError(
-            f"{count} of {sum(sizes)} {what} cannot be removed: at most {most} can, because {kept}"
+            f"{count} of {sum(sizes)} neurons cannot be removed: at most {most} can, because {kept}"
             f"{' and the protected layers all of theirs' if any(protected) else ''}; lower the amount"
             f"{'' if routed else ' or min_keep'}"
         )

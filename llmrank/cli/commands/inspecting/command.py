@@ -114,9 +114,9 @@ def run_inspect(options: argparse.Namespace, terminal: Terminal) -> CommandResul
     budget = split_spec(options.pruner)[0]
     if budget not in ("local", "global"):
         raise OptionError(f"inspect expects --pruner local or global, got {budget!r}")
-    # Both budgets are shown. The settings of both come from a global pruner, which has the options of both.
     if "blocks" in options.targets.split(","):
         raise OptionError("an inspection shows what is inside blocks; leave blocks out of --targets")
+    # Both budgets are shown. The settings of both come from a global pruner, which has the options of both.
     recipe = check_method(options, recipe_of(options, pruner="global" + options.pruner[len(budget) :]))
     scorers = _scorers(options, recipe.scorer)
     run = make_run(options, load(options, terminal), recipe, terminal)
