@@ -27,7 +27,7 @@ from benchmarks.result_files import opened, write
 from benchmarks.wikitext import add_wikitext, articles_behind, check_wikitext
 from llmrank.cli.demo_models import demo_model
 from llmrank.execution import Execution
-from llmrank.healing import DenseModel, Distillation, Healing, heal_model
+from llmrank.healing import DenseModel, Distillation, Healing, Predictions, heal_model, predict_tokens
 from llmrank.healing.ledger import LedgerRow
 from llmrank.inspection.figures import save_figure
 from llmrank.inspection.healing import draw_healing
@@ -36,8 +36,8 @@ from llmrank.pipeline.texts import CalibrationText
 from llmrank.text import CalibrationTokens
 
 AMOUNT = 0.3
-# The model before healing, and the plain script.
-REPAIRED, PLAIN = "repaired only", "the Trainer on next tokens"
+# The model before healing, the plain script, and the default that learns from what the dense model has written to a file.
+REPAIRED, PLAIN, FROM_FILE = "repaired only", "the Trainer on next tokens", "llmrank from a file of predictions"
 # Calibration sequences of a row that names no other number.
 SAMPLES = 16
 # Who chooses the neurons, or heals otherwise -> the scorer and the text that it is calibrated on.
@@ -48,6 +48,7 @@ CONTENDERS = {
     "FLAP": ("flap", DEFAULT[2]),
     "optipfair": (PEER, DEFAULT[2]),
     PLAIN: DEFAULT[::2],
+    FROM_FILE: DEFAULT[::2],
 }
 # Fewer tokens are spent on what Adam's first steps spoil.
 FITTED = 65_536
@@ -101,7 +102,7 @@ def _with_own_text(rows: Mapping[str, Any]) -> list[str]:
 def start_of(label: str) -> str:
     """Return the label of the repaired model that a row begins with."""
     contender, samples, *_ = parts(label)
-    return f"{beginning('llmrank' if contender == PLAIN else contender, samples)} | {REPAIRED}"
+    return f"{beginning('llmrank' if contender in (PLAIN, FROM_FILE) else contender, samples)} | {REPAIRED}"
 
 
 def plain_training(model: Any, text: CalibrationTokens, directory: str) -> None:
@@ -124,6 +125,14 @@ def plain_training(model: Any, text: CalibrationTokens, directory: str) -> None:
     rows = [{"input_ids": ids, "labels": ids} for ids in text.sequences.ids]
     Trainer(model, arguments, train_dataset=rows).train()
     model.eval()
+
+
+def written_predictions(dense: Any, text: CalibrationTokens, execution: Execution) -> Predictions:
+    """Return the predictions of the dense model for a text, written to a file and read again."""
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "predictions"
+        predict_tokens(dense, text, execution).save(path)
+        return Predictions.read(path)
 
 
 class Start:
@@ -164,7 +173,8 @@ class Start:
         else:
             execution = Execution(batch_size=options.batch_size)
             text, notes = found
-            healing = heal_model(model, DenseModel(self.dense), text, Distillation(tokens), execution, directory, notes)
+            teacher = written_predictions(self.dense, text, execution) if contender == FROM_FILE else DenseModel(self.dense)
+            healing = heal_model(model, teacher, text, Distillation(tokens), execution, directory, notes)
             row["healing"] = healing.to_dict()
         seconds = round(
             perf_counter() - begun, 1

@@ -145,6 +145,7 @@ def _gauss_seidel(
     indices: Array,
     data: Array,
     scale: Array,
+    loops: Array,
     order: Array,
     back_shares: Array,
     gamma: float,
@@ -155,14 +156,11 @@ def _gauss_seidel(
     absolute, signed = 0.0, 0.0
     for position in range(len(order)):
         i = order[position]
-        total, own = 0.0, 0.0
+        sent[i] = 0.0  # so that no branch is needed for self-loops, whose weights `loops` holds
+        total = 0.0
         for place in range(indptr[i], indptr[i + 1]):
-            j = indices[place]
-            if j == i:
-                own += data[place]
-            else:
-                total += data[place] * sent[j]
-        new = (constant[i] + gamma * total) / (1.0 - gamma * own * scale[i])
+            total += data[place] * sent[indices[place]]
+        new = (constant[i] + gamma * total) / (1.0 - gamma * loops[i] * scale[i])
         change = (new - x[i]) * back_shares[i]
         absolute += abs(change)
         signed += change
@@ -172,11 +170,16 @@ def _gauss_seidel(
 
 
 @compiled
-def _csr_upper_sums(indptr: Array, indices: Array, data: Array, total: Array, start: int, stop: int) -> None:
+def _csr_upper_sums(
+    indptr: Array, indices: Array, data: Array, loops: Array, total: Array, start: int, stop: int
+) -> None:
     for i in range(start, stop):
+        own = 0.0
         for place in range(indptr[i], indptr[i + 1]):
-            if indices[place] > i:
-                total[indices[place]] += data[place]
+            # Products with 0 or 1, because the processor cannot foresee such branches.
+            total[indices[place]] += data[place] * (indices[place] > i)
+            own += data[place] * (indices[place] == i)
+        loops[i] = own
 
 
 @compiled
@@ -330,19 +333,20 @@ def csr_column_products(indptr: Array, indices: Array, data: Array, y: Array, n_
     return _accumulate(kernel, _entry_cuts(indptr), n_columns)
 
 
-def csr_upper_sums(indptr: Array, indices: Array, data: Array) -> Array:
-    """Sum the entries above the diagonal in every column of a square CSR matrix, (n,) float64.
+def csr_upper_sums(indptr: Array, indices: Array, data: Array) -> tuple[Array, Array]:
+    """Sum the entries above the diagonal in every column of a square CSR matrix; return them and the diagonal, (n,) float64 each.
 
     Examples
     --------
     >>> from scipy import sparse
     >>> csr = sparse.csr_array([[1.0, 2.0], [4.0, 8.0]])
     >>> csr_upper_sums(csr.indptr, csr.indices, csr.data)
-    array([0., 2.])
+    (array([0., 2.]), array([1., 8.]))
     """
+    loops = np.empty(len(indptr) - 1)
     # The columns keep their sign, because they are compared with numbers of rows, which have one.
-    kernel = partial(_csr_upper_sums, _unsigned(indptr), indices, data)
-    return _accumulate(kernel, _entry_cuts(indptr), len(indptr) - 1)
+    kernel = partial(_csr_upper_sums, _unsigned(indptr), indices, data, loops)
+    return _accumulate(kernel, _entry_cuts(indptr), len(loops)), loops
 
 
 def gauss_seidel(
@@ -350,6 +354,7 @@ def gauss_seidel(
     indices: Array,
     data: Array,
     scale: Array,
+    loops: Array,
     order: Array,
     back_shares: Array,
     gamma: float,
@@ -362,6 +367,8 @@ def gauss_seidel(
     ----------
     indptr, indices, data : CSR of W, (n, n), row = target
     scale, constant, x : (n,) float64
+    loops : (n,) float64
+        The diagonal of W.
     order : (n,) integers
         The nodes in the order in which they are updated.
     back_shares : (n,) float64
@@ -378,17 +385,16 @@ def gauss_seidel(
     --------
     >>> from scipy import sparse
     >>> csr = sparse.csr_array([[0.0, 0.0], [2.0, 0.0]])  # one edge, from node 0 to node 1
-    >>> x, ones = np.zeros(2), np.ones(2)
-    >>> gauss_seidel(csr.indptr, csr.indices, csr.data, np.array([0.5, 0.0]), np.array([0, 1]), ones, 0.5, ones, x)
+    >>> x, ones, none = np.zeros(2), np.ones(2), np.zeros(2)
+    >>> gauss_seidel(csr.indptr, csr.indices, csr.data, np.array([0.5, 0.0]), none, np.array([0, 1]), ones, 0.5, ones, x)
     (2.5, 2.5)
     >>> x
     array([1. , 1.5])
     """
     columns, factors = _unsigned(indices), _vector(scale)
-    # The numbers of nodes are compared, so they have one type.
     nodes = order.astype(columns.dtype, copy=False)
     rows, constants, shares = _unsigned(indptr), _vector(constant), _vector(back_shares)
-    return _gauss_seidel(rows, columns, data, factors, nodes, shares, gamma, constants, x, x * factors)
+    return _gauss_seidel(rows, columns, data, factors, loops, nodes, shares, gamma, constants, x, x * factors)
 
 
 def is_acyclic(indptr: Array, indices: Array) -> bool:

@@ -32,6 +32,7 @@ __all__ = [
     "scale_rows",
     "subtract",
     "total_scores",
+    "weighted_sums",
 ]
 
 State: TypeAlias = list[Vector]
@@ -168,7 +169,9 @@ def layer_norms(state: State) -> list[Vector]:
     >>> [float(norm) for norm in layer_norms([np.array([0.5, -0.5]), np.array([2.0])])]
     [1.0, 2.0]
     """
-    return [column_sums(abs(vector)).max() for vector in state]
+    # The maximum of a single sum would take as long as the sum of a short vector.
+    sums = [column_sums(abs(vector)) for vector in state]
+    return [each.max() if each.ndim else each for each in sums]
 
 
 def distances(state: State, other: State) -> list[float]:
@@ -261,3 +264,16 @@ def scale_rows(vector: Vector, factors: Vector) -> Vector:
            [3., 3.]])
     """
     return vector * (factors if vector.ndim == 1 else factors[:, None])
+
+
+def weighted_sums(vector: Vector, factors: Vector) -> Vector:
+    """Sum every column in float64, with row j multiplied by `factors[j]`; the result has shape () or (k,).
+
+    Examples
+    --------
+    >>> weighted_sums(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([1.0, 10.0]))
+    array([31., 42.])
+    """
+    if isinstance(vector, np.ndarray) and vector.dtype == np.float64:
+        return np.asarray(factors @ vector)  # in one pass
+    return column_sums(scale_rows(vector, factors))

@@ -29,9 +29,11 @@ from graphs.linalg.layer_vectors import (
     scale_columns,
     scale_rows,
     total_scores,
+    weighted_sums,
 )
 from graphs.linalg.operators import BlockOperator, CSRKernelOperator, CSROperator, Vector
 from graphs.linalg.transition import check_scale
+from graphs.solvers.direct import FEW_NODES
 from graphs.solvers.problem import SweptState
 from graphs.structures.digraph import BlockDigraph, EdgeBlock
 
@@ -196,6 +198,11 @@ class DigraphProblem:
         return all(isinstance(operator, CSROperator) and _is_acyclic(operator) for operator in operators)
 
     @property
+    def has_few_nodes(self) -> bool:
+        """Whether there is one layer, of so few nodes that a dense factorisation takes less time than iterating."""
+        return self.n_layers == 1 and self.digraph.n_nodes <= FEW_NODES
+
+    @property
     def sweeps_fast(self) -> bool:
         """Whether there is one layer, and a compiled kernel sweeps it."""
         return self.n_layers == 1 and self.sweepable and isinstance(self._transitions[0].operator, CSRKernelOperator)
@@ -241,7 +248,7 @@ class DigraphProblem:
         Cost: no product, because the shares say how much score leaves a layer along a block.
         """
         sums = [column_sums(vector) for vector in state]
-        sent = [column_sums(scale_rows(state[t.edges.source], t.share)) for t in self._transitions]
+        sent = [weighted_sums(state[t.edges.source], t.share) for t in self._transitions]
         numbers = [np.atleast_1d(number) for number in self.checks.read([*sums, *sent, teleport_mass])]
         layer_sums = np.stack(numbers[: self.n_layers])  # (layers, columns)
         flow = np.zeros((layer_sums.shape[1], self.n_layers, self.n_layers))  # (columns, targets, sources)
@@ -271,6 +278,16 @@ class DigraphProblem:
         strength = np.bincount(matrix.indices, weights=matrix.data, minlength=matrix.shape[1])
         matrix.data /= strength[matrix.indices]
         return matrix.tocsc()
+
+    def dense_matrix(self) -> FloatArray:
+        """Build P as one dense matrix, (nodes, nodes) float64."""
+        offsets, matrix = self.digraph.offsets, np.zeros((self.digraph.n_nodes,) * 2)
+        for transition, scale in zip(self._transitions, read([t.scale for t in self._transitions]), strict=True):
+            edges = transition.edges
+            block = edges.block.to_csr().toarray()
+            target, source = (slice(offsets[k], offsets[k + 1]) for k in (edges.target, edges.source))
+            matrix[target, source] += (block.T if edges.transposed else block) * scale
+        return matrix
 
     # --- construction
 
@@ -382,14 +399,16 @@ class _NodeSweep:
         self._csr, self._scale, self._gamma = csr, scale.astype(np.float64), gamma
         self.back_shares: Any
         if not sorts_nodes:
-            self.order = np.arange(csr.shape[0])
-            self.back_shares = kernels.csr_upper_sums(csr.indptr, csr.indices, csr.data) * self._scale
+            self.order = np.arange(csr.shape[0], dtype=csr.indices.dtype)
+            upper_sums, self._loops = kernels.csr_upper_sums(csr.indptr, csr.indices, csr.data)
+            self.back_shares = upper_sums * self._scale
             return
+        self._loops = csr.diagonal().astype(np.float64)
         _, component = csgraph.connected_components(csr, directed=True, connection="strong")
         rows = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
         self.order = _topological_order(component, rows, csr.indices)
         position = np.empty(len(self.order), dtype=np.int64)
-        position[self.order] = np.arange(len(self.order))
+        position[self.order] = np.arange(len(position))
         leads_back = position[csr.indices] > position[rows]
         weights = csr.data * self._scale[csr.indices]
         self.back_shares = np.bincount(csr.indices, weights=weights * leads_back, minlength=csr.shape[1])
@@ -401,7 +420,8 @@ class _NodeSweep:
         """
         from graphs.linalg import kernels
 
-        arrays = self._csr.indptr, self._csr.indices, self._csr.data, self._scale, self.order, self.back_shares
+        csr = self._csr
+        arrays = csr.indptr, csr.indices, csr.data, self._scale, self._loops, self.order, self.back_shares
         scores = np.array(before, dtype=np.float64)
         constants = constant.astype(np.float64, copy=False)
         if before.ndim == 1:

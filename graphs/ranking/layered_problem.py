@@ -47,6 +47,7 @@ class LayeredProblem:
     acyclic = True
     sweepable = True
     sweeps_fast = False
+    has_few_nodes = False
     linear = False
 
     def __init__(self, graph: LayeredGraph, backend: Backend, products: int) -> None:

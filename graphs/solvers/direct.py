@@ -1,4 +1,4 @@
-"""Sparse LU: a direct solver, by which the other solvers are checked."""
+"""LU: a direct solver, by which the other solvers are checked, and which is the fastest one for few nodes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
+from scipy.linalg import lapack
 from scipy.sparse import linalg
 
 from graphs.errors import GraphError
@@ -16,12 +17,16 @@ from graphs.solvers.problem import LinearProblem, Solver, SolverStep, check_line
 
 __all__ = ["NAMES", "SparseLU"]
 
+# A dense factorisation of a graph with at most this many nodes takes no longer than iterating (benchmarks/LOG.md).
+FEW_NODES = 128
+
 
 @dataclass(frozen=True)
 class SparseLU:
-    """A solver that factorises I - gamma P, and solves for all teleport vectors v at once; for checks, not for speed.
+    """A solver that factorises I - gamma P, and solves for all teleport vectors v at once.
 
-    P is the transition matrix, and gamma the damping.
+    P is the transition matrix, and gamma the damping. For up to 128 nodes the matrix is dense, and nothing is faster. For more it
+    is sparse; that is for checks, not for speed.
 
     Parameters
     ----------
@@ -44,9 +49,15 @@ class SparseLU:
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
         """Factorise, solve, and apply F once to the solution, for the residual and the error bounds."""
-        matrix = problem.matrix()
-        system = sparse.csc_array(sparse.eye_array(matrix.shape[0], format="csc") - problem.gamma * matrix)
-        solution = linalg.splu(system).solve(np.ascontiguousarray(problem.stack(problem.teleport)))
+        teleport = problem.stack(problem.teleport)
+        if len(teleport) <= FEW_NODES:
+            system = np.eye(len(teleport)) - problem.gamma * problem.dense_matrix()
+            # numpy's solve starts threads from 100 nodes on, which wait for a core for up to 80 ms where others compute.
+            *_, solution, _ = lapack.dgesv(system, teleport)
+        else:
+            matrix = problem.matrix()
+            equations = sparse.csc_array(sparse.eye_array(matrix.shape[0], format="csc") - problem.gamma * matrix)
+            solution = linalg.splu(equations).solve(np.ascontiguousarray(teleport))
         # P loses the scores of dangling nodes, which ought to teleport. That only scales the solution, so its sum corrects it.
         solution = solution.clip(0.0)  # rounding may take scores below zero
         solved = problem.split(solution / solution.sum(axis=0))

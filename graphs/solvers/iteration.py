@@ -234,7 +234,7 @@ class _Trace:
     def record(self, step: SolverStep) -> None:
         self.residuals.append(step.residual)
         self.layer_residuals.append(step.changes)
-        self.error_bounds.append(float(np.max(step.bounds)))
+        self.error_bounds.append(max(step.bounds))
         self.block_products.append(step.products + (self.block_products[-1] if self.block_products else 0))
         self.seconds.append(perf_counter() - self.started)
 

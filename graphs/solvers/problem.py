@@ -75,6 +75,10 @@ class Problem(Protocol):
         """Whether the problem is a :class:`LinearProblem`."""
 
     @property
+    def has_few_nodes(self) -> bool:
+        """Whether there is one layer, of so few nodes that a dense factorisation takes less time than iterating."""
+
+    @property
     def sweeps_fast(self) -> bool:
         """Whether a sweep over nodes in the order of their numbers takes about as long as an application of F."""
 
@@ -142,6 +146,9 @@ class LinearProblem(Problem, Protocol):
 
     def matrix(self) -> sparse.csc_array:
         """Build P as one matrix."""
+
+    def dense_matrix(self) -> FloatArray:
+        """Build P as one dense matrix, of a graph with few nodes."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from graphs.errors import GraphError
 from graphs.solvers.accelerated import ExtrapolatedSweeps, Extrapolation
+from graphs.solvers.direct import SparseLU
 from graphs.solvers.problem import Problem, Solver
 from graphs.solvers.stationary import GaussSeidel, LayerSweep
 
@@ -58,6 +59,8 @@ def automatic_solver(problem: Problem) -> tuple[Solver, str]:
     """
     if problem.acyclic:
         return LayerSweep(), "no edge leads back, so one pass in layer order is exact"
+    if problem.has_few_nodes:
+        return SparseLU(), "edges lead back, and there are few nodes: a dense factorisation"
     if not problem.sweepable:
         reason = "sweeps need the edges within each layer in one scipy CSR block that is not transposed"
     elif problem.sweeps_fast:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -75,7 +75,7 @@ class RankResult:
         The certificate, if the rank was computed with ``keep``.
     degenerate : tuple of DegenerateLayer
         Layers whose scores or activations were all zero and were replaced by a rule.
-    labels : tuple, optional
+    labels : sequence, optional
         Labels of the nodes of a digraph, in the order of the scores.
     """
 
@@ -97,7 +97,7 @@ class RankResult:
     setup_seconds: float = 0.0
     certificate: Certificate | None = None
     degenerate: tuple[DegenerateLayer, ...] = ()
-    labels: tuple[Hashable, ...] | None = None
+    labels: Sequence[Hashable] | None = None
 
     @property
     def iterations(self) -> int:

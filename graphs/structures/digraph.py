@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,7 @@ class BlockDigraph:
     activations : tuple of arrays, each (n_l,), or None
         Non-negative activation of every node. The default teleport vector is proportional to the activations within every
         layer (uniform where all are zero), and gives all layers the same sum. Without activations, it is uniform.
-    labels : tuple, optional
+    labels : sequence, optional
         Label of every node; ``(layer, index)`` by default.
     """
 
@@ -85,7 +85,7 @@ class BlockDigraph:
     edge_blocks: tuple[EdgeBlock, ...]
     names: tuple[str, ...]
     activations: tuple[FloatArray, ...] | None = None
-    labels: tuple[Hashable, ...] | None = None
+    labels: Sequence[Hashable] | None = None
 
     def __post_init__(self) -> None:
         n_layers = len(self.layer_sizes)
@@ -181,7 +181,7 @@ class BlockDigraph:
         scaled = [a / a.max() if a.max() > 0 else np.ones(len(a)) for a in activations]
         return np.concatenate([a / a.sum() for a in scaled]) / len(scaled)
 
-    def node_labels(self) -> tuple[Hashable, ...]:
+    def node_labels(self) -> Sequence[Hashable]:
         """Return the labels of all nodes in order."""
         if self.labels is not None:
             return self.labels
@@ -252,20 +252,20 @@ def as_digraph(graph: Any, weight: str | None = "weight") -> BlockDigraph:
         return graph
     if isinstance(graph, LayeredGraph):
         return BlockDigraph(graph.layer_sizes, edge_blocks(graph), graph.names, graph.activations)
-    labels: tuple[Hashable, ...]
+    labels: Sequence[Hashable]
     if hasattr(graph, "adj") and hasattr(graph, "is_directed"):
         csr, labels = _from_networkx(graph, weight)
     elif sparse.issparse(graph):
         if graph.ndim != 2 or graph.shape[0] != graph.shape[1] or graph.shape[0] == 0:
             raise GraphError(f"expected a square matrix (n, n) with n > 0, got shape {graph.shape}")
         csr = as_csr(graph, "graph")
-        labels = tuple(range(csr.shape[0]))
+        labels = range(csr.shape[0])
     else:
         raise GraphError(
             "expected a networkx graph, a scipy sparse matrix (row = target), a LayeredGraph or a BlockDigraph, "
             f"got {type(graph).__name__}"
         )
-    if (csr.data < 0).any():
+    if csr.nnz and csr.data.min() < 0:
         raise GraphError(
             "edge weights must be non-negative, got negative ones; take absolute values if signs do not matter"
         )

@@ -27,6 +27,7 @@ from graphs.solvers import (
     SparseLU,
     solver_by_name,
 )
+from graphs.solvers.direct import FEW_NODES
 from graphs.structures.digraph import as_digraph
 from tests.graphs.cases import Array
 from tests.graphs.known_graphs import SEEDED, TINY
@@ -310,14 +311,31 @@ def test_auto_sweeps_exactly_the_acyclic(name: str) -> None:
             assert result.solver_reason == "no edge leads back, so one pass in layer order is exact"
             assert (result.solver, result.stop_reason, result.iterations) == ("sweep", "exact", 1)
             assert (result.error_bound, result.residuals.tolist()) == (0.0, [0.0])
+        elif len(result.scores) > 1:
+            assert (result.solver, result.stop_reason) == ("gauss-seidel", "tolerance")
+            assert result.solver_reason.startswith("edges lead back and there are several layers")
+        elif len(result.scores[0]) <= FEW_NODES:
+            assert (result.solver, result.stop_reason, result.iterations) == ("lu", "exact", 1)
+            assert result.solver_reason == "edges lead back, and there are few nodes: a dense factorisation"
         else:
-            one_layer = len(result.scores) == 1
-            assert (result.solver, result.stop_reason) == ("quadratic" if one_layer else "gauss-seidel", "tolerance")
-            assert result.solver_reason.startswith(
-                "edges lead back and there is only one layer"
-                if one_layer
-                else "edges lead back and there are several layers"
-            )
+            assert (result.solver, result.stop_reason) == ("quadratic", "tolerance")
+            assert result.solver_reason.startswith("edges lead back and there is only one layer")
+
+
+@table("n_nodes", [FEW_NODES, FEW_NODES + 1])
+@table("columns", [False, True])
+def test_few_nodes_are_ranked_as_many_are(n_nodes: int, columns: bool) -> None:
+    rng = np.random.default_rng(n_nodes)
+    weights = rng.lognormal(size=(n_nodes, n_nodes)) * (rng.random((n_nodes, n_nodes)) < 0.05)
+    weights[:, ::7] = 0.0  # dangling nodes
+    weights[3, 3] = 2.0
+    teleport = rng.random((n_nodes, 3) if columns else n_nodes)
+    shared: dict[str, Any] = {"gamma": 0.95, "teleport": teleport, "tol": 1e-14}
+    factorised = pagerank(sparse.csr_array(weights), solver="lu", **shared)
+    iterated = pagerank(sparse.csr_array(weights), solver="power", **shared)
+    np.testing.assert_allclose(factorised.scores[0], iterated.scores[0], rtol=1e-11)
+    assert (factorised.stop_reason, factorised.residuals[0] <= 1e-14) == ("exact", True)
+    assert (pagerank(sparse.csr_array(weights), **shared).solver == "lu") == (n_nodes == FEW_NODES)
 
 
 @table("gamma", [0.85, 0.99])

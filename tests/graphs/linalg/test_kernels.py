@@ -282,12 +282,14 @@ def test_gauss_seidel_equals_a_plain_loop(index: Any, loops: bool, size: int, ga
     expected = plain_gauss_seidel(weight, scale, order, gamma, jump, x)
     indptr, indices = csr.indptr.astype(index), csr.indices.astype(index)
     before, shares = x.copy(), rng.random(size)
-    absolute, signed = kernels.gauss_seidel(indptr, indices, csr.data, scale, order, shares, gamma, jump, x)
+    upper, diagonal = kernels.csr_upper_sums(indptr, indices, csr.data)
+    np.testing.assert_allclose(upper, np.triu(weight, 1).sum(axis=0), rtol=1e-13)
+    np.testing.assert_array_equal(diagonal, weight.diagonal())
+    arrays = indptr, indices, csr.data, scale, diagonal, order, shares
+    absolute, signed = kernels.gauss_seidel(*arrays, gamma, jump, x)
     np.testing.assert_allclose(x, expected, rtol=1e-13)
     np.testing.assert_allclose(absolute, (shares * abs(expected - before)).sum(), rtol=1e-12)
     np.testing.assert_allclose(signed, (shares * (expected - before)).sum(), rtol=1e-12, atol=1e-13)
-    upper = kernels.csr_upper_sums(indptr, indices, csr.data)
-    np.testing.assert_allclose(upper, np.triu(weight, 1).sum(axis=0), rtol=1e-13)
 
 
 def test_gauss_seidel_meets_its_equation_on_an_acyclic_graph_in_one_pass() -> None:
@@ -297,7 +299,8 @@ def test_gauss_seidel_meets_its_equation_on_an_acyclic_graph_in_one_pass() -> No
     weight[np.ix_(names, names)] = np.tril(rng.random((30, 30)))
     scale, jump, x = 1.0 / weight.sum(axis=0), rng.random(30), rng.random(30)
     csr = sparse.csr_array(weight)
-    kernels.gauss_seidel(csr.indptr, csr.indices, csr.data, scale, names, np.ones(30), 0.9, jump, x)
+    arrays = csr.indptr, csr.indices, csr.data, scale, weight.diagonal(), names, np.ones(30)
+    kernels.gauss_seidel(*arrays, 0.9, jump, x)
     # Self-loops (on the diagonal) are solved with their node.
     np.testing.assert_allclose(x, np.linalg.solve(np.eye(30) - 0.9 * weight * scale, jump), rtol=1e-12)
 
@@ -308,7 +311,8 @@ def test_gauss_seidel_on_float32_weights() -> None:
     scale, jump, x = (1.0 / weight.sum(axis=0)).astype(np.float64), rng.random(6), rng.random(6)
     expected = plain_gauss_seidel(weight.astype(np.float64), scale, range(6), 0.8, jump, x)
     csr = sparse.csr_array(weight)
-    kernels.gauss_seidel(csr.indptr, csr.indices, csr.data, scale, np.arange(6), np.ones(6), 0.8, jump, x)
+    arrays = csr.indptr, csr.indices, csr.data, scale, csr.diagonal().astype(np.float64), np.arange(6), np.ones(6)
+    kernels.gauss_seidel(*arrays, 0.8, jump, x)
     np.testing.assert_allclose(x, expected, rtol=1e-13)
 
 
