@@ -4,8 +4,9 @@ Run it as ``python -m benchmarks.families``. Of every model type a tiny model is
 each FFN are removed, and the compact model is saved and loaded again. Its logits must be those of a copy of the dense model in
 which the removed neurons are set to zero by this file, not by llmrank. Of mixtures, 25 % of the experts are
 removed too, from a model of their own; for the expected logits, those of the removed experts in the routers are minus infinity.
-From a third model half of the heads are removed, where all have two or more that do not share a key.
-The outcome of a type, and those of its experts and of its heads, are among these:
+From a third model half of the heads are removed, where all have two or more that do not share a key. From a fourth one, of six
+blocks, two are left out; for the expected logits, they return the hidden states that they get.
+The outcome of a type, and those of its experts, its heads and its blocks, are among these:
 
 - stock: the checkpoint is exact in stock transformers;
 - llmrank.load: no field of the configuration states the widths, and llmrank alone loads the checkpoint, exactly;
@@ -32,6 +33,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -44,12 +46,13 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import llmrank
-from benchmarks.hand_masks import experts_silenced, neurons_set_to_zero, readers_of
+from benchmarks.hand_masks import blocks_left_out, experts_silenced, neurons_set_to_zero, readers_of
 from benchmarks.result_files import opened, write
 from benchmarks.tiny_configs import FIRST_SPECIAL, VARIANTS, tiny_model
 from graphs.errors import GraphError
 from llmrank.errors import LLMRankError
 from llmrank.models import FFNs, find_ffns
+from llmrank.models.families import OTHERS
 from llmrank.models.finding.heads import find_heads
 from llmrank.models.forward import reached_by_tokens
 
@@ -62,6 +65,8 @@ MODEL_TYPES = (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS)
 # Types whose models take other inputs than token ids, so that a plain forward pass proves nothing.
 NOT_ON_IDS = ("gemma4_assistant", "gemma4_unified_assistant")
 AMOUNT, EXPERTS, HEADS, SEED = 0.3, 0.25, 0.5, 0
+# Of a model with so many blocks, so many are left out.
+DEPTH, BLOCKS = 6, 2
 # Of the largest logit. Compact matrices are summed in another order.
 TOLERANCE = 1e-4
 PROTOCOL = {
@@ -69,6 +74,7 @@ PROTOCOL = {
     "amount": AMOUNT,
     "experts": EXPERTS,
     "heads": HEADS,
+    "blocks": f"{BLOCKS} of {DEPTH}",
     "pruner": "local",
     "pipeline": "isolated",
     "repair": "none",
@@ -101,19 +107,29 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def measured(model_type: str) -> dict[str, Any]:
-    """Build, prune, save and load one type, and return its outcome; also that of removing heads and, of a mixture, experts."""
+    """Build, prune, save and load one type, and return its outcome, and that of each of :data:`OTHERS` that it may have."""
     try:
-        model = tiny_model(model_type, SEED)
-        before = None if model_type in NOT_ON_IDS else logits(model)
-        if before is not None and not bool(torch.isfinite(before).all()):
-            raise ValueError("the logits are not finite")
+        model, before = built(model_type)
     except Exception as error:
         return {"outcome": "cannot build", "reason": message(error)}
     row = {"class": type(model).__name__, **pruned_by(copy.deepcopy(model), before, "neurons", AMOUNT)}
     row["heads"] = pruned_by(copy.deepcopy(model), before, "heads", HEADS)
+    try:
+        row["blocks"] = pruned_by(*built(model_type, DEPTH), "blocks", BLOCKS)
+    except Exception as error:
+        row["blocks"] = {"outcome": "cannot build", "reason": message(error)}
     if any(is_mixture(module) for module in model.modules()):
         row["experts"] = pruned_by(model, before, "experts", EXPERTS)
     return row
+
+
+def built(model_type: str, depth: int | None = None) -> tuple[Any, torch.Tensor | None]:
+    """Return a tiny model, and its logits if they prove something."""
+    model = tiny_model(model_type, SEED, depth)
+    before = None if model_type in NOT_ON_IDS else logits(model)
+    if before is not None and not bool(torch.isfinite(before).all()):
+        raise ValueError("the logits are not finite")
+    return model, before
 
 
 def is_mixture(module: Any) -> bool:
@@ -122,7 +138,7 @@ def is_mixture(module: Any) -> bool:
     return "expert" in name or ("moe" in name and getattr(module, "num_experts", 0) > 1)
 
 
-def pruned_by(model: Any, before: Any, targets: str, amount: float) -> dict[str, Any]:
+def pruned_by(model: Any, before: Any, targets: str, amount: float | int) -> dict[str, Any]:
     """Prune, save and load a model that is not pruned yet and whose logits are given, and return the outcome."""
     dense = copy.deepcopy(model)
     row: dict[str, Any] = {}
@@ -136,7 +152,12 @@ def pruned_by(model: Any, before: Any, targets: str, amount: float) -> dict[str,
         pruned = llmrank.prune_model(
             model, None, amount, targets=targets, repair="none", calibration=token_ids(4, 32, seed=0), samples=4
         )
-        with neurons_set_to_zero(dense, pruned.masks, readers), experts_silenced(dense, pruned.masks):
+        with ExitStack() as by_hand:
+            if targets == "blocks":
+                by_hand.enter_context(blocks_left_out(dense, pruned.report.neurons["left_out"]))
+            else:
+                by_hand.enter_context(neurons_set_to_zero(dense, pruned.masks, readers))
+                by_hand.enter_context(experts_silenced(dense, pruned.masks))
             expected = logits(dense)
         row["effect"] = difference(expected, before)
         row["pruned"] = sum(not bool(mask.all()) for mask in pruned.masks.values())
@@ -260,9 +281,7 @@ def table(results: dict[str, Any]) -> str:
     """Return the results in markdown: how many types have each outcome, and every type; the JSON has the reasons in full."""
     rows = results["rows"]
     counts = Counter(row["outcome"] for row in rows.values())
-    of_experts, of_heads = (
-        Counter(row[kind]["outcome"] for row in rows.values() if kind in row) for kind in ("experts", "heads")
-    )
+    others = {kind: Counter(row[kind]["outcome"] for row in rows.values() if kind in row) for kind in OTHERS}
     versions = results["provenance"]
     variants = len(rows.keys() & VARIANTS.keys())
     models = (
@@ -271,45 +290,46 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         (
             f"{models}, and {variants} variants; {AMOUNT:.0%} of the neurons removed, and {EXPERTS:.0%} of the experts of "
-            f"{of_experts.total()} mixtures; and {HEADS:.0%} of the heads."
+            f"{others['experts'].total()} mixtures; and {HEADS:.0%} of the heads; and {BLOCKS} of {DEPTH} blocks."
         ),
         "",
-        "| outcome | models | experts | heads |",
-        "| --- | ---: | ---: | ---: |",
+        f"| outcome | models | {' | '.join(OTHERS)} |",
+        f"| --- |{' ---: |' * (1 + len(OTHERS))}",
         *(
-            f"| {outcome} | {counts[outcome]} | {of_experts[outcome]} | {of_heads[outcome]} |"
+            f"| {outcome} | {' | '.join(str(count[outcome]) for count in (counts, *others.values()))} |"
             for outcome in OUTCOMES
-            if counts[outcome] or of_experts[outcome] or of_heads[outcome]
+            if any(count[outcome] for count in (counts, *others.values()))
         ),
         "",
-        "| model type | outcome | experts | heads | FFNs | seconds | reason |",
-        "| --- | --- | --- | --- | --- | ---: | --- |",
+        f"| model type | outcome | {' | '.join(OTHERS)} | FFNs | seconds | reason |",
+        f"| --- | --- |{' --- |' * len(OTHERS)} --- | ---: | --- |",
     ]
     for name in sorted(rows):
         row = rows[name]
-        experts, heads = row.get("experts", {}), row.get("heads", {})
         kinds = ", ".join(f"{count} {kind}" for kind, count in row.get("kinds", {}).items())
         reason = shorten(reason_of(row), 240, placeholder=" ...").replace("|", "\\|")
-        outcomes = f"{row['outcome']} | {experts.get('outcome', '')} | {heads.get('outcome', '')}"
+        outcomes = " | ".join([row["outcome"], *(row.get(kind, {}).get("outcome", "") for kind in OTHERS)])
         lines.append(f"| {name} | {outcomes} | {kinds} | {row['seconds']:.1f} | {reason} |")
     return "\n".join(lines) + "\n"
 
 
 def reason_of(row: dict[str, Any]) -> str:
-    """Return why neurons, or else experts, or else heads of a type were not removed so that stock transformers loads it."""
-    found: list[str] = [row.get("reason", "")]
-    found += [f"{kind}: {row[kind]['reason']}" for kind in ("experts", "heads") if row.get(kind, {}).get("reason")]
-    return next(filter(None, found), "")
+    """Return why neurons, experts, heads or blocks of a type were not removed so that stock transformers loads it."""
+    found = {kind: row.get(kind, {}).get("reason", "") for kind in OTHERS}
+    given = row.get("reason", "")
+    return "; ".join(
+        [*([given] if given else []), *(f"{k}: {why}" for k, why in found.items() if why not in ("", given))]
+    )
 
 
 def for_the_package(results: dict[str, Any]) -> str:
     """Return the part of the results that ``llmrank families`` prints, as JSON with a line for each type."""
     rows = []
     for name, row in sorted(results["rows"].items()):
-        others = {kind: row.get(kind, {}).get("outcome", "") for kind in ("experts", "heads")}
+        others = {kind: row.get(kind, {}).get("outcome", "") for kind in OTHERS}
         shown = {"outcome": row["outcome"], **others, "reason": reason_of(row)}
         rows.append(f"  {json.dumps(name)}: {json.dumps(shown)}")
-    shares = {"neurons": AMOUNT, "experts": EXPERTS, "heads": HEADS}
+    shares = {"neurons": AMOUNT, "experts": EXPERTS, "heads": HEADS, "blocks": f"{BLOCKS} of {DEPTH}"}
     head = {"transformers": results["protocol"]["transformers"], **shares}
     return json.dumps(head)[:-1] + ', "rows": {\n' + ",\n".join(rows) + "\n}}\n"
 

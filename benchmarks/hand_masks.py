@@ -1,8 +1,8 @@
-"""Removes neurons and experts of dense models by hand, with hooks and with tensors of the models, not with llmrank's surgery."""
+"""Removes neurons, experts and blocks of dense models by hand, with hooks and with tensors of the models, not with llmrank."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 import llmrank
 from llmrank.models import FFNs
 
-__all__ = ["Reader", "experts_silenced", "neurons_set_to_zero", "readers_of"]
+__all__ = ["Reader", "blocks_left_out", "experts_silenced", "neurons_set_to_zero", "readers_of"]
 
 PRODUCTS = (nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
@@ -131,4 +131,18 @@ def experts_silenced(model: nn.Module, masks: llmrank.Masks) -> Iterator[None]:
                     tensor.data.view(-1)[lost] = -torch.inf
         if removed:
             undo.enter_context(_Silenced(removed))
+        yield
+
+
+@contextmanager
+def blocks_left_out(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Let the blocks of these paths return the hidden states that they get, beside what else they return."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
+
+    with ExitStack() as undo:
+        for name in names:
+            undo.callback(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True).remove)
         yield

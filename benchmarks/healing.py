@@ -173,7 +173,9 @@ class Start:
         else:
             execution = Execution(batch_size=options.batch_size)
             text, notes = found
-            teacher = written_predictions(self.dense, text, execution) if contender == FROM_FILE else DenseModel(self.dense)
+            teacher = (
+                written_predictions(self.dense, text, execution) if contender == FROM_FILE else DenseModel(self.dense)
+            )
             healing = heal_model(model, teacher, text, Distillation(tokens), execution, directory, notes)
             row["healing"] = healing.to_dict()
         seconds = round(

@@ -110,6 +110,10 @@ SIZE_OF = {name: size for size, names in SIZES for name in names.split()}
 # Lists that state the kind of every layer.
 KINDS = ("layer_types", "mlp_layer_types", "layers_block_type", "indexer_types", "attention_layers")
 DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+# What a configuration writes down and does not take.
+NOT_ARGUMENTS = ("model_type", "transformers_version", "time_step_limit")
+# Pairs that have nothing to do with layers.
+NOT_BY_LAYER = ("architectures", "axial_pos_embds_dim", "axial_pos_shape", "mlp_multipliers", "time_step_limit")
 MIXTURE = {"n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 MAMBA2 = {"num_heads": 8, "head_dim": 8}
@@ -317,13 +321,38 @@ def layers_of_every_kind(kinds: Iterable[tuple[Any, ...]]) -> list[int]:
     return sorted(chosen + rest[: max(0, N_LAYERS - len(chosen))])
 
 
-def tiny_model(model_type: str, seed: int = 0) -> Any:
-    """Return a tiny model of a type for causal language models, with seeded weights in float32.
+def deepened(config: Any, depth: int) -> Any:
+    """Return a configuration with this many layers, whose kinds come in turn; so are the configurations in it."""
+    stated = {name: value for name, value in config.to_dict().items() if name not in NOT_ARGUMENTS}
+    for name, value in vars(config).items():
+        if isinstance(value, transformers.PreTrainedConfig):
+            stated[name] = deepened(value, depth)
+    names = [
+        name for name in (*DEPTHS, "decoder_layers", "num_decoder_layers") if isinstance(vars(config).get(name), int)
+    ]
+    if names:
+        before = vars(config)[names[0]]
+        stated |= {
+            name: (list(value) * depth)[:depth]
+            for name, value in vars(config).items()
+            if isinstance(value, (list, tuple)) and len(value) == before and name not in NOT_BY_LAYER
+        }
+        # Gemma 4 states what differs by the number of the layer.
+        by_number = stated.get("per_layer_config") or {}
+        repeated = {str(k): by_number[str(k % before)] for k in range(depth) if str(k % before) in by_number}
+        stated |= {"per_layer_config": repeated} if by_number else {}
+    return type(config)(**stated | dict.fromkeys(names, depth))
+
+
+def tiny_model(model_type: str, seed: int = 0, depth: int | None = None) -> Any:
+    """Return a tiny model of a type for causal language models, with seeded weights in float32, and `depth` layers if given.
 
     The weights of new models are small, and their biases zero: what an FFN adds would hardly be seen in the logits.
     """
     torch.manual_seed(seed)
     config = tiny_config(model_type)
+    if depth is not None:
+        config = deepened(config, depth)
     if model_type in PARTS:
         model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
         model = model_class._from_config(config, dtype=torch.float32).eval()

@@ -13,6 +13,7 @@ from torch import nn
 
 __all__ = [
     "BIAS_ATTRIBUTES",
+    "OTHERS",
     "WIDTH_ATTRIBUTES",
     "MeasuredFamilies",
     "bias_attribute",
@@ -21,6 +22,8 @@ __all__ = [
     "text_config",
 ]
 
+# What else is removed from the tiny models than neurons, each from a model of its own.
+OTHERS = ("experts", "heads", "blocks")
 # Configuration attributes that say whether the maps of the FFNs have biases.
 BIAS_ATTRIBUTES = ("mlp_bias",)
 # Configuration attributes that hold the number of hidden neurons.
@@ -37,23 +40,27 @@ class MeasuredFamilies:
         The version of transformers.
     neuron_share, expert_share, head_share : float
         The shares of the neurons, of the experts and of the heads that were removed.
+    blocks : str
+        How many blocks of how many were left out, such as "2 of 5".
     rows : dict from str to dict
-        For each model type: the ``outcome`` when neurons were removed; those when ``experts`` ("" if the type has none) and
-        ``heads`` were removed; and the ``reason`` if one of them is not "stock". "stock" says that transformers without llmrank
-        loads the pruned checkpoint.
+        For each model type: the ``outcome`` when neurons were removed; those when ``experts`` ("" if the type has none),
+        ``heads`` and ``blocks`` were removed; and the ``reason`` if one of them is not "stock". "stock" says that transformers
+        without llmrank loads the pruned checkpoint.
     """
 
     transformers: str
     neuron_share: float
     expert_share: float
     head_share: float
+    blocks: str
     rows: dict[str, dict[str, str]]
 
 
 def measured_families() -> MeasuredFamilies:
     """Return what was measured of every model type."""
     found = json.loads(Path(__file__).with_name("families.json").read_text(encoding="utf-8"))
-    return MeasuredFamilies(found["transformers"], found["neurons"], found["experts"], found["heads"], found["rows"])
+    shares = found["neurons"], found["experts"], found["heads"], found["blocks"]
+    return MeasuredFamilies(found["transformers"], *shares, found["rows"])
 
 
 def has_sliding_window(config: Mapping[str, Any]) -> bool:

@@ -201,7 +201,7 @@ def run_on_calibration_inputs(model: nn.Module, body: nn.Module, inputs: dict[st
         run_body(body, inputs)
     except LLMRankError:
         raise
-    except (TypeError, ValueError, AttributeError) as error:  # models raise these for missing inputs
+    except (TypeError, ValueError, AttributeError, KeyError) as error:  # models raise these for missing inputs
         raise CalibrationError(
             f"{type(model).__name__} does not run on the inputs of calibration, {', '.join(inputs)} alone ({error}); "
             "expected a language model, or a plain module that takes features: if the model contains one (a text_model, "

@@ -140,10 +140,16 @@ class Stack:
                     )
             if "layer" in name and all(type(k) is int and 0 <= k < count for k in value):
                 numbered[name] = type(value)(new[k] for k in value if k in new)
+        if getattr(self._config, "is_heterogeneous", False):  # settings by the number of the block, as in Gemma 4
+            by_number = self._config.to_dict()["per_layer_config"]
+            cut["per_layer_config"] = {new[int(k)]: entry for k, entry in by_number.items() if int(k) in new}
         # Bart's decoder has a field of its own, decoder_layers.
         depths = [name for name, value in vars(self._config).items() if value == count and "layers" in name]
-        for depth, lists in product(dict.fromkeys(("num_hidden_layers", *depths)), (numbered | cut, cut | numbered)):
-            yield {**lists, depth: len(kept)}
+        # A list of as many numbers as there are blocks may be either.
+        either = sorted(cut.keys() & numbered.keys())
+        for depth, *chosen in product(dict.fromkeys(("num_hidden_layers", *depths)), *[(cut, numbered)] * len(either)):
+            lists = {name: source[name] for name, source in zip(either, chosen, strict=True)}
+            yield {**numbered, **cut, **lists, depth: len(kept)}
 
     def _numbers(self, fields: dict[str, Any], kept: Sequence[int]) -> Iterator[tuple[nn.Module, str, Any]]:
         """Yield (module, attribute, value) for what depends on the depth, or on the position of a block that is kept.

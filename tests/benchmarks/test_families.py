@@ -15,6 +15,7 @@ from benchmarks.families import MODEL_TYPES, RESULTS, difference, main, measured
 from benchmarks.hand_masks import Reader, experts_silenced, neurons_set_to_zero
 from benchmarks.tiny_configs import FFN, layers_of_every_kind, tiny_config, tiny_model
 from llmrank import Masks
+from llmrank.models.families import OTHERS
 
 # Types of which something was once found or named wrongly.
 OUTCOMES = {
@@ -31,10 +32,12 @@ OUTCOMES = {
     "xlnet": "stock",
     "xmod": "stock",
 }
+# The same of blocks: lists by block that look like lists of positions, and settings by the number of the block.
+OUTCOMES_OF_BLOCKS = {"bloom": "refused", "gemma4_unified": "stock", "llama4": "stock", "mllama": "stock"}
 
 
 def test_a_twelfth_of_all_types_and_those_with_a_history() -> None:
-    chosen = [*MODEL_TYPES[::12], *OUTCOMES]
+    chosen = [*MODEL_TYPES[::12], *OUTCOMES, *OUTCOMES_OF_BLOCKS]
     assert len(chosen) > 18
     rows = dict(run_all(list(dict.fromkeys(chosen)), timeout=60.0))
     bad = {name: row for name, row in rows.items() if row["outcome"] in ("wrong", "traceback", "timeout")}
@@ -42,10 +45,14 @@ def test_a_twelfth_of_all_types_and_those_with_a_history() -> None:
     # gemma3n needs timm.
     assert {name for name, row in rows.items() if row["outcome"] == "cannot build"} <= {"gemma3n"}
     assert {name: rows[name]["outcome"] for name in OUTCOMES} == OUTCOMES
+    assert {name: rows[name]["blocks"]["outcome"] for name in OUTCOMES_OF_BLOCKS} == OUTCOMES_OF_BLOCKS
     of_experts = [row["experts"] for row in rows.values() if "experts" in row]
     assert sum(row["outcome"] == "stock" for row in of_experts) > 2
     assert {row["outcome"] for row in of_experts} <= {"stock", "refused"}
-    for row in [*rows.values(), *of_experts]:
+    of_blocks = [row["blocks"] for row in rows.values() if "blocks" in row]
+    assert sum(row["outcome"] == "stock" for row in of_blocks) > 8
+    assert {row["outcome"] for row in of_blocks} <= {"stock", "refused"}
+    for row in [*rows.values(), *of_experts, *of_blocks]:
         if row["outcome"] in ("stock", "llmrank.load"):
             # Otherwise equal logits would prove nothing.
             assert row["effect"] > 100 * row["error"]
@@ -127,6 +134,12 @@ def test_layers_of_every_kind_are_kept() -> None:
     assert layers_of_every_kind([(kind,) for kind in "abcdefgh"]) == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_deeper_model_has_layers_of_every_kind_in_turn() -> None:
+    config = tiny_model("qwen3_5_text", depth=5).config
+    assert config.num_hidden_layers == 5
+    assert config.layer_types == (tiny_config("qwen3_5_text").layer_types * 3)[:5]
+
+
 def test_a_tiny_model_has_seeded_weights_and_small_sizes() -> None:
     config = tiny_config("qwen3_5_text")
     assert (config.intermediate_size, set(config.layer_types)) == (FFN, {"linear_attention", "full_attention"})
@@ -137,9 +150,11 @@ def test_a_tiny_model_has_seeded_weights_and_small_sizes() -> None:
 
 def test_the_page_has_the_counts_of_the_results() -> None:
     lines = (RESULTS / "families.md").read_text(encoding="utf-8").splitlines()
-    counts = [line.split("|")[2:4] for line in lines[4:] if line.count("|") == 4]
+    pipes = 3 + len(OTHERS)
+    counts = [line.split("|")[2:] for line in lines if line.count("|") == pipes][2:]
     page = (RESULTS.parents[1] / "docs/results/families.md").read_text(encoding="utf-8").splitlines()
-    assert [line.split("|")[2:4] for line in page if line.count("|") == 4][2:] == counts
+    assert len(counts) > 2
+    assert [line.split("|")[2:] for line in page if line.count("|") == pipes][2:] == counts
     types, variants = re.findall(r"\d+", lines[0])[0], re.search(r"and (\d+) variants", lines[0])
     assert variants is not None
     assert f"Of each of the {types} model types" in page[2]
@@ -155,9 +170,9 @@ def test_a_run_resumes(tmp_path: Path, capsys: Any) -> None:
     assert list(results["rows"]) == ["llama", "mamba"]
     lines = output.with_suffix(".md").read_text(encoding="utf-8").splitlines()
     assert lines == table(results).splitlines()
-    assert "| stock | 1 | 0 | 1 |" in lines
-    assert "| refused | 1 | 0 | 1 |" in lines
-    assert [line.split(" | ")[:5] for line in lines[-2:]] == [
-        ["| llama", "stock", "", "stock", "2 gated"],
-        ["| mamba", "refused", "", "refused", ""],
+    assert "| stock | 1 | 0 | 1 | 1 |" in lines
+    assert "| refused | 1 | 0 | 1 | 1 |" in lines
+    assert [line.split(" | ")[:6] for line in lines[-2:]] == [
+        ["| llama", "stock", "", "stock", "stock", "2 gated"],
+        ["| mamba", "refused", "", "refused", "refused", ""],
     ]

@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from fnmatch import fnmatch
-from textwrap import shorten
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
 from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
-from llmrank.models.families import measured_families
+from llmrank.models.families import OTHERS, measured_families
 
 __all__ = ["add_families_options", "run_families"]
 
@@ -43,15 +41,16 @@ def run_families(options: argparse.Namespace, terminal: Terminal) -> CommandResu
         raise OptionError(f"no model type matches {pattern!r}; `llmrank families` lists all {len(measured.rows)}")
     terminal.say(
         f"Tiny models of the causal language models of transformers {measured.transformers}, saved after "
-        f"{measured.neuron_share:.0%} of their neurons, {measured.expert_share:.0%} of their experts, or "
-        f"{measured.head_share:.0%} of their heads were removed:"
+        f"{measured.neuron_share:.0%} of their neurons, {measured.expert_share:.0%} of their experts, "
+        f"{measured.head_share:.0%} of their heads, or {measured.blocks} blocks were removed:"
     )
-    counts = [Counter(row[kind] for row in rows.values()) for kind in ("outcome", "experts", "heads")]
+    counts = [Counter(row[kind] for row in rows.values()) for kind in ("outcome", *OTHERS)]
     summary = Table(box=SIMPLE_HEAD)
     for heading, justify in (
         ("models", "right"),
         ("mixtures", "right"),
         ("heads", "right"),
+        ("blocks", "right"),
         ("outcome", "left"),
         ("meaning", "left"),
     ):
@@ -62,12 +61,15 @@ def run_families(options: argparse.Namespace, terminal: Terminal) -> CommandResu
             summary.add_row(*map(str, found), outcome, MEANINGS.get(outcome, ""))
     terminal.print(summary)
     table = Table(box=SIMPLE_HEAD)
-    for heading in ("model type", "outcome", "experts", "heads", "reason"):
+    for heading in ("model type", "outcome", *OTHERS):
         table.add_column(heading)
     for name, row in rows.items():
-        # A single model is shown in full.
-        reason = row["reason"] if len(rows) == 1 else shorten(row["reason"], 160, placeholder=" ...")
-        table.add_row(name, row["outcome"], row["experts"], row["heads"], escape(reason))
+        table.add_row(name, row["outcome"], *(row[kind] for kind in OTHERS))
     terminal.print(table)
+    if len(rows) == 1:
+        for row in rows.values():
+            terminal.say(row["reason"])
+    else:
+        terminal.say("With the name of one type, the command says why something is not stock.")
     terminal.say("Other models work too if their FFNs are found by their shapes.")
     return CommandResult({"transformers": measured.transformers, "families": rows})
