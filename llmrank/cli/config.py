@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmrank.documents import read_document
 from llmrank.errors import OptionError, did_you_mean
 
 if sys.version_info >= (3, 11):
@@ -151,7 +152,7 @@ def option_name(action: argparse.Action) -> str:
 def _read(path: Path, command: str) -> dict[str, Any]:
     """Read settings from a TOML file, or from the ``config`` of a report in JSON. Settings that are null are left out."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_document(path)
         content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise OptionError(

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -31,13 +31,15 @@ class Terminal(Console):
     ----------
     progress : callable, optional
         See :data:`llmrank.progress.Progress`; by default no progress is shown.
+    errors : text file, optional
+        Where a quiet terminal says what has failed.
     **options
         Those of rich's Console.
     """
 
-    def __init__(self, progress: Progress | None = None, **options: Any) -> None:
+    def __init__(self, progress: Progress | None = None, errors: TextIO | None = None, **options: Any) -> None:
         super().__init__(emoji=False, **options)
-        self.progress = progress
+        self.progress, self._errors = progress, errors
 
     def say(self, text: str) -> None:
         """Print a text as it is, without markup and colours."""
@@ -49,6 +51,8 @@ class Terminal(Console):
 
     def fail(self, sentence: str) -> None:
         """Print what has failed, in a command that goes on."""
+        if self.quiet and self._errors is not None:
+            Terminal(file=self._errors, soft_wrap=True).say(f"llmrank: failed: {sentence}")
         self._stress(f"Failed: {sentence}")
 
     def _stress(self, text: str) -> None:
@@ -99,6 +103,7 @@ def command_output(options: argparse.Namespace) -> Iterator[Terminal]:
     logger, handler = logging.getLogger("llmrank"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     level = logger.level
+    errors = sys.stderr
     with contextlib.ExitStack() as stack:
         progress = None if quiet else ProgressLog() if verbose else make_progress()
         if quiet:  # drops warnings and what libraries print; an error of the command is printed after this context
@@ -112,4 +117,4 @@ def command_output(options: argparse.Namespace) -> Iterator[Terminal]:
         if as_json:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         stream = sys.stdout
-        yield Terminal(progress, file=stream, soft_wrap=not stream.isatty(), quiet=quiet)
+        yield Terminal(progress, errors, file=stream, soft_wrap=not stream.isatty(), quiet=quiet)

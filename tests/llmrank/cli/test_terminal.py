@@ -99,6 +99,11 @@ def test_quiet_prints_nothing_but_errors(given: dict[str, tuple[Any, ...]], tmp_
     said = capsys.readouterr()
     assert said.out == ""
     assert "is not empty" in said.err
+    corpus = given["prune"][given["prune"].index("--calibration") + 1]
+    assert run("sweep", tmp_path / "nowhere", "--quiet", "--evaluate", corpus, "--output", tmp_path / "runs") == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "nowhere, dense: no model" in said.err
     assert run("components", "--quiet", "--json") == 0  # what was asked for is not noise
     said = capsys.readouterr()
     assert json.loads(said.out)["command"] == "components"

@@ -1,0 +1,72 @@
+"""Attack for some minutes, and print a table of what was tried and what fell.
+
+``python -m tests.hostile --minutes 60`` spends as long on each attack. ``--only files --case 17`` repeats a case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+
+if __name__ == "__main__":  # read when the library is imported; nobody need be asked for made-up names
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from tests.hostile.harness import ATTACKS, Attack, Tally, attempt
+
+
+def run(attack: Attack, seconds: float, seed: int, first: int = 0, most: int | None = None) -> Tally:
+    """Carry out cases, from the number `first` on, for so many seconds or until there are `most`."""
+    tally, begun, number = Tally(), perf_counter(), first
+    with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
+        shared = attack.prepare(Path(folder))
+        while perf_counter() - begun < seconds and (most is None or number - first < most):
+            attempt(attack, shared, number, seed, tally)
+            if number in tally.fallen:
+                print(
+                    f"\n{attack.name}, case {number}, seed {seed}:\n{tally.fallen[number]}", file=sys.stderr, flush=True
+                )
+            number += 1
+    return tally
+
+
+def table(attacks: Sequence[Attack], tallies: Sequence[Tally]) -> str:
+    """Return the tallies in markdown."""
+    lines = [
+        "| attack | cases | fell | longest, s | memory, MiB | ended with |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for attack, tally in zip(attacks, tallies, strict=True):
+        ended = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(tally.outcomes.items()))
+        counted = f"{tally.cases:,} | {len(tally.fallen)} | {tally.longest:.1f} | {tally.mebibytes:.0f}"
+        lines.append(f"| {attack.name}: {attack.about} | {counted} | {ended} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the attacks; the exit status is 1 if something fell."""
+    every = ATTACKS()
+    parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1.0, help="for all attacks together (%(default)s)")
+    parser.add_argument("--only", default=",".join(every), help="attacks, with commas (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--case", type=int, help="this case alone")
+    parser.add_argument("--output", type=Path, help="file for the table, in markdown")
+    options = parser.parse_args(arguments)
+    chosen = [every[name] for name in options.only.split(",")]
+    seconds, first = 60.0 * options.minutes / len(chosen), options.case or 0
+    most = None if options.case is None else 1
+    tallies = [run(attack, seconds, options.seed, first, most) for attack in chosen]
+    shown = table(chosen, tallies)
+    print(shown)
+    if options.output is not None:
+        options.output.write_text(shown + "\n", encoding="utf-8")
+    return int(any(tally.fallen for tally in tallies))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Runs attacks case by case, and counts what each case ended with."""
+
+from __future__ import annotations
+
+import gc
+import random
+import resource
+import shutil
+import signal
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from graphs.errors import GraphError
+from llmrank.errors import LLMRankError
+
+__all__ = ["ATTACKS", "Attack", "Fell", "Tally", "attempt", "refusal"]
+
+# A case that takes longer hangs.
+SECONDS = 60
+# A case on tiny files and models may not need more memory than this beside what the process has.
+MEBIBYTES = 1024
+# What users are told is an error of these types.
+SAID = (LLMRankError, GraphError, OSError)
+
+
+class Fell(AssertionError):  # noqa: N818 -- what is tested has fallen
+    """Raised by an attack that has found a defect."""
+
+
+class Hang(BaseException):
+    """Raised in a case that takes too long; no handler of errors catches it."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A kind of attack.
+
+    Attributes
+    ----------
+    name : str
+    about : str
+        What is attacked.
+    prepare : callable
+        ``prepare(folder)`` makes what all cases share, once.
+    case : callable
+        ``case(shared, rng, folder)`` carries out a case in a folder of its own, and returns what it ended with, in a few words.
+        It raises :class:`Fell` if something has fallen; any other error has fallen too.
+    """
+
+    name: str
+    about: str
+    prepare: Callable[[Path], Any]
+    case: Callable[[Any, random.Random, Path], str]
+
+
+@dataclass
+class Tally:
+    """What the cases of an attack ended with."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    fallen: dict[int, str] = field(default_factory=dict)
+    """By the number of the case: the error with its traceback."""
+    seconds: float = 0.0
+    longest: float = 0.0
+    mebibytes: float = 0.0
+
+    @property
+    def cases(self) -> int:
+        return self.outcomes.total() + len(self.fallen)
+
+
+def refusal(error: BaseException) -> str:
+    """Return what a refused case ended with: a message of one sentence at least, of a type that users are told of."""
+    if not str(error).strip():
+        raise Fell(f"{type(error).__name__} says nothing") from error
+    return f"refused ({type(error).__name__})"
+
+
+@contextmanager
+def _within(seconds: int) -> Iterator[None]:
+    def ring(*_: Any) -> None:
+        raise Hang(f"no end after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def attempt(attack: Attack, shared: Any, number: int, seed: int, tally: Tally) -> None:
+    """Carry out the case of a number, and enter it in the tally. The same seed and number give the same case."""
+    rng = random.Random(f"{attack.name} {seed} {number}")
+    folder = Path(tempfile.mkdtemp(prefix="hostile-"))
+    begun, peak = perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        with _within(SECONDS):
+            tally.outcomes[attack.case(shared, rng, folder)] += 1
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
+        tally.mebibytes = max(tally.mebibytes, grown)
+        if grown > MEBIBYTES:
+            raise Fell(f"the case took {grown:.0f} MiB more memory")
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        tally.fallen[number] = traceback.format_exc()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        gc.collect(0)
+    taken = perf_counter() - begun
+    tally.seconds += taken
+    tally.longest = max(tally.longest, taken)
+
+
+def _attacks() -> dict[str, Attack]:
+    from tests.hostile import arguments, faults, files, kills, ranks
+
+    return {each.name: each for each in (files.FILES, arguments.ARGUMENTS, faults.FAULTS, kills.KILLS, ranks.RANKS)}
+
+
+ATTACKS: Callable[[], dict[str, Attack]] = _attacks

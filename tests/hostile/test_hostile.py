@@ -1,0 +1,46 @@
+"""Some cases of every attack: nothing falls. ``python -m tests.hostile`` tries more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.__main__ import run, table
+from tests.hostile.harness import ATTACKS, Attack, Fell, Tally, attempt
+
+# As many as take some seconds.
+CASES = {"files": 300, "arguments": 60, "faults": 25, "kills": 4, "ranks": 500}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_falls(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    attack = ATTACKS()[name]
+    tally = run(attack, seconds=300.0, seed=1, most=CASES[name])
+    assert tally.fallen == {}
+    assert tally.cases == CASES[name]
+    # Not all cases end alike: an attack that always ends in the same way tries nothing.
+    assert len(tally.outcomes) > 1
+    assert f"| {attack.name}: " in table([attack], [tally])
+
+
+def test_what_falls_is_counted_with_its_case(capsys: pytest.CaptureFixture[str]) -> None:
+    def case(_shared: None, rng: object, _folder: Path) -> str:
+        number = rng.randint(0, 3)  # type: ignore[attr-defined]
+        if number == 0:
+            raise Fell("it fell")
+        if number == 1:
+            raise ZeroDivisionError
+        return "stood"
+
+    attack = Attack("toy", "nothing", lambda _: None, case)
+    tally = run(attack, seconds=60.0, seed=0, most=40)
+    assert tally.cases == 40
+    assert 0 < len(tally.fallen) < 40
+    assert "it fell" in capsys.readouterr().err
+    again = Tally()
+    attempt(attack, None, next(iter(tally.fallen)), 0, again)
+    assert again.fallen  # a case can be repeated
