@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,8 +19,8 @@ def provenance(**more: Any) -> dict[str, Any]:
     """Return machine, versions, date and command line."""
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "command": " ".join(
-            ["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(_without_directory, sys.argv[1:])]
+        "command": shlex.join(
+            ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(_without_directory, sys.argv[1:])]
         ),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),

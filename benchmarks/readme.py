@@ -1,14 +1,23 @@
 """Write the tables of the README and of the documentation from the committed results, each between its two marks.
 
-Run it as ``python -m benchmarks.readme`` after a result has changed. A test fails if a page differs from the results.
+Run it as ``python -m benchmarks.readme`` after a result has changed. With ``--check`` it changes nothing, and fails if a page
+differs from the results, or if a command that a result was made by can no longer be read.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import importlib
+import io
 import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks.across import DEFAULT, ITEMS, KINDS, PEER, REPAIRS, ROWS_OF_HEADS, TEXTS, kind_of, share_right
 from benchmarks.blocks import CHOICES, NEURONS
@@ -378,10 +387,72 @@ def current() -> dict[Path, tuple[str, str]]:
     return pages
 
 
-def main() -> None:
-    for path, (_, text) in current().items():
+def commands_in(result: Any) -> set[str]:
+    """Return the commands that parts of a result were made by."""
+    if isinstance(result, list):
+        return set().union(*map(commands_in, result))
+    if not isinstance(result, dict):
+        return set()
+    own = {result["command"]} if isinstance(result.get("command"), str) else set()
+    return own.union(*map(commands_in, result.values()))
+
+
+def unreadable_commands(results: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the commands that results were made by; `results` has them by name.
+
+    A command is read by the parser of its benchmark, and nothing runs.
+    """
+    wrong = []
+    for name, command in (
+        (name, command) for name, result in results.items() for command in sorted(commands_in(result))
+    ):
+        python, minus_m, module, *arguments = [*shlex.split(command), "", "", ""][: max(3, len(shlex.split(command)))]
+        if (python, minus_m) != ("python", "-m") or not module.startswith("benchmarks."):
+            wrong.append(f"{name}: {command!r} is no command of a benchmark")
+            continue
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+                read_arguments(importlib.import_module(module).main, arguments)
+        except SystemExit:
+            wrong.append(f"{name}: {command}: {said.getvalue().splitlines()[-1]}")
+    return wrong
+
+
+def read_arguments(main: Callable[[], object], arguments: Sequence[str]) -> None:
+    """Let a program read its arguments, and stop it there; SystemExit says that it does not take them."""
+
+    class Read(Exception):  # noqa: N818 -- it ends the program that has read its arguments
+        pass
+
+    def parse(parser: argparse.ArgumentParser, *_: Any) -> argparse.Namespace:
+        parse_args(parser, list(arguments))
+        raise Read
+
+    parse_args = argparse.ArgumentParser.parse_args
+    with mock.patch.object(argparse.ArgumentParser, "parse_args", parse), contextlib.suppress(Read):
+        main()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with status 1 if something differs")
+    pages = current()
+    if parser.parse_args().check:
+        wrong = [
+            f"{path.relative_to(ROOT)} differs from the results"
+            for path, (text, wanted) in pages.items()
+            if text != wanted
+        ]
+        wrong += unreadable_commands(
+            {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+        )
+        print("\n".join(wrong) or "all pages and commands are right")
+        return int(bool(wrong))
+    for path, (_, text) in pages.items():
         write(path, text)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,6 +20,21 @@ def test_every_page_says_what_the_results_say() -> None:
         assert text == wanted, f"{path}: run python -m benchmarks.readme"
 
 
+def test_commands_that_no_parser_takes_are_found() -> None:
+    def result(command: str) -> dict[str, Any]:
+        return {"provenance": {}, "rows": [{"run": {"command": command}}]}
+
+    results = {
+        "good": result("python -m benchmarks.threads --output 'a | b.json'"),
+        "gone": result("python -m benchmarks.threads --never"),
+        "cut": result("python -m benchmarks.threads --output a | b.json"),
+        "other": result("make all"),
+    }
+    wrong = readme.unreadable_commands(results)
+    assert [line.split(":")[0] for line in wrong] == ["gone", "cut", "other"]
+    assert "unrecognized arguments: --never" in wrong[0]
+
+
 def test_the_readme_compares_with_errors() -> None:
     ((label, ours, other, name),) = readme.GAINS
     start, _, repair = ours.rpartition(" | ")

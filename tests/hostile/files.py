@@ -30,7 +30,7 @@ from llmrank.text import read_text
 from tests.hostile.faults import Injector, profiled
 from tests.hostile.harness import SAID, Attack, Fell, refusal
 from tests.llmrank.commands import SHORT
-from tests.llmrank.tiny_models import text, tiny_llama, token_ids, tokenizer
+from tests.llmrank.tiny_models import text, tiny_llama, token_ids, tokenizer, write_vocabulary
 
 __all__ = ["FILES"]
 
@@ -132,6 +132,9 @@ def prepare(folder: Path) -> list[Reader]:
         Reader("items", folder / "items.jsonl", read_items),
         Reader("chats", folder / "chats.jsonl", lambda path: read_text(str(path))),
     ]
+    vocabulary = write_vocabulary(folder / "vocabulary.gguf")
+    command("export", folder / "pruned", "--tokenizer", vocabulary, "--output", folder / "pruned.gguf")
+    readers.append(Reader("GGUF", folder / "pruned.gguf", lambda path: llmrank.load(path, dtype="float32"), finite))
     work = interrupted(folder, given)
     if work is not None:
         expected = load_file(folder / "by block" / "model.safetensors")

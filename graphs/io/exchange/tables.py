@@ -26,7 +26,7 @@ from graphs.reduction.subgraphs import Subgraph
 from graphs.solvers.result import RankResult
 from graphs.structures.layered import LayeredGraph
 
-__all__ = ["write_tables"]
+__all__ = ["as_cell", "write_tables"]
 
 IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
 # Some rows of a table: an array for every column, or a list of text for the column ``name``.
@@ -39,6 +39,8 @@ EDGE_COLUMNS = {"source_layer": "int32", "source": "int64", "target_layer": "int
 
 # UTF-8 cannot encode half of a surrogate pair, and some readers of CSV stop at a null character.
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+# A spreadsheet takes a text that begins so for a formula.
+COMPUTED = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_tables(
@@ -77,8 +79,9 @@ def write_tables(
 
     Notes
     -----
-    CSV holds all digits of floats; Parquet holds weights as float32 if all blocks are float32. The same graph gives the same
-    bytes (for Parquet, with the same version of pyarrow). Memory: the table of nodes, and a part of the table of edges.
+    In CSV an apostrophe stands before a name that a spreadsheet would compute, and floats have all digits. Parquet holds weights
+    as float32 if all blocks are float32. The same graph gives the same bytes (for Parquet, with the same version of pyarrow).
+    Memory: the table of nodes, and a part of the table of edges.
 
     Examples
     --------
@@ -167,7 +170,18 @@ def _write_csv(path: Path, columns: Columns, chunks: Iterable[Rows]) -> None:
 
 def _quoted(text: str) -> str:
     # Some readers of CSV would take a carriage return in an unquoted name for the end of a line.
-    return '"' + text.replace('"', '""') + '"'
+    return '"' + as_cell(text).replace('"', '""') + '"'
+
+
+def as_cell(text: str) -> str:
+    """Return a text for a cell of a table, with an apostrophe before it if a spreadsheet would compute it.
+
+    Examples
+    --------
+    >>> as_cell("=1+1"), as_cell("model.layers.0")
+    ("'=1+1", 'model.layers.0')
+    """
+    return f"'{text}" if text.startswith(COMPUTED) else text
 
 
 def _write_parquet(path: Path, columns: Columns, chunks: Iterable[Rows]) -> None:

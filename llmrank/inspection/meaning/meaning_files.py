@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from graphs.io.exchange.tables import as_cell
 from graphs.io.replacement import replace_file
 from llmrank.inspection.meaning.meanings import Meanings, NeuronMeaning
 
@@ -20,7 +21,8 @@ def write_meanings_csv(meanings: Meanings, path: str | os.PathLike[str]) -> None
     """Write a row for each neuron: its layer and index, its contexts, and the tokens that it promotes and demotes.
 
     Names of columns end with a number: 1 is the strongest context or token, 2 the second strongest. The file is UTF-8, and texts
-    keep their spaces and line breaks. An existing file is replaced on success, and left as it is on failure.
+    keep their spaces and line breaks; an apostrophe stands before one that a spreadsheet would compute. An existing file is
+    replaced on success, and left as it is on failure.
 
     Parameters
     ----------
@@ -41,12 +43,12 @@ def write_meanings_csv(meanings: Meanings, path: str | os.PathLike[str]) -> None
         writer = csv.DictWriter(file, ["layer", "neuron", *(f"{name}_{n}" for n in range(1, k + 1) for name in names)])
         writer.writeheader()
         for layer, neuron, meaning in _rows(meanings):
-            row: dict[str, Any] = {"layer": layer, "neuron": neuron}
+            row: dict[str, Any] = {"layer": as_cell(layer), "neuron": neuron}
             for n, each in enumerate(meaning.contexts, start=1):
                 row[f"activation_{n}"] = f"{each.activation:.6g}"
-                row |= {f"{name}_{n}": text for name, text in asdict(each.context).items()}
+                row |= {f"{name}_{n}": as_cell(text) for name, text in asdict(each.context).items()}
             for side, tokens in (("promoted", meaning.promoted), ("demoted", meaning.demoted)):
-                row |= {f"{side}_{n}": each.token for n, each in enumerate(tokens, start=1)}
+                row |= {f"{side}_{n}": as_cell(each.token) for n, each in enumerate(tokens, start=1)}
             writer.writerow(row)
 
 

@@ -107,7 +107,10 @@ def test_round_trips_are_exact(form: Any, folder: Path, case: Case, data: st.Dat
     graph = LayeredGraph.from_weights(weights, case.inputs, case.activations, names)
     rank = weighted_pagerank(graph) if data.draw(st.booleans()) else None
     nodes, edges = write_tables(graph, folder / "any", rank, form)
-    assert_same(read(nodes), node_columns(graph, None if rank is None else rank.scores))
+    expected = node_columns(graph, None if rank is None else rank.scores)
+    if form == "csv":  # no spreadsheet computes a name
+        expected["name"] = [f"'{name}" if name[:1] in set("=+-@\t\r") else name for name in expected["name"]]
+    assert_same(read(nodes), expected)
     assert_same(read(edges), edge_columns(graph))
     assert form == "csv" or weight_type(edges) == ("float" if narrow else "double")
 

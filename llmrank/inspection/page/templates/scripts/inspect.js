@@ -309,7 +309,11 @@ function listenToCharts() {
 
 // --- download
 
-const quoted = (value) => (/[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
+/** A text as a cell of CSV; an apostrophe stands before one that a spreadsheet would compute. */
+function quoted(value) {
+  const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
+  return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
 
 /** The chosen neurons of some layers as CSV. Scores have nine digits, enough to restore a float32 exactly. */
 function csv(what, layers) {
