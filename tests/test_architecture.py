@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import public_surface
 from tests.house import FACES, circles, edges, imports, modules, path_of, room_of
 
 ROOT = Path(__file__).parents[1]
@@ -142,6 +143,14 @@ def test_public_names_are_listed_and_exist() -> None:
             if odd or not loaded.__doc__ or len(listed) != len(set(listed)):
                 wrong.append(f"{module}: {odd or 'no docstring, or a name twice'}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_public_surface_changes_on_purpose_alone() -> None:
+    """A name, parameter or option that goes breaks somebody's program: CONTRIBUTING.md says how it may."""
+    noted = public_surface.FILE.read_text(encoding="utf-8")
+    assert public_surface.surface() == noted, (
+        "if this is meant, run python -m tests.public_surface, and note it in the changelog"
+    )
 
 
 @pytest.mark.parametrize("package", ["graphs", "llmrank"])
