@@ -52,7 +52,7 @@ from benchmarks.tiny_configs import FIRST_SPECIAL, VARIANTS, tiny_model
 from graphs.errors import GraphError
 from llmrank.errors import LLMRankError
 from llmrank.models import FFNs, find_ffns
-from llmrank.models.families import OTHERS
+from llmrank.models.families import OTHER_TARGETS
 from llmrank.models.finding.heads import find_heads
 from llmrank.models.forward import reached_by_tokens
 
@@ -107,7 +107,7 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def measured(model_type: str) -> dict[str, Any]:
-    """Build, prune, save and load one type, and return its outcome, and that of each of :data:`OTHERS` that it may have."""
+    """Build, prune, save and load one type, and return its outcome, and that of each other target that it may have."""
     try:
         model, before = built(model_type)
     except Exception as error:
@@ -281,7 +281,7 @@ def table(results: dict[str, Any]) -> str:
     """Return the results in markdown: how many types have each outcome, and every type; the JSON has the reasons in full."""
     rows = results["rows"]
     counts = Counter(row["outcome"] for row in rows.values())
-    others = {kind: Counter(row[kind]["outcome"] for row in rows.values() if kind in row) for kind in OTHERS}
+    others = {kind: Counter(row[kind]["outcome"] for row in rows.values() if kind in row) for kind in OTHER_TARGETS}
     versions = results["provenance"]
     variants = len(rows.keys() & VARIANTS.keys())
     models = (
@@ -293,29 +293,29 @@ def table(results: dict[str, Any]) -> str:
             f"{others['experts'].total()} mixtures; and {HEADS:.0%} of the heads; and {BLOCKS} of {DEPTH} blocks."
         ),
         "",
-        f"| outcome | models | {' | '.join(OTHERS)} |",
-        f"| --- |{' ---: |' * (1 + len(OTHERS))}",
+        f"| outcome | models | {' | '.join(OTHER_TARGETS)} |",
+        f"| --- |{' ---: |' * (1 + len(OTHER_TARGETS))}",
         *(
             f"| {outcome} | {' | '.join(str(count[outcome]) for count in (counts, *others.values()))} |"
             for outcome in OUTCOMES
             if any(count[outcome] for count in (counts, *others.values()))
         ),
         "",
-        f"| model type | outcome | {' | '.join(OTHERS)} | FFNs | seconds | reason |",
-        f"| --- | --- |{' --- |' * len(OTHERS)} --- | ---: | --- |",
+        f"| model type | outcome | {' | '.join(OTHER_TARGETS)} | FFNs | seconds | reason |",
+        f"| --- | --- |{' --- |' * len(OTHER_TARGETS)} --- | ---: | --- |",
     ]
     for name in sorted(rows):
         row = rows[name]
         kinds = ", ".join(f"{count} {kind}" for kind, count in row.get("kinds", {}).items())
         reason = shorten(reason_of(row), 240, placeholder=" ...").replace("|", "\\|")
-        outcomes = " | ".join([row["outcome"], *(row.get(kind, {}).get("outcome", "") for kind in OTHERS)])
+        outcomes = " | ".join([row["outcome"], *(row.get(kind, {}).get("outcome", "") for kind in OTHER_TARGETS)])
         lines.append(f"| {name} | {outcomes} | {kinds} | {row['seconds']:.1f} | {reason} |")
     return "\n".join(lines) + "\n"
 
 
 def reason_of(row: dict[str, Any]) -> str:
     """Return why neurons, experts, heads or blocks of a type were not removed so that stock transformers loads it."""
-    found = {kind: row.get(kind, {}).get("reason", "") for kind in OTHERS}
+    found = {kind: row.get(kind, {}).get("reason", "") for kind in OTHER_TARGETS}
     given = row.get("reason", "")
     return "; ".join(
         [*([given] if given else []), *(f"{k}: {why}" for k, why in found.items() if why not in ("", given))]
@@ -326,7 +326,7 @@ def for_the_package(results: dict[str, Any]) -> str:
     """Return the part of the results that ``llmrank families`` prints, as JSON with a line for each type."""
     rows = []
     for name, row in sorted(results["rows"].items()):
-        others = {kind: row.get(kind, {}).get("outcome", "") for kind in OTHERS}
+        others = {kind: row.get(kind, {}).get("outcome", "") for kind in OTHER_TARGETS}
         shown = {"outcome": row["outcome"], **others, "reason": reason_of(row)}
         rows.append(f"  {json.dumps(name)}: {json.dumps(shown)}")
     shares = {"neurons": AMOUNT, "experts": EXPERTS, "heads": HEADS, "blocks": f"{BLOCKS} of {DEPTH}"}

@@ -406,16 +406,20 @@ def unreadable_commands(results: Mapping[str, Any]) -> list[str]:
     for name, command in (
         (name, command) for name, result in results.items() for command in sorted(commands_in(result))
     ):
-        python, minus_m, module, *arguments = [*shlex.split(command), "", "", ""][: max(3, len(shlex.split(command)))]
-        if (python, minus_m) != ("python", "-m") or not module.startswith("benchmarks."):
-            wrong.append(f"{name}: {command!r} is no command of a benchmark")
+        try:
+            python, minus_m, module, *arguments = shlex.split(command)
+            if (python, minus_m) != ("python", "-m") or not module.startswith("benchmarks."):
+                raise ValueError("no command of a benchmark")
+            main = importlib.import_module(module).main
+        except (ValueError, ImportError, AttributeError) as error:
+            wrong.append(f"{name}: {command}: {error}")
             continue
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-                read_arguments(importlib.import_module(module).main, arguments)
+                read_arguments(main, arguments)
         except SystemExit:
-            wrong.append(f"{name}: {command}: {said.getvalue().splitlines()[-1]}")
+            wrong.append(f"{name}: {command}: {said.getvalue().strip().rpartition(chr(10))[2]}")
     return wrong
 
 

@@ -28,7 +28,7 @@ def parameters(function: Any) -> str:
 
 
 def lines(package: ModuleType) -> Iterator[str]:
-    """Yield a line for each public name, and for each public method of a class."""
+    """Yield a line for each public name, and for each public method of a class, its bases' in these packages included."""
     for name in sorted(package.__all__):
         found = getattr(package, name)
         path = f"{package.__name__}.{name}"
@@ -36,12 +36,14 @@ def lines(package: ModuleType) -> Iterator[str]:
             yield path
         elif inspect.isclass(found):
             yield path if issubclass(found, Exception) else f"{path}{parameters(found)}"
-            for method in sorted(vars(found)):
-                if not method.startswith("_"):
-                    function = getattr(found, method, None)
-                    yield f"{path}.{method}{parameters(function) if callable(function) else ''}"
-        else:
+            bases = [base for base in found.__mro__ if base.__module__.startswith(("graphs.", "llmrank."))]
+            for method in sorted({each for base in bases for each in vars(base) if not each.startswith("_")}):
+                function = getattr(found, method, None)
+                yield f"{path}.{method}{parameters(function) if callable(function) else ''}"
+        elif callable(found):
             yield f"{path}{parameters(found)}"
+        else:
+            yield path
 
 
 def options() -> Iterator[str]:
@@ -56,8 +58,9 @@ def options() -> Iterator[str]:
 
 
 def surface() -> str:
-    """Return the surface of both packages, and of the command line."""
-    return "\n".join([*lines(graphs), *lines(llmrank), *options()]) + "\n"
+    """Return the surface of both packages, of what other packages extend, and of the command line."""
+    packages = (graphs, llmrank, llmrank.pipeline, llmrank.prune, llmrank.repair, llmrank.score)
+    return "\n".join([*(line for package in packages for line in lines(package)), *options()]) + "\n"
 
 
 if __name__ == "__main__":

@@ -394,7 +394,7 @@ def gauss_seidel(
     columns, factors = _unsigned(indices), _vector(scale)
     nodes = order.astype(columns.dtype, copy=False)
     rows, constants, shares = _unsigned(indptr), _vector(constant), _vector(back_shares)
-    return _gauss_seidel(rows, columns, data, factors, loops, nodes, shares, gamma, constants, x, x * factors)
+    return _gauss_seidel(rows, columns, data, factors, _vector(loops), nodes, shares, gamma, constants, x, x * factors)
 
 
 def is_acyclic(indptr: Array, indices: Array) -> bool:

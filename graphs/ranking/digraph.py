@@ -82,7 +82,7 @@ def pagerank(
     max_iter : int
         Largest number of steps. A solver that has not converged by then returns its last iterate, with a warning.
     start : RankResult or sequence of arrays, optional
-        First iterate (a warm start), one array for each layer. Uniform by default.
+        First iterate (a warm start), one array for each layer. Uniform by default. "sweep" and "lu" do not need it.
     callback : callable, optional
         Called with a :class:`graphs.solvers.SolverProgress` after every step; the solver stops if it returns True.
     keep : KeepHighest, optional

@@ -279,16 +279,6 @@ class DigraphProblem:
         matrix.data /= strength[matrix.indices]
         return matrix.tocsc()
 
-    def dense_matrix(self) -> FloatArray:
-        """Build P as one dense matrix, (nodes, nodes) float64."""
-        offsets, matrix = self.digraph.offsets, np.zeros((self.digraph.n_nodes,) * 2)
-        for transition, scale in zip(self._transitions, read([t.scale for t in self._transitions]), strict=True):
-            edges = transition.edges
-            block = edges.block.to_csr().toarray()
-            target, source = (slice(offsets[k], offsets[k + 1]) for k in (edges.target, edges.source))
-            matrix[target, source] += (block.T if edges.transposed else block) * scale
-        return matrix
-
     # --- construction
 
     def _make_transitions(self, products: int) -> list[_BlockTransition]:

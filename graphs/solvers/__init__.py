@@ -10,7 +10,7 @@ name                       class                       convergence
 ``aitken``, ``quadratic``  :class:`Extrapolation`      power iteration without its one or two slowest modes
 ``anderson``               :class:`AndersonMixing`     like a Krylov method, also for equations that are not linear
 ``gmres``, ``bicgstab``    :class:`Krylov`             few steps where few modes are slow
-``lu``                     :class:`SparseLU`           direct; for checks
+``lu``                     :class:`SparseLU`           direct; for few nodes, and for checks
 ========================== =========================== =========================================================================
 
 gamma is the damping, k the number of steps, and L the number of blocks of a layered graph. A mode is a part of the error that

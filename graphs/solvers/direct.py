@@ -17,7 +17,7 @@ from graphs.solvers.problem import LinearProblem, Solver, SolverStep, check_line
 
 __all__ = ["NAMES", "SparseLU"]
 
-# A dense factorisation of a graph with at most this many nodes takes no longer than iterating (benchmarks/LOG.md).
+# Up to so many nodes a dense factorisation took less time than iterating (nine edges a node; benchmarks/LOG.md).
 FEW_NODES = 128
 
 
@@ -25,8 +25,8 @@ FEW_NODES = 128
 class SparseLU:
     """A solver that factorises I - gamma P, and solves for all teleport vectors v at once.
 
-    P is the transition matrix, and gamma the damping. For up to 128 nodes the matrix is dense, and nothing is faster. For more it
-    is sparse; that is for checks, not for speed.
+    P is the transition matrix, and gamma the damping. For up to 128 nodes the matrix is dense, which is faster than iterating.
+    For more it is sparse; that is for checks, not for speed. The first iterate does not matter.
 
     Parameters
     ----------
@@ -49,15 +49,15 @@ class SparseLU:
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
         """Factorise, solve, and apply F once to the solution, for the residual and the error bounds."""
-        teleport = problem.stack(problem.teleport)
+        matrix, teleport = problem.matrix(), problem.stack(problem.teleport)
         if len(teleport) <= FEW_NODES:
-            system = np.eye(len(teleport)) - problem.gamma * problem.dense_matrix()
             # numpy's solve starts threads from 100 nodes on, which wait for a core for up to 80 ms where others compute.
-            *_, solution, _ = lapack.dgesv(system, teleport)
+            *_, solution, info = lapack.dgesv(np.eye(len(teleport)) - problem.gamma * matrix.toarray(), teleport)
+            if info != 0:
+                raise GraphError(f"gamma={problem.gamma!r} is too near to 1 for a factorisation; use solver='power'")
         else:
-            matrix = problem.matrix()
-            equations = sparse.csc_array(sparse.eye_array(matrix.shape[0], format="csc") - problem.gamma * matrix)
-            solution = linalg.splu(equations).solve(np.ascontiguousarray(teleport))
+            system = sparse.csc_array(sparse.eye_array(matrix.shape[0], format="csc") - problem.gamma * matrix)
+            solution = linalg.splu(system).solve(np.ascontiguousarray(teleport))
         # P loses the scores of dangling nodes, which ought to teleport. That only scales the solution, so its sum corrects it.
         solution = solution.clip(0.0)  # rounding may take scores below zero
         solved = problem.split(solution / solution.sum(axis=0))

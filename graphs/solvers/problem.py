@@ -147,9 +147,6 @@ class LinearProblem(Problem, Protocol):
     def matrix(self) -> sparse.csc_array:
         """Build P as one matrix."""
 
-    def dense_matrix(self) -> FloatArray:
-        """Build P as one dense matrix, of a graph with few nodes."""
-
 
 @dataclass(frozen=True)
 class SolverStep:

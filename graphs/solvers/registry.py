@@ -60,7 +60,7 @@ def automatic_solver(problem: Problem) -> tuple[Solver, str]:
     if problem.acyclic:
         return LayerSweep(), "no edge leads back, so one pass in layer order is exact"
     if problem.has_few_nodes:
-        return SparseLU(), "edges lead back, and there are few nodes: a dense factorisation"
+        return SparseLU(), "there are few nodes: a dense factorisation"
     if not problem.sweepable:
         reason = "sweeps need the edges within each layer in one scipy CSR block that is not transposed"
     elif problem.sweeps_fast:

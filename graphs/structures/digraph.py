@@ -192,6 +192,8 @@ class BlockDigraph:
 
         In a block with a share, the out-edges of every source are scaled so that they sum to the share.
         """
+        if len(self.edge_blocks) == len(self.layer_sizes) == 1 and self.edge_blocks[0].share is None:
+            return self.edge_blocks[0].csr().copy()
         offsets = self.offsets
         rows, columns, values = [], [], []
         for edges in self.edge_blocks:

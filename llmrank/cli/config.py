@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmrank.documents import read_document
+from llmrank.bounded_files import read_bounded
 from llmrank.errors import OptionError, did_you_mean
 
 if sys.version_info >= (3, 11):
@@ -23,16 +23,19 @@ __all__ = ["CommandParser"]
 # Options that are no settings of a result: they say where the result goes or what is printed, or which code of other people may
 # run. They are not written to a report, nor read from one, because a report may come with the checkpoint of a stranger.
 NOT_SETTINGS = {
+    "checkpoints",
     "config",
     "debug",
     "help",
     "json",
+    "offload_folder",
     "output",
     "private",
     "push_to_hub",
     "quiet",
     "resume",
     "task_dir",
+    "track",
     "trust_remote_code",
     "verbose",
 }
@@ -152,7 +155,7 @@ def option_name(action: argparse.Action) -> str:
 def _read(path: Path, command: str) -> dict[str, Any]:
     """Read settings from a TOML file, or from the ``config`` of a report in JSON. Settings that are null are left out."""
     try:
-        text = read_document(path)
+        text = read_bounded(path)
         content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise OptionError(

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmrank.documents import read_document
+from llmrank.bounded_files import read_bounded
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.greedy_decoding import writes
@@ -153,7 +153,7 @@ def read_items(source: str | os.PathLike[str] = BUILT_IN) -> tuple[Item, ...]:
     file = BUILT_IN_FILE if source == BUILT_IN else Path(source)
     form = f"expected a JSON object with the texts {', '.join(Item.__dataclass_fields__)}, none of them empty"
     try:
-        lines = read_document(file, "utf-8-sig").split("\n")
+        lines = read_bounded(file, "utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(
             f"cannot read items from {file} ({error}); pass a file of JSON lines in UTF-8, or {BUILT_IN!r}"

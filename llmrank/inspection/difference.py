@@ -20,7 +20,7 @@ from graphs import GraphError
 from graphs.analysis.measures import rank_correlation
 from graphs.io.tensor_files import read_tensors
 from graphs.linalg.blocks import FloatArray
-from llmrank.documents import read_document
+from llmrank.bounded_files import read_bounded
 from llmrank.errors import CheckpointError, OptionError
 from llmrank.execution.json_files import read_json
 from llmrank.pipeline.ranking import SCORES, SETTINGS
@@ -196,7 +196,7 @@ def _read_ranking(place: Path) -> Run:
 
 def _read_json(path: Path, place: Path) -> dict[str, Any]:
     try:
-        content = json.loads(read_document(path))
+        content = json.loads(read_bounded(path))
     except OSError as error:
         raise CheckpointError(
             f"{place} has no report ({error.strerror}); expected a directory that llmrank prune or llmrank rank has written, or "

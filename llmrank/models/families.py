@@ -13,7 +13,7 @@ from torch import nn
 
 __all__ = [
     "BIAS_ATTRIBUTES",
-    "OTHERS",
+    "OTHER_TARGETS",
     "WIDTH_ATTRIBUTES",
     "MeasuredFamilies",
     "bias_attribute",
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 # What else is removed from the tiny models than neurons, each from a model of its own.
-OTHERS = ("experts", "heads", "blocks")
+OTHER_TARGETS = ("experts", "heads", "blocks")
 # Configuration attributes that say whether the maps of the FFNs have biases.
 BIAS_ATTRIBUTES = ("mlp_bias",)
 # Configuration attributes that hold the number of hidden neurons.

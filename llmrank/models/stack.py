@@ -149,7 +149,8 @@ class Stack:
         either = sorted(cut.keys() & numbered.keys())
         for depth, *chosen in product(dict.fromkeys(("num_hidden_layers", *depths)), *[(cut, numbered)] * len(either)):
             lists = {name: source[name] for name, source in zip(either, chosen, strict=True)}
-            yield {**numbered, **cut, **lists, depth: len(kept)}
+            # The depth comes first: settings by number are checked against it where they are set.
+            yield {depth: len(kept), **numbered, **cut, **lists}
 
     def _numbers(self, fields: dict[str, Any], kept: Sequence[int]) -> Iterator[tuple[nn.Module, str, Any]]:
         """Yield (module, attribute, value) for what depends on the depth, or on the position of a block that is kept.

@@ -17,6 +17,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from llmrank.bounded_files import read_bounded
 from llmrank.errors import CheckpointError, is_out_of_memory
 from llmrank.execution.free_memory import bytes_of, free_memory
 from llmrank.models import FFNs, find_ffns
@@ -140,7 +141,7 @@ def read_report(directory: Path) -> dict[str, Any]:
     """
     path = directory / REPORT_FILE
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        return dict(json.loads(read_bounded(path))) if path.is_file() else {}
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete it, or restore it") from error
 

@@ -15,7 +15,7 @@ from benchmarks.families import MODEL_TYPES, RESULTS, difference, main, measured
 from benchmarks.hand_masks import Reader, experts_silenced, neurons_set_to_zero
 from benchmarks.tiny_configs import FFN, layers_of_every_kind, tiny_config, tiny_model
 from llmrank import Masks
-from llmrank.models.families import OTHERS
+from llmrank.models.families import OTHER_TARGETS
 
 # Types of which something was once found or named wrongly.
 OUTCOMES = {
@@ -150,7 +150,7 @@ def test_a_tiny_model_has_seeded_weights_and_small_sizes() -> None:
 
 def test_the_page_has_the_counts_of_the_results() -> None:
     lines = (RESULTS / "families.md").read_text(encoding="utf-8").splitlines()
-    pipes = 3 + len(OTHERS)
+    pipes = 3 + len(OTHER_TARGETS)
     counts = [line.split("|")[2:] for line in lines if line.count("|") == pipes][2:]
     page = (RESULTS.parents[1] / "docs/results/families.md").read_text(encoding="utf-8").splitlines()
     assert len(counts) > 2

@@ -29,9 +29,11 @@ def test_commands_that_no_parser_takes_are_found() -> None:
         "gone": result("python -m benchmarks.threads --never"),
         "cut": result("python -m benchmarks.threads --output a | b.json"),
         "other": result("make all"),
+        "no more": result("python -m benchmarks.nothing"),
+        "open": result("python -m benchmarks.threads --output 'a"),
     }
     wrong = readme.unreadable_commands(results)
-    assert [line.split(":")[0] for line in wrong] == ["gone", "cut", "other"]
+    assert [line.split(":")[0] for line in wrong] == ["gone", "cut", "other", "no more", "open"]
     assert "unrecognized arguments: --never" in wrong[0]
 
 

@@ -1,6 +1,6 @@
 """Attack for some minutes, and print a table of what was tried and what fell.
 
-``python -m tests.hostile --minutes 60`` spends as long on each attack. ``--only files --case 17`` repeats a case.
+``python -m tests.hostile --minutes 60`` divides an hour among the attacks. ``--only files --case 17`` repeats a case.
 """
 
 from __future__ import annotations

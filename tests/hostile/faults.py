@@ -58,7 +58,7 @@ class Injector:
         self.calls += 1
         if self.calls == self._at:
             sys.setprofile(None)
-            raise self._error(f"injected at {frame.f_code.co_qualname} ({Path(frame.f_code.co_filename).name})")
+            raise self._error(f"injected at {frame.f_code.co_name} ({Path(frame.f_code.co_filename).name})")
 
     @staticmethod
     def _restores(frame: FrameType | None) -> bool:
@@ -116,18 +116,17 @@ def case(shared: Shared, rng: random.Random, _folder: Path) -> str:
     torch.manual_seed(0)
     snapshot, injector = Snapshot(model), Injector(rng.randint(1, calls), error)
     what = f"{name}, {SETTINGS[number]}"
+    ended = "as before"
     try:
         with profiled(injector):
-            prune(model, SETTINGS[number])
+            pruned = prune(model, SETTINGS[number])
     except BaseException as raised:
         if "injected" not in str(raised) and "injected" not in str(raised.__cause__ or raised.__context__):
             raise
         said = str(raised)
     else:
-        said = "nothing: the error was answered"
-        if injector.calls < injector._at:
-            return "ended before"
-        return said
+        pruned.undo()
+        said, ended = "the run answered the error, or ended before it, and was undone", "as before, after undo"
     try:
         snapshot.assert_restored()
     except AssertionError as changed:
@@ -138,7 +137,7 @@ def case(shared: Shared, rng: random.Random, _folder: Path) -> str:
         snapshot.assert_restored()
     except AssertionError as changed:
         raise Fell(f"{what}: {said}: a later undo did not restore the model: {changed}") from changed
-    return "as before"
+    return ended
 
 
 FAULTS = Attack("faults", "errors inside of pruning, repair and surgery", lambda _: Shared(), case)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -78,7 +79,7 @@ def command(*arguments: Any) -> None:
         raise Fell(f"status {status}: {said.getvalue()[-2000:]}")
 
 
-def finite(loaded: Any) -> bool:
+def computes(loaded: Any) -> bool:
     """Whether a model that was loaded computes; its numbers may be others, because a checkpoint has no checksums."""
     with torch.no_grad():
         return bool(loaded.model(input_ids=token_ids(1, 8)).logits.shape == (1, 8, 64))
@@ -117,16 +118,31 @@ def prepare(folder: Path) -> list[Reader]:
     def same_masks(found: Any) -> bool:
         return all(torch.equal(found[name], mask) for name, mask in masks.items()) and found.keys() == masks.keys()
 
+    def same_graph(found: LayeredGraph) -> bool:
+        return (found.to_scipy() != graph.to_scipy()).nnz == 0 and all(
+            map(np.array_equal, found.activations, graph.activations)
+        )
+
+    statistics = Ranking.load(folder / "ranking").statistics
+
+    def same_ranking(found: Ranking) -> bool:
+        return repr(found.statistics) == repr(statistics)
+
     readers = [
-        Reader("checkpoint", folder / "pruned", lambda path: llmrank.load(path, dtype="float32"), finite),
+        Reader("checkpoint", folder / "pruned", lambda path: llmrank.load(path, dtype="float32"), computes),
         Reader(
-            "checkpoint of several widths", folder / "uneven", lambda path: llmrank.load(path, dtype="float32"), finite
+            "checkpoint of several widths",
+            folder / "uneven",
+            lambda path: llmrank.load(path, dtype="float32"),
+            computes,
         ),
         Reader("masks", folder / "pruned" / "masks.safetensors", llmrank.Masks.load, same_masks),
-        Reader("ranking", folder / "ranking", Ranking.load),
+        Reader("ranking", folder / "ranking", Ranking.load, same_ranking),
         Reader("sweep", folder / "sweep", lambda path: SweepResult.load(path).table()),
-        Reader("graph", folder / "graph.safetensors", load_graph, lambda found: found.layer_sizes == graph.layer_sizes),
-        Reader("rank", folder / "rank.safetensors", load_rank, lambda found: len(found.scores) == len(rank.scores)),
+        Reader("graph", folder / "graph.safetensors", load_graph, same_graph),
+        Reader(
+            "rank", folder / "rank.safetensors", load_rank, lambda found: np.array_equal(found.stacked, rank.stacked)
+        ),
         Reader("predictions", folder / "seen.safetensors", Predictions.read),
         Reader("report of a run", folder / "pruned", read_run),
         Reader("items", folder / "items.jsonl", read_items),
@@ -134,26 +150,25 @@ def prepare(folder: Path) -> list[Reader]:
     ]
     vocabulary = write_vocabulary(folder / "vocabulary.gguf")
     command("export", folder / "pruned", "--tokenizer", vocabulary, "--output", folder / "pruned.gguf")
-    readers.append(Reader("GGUF", folder / "pruned.gguf", lambda path: llmrank.load(path, dtype="float32"), finite))
+    readers.append(Reader("GGUF", folder / "pruned.gguf", lambda path: llmrank.load(path, dtype="float32"), computes))
     work = interrupted(folder, given)
-    if work is not None:
-        expected = load_file(folder / "by block" / "model.safetensors")
+    expected = load_file(folder / "by block" / "model.safetensors")
 
-        def resume(path: Path) -> Any:
-            output = path.parent / "resumed"
-            moved = path.parent / f"{output.name}{work.name.removeprefix('stopped')}"
-            shutil.move(path, moved)
-            command("prune", *given, "--low-memory", "--resume", "--output", output)
-            return load_file(output / "model.safetensors")
+    def resume(path: Path) -> Any:
+        output = path.parent / "resumed"
+        moved = path.parent / f"{output.name}{work.name.removeprefix('stopped')}"
+        shutil.move(path, moved)
+        command("prune", *given, "--low-memory", "--resume", "--output", output)
+        return load_file(output / "model.safetensors")
 
-        def same_weights(found: Any) -> bool:
-            return all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    def same_weights(found: Any) -> bool:
+        return all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
-        readers.append(Reader("work directory", work, resume, same_weights))
+    readers.append(Reader("work directory", work, resume, same_weights))
     return readers
 
 
-def interrupted(folder: Path, given: list[Any]) -> Path | None:
+def interrupted(folder: Path, given: list[Any]) -> Path:
     """Return the work directory of a run with little memory that was interrupted in its repair."""
     counter = Injector()
     with profiled(counter):
@@ -161,26 +176,14 @@ def interrupted(folder: Path, given: list[Any]) -> Path | None:
     before = set(folder.iterdir())
     with profiled(Injector(int(0.8 * counter.calls), OSError)):
         quiet("prune", *given, "--low-memory", "--output", folder / "stopped")
-    left = [path for path in set(folder.iterdir()) - before if path.is_dir()]
-    return left[0] if len(left) == 1 else None
+    (work,) = (path for path in set(folder.iterdir()) - before if path.is_dir())
+    return work
 
 
 def damage(path: Path, rng: random.Random) -> str:
     """Damage one file, and return how."""
     data = bytearray(path.read_bytes())
-    ways: list[str] = [
-        "cut",
-        "flip",
-        "zeros",
-        "longer",
-        "empty",
-        "random",
-        "header",
-        "numbers",
-        "gone",
-        "directory",
-        "swap",
-    ]
+    ways = ["cut", "flip", "zeros", "longer", "empty", "random", "header", "numbers", "gone", "directory", "swap"]
     way = rng.choice(ways)
     place = rng.randrange(len(data) + 1)
     if way == "cut":
@@ -238,7 +241,7 @@ def case(readers: list[Reader], rng: random.Random, folder: Path) -> str:
         return refusal(error)
     except Fell as fell:
         raise Fell(f"{what}: {fell}") from fell
-    except BaseException as error:
+    except Exception as error:
         raise Fell(f"{what}: {type(error).__name__}: {error}") from error
     if not reader.sound(found):
         raise Fell(f"{what}: what was read is not what was written")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import random
-import resource
 import shutil
 import signal
 import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -83,6 +82,21 @@ def refusal(error: BaseException) -> str:
     return f"refused ({type(error).__name__})"
 
 
+def forget_peak() -> None:
+    """Let :func:`peak_mebibytes` begin anew, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_mebibytes() -> float:
+    """Return the most memory that the process has held since then; 0 where the system does not say."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
 @contextmanager
 def _within(seconds: int) -> Iterator[None]:
     def ring(*_: Any) -> None:
@@ -101,21 +115,23 @@ def attempt(attack: Attack, shared: Any, number: int, seed: int, tally: Tally) -
     """Carry out the case of a number, and enter it in the tally. The same seed and number give the same case."""
     rng = random.Random(f"{attack.name} {seed} {number}")
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
-    begun, peak = perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gc.collect(0)
+    forget_peak()
+    begun, before = perf_counter(), peak_mebibytes()
     try:
         with _within(SECONDS):
-            tally.outcomes[attack.case(shared, rng, folder)] += 1
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
+            outcome = attack.case(shared, rng, folder)
+        grown = peak_mebibytes() - before
         tally.mebibytes = max(tally.mebibytes, grown)
         if grown > MEBIBYTES:
             raise Fell(f"the case took {grown:.0f} MiB more memory")
+        tally.outcomes[outcome] += 1
     except KeyboardInterrupt:
         raise
     except BaseException:
         tally.fallen[number] = traceback.format_exc()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        gc.collect(0)
     taken = perf_counter() - begun
     tally.seconds += taken
     tally.longest = max(tally.longest, taken)

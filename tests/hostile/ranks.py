@@ -23,6 +23,8 @@ ANY_GRAPH = ("auto", "power", "aitken", "quadratic", "anderson", "gmres", "bicgs
 SWEEPS = ("gauss-seidel", "gauss-seidel-quadratic")
 # Weights near the limits of float32 and far beyond, and those of ordinary graphs.
 SPREADS = (0.0, 1.0, 5.0, 70.0)
+# Of a distribution. A larger allowance would hide an error.
+MOST_ROUNDOFF = 0.01
 # Steps; those of the solvers that restart are cycles of many products.
 MAX_ITER, MAX_CYCLES = 20_000, 100
 
@@ -101,7 +103,9 @@ def case(_shared: None, rng: random.Random, _folder: Path) -> str:
     scores = np.concatenate(found.scores).astype(np.float64)
     error = float(np.abs(scores - expected).sum(axis=0).max())
     # Round-off of sums in this precision, which the equation multiplies by at most 1 / (1 - gamma); LU has as much.
-    roundoff = 50.0 * blocks.n_nodes * float(np.finfo(dtype).eps) / (1.0 - gamma)
+    roundoff = 8.0 * (blocks.n_nodes + 8) * float(np.finfo(dtype).eps) / (1.0 - gamma)
+    if roundoff > MOST_ROUNDOFF:
+        return "not judged: the precision is too low for this gamma"
     bound = float(found.error_bound)
     if not np.isfinite(scores).all() or bool((scores < 0.0).any()) or abs(scores.sum(axis=0) - 1.0).max() > roundoff:
         raise Fell(f"{solver} on {kind}: the scores are no distribution")
@@ -109,8 +113,6 @@ def case(_shared: None, rng: random.Random, _folder: Path) -> str:
         raise Fell(
             f"{solver}, {dtype}, {kind} of {blocks.n_nodes} nodes, gamma {gamma}: error {error:.2e}, bound {bound:.2e}"
         )
-    if not found.converged and solver not in ("aitken", "anderson", "gmres", "bicgstab", "quadratic", *SWEEPS):
-        return f"{solver}: not converged"
     return "within the bound" if found.converged else "not converged, within the bound"
 
 

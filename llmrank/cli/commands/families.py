@@ -12,7 +12,7 @@ from rich.table import Table
 from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
-from llmrank.models.families import OTHERS, measured_families
+from llmrank.models.families import OTHER_TARGETS, measured_families
 
 __all__ = ["add_families_options", "run_families"]
 
@@ -36,7 +36,11 @@ def run_families(options: argparse.Namespace, terminal: Terminal) -> CommandResu
     """Run ``llmrank families``."""
     measured = measured_families()
     pattern = options.pattern or "*"
-    rows = {name: row for name, row in measured.rows.items() if pattern in name or fnmatch(name, pattern)}
+    # The name of a type is also a part of the names of others.
+    matching = (
+        [pattern] if pattern in measured.rows else [n for n in measured.rows if pattern in n or fnmatch(n, pattern)]
+    )
+    rows = {name: measured.rows[name] for name in matching}
     if not rows:
         raise OptionError(f"no model type matches {pattern!r}; `llmrank families` lists all {len(measured.rows)}")
     terminal.say(
@@ -44,7 +48,7 @@ def run_families(options: argparse.Namespace, terminal: Terminal) -> CommandResu
         f"{measured.neuron_share:.0%} of their neurons, {measured.expert_share:.0%} of their experts, "
         f"{measured.head_share:.0%} of their heads, or {measured.blocks} blocks were removed:"
     )
-    counts = [Counter(row[kind] for row in rows.values()) for kind in ("outcome", *OTHERS)]
+    counts = [Counter(row[kind] for row in rows.values()) for kind in ("outcome", *OTHER_TARGETS)]
     summary = Table(box=SIMPLE_HEAD)
     for heading, justify in (
         ("models", "right"),
@@ -61,15 +65,14 @@ def run_families(options: argparse.Namespace, terminal: Terminal) -> CommandResu
             summary.add_row(*map(str, found), outcome, MEANINGS.get(outcome, ""))
     terminal.print(summary)
     table = Table(box=SIMPLE_HEAD)
-    for heading in ("model type", "outcome", *OTHERS):
+    for heading in ("model type", "outcome", *OTHER_TARGETS):
         table.add_column(heading)
     for name, row in rows.items():
-        table.add_row(name, row["outcome"], *(row[kind] for kind in OTHERS))
+        table.add_row(name, row["outcome"], *(row[kind] for kind in OTHER_TARGETS))
     terminal.print(table)
-    if len(rows) == 1:
-        for row in rows.values():
-            terminal.say(row["reason"])
-    else:
+    if len(rows) > 1:
         terminal.say("With the name of one type, the command says why something is not stock.")
+    elif reason := rows[matching[0]]["reason"]:
+        terminal.say(reason)
     terminal.say("Other models work too if their FFNs are found by their shapes.")
     return CommandResult({"transformers": measured.transformers, "families": rows})

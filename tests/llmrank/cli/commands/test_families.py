@@ -22,6 +22,8 @@ def test_families_lists_what_was_measured(capsys: Any) -> None:
     assert "qwen2 " not in shown
     assert run("families", "mamba2") == 0
     assert "found no feed-forward network in Mamba2ForCausalLM" in " ".join(capsys.readouterr().out.split())
+    assert run("families", "gpt_neo") == 0  # not gpt_neox
+    assert "blocks: the blocks of GPTNeoForCausalLM" in " ".join(capsys.readouterr().out.split())
     assert "no model type matches 'perceptron'" in refused(capsys, "families", "perceptron")
 
 
