@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = [
     *("graphs.errors", "graphs.checks", "graphs.linalg", "graphs.solvers", "graphs.structures", "graphs.ranking"),
     *("graphs.analysis", "graphs.reduction", "graphs.io", "graphs.draw", "graphs"),
-    *("llmrank.errors", "llmrank.cache", "llmrank.named_classes", "llmrank.progress"),
+    *("llmrank.errors", "llmrank.bounded_files", "llmrank.cache", "llmrank.named_classes", "llmrank.progress"),
     *("llmrank.models", "llmrank.text", "llmrank.execution"),
     *(
         "llmrank.calibration",

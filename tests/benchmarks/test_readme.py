@@ -25,12 +25,12 @@ def test_commands_that_no_parser_takes_are_found() -> None:
         return {"provenance": {}, "rows": [{"run": {"command": command}}]}
 
     results = {
-        "good": result("python -m benchmarks.threads --output 'a | b.json'"),
-        "gone": result("python -m benchmarks.threads --never"),
-        "cut": result("python -m benchmarks.threads --output a | b.json"),
+        "good": result("python -m benchmarks.speed --output 'a | b.json'"),
+        "gone": result("python -m benchmarks.speed --never"),
+        "cut": result("python -m benchmarks.speed --output a | b.json"),
         "other": result("make all"),
         "no more": result("python -m benchmarks.nothing"),
-        "open": result("python -m benchmarks.threads --output 'a"),
+        "open": result("python -m benchmarks.speed --output 'a"),
     }
     wrong = readme.unreadable_commands(results)
     assert [line.split(":")[0] for line in wrong] == ["gone", "cut", "other", "no more", "open"]

@@ -390,9 +390,7 @@ def test_a_dag_with_shuffled_labels_and_self_loops_is_swept(seed: int, backend: 
     ends = np.argwhere(matrix - np.diag(np.diag(matrix)))
     if len(ends):
         matrix[ends[0][1], ends[0][0]] = 1.0
-        assert pagerank(sparse.csr_array(matrix), 0.9, teleport, backend=backend).solver_reason.startswith(
-            "edges lead back"
-        )
+        assert pagerank(sparse.csr_array(matrix), 0.9, teleport, backend=backend).solver == "lu"
         with pytest.raises(GraphError, match="edges lead back"):
             pagerank(sparse.csr_array(matrix), solver="sweep", backend=backend)
 
