@@ -174,7 +174,16 @@ def _quoted(text: str) -> str:
 
 
 def as_cell(text: str) -> str:
-    """Return a text for a cell of a table, with an apostrophe before it if a spreadsheet would compute it.
+    """Put an apostrophe before a text that a spreadsheet would compute.
+
+    Parameters
+    ----------
+    text : str
+        For a cell of a table.
+
+    Returns
+    -------
+    str
 
     Examples
     --------
