@@ -16,6 +16,7 @@ from time import perf_counter
 if __name__ == "__main__":  # read when the library is imported; nobody need be asked for made-up names
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from benchmarks.provenance import provenance
 from tests.hostile.harness import ATTACKS, Attack, Tally, attempt
 
 
@@ -61,7 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds, first = 60.0 * options.minutes / len(chosen), options.case or 0
     most = None if options.case is None else 1
     tallies = [run(attack, seconds, options.seed, first, most) for attack in chosen]
-    shown = table(chosen, tallies)
+    made_by = provenance()
+    versions = ", ".join(f"{name} {made_by[name]}" for name in ("llmrank", "python", "torch", "transformers", "scipy"))
+    machine = f"{made_by['date']}, {made_by['cpu']}, {made_by['cores']} cores; {versions}."
+    head = f"{options.minutes:g} minutes, seed {options.seed}, {machine}"
+    shown = f"{head}\n\n{table(chosen, tallies)}"
     print(shown)
     if options.output is not None:
         options.output.write_text(shown + "\n", encoding="utf-8")
