@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import os
 import random
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +12,7 @@ import torch
 
 import llmrank
 from llmrank import cli
-from tests.hostile.harness import Attack, Fell
+from tests.hostile.harness import Attack, Fell, run_command
 from tests.llmrank.commands import SHORT
 from tests.llmrank.tiny_models import text, tiny_llama, tokenizer
 
@@ -67,7 +64,7 @@ def prepare(folder: Path) -> Shared:
     corpus.write_text(text(400), encoding="utf-8")
     given = [str(model), "--calibration", str(corpus), *SHORT]
     for name in ("prune", "rank"):
-        assert run([name, *given, "--output", str(folder / name)])[0] == 0
+        assert run_command(name, *given, "--output", folder / name)[0] == 0
     pruned, short = str(folder / "prune"), ["--text", str(corpus), "--tokens", "64", "--sequence-length", "16"]
     good = {
         "prune": given,
@@ -102,18 +99,6 @@ def prepare(folder: Path) -> Shared:
     return Shared(good, options)
 
 
-def run(arguments: list[str]) -> tuple[int, str]:
-    """Run a command in this process; return its status and what it says on standard error."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            status = cli.main(arguments)
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-    return status, said.getvalue()
-
-
 def case(shared: Shared, rng: random.Random, folder: Path) -> str:
     """Give a command one or two bad values."""
     command = rng.choice(COMMANDS)
@@ -135,7 +120,7 @@ def case(shared: Shared, rng: random.Random, folder: Path) -> str:
     here = Path.cwd()
     os.chdir(folder)
     try:
-        status, said = run(arguments)
+        status, said = run_command(*arguments)
     finally:
         os.chdir(here)
     shown = " ".join(map(repr, arguments))[:1500]

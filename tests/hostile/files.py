@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import random
 import shutil
@@ -20,7 +18,6 @@ from safetensors.torch import load_file
 
 import llmrank
 from graphs import LayeredGraph, load_graph, load_rank, pagerank, save_graph, save_rank
-from llmrank import cli
 from llmrank.evaluation.items import read_items
 from llmrank.experiments.sweep_result import SweepResult
 from llmrank.healing import Predictions
@@ -29,7 +26,7 @@ from llmrank.pipeline.ranking import Ranking
 from llmrank.prune import GlobalPruner
 from llmrank.text import read_text
 from tests.hostile.faults import Injector, profiled
-from tests.hostile.harness import SAID, Attack, Fell, refusal
+from tests.hostile.harness import SAID, Attack, Fell, refusal, run_command
 from tests.llmrank.commands import SHORT
 from tests.llmrank.tiny_models import text, tiny_llama, token_ids, tokenizer, write_vocabulary
 
@@ -59,24 +56,13 @@ class Reader:
     sound: Callable[[Any], bool] = lambda _: True
 
 
-def quiet(*arguments: Any) -> int:
-    """Run a command in this process without its output, and return its exit status."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return cli.main([str(each) for each in arguments])
-
-
 def command(*arguments: Any) -> None:
     """Run a command; raise an OSError with what it says if it refuses, and Fell if it ends otherwise."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-        try:
-            status = cli.main([str(each) for each in arguments])
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-    if status == 2 and "Traceback" not in said.getvalue():
-        raise OSError(said.getvalue())
+    status, said = run_command(*arguments)
+    if status == 2 and "Traceback" not in said:
+        raise OSError(said)
     if status != 0:
-        raise Fell(f"status {status}: {said.getvalue()[-2000:]}")
+        raise Fell(f"status {status}: {said[-2000:]}")
 
 
 def computes(loaded: Any) -> bool:
@@ -172,10 +158,10 @@ def interrupted(folder: Path, given: list[Any]) -> Path:
     """Return the work directory of a run with little memory that was interrupted in its repair."""
     counter = Injector()
     with profiled(counter):
-        assert quiet("prune", *given, "--low-memory", "--output", folder / "by block") == 0
+        command("prune", *given, "--low-memory", "--output", folder / "by block")
     before = set(folder.iterdir())
     with profiled(Injector(int(0.8 * counter.calls), OSError)):
-        quiet("prune", *given, "--low-memory", "--output", folder / "stopped")
+        run_command("prune", *given, "--low-memory", "--output", folder / "stopped")
     (work,) = (path for path in set(folder.iterdir()) - before if path.is_dir())
     return work
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import gc
+import io
 import random
 import shutil
 import signal
 import tempfile
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from graphs.errors import GraphError
+from llmrank import cli
 from llmrank.errors import LLMRankError
 
-__all__ = ["ATTACKS", "Attack", "Fell", "Tally", "attempt", "refusal"]
+__all__ = ["ATTACKS", "Attack", "Fell", "Tally", "attempt", "refusal", "run_command"]
 
 # A case that takes longer hangs.
 SECONDS = 60
@@ -95,6 +98,18 @@ def peak_mebibytes() -> float:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
     return 0.0
+
+
+def run_command(*arguments: Any) -> tuple[int, str]:
+    """Run a command in this process; return its status and what it says on standard error."""
+    said = io.StringIO()
+    with redirect_stdout(io.StringIO()), redirect_stderr(said), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            status = cli.main([str(each) for each in arguments])
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+    return status, said.getvalue()
 
 
 @contextmanager
