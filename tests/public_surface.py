@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,23 +27,28 @@ def parameters(function: Any) -> str:
     return str(inspect.Signature(shown))
 
 
-def lines(package: ModuleType) -> Iterator[str]:
-    """Yield a line for each public name, and for each public method of a class, its bases' in these packages included."""
-    for name in sorted(package.__all__):
-        found = getattr(package, name)
+def lines(packages: Sequence[ModuleType]) -> Iterator[str]:
+    """Yield a line for each public name, and for each public method of a class where it is listed first.
+
+    Methods that come from a public class are listed with that class.
+    """
+    named = [(package, name, getattr(package, name)) for package in packages for name in sorted(package.__all__)]
+    public = {found for *_, found in named if inspect.isclass(found)}
+    seen: set[type] = set()
+    for package, name, found in named:
         path = f"{package.__name__}.{name}"
-        if isinstance(found, ModuleType):
+        if isinstance(found, ModuleType) or not callable(found) or found in seen:
             yield path
         elif inspect.isclass(found):
+            seen.add(found)
             yield path if issubclass(found, Exception) else f"{path}{parameters(found)}"
             bases = [base for base in found.__mro__ if base.__module__.startswith(("graphs.", "llmrank."))]
-            for method in sorted({each for base in bases for each in vars(base) if not each.startswith("_")}):
+            own = [found, *(base for base in bases if base not in public)]
+            for method in sorted({each for base in own for each in vars(base) if not each.startswith("_")}):
                 function = getattr(found, method, None)
                 yield f"{path}.{method}{parameters(function) if callable(function) else ''}"
-        elif callable(found):
-            yield f"{path}{parameters(found)}"
         else:
-            yield path
+            yield f"{path}{parameters(found)}"
 
 
 def options() -> Iterator[str]:
@@ -60,7 +65,7 @@ def options() -> Iterator[str]:
 def surface() -> str:
     """Return the surface of both packages, of what other packages extend, and of the command line."""
     packages = (graphs, llmrank, llmrank.pipeline, llmrank.prune, llmrank.repair, llmrank.score)
-    return "\n".join([*(line for package in packages for line in lines(package)), *options()]) + "\n"
+    return "\n".join([*lines(packages), *options()]) + "\n"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from graphs.errors import GraphError
 from llmrank import cli
 from llmrank.errors import LLMRankError
 
-__all__ = ["ATTACKS", "Attack", "Fell", "Tally", "attempt", "refusal", "run_command"]
+__all__ = ["Attack", "Fell", "Tally", "all_attacks", "attempt", "refusal", "run_command"]
 
 # A case that takes longer hangs.
 SECONDS = 60
@@ -69,7 +69,6 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     fallen: dict[int, str] = field(default_factory=dict)
     """By the number of the case: the error with its traceback."""
-    seconds: float = 0.0
     longest: float = 0.0
     mebibytes: float = 0.0
 
@@ -147,15 +146,11 @@ def attempt(attack: Attack, shared: Any, number: int, seed: int, tally: Tally) -
         tally.fallen[number] = traceback.format_exc()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    taken = perf_counter() - begun
-    tally.seconds += taken
-    tally.longest = max(tally.longest, taken)
+    tally.longest = max(tally.longest, perf_counter() - begun)
 
 
-def _attacks() -> dict[str, Attack]:
+def all_attacks() -> dict[str, Attack]:
+    """Return every attack by its name."""
     from tests.hostile import arguments, faults, files, kills, ranks
 
     return {each.name: each for each in (files.FILES, arguments.ARGUMENTS, faults.FAULTS, kills.KILLS, ranks.RANKS)}
-
-
-ATTACKS: Callable[[], dict[str, Attack]] = _attacks

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.__main__ import run, table
-from tests.hostile.harness import ATTACKS, Attack, Fell, Tally, attempt
+from tests.hostile.harness import Attack, Fell, Tally, all_attacks, attempt
 
 # As many as take some seconds.
 CASES = {"files": 300, "arguments": 60, "faults": 25, "kills": 4, "ranks": 500}
@@ -20,7 +20,7 @@ CASES = {"files": 300, "arguments": 60, "faults": 25, "kills": 4, "ranks": 500}
 def test_nothing_falls(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # nobody need be asked for made-up names
-    attack = ATTACKS()[name]
+    attack = all_attacks()[name]
     tally = run(attack, seconds=math.inf, seed=1, most=CASES[name])
     assert tally.fallen == {}
     assert tally.cases == CASES[name]
