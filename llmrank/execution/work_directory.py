@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from graphs import GraphError
-from graphs.io.replacement import LOCK, remove_leftovers, take_lock
+from graphs.io.replacement import LOCK, hidden_directory, remove_leftovers, take_lock
 from llmrank.errors import OptionError
 from llmrank.execution.json_files import file_checksum, read_json, write_json
 from llmrank.execution.states import file_tensor
@@ -45,6 +46,7 @@ def holds_run(path: Path) -> bool:
 def check_free(path: Path) -> None:
     """Raise an OptionError if a directory holds something else than a run; what a killed process has left there is removed."""
     remove_leftovers(path, RUN_FILE)
+    remove_leftovers(path.parent, path.name)
     is_free = not path.exists() or (path.is_dir() and {each.name for each in path.iterdir()} <= {LOCK})
     if not holds_run(path) and not is_free:
         raise OptionError(
@@ -204,9 +206,11 @@ class WorkDirectory:
         return copy.copy_(tensor)
 
     def remove(self) -> None:
-        """Delete the directory."""
+        """Delete the directory. It is moved away first; if the process is killed meanwhile, :func:`check_free` removes it."""
         self._unlock()
-        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError), hidden_directory(self.path.parent, self.path.name) as hidden:
+            self.path.rename(hidden / self.path.name)
+        shutil.rmtree(self.path, ignore_errors=True)  # a mount point, say, cannot be moved
 
 
 def _read(path: Path) -> dict[str, Any]:

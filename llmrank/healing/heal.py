@@ -87,8 +87,11 @@ def heal_model(
 
     with restored_random_state(input_device(model)), learning(model, settings) as stored:
         student = Student(model, teacher, stored)
-        with torch.no_grad():  # tries on which part of the model the head can run alone
+        with (
+            torch.no_grad()
+        ):  # tries on which part of the models the head can run alone; inside of a step this would be rounded
             next(student.predictor.bands(text.ids[:1], text.mask[:1]))
+            next(teacher.divergences(text.ids[:1], text.mask[:1], torch.zeros(1, dtype=torch.long)))
         learned = sum(each.numel() for each in student.learned().values())
         rows = train(student, text, kinds, settings, schedule, rate, execution, directory)
     said = {

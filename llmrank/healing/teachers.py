@@ -80,12 +80,15 @@ class DenseModel:
     def divergences(
         self, ids: torch.Tensor, mask: torch.Tensor, _rows: torch.Tensor, *, comes_again: bool = False
     ) -> Iterator[BandDivergence]:
-        """See :meth:`Teacher.divergences`. Cost: a forward pass; of a batch that came before only one of the head."""
-        batch = torch.stack([ids, mask]).cpu().numpy().tobytes()
+        """See :meth:`Teacher.divergences`. Cost: a forward pass; of a batch that came again only one of the head."""
         with evaluation_mode(self.model):
-            bands = self._held.get(batch) or self._predictor.hold(ids, mask)
-            if comes_again and self._predictor.is_banded:  # otherwise all logits would stay in memory
-                self._held[batch] = bands
+            if comes_again:
+                batch = torch.stack([ids, mask]).cpu().numpy().tobytes()
+                bands = self._held.get(batch) or self._predictor.hold(ids, mask)
+                if self._predictor.is_banded:  # otherwise all logits would stay in memory
+                    self._held[batch] = bands
+            else:  # not held, even if it were there: steps may be rounded otherwise than measurements
+                bands = self._predictor.hold(ids, mask)
             for logits, *_ in bands():
                 yield partial(divergence, logits)
 

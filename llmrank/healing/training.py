@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from itertools import cycle, islice
@@ -25,7 +26,7 @@ from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from graphs.io.replacement import replace_file
-from llmrank.errors import CalibrationError, OptionError
+from llmrank.errors import CalibrationError, OptionError, ProcessError
 from llmrank.execution import Execution, launched_processes
 from llmrank.healing.distillation import Distillation, Schedule
 from llmrank.healing.ledger import Closeness, LedgerRow, best_row
@@ -72,6 +73,11 @@ def train(
     Returns
     -------
     tuple of LedgerRow
+
+    Raises
+    ------
+    ProcessError
+        Another of the processes that share the training has failed.
     """
     run: Any = None
     if directory is not None:
@@ -108,12 +114,14 @@ def train(
             with replace_file(directory / SETTINGS) as written:
                 written.write_text(json.dumps(run), encoding="utf-8")
         try:
-            if len(set(gather_object([text.digest]))) > 1:
-                raise OptionError(
-                    "the processes have made different texts; write the text to a file once, and give that file to all of them"
-                )
-            trainer.train(resume_from_checkpoint=_last_checkpoint(work))
-            trainer.accelerator.wait_for_everyone()
+            with _connected():
+                if len(set(gather_object([text.digest]))) > 1:
+                    raise OptionError(
+                        "the processes have made different texts; write the text to a file once, and give that file to all of "
+                        "them"
+                    )
+                trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+                trainer.accelerator.wait_for_everyone()
         finally:
             if not connected:
                 trainer.accelerator.end_training()  # closes the connection to other processes, if the Trainer has opened one
@@ -121,6 +129,25 @@ def train(
             if (work / BEST).is_file():
                 student.read(partial(_tensor_of, work / BEST))
         return tuple(book.rows)
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """Inside, an error of the connection between processes is a ProcessError."""
+    try:
+        yield
+    except RuntimeError as error:
+        rank, count = launched_processes()
+        # The operations of gloo raise plain RuntimeErrors that name it.
+        is_connection = isinstance(error, getattr(dist, "DistError", ())) or "gloo" in str(error)
+        if count < 2 or not is_connection:
+            raise
+        raise ProcessError(
+            f"another of the {count} processes has failed, so process {rank} ended too, and no checkpoint was written; find out "
+            "why it failed, and run again (with --checkpoints DIR the training goes on from its last measurement): "
+            f"{str(error).splitlines()[0]}",
+            1 - rank if count == 2 else None,
+        ) from error
 
 
 def _last_checkpoint(work: Path) -> str | None:

@@ -6,33 +6,17 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
 
 if __name__ == "__main__":  # read when the library is imported; nobody need be asked for made-up names
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks.provenance import provenance
-from tests.hostile.harness import Attack, Tally, all_attacks, attempt
-
-
-def run(attack: Attack, seconds: float, seed: int, first: int = 0, most: int | None = None) -> Tally:
-    """Carry out cases, from the number `first` on, for so many seconds or until there are `most`."""
-    tally, begun, number = Tally(), perf_counter(), first
-    with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
-        shared = attack.prepare(Path(folder))
-        while perf_counter() - begun < seconds and (most is None or number - first < most):
-            attempt(attack, shared, number, seed, tally)
-            if number in tally.fallen:
-                print(
-                    f"\n{attack.name}, case {number}, seed {seed}:\n{tally.fallen[number]}", file=sys.stderr, flush=True
-                )
-            number += 1
-    return tally
+from tests.hostile.harness import Attack, Tally, all_attacks, run_named
 
 
 def table(attacks: Sequence[Attack], tallies: Sequence[Tally]) -> str:
@@ -54,18 +38,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0, help="for all attacks together (%(default)s)")
     parser.add_argument("--only", default=",".join(every), help="attacks, with commas (%(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="attacks at the same time (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="this case alone")
     parser.add_argument("--output", type=Path, help="file for the table, in markdown")
     options = parser.parse_args(arguments)
     chosen = [every[name] for name in options.only.split(",")]
-    seconds, first = 60.0 * options.minutes / len(chosen), options.case or 0
-    most = None if options.case is None else 1
-    tallies = [run(attack, seconds, options.seed, first, most) for attack in chosen]
+    seconds = 60.0 * options.minutes * options.processes / sum(attack.weight for attack in chosen)
+    first, most = options.case or 0, None if options.case is None else 1
+    # The longest begin first. Each attack has a new process: one may leave threads behind, which no fork of another survives.
+    with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=1) as pool:
+        running = {
+            attack.name: pool.apply_async(run_named, (attack.name, seconds * attack.weight, options.seed, first, most))
+            for attack in sorted(chosen, key=lambda attack: -attack.weight)
+        }
+        tallies = [running[attack.name].get() for attack in chosen]
     made_by = provenance()
     versions = ", ".join(f"{name} {made_by[name]}" for name in ("llmrank", "python", "torch", "transformers", "scipy"))
     machine = f"{made_by['date']}, {made_by['cpu']}, {made_by['cores']} cores; {versions}."
-    head = f"{options.minutes:g} minutes, seed {options.seed}, {machine}"
+    head = f"{options.minutes:g} minutes, {options.processes} at a time, seed {options.seed}, {machine}"
     shown = f"{head}\n\n{table(chosen, tallies)}"
     print(shown)
     if options.output is not None:

@@ -7,6 +7,7 @@ import io
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import traceback
 import warnings
@@ -22,7 +23,7 @@ from graphs.errors import GraphError
 from llmrank import cli
 from llmrank.errors import LLMRankError
 
-__all__ = ["Attack", "Fell", "Tally", "all_attacks", "attempt", "refusal", "run_command"]
+__all__ = ["Attack", "Fell", "Tally", "all_attacks", "attempt", "refusal", "run", "run_command", "run_named"]
 
 # A case that takes longer hangs.
 SECONDS = 60
@@ -54,12 +55,15 @@ class Attack:
     case : callable
         ``case(shared, rng, folder)`` carries out a case in a folder of its own, and returns what it ended with, in a few words.
         It raises :class:`Fell` if something has fallen; any other error has fallen too.
+    weight : float
+        Its share of the time, beside those of the others.
     """
 
     name: str
     about: str
     prepare: Callable[[Path], Any]
     case: Callable[[Any, random.Random, Path], str]
+    weight: float = 1.0
 
 
 @dataclass
@@ -149,8 +153,37 @@ def attempt(attack: Attack, shared: Any, number: int, seed: int, tally: Tally) -
     tally.longest = max(tally.longest, perf_counter() - begun)
 
 
+def run(attack: Attack, seconds: float, seed: int, first: int = 0, most: int | None = None) -> Tally:
+    """Carry out cases, from the number `first` on, for so many seconds or until there are `most`."""
+    tally, number = Tally(), first
+    with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
+        shared, begun = attack.prepare(Path(folder)), perf_counter()
+        while perf_counter() - begun < seconds and (most is None or number - first < most):
+            attempt(attack, shared, number, seed, tally)
+            if number in tally.fallen:
+                sys.stderr.write(f"\n{attack.name}, case {number}, seed {seed}:\n{tally.fallen[number]}\n")
+                sys.stderr.flush()
+            number += 1
+    return tally
+
+
+def run_named(name: str, seconds: float, seed: int, first: int, most: int | None) -> Tally:
+    """Carry out cases of the attack of a name, in a process of its own."""
+    return run(all_attacks()[name], seconds, seed, first, most)
+
+
 def all_attacks() -> dict[str, Attack]:
     """Return every attack by its name."""
-    from tests.hostile import arguments, faults, files, kills, ranks
+    from tests.hostile import arguments, disks, faults, files, kills, races, ranks
 
-    return {each.name: each for each in (files.FILES, arguments.ARGUMENTS, faults.FAULTS, kills.KILLS, ranks.RANKS)}
+    every = (
+        files.FILES,
+        arguments.ARGUMENTS,
+        faults.FAULTS,
+        kills.KILLS,
+        disks.DISKS,
+        races.RACES,
+        races.DEATHS,
+        ranks.RANKS,
+    )
+    return {each.name: each for each in every}

@@ -12,7 +12,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments
 
 import llmrank
-from llmrank.errors import CalibrationError, OptionError, UnsupportedModelError
+from llmrank.errors import CalibrationError, OptionError, ProcessError, UnsupportedModelError
 from llmrank.healing import DenseModel, Distillation, Healing, heal_model
 from llmrank.healing import training as training_module
 from llmrank.healing.student import Student, learning
@@ -167,28 +167,63 @@ class KilledError(Exception):
 
 
 class Kill(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
     def on_step_begin(self, _arguments: Any, state: Any, *_: Any, **__: Any) -> None:
-        if state.global_step == 9:
+        if state.global_step == self.step:
             raise KilledError
 
 
+@pytest.mark.parametrize("step", [0, 9])
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
-    dense: Any, pruned: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    step: int, dense: Any, pruned: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, expected = healed(pruned, dense)
     with monkeypatch.context() as patch:
         trainer = training_module._Trainer
         patch.setattr(
-            training_module, "_Trainer", lambda *args, **options: trainer(*args, **{**options, "callbacks": [Kill()]})
+            training_module,
+            "_Trainer",
+            lambda *args, **options: trainer(*args, **{**options, "callbacks": [Kill(step)]}),
         )
         with pytest.raises(KilledError):
             healed(pruned, dense, directory=tmp_path / "state")
-    model, healing = healed(pruned, dense, directory=tmp_path / "state")
+    are_tried, divergences = set(), DenseModel.divergences
+
+    def noted(self: DenseModel, *arguments: Any, **options: Any) -> Any:
+        if torch.is_grad_enabled():  # a step of the training
+            are_tried.add(self._predictor.is_banded)
+        return divergences(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DenseModel, "divergences", noted)
+        model, healing = healed(pruned, dense, directory=tmp_path / "state")
+    # Inside of a step the trial of the head may be rounded to half precision, and keep all logits of a batch in memory.
+    assert are_tried == {True}
     assert [row.closeness for row in healing.rows] == [row.closeness for row in expected.rows]
     for name, value in whole.state_dict().items():
         assert torch.equal(value, model.state_dict()[name])
     with pytest.raises(OptionError, match="other settings"):
         healed(pruned, dense, Distillation(64 * LENGTH, learning_rate=2e-3), directory=tmp_path / "state")
+
+
+@pytest.mark.parametrize(("rank", "count", "dead"), [(0, 2, 1), (1, 2, 0), (1, 4, None)])
+def test_a_broken_connection_is_no_bug(
+    dense: Any, pruned: Any, monkeypatch: pytest.MonkeyPatch, rank: int, count: int, dead: int | None
+) -> None:
+    def breaks(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[third_party/gloo/transport/tcp/pair.cc:553] Connection closed by peer\nat the second line")
+
+    monkeypatch.setattr(training_module._Trainer, "train", breaks)
+    monkeypatch.setattr(training_module, "launched_processes", lambda: (rank, count))
+    with pytest.raises(ProcessError, match=f"another of the {count} processes .* by peer$") as raised:
+        healed(pruned, dense)
+    assert raised.value.rank == dead
+    # One process alone has no connection that could break.
+    monkeypatch.setattr(training_module, "launched_processes", lambda: (0, 1))
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        healed(pruned, dense)
 
 
 def test_activations_may_be_computed_again() -> None:
@@ -208,7 +243,7 @@ def test_activations_may_be_computed_again() -> None:
 def test_an_interrupt_leaves_the_best_weights(dense: Any, pruned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, model = training_module._Trainer, copy.deepcopy(pruned)
     monkeypatch.setattr(
-        training_module, "_Trainer", lambda *args, **options: trainer(*args, **{**options, "callbacks": [Kill()]})
+        training_module, "_Trainer", lambda *args, **options: trainer(*args, **{**options, "callbacks": [Kill(9)]})
     )
     with pytest.raises(KilledError):
         heal_model(model, DenseModel(dense), TOKENS, SETTINGS)
@@ -301,6 +336,20 @@ def test_the_dense_model_reads_what_is_held_out_once(dense: Any, pruned: Any, mo
     assert counts[0] == counts[1]
 
 
+def test_a_step_does_not_read_what_a_measurement_has_kept(dense: Any) -> None:
+    """Its predictions may be rounded otherwise, and a training that goes on has not kept them."""
+    calls: list[int] = []
+    with_hook = copy.deepcopy(dense)
+    with_hook.model.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    teacher, batch = DenseModel(with_hook), next(TOKENS.sequences.batches(2))
+    counts = []
+    for comes_again in (True, True, False):
+        calls.clear()
+        assert list(teacher.divergences(*batch, torch.arange(2), comes_again=comes_again))
+        counts.append(len(calls))
+    assert counts[1] == 0 < counts[2] == 1
+
+
 def test_running_out_of_memory_is_not_said_of_the_arguments(
     dense: Any, pruned: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,7 +387,9 @@ def test_a_state_that_was_not_completely_written_is_passed_over(
     with monkeypatch.context() as patch:
         trainer = training_module._Trainer
         patch.setattr(
-            training_module, "_Trainer", lambda *args, **options: trainer(*args, **{**options, "callbacks": [Kill()]})
+            training_module,
+            "_Trainer",
+            lambda *args, **options: trainer(*args, **{**options, "callbacks": [Kill(9)]}),
         )
         with pytest.raises(KilledError):
             healed(pruned, dense, directory=tmp_path)

@@ -24,7 +24,7 @@ from llmrank import prune_model
 from llmrank.errors import OptionError
 from llmrank.execution.recording import record_without_running
 from llmrank.execution.states import States
-from llmrank.execution.work_directory import WorkDirectory
+from llmrank.execution.work_directory import WorkDirectory, check_free
 from llmrank.models import find_ffns
 from llmrank.models.digest import weights_digest
 from llmrank.pipeline import CalibrationText
@@ -270,6 +270,23 @@ def test_prune_model_takes_a_work_directory_and_save_deletes_it(tmp_path: Path) 
     assert not (tmp_path / "work").exists()
 
 
+def test_a_removal_that_is_interrupted_leaves_no_part_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = WorkDirectory(tmp_path / "work", {})
+    (work.path / "states").write_text("")
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killing:
+        killing.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            work.remove()
+    assert not (tmp_path / "work").exists()
+    assert list(tmp_path.iterdir()) != []
+    check_free(tmp_path / "work")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_model_on_another_device_is_refused(tmp_path: Path) -> None:
     pipeline = IsolatedFFNPipeline(tiny_llama(), None, undoable=False, work_directory=tmp_path / "work")
     prepared, tokens = pipeline.find(), CalibrationTokens(tokenise(token_ids(2, 8), None, 2, 8), None)
@@ -283,7 +300,7 @@ def test_a_model_on_another_device_is_refused(tmp_path: Path) -> None:
 def test_two_processes_in_one_directory_are_refused(tmp_path: Path) -> None:
     code = """
 import sys, time
-from llmrank.execution.work_directory import WorkDirectory
+from llmrank.execution.work_directory import WorkDirectory, check_free
 work = WorkDirectory(sys.argv[1], {})
 print("open", flush=True)
 time.sleep(60)

@@ -1,0 +1,95 @@
+"""Processes at the same output, and processes that share a run of which one dies: what is there at the end is whole."""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from llmrank import cli
+from llmrank.execution import heartbeat
+from tests.hostile.harness import Attack, Fell
+from tests.hostile.kills import die
+from tests.hostile.writers import Events, Run, Writer, finish, forked, judged, writers
+from tests.llmrank.cli.commands.test_kills import SIGNALS
+
+__all__ = ["DEATHS", "RACES"]
+
+# Commands that several processes can share.
+SHARED = ("prune", "heal")
+# Seconds by which one of two processes may be ahead; and after which a process that says nothing is taken for dead.
+AHEAD, SILENCE = 0.8, 5.0
+
+
+def race(chosen: list[Writer], rng: random.Random, folder: Path) -> str:
+    """Run a command twice at the same time; sometimes one of the two is killed."""
+    writer, killed = rng.choice(chosen), rng.random() < 0.3
+    what = f"two processes, {writer.name}"
+    dies = Events(rng.randint(1, writer.events.count), partial(die, signal.SIGKILL)) if killed else None
+    with ExitStack() as both:
+        line = writer.line(folder)
+        waits = []
+        for events in (dies, None):
+            waits.append(both.enter_context(forked(line, events=events)))
+            time.sleep(rng.uniform(0.0, AHEAD))
+        ended = [wait() for wait in waits]
+    for one in ended:
+        if one.status not in (0, 2, *([-signal.SIGKILL] if killed else [])) or one.is_traceback:
+            raise Fell(f"{what}: status {one.status}: {one.said[-1500:]}")
+    state = judged(writer, folder, what)
+    if state != "whole" and not killed:
+        raise Fell(f"{what}: {state}, and they said {[one.said[-700:] for one in ended]}")
+    finish(writer, folder, what)
+    written = sum(one.status == 0 for one in ended)
+    return f"{'one killed, ' if killed else ''}written by {written}"
+
+
+def be_impatient() -> None:
+    """Take another process for dead soon, and end soon after it."""
+    heartbeat.SILENCE, cli.SECONDS_TO_SPEAK = SILENCE, 0.5
+
+
+def together(writer: Writer, folder: Path, all_events: Sequence[Events | None] = (None, None)) -> list[Run]:
+    """Run a command in two processes that share its work."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    with ExitStack() as both:
+        waits = []
+        for rank, events in enumerate(all_events):
+            variables = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), **address}
+            waits.append(both.enter_context(forked(writer.line(folder), be_impatient, events, variables)))
+        return [wait() for wait in waits]
+
+
+def death(chosen: list[Writer], rng: random.Random, folder: Path) -> str:
+    """Let two processes share a run, and one of them die at any call."""
+    # Sums of two processes are rounded otherwise than those of one.
+    writer = replace(rng.choice([each for each in chosen if each.name in SHARED]), is_exact=False)
+    number, dying = rng.choice(SIGNALS), rng.randrange(2)
+    # Before, the processes have not met: the others wait for minutes, because it may only be late.
+    at = rng.randint(writer.events.count // 2, writer.events.count)
+    what = f"{writer.name}, {signal.Signals(number).name} in process {dying} of two at event {at}"
+    dies = Events(at, partial(die, number))
+    for rank, one in enumerate(together(writer, folder, (dies, None) if dying == 0 else (None, dies))):
+        allowed = (0, 2) if rank != dying else (0, 2, -number, 128 + number)
+        if one.status not in allowed or one.is_traceback:
+            raise Fell(f"{what}: process {rank}: status {one.status}: {one.said[-1500:]}")
+    state = judged(writer, folder, what)
+    again = together(writer, folder)
+    if any(one.status not in (0, 2) or one.is_traceback for one in again) or judged(writer, folder, what) != "whole":
+        raise Fell(f"{what}: the next run: {[(one.status, one.said[-700:]) for one in again]}")
+    if writer.leftovers(folder):
+        raise Fell(f"{what}: the next run has left {writer.leftovers(folder)}")
+    return f"{writer.name}, {state}"
+
+
+RACES = Attack("races", "two processes at the same output", writers, race)
+DEATHS = Attack("deaths", "one of two processes that share a run dies", writers, death)
