@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +14,7 @@ from llmrank.errors import CalibrationError
 from llmrank.models import FFN
 from llmrank.models.forward import is_decoder
 
-__all__ = ["Accumulator", "TokenMasks", "add_hook", "unpadded_rows"]
+__all__ = ["Accumulator", "TokenMasks", "add_hook", "rows_by_sequence", "unpadded_rows"]
 
 
 @dataclass
@@ -47,6 +48,22 @@ def unpadded_rows(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tens
     if mask is not None:
         values = values[mask.to(values.device)]
     return values.reshape(-1, values.shape[-1])
+
+
+def rows_by_sequence(*values: torch.Tensor, mask: torch.Tensor | None) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yield the rows of each sequence (see :func:`unpadded_rows`), so that sums over rows do not depend on the batch size.
+
+    Parameters
+    ----------
+    *values : (batch, length, n) tensors
+        Tensors with the same tokens. Rows of values (tokens, n), whose sequences cannot be told apart, are yielded at once.
+    mask : (batch, length) bool tensor or None
+    """
+    if values[0].ndim != 3:
+        yield tuple(unpadded_rows(each, mask) for each in values)
+        return
+    for k in range(len(values[0])):
+        yield tuple(unpadded_rows(each[k], None if mask is None else mask[k]) for each in values)
 
 
 def add_hook(

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import torch
 
-from llmrank.execution.hooks import unpadded_rows
+from llmrank.execution.hooks import rows_by_sequence, unpadded_rows
 from llmrank.models.experts import Routing
 from llmrank.models.forward import at_least_float32
 
@@ -239,7 +239,9 @@ class _Sums:
             self._missing_total = self._total.new_zeros(n_outputs)
             self._missing_cross = self._total.new_zeros(len(self._total), n_outputs)
 
-    def add(self, values: torch.Tensor, missing: torch.Tensor | None, weights: torch.Tensor | None = None) -> None:
+    def add(
+        self, values: torch.Tensor, missing: torch.Tensor | None = None, weights: torch.Tensor | None = None
+    ) -> None:
         """Add inputs (tokens, n) and the missing output (tokens, out); products are in float32 or wider, sums in float64.
 
         With `weights`, (tokens,), every token counts by the square of its weight.
@@ -335,15 +337,14 @@ class MomentSums:
         self._n_ended += 1
         if sums is not None:
             for values, mask, routing in self._added:
-                inputs = unpadded_rows(values, mask).to(self._device)
                 if routing is not None:
+                    inputs = unpadded_rows(values, mask).to(self._device)
                     sums.add(inputs, *self._routed(missing, mask, routing))
                     continue
-                rows = None
-                if missing is not None:
-                    # Some blocks flatten the sequences of a batch before their FFN: (batch * length, n), not (batch, length, n).
-                    rows = unpadded_rows(missing.reshape(*values.shape[:-1], missing.shape[-1]), mask).to(self._device)
-                sums.add(inputs, rows)
+                # Some blocks flatten the sequences of a batch before their FFN: (batch * length, n), not (batch, length, n).
+                lacking = [] if missing is None else [missing.reshape(*values.shape[:-1], missing.shape[-1])]
+                for rows in rows_by_sequence(values, *lacking, mask=mask):
+                    sums.add(*(each.to(self._device) for each in rows))
         self._added.clear()
 
     def _routed(

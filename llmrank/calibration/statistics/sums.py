@@ -15,7 +15,7 @@ from torch import nn
 from llmrank.calibration.residual import hidden_states
 from llmrank.calibration.statistics.ffn_statistics import LayerStatistics, MixtureStatistics, RoutingStatistics
 from llmrank.errors import CalibrationError
-from llmrank.execution.hooks import TokenMasks, add_hook, unpadded_rows
+from llmrank.execution.hooks import TokenMasks, add_hook, rows_by_sequence, unpadded_rows
 from llmrank.models import FFN
 from llmrank.models.experts import Mixture, Routing
 from llmrank.models.forward import first_output
@@ -33,10 +33,11 @@ class LayerSums:
         self.count = 0
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
-        values = unpadded_rows(values, mask).to(self.total)
-        self.total += values.sum(0)
-        self.squares += values.square().sum(0)
-        self.count += len(values)
+        for (sequence,) in rows_by_sequence(values, mask=mask):
+            rows = sequence.to(self.total)
+            self.total += rows.sum(0)
+            self.squares += rows.square().sum(0)
+            self.count += len(rows)
 
     def finish(self, place: str, *, may_be_empty: bool = False) -> LayerStatistics:
         if self.count == 0 and not may_be_empty:
