@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -74,6 +74,20 @@ class Execution:
     def share(self, sequences: TokenSequences) -> TokenSequences:
         """Return the sequences that this process works on."""
         return self.processes.share(sequences, self.batch_size)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what can change a result by round-off, as values for a report.
+
+        Examples
+        --------
+        >>> Execution(batch_size=2).describe()
+        {'batch_size': 2, 'processes': 1, 'by_block': False}
+        """
+        return {
+            "batch_size": self.batch_size,
+            "processes": self.processes.count,
+            "by_block": self.work is not None,
+        }
 
     def batches(self, sequences: TokenSequences) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return the batches (ids, mask) that this process works on."""

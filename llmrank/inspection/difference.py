@@ -35,6 +35,7 @@ COMPARED: Mapping[str, tuple[str, ...]] = {
     "method": ("method",),
     "calibration": ("calibration",),
     "held_out": ("held_out",),
+    "execution": ("execution",),
     "evaluation": ("evaluation", "protocol"),
 }
 # The facts of a report that are compared as numbers: their names, and the keys that lead to them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -37,10 +38,13 @@ def environment() -> dict[str, str]:
         versions["llmrank"] = metadata.version("llmrank")
     except metadata.PackageNotFoundError:  # run from a source tree that is not installed
         versions["llmrank"] = "unknown"
+    blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
     return {
         **versions,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "blas": blas.group(1) if blas else "unknown",
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
     }
 

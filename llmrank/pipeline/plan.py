@@ -6,6 +6,7 @@ import logging
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from llmrank.calibration.statistics import FFNStatistics
 from llmrank.errors import OptionError
@@ -50,6 +51,8 @@ class Selection:
     ranked : RankedModel
         The graphs and ranks of the first step, on the dense model.
     sensitivities : dict from str to float
+    close : dict or None
+        How many decisions were close, see :func:`llmrank.pipeline.stages.close_decisions`.
     steps : tuple of ScheduleStep
     overwrote : bool
         Whether the repaired weights are in the model already.
@@ -60,6 +63,7 @@ class Selection:
     validation: Validation | None
     ranked: RankedModel
     sensitivities: dict[str, float]
+    close: dict[str, Any] | None
     steps: tuple[ScheduleStep, ...]
     overwrote: bool
 
@@ -139,7 +143,7 @@ def select(
     steps: list[ScheduleStep] = []
     record = Recording([])
     repaired: dict[str, RepairedMap] = {}
-    validation, in_place = None, False
+    validation, close, in_place = None, None, False
     # Before the repair, which may change the weights in place. Offloaded weights cannot be read.
     digest = ""
     with suppress(OptionError):
@@ -164,6 +168,8 @@ def select(
                 masks = stages.choose(prepared, recipe, ranked, sensitivities, pruner, present)
                 if execution.processes.count > 1:
                     masks = Masks(execution.processes.first(dict(masks)))
+                if is_last:
+                    close = stages.close_decisions(prepared, recipe, ranked, masks, sensitivities, present)
         if recipe.repair is not None and is_last:
             record.keeps_first_states = False
             again = Reselection(ranked.scorer, ranked.graphs, present)
@@ -178,7 +184,14 @@ def select(
         steps.append(ScheduleStep(amount, masks.size - masks.kept, repairs_now, watch.since(before)))
     assert first is not None  # a recipe has one step or more
     return Selection(
-        Masks(masks, digest), repaired, validation, first, sensitivities, tuple(steps), in_place and bool(repaired)
+        Masks(masks, digest),
+        repaired,
+        validation,
+        first,
+        sensitivities,
+        close,
+        tuple(steps),
+        in_place and bool(repaired),
     )
 
 
@@ -249,7 +262,6 @@ def make_plan(
     """
     model, ffns, masks, ranked = prepared.model, prepared.ffns, selection.masks, selection.ranked
     size, reached = model_size(model, ffns), reached_amounts(masks, prepared.costs)
-    processes = {"processes": execution.processes.count} if execution.processes.count > 1 else {}
     device = {} if execution.device is None else {"device": str(execution.device)}
     fit, held_out = tokens.parts
     staying = [block.name for block in ffns.blocks if block.stays]
@@ -273,10 +285,11 @@ def make_plan(
         model=describe_model(model, ffns) | device,
         method=recipe.settings(ranked.scorer) | betas,
         choice=None if ranked.choice is None else ranked.choice.to_dict(),
-        calibration=tokens.sequences.provenance() | processes,
+        calibration=tokens.sequences.provenance(),
         held_out=None if held_out is None else held_out.provenance(),
         graph=describe_graphs(ranked.graphs, ranked.ranks),
-        neurons=neurons,
+        neurons=neurons | {"close_decisions": selection.close},
+        execution=execution.describe(),
         before=size,
         after=size,
         reached={str(unit): found for unit, found in reached.items()},

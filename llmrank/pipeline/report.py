@@ -50,8 +50,11 @@ class Report(Printed):
     graph : dict
         Numbers of graphs, layers, nodes and possible edges, and how they were ranked: solver, iterations, error bound.
     neurons : dict
-        Numbers of neurons before pruning and removed, the amount requested and the share reached, the width of every layer, and
-        the numbers of heads if attentions were pruned too.
+        Numbers of neurons before pruning and removed, the amount requested and the share reached, the width of every layer, the
+        numbers of heads if attentions were pruned too, and how many decisions were close, see
+        :func:`llmrank.pipeline.stages.close_decisions`.
+    execution : dict
+        How the run computed, see :meth:`llmrank.execution.Execution.describe`.
     before, after : ModelSize
         Size of the dense and of the pruned model.
     seconds : dict from str to float
@@ -83,6 +86,7 @@ class Report(Printed):
     calibration: dict[str, Any]
     graph: dict[str, Any]
     neurons: dict[str, Any]
+    execution: dict[str, Any]
     before: ModelSize
     after: ModelSize
     seconds: dict[str, float]

@@ -62,7 +62,7 @@ from llmrank.prune.amounts import protected_names
 from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import check_targets, find_units, names_in_order, sharing_targets, units_of
-from llmrank.prune.selection import Reselection, check_several, choose_masks
+from llmrank.prune.selection import ROUND_OFF, Reselection, check_several, choose_masks, moved_against
 from llmrank.repair import RepairedMap
 from llmrank.repair.duration import repair_seconds
 from llmrank.score import BaseScorer, ExpertScorer
@@ -84,6 +84,7 @@ __all__ = [
     "check",
     "choose",
     "choose_scorer",
+    "close_decisions",
     "evaluate",
     "find",
     "measure_sensitivities",
@@ -428,6 +429,27 @@ def choose(
         present=present,
         targets=recipe.targets,
     )
+
+
+def close_decisions(
+    prepared: PreparedModel,
+    recipe: Recipe,
+    ranked: RankedModel,
+    masks: Masks,
+    sensitivities: Mapping[str, float] | None = None,
+    present: Masks | None = None,
+) -> dict[str, Any] | None:
+    """Count the neurons whose masks would differ if round-off moved every score against them.
+
+    Return the count, and by what share of it each score was moved, see :mod:`llmrank.prune.selection.close_decisions`; None for
+    blocks, which are not chosen by scores. Sensitivities are not moved.
+    """
+    if "blocks" in recipe.targets:
+        return None
+    share = ROUND_OFF[next(prepared.model.parameters()).dtype]
+    moved = replace(ranked, ranks=moved_against(ranked.graphs, ranked.ranks, masks, share))
+    again = choose(prepared, recipe, moved, sensitivities, present=present)
+    return {"neurons": sum(int((masks[name] != again[name]).sum()) for name in masks), "round_off": share}
 
 
 def repair(
