@@ -289,7 +289,6 @@ def make_plan(
         held_out=None if held_out is None else held_out.provenance(),
         graph=describe_graphs(ranked.graphs, ranked.ranks),
         neurons=neurons | {"close_decisions": selection.close},
-        execution=execution.describe(),
         before=size,
         after=size,
         reached={str(unit): found for unit, found in reached.items()},
@@ -298,6 +297,7 @@ def make_plan(
         repaired=repair_summary(selection.repaired),
         validation=None if selection.validation is None else asdict(selection.validation),
         seconds={},
+        execution=execution.describe(),
         notes=notes,
     )
     sentence = "ranked %(graphs)d graphs of %(nodes)d nodes by %(solver)s in %(iterations)d iterations"

@@ -53,8 +53,6 @@ class Report(Printed):
         Numbers of neurons before pruning and removed, the amount requested and the share reached, the width of every layer, the
         numbers of heads if attentions were pruned too, and how many decisions were close, see
         :func:`llmrank.pipeline.stages.close_decisions`.
-    execution : dict
-        How the run computed, see :meth:`llmrank.execution.Execution.describe`.
     before, after : ModelSize
         Size of the dense and of the pruned model.
     seconds : dict from str to float
@@ -75,7 +73,10 @@ class Report(Printed):
     healing : Healing, optional
         What the model has learned from the dense one, see :mod:`llmrank.healing`.
     evaluation : Evaluation, optional
+    execution : dict
+        How the run computed, see :meth:`llmrank.execution.Execution.describe`.
     environment : dict
+        Versions of packages and facts of the machine that can change results.
     notes : list of str
     config : dict, optional
         The options of the command that made the report; ``llmrank COMMAND --config report.json`` repeats it.
@@ -86,7 +87,6 @@ class Report(Printed):
     calibration: dict[str, Any]
     graph: dict[str, Any]
     neurons: dict[str, Any]
-    execution: dict[str, Any]
     before: ModelSize
     after: ModelSize
     seconds: dict[str, float]
@@ -99,6 +99,7 @@ class Report(Printed):
     validation: dict[str, Any] | None = None
     healing: Healing | None = None
     evaluation: Evaluation | None = None
+    execution: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=environment)
     notes: list[str] = field(default_factory=list)
     config: dict[str, Any] | None = None
