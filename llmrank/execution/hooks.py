@@ -50,16 +50,20 @@ def unpadded_rows(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tens
     return values.reshape(-1, values.shape[-1])
 
 
-def rows_by_sequence(*values: torch.Tensor, mask: torch.Tensor | None) -> Iterator[tuple[torch.Tensor, ...]]:
+def rows_by_sequence(
+    *values: torch.Tensor, mask: torch.Tensor | None, shortest: int = 1
+) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield the rows of each sequence (see :func:`unpadded_rows`), so that sums over rows do not depend on the batch size.
 
     Parameters
     ----------
     *values : (batch, length, n) tensors
-        Tensors with the same tokens. Rows of values (tokens, n), whose sequences cannot be told apart, are yielded at once.
+        Tensors with the same tokens. Rows of values (tokens, n), whose sequences cannot be told apart, are yielded together.
     mask : (batch, length) bool tensor or None
+    shortest : int
+        Sequences that are shorter than this are yielded together too.
     """
-    if values[0].ndim != 3:
+    if values[0].ndim != 3 or values[0].shape[1] < shortest:
         yield tuple(unpadded_rows(each, mask) for each in values)
         return
     for k in range(len(values[0])):

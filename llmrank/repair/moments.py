@@ -22,6 +22,9 @@ __all__ = ["N_COMBINATIONS", "Centre", "MissingOutput", "MomentSums", "Moments",
 Centre: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 # Number of columns of the second moments that are updated at once.
 BAND = 256
+# Sequences of so many tokens or more are added one by one, so that the sums do not depend on the batch size. Shorter ones are
+# added a batch at a time, because each addition to a large matrix would take longer than the product that is added.
+LONG_SEQUENCE = 256
 # Damping of the linear prediction of a neuron from the others, as a share of the mean square activation over all neurons.
 PREDICTION_DAMPING = 1e-2
 # If a map has more outputs than this, squared errors are measured on this number of random combinations of the outputs.
@@ -343,7 +346,7 @@ class MomentSums:
                     continue
                 # Some blocks flatten the sequences of a batch before their FFN: (batch * length, n), not (batch, length, n).
                 lacking = [] if missing is None else [missing.reshape(*values.shape[:-1], missing.shape[-1])]
-                for rows in rows_by_sequence(values, *lacking, mask=mask):
+                for rows in rows_by_sequence(values, *lacking, mask=mask, shortest=LONG_SEQUENCE):
                     sums.add(*(each.to(self._device) for each in rows))
         self._added.clear()
 

@@ -17,7 +17,7 @@ from llmrank.calibration.statistics.sums import LayerSums
 from llmrank.pipeline import CalibrationText
 from llmrank.pipeline.closeness.repair_validation import Validation
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
-from llmrank.repair.moments import MomentSums
+from llmrank.repair.moments import LONG_SEQUENCE, MomentSums
 from tests.llmrank.execution.test_processes import connect, free_port
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import features, mlp, tiny_llama, token_ids
@@ -62,8 +62,9 @@ def test_the_batch_size_changes_no_mask(make: Callable[[], Any], batch_size: int
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_sums_do_not_depend_on_the_batch_size_in_any_bit(padded: bool) -> None:
-    values, missing = features(8 * 24, 40).view(8, 24, 40), features(8 * 24, 16, seed=1).view(8, 24, 16)
-    mask = torch.rand(8, 24, generator=torch.Generator().manual_seed(2)) > 0.3 if padded else None
+    length = LONG_SEQUENCE
+    values, missing = features(8 * length, 40).view(8, length, 40), features(8 * length, 16).view(8, length, 16)
+    mask = torch.rand(8, length, generator=torch.Generator().manual_seed(2)) > 0.3 if padded else None
     found = []
     for batch_size in (1, 2, 3, 8):
         sums, layer = MomentSums(40, torch.device("cpu")), LayerSums(40, torch.device("cpu"))
