@@ -442,11 +442,11 @@ def close_decisions(
     """Count the neurons whose masks would differ if round-off moved every score against them.
 
     Return the count, and by what share of it each score was moved, see :mod:`llmrank.prune.selection.close_decisions`; None for
-    blocks, which are not chosen by scores. Sensitivities are not moved.
+    blocks, which are not chosen by scores. Sensitivities are not moved, and what a repair chooses again is not counted.
     """
     if "blocks" in recipe.targets:
         return None
-    share = ROUND_OFF[next(prepared.model.parameters()).dtype]
+    share = max(ROUND_OFF.get(parameter.dtype, 0.0) for parameter in prepared.model.parameters())
     moved = replace(ranked, ranks=moved_against(ranked.graphs, ranked.ranks, masks, share))
     again = choose(prepared, recipe, moved, sensitivities, present=present)
     return {"neurons": sum(int((masks[name] != again[name]).sum()) for name in masks), "round_off": share}

@@ -13,8 +13,9 @@ from llmrank.score.model_graph import ModelGraph
 
 __all__ = ["ROUND_OFF", "moved_against"]
 
-# How far a score may differ between two runs, as a share of it, by the dtype of the model: a few times the largest difference
-# that was measured between numbers of threads, batch sizes and processes (benchmarks/results/reproducibility.md).
+# How far a score may differ between two runs, as a share of it, by the dtype of the model. In float32 it is several times the
+# largest difference that was measured between numbers of threads, batch sizes and processes, see
+# benchmarks/results/reproducibility.md; in other dtypes it is the rounding of a few values.
 ROUND_OFF = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 
 
