@@ -36,6 +36,7 @@ PAGES = {
     "docs/results/experts.md": ("experts",),
     "docs/guide/heads.md": ("heads",),
     "docs/guide/blocks.md": ("blocks",),
+    "docs/guide/reproduce.md": ("reproducibility",),
 }
 AMOUNTS = (0.1, 0.2, 0.3, 0.5)
 # The end of valid, by which settings are chosen, is shown for this amount alone.
@@ -357,6 +358,26 @@ def _lost(row: dict[str, Any], dense: dict[str, Any]) -> str:
     return f"{change.value:.2f} ± {change.error:.2f}"
 
 
+def reproducibility(results: dict[str, Any]) -> dict[str, str]:
+    """Return the table of what each way to run changes, by the name of its marks."""
+    rows = [row for row in results["rows"] if "same_bits" in row]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    found = {(row["name"], row["model"]): _change(row) for row in rows}
+    lines = [f"| run | compared with | {' | '.join(models)} |", f"| --- | --- |{' --- |' * len(models)}"]
+    for name, other in dict.fromkeys((row["name"], row["compared_with"]) for row in rows):
+        lines.append(f"| {name} | {other} | {' | '.join(found[name, model] for model in models)} |")
+    return {"reproducibility": "\n".join(lines)}
+
+
+def _change(row: dict[str, Any]) -> str:
+    if row["same_bits"]:
+        return "the same bits"
+    if row["masks_differ"]:
+        scorer = "" if row["same_scorer"] else ", another scorer"
+        return f"{row['masks_differ']:,} of {row['neurons']:,} masks differ{scorer}"
+    return f"the same masks, weights {row['weights_differ']:.0e}"
+
+
 def filled(text: str, tables: dict[str, str]) -> str:
     """Write every table into a text, between the marks ``<!-- NAME -->`` and ``<!-- end of NAME -->``."""
     for name, table in tables.items():
@@ -370,7 +391,18 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 def current() -> dict[Path, tuple[str, str]]:
     """Return the text of every page as it is, and as it should be by the results."""
-    names = ("quality", "out_of_domain", "compact", "speed", "experts", "across", "healing", "heads", "blocks")
+    names = (
+        "quality",
+        "out_of_domain",
+        "compact",
+        "speed",
+        "experts",
+        "across",
+        "healing",
+        "heads",
+        "blocks",
+        "reproducibility",
+    )
     found = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names}
     tables = {
         **gains(*(found[name] for name in ("quality", "compact", "speed", "across", "healing", "heads"))),
@@ -379,6 +411,7 @@ def current() -> dict[Path, tuple[str, str]]:
         **experts(found["experts"]),
         **heads(found["heads"]),
         **blocks(found["blocks"]),
+        **reproducibility(found["reproducibility"]),
     }
     pages = {}
     for page, shown in PAGES.items():
