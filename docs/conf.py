@@ -52,7 +52,7 @@ html_theme_options = {
     "navigation_with_keys": False,
 }
 # Pages without pages below them have nothing to list at the side.
-html_sidebars = {name: [] for name in ("index", "inspect", "pagerank", "glossary")}
+html_sidebars = {name: [] for name in ("index", "inspect", "pagerank", "releases", "glossary")}
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 copyright = "The llmrank developers, Apache-2.0"

@@ -27,6 +27,8 @@ from .pipeline.report import Report
 from .prune.masks import Masks
 from .surgery.checkpoint import load, save
 
+__version__: str
+
 __all__ = [
     "BasePipeline",
     "ChainedFFNPipeline",

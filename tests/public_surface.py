@@ -14,6 +14,8 @@ import llmrank
 from llmrank import cli
 
 FILE = Path(__file__).with_name("public_surface.txt")
+# Both packages, and what other packages extend.
+PACKAGES = (graphs, llmrank, llmrank.pipeline, llmrank.prune, llmrank.repair, llmrank.score)
 
 
 def parameters(function: Any) -> str:
@@ -63,9 +65,8 @@ def options() -> Iterator[str]:
 
 
 def surface() -> str:
-    """Return the surface of both packages, of what other packages extend, and of the command line."""
-    packages = (graphs, llmrank, llmrank.pipeline, llmrank.prune, llmrank.repair, llmrank.score)
-    return "\n".join([*lines(packages), *options()]) + "\n"
+    """Return the surface of the packages and of the command line."""
+    return "\n".join([*lines(PACKAGES), *options()]) + "\n"
 
 
 if __name__ == "__main__":

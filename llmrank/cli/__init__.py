@@ -16,7 +16,6 @@ import threading
 import time
 import traceback
 from collections.abc import Collection, Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from llmrank.cli.config import CommandParser
 from llmrank.cli.demo_models import DEMO_NAME
 from llmrank.cli.terminal import Terminal, add_output_options, command_output
 from llmrank.errors import LLMRankError, ProcessError, is_out_of_memory
+from llmrank.version import __version__
 
 __all__ = ["main"]
 
@@ -204,13 +204,6 @@ def _status_and_sentence(error: BaseException) -> tuple[int, str]:
     )
 
 
-def _version() -> str:
-    try:
-        return metadata.version("llmrank")
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return "unknown"
-
-
 def parser(names: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     """Return the parser of the command line, with the options of the commands of these names."""
     # The options of `common` are accepted before the command and after it.
@@ -219,7 +212,7 @@ def parser(names: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog="llmrank", description="Prune language models through the graph of their FFNs.", parents=[common]
     )
-    root.add_argument("--version", action="version", version=f"llmrank {_version()}")
+    root.add_argument("--version", action="version", version=f"llmrank {__version__}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
     for name, (module_name, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, parents=[common])

@@ -19,6 +19,7 @@ from llmrank.models.forward import input_device
 from llmrank.prune import BasePruner
 from llmrank.prune.masks import Masks
 from llmrank.score.model_graph import ModelGraph
+from llmrank.version import __version__
 
 __all__ = [
     "describe_graphs",
@@ -34,13 +35,10 @@ __all__ = [
 def environment() -> dict[str, str]:
     """Return the versions of packages, and the facts of the machine, that can change results."""
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "scipy", "safetensors")}
-    try:
-        versions["llmrank"] = metadata.version("llmrank")
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        versions["llmrank"] = "unknown"
     blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
     return {
         **versions,
+        "llmrank": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "blas": blas.group(1) if blas else "unknown",

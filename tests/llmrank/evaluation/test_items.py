@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import itertools
 import json
 import math
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from llmrank.errors import CalibrationError, OptionError
-from llmrank.evaluation.items import BUILT_IN_FILE, Answers, Item, answer_items, items_of_each_kind, read_items
+from llmrank.evaluation.items import Answers, Item, answer_items, items_of_each_kind, read_items
 from tests.llmrank.tiny_models import bigram_model, spelling_tokenizer, tiny_llama
 from tests.tables import table
 
@@ -186,10 +185,3 @@ def test_built_in_arithmetic_is_right() -> None:
 def test_names_in_built_in_code_occur_before() -> None:
     for item in read_items():
         assert item.kind != "code" or re.search(rf"\b{item.answer.strip()}\b", item.prompt)
-
-
-def test_the_built_in_items_are_shipped() -> None:
-    config = configparser.ConfigParser()
-    config.read(Path(__file__).parents[3] / "setup.cfg")
-    shipped = config["options.package_data"]["llmrank.evaluation"].split()
-    assert {BUILT_IN_FILE.name, "items_notice.txt"} <= set(shipped)
