@@ -29,7 +29,7 @@ def test_the_version_is_the_same_everywhere(capsys: pytest.CaptureFixture[str]) 
         "pyproject.toml has another version than what is installed: install it again"
     )
     assert llmrank.__version__ == environment()["llmrank"] == VERSION
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         cli.main(["--version"])
     assert capsys.readouterr().out == f"llmrank {VERSION}\n"
 

@@ -277,7 +277,7 @@ def assert_close(found: Any, expected: Any) -> None:
 
 def test_sparse_edges_among_a_few_hubs() -> None:
     # A dense row and a dense column among sparse ones: padding must stay small, and nothing may be lost.
-    weight = sparse.random_array((400, 300), density=0.01, rng=np.random.default_rng(0), format="lil")
+    weight = sparse.random_array((400, 300), density=0.01, random_state=np.random.default_rng(0), format="lil")
     weight[7], weight[:, 9] = 0.5, 0.25
     graph = LayeredGraph.from_weights([weight.tocsr()], np.ones(300), [np.ones(400)])
     rank = weighted_pagerank(graph)

@@ -73,7 +73,9 @@ def test_matrices_cost_flops_and_lookups_do_not() -> None:
     """The counter also counts attention's products with the context: 4 heads of 4, scores and values, for 8 tokens each of 8."""
     model = tiny_llama(attn_implementation="eager")
     costs = ModelCosts(model, find_ffns(model))
-    assert counted(model, token_ids(1, 8)) == 8 * costs.model.flops + 2 * 2 * (2 * 4 * 8 * 8 * 4)
+    rest = counted(model, token_ids(1, 8)) - 8 * costs.model.flops - 2 * 2 * (2 * 4 * 8 * 8 * 4)
+    # transformers before 5.19 computes the angles of positions, 2 frequencies for 8 of them, as a product of matrices.
+    assert rest in (0, 2 * 2 * 8)
     tied = tiny_llama(tie_word_embeddings=True)
     shared = ModelCosts(tied, find_ffns(tied))
     assert shared.model.flops == costs.model.flops

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 import llmrank
-from llmrank.errors import ModelSourceError
+from llmrank.errors import CheckpointError, ModelSourceError
 from llmrank.models.loading import load_pretrained
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
 from tests.llmrank.commands import SHORT, refused
@@ -316,8 +317,12 @@ def test_weights_in_mxfp4_are_dequantised_with_a_sentence(tmp_path: Path) -> Non
             expected = values[nibble] * 2.0 ** (int(scales[3, 5, 0]) - 127)
             assert loaded.model.layers[0].mlp.experts.down_proj[3, column, 5].item() == expected
     pruned = llmrank.prune_model(loaded, None, 0.25, targets="experts", repair="none", calibration=token_ids(4, 16))
-    pruned.save(tmp_path / "pruned")
-    assert not hasattr(llmrank.load(tmp_path / "pruned").model.config, "quantization_config")
+    if Version(transformers.__version__) < Version("5.24"):  # it writes patterns as the names of these tensors
+        with pytest.raises(CheckpointError, match=r"unexpected: down_proj\$, gate_up_proj\$"):
+            pruned.save(tmp_path / "pruned")
+    else:
+        pruned.save(tmp_path / "pruned")
+        assert not hasattr(llmrank.load(tmp_path / "pruned").model.config, "quantization_config")
 
 
 def test_adapters_without_their_model_say_how_to_merge_them(tmp_path: Path) -> None:
