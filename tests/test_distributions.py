@@ -12,13 +12,13 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 import pytest
-from packaging.requirements import Requirement
 
 import llmrank
 from llmrank import cli
 from llmrank.pipeline.descriptions import environment
 from tests import public_surface
 from tests.distributions import BUILT_FROM, ROOT, errors, errors_of_tags, package_files, project
+from tests.lowest_versions import lower_bounds, newer, requirements
 
 VERSION = project()["version"]
 RELEASES = (ROOT / "docs" / "releases.md").read_text(encoding="utf-8")
@@ -35,11 +35,17 @@ def test_the_version_is_the_same_everywhere(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_every_dependency_has_a_lower_bound() -> None:
-    table = project()
-    extras = [each for requirements in table["optional-dependencies"].values() for each in requirements]
-    requirements = [Requirement(each) for each in (*table["dependencies"], *extras)]
-    others = [each for each in requirements if each.name != "llmrank"]
-    assert not [each for each in others if [bound.operator for bound in each.specifier].count(">=") != 1]
+    found = requirements(*project()["optional-dependencies"])
+    assert {"torch", "pytest", "types-psutil"} <= {each.name for each in found}
+    assert not [str(each) for each in found if len(lower_bounds(each)) != 1]
+
+
+def test_versions_above_the_lowest_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    lowest = {each.name: str(*lower_bounds(each)) for each in requirements("lora")}
+    monkeypatch.setattr(metadata, "version", (lowest | {"scipy": "1.14.9"}).__getitem__)
+    assert newer("lora") == []
+    monkeypatch.setattr(metadata, "version", (lowest | {"scipy": "1.15.0", "peft": "1.0"}).__getitem__)
+    assert newer("lora") == ["scipy>=1.14: 1.15.0 is installed", "peft>=0.18: 1.0 is installed"]
 
 
 def test_package_data_are_the_files_of_the_packages_that_are_no_modules() -> None:
