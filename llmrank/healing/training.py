@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.utils import gather_object
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -78,6 +78,8 @@ def train(
     ------
     ProcessError
         Another of the processes that share the training has failed.
+    OSError
+        The state of the training cannot be written; the disk is full, say.
     """
     run: Any = None
     if directory is not None:
@@ -114,7 +116,7 @@ def train(
             with replace_file(directory / SETTINGS) as written:
                 written.write_text(json.dumps(run), encoding="utf-8")
         try:
-            with _connected():
+            with _explained(work):
                 if len(set(gather_object([text.digest]))) > 1:
                     raise OptionError(
                         "the processes have made different texts; write the text to a file once, and give that file to all of "
@@ -132,22 +134,26 @@ def train(
 
 
 @contextmanager
-def _connected() -> Iterator[None]:
-    """Inside, an error of the connection between processes is a ProcessError."""
+def _explained(work: Path) -> Iterator[None]:
+    """Inside, an error of the connection between processes is a ProcessError, and one of the disk an OSError."""
     try:
         yield
-    except RuntimeError as error:
-        rank, count = launched_processes()
-        # The operations of gloo raise plain RuntimeErrors that name it.
-        is_connection = isinstance(error, getattr(dist, "DistError", ())) or "gloo" in str(error)
-        if count < 2 or not is_connection:
-            raise
-        raise ProcessError(
-            f"another of the {count} processes has failed, so process {rank} ended too, and no checkpoint was written; find out "
-            "why it failed, and run again (with --checkpoints DIR the training goes on from its last measurement): "
-            f"{str(error).splitlines()[0]}",
-            1 - rank if count == 2 else None,
-        ) from error
+    except (RuntimeError, SafetensorError) as error:
+        reason, (rank, count) = str(error).partition("\n")[0], launched_processes()
+        # The operations of gloo, and torch.save, raise plain RuntimeErrors that name them.
+        if isinstance(error, SafetensorError) or "inline_container" in reason:
+            raise OSError(
+                f"cannot write the state of the training to {work}: {reason}; free some space, or keep it elsewhere "
+                "(--checkpoints DIR; in Python: directory)"
+            ) from error
+        if count > 1 and (isinstance(error, getattr(dist, "DistError", ())) or "gloo" in reason):
+            raise ProcessError(
+                f"another of the {count} processes has failed, so process {rank} ended too, and no checkpoint was written; find "
+                "out why it failed, and run again (with --checkpoints DIR the training goes on from its last measurement): "
+                f"{reason}",
+                1 - rank if count == 2 else None,
+            ) from error
+        raise
 
 
 def _last_checkpoint(work: Path) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments
 
 import llmrank
@@ -224,6 +225,20 @@ def test_a_broken_connection_is_no_bug(
     monkeypatch.setattr(training_module, "launched_processes", lambda: (0, 1))
     with pytest.raises(RuntimeError, match="Connection closed by peer"):
         healed(pruned, dense)
+
+
+@pytest.mark.parametrize(
+    "error", [SafetensorError("I/O error: File too large"), RuntimeError("[enforce fail at inline_container.cc:672]")]
+)
+def test_a_full_disk_is_no_bug(
+    dense: Any, pruned: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    def breaks(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(training_module._Trainer, "train", breaks)
+    with pytest.raises(OSError, match=r"cannot write the state of the training to .*state: .*; free some space"):
+        healed(pruned, dense, directory=tmp_path / "state")
 
 
 def test_activations_may_be_computed_again() -> None:
