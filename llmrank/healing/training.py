@@ -15,7 +15,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import torch
@@ -40,6 +40,9 @@ __all__ = ["train"]
 
 # The model is measured at the start and this many times more.
 MEASUREMENTS = 4
+# Seconds before the connection between processes is closed. Closing waits, with Python's lock, for the thread of gloo; if that
+# thread then drops the tensors of the last operation, which takes the same lock, neither ever ends (seen with torch 2.13).
+FAREWELL = 0.2
 LEDGER, BEST, SETTINGS = "ledger.json", "best.safetensors", "settings.json"
 
 
@@ -126,6 +129,8 @@ def train(
                 trainer.accelerator.wait_for_everyone()
         finally:
             if not connected:
+                if launched_processes()[1] > 1:
+                    sleep(FAREWELL)
                 trainer.accelerator.end_training()  # closes the connection to other processes, if the Trainer has opened one
             student.keep_activations()
             if (work / BEST).is_file():

@@ -139,7 +139,7 @@ class Run:
     def is_traceback(self) -> bool:
         """Whether it has shown a traceback, or called itself a bug."""
         # Where an object is deleted, Python itself shows an interruption, and goes on.
-        said = re.sub(r"Exception ignored in.*?\nKeyboardInterrupt: ?\n", "", self.said, flags=re.DOTALL)
+        said = re.sub(r"Exception ignored in.*?\nKeyboardInterrupt[^\n]*\n", "", self.said, flags=re.DOTALL)
         return "Traceback" in said or "bug in llmrank" in said
 
 
@@ -156,12 +156,12 @@ def forked(
     if pid == 0:
         _child(line, write, at_start, events, dict(variables or {}))
     os.close(write)
-    ended = list[Run]()
+    said, ended = bytearray(), list[Run]()
 
     def wait() -> Run:
-        with os.fdopen(read, "rb") as pipe:
-            said = pipe.read().decode(errors="replace")
-        ended.append(Run(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said))
+        while part := os.read(read, 1 << 16):
+            said.extend(part)
+        ended.append(Run(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said.decode(errors="replace")))
         return ended[0]
 
     try:
@@ -169,7 +169,9 @@ def forked(
     finally:
         if not ended:
             os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            wait()
+            sys.stderr.write(f"killed, because it is not waited for: {line}: {ended[0].said}\n")
+        os.close(read)
 
 
 def _child(line: list[str], said: int, at_start: Any, events: Any, variables: dict[str, str]) -> None:
