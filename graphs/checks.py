@@ -1,4 +1,4 @@
-"""Checks of arguments: shares, counts, and the shapes of scores."""
+"""Checks of arguments: types, shares, counts, and the shapes of scores."""
 
 from __future__ import annotations
 
@@ -13,8 +13,54 @@ from graphs.errors import GraphError
 __all__ = [
     "check_count",
     "check_score_shapes",
+    "check_sequence",
     "check_share",
+    "check_type",
 ]
+
+
+def check_type(name: str, value: Any, kinds: type | tuple[type, ...], expected: str) -> None:
+    """Check the type of a value.
+
+    Parameters
+    ----------
+    name : str
+        Name of the value in error messages.
+    value : object
+    kinds : type or tuple of types
+    expected : str
+        What the value must be, in words.
+
+    Raises
+    ------
+    GraphError
+        The value is of another type.
+
+    Examples
+    --------
+    >>> check_type("names", 5, (list, tuple), "a sequence of names")
+    Traceback (most recent call last):
+        ...
+    graphs.errors.GraphError: names must be a sequence of names, got int
+    """
+    if not isinstance(value, kinds):
+        raise GraphError(f"{name} must be {expected}, got {type(value).__name__}")
+
+
+def check_sequence(name: str, value: Any, expected: str) -> None:
+    """Check that a value has a length.
+
+    Examples
+    --------
+    >>> check_sequence("labels", 5, "a label for each node")
+    Traceback (most recent call last):
+        ...
+    graphs.errors.GraphError: labels: expected a label for each node, got int
+    """
+    try:
+        len(value)
+    except TypeError as error:
+        raise GraphError(f"{name}: expected {expected}, got {type(value).__name__}") from error
 
 
 def check_share(name: str, value: Any, *, below_one: bool = False) -> float:

@@ -13,12 +13,13 @@ from typing import Any, get_args
 
 import numpy as np
 
+from graphs.checks import check_type
 from graphs.errors import GraphError
 from graphs.io.arrays import graph_arrays, graph_from_arrays, graph_metadata
 from graphs.io.tensor_files import read_tensors, write_tensors
 from graphs.solvers.certificate import Certificate
 from graphs.solvers.result import DegenerateLayer, RankResult, StopReason
-from graphs.structures.layered import LayeredGraph
+from graphs.structures.layered import LayeredGraph, check_layered
 
 __all__ = ["load_graph", "load_rank", "save_graph", "save_rank"]
 
@@ -59,6 +60,7 @@ def save_graph(graph: LayeredGraph, path: str | os.PathLike[str]) -> None:
     ...     load_graph(Path(folder, "graph.safetensors"))
     LayeredGraph(2 layers: 2 -> 1 nodes, 3 nodes, 2 edges, density 1)
     """
+    check_layered(graph)
     write_tensors(path, dict(graph_arrays(graph)), graph_metadata(graph), "graph")
 
 
@@ -118,6 +120,7 @@ def save_rank(result: RankResult, path: str | os.PathLike[str]) -> None:
     ...     load_rank(Path(folder, "rank.safetensors")).scores[0]
     array([0.25, 0.75])
     """
+    check_type("result", result, RankResult, "a RankResult, as pagerank returns it")
     certificate = result.certificate
     meta: dict[str, Any] = {
         "names": list(result.names),

@@ -7,14 +7,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from graphs.checks import check_share
-from graphs.errors import GraphError
 from graphs.linalg.backends import BackendName, make_backend
 from graphs.ranking.layered_problem import ModifiedPageRankProblem, WeightedPageRankProblem
 from graphs.ranking.solve import check_start, solve_for_rank
 from graphs.solvers import LayerSweep, Solver, SolverProgress, check_stopping_criteria, solver_by_name
 from graphs.solvers.certificate import KeepHighest, check_keep
 from graphs.solvers.result import RankResult
-from graphs.structures.layered import LayeredGraph
+from graphs.structures.layered import LayeredGraph, check_layered
 
 if TYPE_CHECKING:
     import torch
@@ -183,10 +182,7 @@ def modified_pagerank(
 
 
 def _check_kinds(graph: Any, keep: Any) -> None:
-    if not isinstance(graph, LayeredGraph):
-        raise GraphError(
-            f"graph must be a LayeredGraph, got {type(graph).__name__}; LayeredGraph.from_weights makes one"
-        )
+    check_layered(graph)
     if keep is not None:
         check_keep(keep)
 

@@ -20,7 +20,7 @@ from graphs.linalg.blocks import Block, SparseBlock, index_dtype
 from graphs.reduction.backbone import significant_in_edges
 from graphs.reduction.edge_rules import EdgeRule, edge_rule
 from graphs.reduction.edge_selection import check_finite_weights
-from graphs.structures.layered import LayeredGraph
+from graphs.structures.layered import LayeredGraph, check_layered
 
 __all__ = ["Sparsification", "sparsify"]
 
@@ -240,6 +240,7 @@ def sparsify(
     >>> result.dropped_weight_shares, result.kept_share
     ((0.5,), 0.4)
     """
+    check_layered(graph)
     rule = edge_rule(top_k, threshold, weight_share, significance)
     level = None if significance is None else float(significance)
     parts = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from graphs.checks import check_share
 from graphs.errors import GraphError
 from graphs.linalg.blocks import SparseBlock
 from graphs.structures.digraph import BlockDigraph, EdgeBlock, edge_blocks
-from graphs.structures.layered import LayeredGraph
+from graphs.structures.layered import LayeredGraph, check_layered
 
 __all__ = ["bidirectional_graph", "residual_graph"]
 
@@ -27,6 +28,11 @@ def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
     ----------
     graph : LayeredGraph
 
+    Raises
+    ------
+    GraphError
+        It is no LayeredGraph.
+
     Examples
     --------
     >>> graph = LayeredGraph.from_weights([[[1.0, 0.0], [1.0, 2.0]]], [1, 1], [[1, 1]])
@@ -36,6 +42,7 @@ def bidirectional_graph(graph: LayeredGraph) -> BlockDigraph:
            [1., 0., 0., 0.],
            [1., 2., 0., 0.]])
     """
+    check_layered(graph)
     forward = edge_blocks(graph)
     backward = tuple(EdgeBlock(e.target, e.source, e.block, transposed=True) for e in forward)
     return BlockDigraph(graph.layer_sizes, forward + backward, graph.names, graph.activations)
@@ -74,9 +81,13 @@ def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int]
            [0.25, 0.  , 0.25, 0.  , 0.  ],
            [0.  , 0.25, 0.75, 0.  , 0.  ]])
     """
+    check_layered(graph)
     beta = check_share("beta", beta)
     last = len(graph.blocks)
-    stream = tuple(range(0, last + 1, 2)) if stream is None else tuple(stream)
+    try:
+        stream = tuple(range(0, last + 1, 2)) if stream is None else tuple(map(operator.index, stream))
+    except TypeError as error:
+        raise GraphError(f"stream: expected the numbers of layers, got {stream!r}") from error
     if len(stream) < 2 or list(stream) != sorted(set(stream)) or stream[0] < 0 or stream[-1] != last:
         raise GraphError(
             f"stream: expected at least two ascending layers >= 0 that end with the last, {last}, got {stream}; if FFNs "

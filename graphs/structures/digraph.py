@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from graphs.checks import check_sequence, check_type
 from graphs.errors import GraphError
 from graphs.linalg.blocks import Block, FloatArray, SparseBlock, index_dtype
 from graphs.linalg.validation import as_block, as_csr, as_real, check_compressed
@@ -88,6 +89,11 @@ class BlockDigraph:
     labels: Sequence[Hashable] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("layer_sizes", "edge_blocks", "names"):
+            check_type(name, getattr(self, name), tuple, "a tuple")
+        for name in ("activations", "labels"):
+            if getattr(self, name) is not None:
+                check_sequence(name, getattr(self, name), "a sequence")
         n_layers = len(self.layer_sizes)
         if n_layers == 0 or min(self.layer_sizes) < 1:
             raise GraphError(f"expected at least one layer, each of at least one node, got sizes {self.layer_sizes}")

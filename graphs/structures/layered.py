@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from graphs.checks import check_sequence, check_type
 from graphs.errors import GraphError
 from graphs.linalg.backends import TorchArithmetic
 from graphs.linalg.blocks import Block, FloatArray, SparseBlock, index_dtype
@@ -18,7 +19,7 @@ from graphs.linalg.validation import as_block, as_real
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LayeredGraph"]
+__all__ = ["LayeredGraph", "check_layered"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,6 +82,12 @@ class LayeredGraph:
         >>> graph
         LayeredGraph(2 layers: 2 -> 3 nodes, 5 nodes, 4 edges, density 0.667)
         """
+        for name, values in {
+            "weights": weights,
+            "activations": activations,
+            "names": () if names is None else names,
+        }.items():
+            check_sequence(name, values, "a sequence with an entry for each layer")
         if len(weights) == 0:
             raise GraphError("expected at least one weight matrix (one block of edges), got none")
         if len(activations) != len(weights):
@@ -101,13 +108,14 @@ class LayeredGraph:
         sizes = (blocks[0].shape[1], *(block.shape[0] for block in blocks))
         if names is None:
             names = [f"layer {layer}" for layer in range(len(sizes))]
+        names = tuple(str(name) for name in names)
         if len(names) != len(sizes) or len(set(names)) != len(names):
             raise GraphError(f"expected {len(sizes)} distinct layer names, got {list(names)}")
         vectors = tuple(
             _check_activations(vector, size, layer)
             for layer, (vector, size) in enumerate(zip((inputs, *activations), sizes, strict=True))
         )
-        return cls(blocks, vectors, tuple(str(name) for name in names))
+        return cls(blocks, vectors, names)
 
     @property
     def layer_sizes(self) -> tuple[int, ...]:
@@ -323,3 +331,8 @@ def _check_activations(vector: Any, size: int, layer: int) -> FloatArray:
         )
     array.setflags(write=False)
     return array
+
+
+def check_layered(graph: Any) -> None:
+    """Raise a GraphError unless this is a layered graph."""
+    check_type("graph", graph, LayeredGraph, "a LayeredGraph (LayeredGraph.from_weights makes one)")

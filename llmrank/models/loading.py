@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from llmrank.errors import LLMRankError, ModelSourceError, OptionError
+from llmrank.errors import LLMRankError, ModelSourceError, OptionError, check_type
 from llmrank.models.compat import gguf_read_once, known_model_class
 
 __all__ = [
@@ -92,7 +92,7 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
         return "auto"
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise OptionError(f"unknown dtype {dtype!r}; expected auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
 
@@ -147,12 +147,14 @@ def load_pretrained(
     UserWarning
         The weights were dequantised; or the tokenizer is code that is not trusted, or cannot be loaded.
     """
+    if placement is not None:
+        check_type("placement", placement, Mapping, "a mapping, or None")
     if placement and device is not None:
         raise OptionError(
             f"a device map places the whole model, and device={str(device)!r} does too; leave one of them out"
         )
     target, torch_dtype = parse_device(device), parse_dtype(dtype)
-    source = os.fspath(source)
+    source = os.fsdecode(source)
     _check_source(source)
     name = source
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}

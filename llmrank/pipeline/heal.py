@@ -59,6 +59,8 @@ def healing_tokens(
     progress : callable, optional
         Shows the writing of generated text.
     """
+    if used is not None:
+        check_type("used", used, TokenSequences, "TokenSequences, or None")
     text, notes = text.for_model(model), []
     alone = is_alone(text.source, model)
     length = fitting_length(model, text.sequence_length)
@@ -144,8 +146,9 @@ def predict(
     LLMRankError
         Bad options, data or models.
     """
-    execution = Execution(batch_size, progress)
-    found, notes = healing_tokens(_text(text, sequence_length, seed), tokens, dense, tokenizer, used, progress)
+    wanted, execution = Distillation(tokens, seed=seed), Execution(batch_size, progress)
+    source = _text(text, sequence_length, batch_size, seed)
+    found, notes = healing_tokens(source, wanted.tokens, dense, tokenizer, used, progress)
     predictions = replace(predict_tokens(dense, found, execution, seed), notes=tuple(notes))
     predictions.save(Path(output))
     return predictions
@@ -216,7 +219,7 @@ def heal(
     execution, where = Execution(batch_size, progress), None if directory is None else Path(directory)
     if isinstance(dense, nn.Module):
         chosen = Distillation.of(settings) or Distillation(DEFAULT_TOKENS)
-        source = _text(text, sequence_length, chosen.seed)
+        source = _text(text, sequence_length, batch_size, chosen.seed)
         tokens, notes = healing_tokens(source, chosen.tokens, dense, tokenizer, used, progress)
         return heal_model(model, DenseModel(dense), tokens, chosen, execution, where, notes)
     predictions = dense if isinstance(dense, Predictions) else Predictions.read(Path(dense))
@@ -226,5 +229,5 @@ def heal(
     return heal_model(model, predictions, predictions.tokens, chosen, execution, where, notes)
 
 
-def _text(text: Any, sequence_length: int, seed: int = 0) -> CalibrationText:
-    return text if isinstance(text, CalibrationText) else CalibrationText(text, 1, sequence_length, seed=seed)
+def _text(text: Any, sequence_length: int, batch_size: int, seed: int) -> CalibrationText:
+    return text if isinstance(text, CalibrationText) else CalibrationText(text, 1, sequence_length, batch_size, seed)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from llmrank.bounded_files import read_bounded
-from llmrank.errors import CheckpointError, is_out_of_memory
+from llmrank.errors import CheckpointError, OptionError, check_type, is_out_of_memory
 from llmrank.execution.free_memory import bytes_of, free_memory
 from llmrank.models import FFNs, find_ffns
 from llmrank.models.experts import RouteAround, SeparateExperts, counts_of_experts
@@ -81,12 +81,28 @@ def save(
     Raises
     ------
     OptionError
-        `push_to_hub` is not valid for a repository, or the hub does not know the user; nothing was written.
+        An argument is of a wrong type, or the report holds what JSON cannot hold; `push_to_hub` is not valid for a repository, or
+        the hub does not know the user. Nothing was written.
     CheckpointError
         The directory cannot be written, see :func:`llmrank.surgery.atomic.check_output`; the disk is full; the model is not a
         transformers model or has no data; experts were removed in another form than compact; the written tensors do not fit the
         written configuration.
     """
+    for name, value, kinds, expected in (
+        ("masks", masks, Masks, "Masks"),
+        ("report", report, Mapping, "a mapping"),
+        ("shard_bytes", shard_bytes, int, "a number of bytes"),
+    ):
+        if value is not None:
+            check_type(name, value, kinds, f"{expected}, or None")
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise OptionError(f"tokenizer must be a tokenizer of transformers, or None, got {tokenizer!r}")
+    try:
+        text = None if report is None else json.dumps(report, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise OptionError(
+            f"the report cannot be written as JSON ({error}); give plain values, without NaN and Inf"
+        ) from error
     check_output(directory)
     if push_to_hub is not None:
         push_to_hub = check_hub(push_to_hub)
@@ -115,8 +131,7 @@ def save(
                 tokenizer.save_pretrained(partial)
             if masks is not None:
                 masks.save(partial / MASKS_FILE)
-            if report is not None:
-                text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+            if report is not None and text is not None:
                 (partial / REPORT_FILE).write_text(text, encoding="utf-8")
                 if report.keys() >= {"model", "method", "calibration", "neurons", "before", "after"}:
                     write_model_card(partial, model, report, push_to_hub or "PATH")

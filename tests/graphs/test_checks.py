@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from graphs import GraphError, pagerank, weighted_pagerank
+from graphs import (
+    BlockDigraph,
+    GraphError,
+    LayeredGraph,
+    bidirectional_graph,
+    pagerank,
+    residual_graph,
+    save_graph,
+    save_rank,
+    sparsify,
+    weighted_pagerank,
+)
 from graphs.checks import check_count, check_score_shapes, check_share
 from graphs.linalg.validation import as_vector
 from graphs.ranking.scores import check_scores, finite_scores
@@ -118,3 +129,51 @@ def test_what_is_no_share_is_refused_by_name(value: Any) -> None:
 def test_a_share_below_one() -> None:
     with pytest.raises(GraphError, match=r"gamma must be a number in \[0, 1\), got 1"):
         check_share("gamma", 1, below_one=True)
+
+
+@table(
+    "call",
+    [
+        residual_graph,
+        bidirectional_graph,
+        lambda value: sparsify(value, top_k=1),
+        lambda value: save_graph(value, "never-written"),
+        weighted_pagerank,
+    ],
+)
+def test_functions_of_layered_graphs_refuse_anything_else(call: Any) -> None:
+    with pytest.raises(GraphError, match="graph must be a LayeredGraph .from_weights makes one., got csr_array"):
+        call(GRAPH.to_scipy())
+
+
+@table(
+    ("changed", "message"),
+    [
+        ({"weights": 5}, "weights: expected a sequence with an entry for each layer, got int"),
+        ({"activations": None}, "activations: expected a sequence with an entry for each layer, got NoneType"),
+        ({"names": np.array(0.5)}, "names: expected a sequence with an entry for each layer, got ndarray"),
+    ],
+)
+def test_a_layered_graph_says_which_argument_is_no_sequence(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        LayeredGraph.from_weights(**{"weights": [[[1.0]]], "inputs": [1.0], "activations": [[1.0]], **changed})
+
+
+@table(
+    ("changed", "message"),
+    [
+        ({"names": 0.0}, "names must be a tuple, got float"),
+        ({"layer_sizes": [2]}, "layer_sizes must be a tuple, got list"),
+        ({"labels": 0.5}, "labels: expected a sequence, got float"),
+    ],
+)
+def test_a_digraph_says_which_argument_is_of_a_wrong_type(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        BlockDigraph(**{"layer_sizes": (2,), "edge_blocks": (), "names": ("x",), **changed})
+
+
+def test_layers_of_the_stream_and_results_have_types_too() -> None:
+    with pytest.raises(GraphError, match="stream: expected the numbers of layers, got 2"):
+        residual_graph(GRAPH, stream=2)  # type: ignore[arg-type]
+    with pytest.raises(GraphError, match="result must be a RankResult, as pagerank returns it, got float"):
+        save_rank(0.5, "never-written")  # type: ignore[arg-type]

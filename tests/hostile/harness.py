@@ -174,16 +174,8 @@ def run_named(name: str, seconds: float, seed: int, first: int, most: int | None
 
 def all_attacks() -> dict[str, Attack]:
     """Return every attack by its name."""
-    from tests.hostile import arguments, disks, faults, files, kills, races, ranks
+    from tests.hostile import arguments, calls, disks, faults, files, kills, races, ranks
 
-    every = (
-        files.FILES,
-        arguments.ARGUMENTS,
-        faults.FAULTS,
-        kills.KILLS,
-        disks.DISKS,
-        races.RACES,
-        races.DEATHS,
-        ranks.RANKS,
-    )
+    every = (files.FILES, arguments.ARGUMENTS, calls.CALLS, faults.FAULTS, kills.KILLS, disks.DISKS)
+    every += (races.RACES, races.DEATHS, ranks.RANKS)
     return {each.name: each for each in every}

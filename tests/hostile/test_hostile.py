@@ -14,6 +14,7 @@ from tests.hostile.harness import Attack, Fell, Tally, all_attacks, attempt, run
 CASES = {
     "files": 300,
     "arguments": 60,
+    "calls": 300,
     "faults": 25,
     "kills": 8,
     "disks": 8,

@@ -100,6 +100,22 @@ def untouched(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
+@table(
+    ("changed", "message"),
+    [
+        ({"masks": set()}, "masks must be Masks, or None, got set"),
+        ({"report": "x"}, "report must be a mapping, or None, got 'x'"),
+        ({"report": {"a": float("nan")}}, "the report cannot be written as JSON .*nan.*; give plain values"),
+        ({"tokenizer": 5}, "tokenizer must be a tokenizer of transformers, or None, got 5"),
+        ({"shard_bytes": "5"}, "shard_bytes must be a number of bytes, or None, got '5'"),
+    ],
+)
+def test_arguments_of_wrong_types_are_refused_first(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=message):
+        save(tmp_path / "model", tiny_llama(), **changed)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_existing_outputs_are_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
     monkeypatch.setattr(type(model), "save_pretrained", lambda *_, **__: pytest.fail("began to write"))
