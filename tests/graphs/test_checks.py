@@ -142,7 +142,9 @@ def test_a_share_below_one() -> None:
     ],
 )
 def test_functions_of_layered_graphs_refuse_anything_else(call: Any) -> None:
-    with pytest.raises(GraphError, match=r"graph must be a LayeredGraph \(LayeredGraph.from_weights makes one\), got csr_array"):
+    with pytest.raises(
+        GraphError, match=r"graph must be a LayeredGraph \(LayeredGraph.from_weights makes one\), got csr_array"
+    ):
         call(GRAPH.to_scipy())
 
 

@@ -25,7 +25,7 @@ from llmrank.errors import LLMRankError
 
 __all__ = ["Attack", "Fell", "Tally", "all_attacks", "attempt", "refusal", "run", "run_command", "run_named"]
 
-# A case that takes longer hangs.
+# A case that takes longer hangs, or one of the runs of a command in a case.
 SECONDS = 60
 # A case on tiny files and models may not need more memory than this beside what the process has.
 MEBIBYTES = 1024

@@ -21,7 +21,7 @@ from llmrank.cli.low_memory import unfinished_directory
 from llmrank.execution.work_directory import holds_run
 from llmrank.experiments.sweep_folder import ROWS, read_rows
 from tests.hostile.faults import PACKAGES
-from tests.hostile.harness import Fell, run_command
+from tests.hostile.harness import SECONDS, Fell, run_command
 from tests.llmrank.commands import SHORT
 from tests.llmrank.tiny_models import text, tiny_llama, tokenizer, write_vocabulary
 
@@ -72,7 +72,7 @@ class Writer:
     output : str
         Name of its output, in the folder of the case.
     whole : dict
-        What it has written at the end, see :meth:`contents`.
+        What it has written at the end, see :func:`contents`.
     events : Events
         What it has done until then.
     is_exact : bool
@@ -159,6 +159,7 @@ def forked(
     said, ended = bytearray(), list[Run]()
 
     def wait() -> Run:
+        signal.alarm(SECONDS)  # for each run of a case
         while part := os.read(read, 1 << 16):
             said.extend(part)
         ended.append(Run(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said.decode(errors="replace")))

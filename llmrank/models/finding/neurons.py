@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 
 import torch
 from torch import nn
@@ -37,12 +38,14 @@ def check_neurons_separate(ffn: FFN, stream_size: int | None) -> None:
 
         return hook
 
-    handles = [next_map.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0].detach().float()))]
     probe = torch.randn(1, 2, ffn.sizes[0], generator=torch.Generator().manual_seed(0)).to(weight)
     try:
-        with trial_run(ffn.module):
+        with ExitStack() as hooks, trial_run(ffn.module):
+            reader = next_map.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].detach().float()))
+            hooks.callback(reader.remove)
             ffn.module(probe)
-            handles += [each.module.register_forward_hook(shift(each.start + neuron)) for each in input_maps]
+            for each in input_maps:
+                hooks.callback(each.module.register_forward_hook(shift(each.start + neuron)).remove)
             ffn.module(probe)
     # The FFN's module may be a transformer block, which needs more inputs than one. Then only the shapes can be judged.
     except Exception as error:
@@ -53,9 +56,6 @@ def check_neurons_separate(ffn: FFN, stream_size: int | None) -> None:
                 "expected more neurons than the residual stream is wide: name Linears with structure_dict="
             ) from error
         return
-    finally:
-        for handle in handles:
-            handle.remove()
     if len(read) != 2 or read[0].shape != read[1].shape or read[0].shape[-1] != ffn.sizes[1]:
         return
     changed = (read[0] != read[1]).reshape(-1, ffn.sizes[1]).any(0)

@@ -127,6 +127,20 @@ def test_mlp_that_couples_neurons_raises(between: nn.Module) -> None:
         find_ffns(Separate(between))
 
 
+def test_an_interruption_before_the_trial_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    snapshot = Snapshot(model)
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randn", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            find_ffns(model)
+    snapshot.assert_restored()
+
+
 def test_mlp_with_a_norm_on_as_many_hidden_neurons_as_inputs_raises() -> None:
     # By its shape alone, this norm could be one of the residual stream.
     with pytest.raises(UnsupportedModelError, match="not separate"):
