@@ -7,8 +7,9 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -46,6 +47,18 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 )
 
 
+@cache
+def of_packages(code: CodeType) -> bool:
+    """Whether a function is one of the packages."""
+    return code.co_filename.startswith(PACKAGES)
+
+
+@cache
+def restores(code: CodeType) -> bool:
+    """Whether a function puts things back."""
+    return code.co_name in RESTORING or Path(code.co_filename).name in RESTORING
+
+
 class Injector:
     """Counts the calls of functions of the packages, and raises an error at one of them."""
 
@@ -55,7 +68,7 @@ class Injector:
         self.calls, self._at, self._error, self._while_restoring = 0, at, error, while_restoring
 
     def __call__(self, frame: FrameType, event: str, _arg: Any) -> None:
-        if event != "call" or not frame.f_code.co_filename.startswith(PACKAGES):
+        if event != "call" or not of_packages(frame.f_code):
             return
         if not self._while_restoring and self._restores(frame):
             return
@@ -67,7 +80,7 @@ class Injector:
     @staticmethod
     def _restores(frame: FrameType | None) -> bool:
         while frame is not None:
-            if Path(frame.f_code.co_filename).name in RESTORING or frame.f_code.co_name in RESTORING:
+            if restores(frame.f_code):
                 return True
             frame = frame.f_back
         return False

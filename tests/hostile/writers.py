@@ -20,7 +20,7 @@ from llmrank import cli
 from llmrank.cli.low_memory import unfinished_directory
 from llmrank.execution.work_directory import holds_run
 from llmrank.experiments.sweep_folder import ROWS, read_rows
-from tests.hostile.faults import PACKAGES
+from tests.hostile.faults import of_packages
 from tests.hostile.harness import SECONDS, Fell, run_command
 from tests.llmrank.commands import SHORT
 from tests.llmrank.tiny_models import text, tiny_llama, tokenizer, write_vocabulary
@@ -51,7 +51,7 @@ class Events:
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         is_change = event == "c_call" and argument in CHANGES
-        if not is_change and not (event == "call" and frame.f_code.co_filename.startswith(PACKAGES)):
+        if not is_change and not (event == "call" and of_packages(frame.f_code)):
             return
         self.count += 1
         if is_change:
