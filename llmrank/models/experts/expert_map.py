@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -176,5 +177,10 @@ def set_forward(module: nn.Module, forward: Any) -> None:
 
 def substitute_forward(hooks: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
     """Make a function compute in place of a module until `hooks` closes; the hooks of the module stay active."""
-    hooks.callback(set_forward, module, vars(module).get("forward"))
-    vars(module)["forward"] = forward
+    own = vars(module)
+    # Functions of C, in which no interruption can come.
+    undo = (
+        partial(own.__setitem__, "forward", own["forward"]) if "forward" in own else partial(own.pop, "forward", None)
+    )
+    hooks.callback(undo)
+    own["forward"] = forward
