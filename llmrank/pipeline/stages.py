@@ -57,7 +57,7 @@ from llmrank.pipeline.closeness.sensitivity import first_sequences, layer_sensit
 from llmrank.pipeline.descriptions import dtype_name
 from llmrank.pipeline.notes import expected_widths, token_warning
 from llmrank.pipeline.recipe import Recipe
-from llmrank.prune import BasePruner, LocalPruner
+from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.prune.amounts import protected_names
 from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
@@ -442,9 +442,10 @@ def close_decisions(
     """Count the neurons whose masks would differ if round-off moved every score against them.
 
     Return the count, and by what share of it each score was moved, see :mod:`llmrank.prune.selection.close_decisions`; None for
-    blocks, which are not chosen by scores. Sensitivities are not moved, and what a repair chooses again is not counted.
+    blocks, which are not chosen by scores, and for pruners of others, which may not expect a second call. Sensitivities are not
+    moved, and what a repair chooses again is not counted.
     """
-    if "blocks" in recipe.targets:
+    if "blocks" in recipe.targets or type(recipe.pruner) not in (LocalPruner, GlobalPruner, SensitivityPruner):
         return None
     share = max(ROUND_OFF.get(parameter.dtype, 0.0) for parameter in prepared.model.parameters())
     moved = replace(ranked, ranks=moved_against(ranked.graphs, ranked.ranks, masks, share))
