@@ -50,6 +50,19 @@ def check_type(name: str, value: Any, kinds: type | tuple[type, ...], expected: 
 def check_sequence(name: str, value: Any, expected: str) -> None:
     """Check that a value has a length.
 
+    Parameters
+    ----------
+    name : str
+        Name of the value in error messages.
+    value : object
+    expected : str
+        What the value must be, in words.
+
+    Raises
+    ------
+    GraphError
+        The value has none.
+
     Examples
     --------
     >>> check_sequence("labels", 5, "a label for each node")

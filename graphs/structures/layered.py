@@ -334,5 +334,23 @@ def _check_activations(vector: Any, size: int, layer: int) -> FloatArray:
 
 
 def check_layered(graph: Any) -> None:
-    """Raise a GraphError unless this is a layered graph."""
+    """Check that this is a layered graph.
+
+    Parameters
+    ----------
+    graph : object
+
+    Raises
+    ------
+    GraphError
+        It is something else.
+
+    Examples
+    --------
+    >>> check_layered(LayeredGraph.from_weights([[[1.0]]], [1.0], [[1.0]]))
+    >>> check_layered("graph.safetensors")
+    Traceback (most recent call last):
+        ...
+    graphs.errors.GraphError: graph must be a LayeredGraph (LayeredGraph.from_weights makes one), got str
+    """
     check_type("graph", graph, LayeredGraph, "a LayeredGraph (LayeredGraph.from_weights makes one)")
