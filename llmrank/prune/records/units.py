@@ -404,8 +404,12 @@ def parse_targets(targets: str | Sequence[str]) -> tuple[Target, ...]:
     (('neurons',), ('experts', 'heads'))
     """
     check_type("targets", targets, (str, Collection), f"a name or a list of names ({', '.join(TARGETS)})")
-    given = tuple(targets.split(",")) if isinstance(targets, str) else tuple(targets)
-    if not given or len(set(given)) < len(given) or not set(given) <= set(TARGETS):
+    try:
+        given = tuple(targets.split(",")) if isinstance(targets, str) else tuple(targets)
+        is_known = len(given) > 0 and len(set(given)) == len(given) and set(given) <= set(TARGETS)
+    except TypeError:  # entries that are no names, such as lists
+        given, is_known = (targets,), False
+    if not is_known:
         raise OptionError(f"unknown targets {','.join(map(str, given))!r}; expected some of {', '.join(TARGETS)}")
     return given  # type: ignore[return-value]
 
