@@ -88,7 +88,7 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
     OptionError
         The name is unknown.
     """
-    if dtype is None or dtype == "auto":
+    if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         return "auto"
     if isinstance(dtype, torch.dtype):
         return dtype

@@ -92,7 +92,7 @@ class BasePruner:
         self.amount = check_amount(amount)
         if not isinstance(min_keep, int) or isinstance(min_keep, bool) or min_keep < 1:
             raise OptionError(f"min_keep must be an integer >= 1, got {min_keep!r}")
-        if amount_of not in UNITS:
+        if not isinstance(amount_of, str) or amount_of not in UNITS:
             raise OptionError(f"unknown unit {amount_of!r} of an amount; expected one of {', '.join(UNITS)}")
         self.min_keep = min_keep
         self.multiple_of: Multiple = check_multiple(multiple_of)

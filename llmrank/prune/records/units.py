@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
@@ -404,6 +404,7 @@ def parse_targets(targets: str | Sequence[str]) -> tuple[Target, ...]:
     (('neurons',), ('experts', 'heads'))
     """
     check_type("targets", targets, (str, Collection), f"a name or a list of names ({', '.join(TARGETS)})")
+    given: tuple[Any, ...]
     try:
         given = tuple(targets.split(",")) if isinstance(targets, str) else tuple(targets)
         is_known = len(given) > 0 and len(set(given)) == len(given) and set(given) <= set(TARGETS)
@@ -411,7 +412,7 @@ def parse_targets(targets: str | Sequence[str]) -> tuple[Target, ...]:
         given, is_known = (targets,), False
     if not is_known:
         raise OptionError(f"unknown targets {','.join(map(str, given))!r}; expected some of {', '.join(TARGETS)}")
-    return given  # type: ignore[return-value]
+    return given
 
 
 def check_targets(targets: Sequence[Target], ffns: FFNs) -> None:
