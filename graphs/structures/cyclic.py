@@ -87,7 +87,7 @@ def residual_graph(graph: LayeredGraph, beta: float = 0.5, stream: Sequence[int]
     try:
         stream = tuple(range(0, last + 1, 2)) if stream is None else tuple(map(operator.index, stream))
     except TypeError as error:
-        raise GraphError(f"stream: expected the numbers of layers, got {stream!r}") from error
+        raise GraphError(f"stream: expected the numbers of layers, such as (0, 2), got {stream!r}") from error
     if len(stream) < 2 or list(stream) != sorted(set(stream)) or stream[0] < 0 or stream[-1] != last:
         raise GraphError(
             f"stream: expected at least two ascending layers >= 0 that end with the last, {last}, got {stream}; if FFNs "

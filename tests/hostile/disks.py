@@ -32,7 +32,7 @@ def refuse(number: int, where: str) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def become_nobody(_: Any = None) -> None:
+def become_nobody() -> None:
     """Lose the right to write everywhere, which root has."""
     if os.getuid() == 0:
         os.setuid(NOBODY)
