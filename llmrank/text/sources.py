@@ -220,7 +220,7 @@ def make_sequences(source: Any, request: Request) -> tuple[TokenSequences, Token
     if isinstance(source, TokenSequences):
         return source, None
     if isinstance(source, np.ndarray) and source.dtype.kind not in "iuf":
-        raise CalibrationError(f"expected an array of numbers (tokens or features), got dtype {source.dtype}; give a text as a str")
+        raise CalibrationError(f"expected an array of numbers, got dtype {source.dtype}; give a text as a str")
     if isinstance(source, (torch.Tensor, np.ndarray)):
         return sequences_of_tensor(torch.as_tensor(source), request.role), None
     named = find_source(source, request.role)

@@ -175,7 +175,7 @@ def test_a_digraph_says_which_argument_is_of_a_wrong_type(changed: dict[str, Any
 
 
 def test_layers_of_the_stream_and_results_have_types_too() -> None:
-    with pytest.raises(GraphError, match="stream: expected the numbers of layers, such as .*, got 2"):
+    with pytest.raises(GraphError, match=r"stream: expected the numbers of layers, such as .*, got 2"):
         residual_graph(GRAPH, stream=2)  # type: ignore[arg-type]
     with pytest.raises(GraphError, match="result must be a RankResult, as pagerank returns it, got float"):
         save_rank(0.5, "never-written")  # type: ignore[arg-type]
