@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Any
 
 from graphs import RankResult
-from graphs.io.replacement import hidden_directory
+from graphs.io.replacement import hidden_directory, remove_leftovers
 from llmrank.calibration.collect import collect_statistics
 from llmrank.errors import OptionError, StructureError
 from llmrank.evaluation.estimate import Estimate
@@ -218,6 +218,9 @@ class ModelStudy:
         if repairs or any(isinstance(make_scorer(scorer), AutoScorer) for scorer in self._settings.scorers):
             needs.add(HELD_OUT)
         pipeline = (*with_skips, *self._settings.pipelines)[0]
+        remove_leftovers(
+            directory.parent, directory.name
+        )  # of a sweep that was killed when its calibration was complete
         if (directory / SETTINGS).is_file():
             try:
                 saved = Ranking.load(directory)

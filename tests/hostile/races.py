@@ -15,9 +15,8 @@ from pathlib import Path
 from llmrank import cli
 from llmrank.execution import heartbeat
 from tests.hostile.harness import Attack, Fell
-from tests.hostile.kills import die
+from tests.hostile.kills import SIGNALS, die
 from tests.hostile.writers import Events, Run, Writer, finish, forked, judged, writers
-from tests.llmrank.cli.commands.test_kills import SIGNALS
 
 __all__ = ["DEATHS", "RACES"]
 

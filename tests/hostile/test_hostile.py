@@ -16,7 +16,7 @@ CASES = {
     "arguments": 60,
     "calls": 300,
     "faults": 25,
-    "kills": 8,
+    "kills": 16,
     "disks": 8,
     "races": 4,
     "deaths": 2,

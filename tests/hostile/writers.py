@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,7 +26,7 @@ from tests.hostile.harness import SECONDS, Fell, run_command
 from tests.llmrank.commands import SHORT
 from tests.llmrank.tiny_models import text, tiny_llama, tokenizer, write_vocabulary
 
-__all__ = ["Events", "Run", "Writer", "finish", "forked", "judged", "writers"]
+__all__ = ["Events", "Run", "Writer", "contents", "finish", "forked", "judged", "writers"]
 
 # Functions of C that change directories.
 CHANGES = frozenset({os.mkdir, os.rename, os.replace, os.rmdir, os.unlink, os.chmod, os.fsync})
@@ -77,6 +78,8 @@ class Writer:
         What it has done until then.
     is_exact : bool
         Whether the bytes of tensors must be the same; otherwise the names of files.
+    shown : str
+        What the command line says for the output: a path with FOLDER in it, or ``.`` for the current directory.
     """
 
     name: str
@@ -85,21 +88,27 @@ class Writer:
     whole: Contents
     events: Events
     is_exact: bool = True
+    shown: str = ""
 
     def line(self, folder: Path) -> list[str]:
         """Return what a user types, also to go on with a run that was interrupted."""
-        output = folder / self.output
-        line = [each.replace("FOLDER", str(folder)) for each in self.arguments]
-        if "--low-memory" in line and holds_run(unfinished_directory(output)):
+        output = self.shown or f"FOLDER/{self.output}"
+        line = [each.replace("FOLDER", str(folder)) for each in (*self.arguments, "--output", output)]
+        if "--low-memory" in line and holds_run(unfinished_directory(folder / self.output)):
             line.append("--resume")
-        return [*line, "--output", str(output)]
+        return line
+
+    def start(self, folder: Path) -> None:
+        """Go to the output if the command line names the current directory."""
+        if self.shown == ".":
+            os.chdir(folder / self.output)
 
     def state(self, folder: Path) -> str:
         """Return whether the output is absent, whole, or a part that may be there; raise Fell if it is anything else."""
         output = folder / self.output
-        if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        found = contents(output) if output.exists() else {}
+        if not found:  # nothing, or at most what the next run removes
             return "absent"
-        found = contents(output)
         if found == self.whole or (not self.is_exact and found.keys() == self.whole.keys()):
             return "whole"
         differ = sorted(name for name in {*found, *self.whole} if found.get(name) != self.whole.get(name))
@@ -111,7 +120,8 @@ class Writer:
 
     def leftovers(self, folder: Path) -> list[str]:
         """Return what is in the folder beside the output and the states of a training that the user has asked for."""
-        return sorted(path.name for path in folder.iterdir() if path.name not in (self.output, "states"))
+        beside = [path.name for path in folder.iterdir() if path.name not in (self.output, "link", "states")]
+        return sorted([*beside, *(path.name for path in (folder / self.output).glob("*.partial"))])
 
 
 def contents(output: Path) -> Contents:
@@ -205,7 +215,7 @@ def judged(writer: Writer, folder: Path, what: str) -> str:
 
 def finish(writer: Writer, folder: Path, what: str) -> None:
     """Run the command once more, and raise Fell unless everything is as if nothing had been."""
-    with forked(writer.line(folder)) as wait:
+    with forked(writer.line(folder), partial(writer.start, folder)) as wait:
         ended = wait()
     state, left = judged(writer, folder, what), writer.leftovers(folder)
     # What is complete is not written again.

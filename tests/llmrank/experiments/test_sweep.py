@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 import llmrank
+from graphs.io.replacement import hidden_directory
 from llmrank.calibration import collect
 from llmrank.errors import OptionError
 from llmrank.evaluation.items import answer_items, read_items
@@ -225,8 +226,13 @@ def test_a_killed_sweep_goes_on(
     assert len(read_rows(settings["output"])) == 4
     assert passes == {"rows": 4, "calibration": SEQUENCES}
     passes.clear()
+    with hidden_directory(settings["output"], "calibration-0") as place:
+        like_it = place.name
+    left = settings["output"] / like_it
+    left.mkdir()  # as a process leaves it that is killed while it puts the calibration in its place
     resumed = llmrank.sweep(tiny(), **grid, **settings).rows
     assert passes == {"rows": 5}
+    assert not left.exists()
     assert file.read_bytes().startswith(first)
     for one, other in zip(whole, resumed, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
