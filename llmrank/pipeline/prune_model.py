@@ -246,7 +246,11 @@ def prune_model(
         work_directory=work_directory,
         resume=resume,
     )
-    run.run()
-    if run.masks is None or run.report is None or run.application is None:
-        raise RuntimeError("the run has left no masks and no report")
-    return PrunedModel(model, run.masks, run.report, run.application, tokenizer, run.work)
+    try:
+        run.run()
+        if run.masks is None or run.report is None or run.application is None:
+            raise RuntimeError("the run has left no masks and no report")
+        return PrunedModel(model, run.masks, run.report, run.application, tokenizer, run.work)
+    except BaseException:
+        run.undo_if_possible()  # an interruption may come when everything else is done
+        raise

@@ -202,11 +202,13 @@ class PruningRun:
         self._changed_for_good = selection.overwrote
         self.plan = make_plan(prepared, recipe, tokens, execution, selection, keeps_graphs=self.undoable)
         del selection  # its graphs may hold the last references to old weights
-        with watch.timed("apply"), execution.step("Applying the masks"):
-            expected, self.application = self._apply(prepared.ffns, self.plan.selection, tokens.sequences, execution)
-        if not self.undoable:  # so that no second set of weights stays in memory
-            self.plan = replace(self.plan, selection=replace(self.plan.selection, repaired={}))
         try:
+            with watch.timed("apply"), execution.step("Applying the masks"):
+                expected, self.application = self._apply(
+                    prepared.ffns, self.plan.selection, tokens.sequences, execution
+                )
+            if not self.undoable:  # so that no second set of weights stays in memory
+                self.plan = replace(self.plan, selection=replace(self.plan.selection, repaired={}))
             if expected is not None:
                 checking = execution.step("Checking the pruned model")
                 with watch.timed("check"), checking, self.onloaded():
@@ -226,16 +228,15 @@ class PruningRun:
                     evaluation.calibration_overlap = shared_passages(read, text)
             left_out = self.application.masks.left_out(prepared.ffns.layers.values())
             size = model_size(self.model, prepared.ffns.without(left_out))
+            report = self.plan.report
+            neurons = {**report.neurons, "widths_with_padding": self.application.widths}
+            seconds = watch.since(begun)
+            self.report = replace(
+                report, after=size, neurons=neurons, seconds=seconds, evaluation=evaluation, healing=healing
+            )
         except BaseException:
-            if self.undoable:
-                self.undo()
+            self.undo_if_possible()
             raise
-        report = self.plan.report
-        neurons = {**report.neurons, "widths_with_padding": self.application.widths}
-        seconds = watch.since(begun)
-        self.report = replace(
-            report, after=size, neurons=neurons, seconds=seconds, evaluation=evaluation, healing=healing
-        )
         return self.model
 
     def _apply(
@@ -284,6 +285,11 @@ class PruningRun:
         self.application.undo()
         self.application = None
         return self.model
+
+    def undo_if_possible(self) -> None:
+        """Restore the model, if this run has changed it and can undo that."""
+        if self.undoable and self.application is not None:
+            self.undo()
 
     @property
     def masks(self) -> Masks | None:

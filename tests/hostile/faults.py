@@ -169,4 +169,4 @@ def case(shared: Shared, rng: random.Random, _folder: Path) -> str:
     return ended
 
 
-FAULTS = Attack("faults", "errors inside of pruning, repair, surgery and undoing", lambda _: Shared(), case, weight=7.5)
+FAULTS = Attack("faults", "errors inside of pruning, repair, surgery and undoing", lambda _: Shared(), case, weight=3.0)
