@@ -124,6 +124,7 @@ class WorkDirectory:
                 f"another process is at work in {self.path}; wait until it has ended, or choose another --output"
             )
         self._unlock = weakref.finalize(self, os.close, lock)
+        remove_leftovers(self.path, RUN_FILE)  # of a process that was interrupted when it had written the file
         if run_file.is_file():
             earlier = read_run(self.path)
             differing = sorted(name for name in {*settings, *earlier} if settings.get(name) != earlier.get(name))

@@ -226,13 +226,15 @@ def test_a_killed_sweep_goes_on(
     assert len(read_rows(settings["output"])) == 4
     assert passes == {"rows": 4, "calibration": SEQUENCES}
     passes.clear()
-    with hidden_directory(settings["output"], "calibration-0") as place:
-        like_it = place.name
-    left = settings["output"] / like_it
-    left.mkdir()  # as a process leaves it that is killed while it puts the calibration in its place
+    left = []  # as a process leaves them that is killed when these are complete
+    for name in ("calibration-0", "run.json"):
+        with hidden_directory(settings["output"], name) as place:
+            left.append(place)
+    for place in left:
+        place.mkdir()
     resumed = llmrank.sweep(tiny(), **grid, **settings).rows
     assert passes == {"rows": 5}
-    assert not left.exists()
+    assert not any(place.exists() for place in left)
     assert file.read_bytes().startswith(first)
     for one, other in zip(whole, resumed, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
