@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from llmrank.bounded_files import read_bounded
 from llmrank.errors import CheckpointError, UnsupportedModelError
 from llmrank.models.families import has_sliding_window
 from llmrank.surgery.atomic import atomic_directory, check_output
@@ -83,12 +84,21 @@ def write_decilm(checkpoint: str | os.PathLike[str], output: str | os.PathLike[s
     config |= heads
     with atomic_directory(output) as partial:
         for path in source.iterdir():
-            if path.is_file() and path.name != "config.json":
-                shutil.copyfile(path, partial / path.name)
+            if path.is_file() and path.name != "config.json" and path.suffix != ".py":
+                _copy_without_code(path, partial / path.name)
         (partial / CODE).write_text(CONFIGURATION, encoding="utf-8")
         text = json.dumps(_configuration(config, widths), indent=2, sort_keys=True) + "\n"
         (partial / "config.json").write_text(text, encoding="utf-8")
     return widths
+
+
+def _copy_without_code(source: Path, target: Path) -> None:
+    """Copy a file, but not the code that a configuration names: who serves the output trusts the code that is written here."""
+    settings = json.loads(read_bounded(source)) if source.name.endswith("_config.json") else None
+    if isinstance(settings, dict) and settings.pop("auto_map", None) is not None:
+        target.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    else:
+        shutil.copyfile(source, target)
 
 
 def _check(config: dict[str, Any]) -> None:

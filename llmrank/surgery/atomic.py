@@ -178,10 +178,17 @@ def _delete_if_incomplete(hidden: Path) -> None:
         left = {entry.name for entry in (hidden / CONTENT).iterdir()}
     except (OSError, ValueError):  # nothing had been moved yet
         return
-    for path in [hidden.parent / name for name in names if left and name not in left]:
+    # Somebody else may have made the directory, and a list in it must not say what is deleted elsewhere.
+    is_ours = isinstance(names, list) and all(isinstance(name, str) and _is_entry(name) for name in names)
+    for path in [hidden.parent / name for name in names if left and name not in left] if is_ours else []:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
     # If the list stayed, a later process could delete entries of the same names that others have written since.
     (hidden / JOURNAL).unlink()
+
+
+def _is_entry(name: str) -> bool:
+    """Whether a name is that of an entry of a directory, and leads nowhere else."""
+    return name not in ("", "..") and Path(name).name == name

@@ -58,6 +58,19 @@ def test_vllm_reads_the_width_of_every_layer(family: str, changes: Any, bias: bo
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "served").get_vocab() == tokenizer().get_vocab()
 
 
+def test_code_that_comes_with_a_checkpoint_is_not_served(tmp_path: Path) -> None:
+    saved(tmp_path / "pruned", [30, 17])
+    code = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model", "AutoTokenizer": ["theirs.T", None]}
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        path = tmp_path / "pruned" / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": code}))
+    (tmp_path / "pruned" / "theirs.py").write_text("raise SystemExit")
+    write_decilm(tmp_path / "pruned", tmp_path / "served")
+    served = {path.name: path.read_text(errors="replace") for path in (tmp_path / "served").iterdir()}
+    assert [name for name in served if name.endswith(".py")] == ["configuration_layers.py"]
+    assert not any("theirs" in text for text in served.values())
+
+
 @pytest.mark.parametrize("hidden", [16, 576, 896, 2048, 5120])
 def test_the_factor_of_a_width_is_rounded_up_to_the_width(hidden: int, tmp_path: Path) -> None:
     from llmrank.integrations.decilm import _configuration

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,6 +117,25 @@ def test_entries_that_a_killed_process_moved_are_removed(fixed: Path, moved: int
         (fixed / "mine").unlink()
         fill(fixed)
         assert listed(fixed) == FILLED
+
+
+@pytest.mark.parametrize("name", ["..", "", "../mine", "{place}/mine", "theirs/../../mine", 5, None])
+def test_a_list_of_a_stranger_deletes_nothing_elsewhere(tmp_path: Path, name: Any) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("")
+    (theirs := tmp_path / "theirs").mkdir()
+    with hidden_directory(theirs, atomic.NAME_INSIDE) as alive:
+        made = alive.with_name(alive.name.replace(".partial", "x.partial"))
+        (made / atomic.CONTENT / "left").mkdir(parents=True)
+    names = name.format(place=tmp_path) if isinstance(name, str) else name
+    (made / atomic.JOURNAL).write_text(json.dumps([names]), encoding="utf-8")
+    check_output(theirs)
+    assert listed(tmp_path) == ["mine", "mine/thesis.txt", "theirs"]
+    for journal in ("5", "{}", '"ab"', "[[]]"):
+        (made / atomic.CONTENT / "left").mkdir(parents=True)
+        (made / atomic.JOURNAL).write_text(journal, encoding="utf-8")
+        check_output(theirs)
+    assert listed(tmp_path) == ["mine", "mine/thesis.txt", "theirs"]
 
 
 def test_a_mount_is_detected(tmp_path: Path) -> None:
