@@ -57,8 +57,9 @@ def test_what_never_ends_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert peak_mebibytes() - before < 1024
 
 
-@pytest.mark.parametrize("given", ["=1+1", "+1", "-1", "@sum", "\t=1", "\r=1"])
-def test_no_cell_is_computed(given: str) -> None:
+@pytest.mark.parametrize("first", "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+def test_no_cell_is_computed(first: str) -> None:
+    given = f"{first}1+1"
     assert as_cell(given) == f"'{given}"
     assert as_cell(f" {given}") == f" {given}"
 
@@ -77,9 +78,24 @@ def refuse(*arguments, **_):
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 from llmrank import cli
 short = ["--samples", "2", "--sequence-length", "16"]
-model, corpus, pruned = {str(model)!r}, {str(corpus)!r}, {str(tmp_path / "pruned")!r}
-assert cli.main(["prune", model, "--output", pruned, "--calibration", corpus, *short]) == 0
-assert cli.main(["evaluate", pruned, "--against", model, "--text", corpus, *short]) == 0
+model, corpus, folder = {str(model)!r}, {str(corpus)!r}, {str(tmp_path)!r}
+read = ["--calibration", corpus, *short]
+learned = ["--text", corpus, "--tokens", "32", "--sequence-length", "16"]
+for line in (
+    ["prune", model, "--output", folder + "/pruned", *read],
+    ["rank", model, "--output", folder + "/ranking", *read],
+    ["apply", folder + "/ranking", model, "--output", folder + "/applied"],
+    ["evaluate", folder + "/pruned", "--against", model, "--text", corpus, *short],
+    ["heal", folder + "/pruned", "--against", model, "--output", folder + "/healed", *learned],
+    ["predict", model, "--output", folder + "/predictions.safetensors", *learned],
+    ["sweep", model, "--output", folder + "/swept", "--evaluate", corpus, "--amount", "0.3", "--repair", "none", *read],
+    ["inspect", model, "--output", folder + "/seen", *read],
+    ["diff", folder + "/pruned", folder + "/applied"],
+    ["export", folder + "/pruned", "--to", "vllm", "--output", folder + "/served"],
+    ["families", "llama"],
+    ["components"],
+):
+    assert cli.main(line) == 0, line
 assert not tried, tried
 """
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}

@@ -654,7 +654,26 @@ def test_hostile_names_are_shown_and_do_nothing(visit: Open, tmp_path: Path) -> 
         page.click("#download button")
     waiting.value.save_as(tmp_path / "hostile.csv")
     with (tmp_path / "hostile.csv").open(encoding="utf-8", newline="") as file:
-        assert {row["layer"] for row in csv.DictReader(file)} == {HOSTILE}
+        assert {row["layer"] for row in csv.DictReader(file)} == {f"'{HOSTILE}"}  # no formula
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "const script = document.createElement('script'); script.textContent = 'window.harm = 1'; document.body.append(script);",
+        "document.body.insertAdjacentHTML('beforeend', '<img src=\"data:,\" onerror=\"window.harm = 1\">');",
+        "document.body.insertAdjacentHTML('beforeend', '<iframe srcdoc=\"<script>parent.harm = 1</script>\"></iframe>');",
+        "fetch('https://example.org').catch(() => {});",
+    ],
+)
+def test_the_policy_of_the_page_refuses_what_gets_into_it(visit: Open, path: Path, harm: str) -> None:
+    opened = visit(path)
+    opened.page.evaluate(f"() => {{ {harm} }}")
+    opened.page.wait_for_timeout(300)
+    assert opened.page.evaluate("window.harm") is None
+    assert any("Content Security Policy" in complaint for complaint in opened.complaints)
+    opened.complaints.clear()
+    opened.requests.clear()
 
 
 # --- mixtures of experts

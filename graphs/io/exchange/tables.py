@@ -39,8 +39,8 @@ EDGE_COLUMNS = {"source_layer": "int32", "source": "int64", "target_layer": "int
 
 # UTF-8 cannot encode half of a surrogate pair, and some readers of CSV stop at a null character.
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
-# A spreadsheet takes a text that begins so for a formula.
-COMPUTED = ("=", "+", "-", "@", "\t", "\r")
+# A spreadsheet takes a text that begins so for a formula, also with the wide signs of East Asian keyboards.
+COMPUTED = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 
 
 def write_tables(

@@ -302,7 +302,7 @@ class Elements(HTMLParser):
             self.style += data
 
 
-HOSTILE = "</script><script>alert(1)</script><!-- \" ' & \u2028 日本 ${x}"
+HOSTILE = "=</script><script>alert(1)</script><!-- \" ' & \u2028 日本 ${x}"
 
 
 def hostile_inspection() -> Inspection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,21 @@ def test_a_model_without_a_head_has_contexts_alone() -> None:
     meaning = found.of("layers.0.mlp", 1)
     assert len(meaning.contexts) == 2
     assert meaning.promoted == meaning.demoted == ()
+
+
+def test_no_token_in_a_table_is_a_formula(meanings: Meanings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, neuron = next(iter(meanings))
+    found = meanings.of(layer, neuron)
+    first = replace(
+        found.contexts[0], context=replace(found.contexts[0].context, before="=before", token="@token", after="+after")
+    )
+    hostile = replace(found, contexts=(first,), promoted=(replace(found.promoted[0], token="-1+1"),))
+    monkeypatch.setattr(Meanings, "of", lambda *_: hostile)
+    write_meanings_csv(meanings, tmp_path / "contexts.csv")
+    with (tmp_path / "contexts.csv").open(encoding="utf-8", newline="") as file:
+        row = next(csv.DictReader(file))
+    assert [row["before_1"], row["token_1"], row["after_1"]] == ["'=before", "'@token", "'+after"]
+    assert row["promoted_1"] == "'-1+1"
 
 
 def test_files_hold_a_row_for_each_neuron(meanings: Meanings, tmp_path: Path) -> None:

@@ -311,7 +311,7 @@ function listenToCharts() {
 
 /** A text as a cell of CSV; an apostrophe stands before one that a spreadsheet would compute. */
 function quoted(value) {
-  const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
+  const text = /^[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/.test(value) ? `'${value}` : String(value);
   return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
