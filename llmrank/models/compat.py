@@ -86,7 +86,10 @@ def gguf_read_once() -> Iterator[None]:
     vocabulary, and makes the same map of names for every module: nearly half of the time of loading SmolLM2-135M.
     """
     import gguf
+    from transformers.utils import import_utils
 
+    # On Python 3.10 early versions of transformers 5 find the package, but not its version.
+    getattr(import_utils, "PACKAGE_DISTRIBUTION_MAPPING", {}).setdefault("gguf", ["gguf"])
     package: Any = gguf
     reader, name_map = package.GGUFReader, package.get_tensor_name_map
     package.GGUFReader, package.get_tensor_name_map = cache(reader), cache(name_map)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import llmrank
 from llmrank.errors import CheckpointError, ModelSourceError
+from llmrank.models.compat import gguf_read_once
 from llmrank.models.loading import load_pretrained
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner
 from tests.llmrank.commands import SHORT, refused
@@ -361,3 +362,10 @@ def test_odd_settings_of_a_quantiser_load_or_are_refused(settings: Any, tmp_path
         else:
             return
     assert "cannot load" in message
+
+
+def test_versions_of_transformers_that_do_not_find_gguf_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, list[str]] = {}  # as on Python 3.10
+    monkeypatch.setattr("transformers.utils.import_utils.PACKAGE_DISTRIBUTION_MAPPING", found, raising=False)
+    with gguf_read_once():
+        assert found == {"gguf": ["gguf"]}
