@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from graphs.checks import check_count
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
 from graphs.solvers.certificate import Certificate
@@ -144,8 +145,10 @@ class RankResult:
         Raises
         ------
         GraphError
-            The nodes have several scores each.
+            The nodes have several scores each, or a number is out of range.
         """
+        layer = check_count("layer", layer, 0, len(self.scores) - 1)
+        count = check_count("count", count, 0)
         if self.scores[layer].ndim != 1:
             raise GraphError(
                 f"top: expected one score per node, got {self.scores[layer].shape[1]}; select a column of the scores"

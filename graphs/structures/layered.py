@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from graphs.checks import check_sequence, check_type
+from graphs.checks import check_count, check_sequence, check_type
 from graphs.errors import GraphError
 from graphs.linalg.backends import TorchArithmetic
 from graphs.linalg.blocks import Block, FloatArray, SparseBlock, index_dtype
@@ -149,11 +149,7 @@ class LayeredGraph:
 
     def block(self, layer: int) -> sparse.csr_array:
         """Return the edges into `layer` (1..L) as CSR, row = target. A dense block is converted at every call."""
-        if not 1 <= layer < len(self.activations):
-            raise GraphError(
-                f"expected a layer from 1 to {len(self.blocks)} (layer 0 has no edges into it), got {layer}"
-            )
-        return self.blocks[layer - 1].to_csr()
+        return self.blocks[check_count("layer", layer, 1, len(self.blocks)) - 1].to_csr()
 
     def with_csr(self) -> LayeredGraph:
         """Return the graph with every block stored as CSR, which saves conversions; parallel edges become one edge."""
@@ -180,8 +176,7 @@ class LayeredGraph:
         >>> graph.with_activations(0, [1, 5]).activations
         (array([1., 5.]), array([3.]))
         """
-        if not 0 <= layer < len(self.activations):
-            raise GraphError(f"expected a layer from 0 to {len(self.blocks)}, got {layer}")
+        layer = check_count("layer", layer, 0, len(self.blocks))
         vectors = list(self.activations)
         vectors[layer] = _check_activations(activations, len(vectors[layer]), layer)
         return replace(self, activations=tuple(vectors))

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from llmrank.errors import OptionError
+from llmrank.errors import OptionError, check_type
 from llmrank.evaluation.items import Item, describe_items, read_items
 from llmrank.evaluation.lm_eval import LMEvalTasks, find_tasks
 from llmrank.experiments.identity import identity_of
@@ -148,6 +149,7 @@ class SweepSettings:
                     f"attention=true out of {pipeline!r}"
                 )
         parse_targets(self.targets)
+        check_type("items", self.items, (str, os.PathLike, NoneType), "the path of a file of items, 'built-in', or None")
         self.asked_items  # noqa: B018 - reads the file, so that a bad one is refused now
         check_text(self.calibration.source)
         check_text(self.evaluation.source, "evaluation")

@@ -252,5 +252,6 @@ def prune_model(
             raise RuntimeError("the run has left no masks and no report")
         return PrunedModel(model, run.masks, run.report, run.application, tokenizer, run.work)
     except BaseException:
-        run.undo_if_possible()  # an interruption may come when everything else is done
+        if undoable and run.application is not None:  # an interruption may come when everything else is done
+            run.undo()
         raise

@@ -235,7 +235,8 @@ class PruningRun:
                 report, after=size, neurons=neurons, seconds=seconds, evaluation=evaluation, healing=healing
             )
         except BaseException:
-            self.undo_if_possible()
+            if self.undoable and self.application is not None:
+                self.undo()
             raise
         return self.model
 
@@ -285,11 +286,6 @@ class PruningRun:
         self.application.undo()
         self.application = None
         return self.model
-
-    def undo_if_possible(self) -> None:
-        """Restore the model, if this run has changed it and can undo that."""
-        if self.undoable and self.application is not None:
-            self.undo()
 
     @property
     def masks(self) -> Masks | None:

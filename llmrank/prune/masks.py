@@ -10,7 +10,7 @@ import torch
 
 from graphs import GraphError
 from graphs.io.tensor_files import read_tensors, write_tensors
-from llmrank.errors import MaskError
+from llmrank.errors import MaskError, check_type
 from llmrank.models import FFNs, PrunableLayer
 from llmrank.models.blocks import TransformerBlock
 
@@ -43,6 +43,7 @@ class Masks(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, keep: Mapping[str, object], weights: str = "") -> None:
+        check_type("keep", keep, Mapping, "a mapping from names of layers to keep masks")
         self.weights = weights
         self._keep = MappingProxyType({name: _as_mask(name, value) for name, value in keep.items()})
 
@@ -86,7 +87,15 @@ class Masks(Mapping[str, torch.Tensor]):
         return len(set(self.widths.values())) <= 1
 
     def removed(self, name: str) -> list[int]:
-        """Return the indices of the neurons removed from a layer."""
+        """Return the indices of the neurons removed from a layer.
+
+        Raises
+        ------
+        MaskError
+            There is no mask of this name.
+        """
+        if not isinstance(name, str) or name not in self._keep:
+            raise MaskError(f"there is no layer {name!r}; the masks are those of {', '.join(self._keep)}")
         return [int(k) for k in (~self[name]).nonzero().flatten()]
 
     def left_out(self, layers: Iterable[PrunableLayer]) -> list[TransformerBlock]:
@@ -186,7 +195,10 @@ class Masks(Mapping[str, torch.Tensor]):
             about, tensors = read_tensors(path, "mask")
         except GraphError as error:
             raise MaskError(str(error)) from error
-        return cls(tensors, str(about.get("weights", "")))
+        weights = about.get("weights", "")
+        if not isinstance(weights, str):
+            raise MaskError(f"{path} states {str(weights)[:80]} as the digest of its model, and not a text; write it again")
+        return cls(tensors, weights)
 
 
 def _as_mask(name: str, value: object) -> torch.Tensor:

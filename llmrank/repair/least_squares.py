@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from llmrank.errors import CalibrationError, OptionError
+from llmrank.errors import CalibrationError, OptionError, check_type
 from llmrank.repair.base_repair import BaseRepair, RepairedMap, repaired_map
 from llmrank.repair.moments import N_COMBINATIONS, Centre, Moments, project_outputs
 
@@ -78,10 +78,12 @@ class LeastSquaresRepair(BaseRepair):
     reselect: bool = False
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS:
+        if not isinstance(self.target, str) or self.target not in TARGETS:
             raise OptionError(f"unknown target {self.target!r}; expected one of {', '.join(TARGETS)}")
         is_number = isinstance(self.damping, (int, float)) and not isinstance(self.damping, bool)
-        if self.damping != "auto" and not (is_number and 0.0 <= float(self.damping) < math.inf):
+        check_type("reselect", self.reselect, bool, "True or False")
+        is_auto = isinstance(self.damping, str) and self.damping == "auto"
+        if not is_auto and not (is_number and 0.0 <= float(self.damping) < math.inf):
             raise OptionError(f"damping must be 'auto' or a finite number >= 0, got {self.damping!r}")
 
     @property

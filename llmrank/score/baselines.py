@@ -93,7 +93,7 @@ class RandomScorer(BaseScorer):
     _generator: torch.Generator = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**63:
             raise OptionError(f"seed must be an integer from 0 to 2**63 - 1, got {self.seed!r}")
         self._generator = torch.Generator().manual_seed(self.seed)
 

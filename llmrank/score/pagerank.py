@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
@@ -13,7 +14,7 @@ from graphs.linalg.backends import TorchArithmetic
 from graphs.linalg.blocks import DenseBlock
 from graphs.linalg.transition import Transition, modified_step, weighted_step
 from llmrank.calibration.statistics import LayerStatistics
-from llmrank.errors import OptionError
+from llmrank.errors import OptionError, check_type
 from llmrank.score.base_scorer import BaseScorer
 from llmrank.score.edge_measures import EdgeMeasure, mark_energies, squares, with_edge_measure, without_mark
 
@@ -73,6 +74,7 @@ class WeightedPageRankScorer(BaseScorer):
         for name in ("gamma", "theta"):
             check_unit_interval(name, getattr(self, name))
         check_choices(solver=self.solver, backend=self.backend, dtype=self.dtype, edges=self.edges)
+        check_type("device", self.device, (str, NoneType), "the name of a device, or None")
 
     def score(
         self,
@@ -136,6 +138,7 @@ class ModifiedPageRankScorer(BaseScorer):
     def __post_init__(self) -> None:
         check_unit_interval("zero_lowest", self.zero_lowest)
         check_choices(solver=self.solver, backend=self.backend, dtype=self.dtype, edges=self.edges)
+        check_type("device", self.device, (str, NoneType), "the name of a device, or None")
 
     def score(
         self,
@@ -194,7 +197,7 @@ def check_choices(**options: str) -> None:
     """Raise an OptionError if an option is none of its :data:`CHOICES`."""
     for name, value in options.items():
         choices = get_args(CHOICES[name])
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise OptionError(f"unknown {name} {value!r}; expected one of {', '.join(choices)}")
 
 

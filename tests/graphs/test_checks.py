@@ -69,6 +69,16 @@ def test_layers_and_nodes() -> None:
         check_node(GRAPH, 2, 5)
 
 
+@table("value", [-1, 4, 1.0, "1", None, np.array([]), {}])
+def test_methods_that_take_a_layer_refuse_what_is_none(value: Any) -> None:
+    for call in (GRAPH.block, RANK.top, lambda layer: GRAPH.with_activations(layer, [1.0] * 7)):
+        with pytest.raises(GraphError, match="layer must be an integer from"):
+            call(value)
+    if not isinstance(value, int) or value < 0:
+        with pytest.raises(GraphError, match="count must be an integer >= 0"):
+            RANK.top(1, value)
+
+
 def test_vectors() -> None:
     given = np.array([1.0, 2.0])
     found = as_vector(given, "it")

@@ -1,4 +1,4 @@
-"""Bad values for every parameter of the promised functions: an error of a promised type, and nothing has changed."""
+"""Bad values for the parameters of promised functions and components: an error of a promised type, and nothing has changed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from scipy import sparse
 
 import graphs
 import llmrank
+from llmrank.pipeline import CalibrationText, EvaluationText
+from llmrank.pipeline.registry import PRUNERS, REPAIRS, SCORERS
 from tests.hostile.harness import SAID, Attack, Fell, refusal
 from tests.llmrank.tiny_models import Snapshot, text, tiny_llama, token_ids, tokenizer
 
@@ -43,10 +46,25 @@ NO_PATH = re.compile(r"expected str, bytes or os.PathLike object, not |str (obje
 
 @dataclass(frozen=True)
 class Call:
-    """A function, and a function that makes good arguments for it, in a folder that may be written to."""
+    """A function, what makes good arguments for it in a folder that may be written to, and what has its parameters."""
 
     function: Callable[..., Any]
     arguments: Callable[[Path], dict[str, Any]]
+    like: Callable[..., Any] | None = None
+
+    @property
+    def parameters(self) -> list[str]:
+        """The parameters that get bad values."""
+        return [each for each in inspect.signature(self.like or self.function).parameters if each not in NEVER | FLAGS]
+
+
+def pruned_by(kind: str, component: type, **options: Any) -> Any:
+    """Make a component, and prune a tiny model by it."""
+    settings = {"amount": 0.4, "calibration": token_ids(6, 16), "repair": None}
+    made = {kind: component(**options)}
+    if kind == "pruner":
+        del settings["amount"]  # which the pruner has
+    return llmrank.prune_model(tiny_llama(), None, undoable=True, **{**settings, **made})
 
 
 def prepare(folder: Path) -> dict[str, Call]:
@@ -74,7 +92,40 @@ def prepare(folder: Path) -> dict[str, Call]:
     digraph = graphs.residual_graph(
         graphs.LayeredGraph.from_weights([[[1.0, 2.0]], [[1.0], [3.0]]], [1, 1], [[1], [1, 1]])
     )
+    masks, layered_rank = pruned.masks, {"layer": 1}
+    components = {
+        f"{registry.kind} {name}": Call(
+            partial(pruned_by, registry.kind, registry.find(name)), lambda _: {}, registry.find(name)
+        )
+        for registry in (SCORERS, PRUNERS, REPAIRS)
+        for name in registry.names()
+        if registry.fields(name)
+    }
     return {
+        **components,
+        "CalibrationText": Call(CalibrationText, lambda _: {"source": corpus}),
+        "EvaluationText": Call(EvaluationText, lambda _: {"source": corpus}),
+        "Distillation": Call(llmrank.healing.Distillation, lambda _: {"tokens": 64}),
+        "IsolatedFFNPipeline": Call(
+            lambda **options: llmrank.IsolatedFFNPipeline(**options).run(),
+            lambda _: {"model": tiny_llama(), "tokenizer": None, "calibration": token_ids(6, 16), "undoable": True},
+            llmrank.IsolatedFFNPipeline,
+        ),
+        "Masks": Call(llmrank.Masks, lambda _: {"keep": dict(masks)}),
+        "Masks.save": Call(masks.save, lambda place: {"path": place / "x.safetensors"}),
+        "Masks.removed": Call(masks.removed, lambda _: {"name": next(iter(masks))}),
+        "Report.save": Call(pruned.report.save, lambda place: {"path": place / "x.json"}),
+        "PrunedModel.save": Call(pruned.save, lambda place: {"directory": place / "out"}),
+        "LayeredGraph": Call(
+            graphs.LayeredGraph,
+            lambda _: {"blocks": graph.blocks, "activations": graph.activations, "names": graph.names},
+        ),
+        "LayeredGraph.block": Call(graph.block, lambda _: {"layer": 0}),
+        "LayeredGraph.to_torch": Call(graph.to_torch, lambda _: {}),
+        "LayeredGraph.with_activations": Call(
+            graph.with_activations, lambda _: {"layer": 1, "activations": [1.0, 1.0, 2.0]}
+        ),
+        "RankResult.top": Call(rank.top, lambda _: layered_rank),
         "prune_model": Call(llmrank.prune_model, lambda _: {"model": tiny_llama(), **pruning}),
         "heal": Call(
             llmrank.heal,
@@ -127,11 +178,10 @@ def case(calls: dict[str, Call], rng: random.Random, folder: Path) -> str:
     """Give a function one or two bad values."""
     name = rng.choice(list(calls))
     call = calls[name]
-    parameters = [each for each in inspect.signature(call.function).parameters if each not in NEVER | FLAGS]
     arguments = call.arguments(folder)
     model = arguments.get("model")
     snapshot = Snapshot(model) if isinstance(model, torch.nn.Module) else None
-    bad = {rng.choice(parameters): rng.choice(VALUES) for _ in range(rng.choice([1, 1, 2]))}
+    bad = {rng.choice(call.parameters): rng.choice(VALUES) for _ in range(rng.choice([1, 1, 2]))}
     what = f"{name}({', '.join(f'{key}={str(value)[:100]!r} ({type(value).__name__})' for key, value in bad.items())})"
     here = Path.cwd()
     os.chdir(folder)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from graphs.io.tensor_files import write_tensors
-from llmrank.errors import MaskError
+from llmrank.errors import MaskError, OptionError
 from llmrank.models import find_ffns
 from llmrank.prune.masks import Masks
 from llmrank.surgery.apply import apply_masks
@@ -93,6 +93,15 @@ def test_later_writes_into_the_source_do_not_reach_the_masks() -> None:
 def test_bad_masks_are_refused(value: Any) -> None:
     with pytest.raises(MaskError, match="mask of mlp"):
         Masks({"mlp": value})
+
+
+def test_what_holds_no_masks_or_is_no_layer_is_refused() -> None:
+    for value in ("ab", 5, [True], np.zeros(2)):
+        with pytest.raises(OptionError, match="keep must be a mapping from names of layers to keep masks"):
+            Masks(value)  # type: ignore[arg-type]
+    for name in ("nowhere", 0, ["a"]):
+        with pytest.raises(MaskError, match=r"there is no layer .*; the masks are those of mlp"):
+            Masks({"mlp": [True, False]}).removed(name)  # type: ignore[arg-type]
 
 
 @given(three())

@@ -446,6 +446,13 @@ def test_impossible_repairs_are_refused() -> None:
     for damping in (-1.0, float("nan"), "much", True):
         with pytest.raises(OptionError, match="damping"):
             LeastSquaresRepair(damping)
+    for options, message in (
+        ({"damping": np.zeros(2)}, "damping must be 'auto' or a finite number"),
+        ({"reselect": np.zeros(2)}, "reselect must be True or False"),
+        ({"target": np.zeros(2)}, "unknown target"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            LeastSquaresRepair(**options)
     with pytest.raises(OptionError, match="unknown target 'logits'; expected one of stream, output"):
         LeastSquaresRepair(target="logits")
     with pytest.raises(OptionError, match="output maps with a bias"):

@@ -380,6 +380,10 @@ def test_shares_out_of_range_raise(value: Any) -> None:
 def test_unknown_choices_raise_at_construction(make: Any, option: str) -> None:
     with pytest.raises(OptionError, match=rf"unknown {option} 'jacobi'; expected one of"):
         make(**{option: "jacobi"})
+    with pytest.raises(OptionError, match=rf"unknown {option} array"):
+        make(**{option: np.array([])})
+    with pytest.raises(OptionError, match="device must be the name of a device, or None"):
+        make(device=np.array([]))
 
 
 @pytest.mark.parametrize(
