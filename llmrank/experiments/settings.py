@@ -149,7 +149,9 @@ class SweepSettings:
                     f"attention=true out of {pipeline!r}"
                 )
         parse_targets(self.targets)
-        check_type("items", self.items, (str, os.PathLike, NoneType), "the path of a file of items, 'built-in', or None")
+        check_type(
+            "items", self.items, (str, os.PathLike, NoneType), "the path of a file of items, 'built-in', or None"
+        )
         self.asked_items  # noqa: B018 - reads the file, so that a bad one is refused now
         check_text(self.calibration.source)
         check_text(self.evaluation.source, "evaluation")

@@ -200,9 +200,7 @@ def apply_masks(
             for mixture, kept_experts in _mixtures_that_lose_experts(ffns, masks):
                 route_around(mixture, kept_experts, ExitStack())  # the restores above undo it; nobody closes this stack
         if undoable:  # they would keep removed experts in memory
-            application._unchanged_checks += [
-                _unchanged_check(module) for module in (*ffns.modules, *ffns.router_modules)
-            ]
+            application._unchanged_checks.extend(map(_unchanged_check, (*ffns.modules, *ffns.router_modules)))
             for stack in () if shallow is None else (shallow.stack,):
                 application._unchanged_checks.append(partial(_holds, stack, list(stack)))
         return application
