@@ -23,7 +23,7 @@ ROOMS = [
     *("graphs.errors", "graphs.checks", "graphs.linalg", "graphs.solvers", "graphs.structures", "graphs.ranking"),
     *("graphs.analysis", "graphs.reduction", "graphs.io", "graphs.draw", "graphs"),
     *("llmrank.errors", "llmrank.bounded_files", "llmrank.cache", "llmrank.named_classes", "llmrank.progress"),
-    "llmrank.version",
+    *("llmrank.file_contents", "llmrank.version"),
     *("llmrank.models", "llmrank.text", "llmrank.execution"),
     *(
         "llmrank.calibration",

@@ -68,7 +68,7 @@ def collect_by_block(
         raise OptionError("statistics are collected block by block in a work directory; give the execution one")
     work = execution.work
     passes, first_states = block_passes(model, ffns, execution.batches(sequences), execution.device)
-    done = work.progress(STAGE)
+    done = work.blocks_done(STAGE, len(passes.blocks), {"side": "states"})
     states = States.in_files(work.file("states"), first_states, None if done is None else done["side"])
     del first_states
     found: dict[str, FFNStatistics] = {}

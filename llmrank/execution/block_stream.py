@@ -80,8 +80,11 @@ class BlockStream:
         self._positions = self._passes.positions
         self._work, self._processes = execution.work, execution.processes
         # What an earlier process noted: how many blocks the states have passed, and in which file (side) they are.
-        done = None if self._work is None else self._work.progress(STAGE)
-        self._states, self._dense_states = self._first_states(record, follow=follow, done=done)
+        names = ("states", "dense-states") if follow else ("states",)
+        done = None
+        if self._work is not None:
+            done = self._work.blocks_done(STAGE, len(self._passes.blocks), dict(zip(names, names, strict=True)))
+        self._states, self._dense_states = self._first_states(record, names, done)
         # The numbers of the blocks that the pruned model's states, and the dense model's states, have reached.
         self._position = self._dense_position = 0 if done is None else done["blocks"]
         # The input of the last block that the dense model's states have passed: the dense model's states for the first batch.
@@ -96,12 +99,13 @@ class BlockStream:
         self._pending_calls: list[Call] = []
         self._pending_inputs: list[torch.Tensor] = []
 
-    def _first_states(self, record: Recording, *, follow: bool, done: Any) -> tuple[States, States | None]:
-        """Return the states of the pruned model and, with `follow`, of the dense model: the first, or those in files already."""
-        first = record.take_first_states()
+    def _first_states(
+        self, record: Recording, names: tuple[str, ...], done: dict[str, int] | None
+    ) -> tuple[States, States | None]:
+        """Return the states of the pruned model and, if they are named, of the dense model: the first, or those in files."""
+        first, follow = record.take_first_states(), len(names) > 1
         if self._work is None:
             return States.of(first), States.of(first) if follow else None
-        names = ("states", "dense-states") if follow else ("states",)
         sides = [None if done is None else done[name] for name in names]
         made = [States.in_files(self._work.file(n), first, side) for n, side in zip(names, sides, strict=True)]
         return made[0], made[1] if follow else None

@@ -11,7 +11,7 @@ import torch
 
 from llmrank.errors import OptionError
 
-__all__ = ["States", "allocate_like", "file_tensor"]
+__all__ = ["States", "allocate_like", "file_tensor", "state_file"]
 
 
 class States:
@@ -52,7 +52,7 @@ class States:
             Index of the file with the states of a run that was interrupted and is resumed; they are used instead of the values
             of `first`. By default `first` is written to the first file.
         """
-        files = [path.with_name(f"{path.name}.{number}") for number in range(2)]
+        files = [state_file(path, number) for number in range(2)]
         size = sum(state.numel() for state in first)
         memory = [_split(file_tensor(file, (size,), first[0].dtype), first) for file in files]
         if side is None:
@@ -108,6 +108,11 @@ class States:
     def advance(self) -> None:
         """Go on to the next block: the states behind this block are those in front of the next block."""
         self.side = 1 - self.side if len(self._memory) > 1 else 0
+
+
+def state_file(path: Path, side: int) -> Path:
+    """Return the file of a side of states that :meth:`States.in_files` keeps under a path."""
+    return path.with_name(f"{path.name}.{side}")
 
 
 def allocate_like(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -18,7 +18,8 @@ from graphs import GraphError
 from graphs.io.replacement import LOCK, hidden_directory, remove_leftovers, take_lock
 from llmrank.errors import OptionError
 from llmrank.execution.json_files import file_checksum, read_json, write_json
-from llmrank.execution.states import file_tensor
+from llmrank.execution.states import file_tensor, state_file
+from llmrank.file_contents import check_fields, refused_unless_sound
 
 __all__ = [
     "SAVING",
@@ -34,6 +35,8 @@ __all__ = [
 # file are in memory while the file is written.
 SHARD_BYTES = 10**9
 RUN_FILE, PROGRESS_FILE = "run.json", "progress.json"
+# What a user can do about a file that the run cannot go on with.
+ADVICE = "delete {}, and start again"
 # The stage in which a run writes its result, which appears whole or not at all. Its note holds the settings of the command.
 SAVING = "saving"
 
@@ -78,7 +81,14 @@ def read_progress(path: Path) -> dict[str, Any]:
 
 def _read_notes(path: Path) -> dict[str, Any]:
     """Return what :meth:`WorkDirectory.note` has written last."""
-    return _read(path / PROGRESS_FILE) if (path / PROGRESS_FILE).is_file() else {}
+    if not (path / PROGRESS_FILE).is_file():
+        return {}
+    noted = _read(path / PROGRESS_FILE)
+    with refused_unless_sound(path / PROGRESS_FILE, ADVICE.format(path)):
+        check_fields(noted, {"stages": dict, "files": dict})
+        check_fields(noted["stages"], {}, {SAVING: dict})
+        check_fields(noted["files"], dict.fromkeys(noted["files"], str))
+    return noted
 
 
 class WorkDirectory:
@@ -107,11 +117,12 @@ class WorkDirectory:
     def __init__(self, path: str | os.PathLike[str], run: Mapping[str, Any], *, resume: bool = False) -> None:
         self.path = Path(path)
         settings = json.loads(json.dumps(run))
-        run_file = self.path / RUN_FILE
+        run_file, is_new = self.path / RUN_FILE, False
         if not holds_run(self.path):
             if resume:
                 raise OptionError(f"there is no unfinished run in {self.path} to go on with; leave resume out")
             check_free(self.path)
+            is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
         elif not resume:
             raise OptionError(
@@ -134,7 +145,12 @@ class WorkDirectory:
                     "directory"
                 )
         else:
-            write_json(run_file, settings)
+            try:
+                write_json(run_file, settings)
+            except BaseException:
+                if is_new:
+                    self.remove()
+                raise
         noted = _read_notes(self.path)
         self._progress: dict[str, Any] = noted.get("stages", {})
         # The checksums of the files that the progress relies on, by name.
@@ -159,6 +175,39 @@ class WorkDirectory:
     def progress(self, stage: str) -> Any:
         """Return what :meth:`note` noted for a stage, or None."""
         return self._progress.get(stage)
+
+    def blocks_done(self, stage: str, n_blocks: int, sides: Mapping[str, str]) -> dict[str, int] | None:
+        """Return what was noted for a stage that goes through the blocks of a model; None if nothing was.
+
+        Parameters
+        ----------
+        stage : str
+        n_blocks : int
+            Number of blocks of the model.
+        sides : mapping from str to str
+            For every field of the note that holds a side, the name of the states (see :class:`llmrank.execution.states.States`).
+
+        Returns
+        -------
+        dict
+            The number of "blocks" that were passed, and the sides. The progress relies on the files of these sides.
+
+        Raises
+        ------
+        OptionError
+            The note says something else.
+        """
+        done = self.progress(stage)
+        if done is None:
+            return None
+        with refused_unless_sound(self.path / PROGRESS_FILE, ADVICE.format(self.path)):
+            check_fields(done, dict.fromkeys(("blocks", *sides), int))
+            if not 0 < done["blocks"] <= n_blocks or not all(done[name] in (0, 1) for name in sides):
+                raise ValueError(f"{done} is no progress through {n_blocks} blocks")
+            lost = [name for name in sides if not self.keeps(state_file(self.file(sides[name]), done[name]))]
+            if lost and done["blocks"] < n_blocks:
+                raise ValueError(f"it does not rely on the {sides[lost[0]]} in front of block {done['blocks']}")
+        return dict(done)
 
     def keep(self, file: Path) -> None:
         """Have the next note rely on a file, which is on the disk when this returns. Cost: the file is read."""
@@ -218,4 +267,4 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
     except GraphError as error:
-        raise OptionError(f"{error}; delete {path.parent}, and start again") from error
+        raise OptionError(f"{error}; {ADVICE.format(path.parent)}") from error

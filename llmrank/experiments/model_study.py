@@ -192,10 +192,17 @@ class ModelStudy:
                 )
                 found["speed"] = asdict(speed)
         if dense is not None:
-            differences = [own - other for own, other in zip(found["losses"], dense["losses"], strict=True)]
+            # A row in a file holds losses that are not finite as text.
+            differences = [own - float(other) for own, other in zip(found["losses"], dense["losses"], strict=True)]
             found["difference"] = vars(Estimate.of(differences, found["counts"]))
             if self._items:
-                own, other = (Answers(self._items, tuple(row["items"]["right"])) for row in (found, dense))
+                right = dense.get("items", {}).get("right", ())
+                if len(right) != len(self._items):
+                    raise OptionError(
+                        f"the row of the dense model has {len(right)} answers to {len(self._items)} items; measure it anew, in "
+                        "another --output"
+                    )
+                own, other = (Answers(self._items, tuple(each)) for each in (found["items"]["right"], right))
                 kept = own.kept(other)
                 found["items"]["kept"] = None if kept is None else asdict(kept)
         return dict(json_safe({**found, "seconds": round(perf_counter() - begun, 2)}))

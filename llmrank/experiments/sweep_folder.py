@@ -12,14 +12,35 @@ from graphs import GraphError
 from llmrank.errors import OptionError
 from llmrank.execution.json_files import checked_json, parse_checked_json
 from llmrank.execution.work_directory import RUN_FILE, WorkDirectory, holds_run, read_run
+from llmrank.file_contents import NUMBER, check_fields, refused_unless_sound
 
 __all__ = ["IDENTITIES", "ROWS", "SweepFolder", "read_rows"]
 
 ROWS = "rows.jsonl"
 # Largest number of characters that a message shows of the value of a setting.
 LONGEST = 80
+# What a user can do about a bad line.
+ADVICE = "remove that line, or choose another --output"
 # The setting that holds what models and datasets are known by, see llmrank.experiments.identity.
 IDENTITIES = "identities"
+# The fields of a row: of every row, and of one that has results. What JSON lacks, such as infinity, is written as text.
+NUMBER_OR_TEXT, NOTHING = (*NUMBER, str), type(None)
+TEXT = {"sha256_of_tokens": str, "sequences": int}
+FIELDS = {"row": int, "model": str, "weights": str, "calibration": TEXT, "evaluation": TEXT}
+OPTIONAL = {"heal": (int, NOTHING), "versions": dict, "calibration_overlap": NUMBER}
+SHARE = {"value": NUMBER, "error": (*NUMBER, NOTHING)}
+RESULTS = {
+    **dict.fromkeys(("losses", "counts"), list),
+    **dict.fromkeys(("parameters", "bytes"), int),
+    "perplexity": NUMBER_OR_TEXT,
+    "removed": NUMBER,
+}
+OPTIONAL_RESULTS = {
+    "difference": {"value": NUMBER_OR_TEXT, "error": (*NUMBER_OR_TEXT, NOTHING)},
+    "items": {"right": list, "accuracy": {"all": SHARE}},
+    "tasks": dict,
+    "speed": {"ratio": NUMBER},
+}
 
 
 class SweepFolder:
@@ -56,7 +77,9 @@ class SweepFolder:
                 earlier = read_run(self.path)
             except OptionError as error:
                 raise OptionError(f"{self.path / RUN_FILE} is damaged; choose another --output") from error
-            _check_same(self.path, earlier, json.loads(json.dumps(settings)))
+            with refused_unless_sound(self.path / RUN_FILE, "choose another --output"):
+                check_fields(earlier, {}, {IDENTITIES: dict})
+                _check_same(self.path, earlier, json.loads(json.dumps(settings)))
             settings = earlier  # which may know less of the identities
         # A work directory locks the folder, as long as the object lives, so that no other process writes to it.
         self._directory = WorkDirectory(self.path, settings, resume=resume)
@@ -111,9 +134,46 @@ def read_rows(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
         raise OptionError(f"there is no {ROWS} in {directory}; expected the folder of a sweep (llmrank sweep --output)")
     lines = file.read_bytes().split(b"\n")[:-1]  # what follows the last line end is not complete
     try:
-        return [parse_checked_json(line, f"line {number} of {file}") for number, line in enumerate(lines, start=1)]
+        return [_row(line, f"line {number} of {file}") for number, line in enumerate(lines, start=1)]
     except GraphError as error:
-        raise OptionError(f"{error}; remove that line, or choose another --output") from error
+        raise OptionError(f"{error}; {ADVICE}") from error
+
+
+def _row(line: bytes, name: str) -> dict[str, Any]:
+    """Return the row in a line."""
+    row = parse_checked_json(line, name)
+    with refused_unless_sound(name, ADVICE):
+        is_pruned = row.get("scorer") is not None
+        names = ("scorer", "pruner", "pipeline", "repair")
+        method = (
+            {**dict.fromkeys(names, str), "amount": NUMBER} if is_pruned else dict.fromkeys((*names, "amount"), NOTHING)
+        )
+        check_fields(row, FIELDS | method, OPTIONAL)
+        check_fields(row.get("versions", {}), dict.fromkeys(row.get("versions", ()), str))
+        if "error" in row and is_pruned:
+            check_fields(row, {"error": str, "unexpected": bool})
+        else:
+            _check_results(row)
+    return row
+
+
+def _check_results(row: Mapping[str, Any]) -> None:
+    """Raise an error of any type that is not an OptionError unless the results of a row are sound."""
+    check_fields(row, RESULTS, OPTIONAL_RESULTS)
+    losses, counts = row["losses"], row["counts"]
+    if not len(losses) == len(counts) == row["evaluation"]["sequences"] or not all(type(n) is int for n in counts):
+        raise ValueError(f"there are {len(losses)} losses and {len(counts)} counts of tokens")
+    metrics = [each for found in row.get("tasks", {}).values() for each in found.values()]
+    for metric in metrics:
+        check_fields(metric, {"value": NUMBER_OR_TEXT})
+    difference = row.get("difference", {"value": 0.0, "error": None})
+    error = 0.0 if difference["error"] is None else difference["error"]
+    values = (row["perplexity"], *losses, difference["value"], error)
+    for number in (*values, *(metric["value"] for metric in metrics)):
+        float(number)
+    kept = row.get("items", {}).get("kept")
+    if kept is not None:
+        check_fields(kept, {"all": SHARE})
 
 
 def _check_same(path: Path, earlier: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from graphs.io.tensor_files import read_tensors, write_tensors
 from llmrank.errors import OptionError
 from llmrank.evaluation.logits import POSITIONS_AT_ONCE, Predictor, check_predicts
 from llmrank.execution import Execution
+from llmrank.file_contents import check_fields, refused_unless_sound
 from llmrank.healing.teachers import BandDivergence, check_vocabularies, vocabulary_of
 from llmrank.models.forward import at_least_float32, evaluation_mode
 from llmrank.text import CalibrationTokens, TokenSequences
@@ -67,6 +68,12 @@ class Predictions:
         check_vocabularies(self.vocabulary, vocabulary_of(model))
         if [each and each.digest for each in tokens] != [each and each.digest for each in self.tokens]:
             raise OptionError("the predictions are those of other sequences; learn from the sequences of the file")
+        is_encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
+        if self.entropy.shape[1] != _steps(tokens.sequences.length, is_encoder_decoder):
+            raise OptionError(
+                f"the predictions are not for the tokens that {type(model).__name__} predicts; write them with the dense model "
+                "that it was pruned from"
+            )
 
     def identity(self) -> str:
         """See :meth:`llmrank.healing.teachers.Teacher.identity`."""
@@ -127,35 +134,51 @@ class Predictions:
             Its tensors do not fit each other.
         """
         meta, arrays = read_tensors(path, KIND, VERSION)
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-        try:
-            own, held_out, other = parts = [
-                TokenSequences.of(tensors[f"{name}.ids"].long(), tensors[f"{name}.mask"].bool(), meta["sources"][name])
-                if name in meta["sources"]
-                else None
-                for name in ("own", "held_out", "other")
-            ]
-            found = [tensors[name] for name in ("top_ids", "top_log_p", "drawn_ids", "entropy")]
-            vocabulary = int(meta["vocabulary"])
-        except KeyError as error:
-            raise OptionError(
-                f"{path} lacks {error} of its predictions; write it again with llmrank predict"
-            ) from error
-        rows = sum(len(part) for part in parts if part is not None)
-        if own is None or any(len(each) != rows for each in found):
-            raise OptionError(
-                f"{path} has predictions for other sequences than it holds; write it again with llmrank predict"
-            )
-        top_ids, top_log_p, drawn_ids, entropy = found
-        return cls(
-            CalibrationTokens(own, held_out, other),
-            vocabulary,
-            top_ids,
-            top_log_p,
-            drawn_ids,
-            entropy,
-            tuple(meta.get("notes", ())),
+        with refused_unless_sound(path, "write it again with llmrank predict"):
+            return cls._of(meta, arrays)
+
+    @classmethod
+    def _of(cls, meta: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]]) -> Predictions:
+        """Make predictions of the content of a file; raise an error of any type that is not an OptionError unless they fit."""
+        check_fields(meta, {"vocabulary": int, "sources": dict}, {"notes": list})
+        vocabulary, notes, sources = meta["vocabulary"], tuple(meta.get("notes", ())), meta["sources"]
+        if not all(isinstance(note, str) for note in notes):
+            raise TypeError("a note is no text")
+        learned, held_out, other = (
+            TokenSequences.of_file(arrays[f"{name}.ids"], arrays[f"{name}.mask"], sources[name])
+            if name in sources or name == "own"
+            else None
+            for name in ("own", "held_out", "other")
         )
+        if learned is None or learned.ids.is_floating_point():
+            raise TypeError("predictions are those of token ids")
+        parts = [part for part in (learned, held_out, other) if part is not None]
+        arrays = {name: arrays[name] for name in ("top_ids", "top_log_p", "drawn_ids", "entropy")}
+        rows, length = sum(map(len, parts)), learned.length
+        steps = arrays["entropy"].shape[1]
+        if any(part.length != length for part in parts) or steps not in (
+            _steps(length, both) for both in (False, True)
+        ):
+            raise ValueError(f"there are {steps} predictions for sequences of {length} tokens")
+        dtypes = {"top_ids": "int32", "top_log_p": "float16", "drawn_ids": "int32", "entropy": "float32"}
+        for name, array in arrays.items():
+            axes = 2 if name == "entropy" else 3
+            if array.dtype != dtypes[name] or array.ndim != axes or array.shape[:2] != (rows, steps) or not array.size:
+                raise ValueError(f"{name} is of {array.dtype} {array.shape}, and there are {rows} sequences")
+        if arrays["top_log_p"].shape != arrays["top_ids"].shape:
+            raise ValueError("there are not as many log-probabilities as likeliest tokens")
+        # A model checks the tokens of the text when it reads them.
+        if any(not 0 <= int(arrays[n].min()) <= int(arrays[n].max()) < vocabulary for n in ("top_ids", "drawn_ids")):
+            raise ValueError(f"there are other tokens than those from 0 to {vocabulary - 1}")
+        if not (arrays["top_log_p"] <= 0.0).all() or not np.isfinite(arrays["entropy"]).all():
+            raise ValueError("a probability is above 1, or a number is not finite")
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        return cls(CalibrationTokens(learned, held_out, other), vocabulary, **tensors, notes=notes)
+
+
+def _steps(length: int, is_encoder_decoder: bool) -> int:
+    """Return how many tokens of a sequence a model predicts: all but the first, or the second half."""
+    return length - (length // 2 if is_encoder_decoder else 1)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from graphs import GraphError
@@ -21,8 +22,9 @@ from graphs.analysis.measures import rank_correlation
 from graphs.io.tensor_files import read_tensors
 from graphs.linalg.blocks import FloatArray
 from llmrank.bounded_files import read_bounded
-from llmrank.errors import CheckpointError, OptionError
+from llmrank.errors import CheckpointError, MaskError, OptionError
 from llmrank.execution.json_files import read_json
+from llmrank.file_contents import check_fields, refused_unless_sound
 from llmrank.pipeline.ranking import SCORES, SETTINGS
 from llmrank.prune.masks import Masks
 from llmrank.surgery.checkpoint import MASKS_FILE, REPORT_FILE
@@ -174,8 +176,18 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     report = _read_json(report_path, place)
     if not all(isinstance(report.get(key), dict) for key in ("model", "method", "neurons")):
         raise CheckpointError(f"{report_path} is no report of llmrank prune: it states no model, method and neurons")
-    masks = report_path.parent / MASKS_FILE
-    return Run(place, report, Masks.load(masks) if masks.is_file() else None, {})
+    with refused_unless_sound(report_path, "expected a report of llmrank prune"):
+        check_fields(report["neurons"], {}, {"widths": dict})
+        widths = report["neurons"].get("widths", {})
+        check_fields(widths, dict.fromkeys(widths, int))
+        check_fields(report["method"], {}, {"targets": (list, str, type(None))})
+        _flat(report)  # which fails where it is nested too deeply to be compared
+    path_of_masks = report_path.parent / MASKS_FILE
+    masks = Masks.load(path_of_masks) if path_of_masks.is_file() else None
+    empty = [name for name, mask in (masks or {}).items() if not len(mask)]
+    if empty:
+        raise MaskError(f"{path_of_masks} has no neuron of {empty[0]}; expected masks that llmrank has written")
+    return Run(place, report, masks, {})
 
 
 def _read_ranking(place: Path) -> Run:
@@ -184,6 +196,10 @@ def _read_ranking(place: Path) -> Run:
         scores = read_tensors(place / SCORES, "scores")[1]
     except GraphError as error:
         raise CheckpointError(str(error)) from error
+    with refused_unless_sound(place, "rank the model again"):
+        check_fields(settings, {}, {"layers": dict})
+        if not all(each.ndim == 1 and each.dtype == np.float64 for each in scores.values()):
+            raise ValueError(f"the scores of a layer in {SCORES} are no vector of float64")
     report = {
         "model": {"source": settings.get("model"), "weights": settings.get("weights")},
         "method": {name: settings.get(name) for name in ("pipeline", "scorer")},

@@ -12,10 +12,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from llmrank.bounded_files import read_bounded
 from llmrank.errors import CheckpointError, UnsupportedModelError
+from llmrank.file_contents import check_fields, refused_unless_sound
 from llmrank.models.families import has_sliding_window
 from llmrank.surgery.atomic import atomic_directory, check_output
 from llmrank.surgery.widths import WIDTHS_KEY
@@ -70,26 +71,36 @@ def write_decilm(checkpoint: str | os.PathLike[str], output: str | os.PathLike[s
         The checkpoint has no configuration or no weights in safetensors; or the output cannot be written.
     UnsupportedModelError
         A ``DeciLMForCausalLM`` does not compute what this model computes.
+    OptionError
+        A file of the checkpoint does not hold what it should.
     OSError
         The disk is full, or another error of the system.
     """
     source = Path(checkpoint)
     check_output(output)
-    try:
-        config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source} has no configuration that can be read: {error}") from error
-    _check(config)
-    widths, heads = _sizes(source, config)
-    config |= heads
-    with atomic_directory(output) as partial:
-        for path in source.iterdir():
-            if path.is_file() and path.name != "config.json" and path.suffix != ".py":
-                _copy_without_code(path, partial / path.name)
-        (partial / CODE).write_text(CONFIGURATION, encoding="utf-8")
-        text = json.dumps(_configuration(config, widths), indent=2, sort_keys=True) + "\n"
-        (partial / "config.json").write_text(text, encoding="utf-8")
+    with refused_unless_sound(source, "expected a complete checkpoint of compact form"):
+        config = _read_configuration(source)
+        _check(config)
+        widths, heads = _sizes(source, config)
+        text = json.dumps(_configuration(config | heads, widths), indent=2, sort_keys=True) + "\n"
+        with atomic_directory(output) as partial:
+            for path in source.iterdir():
+                if path.is_file() and path.name != "config.json" and path.suffix != ".py":
+                    _copy_without_code(path, partial / path.name)
+            (partial / CODE).write_text(CONFIGURATION, encoding="utf-8")
+            (partial / "config.json").write_text(text, encoding="utf-8")
     return widths
+
+
+def _read_configuration(source: Path) -> dict[str, Any]:
+    """Read the configuration of a checkpoint."""
+    try:
+        config: dict[str, Any] = json.loads(read_bounded(source / "config.json"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{source} has no configuration that can be read: {error}") from error
+    numbers = dict.fromkeys(("hidden_size", "num_attention_heads", "num_hidden_layers"), int)
+    check_fields(config, numbers, {"head_dim": (int, type(None)), "num_key_value_heads": (int, type(None))})
+    return config
 
 
 def _copy_without_code(source: Path, target: Path) -> None:
@@ -117,10 +128,14 @@ def _check(config: dict[str, Any]) -> None:
 def _sizes(checkpoint: Path, config: dict[str, Any]) -> tuple[tuple[int, ...], dict[str, int]]:
     """Return the widths of the FFNs, and the fields that state the heads, by the shapes of the maps."""
     shapes: dict[str, list[int]] = {}
-    for path in checkpoint.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
-    layers = [f"model.layers.{layer}" for layer in range(config["num_hidden_layers"])]
+    try:
+        for path in checkpoint.glob("*.safetensors"):
+            with safe_open(path, "pt") as file:
+                shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); expected a file of safetensors") from error
+    # Of a number that is wrong and large, not all names are made.
+    layers = [f"model.layers.{layer}" for layer in range(min(config["num_hidden_layers"], len(shapes) + 1))]
     read = {}
     for part in ("mlp.down_proj", "self_attn.o_proj", "self_attn.k_proj"):
         absent = [layer for layer in layers if f"{layer}.{part}.weight" not in shapes]
@@ -132,6 +147,10 @@ def _sizes(checkpoint: Path, config: dict[str, Any]) -> tuple[tuple[int, ...], d
         read[part] = tuple(shapes[f"{layer}.{part}.weight"][part != "self_attn.k_proj"] for layer in layers)
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     widths, queries, keys = read.values()
+    if size < 1 or any(number % size for number in (*queries, *keys)):
+        raise CheckpointError(
+            f"{checkpoint} has heads of {size} numbers by its configuration, and other ones by its tensors"
+        )
     if len(set(queries)) > 1 or len(set(keys)) > 1:
         raise UnsupportedModelError(
             "a DeciLMForCausalLM has as many heads in every layer, and these layers have different numbers; prune heads with "

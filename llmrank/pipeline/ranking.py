@@ -17,6 +17,7 @@ from llmrank.calibration.statistics import FFNStatistics
 from llmrank.calibration.statistics.statistics_file import read_statistics, write_statistics
 from llmrank.errors import OptionError
 from llmrank.execution.json_files import read_json, write_json
+from llmrank.file_contents import check_fields, refused_unless_sound
 from llmrank.models import FFNs
 from llmrank.models.digest import weights_digest
 from llmrank.text import TokenSequences
@@ -30,6 +31,14 @@ SETTINGS, STATISTICS, TOKENS, SCORES = (
     "tokens.safetensors",
     "scores.safetensors",
 )
+# The settings that every ranking has, and those that some have.
+FIELDS = {
+    **dict.fromkeys(("model", "weights", "pipeline", "scorer"), str),
+    "layers": dict,
+    "files": dict.fromkeys((STATISTICS, TOKENS, SCORES), str),
+}
+OPTIONAL = {"ffns": list, "collected": list, "calibration": dict}
+ADVICE = "rank the model again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +114,8 @@ class Ranking:
                 "model that was ranked, in the same dtype"
             )
         found = dict(zip(names, self.statistics, strict=True))
+        if any(_sizes(found[ffn.name]) != ffn.sizes for ffn in ffns):
+            raise OptionError(f"the statistics of the ranking do not fit the layers that it names; {ADVICE}")
         return tuple(found[ffn.name] for ffn in ffns)
 
     @classmethod
@@ -119,6 +130,13 @@ class Ranking:
         place = Path(directory)
         try:
             settings = read_json(place / SETTINGS)
+            with refused_unless_sound(place / SETTINGS, ADVICE):
+                check_fields(settings, FIELDS, OPTIONAL)
+                check_fields(settings["layers"], dict.fromkeys(settings["layers"], int))
+                if not all(
+                    isinstance(name, str) for name in (*settings.get("ffns", ()), *settings.get("collected", ()))
+                ):
+                    raise TypeError("names of FFNs or of parts of a calibration are no text")
             for name, checksum in settings.pop("files").items():
                 if tensors_checksum(place / name) != checksum:
                     raise GraphError(f"{name} is damaged, or that of another ranking")
@@ -131,10 +149,29 @@ class Ranking:
             ) from error
 
         def sequences_of(prefix: str) -> TokenSequences:
-            ids, mask = (torch.from_numpy(tokens[f"{prefix}{name}"]) for name in ("ids", "mask"))
-            return replace(TokenSequences.of(ids, mask, about[f"{prefix}source"]), details=about[f"{prefix}details"])
+            arrays = tokens[f"{prefix}ids"], tokens[f"{prefix}mask"]
+            return TokenSequences.of_file(*arrays, about[f"{prefix}source"], about[f"{prefix}details"])
 
-        held_out, other = (sequences_of(n) if f"{n}ids" in tokens else None for n in ("held_out_", "other_"))
+        with refused_unless_sound(place / TOKENS, ADVICE):
+            check_fields(about, {"held_out": int})
+            held_out, other = (sequences_of(n) if f"{n}source" in about else None for n in ("held_out_", "other_"))
+            sequences = replace(sequences_of(""), held_out=about["held_out"])
+            lengths = {each.ids.shape[1:] for each in (sequences, held_out, other) if each is not None}
+            if not 0 <= sequences.held_out < len(sequences) or len(lengths) > 1:
+                raise ValueError(
+                    f"{sequences.held_out} of {len(sequences)} sequences are held out, of lengths {lengths}"
+                )
+            if len(tokens) != 2 * sum(each is not None for each in (sequences, held_out, other)):
+                raise ValueError(f"the source of some of {', '.join(sorted(tokens))} is missing")
+        with refused_unless_sound(place / SCORES, ADVICE):  # a sweep writes no scores
+            if scores and {name: each.shape for name, each in scores.items()} != {
+                n: (k,) for n, k in settings["layers"].items()
+            }:
+                raise ValueError("it has scores of other layers")
         importance = {name: torch.from_numpy(array) for name, array in scores.items()}
-        sequences = replace(sequences_of(""), held_out=about["held_out"])
         return cls(statistics, sequences, held_out, other, settings, importance)
+
+
+def _sizes(statistics: FFNStatistics) -> tuple[int, ...]:
+    """Return the sizes of the layers of nodes of an FFN, as its statistics have them."""
+    return tuple(len(layer.norm) for layer in statistics.layers)

@@ -38,6 +38,7 @@ from llmrank.evaluation.perplexity import Perplexity, perplexity, unigram_perple
 from llmrank.execution import Execution
 from llmrank.execution.onloading import onloaded_by_block
 from llmrank.execution.recording import Recording, blocks_of, broken_error, record_without_running
+from llmrank.file_contents import refused_unless_sound
 from llmrank.models import FFNs, explicit_ffns, find_ffns
 from llmrank.models.checks import check_biases
 from llmrank.models.costs import ModelCosts, Unit
@@ -330,8 +331,9 @@ def choose_scorer(
         return None
     work = execution.work
     noted = None if work is None else work.progress("choice")
-    if noted is not None:
-        return Choice.of_dict(noted)
+    if work is not None and noted is not None:
+        with refused_unless_sound(f"the choice noted in {work.path}", "delete that directory, and start again"):
+            return Choice.of_note(noted, [each.label() for each in recipe.candidates])
     pruner = pruner or recipe.pruner
     masks = {}
     for each in execution.steps(recipe.candidates, "Ranking by every candidate"):

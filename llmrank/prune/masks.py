@@ -197,7 +197,9 @@ class Masks(Mapping[str, torch.Tensor]):
             raise MaskError(str(error)) from error
         weights = about.get("weights", "")
         if not isinstance(weights, str):
-            raise MaskError(f"{path} states {str(weights)[:80]} as the digest of its model, and not a text; write it again")
+            raise MaskError(
+                f"{path} states {str(weights)[:80]} as the digest of its model, and not a text; write it again"
+            )
         return cls(tensors, weights)
 
 

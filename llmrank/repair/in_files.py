@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from graphs.io.tensor_files import read_tensors, write_tensors
+from llmrank.errors import OptionError
 from llmrank.execution.work_directory import WorkDirectory
-from llmrank.models import LinearMap
+from llmrank.file_contents import NUMBER, check_fields, refused_unless_sound
+from llmrank.models import LinearMap, PrunableLayer
 from llmrank.models.experts import ExpertMap
 from llmrank.repair.base_repair import RepairedMap
 
 __all__ = ["RepairsInFiles"]
 
 KIND = "repair"
+# The attributes of a repaired map that are numbers.
+NUMBERS = ("damping", "before", "after")
 
 
 class RepairsInFiles:
@@ -31,6 +36,7 @@ class RepairsInFiles:
 
     def __init__(self, work: WorkDirectory) -> None:
         self._work = work
+        self._advice = f"delete {work.path}, and start again"
         # The old values of parameters, by the id of the parameter.
         self._old: dict[int, tuple[Any, torch.Tensor]] = {}
 
@@ -41,22 +47,44 @@ class RepairsInFiles:
         tensors = {"keep": keep, "weight": repaired.weight, "bias": repaired.bias, "unexplained": unexplained}
         # numpy has no bfloat16, so every tensor is written as bytes, with its dtype and shape.
         arrays = {name: _bytes(tensor) for name, tensor in tensors.items() if tensor is not None}
-        numbers = {name: getattr(repaired, name) for name in ("damping", "before", "after", "target")}
+        numbers = {name: getattr(repaired, name) for name in (*NUMBERS, "target")}
         shapes = {name: [str(t.dtype)[6:], *t.shape] for name, t in tensors.items() if t is not None}
         write_tensors(self._file(layer), arrays, {"shapes": shapes, **numbers}, KIND)
         self._work.keep(self._file(layer))
 
-    def load(self, layer: str) -> tuple[torch.Tensor, RepairedMap, torch.Tensor | None] | None:
-        """Return the mask, the map and the values that :meth:`save` has written for a layer; None if it has written nothing."""
-        path = self._file(layer)
+    def load(self, layer: PrunableLayer) -> tuple[torch.Tensor, RepairedMap, torch.Tensor | None] | None:
+        """Return the mask, the map and the values that :meth:`save` has written for a layer; None if it is an expert without.
+
+        Raises
+        ------
+        OptionError
+            The file is missing, or does not fit the layer.
+        """
+        path = self._file(layer.name)
         if not self._work.keeps(path):
-            return None
+            if layer.mixture is None:
+                raise OptionError(f"the run in {self._work.path} has lost {path.name}; {self._advice}")
+            return None  # no token reached this expert
         meta, arrays = read_tensors(path, KIND)
-        found = {
-            name: torch.from_numpy(arrays[name]).view(getattr(torch, dtype)).view(shape)
-            for name, (dtype, *shape) in meta.pop("shapes").items()
-        }
-        return found["keep"], RepairedMap(found.get("weight"), found.get("bias"), **meta), found.get("unexplained")
+        with refused_unless_sound(path, self._advice):
+            numbers = dict.fromkeys(NUMBERS, (*NUMBER, type(None)))
+            check_fields(meta, {"shapes": {"keep": list, "weight": list}, "target": str, **numbers})
+            found = {name: _tensor(arrays[name], *shape) for name, shape in meta.pop("shapes").items()}
+            repaired = RepairedMap(found.get("weight"), found.get("bias"), **meta)
+            self._check_fits(layer, found)
+        return found["keep"], repaired, found.get("unexplained")
+
+    @staticmethod
+    def _check_fits(layer: PrunableLayer, found: Mapping[str, torch.Tensor]) -> None:
+        """Raise a ValueError unless tensors fit a layer: copied into the model, others might be spread over it."""
+        (output_map,) = layer.output_maps
+        rows, size = output_map.weight.shape
+        fitting = {"keep": (layer.size,), "weight": (rows, size), "bias": (rows,), "unexplained": (layer.size,)}
+        for name, tensor in found.items():
+            if tensor.shape != fitting[name]:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, and {layer.name} needs {fitting[name]}")
+        if found["keep"].dtype != torch.bool:
+            raise ValueError(f"keep is of {found['keep'].dtype}, not of booleans")
 
     def write(self, output_map: LinearMap, repaired: RepairedMap) -> RepairedMap:
         """Write the repaired weight, but not the bias, into the model.
@@ -93,3 +121,11 @@ class RepairsInFiles:
 
 def _bytes(tensor: torch.Tensor) -> Any:
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def _tensor(content: Any, dtype: str, *shape: int) -> torch.Tensor:
+    """Return the tensor that :func:`_bytes` has written."""
+    known = getattr(torch, dtype)
+    if not isinstance(known, torch.dtype) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"expected a dtype and a shape, got {dtype!r} and {shape}")
+    return torch.from_numpy(content).view(known).view(shape)

@@ -137,7 +137,7 @@ def _solved_earlier(
 ) -> Iterator[tuple[PrunableLayer, torch.Tensor, RepairedMap]]:
     """Yield each layer of a group that was repaired earlier, with its keep mask and its repaired map."""
     for _, layer in group:
-        found = None if files is None else files.load(layer.name)
+        found = None if files is None else files.load(layer)
         if found is not None:
             keep, solved, unexplained = found
             if choose is not None and unexplained is not None:

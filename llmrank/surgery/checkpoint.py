@@ -20,6 +20,7 @@ from torch import nn
 from llmrank.bounded_files import read_bounded
 from llmrank.errors import CheckpointError, OptionError, check_type, is_out_of_memory
 from llmrank.execution.free_memory import bytes_of, free_memory
+from llmrank.file_contents import check_fields, refused_unless_sound
 from llmrank.models import FFNs, find_ffns
 from llmrank.models.experts import RouteAround, SeparateExperts, counts_of_experts
 from llmrank.models.loading import LoadedModel, load_pretrained, model_class_of, read_model
@@ -134,7 +135,8 @@ def save(
             if report is not None and text is not None:
                 (partial / REPORT_FILE).write_text(text, encoding="utf-8")
                 if report.keys() >= {"model", "method", "calibration", "neurons", "before", "after"}:
-                    write_model_card(partial, model, report, push_to_hub or "PATH")
+                    with refused_unless_sound("the report", "give what the run has reported, or leave the report out"):
+                        write_model_card(partial, model, report, push_to_hub or "PATH")
             _check_written(partial, model)
     except (OSError, SafetensorError) as error:  # safetensors wraps errors of the system (disk full, say)
         raise CheckpointError(
@@ -156,7 +158,9 @@ def read_report(directory: Path) -> dict[str, Any]:
     """
     path = directory / REPORT_FILE
     try:
-        return dict(json.loads(read_bounded(path))) if path.is_file() else {}
+        report = dict(json.loads(read_bounded(path))) if path.is_file() else {}
+        check_fields(report, {}, dict.fromkeys(("config", "calibration"), (dict, type(None))))
+        return report
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete it, or restore it") from error
 

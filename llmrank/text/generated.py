@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from graphs import GraphError
 from graphs.io.tensor_files import read_tensors, write_tensors
 from llmrank.cache import cache_directory
-from llmrank.errors import CalibrationError, OptionError
+from llmrank.errors import CalibrationError, LLMRankError, OptionError
+from llmrank.file_contents import refused_unless_sound
 from llmrank.models.digest import weights_digest
-from llmrank.models.forward import input_device
+from llmrank.models.forward import check_ids, fitting_length, input_device
 from llmrank.progress import progress_step
 from llmrank.text.base_source import BaseSource
 from llmrank.text.built_in import BuiltInText
@@ -105,10 +105,16 @@ def _read_cached(path: Path, request: Request) -> TokenSequences | None:
     """Return the text in a file, and show by the progress that it is read; None if there is no file, or if it is damaged."""
     if not path.is_file():
         return None
-    with suppress(GraphError), progress_step(request.progress, f"Reading the text that the model wrote before, {path}"):
+    reading = progress_step(request.progress, f"Reading the text that the model wrote before, {path}")
+    with suppress(GraphError, LLMRankError), reading, refused_unless_sound(path, "it is written again"):
         meta, tensors = read_tensors(path, KIND, VERSION)
-        ids = torch.from_numpy(tensors["ids"].astype(np.int64))
-        return TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool), meta["source"])
+        ids = tensors["ids"]
+        shape = request.samples + request.held_out, fitting_length(request.model, request.length)
+        found = TokenSequences.of_file(ids, np.ones_like(ids, dtype=bool), meta["source"])
+        if ids.dtype.kind != "i" or ids.shape != shape:
+            raise ValueError(f"expected token ids of shape {shape}, got {ids.dtype} of shape {ids.shape}")
+        check_ids(request.model, found.ids)
+        return found
     return None
 
 

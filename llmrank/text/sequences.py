@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from llmrank.errors import CalibrationError
+from llmrank.file_contents import check_fields
 
 __all__ = ["CalibrationTokens", "Request", "Role", "TokenSequences", "shared_passages"]
 
@@ -53,6 +54,28 @@ class TokenSequences:
         # As bytes, because features may be bfloat16, which numpy does not have.
         content = b"".join(tensor.contiguous().view(torch.uint8).numpy().tobytes() for tensor in (ids, mask))
         return cls(ids, mask, source, hashlib.sha256(content).hexdigest())
+
+    @classmethod
+    def of_file(cls, ids: Any, mask: Any, source: Any, details: Any = None) -> TokenSequences:
+        """Make sequences from arrays and facts that were read from a file; none is held out.
+
+        Raises
+        ------
+        TypeError, ValueError
+            They are no sequences: they differ in shape, or a type is wrong.
+        """
+        details = {} if details is None else details
+        check_fields({"source": source, "details": details}, {"source": str, "details": dict})
+        is_features = ids.dtype.kind == "f"
+        are_rows = (ids.ndim >= 2 if is_features else ids.ndim == 2 and ids.dtype.kind == "i") and 0 not in ids.shape
+        if not are_rows or mask.dtype != bool or mask.shape != (ids.shape[:1] if is_features else ids.shape):
+            raise ValueError(
+                f"expected token ids (n, length) and a mask of booleans, got {ids.dtype} {ids.shape}, {mask.dtype} {mask.shape}"
+            )
+        if not mask.reshape(len(mask), -1).any(1).all():
+            raise ValueError("a sequence consists of padding")
+        rows, is_text = (torch.from_numpy(np.ascontiguousarray(each)) for each in (ids, mask))
+        return replace(cls.of(rows if is_features else rows.long(), is_text, source), details=details)
 
     def __len__(self) -> int:
         return len(self.ids)

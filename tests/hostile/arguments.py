@@ -14,7 +14,7 @@ import llmrank
 from llmrank import cli
 from tests.hostile.harness import Attack, Fell, run_command
 from tests.llmrank.commands import SHORT
-from tests.llmrank.tiny_models import text, tiny_llama, tokenizer
+from tests.llmrank.tiny_models import text, tiny_llama, tokenizer, write_vocabulary
 
 __all__ = ["ARGUMENTS"]
 
@@ -86,7 +86,7 @@ def prepare(folder: Path) -> Shared:
             "2",
         ],
         "diff": [pruned, pruned],
-        "export": [pruned, "--to", "gguf"],
+        "export": [pruned, "--to", "gguf", "--tokenizer", str(write_vocabulary(folder / "vocabulary.gguf"))],
         "components": ["wpr"],
         "families": ["llama"],
     }
@@ -96,16 +96,25 @@ def prepare(folder: Path) -> Shared:
         name: [each for each in found.choices[name]._actions if each.option_strings and each.dest not in NEVER]
         for name in COMMANDS
     }
+    for name, arguments in good.items():  # what is refused before its bad value is met would say nothing
+        status, said = run_command(name, *arguments, *output_of(name, folder / f"good {name}"))
+        assert status == 0, f"{name} refuses a good line of arguments: {said[-1500:]}"
     return Shared(good, options)
+
+
+def output_of(command: str, output: Path) -> list[str]:
+    """Return the arguments that name the output of a command, if it has one."""
+    if command in ("diff", "components", "families", "evaluate"):
+        return []
+    return ["--output", f"{output}.safetensors" if command == "predict" else str(output)]
 
 
 def case(shared: Shared, rng: random.Random, folder: Path) -> str:
     """Give a command one or two bad values."""
     command = rng.choice(COMMANDS)
-    output = folder / "output"
     arguments = [command, *shared.good[command]]
-    if command not in ("diff", "components", "families", "evaluate", "inspect"):
-        arguments += ["--output", str(output) + (".safetensors" if command == "predict" else "")]
+    if command != "inspect" or rng.random() < 0.5:  # which writes nothing unless it is asked to
+        arguments += output_of(command, folder / "output")
     for _ in range(rng.choice([1, 1, 2])):
         if rng.random() < 0.15:  # in the place of another argument
             arguments[rng.randrange(1, 1 + len(shared.good[command]))] = rng.choice(VALUES)

@@ -17,6 +17,7 @@ from llmrank.calibration.statistics.ffn_statistics import (
     RoutingStatistics,
 )
 from llmrank.errors import OptionError
+from llmrank.file_contents import NUMBER, check_fields, refused_unless_sound
 
 __all__ = ["read_statistics", "write_statistics"]
 
@@ -70,15 +71,24 @@ def read_statistics(path: str | os.PathLike[str]) -> tuple[FFNStatistics, ...]:
     ------
     graphs.GraphError
         The file is missing, damaged, or of another kind.
+    OptionError
+        Its checksum is right, and it does not hold statistics that fit each other.
     """
     meta, tensors = read_tensors(path, KIND)
+    with refused_unless_sound(path, "measure the statistics again"):
+        return _statistics_of(meta, tensors)
+
+
+def _statistics_of(meta: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any, Any]]) -> tuple[FFNStatistics, ...]:
+    """Return the statistics in the content of a file."""
+    check_fields(meta, {"ffns": list})
     found, mixtures = [], {}
     for k, about in enumerate(meta["ffns"]):
         routing = mixture = None
+        check_fields(about, {"skip": (*NUMBER, type(None)), "layers": list}, {"mixture": int, "mixture_counts": list})
         if "routing" in about:
-            routing = RoutingStatistics(
-                **about["routing"], weighted_norm=torch.from_numpy(tensors[f"{k}.weighted_norm"])
-            )
+            check_fields(about["routing"], {"count": int, **dict.fromkeys(NUMBERS[1:], NUMBER)})
+            routing = RoutingStatistics(**about["routing"], weighted_norm=_vector(tensors, f"{k}.weighted_norm"))
         if "mixture" in about:
             number = about["mixture"]
             if number not in mixtures:
@@ -100,5 +110,17 @@ def _add_layer(tensors: dict[str, Any], name: str, layer: LayerStatistics) -> in
 
 def _layer_of(tensors: Mapping[str, np.ndarray[Any, Any]], name: str, count: int) -> LayerStatistics:
     """Return the statistics of a layer that :func:`_add_layer` has added."""
-    norm, mean, variance, read_norm = (torch.from_numpy(tensors[f"{name}.{each}"]) for each in TENSORS)
+    if type(count) is not int or count < 0:
+        raise ValueError(f"the number of tokens of {name} must be an integer >= 0, got {count!r}")
+    norm, mean, variance, read_norm = (_vector(tensors, f"{name}.{each}") for each in TENSORS)
+    if not len(norm) == len(mean) == len(variance) == len(read_norm):
+        raise ValueError(f"the vectors of {name} differ in length")
     return LayerStatistics(norm, mean, variance, count, read_norm)
+
+
+def _vector(tensors: Mapping[str, np.ndarray[Any, Any]], name: str) -> torch.Tensor:
+    """Return a vector of statistics; they are finite, because others are refused when they are measured."""
+    array = tensors[name]
+    if array.ndim != 1 or array.dtype != np.float64 or not np.isfinite(array).all():
+        raise ValueError(f"{name} must be a vector of finite float64, got {array.dtype} of shape {array.shape}")
+    return torch.from_numpy(array)

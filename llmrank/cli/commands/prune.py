@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmrank.bounded_files import read_bounded
 from llmrank.cache import cache_directory
 from llmrank.cli.commands import demo
 from llmrank.cli.demo_models import DEMO_NAME
@@ -193,7 +194,7 @@ def describe_checkpoint(directory: Path) -> dict[str, Any]:
     """Return what the result of the command says of a checkpoint that is complete: its report, if it has one."""
     report = directory / checkpoint.REPORT_FILE
     try:
-        return {"report": json.loads(report.read_text(encoding="utf-8"))} if report.is_file() else {}
+        return {"report": json.loads(read_bounded(report))} if report.is_file() else {}
     except (ValueError, RecursionError) as error:
         raise OptionError(
             f"{report} was damaged after the run had written it ({error}); delete it, or restore it"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import nn
 
 from llmrank.evaluation.estimate import Estimate
 from llmrank.execution import Execution
+from llmrank.file_contents import NUMBER, check_fields
 from llmrank.models import FFNs
 from llmrank.pipeline.closeness.distance import DenseReference, Distances, Measure
 from llmrank.prune.masks import Masks
@@ -104,6 +105,25 @@ class Choice:
     def of_dict(cls, values: Mapping[str, Any]) -> Choice:
         """Make a choice from what :meth:`to_dict` returned."""
         return cls(**{**values, "trials": tuple(Trial(**trial) for trial in values["trials"])})
+
+    @classmethod
+    def of_note(cls, values: Any, candidates: Sequence[str]) -> Choice:
+        """Make a choice among these candidates from a file that should hold what :meth:`to_dict` returned.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It holds something else, or a choice among other candidates.
+        """
+        numbers, unknown = dict.fromkeys(("held_out", "behind"), NUMBER), (*NUMBER, type(None))
+        check_fields(
+            values, {"chosen": str, "measure": str, "held_out_tokens": int, "other_tokens": int, "trials": list}
+        )
+        for trial in values["trials"]:
+            check_fields(trial, {"scorer": str, **numbers, "other": unknown, "error": unknown})
+        if [trial["scorer"] for trial in values["trials"]] != [*candidates] or values["chosen"] not in candidates:
+            raise ValueError(f"{values['chosen']} was chosen, and {', '.join(candidates)} were to be tried")
+        return cls.of_dict(values)
 
     def table(self) -> Group:
         """Return the trials as a sentence and a table for rich."""

@@ -20,6 +20,7 @@ from graphs.io.replacement import hidden_directory
 from llmrank.calibration import collect
 from llmrank.errors import OptionError
 from llmrank.evaluation.items import answer_items, read_items
+from llmrank.execution.json_files import checked_json, parse_checked_json
 from llmrank.experiments import model_study
 from llmrank.experiments.model_study import ModelStudy
 from llmrank.experiments.settings import SweepSettings
@@ -537,3 +538,43 @@ def test_a_damaged_line_is_said(settings: dict[str, Any]) -> None:
     assert len(llmrank.SweepResult.load(settings["output"]).rows) == 2
     with pytest.raises(OptionError, match=r"there is no rows\.jsonl"):
         llmrank.SweepResult.load(settings["output"].parent)
+
+
+def test_rows_that_a_sweep_does_not_write_are_refused(settings: dict[str, Any]) -> None:
+    llmrank.sweep(tiny(), repairs=["none"], **settings)
+    file = settings["output"] / "rows.jsonl"
+    dense, pruned = (parse_checked_json(line, "a line") for line in file.read_bytes().splitlines())
+    changes: list[tuple[int, dict[str, Any]]] = [
+        *(
+            (1, {"scorer": 5}),
+            (1, {"amount": "0.3"}),
+            (1, {"amount": None}),
+            (1, {"removed": "x"}),
+            (1, {"model": None}),
+        ),
+        *(
+            (1, {"perplexity": "x"}),
+            (1, {"difference": {"value": 0.1}}),
+            (1, {"difference": {"value": 0.1, "error": ""}}),
+            (1, {"versions": {"torch": 2}}),
+            (1, {"error": 3}),
+        ),
+        *(
+            (1, {"calibration": {}}),
+            (0, {"losses": dense["losses"][:-1]}),
+            (0, {"losses": ["x"] * len(dense["losses"])}),
+        ),
+        *(
+            (0, {"counts": ["x"] * len(dense["counts"])}),
+            (0, {"speed": {}}),
+            (0, {"items": {}}),
+            (0, {"tasks": {"a": 3}}),
+        ),
+        *((0, {"error": "it failed", "losses": None}), (0, {"heal": "x"}), (0, {"parameters": True})),
+    ]
+    for number, change in changes:
+        rows = [dense, pruned]
+        rows[number] = rows[number] | change
+        file.write_text("".join(checked_json(row) + "\n" for row in rows), encoding="utf-8")
+        with pytest.raises(OptionError, match=f"line {number + 1} of .*rows.jsonl does not hold what llmrank writes"):
+            llmrank.SweepResult.load(settings["output"])

@@ -16,6 +16,7 @@ from llmrank.healing import DenseModel, Predictions, heal_model, predict_tokens
 from llmrank.healing.teachers import divergence
 from tests.llmrank.healing.test_heal import SETTINGS, TOKENS, dense, pruned, sequences
 from tests.llmrank.pipeline.test_devices import OFFLOADED
+from tests.llmrank.rewriting import rewrite_tensors
 
 __all__ = ["dense", "pruned"]
 
@@ -100,3 +101,49 @@ def test_a_dense_model_may_be_larger_than_memory(away: str, dense: Any, pruned: 
         for student, teacher, directory in ((beside, offloaded, tmp_path / "state"), (whole, dense, None))
     ]
     assert divergences[0] == pytest.approx(divergences[1], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def predictions_file(dense: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("predictions") / "whole.safetensors"
+    predict_tokens(dense, TOKENS).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda meta, _: meta.update(vocabulary="x"),
+        lambda meta, _: meta.update(vocabulary=3),
+        lambda meta, _: meta.pop("sources"),
+        lambda meta, _: meta.update(sources=["own"]),
+        lambda meta, _: meta["sources"].update(own=3),
+        lambda meta, _: meta["sources"].pop("own"),
+        lambda meta, _: meta["sources"].pop("held_out"),
+        lambda meta, _: meta.update(notes=[3]),
+        lambda _, arrays: arrays.pop("own.mask"),
+        lambda _, arrays: arrays.update({"own.ids": arrays["own.ids"].ravel()}),
+        lambda _, arrays: arrays.update({"own.ids": arrays["own.ids"][:, :-1], "own.mask": arrays["own.mask"][:, :-1]}),
+        lambda _, arrays: arrays["top_ids"].fill(64),
+        lambda _, arrays: arrays["drawn_ids"].fill(-1),
+        lambda _, arrays: arrays.update(top_ids=arrays["top_ids"][:, :, :-1]),
+        lambda _, arrays: arrays.update(top_ids=arrays["top_ids"].astype(float)),
+        lambda _, arrays: arrays.update(drawn_ids=arrays["drawn_ids"][:, :, :0]),
+        lambda _, arrays: arrays.update(entropy=arrays["entropy"].ravel()),
+        lambda _, arrays: arrays["entropy"].fill(float("nan")),
+        lambda _, arrays: arrays["top_log_p"].fill(1.0),
+    ],
+)
+def test_a_content_that_predict_does_not_write_is_refused(predictions_file: Path, tmp_path: Path, change: Any) -> None:
+    path = tmp_path / "predictions.safetensors"
+    path.write_bytes(predictions_file.read_bytes())
+    rewrite_tensors(path, "predictions", change)
+    with pytest.raises(OptionError, match=r"does not hold what llmrank writes .*; write it again with llmrank predict"):
+        Predictions.read(path)
+
+
+def test_predictions_of_another_half_are_refused(dense: Any, pruned: Any) -> None:
+    found = predict_tokens(dense, TOKENS)
+    half = replace(found, entropy=found.entropy[:, found.entropy.shape[1] // 2 :])
+    with pytest.raises(OptionError, match="not for the tokens that LlamaForCausalLM predicts"):
+        half.check(pruned, TOKENS)

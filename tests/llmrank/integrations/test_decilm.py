@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import llmrank
 from llmrank import Masks
-from llmrank.errors import CheckpointError, UnsupportedModelError
+from llmrank.errors import CheckpointError, OptionError, UnsupportedModelError
 from llmrank.integrations.decilm import write_decilm
 from llmrank.models import FFNs, find_ffns
 from llmrank.models.finding.heads import find_heads
@@ -117,4 +117,29 @@ def test_what_the_architecture_does_not_compute_is_refused(tmp_path: Path) -> No
     llmrank.save(tmp_path / "heads", model)
     with pytest.raises(UnsupportedModelError, match="these layers have different numbers"):
         write_decilm(tmp_path / "heads", tmp_path / "served")
+    assert not (tmp_path / "served").exists()
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "pruned", [30, 17])
+    path = tmp_path / "pruned" / "config.json"
+    text = path.read_text(encoding="utf-8")
+    config = json.loads(text)
+    without = {key: value for key, value in config.items() if key != "num_hidden_layers"}
+    changes = [{"hidden_size": "16"}, {"head_dim": "x"}, {"num_hidden_layers": 0}, {"rope_parameters": 3}]
+    for content in ([], 3, without, *(config | change for change in changes)):
+        path.write_text(json.dumps(content), encoding="utf-8")
+        with pytest.raises(OptionError, match="does not hold what llmrank writes"):
+            write_decilm(tmp_path / "pruned", tmp_path / "served")
+    for change in ({"num_hidden_layers": 10**12}, {"head_dim": 5}):
+        path.write_text(json.dumps(config | change), encoding="utf-8")
+        with pytest.raises(CheckpointError):
+            write_decilm(tmp_path / "pruned", tmp_path / "served")
+    path.write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(CheckpointError, match="no configuration that can be read"):
+        write_decilm(tmp_path / "pruned", tmp_path / "served")
+    path.write_text(text, encoding="utf-8")
+    (tmp_path / "pruned" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="expected a file of safetensors"):
+        write_decilm(tmp_path / "pruned", tmp_path / "served")
     assert not (tmp_path / "served").exists()

@@ -34,6 +34,7 @@ from llmrank.score import AutoScorer, FLAPScorer, WeightedPageRankScorer
 from llmrank.text import CalibrationTokens, tokenise
 from tests.llmrank.families import FAMILIES, Family
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
+from tests.llmrank.rewriting import rewrite_json, rewrite_tensors
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import families, family_model, text, tiny_llama, token_ids, tokenizer
 
@@ -386,6 +387,21 @@ def test_a_digest_reads_all_of_a_tensor_and_the_configuration() -> None:
     assert weights_digest(model) != before
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_directory_that_cannot_be_begun_is_removed_if_it_is_new(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("no space left")
+
+    if there:
+        (tmp_path / "work").mkdir()
+    monkeypatch.setattr("llmrank.execution.work_directory.write_json", refuse)
+    with pytest.raises(OSError, match="no space left"):
+        WorkDirectory(tmp_path / "work", {})
+    assert (tmp_path / "work").exists() is there
+
+
 def test_notes_hold_numbers_that_are_not_finite(tmp_path: Path) -> None:
     """Such as the distance of a candidate that breaks the model, see llmrank.pipeline.closeness.candidates."""
     work = WorkDirectory(tmp_path / "work", {"a": 1})
@@ -394,3 +410,62 @@ def test_notes_hold_numbers_that_are_not_finite(tmp_path: Path) -> None:
     noted = WorkDirectory(tmp_path / "work", {"a": 1}, resume=True).progress("choice")
     assert math.isnan(noted["held_out"])
     assert math.isinf(noted["behind"])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work directory of a run that has chosen a scorer and repaired."""
+    work = tmp_path_factory.mktemp("works") / "work"
+    run(tiny_llama(), "scorer chosen", work)
+    return work
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.update(stages=[]),
+        lambda content: content.update(files=["states.0"]),
+        lambda content: content["files"].update({"states.0": 3}),
+        lambda content: content["stages"].update(calibrated=3),
+        lambda content: content["stages"]["calibrated"].pop("side"),
+        lambda content: content["stages"]["calibrated"].update(blocks="2"),
+        lambda content: content["stages"]["calibrated"].update(blocks=3),
+        lambda content: content["stages"]["calibrated"].update(side=2),
+        lambda content: content["stages"]["calibrated"].update(blocks=1),
+        lambda content: content["stages"]["repaired"].pop("states"),
+        lambda content: content["stages"]["repaired"].update(states=1 - content["stages"]["repaired"]["states"]),
+        lambda content: content["stages"]["choice"].pop("chosen"),
+        lambda content: content["stages"]["choice"].update(chosen="wpr"),
+        lambda content: content["stages"]["choice"].update(trials=3),
+        lambda content: content["stages"]["choice"]["trials"][0].pop("behind"),
+        lambda content: content["stages"]["choice"]["trials"].pop(),
+        lambda content: content["files"].pop("repair-model.layers.0.mlp.safetensors"),
+    ],
+)
+def test_notes_that_a_run_does_not_write_are_refused(finished: Path, tmp_path: Path, change: Any) -> None:
+    work = shutil.copytree(finished, tmp_path / "work")
+    rewrite_json(work / "progress.json", change)
+    with pytest.raises(OptionError, match=r"does not hold what llmrank writes|has lost"):
+        run(tiny_llama(), "scorer chosen", work, resume=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda meta, _: meta.pop("shapes"),
+        lambda meta, _: meta["shapes"].pop("keep"),
+        lambda meta, _: meta["shapes"].pop("weight"),
+        lambda meta, _: meta["shapes"]["weight"].__setitem__(0, "nn"),
+        lambda meta, _: meta["shapes"]["weight"].__setitem__(0, "load"),
+        lambda meta, _: meta["shapes"]["weight"].__setitem__(1, "x"),
+        lambda meta, _: meta["shapes"].update(weight=["float32", *meta["shapes"]["weight"][:0:-1]]),
+        lambda meta, _: meta["shapes"]["keep"].__setitem__(0, "uint8"),
+        lambda meta, _: meta.update(damping="x"),
+        lambda _, arrays: arrays.update(weight=arrays["weight"][:64]),
+    ],
+)
+def test_repaired_maps_that_do_not_fit_are_refused(finished: Path, tmp_path: Path, change: Any) -> None:
+    work = shutil.copytree(finished, tmp_path / "work")
+    rewrite_tensors(work / "repair-model.layers.0.mlp.safetensors", "repair", change)
+    with pytest.raises(OptionError, match=r"repair-model.layers.0.mlp.safetensors does not hold what llmrank writes"):
+        run(tiny_llama(), "scorer chosen", work, resume=True)

@@ -23,7 +23,7 @@ from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.atomic import check_output
-from llmrank.surgery.checkpoint import load, save
+from llmrank.surgery.checkpoint import load, read_report, save
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline
 from tests.llmrank.tiny_models import LLAMA, logits, mlp, tiny_llama, token_ids, tokenizer
 from tests.tables import table
@@ -390,3 +390,17 @@ def test_a_check_that_fails_without_a_message_fails_the_save(
         save(tmp_path / "out", tiny_llama())
     assert isinstance(raised.value, MemoryError) or raised.value.__cause__ is error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["3", '{"config": 3}', '{"calibration": []}', "[" * 100_000])
+def test_reports_that_are_not_written_so_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "report.json").write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"report.json is damaged .*; delete it, or restore it"):
+        read_report(tmp_path)
+
+
+def test_a_report_that_makes_no_card_is_refused(tmp_path: Path) -> None:
+    report = dict.fromkeys(("model", "method", "calibration", "neurons", "before", "after"), 3)
+    with pytest.raises(OptionError, match=r"the report does not hold what llmrank writes"):
+        save(tmp_path / "out", tiny_llama(), report=report)
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ from llmrank.text import generated, generation
 from llmrank.text.generated import Generated
 from llmrank.text.sequences import Request, TokenSequences
 from tests.llmrank.commands import SHORT, run
+from tests.llmrank.rewriting import rewrite_tensors
 from tests.llmrank.tiny_models import spelling_tokenizer, tiny_llama, tokenizer
 
 
@@ -136,3 +137,24 @@ def test_a_command_says_where_the_text_is_kept(
         (path,) = cache.iterdir()
         assert f"is kept in {path}; delete that file to have it written anew" in said.out
         assert (f"Reading the text that the model wrote before, {path}" in said.err) == (output == "second")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda meta, _: meta.pop("source"),
+        lambda meta, _: meta.update(source=3),
+        lambda _, arrays: arrays.pop("ids"),
+        lambda _, arrays: arrays.update(ids=arrays["ids"][:-1]),
+        lambda _, arrays: arrays.update(ids=arrays["ids"].ravel()),
+        lambda _, arrays: arrays.update(ids=arrays["ids"].astype(float)),
+        lambda _, arrays: arrays["ids"].fill(64),
+        lambda _, arrays: arrays["ids"].fill(-1),
+    ],
+)
+def test_a_file_of_another_content_is_written_again(cache: Path, written: list[int], change: Any) -> None:
+    first = Generated().sequences(request())[0]
+    (path,) = cache.iterdir()
+    rewrite_tensors(path, generated.KIND, change)
+    assert Generated().sequences(request())[0].digest == first.digest
+    assert written == [0, 0]

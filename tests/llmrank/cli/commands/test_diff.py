@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import llmrank
 from llmrank.prune.masks import Masks
 from tests.llmrank.commands import SHORT, refused, run
+from tests.llmrank.rewriting import rewrite_json, rewrite_tensors
 from tests.llmrank.tiny_models import FFN, tiny_llama, tokenizer
 
 pytestmark = pytest.mark.usefixtures("transformers_log_as_it_was")
@@ -115,3 +117,30 @@ def test_rankings_of_other_weights_are_refused(checkpoint: Path, corpus: Path, t
         assert run("rank", model, "--output", tmp_path / name, "--calibration", corpus, *SHORT) == 0
     capsys.readouterr()
     assert "the digest of the weights is" in refused(capsys, "diff", tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("neurons", [{"widths": 5}, {"widths": [3]}, {"widths": {"a": "b"}}])
+def test_reports_that_prune_does_not_write_are_refused(tmp_path: Path, capsys: Any, neurons: Any) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"model": {}, "method": {}, "neurons": neurons}), encoding="utf-8")
+    assert "does not hold what llmrank writes" in refused(capsys, "diff", path, path)
+
+
+def test_rankings_and_masks_that_are_not_written_so_are_refused(
+    made: dict[str, Path], checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any
+) -> None:
+    masks = made["one"] / "masks.safetensors"
+    rewrite_tensors(masks, "mask", lambda meta, _: meta.update(weights=3))
+    assert "as the digest of its model, and not a text" in refused(capsys, "diff", made["one"], made["other"])
+    empty = {"model.layers.0.mlp": np.zeros(0, np.uint8)}
+    rewrite_tensors(masks, "mask", lambda meta, arrays: (meta.update(weights=""), arrays.update(empty)))
+    assert "has no neuron of model.layers.0.mlp" in refused(capsys, "diff", made["one"], made["other"])
+    place = tmp_path / "ranking"
+    assert run("rank", checkpoint, "--output", place, "--calibration", corpus, *SHORT) == 0
+    capsys.readouterr()
+    rewrite_json(place / "ranking.json", lambda content: content.update(layers=3))
+    assert "does not hold what llmrank writes" in refused(capsys, "diff", place, place)
+    rewrite_json(place / "ranking.json", lambda content: content.update(layers={}))
+    scores = {"model.layers.0.mlp": np.zeros((2, 2))}
+    rewrite_tensors(place / "scores.safetensors", "scores", lambda _, arrays: arrays.update(scores))
+    assert "does not hold what llmrank writes" in refused(capsys, "diff", place, place)

@@ -24,8 +24,9 @@ from llmrank.pipeline.ranking import Ranking
 from llmrank.text import tokenise
 from tests.devices import FIRST, DeviceTraffic
 from tests.llmrank.commands import SHORT, refused, run
+from tests.llmrank.rewriting import rewrite_json, rewrite_tensors
 from tests.llmrank.tiny_mixtures import tiny_mixture
-from tests.llmrank.tiny_models import tiny_llama, token_ids, tokenizer
+from tests.llmrank.tiny_models import text, tiny_llama, token_ids, tokenizer
 
 pytestmark = pytest.mark.usefixtures("transformers_log_as_it_was")
 
@@ -373,3 +374,73 @@ def test_masks_of_another_model_are_applied_with_a_warning(
         assert run("apply", masks, model, "--output", tmp_path / f"by-masks-{warns}") == 0
         shown = " ".join(capsys.readouterr().out.split())
         assert ("was made for other weights than those of" in shown) is warns
+
+
+@pytest.fixture(scope="module")
+def ranking(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("rankings")
+    (place / "corpus.txt").write_text(text(200), encoding="utf-8")
+    assert run("rank", checkpoint, "--output", place / "whole", "--calibration", place / "corpus.txt", *SHORT) == 0
+    return place / "whole"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.pop("files"),
+        lambda content: content.pop("weights"),
+        lambda content: content.update(files=[]),
+        lambda content: content.update(layers=["model.layers.0.mlp"]),
+        lambda content: content["layers"].update({"model.layers.0.mlp": "40"}),
+        lambda content: content.update(ffns=[3]),
+        lambda content: content.update(scorer=None),
+    ],
+)
+def test_settings_that_rank_does_not_write_are_refused(ranking: Path, tmp_path: Path, change: Any) -> None:
+    place = shutil.copytree(ranking, tmp_path / "ranking")
+    rewrite_json(place / "ranking.json", change)
+    with pytest.raises(OptionError, match=r"ranking.json does not hold what llmrank writes .*; rank the model again"):
+        Ranking.load(place)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("statistics", lambda meta, _: meta.pop("ffns")),
+        ("statistics", lambda meta, _: meta["ffns"][0].update(layers="3")),
+        ("statistics", lambda meta, _: meta["ffns"][0]["layers"].__setitem__(0, -1)),
+        ("statistics", lambda meta, _: meta["ffns"][1].update(skip="x")),
+        ("statistics", lambda _, arrays: arrays.pop("0.1.norm")),
+        ("statistics", lambda _, arrays: arrays.update({"0.1.norm": arrays["0.1.norm"][None]})),
+        ("statistics", lambda _, arrays: arrays.update({"0.1.mean": arrays["0.1.mean"][:-1]})),
+        ("statistics", lambda _, arrays: arrays["0.1.mean"].fill(float("nan"))),
+        ("tokens", lambda meta, _: meta.pop("source")),
+        ("tokens", lambda meta, _: meta.pop("held_out_source")),
+        ("tokens", lambda meta, _: meta.update(held_out=-1)),
+        ("tokens", lambda meta, _: meta.update(details=[])),
+        ("tokens", lambda _, arrays: arrays.pop("ids")),
+        ("tokens", lambda _, arrays: arrays.update(mask=arrays["mask"][:, :-1])),
+        ("tokens", lambda _, arrays: arrays.update(mask=~arrays["mask"])),
+        ("tokens", lambda _, arrays: arrays.update(ids=arrays["ids"].astype(bool))),
+        ("scores", lambda _, arrays: arrays.pop("model.layers.0.mlp")),
+    ],
+)
+def test_contents_that_rank_does_not_write_are_refused(ranking: Path, tmp_path: Path, kind: str, change: Any) -> None:
+    place = shutil.copytree(ranking, tmp_path / "ranking")
+    rewrite_tensors(place / f"{kind}.safetensors", kind, change)
+    with pytest.raises(OptionError, match=f"{kind}.safetensors does not hold what llmrank writes"):
+        Ranking.load(place)
+
+
+def test_statistics_of_other_sizes_are_refused(
+    checkpoint: Path, ranking: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = shutil.copytree(ranking, tmp_path / "ranking")
+
+    def cut(_: Any, arrays: dict[str, Any]) -> None:
+        arrays |= {name: array[:-1] for name, array in arrays.items() if name.startswith("0.1.")}
+
+    rewrite_tensors(place / "statistics.safetensors", "statistics", cut)
+    Ranking.load(place)
+    assert run("apply", place, checkpoint, "--output", tmp_path / "out") == 2
+    assert "do not fit the layers that it names" in " ".join(capsys.readouterr().err.split())
