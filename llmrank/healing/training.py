@@ -31,6 +31,16 @@ from llmrank.execution import Execution, launched_processes
 from llmrank.healing.distillation import Distillation, Schedule
 from llmrank.healing.ledger import Closeness, LedgerRow, best_row
 from llmrank.healing.student import Student
+from llmrank.healing.training_state import (
+    BEST,
+    LEDGER,
+    SETTINGS,
+    check_directory,
+    check_holds,
+    last_checkpoint,
+    refused_if_damaged,
+    rows_in,
+)
 from llmrank.models.compat import use_one_gpu
 from llmrank.models.digest import weights_digest
 from llmrank.models.forward import input_device
@@ -43,7 +53,6 @@ MEASUREMENTS = 4
 # Seconds before the connection between processes is closed. Closing waits, with Python's lock, for the thread of gloo; if that
 # thread then drops the tensors of the last operation, which takes the same lock, neither ever ends (seen with torch 2.13).
 FAREWELL = 0.2
-LEDGER, BEST, SETTINGS = "ledger.json", "best.safetensors", "settings.json"
 
 
 def train(
@@ -79,6 +88,8 @@ def train(
 
     Raises
     ------
+    OptionError
+        The directory keeps another training, or a damaged state; or the Trainer refuses its arguments.
     ProcessError
         Another of the processes that share the training has failed.
     OSError
@@ -91,7 +102,7 @@ def train(
         run = json.loads(json.dumps([asdict(settings), schedule, rate, digests, models], default=str))
         directory.mkdir(parents=True, exist_ok=True)
         if not launched_processes()[0]:  # process 0 checks the directory for all
-            _check_directory(directory, run)
+            check_directory(directory, run)
     with TemporaryDirectory(prefix="llmrank-heal-") if directory is None else nullcontext(directory) as place:
         work = Path(place)
         book = _Ledger(student, text, held_out, schedule, execution, work, is_shared=directory is not None)
@@ -125,7 +136,7 @@ def train(
                         "the processes have made different texts; write the text to a file once, and give that file to all of "
                         "them"
                     )
-                trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+                trainer.train(resume_from_checkpoint=last_checkpoint(work))
                 trainer.accelerator.wait_for_everyone()
         finally:
             if not connected:
@@ -161,12 +172,6 @@ def _explained(work: Path) -> Iterator[None]:
         raise
 
 
-def _last_checkpoint(work: Path) -> str | None:
-    """Return the last complete state of the Trainer, which writes its own file last; None if there is none."""
-    found = sorted(work.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name.split("-")[1]))
-    return str(found[-1].parent) if found else None
-
-
 def _tensor_of(path: Path, name: str) -> torch.Tensor:
     """Read one tensor of a file. The file is opened for each, because what was read of it stays in memory until it is closed."""
     with safe_open(path, "pt") as file:
@@ -180,6 +185,22 @@ class _Trainer(Trainer):
     def __init__(self, book: _Ledger, **options: Any) -> None:
         super().__init__(**options)
         self._book = book
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *options: Any, **more: Any) -> None:
+        with refused_if_damaged(Path(resume_from_checkpoint).parent):
+            super()._load_from_checkpoint(resume_from_checkpoint, *options, **more)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with refused_if_damaged(Path(checkpoint or "").parent):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with refused_if_damaged(Path(checkpoint or "").parent):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with refused_if_damaged(Path(checkpoint or "").parent):
+            super()._load_rng_state(checkpoint)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the student, log it, and tell the callbacks."""
@@ -214,9 +235,10 @@ class _Ledger:
         self._student, self._text, self._held_out = student, text, held_out
         self._tokens_per_step = schedule.per_step * text.n_tokens / len(text)
         self._execution, self._directory, self._is_shared = execution, directory, is_shared
-        path = directory / LEDGER
-        plain = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        self.rows = [LedgerRow.of_dict(row) for row in plain]
+        with refused_if_damaged(directory):
+            self.rows = rows_in(directory / LEDGER, [*held_out])
+            if self.rows or (directory / BEST).is_file():  # the weights are written before the row
+                check_holds(directory / BEST, student.learned())
         self._spent = self.rows[-1].seconds if self.rows else 0.0
         self._since = perf_counter()
 
@@ -340,15 +362,3 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     # Older versions of torch do not say what a CPU can do.
     able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return any(able.get(name) for name in ("avx512_bf16", "amx_bf16"))
-
-
-def _check_directory(directory: Path, run: Any) -> None:
-    """Refuse a directory that holds anything but the state of this training."""
-    path = directory / SETTINGS
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != run:
-        raise OptionError(
-            f"{directory} keeps the state of a training of other models, or with other settings or another text; name another "
-            "directory"
-        )
-    if not path.is_file() and any(directory.iterdir()):
-        raise OptionError(f"{directory} holds other files; name a directory that is absent or empty")

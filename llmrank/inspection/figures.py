@@ -12,12 +12,14 @@ import numpy as np
 
 from graphs import draw
 from graphs.analysis.measures import percentiles
+from graphs.io.replacement import hidden_directory, remove_leftovers
 from graphs.linalg.blocks import FloatArray
 from graphs.reduction.subgraphs import top_subgraph
 from llmrank.errors import OptionError
 from llmrank.inspection.budgets import amount_label
 from llmrank.inspection.inspect_model import Inspection, ScorerResult
 from llmrank.inspection.mixtures import ExpertSummary, summarise_experts
+from llmrank.surgery.atomic import NAME_INSIDE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -322,14 +324,20 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, directory: Path, stem: str, formats: Sequence[str]) -> list[Path]:
-    """Write a figure to a directory in several formats; return the paths. The same figure gives the same bytes."""
+    """Write a figure to a directory in several formats; return the paths. The same figure gives the same bytes.
+
+    Each file appears completely or not at all. What a killed process leaves in the directory is removed by the next call for it,
+    and by :func:`llmrank.surgery.atomic.check_output`.
+    """
     import matplotlib
 
     paths = []
-    for extension in formats:
-        path = directory / f"{stem}.{extension}"
-        # Without a date, and with a fixed salt of identifiers, a figure always gives the same SVG file.
-        with matplotlib.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):
-            figure.savefig(path, dpi=DPI, metadata={"Date": None} if extension == "svg" else None)
-        paths.append(path)
+    remove_leftovers(directory, NAME_INSIDE)
+    with hidden_directory(directory, NAME_INSIDE) as hidden:
+        for extension in formats:
+            prepared = hidden / f"{stem}.{extension}"
+            # Without a date, and with a fixed salt of identifiers, a figure always gives the same SVG file.
+            with matplotlib.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):
+                figure.savefig(prepared, dpi=DPI, metadata={"Date": None} if extension == "svg" else None)
+            paths.append(prepared.replace(directory / prepared.name))
     return paths

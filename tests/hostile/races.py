@@ -14,9 +14,11 @@ from pathlib import Path
 
 from llmrank import cli
 from llmrank.execution import heartbeat
+from tests.hostile.forks import Events, Run, forked
 from tests.hostile.harness import Attack, Fell
-from tests.hostile.kills import SIGNALS, die
-from tests.hostile.writers import Events, Run, Writer, finish, forked, judged, writers
+from tests.hostile.kills import ENDS, die
+from tests.hostile.outputs import contents
+from tests.hostile.writers import WHOLE, Writer, clear_temporary, finish, judged, writers
 
 __all__ = ["DEATHS", "RACES"]
 
@@ -35,17 +37,18 @@ def race(chosen: list[Writer], rng: random.Random, folder: Path) -> str:
         line = writer.line(folder)
         waits = []
         for events in (dies, None):
-            waits.append(both.enter_context(forked(line, events=events)))
+            waits.append(both.enter_context(forked(line, folder, events=events)))
             time.sleep(rng.uniform(0.0, AHEAD))
         ended = [wait() for wait in waits]
     for one in ended:
         if one.status not in (0, 2, *([-signal.SIGKILL] if killed else [])) or one.is_traceback:
             raise Fell(f"{what}: status {one.status}: {one.said[-1500:]}")
-    state = judged(writer, folder, what)
-    if state != "whole" and not killed:
+    state, written = judged(writer, folder, what), sum(one.status == 0 for one in ended)
+    if state not in WHOLE and (written or not killed):
         raise Fell(f"{what}: {state}, and they said {[one.said[-700:] for one in ended]}")
+    if not killed and writer.leftovers(folder):
+        raise Fell(f"{what}: they have left {writer.leftovers(folder)}")
     finish(writer, folder, what)
-    written = sum(one.status == 0 for one in ended)
     return f"{'one killed, ' if killed else ''}written by {written}"
 
 
@@ -64,26 +67,40 @@ def together(writer: Writer, folder: Path, all_events: Sequence[Events | None] =
         waits = []
         for rank, events in enumerate(all_events):
             variables = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), **address}
-            waits.append(both.enter_context(forked(writer.line(folder), be_impatient, events, variables)))
+            waits.append(both.enter_context(forked(writer.line(folder), folder, be_impatient, events, variables)))
         return [wait() for wait in waits]
+
+
+def shared_writers(folder: Path) -> list[Writer]:
+    """Prepare the commands that several processes can share: what they write is what two processes write."""
+    made = []
+    for writer in writers(folder, SHARED):
+        # Sums of two processes are rounded otherwise than those of one.
+        place = folder / writer.name / "together"
+        place.mkdir()
+        assert [one.status for one in together(writer, place)] == [0, 0]
+        made.append(replace(writer, whole=contents(place / writer.output)))
+    return made
 
 
 def death(chosen: list[Writer], rng: random.Random, folder: Path) -> str:
     """Let two processes share a run, and one of them die at any call."""
-    # Sums of two processes are rounded otherwise than those of one.
-    writer = replace(rng.choice([each for each in chosen if each.name in SHARED]), is_exact=False)
-    number, dying = rng.choice(SIGNALS), rng.randrange(2)
+    writer, number, dying = rng.choice(chosen), rng.choice([*ENDS]), rng.randrange(2)
     # Before, the processes have not met: the others wait for minutes, because it may only be late.
     at = rng.randint(writer.events.count // 2, writer.events.count)
-    what = f"{writer.name}, {signal.Signals(number).name} in process {dying} of two at event {at}"
+    what = f"{writer.name}, {number.name} in process {dying} of two at event {at}"
     dies = Events(at, partial(die, number))
-    for rank, one in enumerate(together(writer, folder, (dies, None) if dying == 0 else (None, dies))):
-        allowed = (0, 2) if rank != dying else (0, 2, -number, 128 + number)
+    ended = together(writer, folder, (dies, None) if dying == 0 else (None, dies))
+    for rank, one in enumerate(ended):
+        allowed = (0, 2) if rank != dying else (0, 2, *ENDS[number])
         if one.status not in allowed or one.is_traceback:
             raise Fell(f"{what}: process {rank}: status {one.status}: {one.said[-1500:]}")
     state = judged(writer, folder, what)
+    if ended[0].status == 0 and state not in WHOLE:  # process 0 writes
+        raise Fell(f"{what}: status 0, but the output is {state}: {ended[0].said[-1500:]}")
+    clear_temporary(folder)
     again = together(writer, folder)
-    if any(one.status not in (0, 2) or one.is_traceback for one in again) or judged(writer, folder, what) != "whole":
+    if any(one.status not in (0, 2) or one.is_traceback for one in again) or judged(writer, folder, what) not in WHOLE:
         raise Fell(f"{what}: the next run: {[(one.status, one.said[-700:]) for one in again]}")
     if writer.leftovers(folder):
         raise Fell(f"{what}: the next run has left {writer.leftovers(folder)}")
@@ -91,4 +108,4 @@ def death(chosen: list[Writer], rng: random.Random, folder: Path) -> str:
 
 
 RACES = Attack("races", "two processes at the same output", writers, race)
-DEATHS = Attack("deaths", "one of two processes that share a run dies", writers, death)
+DEATHS = Attack("deaths", "one of two processes that share a run dies", shared_writers, death)

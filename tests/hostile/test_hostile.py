@@ -9,6 +9,7 @@ import pytest
 
 from tests.hostile.__main__ import table
 from tests.hostile.harness import Attack, Fell, Tally, all_attacks, attempt, run
+from tests.hostile.writers import writers
 
 # As many as take some seconds.
 CASES = {
@@ -56,3 +57,29 @@ def test_what_falls_is_counted_with_its_case(capsys: pytest.CaptureFixture[str])
     again = Tally()
     attempt(attack, None, next(iter(tally.fallen)), 0, again)
     assert again.fallen  # a case can be repeated
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_cut_file_and_a_leftover_are_seen(tmp_path: Path) -> None:
+    for writer in writers(tmp_path, ("prune", "demo")):
+        place = tmp_path / writer.name / "again"
+        for path in sorted((place / "out").iterdir()):
+            content = path.read_bytes()
+            for damaged in (b"", content[: len(content) // 2], content[:-2]):
+                path.write_bytes(damaged)
+                with pytest.raises(Fell, match=path.name):
+                    writer.state(place)
+            path.unlink()
+            if path.suffix == ".png":
+                assert writer.state(place) == "whole but for its figure"
+            else:
+                with pytest.raises(Fell, match=path.name):
+                    writer.state(place)
+            path.write_bytes(content)
+        assert writer.state(place) == "whole"
+        assert writer.leftovers(place) == []
+        for left in ("tmp/left", "states/.ledger.json.x.partial", "out/.filled.x.partial", ".out.x.partial"):
+            (place / left).mkdir(parents=True)
+            assert writer.leftovers(place) == [left]
+            (place / left).rmdir()

@@ -1,64 +1,36 @@
-"""Every command that writes something, run in forks of this process: what it writes, and what it has left behind."""
+"""Every command that writes something: what it writes, what may be there on the way, and what it has left behind."""
 
 from __future__ import annotations
 
 import os
-import re
-import signal
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from time import perf_counter
 
 import torch
 
 import llmrank
-from llmrank import cli
 from llmrank.cli.low_memory import unfinished_directory
 from llmrank.execution.work_directory import holds_run
-from llmrank.experiments.sweep_folder import ROWS, read_rows
-from tests.hostile.faults import of_packages
-from tests.hostile.harness import SECONDS, Fell, run_command
+from llmrank.experiments.sweep_folder import ROWS
+from tests.hostile.forks import TEMPORARY, Events, forked
+from tests.hostile.harness import Fell, run_command
+from tests.hostile.outputs import Contents, contents, missing_siblings
 from tests.llmrank.commands import SHORT
 from tests.llmrank.tiny_models import text, tiny_llama, tokenizer, write_vocabulary
 
-__all__ = ["Events", "Run", "Writer", "contents", "finish", "forked", "judged", "writers"]
+__all__ = ["INTO", "WHOLE", "Writer", "clear_temporary", "finish", "judged", "writers"]
 
-# Functions of C that change directories.
-CHANGES = frozenset({os.mkdir, os.rename, os.replace, os.rmdir, os.unlink, os.chmod, os.fsync})
-# Files whose bytes are the same after every run of a command; the others say how long it took.
-SAME = (".safetensors", ".gguf", ".npz")
-Contents = dict[str, Any]
-
-
-class Events:
-    """Counts what a command does, and acts at one of these events.
-
-    Attributes
-    ----------
-    count : int
-        Calls of functions of the packages, and of what changes directories.
-    changes : list of int
-        Which of them change directories.
-    """
-
-    def __init__(self, at: int = 0, act: Callable[[str], None] = lambda _: None) -> None:
-        self.count, self.changes = 0, list[int]()
-        self._at, self._act = at, act
-
-    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
-        is_change = event == "c_call" and argument in CHANGES
-        if not is_change and not (event == "call" and of_packages(frame.f_code)):
-            return
-        self.count += 1
-        if is_change:
-            self.changes.append(self.count)
-        if self.count == self._at:
-            self._act(argument.__name__ if is_change else frame.f_code.co_name)
+# Commands that write a checkpoint into a directory that may exist.
+INTO = ("prune", "apply", "heal", "demo", "export --to vllm")
+# Figures that are drawn when the rest is complete, so that they may be missing, but never cut.
+LATE = {"heal": "healing.png", "demo": "removed_neurons.png"}
+# The states of a complete output.
+WHOLE = ("whole", "whole but for its figure")
 
 
 @dataclass(frozen=True)
@@ -73,11 +45,13 @@ class Writer:
     output : str
         Name of its output, in the folder of the case.
     whole : dict
-        What it has written at the end, see :func:`contents`.
+        What it has written at the end, see :func:`tests.hostile.outputs.contents`.
     events : Events
         What it has done until then.
-    is_exact : bool
-        Whether the bytes of tensors must be the same; otherwise the names of files.
+    seconds : float
+        How long it has taken in a fork.
+    largest : int
+        Bytes of the largest file that it has written.
     shown : str
         What the command line says for the output: a path with FOLDER in it, or ``.`` for the current directory.
     """
@@ -87,7 +61,8 @@ class Writer:
     output: str
     whole: Contents
     events: Events
-    is_exact: bool = True
+    seconds: float = 0.0
+    largest: int = 0
     shown: str = ""
 
     def line(self, folder: Path) -> list[str]:
@@ -109,100 +84,36 @@ class Writer:
         found = contents(output) if output.exists() else {}
         if not found:  # nothing, or at most what the next run removes
             return "absent"
-        if found == self.whole or (not self.is_exact and found.keys() == self.whole.keys()):
-            return "whole"
-        differ = sorted(name for name in {*found, *self.whole} if found.get(name) != self.whole.get(name))
-        if self.name == "sweep" and all(row in self.whole["rows"] for row in found.get("rows", [])):
-            differ = [name for name in differ if name in found and name != "rows"]
-            if not differ:
+        if found == self.whole:
+            return WHOLE[0]
+        differ = [name for name in {*found, *self.whole} if found.get(name) != self.whole.get(name)]
+        if differ == [LATE.get(self.name)] and differ[0] not in found:
+            return WHOLE[1]
+        if self.name == "sweep":
+            differ = [name for name in differ if name in found and name != ROWS] + missing_siblings(found, self.whole)
+            if not differ and all(row in self.whole[ROWS] for row in found.get(ROWS, [])):
                 return "some rows"
-        raise Fell(f"{self.name}: the output is neither as it was nor whole: {differ} differ")
+        raise Fell(f"{self.name}: the output is neither as it was nor whole: {sorted(differ)} differ")
 
-    def leftovers(self, folder: Path) -> list[str]:
-        """Return what is in the folder beside the output and the states of a training that the user has asked for."""
-        beside = [path.name for path in folder.iterdir() if path.name not in (self.output, "link", "states")]
-        return sorted([*beside, *(path.name for path in (folder / self.output).glob("*.partial"))])
+    def is_part(self, folder: Path) -> bool:
+        """Whether there are some complete files of a checkpoint, which nobody takes for a model."""
+        found = contents(folder / self.output)
+        return (
+            "config.json" not in found and {*found} <= {*self.whole} and all(found[k] == self.whole[k] for k in found)
+        )
 
+    def leftovers(self, folder: Path, *, may_go_on: bool = False) -> list[str]:
+        """Return what is in the folder beside the output, and what is hidden anywhere in it.
 
-def contents(output: Path) -> Contents:
-    """Return the names of the files of an output, the bytes of those that hold tensors, and the rows of a sweep."""
-    files = [output] if output.is_file() else [path for path in output.rglob("*") if path.is_file()]
-    found: Contents = {
-        "" if path == output else str(path.relative_to(output)): path.read_bytes() if path.suffix in SAME else b""
-        for path in files
-        # A figure may be missing, because it is drawn after the rest is complete.
-        if path.suffix != ".png" and not any(part.endswith(".partial") for part in path.relative_to(output).parts)
-    }
-    if (output / ROWS).is_file():
-        found["rows"] = [{**row, "seconds": 0} for row in read_rows(output)]
-    return found
-
-
-@dataclass(frozen=True)
-class Run:
-    """How a fork has ended: its exit status (minus the signal that ended it), and what it has said on standard error."""
-
-    status: int
-    said: str
-
-    @property
-    def is_traceback(self) -> bool:
-        """Whether it has shown a traceback, or called itself a bug."""
-        # Where an object is deleted, Python itself shows an interruption, and goes on.
-        said = re.sub(r"Exception ignored in.*?\nKeyboardInterrupt[^\n]*\n", "", self.said, flags=re.DOTALL)
-        return "Traceback" in said or "bug in llmrank" in said
-
-
-@contextmanager
-def forked(
-    line: list[str],
-    at_start: Callable[[], Any] = lambda: None,
-    events: Callable[..., None] | None = None,
-    variables: Mapping[str, str] | None = None,
-) -> Iterator[Callable[[], Run]]:
-    """Run a command in a fork; the context yields a function that waits for it. No fork outlives the context."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _child(line, write, at_start, events, dict(variables or {}))
-    os.close(write)
-    said, ended = bytearray(), list[Run]()
-
-    def wait() -> Run:
-        signal.alarm(SECONDS)  # for each run of a case
-        while part := os.read(read, 1 << 16):
-            said.extend(part)
-        ended.append(Run(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said.decode(errors="replace")))
-        return ended[0]
-
-    try:
-        yield wait
-    finally:
-        if not ended:
-            os.kill(pid, signal.SIGKILL)
-            wait()
-            sys.stderr.write(f"killed, because it is not waited for: {line}: {ended[0].said}\n")
-        os.close(read)
-
-
-def _child(line: list[str], said: int, at_start: Any, events: Any, variables: dict[str, str]) -> None:
-    status = 70
-    try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        # A shell starts what runs in the background without it.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.dup2(said, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        os.environ.update(variables)
-        torch.set_num_threads(1)
-        at_start()
-        sys.setprofile(events)
-        status = cli.main(line)
-        sys.setprofile(None)
-        sys.stderr.flush()
-    finally:
-        os._exit(status)
+        The states of a training, which the user has asked for, belong there; and if a run `may_go_on`, its files do.
+        """
+        kept = {self.output, "link", "states", TEMPORARY}
+        unfinished = unfinished_directory(folder / self.output)
+        if may_go_on and holds_run(unfinished):
+            kept.add(unfinished.name)
+        paths = [path for path in folder.iterdir() if path.name not in kept]
+        hidden = [path for path in folder.rglob("*.partial") if path.parent != folder]
+        return sorted(str(path.relative_to(folder)) for path in (*paths, *hidden, *(folder / TEMPORARY).glob("*")))
 
 
 def judged(writer: Writer, folder: Path, what: str) -> str:
@@ -213,56 +124,66 @@ def judged(writer: Writer, folder: Path, what: str) -> str:
         raise Fell(f"{what}: {fell}") from fell
 
 
+def clear_temporary(folder: Path) -> None:
+    """Remove the temporary files that a killed command has left, as only the system can do it."""
+    shutil.rmtree(folder / TEMPORARY, ignore_errors=True)
+
+
 def finish(writer: Writer, folder: Path, what: str) -> None:
     """Run the command once more, and raise Fell unless everything is as if nothing had been."""
-    with forked(writer.line(folder), partial(writer.start, folder)) as wait:
+    clear_temporary(folder)
+    with forked(writer.line(folder), folder, partial(writer.start, folder)) as wait:
         ended = wait()
     state, left = judged(writer, folder, what), writer.leftovers(folder)
     # What is complete is not written again.
-    if state != "whole" or left or ended.status not in (0, 2) or ended.is_traceback:
+    if state not in WHOLE or left or ended.status not in (0, 2) or ended.is_traceback:
         raise Fell(f"{what}: the next run: status {ended.status}, {state}, left {left}: {ended.said[-1500:]}")
+    if ended.status == 0 and state != WHOLE[0]:
+        raise Fell(f"{what}: the next run has drawn no figure")
 
 
-def writers(folder: Path) -> list[Writer]:
-    """Run every command that writes, once."""
-    torch.set_num_threads(1)
+def lines(folder: Path) -> dict[str, tuple[tuple[str, ...], str]]:
+    """Write what the commands read; return the arguments and the output of each, by its name."""
     corpus, model = folder / "corpus.txt", llmrank.save(folder / "model", tiny_llama(), tokenizer())
     corpus.write_text(text(400), encoding="utf-8")
+    folder.chmod(0o755)  # who has lost the rights of root can read it
     given = (str(model), "--calibration", str(corpus), *SHORT)
-    for name in ("prune", "rank"):
-        assert run_command(name, *given, "--output", folder / name)[0] == 0
+    for name, more in (("prune", ()), ("rank", ()), ("uneven", ("--pruner", "global:multiple_of=1"))):
+        command = "prune" if name == "uneven" else name
+        assert run_command(command, *given, *more, "--output", folder / name)[0] == 0
     pruned, short = str(folder / "prune"), ("--text", str(corpus), "--tokens", "64", "--sequence-length", "16")
     vocabulary = str(write_vocabulary(folder / "vocabulary.gguf"))
+    rows = ("--evaluate", str(corpus), "--scorer", "norm", "--amount", "0.2,0.4", "--repair", "none,lstsq")
     healing = ("heal", pruned, "--against", str(model), *short, "--with", "learning_rate=0.001", "--checkpoints")
-    lines = {
+    seen = ("inspect", *given, "--compare", "none", "--layers", "0")
+    graphs = ("--contexts", "--format", "graphml,gexf,csv,npz,safetensors,contexts.csv,contexts.json")
+    return {
         "prune": (("prune", *given), "out"),
         "prune --low-memory": (("prune", *given, "--low-memory"), "out"),
         "rank": (("rank", *given), "out"),
         "apply": (("apply", str(folder / "rank"), str(model)), "out"),
-        "sweep": (
-            (
-                "sweep",
-                *given,
-                "--evaluate",
-                str(corpus),
-                "--scorer",
-                "norm",
-                "--amount",
-                "0.2,0.4",
-                "--repair",
-                "none,lstsq",
-            ),
-            "out",
-        ),
-        "inspect": (("inspect", *given), "out"),
+        "apply masks": (("apply", str(folder / "prune" / "masks.safetensors"), str(model)), "out"),
+        "sweep": (("sweep", *given, *rows), "out"),
+        "inspect": (seen, "out"),
+        "inspect --format": ((*seen, *graphs), "out"),
+        "demo": (("demo", "--model", *given), "out"),
         "heal": ((*healing, "FOLDER/states"), "out"),
         "predict": (("predict", str(model), *short), "out.safetensors"),
         "export": (("export", pruned, "--tokenizer", vocabulary), "out.gguf"),
+        "export --to vllm": (("export", str(folder / "uneven"), "--to", "vllm"), "out"),
     }
+
+
+def writers(folder: Path, names: Collection[str] = ()) -> list[Writer]:
+    """Run every command that writes, or those of these names, twice: both times it must write the same."""
+    torch.set_num_threads(1)
     made = []
-    for number, (name, (arguments, output)) in enumerate(lines.items()):
-        place = folder / str(number)
-        place.mkdir()
+    for name, (arguments, output) in lines(folder).items():
+        if names and name not in names:
+            continue
+        place, again = folder / name / "once", folder / name / "again"
+        for each in (place, again):
+            each.mkdir(parents=True)
         events, writer = Events(), Writer(name, arguments, output, {}, Events())
         status, said, before = 70, "", sys.getprofile()
         sys.setprofile(events)
@@ -271,5 +192,11 @@ def writers(folder: Path) -> list[Writer]:
         finally:
             sys.setprofile(before)
         assert status == 0, (name, said)
-        made.append(Writer(name, arguments, output, contents(place / output), events))
+        begun = perf_counter()
+        with forked(writer.line(again), again) as wait:
+            assert wait().status == 0, name
+        seconds, largest = perf_counter() - begun, max(each.stat().st_size for each in again.rglob("*"))
+        made.append(Writer(name, arguments, output, contents(place / output), events, seconds, largest))
+        assert made[-1].state(again) == WHOLE[0]
+        assert not made[-1].leftovers(again), name
     return made

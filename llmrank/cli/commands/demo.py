@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from graphs.io.replacement import replace_file
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import UnsupportedModelError
 from llmrank.evaluation.items import Answers, answer_items, items_of_each_kind, read_items
 from llmrank.evaluation.perplexity import complete
-from llmrank.inspection.figures import draw_removed_neurons
+from llmrank.inspection.figures import draw_removed_neurons, save_figure
 from llmrank.models.forward import predicts_next_token
 from llmrank.pipeline.plan import Plan
 from llmrank.pipeline.pruning_run import PruningRun
@@ -27,7 +26,8 @@ __all__ = ["draw_figure", "run_and_show"]
 PROMPT = "The capital of France is Paris. The capital of Italy is"
 # Number of items of each kind that both models are asked: 80 in all cost about 20 s of one core for both models.
 ITEMS_OF_EACH_KIND = 20
-FIGURE_FILE = "removed_neurons.png"
+FIGURE = "removed_neurons"
+FIGURE_FILE = f"{FIGURE}.png"
 DIFFERENT_COMPLETION = (
     "the pruned model completes the sentence with another word than the dense model, so it may have lost knowledge. Less is lost "
     "if fewer neurons are removed (--amount 0.1), or if the model is calibrated on more text of the kind that it will read "
@@ -88,10 +88,8 @@ def run_and_show(
         )
     if can_complete and _first_word(completions["pruned"]) != _first_word(completions["dense"]):
         terminal.warn(DIFFERENT_COMPLETION)
-    figure = directory / FIGURE_FILE
     try:
-        with replace_file(figure) as partial:
-            draw_figure(plan).savefig(partial, dpi=150, format="png")
+        save_figure(draw_figure(plan), directory, FIGURE, ["png"])
     except OSError as error:
         terminal.warn(f"{FIGURE_FILE} could not be written ({error}); the checkpoint is complete without it")
     return report_content

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments
 
 import llmrank
+from graphs.io.replacement import hidden_directory
 from llmrank.errors import CalibrationError, OptionError, ProcessError, UnsupportedModelError
 from llmrank.healing import DenseModel, Distillation, Healing, heal_model
 from llmrank.healing import training as training_module
@@ -412,6 +417,97 @@ def test_a_state_that_was_not_completely_written_is_passed_over(
     model, _ = healed(pruned, dense, directory=tmp_path)
     whole, _ = healed(pruned, dense)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def interrupted(dense: Any, pruned: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state of a training that was killed."""
+    directory: Path = tmp_path_factory.mktemp("interrupted") / "state"
+    with pytest.MonkeyPatch.context() as patch:
+        trainer = training_module._Trainer
+        patch.setattr(
+            training_module,
+            "_Trainer",
+            lambda *args, **options: trainer(*args, **{**options, "callbacks": [Kill(9)]}),
+        )
+        with pytest.raises(KilledError):
+            healed(pruned, dense, directory=directory)
+    return directory
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def write(content: Any) -> Callable[[Path], None]:
+    return lambda path: path.write_text(json.dumps(content), encoding="utf-8") and None
+
+
+def change_first_row(**changes: Any) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        first, *others = json.loads(path.read_text(encoding="utf-8"))
+        write([first | changes, *others])(path)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("settings.json", cut),
+        ("ledger.json", cut),
+        ("ledger.json", write({"rows": []})),
+        ("ledger.json", write([[]])),
+        ("ledger.json", change_first_row(closeness={})),
+        ("ledger.json", change_first_row(step="first")),
+        ("ledger.json", change_first_row(colour="red")),
+        ("ledger.json", change_first_row(seconds=float("nan"))),
+        ("best.safetensors", cut),
+        ("best.safetensors", Path.unlink),
+        ("best.safetensors", lambda path: save_file({"weight": torch.ones(3)}, path)),
+        ("checkpoint-8/trainer_state.json", write([])),
+        ("checkpoint-8/trainer_state.json", write({"global_step": 4})),
+        ("checkpoint-8/model.safetensors", cut),
+        ("checkpoint-8/optimizer.pt", cut),
+        ("checkpoint-8/scheduler.pt", cut),
+        ("checkpoint-8/rng_state.pth", cut),
+    ],
+)
+def test_a_damaged_state_is_refused(
+    name: str, damage: Callable[[Path], None], interrupted: Path, dense: Any, pruned: Any, tmp_path: Path
+) -> None:
+    state = shutil.copytree(interrupted, tmp_path / "state")
+    damage(state / name)
+    with pytest.raises(
+        OptionError, match=r"state keeps a .* damaged \(.*\); name another directory, or delete it and begin"
+    ):
+        healed(pruned, dense, directory=state)
+
+
+def test_a_training_that_was_killed_while_it_wrote_goes_on(
+    interrupted: Path, dense: Any, pruned: Any, tmp_path: Path
+) -> None:
+    """The Trainer writes its own file last, and in place; every other file is prepared in a hidden directory."""
+    state = shutil.copytree(interrupted, tmp_path / "state")
+    (state / "checkpoint-8" / "trainer_state.json").write_text("", encoding="utf-8")
+    for name in ("settings.json", "ledger.json", "best.safetensors"):
+        with hidden_directory(state, name) as alive:
+            left = alive.name.replace(".partial", "x.partial")
+        (state / left).mkdir()
+    model, _ = healed(pruned, dense, directory=state)
+    whole, _ = healed(pruned, dense)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert not [*state.glob(".*")]
+
+
+def test_a_training_that_was_killed_before_it_wrote_anything_can_begin_again(
+    dense: Any, pruned: Any, tmp_path: Path
+) -> None:
+    with hidden_directory(tmp_path, "settings.json") as alive:
+        left = alive.name.replace(".partial", "x.partial")
+    (tmp_path / left).mkdir()
+    healed(pruned, dense, directory=tmp_path)
+    assert not (tmp_path / left).exists()
 
 
 def test_one_process_uses_one_gpu(dense: Any, pruned: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,18 +11,22 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from graphs.analysis.measures import gini
-from llmrank.errors import OptionError
+from graphs.io.replacement import hidden_directory
+from llmrank.errors import CheckpointError, OptionError
 from llmrank.inspection.figures import (
     draw_agreement,
     draw_concentration,
     draw_layer,
     draw_removed_neurons,
+    new_figure,
+    save_figure,
     write_figures,
 )
 from llmrank.inspection.inspect_model import Inspection, inspect_model
 from llmrank.inspection.summary import summarise_inspection
 from llmrank.prune import GlobalPruner
 from llmrank.score import ActivationScorer, NormScorer, WeightedPageRankScorer
+from llmrank.surgery.atomic import NAME_INSIDE, check_output
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.tiny_models import STRUCTURE, tiny_llama, token_ids
 
@@ -136,6 +140,34 @@ def test_files_have_their_names_and_are_reproducible(inspection: Inspection, tmp
         assert one.read_bytes() == other.read_bytes(), one.name
     # No figure is left in pyplot's list of open figures.
     assert plt.get_fignums() == []
+
+
+def test_a_figure_appears_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [path] = save_figure(new_figure(1, 1), tmp_path, "drawn", ["png"])
+    before = path.read_bytes()
+
+    def full(_figure: Any, path: Path, **_options: Any) -> None:
+        path.write_bytes(b"half a figure")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_figure(new_figure(1, 1), tmp_path, "drawn", ["png"])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_leaves_of_a_figure_is_removed(tmp_path: Path) -> None:
+    with hidden_directory(tmp_path, NAME_INSIDE) as alive:
+        left = tmp_path / alive.name.replace(".partial", "x.partial")
+    left.mkdir()
+    paths = save_figure(new_figure(1, 1), tmp_path, "drawn", ["png"])
+    assert list(tmp_path.iterdir()) == paths
+    left.mkdir()
+    # The next run of a command that draws into its checkpoint refuses the output, which is complete.
+    with pytest.raises(CheckpointError, match="not empty"):
+        check_output(tmp_path)
+    assert list(tmp_path.iterdir()) == paths
 
 
 @pytest.mark.slow
