@@ -107,6 +107,8 @@ class PruningRun:
         if progress is not None and not callable(progress):
             raise OptionError(f"progress must be a function such as rich.progress.track, or None, got {progress!r}")
         check_type("recipe", recipe, Recipe, "a Recipe; make_recipe of llmrank.pipeline.registry makes one from specs")
+        if processes is not None:
+            check_type("processes", processes, Processes, "Processes, or None")
         if work_directory is not None:
             check_type("work_directory", work_directory, (str, os.PathLike), "a path")
             if undoable or recipe.structure_dict is not None or recipe.steps != 1 or recipe.form != "compact":

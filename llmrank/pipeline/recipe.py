@@ -103,7 +103,7 @@ class Recipe:
             )
         if self.form not in FORMS:
             raise OptionError(f"unknown form {self.form!r}; expected one of {', '.join(FORMS)}")
-        if self.align not in ALIGNMENTS:
+        if not isinstance(self.align, str) or self.align not in ALIGNMENTS:
             raise OptionError(f"unknown align {self.align!r}; expected one of {', '.join(ALIGNMENTS)}")
         check_steps(self.steps)
         object.__setattr__(self, "heal", Distillation.of(self.heal))

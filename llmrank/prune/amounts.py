@@ -84,8 +84,11 @@ def round_width(kept: int, total: int, multiple: int, min_keep: int) -> int:
 
 def check_multiple(multiple_of: Multiple) -> Multiple:
     """Return `multiple_of` if it is an integer >= 1 or "auto"; otherwise raise an OptionError."""
-    is_number = isinstance(multiple_of, int) and not isinstance(multiple_of, bool)
-    if multiple_of != "auto" and not (is_number and multiple_of >= 1):
+    if isinstance(multiple_of, str):
+        is_known = multiple_of == "auto"
+    else:
+        is_known = isinstance(multiple_of, int) and not isinstance(multiple_of, bool) and multiple_of >= 1
+    if not is_known:
         raise OptionError(f'multiple_of must be an integer >= 1 or "auto", got {multiple_of!r}')
     return multiple_of
 

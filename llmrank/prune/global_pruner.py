@@ -57,7 +57,7 @@ class GlobalPruner(BasePruner):
         amount_of: Unit = "neurons",
     ) -> None:
         super().__init__(amount, min_keep, multiple_of, protect=protect, amount_of=amount_of)
-        if normalize not in get_args(Normalize):
+        if not isinstance(normalize, str) or normalize not in get_args(Normalize):
             raise OptionError(f"unknown normalize {normalize!r}; expected auto, zscore, robust, mean or none")
         self.normalize: Normalize = normalize
 

@@ -106,7 +106,8 @@ def forked(
     said, ended = bytearray(), list[Run]()
 
     def wait() -> Run:
-        signal.alarm(SECONDS)  # for each run of a case
+        if signal.getsignal(signal.SIGALRM) is not signal.SIG_DFL:  # which would end this process
+            signal.alarm(SECONDS)  # for each run of a case
         if after is not None:
             time.sleep(after[0])
             os.kill(pid, after[1])  # if it has ended, it is not yet waited for, so no other process has its number

@@ -13,15 +13,15 @@ from tests.hostile.writers import writers
 
 # As many as take some seconds.
 CASES = {
-    "files": 300,
+    "files": 200,
     "arguments": 60,
     "calls": 300,
     "faults": 25,
-    "kills": 16,
-    "disks": 8,
-    "races": 4,
+    "kills": 6,
+    "disks": 6,
+    "races": 3,
     "deaths": 2,
-    "ranks": 500,
+    "ranks": 200,
 }
 
 

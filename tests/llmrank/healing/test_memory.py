@@ -19,7 +19,7 @@ from llmrank.healing import DenseModel, Distillation, Predictions, heal_model, p
 from tests.llmrank.healing.test_heal import TOKENS
 from transformers import LlamaConfig, LlamaForCausalLM
 
-SETTINGS = Distillation(64 * 16, sequences_per_step=8, trainer={"bf16": False})
+SETTINGS = Distillation(16 * 16, sequences_per_step=8, trainer={"bf16": False})
 
 def model(width, layers=16):
     shape = dict(hidden_size=512, num_hidden_layers=layers, num_attention_heads=8, vocab_size=2048)
