@@ -16,6 +16,7 @@ __all__ = [
     "ProcessError",
     "StructureError",
     "UnsupportedModelError",
+    "check_choice",
     "check_type",
     "did_you_mean",
     "is_out_of_memory",
@@ -85,6 +86,22 @@ def check_type(name: str, value: Any, kinds: type | tuple[type, ...], expected: 
         raise OptionError(
             f"{name} must be {expected}, got {shown if len(shown) < 80 else f'{shown[:80]}...'} ({type(value).__name__})"
         )
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise an OptionError unless a value is one of some names.
+
+    Examples
+    --------
+    >>> check_choice("align", "left", ("none", "pad"))
+    Traceback (most recent call last):
+        ...
+    llmrank.errors.OptionError: unknown align 'left'; expected one of none, pad
+    """
+    known = list(choices)
+    # An array cannot be looked for in a list.
+    if not isinstance(value, str) or value not in known:
+        raise OptionError(f"unknown {name} {value!r}; expected one of {', '.join(known)}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

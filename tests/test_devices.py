@@ -52,9 +52,8 @@ SYNCHRONISING: dict[str, Callable[[torch.Tensor], Any]] = {
     "copy": lambda t: torch.zeros(3, dtype=torch.float64).copy_(t),
     "nonzero": lambda t: t.nonzero(),
     "mask": lambda t: t[t > 1.0],
-    "masked assignment": lambda t: t.index_put(
-        (t > 1.0,), t[:1]
-    ),  # newer versions of torch fill a mask with a number at once
+    # Newer versions of torch fill a mask with a number at once.
+    "masked assignment": lambda t: t.index_put((t > 1.0,), t[:1]),
     "masked select": lambda t: t.masked_select(t > 1.0),
     "unique": lambda t: t.unique(),
     "bincount": lambda t: torch.bincount(t.long()),

@@ -225,9 +225,8 @@ class ModelStudy:
         if repairs or any(isinstance(make_scorer(scorer), AutoScorer) for scorer in self._settings.scorers):
             needs.add(HELD_OUT)
         pipeline = (*with_skips, *self._settings.pipelines)[0]
-        remove_leftovers(
-            directory.parent, directory.name
-        )  # of a sweep that was killed when its calibration was complete
+        # Of a sweep that was killed when its calibration was complete.
+        remove_leftovers(directory.parent, directory.name)
         if (directory / SETTINGS).is_file():
             try:
                 saved = Ranking.load(directory)

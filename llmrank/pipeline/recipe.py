@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from llmrank.errors import OptionError
+from llmrank.errors import OptionError, check_choice
 from llmrank.healing import Distillation
 from llmrank.models.costs import unit_name
 from llmrank.pipeline.closeness.candidates import Choice
@@ -93,18 +93,15 @@ class Recipe:
             object.__setattr__(self, name, value)
         if "blocks" in self.targets:
             self._set_for_blocks()
-        if self.topology not in TOPOLOGIES:
-            raise OptionError(f"unknown topology {self.topology!r}; expected one of {', '.join(TOPOLOGIES)}")
+        check_choice("topology", self.topology, TOPOLOGIES)
         if self.beta != "measured":
             check_beta(self.beta)
         if self.topology != "residual" and (self.beta != "measured" or self.attention):
             raise OptionError(
                 f"beta and attention are options of the residual topology, got the {self.topology} one; leave them out"
             )
-        if self.form not in FORMS:
-            raise OptionError(f"unknown form {self.form!r}; expected one of {', '.join(FORMS)}")
-        if not isinstance(self.align, str) or self.align not in ALIGNMENTS:
-            raise OptionError(f"unknown align {self.align!r}; expected one of {', '.join(ALIGNMENTS)}")
+        check_choice("form", self.form, FORMS)
+        check_choice("align", self.align, ALIGNMENTS)
         check_steps(self.steps)
         object.__setattr__(self, "heal", Distillation.of(self.heal))
         if self.structure_dict is not None:

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from llmrank.errors import CalibrationError, OptionError, check_type
+from llmrank.errors import CalibrationError, OptionError, check_choice, check_type
 from llmrank.repair.base_repair import BaseRepair, RepairedMap, repaired_map
 from llmrank.repair.moments import N_COMBINATIONS, Centre, Moments, project_outputs
 
@@ -78,8 +78,7 @@ class LeastSquaresRepair(BaseRepair):
     reselect: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.target, str) or self.target not in TARGETS:
-            raise OptionError(f"unknown target {self.target!r}; expected one of {', '.join(TARGETS)}")
+        check_choice("target", self.target, TARGETS)
         is_number = isinstance(self.damping, (int, float)) and not isinstance(self.damping, bool)
         check_type("reselect", self.reselect, bool, "True or False")
         is_auto = isinstance(self.damping, str) and self.damping == "auto"

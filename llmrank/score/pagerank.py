@@ -14,7 +14,7 @@ from graphs.linalg.backends import TorchArithmetic
 from graphs.linalg.blocks import DenseBlock
 from graphs.linalg.transition import Transition, modified_step, weighted_step
 from llmrank.calibration.statistics import LayerStatistics
-from llmrank.errors import OptionError, check_type
+from llmrank.errors import OptionError, check_choice, check_type
 from llmrank.score.base_scorer import BaseScorer
 from llmrank.score.edge_measures import EdgeMeasure, mark_energies, squares, with_edge_measure, without_mark
 
@@ -196,9 +196,7 @@ def check_unit_interval(name: str, value: float) -> None:
 def check_choices(**options: str) -> None:
     """Raise an OptionError if an option is none of its :data:`CHOICES`."""
     for name, value in options.items():
-        choices = get_args(CHOICES[name])
-        if not isinstance(value, str) or value not in choices:
-            raise OptionError(f"unknown {name} {value!r}; expected one of {', '.join(choices)}")
+        check_choice(name, value, get_args(CHOICES[name]))
 
 
 def _step_inputs(

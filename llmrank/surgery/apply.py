@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.errors import MaskError, OptionError
+from llmrank.errors import MaskError, OptionError, check_choice
 from llmrank.models import FFNs, LinearMap
 from llmrank.models.experts import ExpertMap, Mixture, RouteAround, route_around
 from llmrank.models.families import bias_attribute, text_config
@@ -242,10 +242,8 @@ def _holds(stack: nn.ModuleList, blocks: Sequence[nn.Module]) -> bool:
 
 
 def _check(ffns: FFNs, masks: Masks, form: str, align: str) -> None:
-    if form not in FORMS:
-        raise OptionError(f"unknown form {form!r}; expected one of {', '.join(FORMS)}")
-    if align not in ALIGNMENTS:
-        raise OptionError(f"unknown align {align!r}; expected one of {', '.join(ALIGNMENTS)}")
+    check_choice("form", form, FORMS)
+    check_choice("align", align, ALIGNMENTS)
     if form == "compact" and ffns.explicit:
         raise OptionError(
             "form 'compact' is refused with structure_dict: only rows of the named Linears are removed, so the maps that read "

@@ -401,24 +401,6 @@ def test_the_model_learns_from_as_many_tokens_as_the_ledger_says(
     assert set(seen) == set(range(count))
 
 
-def test_a_state_that_was_not_completely_written_is_passed_over(
-    dense: Any, pruned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        trainer = training_module._Trainer
-        patch.setattr(
-            training_module,
-            "_Trainer",
-            lambda *args, **options: trainer(*args, **{**options, "callbacks": [Kill(9)]}),
-        )
-        with pytest.raises(KilledError):
-            healed(pruned, dense, directory=tmp_path)
-    (tmp_path / "checkpoint-12").mkdir()
-    model, _ = healed(pruned, dense, directory=tmp_path)
-    whole, _ = healed(pruned, dense)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in whole.state_dict().items())
-
-
 @pytest.fixture(scope="module")
 def interrupted(dense: Any, pruned: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The state of a training that was killed."""
@@ -433,6 +415,16 @@ def interrupted(dense: Any, pruned: Any, tmp_path_factory: pytest.TempPathFactor
         with pytest.raises(KilledError):
             healed(pruned, dense, directory=directory)
     return directory
+
+
+def test_a_state_that_was_not_completely_written_is_passed_over(
+    dense: Any, pruned: Any, interrupted: Path, tmp_path: Path
+) -> None:
+    state = shutil.copytree(interrupted, tmp_path / "state")
+    (state / "checkpoint-12").mkdir()
+    model, _ = healed(pruned, dense, directory=state)
+    whole, _ = healed(pruned, dense)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
 def cut(path: Path) -> None:
