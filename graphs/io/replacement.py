@@ -125,8 +125,11 @@ def _remove(place: Path) -> None:
     """Remove a hidden directory; if that is interrupted, try once more and then raise the interruption."""
     try:
         shutil.rmtree(place, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(place, ignore_errors=True)
+        # Interrupted just behind os.close, rmtree closes the descriptor once more. That error may not replace the interruption.
+        if isinstance(error, OSError) and isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
         raise
 
 

@@ -95,7 +95,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     SystemExit
         0 after ``--help`` or ``--version``, 2 for invalid arguments.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _run(_parse(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt as error:  # while modules are imported
+        status, sentence = _status_and_sentence(error)
+        Terminal(stderr=True, soft_wrap=True).say(f"llmrank: {sentence}")
+        return status
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Make the streams usable, and parse the arguments."""
     # A closed stream (``>&-``) is None, and its file descriptor is free: the next file that is opened would get it.
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -105,17 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Characters that the terminal's encoding lacks are escaped: an error here would lose the results of the command.
             stream.reconfigure(errors="backslashreplace")
     command = next((argument for argument in arguments if argument in COMMANDS), None)
-    try:
-        root = parser([command] if command else [])
-        for argument in arguments:
-            # argparse would take the value "--" for the end of the options, and set the option to an empty list.
-            if argument.startswith("--") and argument.endswith("=--"):
-                root.error(f"argument {argument.removesuffix('=--')}: expected a value, got '--'")
-        return _run(root.parse_args(arguments))
-    except KeyboardInterrupt as error:  # while modules are imported
-        status, sentence = _status_and_sentence(error)
-        Terminal(stderr=True, soft_wrap=True).say(f"llmrank: {sentence}")
-        return status
+    root = parser([command] if command else [])
+    for argument in arguments:
+        # argparse would take the value "--" for the end of the options, and set the option to an empty list.
+        if argument.startswith("--") and argument.endswith("=--"):
+            root.error(f"argument {argument.removesuffix('=--')}: expected a value, got '--'")
+    return root.parse_args(arguments)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -184,6 +188,11 @@ def _signals_interrupt() -> Iterator[None]:
 
 def _status_and_sentence(error: BaseException) -> tuple[int, str]:
     """Return the exit status for an error, and the sentence to print."""
+    # Where something is closed after an interruption, another error may come. It is a part of the interruption.
+    interruption: BaseException | None = error
+    while interruption is not None and not isinstance(interruption, KeyboardInterrupt):
+        interruption = interruption.__context__
+    error = interruption or error
     if isinstance(error, KeyboardInterrupt):
         return 128 + (error.args[0] if error.args else signal.SIGINT), (
             "interrupted; a checkpoint directory exists only if it is complete. To go on with a sweep, repeat the command, and "

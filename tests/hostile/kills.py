@@ -22,6 +22,8 @@ ENDS = {
     signal.SIGTERM: (128 + signal.SIGTERM, -signal.SIGTERM),
     signal.SIGINT: (128 + signal.SIGINT,),
 }
+# The event before is the call of the command line itself: nothing can answer yet.
+FIRST = 2
 # What is at the output of a command before it runs, and what its line says for the output.
 TARGETS = {"absent": "", "empty": "", "a link": "FOLDER/link", "the current directory": "."}
 
@@ -62,7 +64,7 @@ def any_moment(writer: Writer, number: signal.Signals, rng: random.Random) -> tu
         seconds = rng.uniform(0.0, 1.1 * writer.seconds)
         return f"after {seconds:.3f} s", {"after": (seconds, number)}
     # Half of the others come at a change of a directory.
-    at = rng.choice(writer.events.changes) if rng.random() < 0.5 else rng.randint(1, writer.events.count)
+    at = rng.choice(writer.events.changes) if rng.random() < 0.5 else rng.randint(FIRST, writer.events.count)
     return f"at event {at}", {"events": Events(at, partial(die, number))}
 
 

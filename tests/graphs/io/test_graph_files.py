@@ -587,6 +587,22 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial_one(
         assert same_graph(load_graph(target), GRAPH)
 
 
+def test_an_interruption_of_the_removal_is_raised_as_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close, interruptions = os.close, [KeyboardInterrupt()]
+
+    def close_and_be_interrupted(descriptor: int) -> None:
+        close(descriptor)
+        if interruptions:
+            raise interruptions.pop()
+
+    with pytest.raises(KeyboardInterrupt), hidden_directory(tmp_path, "file"):
+        monkeypatch.setattr(os, "close", close_and_be_interrupted)
+    assert not interruptions
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_write_replaces_the_old_file_completely(tmp_path: Path) -> None:
     target = tmp_path / "graph.safetensors"
     save_graph(random_case(2, (30, 30)).graph(), target)

@@ -417,6 +417,12 @@ def test_arguments_that_make_no_command_are_refused(capsys: Any, arguments: tupl
     assert message in capsys.readouterr().err
 
 
+def while_handling(first: BaseException, error: BaseException) -> BaseException:
+    """Return an error that was raised while another one was handled."""
+    error.__context__ = first
+    return error
+
+
 @table(
     ("raised", "status", "said"),
     [
@@ -426,6 +432,7 @@ def test_arguments_that_make_no_command_are_refused(capsys: Any, arguments: tupl
         (torch.OutOfMemoryError("CUDA out of memory"), 2, "not enough memory (CUDA out of memory); use"),
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (while_handling(KeyboardInterrupt(15), OSError(9, "Bad file descriptor")), 143, "interrupted"),
     ],
 )
 def test_whatever_goes_wrong_is_said_in_a_sentence_and_traced_on_request(
