@@ -23,7 +23,18 @@ from graphs.errors import GraphError
 from llmrank import cli
 from llmrank.errors import LLMRankError
 
-__all__ = ["Attack", "Fell", "Tally", "all_attacks", "attempt", "refusal", "run", "run_command", "run_named"]
+__all__ = [
+    "Attack",
+    "Fell",
+    "Tally",
+    "all_attacks",
+    "attempt",
+    "preparation",
+    "refusal",
+    "run",
+    "run_command",
+    "run_named",
+]
 
 # A case that takes longer hangs, or one of the runs of a command in a case.
 SECONDS = 60
@@ -153,23 +164,30 @@ def attempt(attack: Attack, shared: Any, number: int, seed: int, tally: Tally) -
     tally.longest = max(tally.longest, perf_counter() - begun)
 
 
-def run(attack: Attack, seconds: float, seed: int, first: int = 0, most: int | None = None) -> Tally:
-    """Carry out cases, from the number `first` on, for so many seconds or until there are `most`."""
-    tally, number = Tally(), first
+@contextmanager
+def preparation(attack: Attack) -> Iterator[Any]:
+    """Make what all cases of an attack share, in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
-        shared, begun = attack.prepare(Path(folder)), perf_counter()
-        while perf_counter() - begun < seconds and (most is None or number - first < most):
-            attempt(attack, shared, number, seed, tally)
-            if number in tally.fallen:
-                sys.stderr.write(f"\n{attack.name}, case {number}, seed {seed}:\n{tally.fallen[number]}\n")
-                sys.stderr.flush()
-            number += 1
+        yield attack.prepare(Path(folder))
+
+
+def run(attack: Attack, shared: Any, seconds: float, seed: int, first: int = 0, most: int | None = None) -> Tally:
+    """Carry out cases, from the number `first` on, for so many seconds or until there are `most`."""
+    tally, number, begun = Tally(), first, perf_counter()
+    while perf_counter() - begun < seconds and (most is None or number - first < most):
+        attempt(attack, shared, number, seed, tally)
+        if number in tally.fallen:
+            sys.stderr.write(f"\n{attack.name}, case {number}, seed {seed}:\n{tally.fallen[number]}\n")
+            sys.stderr.flush()
+        number += 1
     return tally
 
 
 def run_named(name: str, seconds: float, seed: int, first: int, most: int | None) -> Tally:
     """Carry out cases of the attack of a name, in a process of its own."""
-    return run(all_attacks()[name], seconds, seed, first, most)
+    attack = all_attacks()[name]
+    with preparation(attack) as shared:
+        return run(attack, shared, seconds, seed, first, most)
 
 
 def all_attacks() -> dict[str, Attack]:
