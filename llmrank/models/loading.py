@@ -171,8 +171,7 @@ def load_pretrained(
     with gguf_read_once() if is_gguf else nullcontext():
         try:
             config = transformers.AutoConfig.from_pretrained(name, **options)
-            if is_gguf:
-                _check_size(Path(source), config)
+            _check_size(source, config)
             model_class = model_class_of(config, name, trust_remote_code=trust_remote_code, revision=revision)
             if choose_class is not None:
                 model_class = choose_class(model_class, config)
@@ -252,15 +251,21 @@ def _check_source(source: str) -> None:
         )
 
 
-def _check_size(path: Path, config: Any) -> None:
-    """Raise a ModelSourceError if a GGUF file is too small for the blocks that it claims to hold, which take long to make."""
-    text_config = config.get_text_config()
-    blocks, width = (getattr(text_config, name, 0) or 0 for name in ("num_hidden_layers", "hidden_size"))
-    size = path.stat().st_size
-    if size < blocks * width:  # a block holds at least its width squared numbers, of a bit or more each
-        raise ModelSourceError(
-            f"{path} claims {blocks:,} blocks of width {width:,}, but has only {size:,} bytes; fetch the file again"
-        )
+def _check_size(source: str, config: Any) -> None:
+    """Raise a ModelSourceError if local files are too small for the blocks that they claim to hold, which take long to make."""
+    path = Path(source)
+    if not path.exists():  # a model on the hub
+        return
+    files = path.iterdir() if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    for part in (config.get_text_config(), *(getattr(config, name, None) for name in config.sub_configs)):
+        blocks, width = getattr(part, "num_hidden_layers", None), getattr(part, "hidden_size", None)
+        if not (isinstance(blocks, int) and isinstance(width, int)):
+            continue
+        if size < blocks * width:  # a block holds at least its width squared numbers, of a bit or more each
+            raise ModelSourceError(
+                f"{path} claims {blocks:,} blocks of width {width:,}, but has only {size:,} bytes; fetch it again"
+            )
 
 
 def _load_tokenizer(source: str, name: str, options: Mapping[str, Any]) -> tuple[Any, str]:

@@ -332,6 +332,15 @@ def test_adapters_without_their_model_say_how_to_merge_them(tmp_path: Path) -> N
         llmrank.load(tmp_path)
 
 
+def test_a_checkpoint_that_cannot_hold_its_blocks_is_refused_at_once(tmp_path: Path) -> None:
+    llmrank.save(tmp_path / "model", tiny_llama())
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"num_hidden_layers": 10**9}), encoding="utf-8")
+    with pytest.raises(ModelSourceError, match=r"claims 1,000,000,000 blocks of width \d+, but has only [\d,]+ bytes"):
+        llmrank.load(tmp_path / "model")
+
+
 def test_a_gguf_file_that_cannot_hold_its_blocks_is_refused_at_once(tmp_path: Path) -> None:
     import gguf
     import numpy as np
