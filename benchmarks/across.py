@@ -101,13 +101,13 @@ MODULES = ("heapq", "textwrap", "argparse", "tarfile", "smtplib", "statistics", 
 HEAD = (
     "Perplexity as cut and repaired. In brackets the difference from the first row in nats per token, and its standard error, "
     "paired over sequences: a difference of less than two errors says nothing. All rows are calibrated on WikiText-2's valid, "
-    "and on a fifth as much of the built-in text, Python's documentation, unless they say 'alone'. WikiText-2's test is text of "
-    "the first kind; the source code of Python's standard library is text of another kind. "
+    "and on a fifth as much of the built-in text, Python's language reference, unless they say 'alone'. WikiText-2's test is "
+    "text of the first kind; the source code of Python's standard library is text of another kind. "
     "Shares are exact (multiple_of=1)."
 )
 HEAD_OF_HEADS = (
-    " What is removed are heads of attentions; those that share keys and values go together. The budget local removes as many of "
-    "every attention, and so none if the share is less than half of a group."
+    " What is removed are heads of attentions; those that share keys and values are removed together. The budget local removes "
+    "as many of every attention, and so none if the share is less than half of a group."
 )
 HEAD_OF_ITEMS = (
     " The tables of items say how many are kept: answered right, of those that the dense model answers right."

@@ -46,7 +46,7 @@ RESULTS = Path(__file__).parent / "results"
 HEAD = (
     "Perplexity without some of the blocks, and without as many parameters of neurons. In brackets the difference from the first "
     "row in nats per token, and its standard error, paired over sequences: a difference of less than two errors says nothing. "
-    "All rows are calibrated on WikiText-2's valid, and on a fifth as much of the built-in text, Python's documentation. "
+    "All rows are calibrated on WikiText-2's valid, and on a fifth as much of the built-in text, Python's language reference. "
     "WikiText-2's test is text of the first kind; the source code of Python's standard library is text of another kind."
 )
 CHOICES = ("in turn", "alone", "block influence", "run of blocks", "random")

@@ -66,7 +66,7 @@ HEAD = (
     "and a fifth as many of the built-in text. Items: the share of those that the dense model answers right. 'Own' text to learn "
     "from is WikiText-2's valid behind the calibration sequences, and a sixth of the built-in text; 'longer' text goes on with "
     "the articles of WikiText-2's test that are not evaluated; 'written' is what the dense model writes, and as much of the "
-    "built-in text; 'built-in' is Python's documentation alone."
+    "built-in text; 'built-in' is Python's language reference alone."
 )
 
 

@@ -39,9 +39,7 @@ def main() -> None:
     inspection = inspect_model(pipeline, {name: SCORERS.make(name) for name in COMPARED}, "wpr", "global")
     middle = list(inspection.layers)[len(inspection.layers) // 2]
     pictures = {
-        "inspect_what_goes": draw_removed_neurons(
-            inspection.main.importance, inspection.main.masks["global"], "global"
-        ),
+        "inspect_removed": draw_removed_neurons(inspection.main.importance, inspection.main.masks["global"], "global"),
         "inspect_layer": draw_layer(inspection, middle, top=16),
         "inspect_concentration": draw_concentration(inspection),
     }

@@ -142,7 +142,8 @@ def gains(
         f"| time to build and rank the graph of 4 FFNs, {chain['edges'] / 1e6:.0f} M edges | {_total_seconds(own) * 1e3:.1f} ms "
         f"| {_total_seconds(peer) * 1e3:.0f} ms ({peer['name']}) |"
     )
-    head = f"| perplexity as cut, {CHOSEN_AT:.0%} of the hidden neurons removed | llmrank | best other |"
+    usual = f"{CHOSEN_AT:.0%} of the hidden neurons removed, as cut, unless a row says otherwise"
+    head = f"| perplexity on prose and on Python; {usual} | llmrank | best other |"
     return {"gains": "\n".join([head, "| --- | ---: | ---: |", *lines])}
 
 

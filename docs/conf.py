@@ -104,6 +104,13 @@ def write_measured_pages(*_: Any) -> None:
     write_pages(MEASURED, pages)
 
 
+def lead_to_built_pages(_app: Any, _name: str, source: list[str]) -> None:
+    """Let links lead to the pages that the build makes of results and notebooks; in the repository they lead to these files."""
+    text = re.sub(r"\]\((?:\.\./)+benchmarks/results/?\)", "](/results/measured/index.rst)", source[0])
+    text = re.sub(r"\]\((?:\.\./)+benchmarks/results/(\w+\.md)", r"](/results/measured/\1", text)
+    source[0] = re.sub(r"\]\((?:\.\./)+notebooks/(\w+\.ipynb)", r"](/notebooks/\1", text)
+
+
 def write_pages(folder: Path, pages: Mapping[str, str]) -> None:
     """Write pages, leave those alone that have not changed, and remove those that nobody writes any more."""
     folder.mkdir(exist_ok=True)
@@ -272,5 +279,6 @@ def setup(app: Any) -> None:
     app.connect("builder-inited", write_api_pages)
     app.connect("builder-inited", write_measured_pages)
     app.connect("builder-inited", copy_notebooks)
+    app.connect("source-read", lead_to_built_pages)
     app.connect("autodoc-process-docstring", escape_bars)
     app.connect("missing-reference", find_where_defined)
