@@ -37,9 +37,9 @@ from llmrank.models import find_ffns
 from llmrank.models.forward import evaluation_mode, model_inputs
 from llmrank.pipeline import Recipe, stages
 from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
-from llmrank.pipeline.held_out import n_held_out
 from llmrank.pipeline.plan import rank_model
 from llmrank.pipeline.registry import make_pruner, make_repair, make_scorer
+from llmrank.pipeline.texts import n_held_out
 from llmrank.prune.selection import Reselection
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks

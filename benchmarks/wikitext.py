@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llmrank.pipeline.held_out import n_held_out
+from llmrank.pipeline.texts import n_held_out
 from llmrank.text import TokenSequences, tokenise
 
 __all__ = ["add_wikitext", "articles_behind", "check_wikitext", "read", "read_and_hold_out"]

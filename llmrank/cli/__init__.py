@@ -133,14 +133,14 @@ def _run(options: argparse.Namespace) -> int:
     from llmrank.execution import launched_processes
 
     rank, _ = launched_processes()
-    if rank and sys.stdout is not None:  # only process 0 prints results
+    if rank and sys.stdout is not None:  # only process 0 prints
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
     try:
         with command_output(options) as terminal, _signals_interrupt():
             check_numbers(options)
             check_processes(options)
             torch.manual_seed(getattr(options, "seed", 0))
-            result = options.run(options, terminal)
+            result = options.run(options, Terminal(quiet=True) if rank else terminal)
         if getattr(options, "json", False):
             print_result(options.command, result)
         return int(result.status)
@@ -188,8 +188,8 @@ def _signals_interrupt() -> Iterator[None]:
 
 def _status_and_sentence(error: BaseException) -> tuple[int, str]:
     """Return the exit status for an error, and the sentence to print."""
-    # Where something is closed after an interruption, another error may come. It is a part of the interruption.
-    interruption: BaseException | None = error
+    # An error of the system that comes while something is closed after an interruption hides it. Our own errors say why.
+    interruption = None if isinstance(error, (LLMRankError, GraphError)) else error
     while interruption is not None and not isinstance(interruption, KeyboardInterrupt):
         interruption = interruption.__context__
     error = interruption or error

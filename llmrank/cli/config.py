@@ -50,40 +50,23 @@ class CommandParser(argparse.ArgumentParser):
     """
 
     def __init__(self, **settings: Any) -> None:
-        parents = settings.get("parents", ())
-        self.options: list[argparse.Action] = [option for parent in parents for option in parent.options]
         self._presets: Mapping[str, Mapping[str, Any]] = {}
         # The defaults of options that may be repeated; argparse would join them with the values of the command line.
         self._lists: dict[str, list[str]] = {}
         super().__init__(**settings)
 
-    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
-        """Add an option, and list it in `options`."""
-        return self._listed(super().add_argument(*names, **settings))
-
-    def add_argument_group(self, *names: Any, **settings: Any) -> Any:
-        """Add a group, whose options are listed too."""
-        return self._listing(super().add_argument_group(*names, **settings))
-
-    def add_mutually_exclusive_group(self, **settings: Any) -> Any:
-        """Add a group of options of which one can be given; they are listed too."""
-        return self._listing(super().add_mutually_exclusive_group(**settings))
-
-    def _listing(self, group: Any) -> Any:
-        add = group.add_argument
-        group.add_argument = lambda *names, **settings: self._listed(add(*names, **settings))
-        return group
-
-    def _listed(self, option: argparse.Action) -> argparse.Action:
-        self.options.append(option)
-        if isinstance(option.default, list) and option.nargs is None:
-            self._lists[option.dest], option.default = option.default, None
-        return option
+    @property
+    def options(self) -> list[argparse.Action]:
+        """The options and arguments of all groups."""
+        return self._actions
 
     def add_config_option(self) -> None:
-        """Add ``--config``."""
+        """Add ``--config``. The other options have been added before."""
         help_text = "read options from a TOML file, or from the report.json of another run"
         self.add_argument("--config", type=Path, metavar="FILE", help=help_text)
+        for option in self.options:
+            if isinstance(option.default, list) and option.nargs is None:
+                self._lists[option.dest], option.default = option.default, None
 
     def add_presets(self, presets: Mapping[str, Mapping[str, Any]], help_text: str) -> None:
         """Add ``--preset``. A preset sets options by their names; the file and the command line take precedence over it."""

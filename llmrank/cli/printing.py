@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from llmrank.cli.terminal import Terminal
@@ -26,10 +26,8 @@ def compact_table(*headings: str, left: str = "", **options: Any) -> Table:
 
     The columns with these headings are aligned at the right, except the column with the heading `left`.
     """
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, **options)
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == left else "right", no_wrap=True)
-    return table
+    columns = (Column(each, justify="left" if each == left else "right", no_wrap=True) for each in headings)
+    return Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, **options)
 
 
 def print_full_width(table: Table, terminal: Terminal) -> None:

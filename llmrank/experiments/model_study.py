@@ -9,7 +9,7 @@ import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from time import perf_counter
@@ -36,14 +36,13 @@ from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.descriptions import environment, json_safe, model_source
 from llmrank.pipeline.heal import healing_tokens
-from llmrank.pipeline.notes import choice_notes, repair_notes
+from llmrank.pipeline.plan import Selection, selection_notes
 from llmrank.pipeline.ranking import SETTINGS, Ranking
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.registry import make_recipe, make_repair, make_scorer
 from llmrank.pipeline.stages import RankedModel
 from llmrank.pipeline.texts import RankedText
 from llmrank.progress import Progress
-from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import parse_targets
 from llmrank.prune.selection import Reselection
 from llmrank.repair import RepairedMap
@@ -59,17 +58,6 @@ __all__ = ["ModelStudy"]
 # What a calibration holds only if the grid needs it, as the list "collected" of its settings names it. Repairs, and the choice of
 # a scorer, need held-out tokens. Residual graphs need the shares of the residual stream that skip the blocks.
 HELD_OUT, SKIPS = "held out", "skips"
-
-
-@dataclass(frozen=True)
-class _Pruned:
-    """What a row removes, and how it repairs the FFNs that are left."""
-
-    masks: Masks
-    repaired: dict[str, RepairedMap]
-    choice: dict[str, Any] | None
-    validation: dict[str, Any] | None
-    notes: list[str]
 
 
 class ModelStudy:
@@ -169,32 +157,32 @@ class ModelStudy:
             found: dict[str, Any] = {"removed": 0.0, "flops": costs.model.flops, **self._results(progress)}
             if self._settings.speed:
                 speed = measure_speed(self._model, self._evaluation_sequences, self._calibration_text.batch_size)
-                found["speed"] = {**asdict(speed), "ratio": 1.0}
+                found["speed"] = replace(speed, ratio=1.0)
         else:
             pruned = self._prune(row, progress)
             dense_model = copy.deepcopy(self._model) if row.heal else None
-            outcome: dict[str, Any] = {"choice": pruned.choice, "validation": pruned.validation, "notes": pruned.notes}
+            notes = selection_notes(self._prepared, self._recipe(row), pruned, self._tokens)
+            outcome: dict[str, Any] = {"choice": pruned.ranked.choice, "validation": pruned.validation, "notes": notes}
             with self._applied(pruned, check=True) as application:
                 if dense_model is not None:
                     healing, learned = self._heal(row, dense_model, application, progress)
-                    outcome |= {"healing": healing.to_dict(), "notes": [*pruned.notes, *healing.warnings()]}
+                    outcome |= {"healing": healing.to_dict(), "notes": [*notes, *healing.warnings()]}
                     outcome["calibration_overlap"] = self._overlap(learned)
                 del dense_model
                 found = self._results(progress)
             flops = costs.model.flops - costs.removed_cost(pruned.masks.widths, "flops")
             found = {"removed": pruned.masks.removed_share, "flops": flops, **found, **outcome}
             if self._settings.speed:
-                speed = measure_speed(
+                found["speed"] = measure_speed(
                     self._model,
                     self._evaluation_sequences,
                     self._calibration_text.batch_size,
                     lambda: self._applied(pruned, check=False),
                 )
-                found["speed"] = asdict(speed)
         if dense is not None:
             # A row in a file holds losses that are not finite as text.
             differences = [own - float(other) for own, other in zip(found["losses"], dense["losses"], strict=True)]
-            found["difference"] = vars(Estimate.of(differences, found["counts"]))
+            found["difference"] = Estimate.of(differences, found["counts"])
             if self._items:
                 right = dense.get("items", {}).get("right", ())
                 if len(right) != len(self._items):
@@ -203,8 +191,7 @@ class ModelStudy:
                         "another --output"
                     )
                 own, other = (Answers(self._items, tuple(each)) for each in (found["items"]["right"], right))
-                kept = own.kept(other)
-                found["items"]["kept"] = None if kept is None else asdict(kept)
+                found["items"]["kept"] = own.kept(other)
         return dict(json_safe({**found, "seconds": round(perf_counter() - begun, 2)}))
 
     @cached_property
@@ -285,7 +272,7 @@ class ModelStudy:
             calibration=self._calibration_text,
         )
 
-    def _prune(self, row: RowSettings, progress: Progress | None) -> _Pruned:
+    def _prune(self, row: RowSettings, progress: Progress | None) -> Selection:
         """Choose keep masks and compute the repair. Nothing is written to the model."""
         prepared, recipe, tokens = self._prepared, self._recipe(row), self._tokens
         execution = Execution(self._calibration_text.batch_size, progress)
@@ -305,21 +292,12 @@ class ModelStudy:
             measured = stages.measure_sensitivities(prepared, recipe, ranked, tokens, execution)
             self._sensitivities[without_repair] = measured
         masks = stages.choose(prepared, recipe, ranked, self._sensitivities[without_repair])
-        notes = choice_notes(recipe.candidates, choice, masks.removed_share)
         repaired: dict[str, RepairedMap] = {}
         validation = None
         if recipe.repair is not None:
             again = Reselection(scorer, graphs)
             masks, repaired, validation = stages.repair(prepared, recipe, masks, tokens, self._record, again, execution)
-            too_few = stages.warning_of_few_tokens(prepared, recipe, tokens.parts[0].n_tokens)
-            notes += repair_notes(recipe.repair, validation, too_few)
-        return _Pruned(
-            masks,
-            repaired,
-            None if choice is None else choice.to_dict(),
-            None if validation is None else asdict(validation),
-            notes,
-        )
+        return Selection(masks, repaired, validation, ranked, self._sensitivities[without_repair])
 
     def _overlap(self, learned: TokenSequences | None = None) -> float:
         """Return the share of the evaluation passages that calibration, repair or healing have read."""
@@ -339,7 +317,7 @@ class ModelStudy:
         return healing, tokens.sequences
 
     @contextmanager
-    def _applied(self, pruned: _Pruned, *, check: bool) -> Iterator[AppliedMasks]:
+    def _applied(self, pruned: Selection, *, check: bool) -> Iterator[AppliedMasks]:
         """Replace the model's FFNs by the pruned ones within the context.
 
         With `check`, raise an error if the outputs are not those of the masked model.
@@ -370,12 +348,9 @@ class ModelStudy:
         }
         if self._items:
             answers = answer_items(self._model, self._tokenizer, self._items, progress=progress)
-            accuracy = asdict(answers.accuracy)
-            found["items"] = {"right": answers.right, "accuracy": accuracy, "skipped": answers.skipped}
+            found["items"] = {"right": answers.right, "accuracy": answers.accuracy, "skipped": answers.skipped}
         if self._tasks is not None:
             with redirect_stdout(sys.stderr):  # lm-eval prints what it does
-                tasks = self._tasks.run(self._model, self._tokenizer, self._settings.documents, execution.batch_size)
-            found["tasks"] = {
-                task: {name: vars(each) for name, each in metrics.items()} for task, metrics in tasks.items()
-            }
+                documents = self._settings.documents
+                found["tasks"] = self._tasks.run(self._model, self._tokenizer, documents, execution.batch_size)
         return found

@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from graphs.draw.axes import LINE_HEIGHT, SMALL_FONT, label_log_axis, size_in_inches
 from graphs.draw.colours import FAINT, line_style
 from llmrank.errors import OptionError
 from llmrank.experiments.sweep_result import METHOD, SweepResult, method_of
-from llmrank.inspection.figures import new_figure, save_figure
+from llmrank.inspection.figures import FORMATS, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +38,7 @@ PANELS: dict[str, tuple[Callable[[Mapping[str, Any]], float], str, bool]] = {
 }
 
 
-def write_sweep_figures(result: SweepResult, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+def write_sweep_figures(result: SweepResult) -> list[Path]:
     """Draw one figure for each model into the directory of the sweep, and return the paths.
 
     A model that cannot be drawn is left out with a warning.
@@ -56,7 +58,7 @@ def write_sweep_figures(result: SweepResult, formats: Sequence[str] = ("png", "s
         except OptionError as error:
             errors.append(str(error))
             continue
-        paths += save_figure(figure, result.directory, "sweep-" + re.sub(r"[^\w.-]+", "_", model), formats)
+        paths += save_figure(figure, result.directory, "sweep-" + re.sub(r"[^\w.-]+", "_", model), FORMATS)
     if not paths:
         raise OptionError("; ".join(errors) or f"the sweep in {result.directory} has no rows yet to draw")
     for sentence in errors:
@@ -188,6 +190,8 @@ def _name_lines(
     axes: Axes, lines: Mapping[str, Sequence[dict[str, Any]]], styles: Mapping[str, dict[str, Any]]
 ) -> None:
     """Write the name of every line with a colour beside its end, at the right of the axes, where no two names overlap."""
+    if not styles:
+        return
     low, high = (math.log(limit) for limit in axes.get_ylim())
     ends = {}
     for name in styles:
@@ -213,24 +217,18 @@ def _name_lines(
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Move ascending heights apart until neighbours differ by `gap` or more. Heights that touch are spread around their mean.
+    """Move ascending heights apart until neighbours differ by `gap` or more, with the least sum of squared moves.
 
     Examples
     --------
     >>> [round(height, 2) for height in _spread([0.5, 0.5, 0.9], 0.1)]
     [0.45, 0.55, 0.9]
     """
-    groups: list[list[float]] = []  # the given heights, where labels that would overlap form a group
-    for height in heights:
-        groups.append([height])
-        while len(groups) > 1 and _bottom(groups[-2], gap) + gap * len(groups[-2]) > _bottom(groups[-1], gap):
-            last = groups.pop()
-            groups[-1] += last
-    return [_bottom(group, gap) + k * gap for group in groups for k in range(len(group))]
+    # Imported here, because this takes long.
+    from scipy.optimize import isotonic_regression
 
-
-def _bottom(group: Sequence[float], gap: float) -> float:
-    return sum(group) / len(group) - gap * (len(group) - 1) / 2
+    steps = gap * np.arange(len(heights))
+    return [float(height) for height in isotonic_regression(np.asarray(heights) - steps).x + steps]
 
 
 def _remarks(rows: Sequence[Any], drawn: Sequence[Any], lines: Mapping[str, Any], styles: Mapping[str, Any]) -> str:

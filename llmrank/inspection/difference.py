@@ -6,7 +6,6 @@ compared.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,20 +13,14 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from graphs import GraphError
 from graphs.analysis.measures import rank_correlation
-from graphs.io.tensor_files import read_tensors
-from graphs.linalg.blocks import FloatArray
-from llmrank.bounded_files import read_bounded
 from llmrank.errors import CheckpointError, MaskError, OptionError
-from llmrank.execution.json_files import read_json
 from llmrank.file_contents import check_fields, refused_unless_sound
-from llmrank.pipeline.ranking import SCORES, SETTINGS
+from llmrank.pipeline.ranking import SETTINGS, Ranking
 from llmrank.prune.masks import Masks
-from llmrank.surgery.checkpoint import MASKS_FILE, REPORT_FILE
+from llmrank.surgery.checkpoint import MASKS_FILE, REPORT_FILE, read_report
 
 __all__ = ["LayerDifference", "Run", "RunDifference", "compare_runs", "read_run"]
 
@@ -66,14 +59,14 @@ class Run:
         The content of ``report.json``; for a ranking, its settings under the same keys.
     masks : Masks or None
         None if there is no ``masks.safetensors`` beside the report.
-    scores : mapping from str to (n,) float64 array
+    scores : mapping from str to (n,) float64 tensor
         Scores of the neurons by layer, if this is a ranking; else empty.
     """
 
     path: Path
     report: Mapping[str, Any]
     masks: Masks | None
-    scores: Mapping[str, FloatArray]
+    scores: Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -165,7 +158,9 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     Raises
     ------
     CheckpointError
-        There is neither a report nor a ranking, or a file is damaged.
+        There is neither a report nor a ranking, or the report is damaged.
+    OptionError
+        The ranking is damaged, or the report has other fields than those that llmrank writes.
     MaskError
         The masks are damaged.
     """
@@ -173,7 +168,11 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     if (place / SETTINGS).is_file():
         return _read_ranking(place)
     report_path = place / REPORT_FILE if place.is_dir() else place
-    report = _read_json(report_path, place)
+    if not report_path.exists():
+        raise CheckpointError(
+            f"{place} has no report; expected a directory that llmrank prune or llmrank rank has written, or a {REPORT_FILE}"
+        )
+    report = read_report(report_path)
     if not all(isinstance(report.get(key), dict) for key in ("model", "method", "neurons")):
         raise CheckpointError(f"{report_path} is no report of llmrank prune: it states no model, method and neurons")
     with refused_unless_sound(report_path, "expected a report of llmrank prune"):
@@ -191,39 +190,16 @@ def read_run(path: str | os.PathLike[str]) -> Run:
 
 
 def _read_ranking(place: Path) -> Run:
-    try:
-        settings = read_json(place / SETTINGS)
-        scores = read_tensors(place / SCORES, "scores")[1]
-    except GraphError as error:
-        raise CheckpointError(str(error)) from error
-    with refused_unless_sound(place, "rank the model again"):
-        check_fields(settings, {}, {"layers": dict})
-        if not all(each.ndim == 1 and each.dtype == np.float64 for each in scores.values()):
-            raise ValueError(f"the scores of a layer in {SCORES} are no vector of float64")
+    ranking = Ranking.load(place)
+    settings, scores = ranking.settings, ranking.scores
     report = {
-        "model": {"source": settings.get("model"), "weights": settings.get("weights")},
-        "method": {name: settings.get(name) for name in ("pipeline", "scorer")},
+        "model": {"source": settings["model"], "weights": settings["weights"]},
+        "method": {name: settings[name] for name in ("pipeline", "scorer")},
         "calibration": settings.get("calibration"),
         "neurons": {"before": sum(map(len, scores.values()))},
     }
     # The file of scores is sorted by name, but the settings list the layers in the order of the model.
-    names = settings.get("layers", scores)
-    return Run(place, report, None, {name: scores[name] for name in (names if set(names) == set(scores) else scores)})
-
-
-def _read_json(path: Path, place: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_bounded(path))
-    except OSError as error:
-        raise CheckpointError(
-            f"{place} has no report ({error.strerror}); expected a directory that llmrank prune or llmrank rank has written, or "
-            f"a {REPORT_FILE}"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON ({error}); expected a file that llmrank has written") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object; expected a file that llmrank has written")
-    return content
+    return Run(place, report, None, {name: scores[name] for name in settings["layers"] if name in scores})
 
 
 def compare_runs(a: Run, b: Run) -> RunDifference:

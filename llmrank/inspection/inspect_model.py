@@ -241,9 +241,7 @@ def _rank_and_prune(
     """Rank the graphs by a scorer, and choose the keep masks of every budget that accepts the amount."""
     ranks = rank_graphs(scorer, graphs)
     layers = find_layers(graphs)
-    importance: dict[str, FloatArray] = {}
-    for entry, rank in zip(graphs, ranks, strict=True):
-        importance.update({name: values.numpy() for name, values in entry.importance(rank).items()})
+    importance = stages.RankedModel(tuple(graphs), ranks, scorer).importance()
     masks = {
         name: choose_masks(pruner, graphs, ranks, jointly=jointly, targets=targets)
         for name, pruner in budgets.accepting().items()

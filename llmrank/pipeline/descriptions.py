@@ -6,6 +6,7 @@ import math
 import platform
 import re
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -118,13 +119,17 @@ def model_source(model: nn.Module) -> str:
 
 
 def json_safe(value: Any) -> Any:
-    """Convert a value, with all that it holds, for strict JSON; what JSON lacks, such as infinity, becomes a string.
+    """Convert a value, with all that it holds, for strict JSON.
+
+    A dataclass becomes a dict of its fields, and what JSON lacks, such as infinity, a string.
 
     Examples
     --------
     >>> json_safe({"perplexity": float("inf"), "widths": (3, 4)})
     {'perplexity': 'inf', 'widths': [3, 4]}
     """
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, dict):
         return {str(key): json_safe(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

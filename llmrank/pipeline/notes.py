@@ -1,19 +1,24 @@
-"""Notes of a report: sentences that its reader must not miss."""
+"""Sentences that a user must not miss: the notes of a report, and what the command line says of a repair before it runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+from llmrank.execution import Execution
 from llmrank.models import FFNs
+from llmrank.models.forward import fitting_length
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.closeness.repair_validation import Validation
-from llmrank.prune import BasePruner, record_of_size, round_width
-from llmrank.prune.records.units import Target, units_of
+from llmrank.pipeline.recipe import Recipe
+from llmrank.pipeline.stages import PreparedModel
+from llmrank.prune import record_of_size, round_width
+from llmrank.prune.records.units import units_of
 from llmrank.repair import BaseRepair
+from llmrank.repair.duration import repair_seconds
 from llmrank.score import BaseScorer
 
-__all__ = ["choice_notes", "expected_widths", "repair_notes", "token_warning"]
+__all__ = ["choice_notes", "repair_notes", "seconds_of_repair", "warning_of_few_tokens"]
 
 
 def choice_notes(candidates: Sequence[BaseScorer], choice: Choice | None, removed: float | None) -> list[str]:
@@ -27,7 +32,7 @@ def choice_notes(candidates: Sequence[BaseScorer], choice: Choice | None, remove
 
 
 def repair_notes(
-    repair: BaseRepair | None, validation: Validation | None, too_few_tokens: str | None, *, repaired: bool = True
+    repair: BaseRepair | None, validation: Validation | None, too_few_tokens: str | None, *, repaired: bool
 ) -> list[str]:
     """Return notes if a repair is fitted to too few tokens, does harm, or could not be checked."""
     notes = [] if too_few_tokens is None else [too_few_tokens]
@@ -43,23 +48,18 @@ def repair_notes(
     return notes
 
 
-def token_warning(
-    repair: BaseRepair | None,
-    pruner: BasePruner,
-    ffns: FFNs,
-    tokens: int,
-    length: int,
-    targets: Sequence[Target] = ("neurons",),
-) -> str | None:
-    """Return a warning if `tokens`, in sequences of `length` tokens, are too few to fit a repair well; else None.
+def warning_of_few_tokens(prepared: PreparedModel, recipe: Recipe, tokens: int | None = None) -> str | None:
+    """Return a warning if `tokens`, by default those that the recipe asks for, are too few to fit the repair well; else None.
 
     An expert is taken to get the share of the tokens that a router sends it if it chooses all experts equally often.
     """
+    repair, length = recipe.repair, fitting_length(prepared.model, recipe.calibration.sequence_length)
     if repair is None:
         return None
+    tokens = recipe.calibration.n_sequences * length if tokens is None else tokens
     wanted, kept, routed = 0, 0, ""
-    widths = expected_widths(pruner, ffns, targets)
-    for name, layer in ffns.layers.items():
+    widths = _expected_widths(prepared.ffns, recipe)
+    for name, layer in prepared.ffns.layers.items():
         width = widths[name]
         share = layer.token_share
         fewest = math.ceil(repair.tokens_wanted(width) / share)
@@ -74,12 +74,20 @@ def token_warning(
     )
 
 
-def expected_widths(pruner: BasePruner, ffns: FFNs, targets: Sequence[Target] = ("neurons",)) -> dict[str, int]:
+def seconds_of_repair(prepared: PreparedModel, recipe: Recipe, execution: Execution) -> float:
+    """Estimate the seconds of the repair, without forward passes; see :mod:`llmrank.repair.duration`."""
+    if recipe.repair is None:
+        return 0.0
+    tokens = recipe.calibration.n_sequences * fitting_length(prepared.model, recipe.calibration.sequence_length)
+    kept = _expected_widths(prepared.ffns, recipe)
+    return repair_seconds(recipe.repair, prepared.ffns, kept, tokens, execution.device)
+
+
+def _expected_widths(ffns: FFNs, recipe: Recipe) -> dict[str, int]:
     """Estimate the neurons that each layer keeps, before there are scores: the mean over layers, or all if that is unknown."""
-    of_share = (
-        isinstance(pruner.amount, float) and pruner.amount_of == "neurons" and not {"experts", "blocks"} & set(targets)
-    )
-    if not of_share:
+    pruner = recipe.pruner
+    of_share = isinstance(pruner.amount, float) and pruner.amount_of == "neurons"
+    if not of_share or {"experts", "blocks"} & set(recipe.targets):
         return dict(ffns.sizes)
     share = 1.0 - pruner.amount
     widths = {

@@ -19,7 +19,7 @@ from llmrank.models.forward import run_sequences
 from llmrank.pipeline import stages
 from llmrank.pipeline.closeness.repair_validation import Validation
 from llmrank.pipeline.descriptions import describe_graphs, describe_model, describe_neurons, json_safe, model_source
-from llmrank.pipeline.notes import choice_notes, repair_notes
+from llmrank.pipeline.notes import choice_notes, repair_notes, warning_of_few_tokens
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.report import Report
 from llmrank.pipeline.stages import PreparedModel, RankedModel
@@ -33,7 +33,7 @@ from llmrank.score import BaseScorer
 from llmrank.surgery.apply import temporarily_masked
 from llmrank.text import CalibrationTokens
 
-__all__ = ["Plan", "Selection", "make_plan", "open_work_directory", "rank_model", "select"]
+__all__ = ["Plan", "Selection", "make_plan", "open_work_directory", "rank_model", "select", "selection_notes"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +63,9 @@ class Selection:
     validation: Validation | None
     ranked: RankedModel
     sensitivities: dict[str, float]
-    close: dict[str, Any] | None
-    steps: tuple[ScheduleStep, ...]
-    overwrote: bool
+    close: dict[str, Any] | None = None
+    steps: tuple[ScheduleStep, ...] = ()
+    overwrote: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,6 +240,18 @@ def open_work_directory(
     return WorkDirectory(directory, json_safe(run), resume=resume)
 
 
+def selection_notes(
+    prepared: PreparedModel, recipe: Recipe, selection: Selection, tokens: CalibrationTokens
+) -> list[str]:
+    """Return what a reader must know of the choice of a scorer, and of the repair."""
+    removed = None if prepared.ffns.attentions else selection.masks.removed_share
+    too_few = warning_of_few_tokens(prepared, recipe, tokens.parts[0].n_tokens)
+    return [
+        *choice_notes(recipe.candidates, selection.ranked.choice, removed),
+        *repair_notes(recipe.repair, selection.validation, too_few, repaired=bool(selection.repaired)),
+    ]
+
+
 def make_plan(
     prepared: PreparedModel,
     recipe: Recipe,
@@ -263,7 +275,7 @@ def make_plan(
     model, ffns, masks, ranked = prepared.model, prepared.ffns, selection.masks, selection.ranked
     size, reached = model_size(model, ffns), reached_amounts(masks, prepared.costs)
     device = {} if execution.device is None else {"device": str(execution.device)}
-    fit, held_out = tokens.parts
+    held_out = tokens.parts[1]
     staying = [block.name for block in ffns.blocks if block.stays]
     neurons = describe_neurons(masks, recipe.pruner, ffns)
     notes = [
@@ -271,13 +283,7 @@ def make_plan(
         *([f"heads were found in all blocks but {prepared.without_heads}"] if prepared.without_heads else []),
         *([f"these blocks cannot be left out: {', '.join(staying)}"] if staying else []),
         *budget_notes(recipe.pruner, reached, recipe.targets, neurons["share_reached"]),
-        *choice_notes(recipe.candidates, ranked.choice, None if ffns.attentions else masks.removed_share),
-        *repair_notes(
-            recipe.repair,
-            selection.validation,
-            stages.warning_of_few_tokens(prepared, recipe, fit.n_tokens),
-            repaired=bool(selection.repaired),
-        ),
+        *selection_notes(prepared, recipe, selection, tokens),
         *(f"{each.names[entry.layer]}: {entry.reason}" for each in ranked.ranks for entry in each.degenerate),
     ]
     betas = {"beta": [entry.skip for entry in ranked.graphs]} if recipe.topology == "residual" else {}

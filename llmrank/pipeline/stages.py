@@ -43,7 +43,7 @@ from llmrank.models import FFNs, explicit_ffns, find_ffns
 from llmrank.models.checks import check_biases
 from llmrank.models.costs import ModelCosts, Unit
 from llmrank.models.finding.attention import find_attentions
-from llmrank.models.forward import fitting_length, reached_by_tokens
+from llmrank.models.forward import reached_by_tokens
 from llmrank.pipeline.closeness.candidates import (
     FEWEST_TOKENS,
     Choice,
@@ -56,7 +56,6 @@ from llmrank.pipeline.closeness.removal import losses_of_blocks
 from llmrank.pipeline.closeness.repair_validation import Validation, repair_where_it_helps
 from llmrank.pipeline.closeness.sensitivity import first_sequences, layer_sensitivities
 from llmrank.pipeline.descriptions import dtype_name
-from llmrank.pipeline.notes import expected_widths, token_warning
 from llmrank.pipeline.recipe import Recipe
 from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.prune.amounts import protected_names
@@ -65,7 +64,6 @@ from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import check_targets, find_units, names_in_order, sharing_targets, units_of
 from llmrank.prune.selection import ROUND_OFF, Reselection, check_several, choose_masks, moved_against
 from llmrank.repair import RepairedMap
-from llmrank.repair.duration import repair_seconds
 from llmrank.score import BaseScorer, ExpertScorer
 from llmrank.score.model_graph import ModelGraph
 from llmrank.score.rank_graphs import rank_graphs
@@ -93,9 +91,7 @@ __all__ = [
     "rank",
     "record",
     "repair",
-    "seconds_of_repair",
     "trial_masks",
-    "warning_of_few_tokens",
 ]
 
 
@@ -216,26 +212,10 @@ def check(prepared: PreparedModel, recipe: Recipe) -> None:
             "targets='experts' (--targets experts), or a scorer of neurons such as wpr"
         )
     if recipe.repair is not None and recipe.repair.needs_bias:
-        check_biases(ffns)
+        check_biases(prepared.model, ffns)
     check_budget(recipe.pruner, ffns, prepared.costs, jointly=recipe.jointly, targets=recipe.targets)
     if recipe.align == "pad":
         check_padding(ffns)
-
-
-def warning_of_few_tokens(prepared: PreparedModel, recipe: Recipe, tokens: int | None = None) -> str | None:
-    """Return a warning if `tokens` are too few for the repair; by default they are those that the recipe asks for."""
-    length = fitting_length(prepared.model, recipe.calibration.sequence_length)
-    tokens = recipe.calibration.n_sequences * length if tokens is None else tokens
-    return token_warning(recipe.repair, recipe.pruner, prepared.ffns, tokens, length, recipe.targets)
-
-
-def seconds_of_repair(prepared: PreparedModel, recipe: Recipe, execution: Execution) -> float:
-    """Estimate the seconds of the repair, without forward passes; see :mod:`llmrank.repair.duration`."""
-    if recipe.repair is None:
-        return 0.0
-    tokens = recipe.calibration.n_sequences * fitting_length(prepared.model, recipe.calibration.sequence_length)
-    kept = expected_widths(recipe.pruner, prepared.ffns, recipe.targets)
-    return repair_seconds(recipe.repair, prepared.ffns, kept, tokens, execution.device)
 
 
 def evaluate(

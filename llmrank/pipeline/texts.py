@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from llmrank.errors import OptionError
 from llmrank.healing import Distillation
 from llmrank.models.forward import fitting_length
-from llmrank.pipeline.held_out import n_held_out
 from llmrank.pipeline.ranking import Ranking
 from llmrank.progress import Progress
 from llmrank.text import CalibrationTokens, TokenSequences, tokenise
@@ -17,48 +16,15 @@ from llmrank.text.other_text import add_other_text, is_alone
 from llmrank.text.sequences import Request
 from llmrank.text.sources import find_source, make_sequences
 
-__all__ = ["DEFAULT_LENGTH", "DEFAULT_SAMPLES", "CalibrationText", "EvaluationText", "RankedText", "Text"]
+__all__ = ["DEFAULT_LENGTH", "DEFAULT_SAMPLES", "CalibrationText", "EvaluationText", "RankedText", "Text", "n_held_out"]
 
 DEFAULT_SAMPLES = 16
 DEFAULT_LENGTH = 1024
 # A repair before healing is fitted to as many tokens as healing learns from, but to no more than this: their hidden states are in
 # memory.
 MOST_REPAIR_TOKENS = 131_072
-
-
-class Text(Protocol):
-    """A text that statistics are taken on: one to make token sequences of, or the sequences of a ranking.
-
-    Attributes
-    ----------
-    source : object
-        See :class:`CalibrationText`; None if it is the default, or not known any more.
-    n_sequences : int
-        Number of sequences, without those that are added.
-    sequence_length, batch_size : int
-        See :class:`CalibrationText`.
-    ranking : Ranking or None
-        The ranking that holds the statistics of this text already.
-    """
-
-    @property
-    def source(self) -> Any: ...  # noqa: D102 -- see the class
-    @property
-    def n_sequences(self) -> int: ...  # noqa: D102
-    @property
-    def sequence_length(self) -> int: ...  # noqa: D102
-    @property
-    def batch_size(self) -> int: ...  # noqa: D102
-    @property
-    def ranking(self) -> Ranking | None: ...  # noqa: D102
-
-    def for_model(self, model: Any, healing: Distillation | None = None, /) -> Text:
-        """Return the text with the source, and the number of sequences, that it has for this model and its healing."""
-
-    def sequences(
-        self, model: Any, tokenizer: Any, *, hold_out: bool, progress: Progress | None = None
-    ) -> CalibrationTokens:
-        """Make the calibration sequences, and those to hold out from a repair, see :meth:`CalibrationText.sequences`."""
+# For this many calibration sequences, one more is held out from a repair.
+FITTED_PER_HELD_OUT = 8
 
 
 @dataclass(frozen=True)
@@ -187,9 +153,13 @@ class RankedText:
         return self
 
     def sequences(self, *_: Any, hold_out: bool, **__: Any) -> CalibrationTokens:
-        """See :meth:`Text.sequences`."""
+        """See :meth:`CalibrationText.sequences`."""
         ranking = self.ranking
         return CalibrationTokens(ranking.sequences, *((ranking.held_out, ranking.other) if hold_out else (None, None)))
+
+
+# A text that statistics are taken on: one to make token sequences of, or the sequences of a ranking.
+Text: TypeAlias = CalibrationText | RankedText
 
 
 @dataclass(frozen=True)
@@ -227,6 +197,11 @@ class EvaluationText:
     def sequences(self, model: Any, tokenizer: Any, sequence_length: int) -> TokenSequences:
         """Make sequences of `sequence_length` tokens, or of fewer if the model takes fewer."""
         return tokenise(self.source, tokenizer, self.samples, fitting_length(model, sequence_length), "evaluation")
+
+
+def n_held_out(samples: int) -> int:
+    """Return how many sequences to hold out from a repair: one for every eight of `samples`, and at least one."""
+    return max(1, samples // FITTED_PER_HELD_OUT)
 
 
 def _check_counts(**counts: int) -> None:

@@ -148,21 +148,23 @@ def save(
     return Path(directory)
 
 
-def read_report(directory: Path) -> dict[str, Any]:
-    """Return the report of a checkpoint; empty if it has none.
+def read_report(path: Path) -> dict[str, Any]:
+    """Return the report in a file; empty if there is no such file.
 
     Raises
     ------
     CheckpointError
-        The report is damaged.
+        The file cannot be read, or holds no report.
     """
-    path = directory / REPORT_FILE
     try:
-        report = dict(json.loads(read_bounded(path))) if path.is_file() else {}
+        report: dict[str, Any] = json.loads(read_bounded(path)) if path.exists() else {}
         check_fields(report, {}, dict.fromkeys(("config", "calibration"), (dict, type(None))))
         return report
-    except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it, or restore it") from error
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a report of llmrank ({error}); expected the {REPORT_FILE} of a run: restore it, or move "
+            "it away"
+        ) from error
 
 
 def _check_written(directory: Path, model: Any) -> None:

@@ -239,7 +239,6 @@ def rankings(folder: Path, model: Path, given: list[Any]) -> list[Reader]:
             folder / "ranking",
             lambda path: difference(path, folder / "ranking"),
             lambda found: not found["settings"] and set(found["correlations"].values()) == {1.0},
-            ("ranking.json", "scores.safetensors"),
         ),
     ]
 

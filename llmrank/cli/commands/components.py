@@ -7,7 +7,7 @@ import inspect
 import re
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from llmrank.cli.result import CommandResult
@@ -63,10 +63,7 @@ def _print_component(registry: Registry[Any], name: str, terminal: Terminal) -> 
 
 
 def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    return table
+    return Table(*(Column(heading, overflow="fold") for heading in headings), box=None, pad_edge=False)
 
 
 def _summary(registry: Registry[Any], name: str) -> str:

@@ -16,13 +16,13 @@ from llmrank.models.forward import predicts_next_token
 from llmrank.pipeline.plan import Plan
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.surgery import checkpoint
-from llmrank.surgery.atomic import check_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["draw_figure", "run_and_show"]
 
+# Text that the dense and the pruned model continue, if they can write text.
 PROMPT = "The capital of France is Paris. The capital of Italy is"
 # Number of items of each kind that both models are asked: 80 in all cost about 20 s of one core for both models.
 ITEMS_OF_EACH_KIND = 20
@@ -35,9 +35,7 @@ DIFFERENT_COMPLETION = (
 )
 
 
-def run_and_show(
-    run: PruningRun, output: Path, terminal: Terminal, config: dict[str, Any] | None = None, prompt: str = PROMPT
-) -> dict[str, Any]:
+def run_and_show(run: PruningRun, output: Path, terminal: Terminal, config: dict[str, Any]) -> dict[str, Any]:
     """Carry out a run, save the checkpoint and the report, print the results, write a figure, and return the report.
 
     If the figure cannot be written, a warning is printed.
@@ -49,24 +47,21 @@ def run_and_show(
     output : Path
         Directory to write: one that does not exist yet, or an empty one.
     terminal : Terminal
-    config : dict, optional
+    config : dict
         The options of the command, for the report.
-    prompt : str
-        Text that the dense and the pruned model continue, if they can write text.
 
     Raises
     ------
     LLMRankError
         See :meth:`llmrank.pipeline.pruning_run.PruningRun.run` and :func:`llmrank.surgery.checkpoint.save`.
     """
-    check_output(output)
     can_complete = run.tokenizer is not None and predicts_next_token(run.model)
-    completions = {"dense": complete(run.model, run.tokenizer, prompt)} if can_complete else {}
+    completions = {"dense": complete(run.model, run.tokenizer, PROMPT)} if can_complete else {}
     dense_answers = _answers(run.model, run.tokenizer, terminal)
     model = run.run()
     answers = None if dense_answers is None else _answers(model, run.tokenizer, terminal)
     if can_complete:
-        completions["pruned"] = complete(model, run.tokenizer, prompt)
+        completions["pruned"] = complete(model, run.tokenizer, PROMPT)
     report, plan = run.report, run.plan
     if report is None or plan is None:
         raise RuntimeError("the run has left no report")
@@ -77,7 +72,7 @@ def run_and_show(
     terminal.print(report.table())
     for name, text in completions.items():
         # The text of a model may look like rich's markup; Text shows it unchanged.
-        terminal.print(Text.assemble(f"{name:>7}: {prompt}", (text, "bold")), highlight=False)
+        terminal.print(Text.assemble(f"{name:>7}: {PROMPT}", (text, "bold")), highlight=False)
     kept = answers.kept(dense_answers) if answers and dense_answers else None
     if kept is not None:
         error = "" if kept.all.error is None else f" ± {kept.all.error:.0%}"
@@ -111,5 +106,4 @@ def _first_word(text: str) -> str:
 
 def draw_figure(plan: Plan) -> Figure:
     """Draw the scores and the removed neurons of a plan that holds its graphs."""
-    scores = {name: values.numpy() for name, values in plan.selection.ranked.importance().items()}
-    return draw_removed_neurons(scores, plan.selection.masks)
+    return draw_removed_neurons(plan.selection.ranked.importance(), plan.selection.masks)

@@ -6,12 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from llmrank.cli.commands.loss_changes import print_loss_changes
 from llmrank.cli.options import (
@@ -177,9 +176,8 @@ def run_evaluate(options: argparse.Namespace, terminal: Terminal) -> CommandResu
         measured = [token_losses(each, texts, execution) for each in (dense.model, model)]
         changes = loss_changes(measured[0], measured[1], texts, tokenizer)
         print_loss_changes(changes, terminal)
-        content["contexts"] = asdict(changes)
+        content["contexts"] = changes
     content["protocol"] = {**texts.provenance(), "dtype": dtype_name(model), **environment()}
-    content = _estimates_to_dicts(content)
     write_result(content, options.output)
     return CommandResult(content)
 
@@ -275,7 +273,7 @@ def _answer(
     if dense is not None:
         of_dense = answer_items(dense.model, dense.tokenizer, items, batch_tokens, terminal.progress)
         found |= {"dense": of_dense.accuracy, "kept": answers.kept(of_dense)}
-    shares = {name: {"all": share.all, "kinds": share.kinds} for name, share in found.items() if share is not None}
+    shares = {name: share for name, share in found.items() if share is not None}
     return {"asked": describe_items(items), **shares, "skipped": answers.skipped}
 
 
@@ -289,25 +287,16 @@ def _rows(content: dict[str, Any]) -> list[tuple[str, Estimate, bool]]:
             rows.append((label, estimate, share))
     for part, label in OF_ITEMS.items():
         if share := content.get("items", {}).get(part):
-            rows += [(label, share["all"], True), *((f"  {kind}", each, True) for kind, each in share["kinds"].items())]
+            rows += [(label, share.all, True), *((f"  {kind}", each, True) for kind, each in share.kinds.items())]
     for task, metrics in content.get("tasks", {}).items():
         rows += [(f"{task}: {metric}", estimate, False) for metric, estimate in metrics.items()]
     return rows
 
 
 def _table(rows: list[tuple[str, Estimate, bool]]) -> Table:
-    table = Table()
-    for heading in ("", "value", "standard error", "over"):
-        table.add_column(heading, justify="right" if heading else "left")
+    table = Table("", *(Column(heading, justify="right") for heading in ("value", "standard error", "over")))
     for label, estimate, share in rows:
         number_format = "{:.1%}" if share else "{:,.4f}"
         error = "" if estimate.error is None else number_format.format(estimate.error)
         table.add_row(escape(label), number_format.format(estimate.value), error, f"{estimate.count:,}")
     return table
-
-
-def _estimates_to_dicts(value: Any) -> Any:
-    """Convert estimates to dicts, also where they are values of (nested) dicts; other values are returned unchanged."""
-    if isinstance(value, Estimate):
-        return vars(value)
-    return {key: _estimates_to_dicts(entry) for key, entry in value.items()} if isinstance(value, dict) else value

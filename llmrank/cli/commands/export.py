@@ -12,7 +12,7 @@ from llmrank.cli.terminal import Terminal
 from llmrank.errors import CheckpointError, OptionError
 from llmrank.integrations.decilm import MULTIPLE, write_decilm
 from llmrank.integrations.gguf import write_gguf
-from llmrank.surgery.checkpoint import read_report
+from llmrank.surgery.checkpoint import REPORT_FILE, read_report
 
 __all__ = ["add_export_options", "run_export"]
 
@@ -98,7 +98,7 @@ def _source(checkpoint: Path) -> Path | None:
     if checkpoint.suffix == ".gguf":
         return checkpoint
     try:
-        source = Path((read_report(checkpoint).get("config") or {})["model"])
+        source = Path((read_report(checkpoint / REPORT_FILE).get("config") or {})["model"])
     except (CheckpointError, KeyError, TypeError):  # none, damaged, or of a model that was loaded in Python
         return None
     return source if source.suffix == ".gguf" and source.is_file() else None

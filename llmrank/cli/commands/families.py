@@ -7,7 +7,7 @@ from collections import Counter
 from fnmatch import fnmatch
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.table import Column, Table
 
 from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
@@ -49,24 +49,14 @@ def run_families(options: argparse.Namespace, terminal: Terminal) -> CommandResu
         f"{measured.head_share:.0%} of their heads, or {measured.blocks} blocks were removed:"
     )
     counts = [Counter(row[kind] for row in rows.values()) for kind in ("outcome", *OTHER_TARGETS)]
-    summary = Table(box=SIMPLE_HEAD)
-    for heading, justify in (
-        ("models", "right"),
-        ("mixtures", "right"),
-        ("heads", "right"),
-        ("blocks", "right"),
-        ("outcome", "left"),
-        ("meaning", "left"),
-    ):
-        summary.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    numbers = (Column(kind, justify="right") for kind in ("models", "mixtures", "heads", "blocks"))
+    summary = Table(*numbers, "outcome", "meaning", box=SIMPLE_HEAD)
     for outcome in dict.fromkeys([*MEANINGS, *counts[0]]):
         found = [count[outcome] for count in counts]
         if any(found):
             summary.add_row(*map(str, found), outcome, MEANINGS.get(outcome, ""))
     terminal.print(summary)
-    table = Table(box=SIMPLE_HEAD)
-    for heading in ("model type", "outcome", *OTHER_TARGETS):
-        table.add_column(heading)
+    table = Table("model type", "outcome", *OTHER_TARGETS, box=SIMPLE_HEAD)
     for name, row in rows.items():
         table.add_row(name, row["outcome"], *(row[kind] for kind in OTHER_TARGETS))
     terminal.print(table)

@@ -122,8 +122,6 @@ def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     rank, count = launched_processes()
     if count > 1 and options.device == "cuda":  # each process has a GPU of its own
         options.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    if rank:  # only process 0 prints, and writes the checkpoint
-        terminal = Terminal(quiet=True)
     check_output(options.output)
     if options.checkpoints is not None and options.checkpoints.is_file():
         raise OptionError(f"--checkpoints must be a directory, and {options.checkpoints} is a file")
@@ -155,7 +153,7 @@ def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
         directory=options.checkpoints,
         progress=terminal.progress,
     )
-    if rank:
+    if rank:  # process 0 writes the checkpoint
         return CommandResult({})
     _save(options, loaded, healing, repository, terminal)
     for part in healing.table():
@@ -182,7 +180,7 @@ def _save(
     options: argparse.Namespace, loaded: LoadedModel, healing: Healing, repository: str | None, terminal: Terminal
 ) -> None:
     """Write the checkpoint with the masks and the report of the pruned one, and the figure of the ledger."""
-    report = checkpoint.read_report(options.model)
+    report = checkpoint.read_report(options.model / checkpoint.REPORT_FILE)
     # What was measured before healing does not describe the healed model.
     stale = {"evaluation": None, "notes": [], "warnings": healing.warnings()}
     report = json_safe(report | {"healing": healing.to_dict(), **(stale if report else {})})
@@ -240,7 +238,7 @@ def _used_sequences(
 
     The report has the settings and the digest of the tokens, so the same number of sequences is made of the text and compared.
     """
-    report = checkpoint.read_report(pruned)
+    report = checkpoint.read_report(pruned / checkpoint.REPORT_FILE)
     config, known = report.get("config") or {}, report.get("calibration") or {}
     if str(text) in WRITTEN and config.get("calibration") not in WRITTEN:
         return None  # the text need not be written to see that

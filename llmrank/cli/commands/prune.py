@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmrank.bounded_files import read_bounded
 from llmrank.cache import cache_directory
 from llmrank.cli.commands import demo
 from llmrank.cli.demo_models import DEMO_NAME
 from llmrank.cli.low_memory import (
     add_low_memory_options,
     check_low_memory,
-    load_on_cpu,
     result_of_finished_run,
     resumable,
     without_generation,
@@ -27,6 +24,7 @@ from llmrank.cli.options import (
     add_model_options,
     check_method,
     directory,
+    load,
     make_run,
     text_source,
 )
@@ -39,7 +37,7 @@ from llmrank.execution import Processes, join_processes
 from llmrank.execution.work_directory import SAVING, SHARD_BYTES
 from llmrank.integrations.gguf import ARCHITECTURES
 from llmrank.models.forward import fitting_length, predicts_next_token
-from llmrank.pipeline import stages
+from llmrank.pipeline.notes import seconds_of_repair, warning_of_few_tokens
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.report import Report
@@ -152,8 +150,7 @@ def run_prune(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
 def prune(options: argparse.Namespace, terminal: Terminal, recipe: Recipe | None = None) -> CommandResult:
     """Prune a model by a recipe, by default that of the options, and save it."""
     with join_processes(ARRIVAL) as processes:
-        if processes.rank:  # only process 0 prints
-            terminal = Terminal(quiet=True)
+        if processes.rank:  # process 0 shows them
             warnings.simplefilter("ignore")
         check_output(options.output)
         recipe, repository = check_method(options, recipe), check_upload(options)
@@ -192,13 +189,8 @@ def prune(options: argparse.Namespace, terminal: Terminal, recipe: Recipe | None
 
 def describe_checkpoint(directory: Path) -> dict[str, Any]:
     """Return what the result of the command says of a checkpoint that is complete: its report, if it has one."""
-    report = directory / checkpoint.REPORT_FILE
-    try:
-        return {"report": json.loads(read_bounded(report))} if report.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise OptionError(
-            f"{report} was damaged after the run had written it ({error}); delete it, or restore it"
-        ) from error
+    report = checkpoint.read_report(directory / checkpoint.REPORT_FILE)
+    return {"report": report} if report else {}
 
 
 def _save(
@@ -240,7 +232,7 @@ def _checked_run(
     processes: Processes | None = None,
 ) -> PruningRun:
     """Load the model and make the run; print what will be removed, what steps cost, and warnings."""
-    loaded = load_on_cpu(options, terminal)
+    loaded = load(options, terminal, on_cpu=True)
     # Several processes cannot share the files of a run.
     in_memory = undoable or (processes is not None and processes.count > 1)
     work = None if in_memory else work_directory(options, loaded.model, terminal)
@@ -252,10 +244,10 @@ def _checked_run(
     may_mean_percent = isinstance(pruner.amount, int) and 0 < pruner.amount < 100
     hint = f" (for {pruner.amount} % write --amount {pruner.amount / 100:.2f})" if may_mean_percent else ""
     terminal.say(f"--amount {pruner.amount}: {amount}{hint}.")
-    warning = stages.warning_of_few_tokens(prepared, recipe)
+    warning = warning_of_few_tokens(prepared, recipe)
     if warning is not None:
         terminal.warn(warning)
-    seconds = stages.seconds_of_repair(prepared, recipe, run.execution)
+    seconds = seconds_of_repair(prepared, recipe, run.execution)
     if seconds > LONG_REPAIR:
         terminal.say(
             f"The repair will take about {seconds / 60.0:,.0f} minutes, besides forward passes of the text; "

@@ -11,13 +11,20 @@ from llmrank.cli.commands.prune import add_evaluation, add_hub_options, check_up
 from llmrank.cli.low_memory import (
     add_low_memory_options,
     check_low_memory,
-    load_on_cpu,
     result_of_finished_run,
     resumable,
     without_generation,
     work_directory,
 )
-from llmrank.cli.options import add_method_options, add_model_options, check_method, directory, make_run, recipe_of
+from llmrank.cli.options import (
+    add_method_options,
+    add_model_options,
+    check_method,
+    directory,
+    load,
+    make_run,
+    recipe_of,
+)
 from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
@@ -79,7 +86,7 @@ def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
         raise OptionError(
             "statistics of attentions cannot be kept in a file; leave attention=true out, or use llmrank prune"
         )
-    loaded = load_on_cpu(options, terminal)
+    loaded = load(options, terminal, on_cpu=True)
     work = work_directory(options, loaded.model, terminal)
     recipe = without_generation(recipe, work, terminal)
     run = make_run(options, loaded, recipe, terminal, undoable=False, work=work)
@@ -99,7 +106,7 @@ def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
         "ffns": [ffn.name for ffn in prepared.ffns],
         "pipeline": options.pipeline,
         "scorer": options.scorer if len(recipe.candidates) == 1 else ranked.scorer.label(),
-        "choice": None if ranked.choice is None else json_safe(ranked.choice.to_dict()),
+        "choice": json_safe(ranked.choice),
         "calibration": tokens.sequences.provenance(),
     }
     with resumable(run, terminal), terminal.step(f"Saving {options.output}"):
@@ -161,7 +168,7 @@ def _apply_masks(options: argparse.Namespace, terminal: Terminal) -> CommandResu
         )
     masks = Masks.load(options.ranking)
     repository = check_upload(options)
-    loaded = load_on_cpu(options, terminal)
+    loaded = load(options, terminal, on_cpu=True)
     if masks.weights and masks.weights != weights_digest(loaded.model):
         terminal.warn(
             f"{options.ranking} was made for other weights than those of {options.model}, or for another dtype. Neurons "

@@ -19,7 +19,6 @@ from graphs.analysis.measures import effective_number, gini, top_share
 from graphs.analysis.node_summary import strongest_edges
 from graphs.analysis.strengths import strengths
 from graphs.linalg.blocks import FloatArray
-from llmrank.errors import OptionError
 from llmrank.evaluation.token_losses import LossChanges
 from llmrank.inspection.budgets import amount_label
 from llmrank.inspection.inspect_model import Inspection, ScorerResult
@@ -38,10 +37,12 @@ from llmrank.inspection.removal_counts import (
 )
 from llmrank.pipeline.descriptions import environment
 
-__all__ = ["DATA_LIMIT", "payload"]
+__all__ = ["payload"]
 
 # Largest size of the page's arrays, in bytes of base64.
 DATA_LIMIT = 30_000_000
+# Largest number of edges shown on each side of a neuron.
+TOP_EDGES = 3
 # The edges of this many neurons of each layer are never left out.
 MIN_NEURONS_WITH_EDGES = 64
 MASKS_DIFFER_NOTE = (
@@ -57,7 +58,6 @@ def payload(
     meanings: Meanings | None = None,
     changes: LossChanges | None = None,
     *,
-    top_edges: int = 3,
     data_limit: int = DATA_LIMIT,
 ) -> dict[str, Any]:
     """Collect the data of the page, ready for JSON.
@@ -69,8 +69,6 @@ def payload(
         The meanings of all neurons; see :func:`llmrank.inspection.page.meaning_data.meanings_data`.
     changes : LossChanges, optional
         What the inspection's masks change in the predictions of its calibration text.
-    top_edges : int
-        Largest number of edges shown on each side of a neuron, at least 1.
     data_limit : int
         Approximate largest size of the arrays of the graph, in bytes of base64. If they are larger, the page leaves out the edges
         of neurons with low scores, then the scores in the other topology, then the other scorers from the last one on; a note
@@ -91,8 +89,6 @@ def payload(
 
     Raises
     ------
-    OptionError
-        An option is out of range.
     GraphError
         The weights or their sums hold NaN or Inf.
 
@@ -112,14 +108,11 @@ def payload(
     >>> content["layers"][0]["size"], content["amounts"][content["inspected"]["amount"]]
     (6, '30 %')
     """
-    for name, number, least in (("top_edges", top_edges, 1), ("data_limit", data_limit, 0)):
-        if not isinstance(number, int) or isinstance(number, bool) or number < least:
-            raise OptionError(f"{name} must be an integer >= {least}, got {number!r}")
     layers = _layers(inspection)
     choices = offered_choices(inspection)
     candidates = {inspection.scorer: inspection.main, **inspection.results}
     candidates[f"{inspection.scorer}, {inspection.other_topology}"] = inspection.in_other_topology
-    edge_bytes = 2 * top_edges * (np.dtype(_node_dtype(inspection)).itemsize + 4)
+    edge_bytes = 2 * TOP_EDGES * (np.dtype(_node_dtype(inspection)).itemsize + 4)
     names, edges_per_layer = _choose_what_fits(
         list(candidates), [layer["size"] for layer in layers], choices, edge_bytes, data_limit
     )
@@ -151,7 +144,7 @@ def payload(
             for name in names
         },
         "facts": _facts(inspection),
-        "edges": _edges(inspection, edges_per_layer, top_edges),
+        "edges": _edges(inspection, edges_per_layer),
         "meanings": meaning,
         "changes": change,
     }
@@ -309,7 +302,7 @@ def _facts(inspection: Inspection) -> dict[str, Any]:
     }
 
 
-def _edges(inspection: Inspection, per_layer: int, top: int) -> dict[str, Any]:
+def _edges(inspection: Inspection, per_layer: int) -> dict[str, Any]:
     """Return the strongest edges of those `per_layer` neurons of each layer that the main scorer scores highest."""
     chosen: list[npt.NDArray[np.intp]] = []
     parts: dict[str, list[npt.NDArray[Any]]] = {"in_nodes": [], "in_shares": [], "out_nodes": [], "out_shares": []}
@@ -319,14 +312,14 @@ def _edges(inspection: Inspection, per_layer: int, top: int) -> dict[str, Any]:
         scores = inspection.main.importance[name]
         is_complete = is_complete and len(scores) <= per_layer
         chosen.append(np.sort(np.argsort(-scores, kind="stable")[:per_layer]))
-        strongest = strongest_edges(graph, rank, node_layer, top=top)
+        strongest = strongest_edges(graph, rank, node_layer, top=TOP_EDGES)
         for key, values in strongest._asdict().items():
-            # A node with fewer than `top` edges has the node -1 with the share 0 in the place of each missing edge. The page
+            # A node with fewer edges has the node -1 with the share 0 in the place of each missing edge. The page
             # ignores edges of share 0, so -1 becomes 0, because the indices have no sign.
             parts[key].append(values[chosen[-1]].clip(min=0))
     node_dtype = _node_dtype(inspection)
     return {
-        "top": top,
+        "top": TOP_EDGES,
         "held": [len(neurons) for neurons in chosen],
         "neurons": None if is_complete else encode_array(np.concatenate(chosen), np.uint32),
         **{

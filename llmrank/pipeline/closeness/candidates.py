@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from torch import nn
 
@@ -129,11 +129,8 @@ class Choice:
         """Return the trials as a sentence and a table for rich."""
         distance = "KL divergence" if self.measure == "divergence" else "squared distance"
         elsewhere = f", and on {self.other_tokens:,} tokens of the built-in text" if self.other_tokens else ""
-        table = Table()
         headings = ["held-out", *(["built-in"] if self.other_tokens else []), "behind"]
-        table.add_column("candidate", no_wrap=True)
-        for heading in headings:
-            table.add_column(heading, justify="right")
+        table = Table(Column("candidate", no_wrap=True), *(Column(heading, justify="right") for heading in headings))
         for trial in self.trials:
             distances = [f"{each:.3f}" for each in (trial.held_out, trial.other) if each is not None]
             error = "" if trial.error is None else f" ± {trial.error:.1%}"

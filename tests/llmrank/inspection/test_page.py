@@ -112,23 +112,16 @@ def test_the_page_refuses_what_the_pruner_refuses(pruner: type[LocalPruner] | ty
     assert sum(map(bool, content["refusals"][budget])) == {"local": 27, "global": 28}[budget]
 
 
-def test_wrong_options_are_refused() -> None:
-    inspection = inspected()
-    for options in ({"top_edges": 0}, {"data_limit": -1}):
-        with pytest.raises(OptionError, match=next(iter(options))):
-            payload(inspection, **options)
-
-
 # --- facts
 
 
 def test_facts_equal_those_of_the_graph() -> None:
     inspection = inspected("chained")
-    content = payload(inspection, top_edges=2)
+    content = payload(inspection)
     assert content["graph"] == {"nodes": 16 * 3 + 40 * 2, "edges": 4 * 16 * 40}
     facts = {name: split(content, entry) for name, entry in content["facts"].items()}
     edges = {
-        key: array(content["edges"][key]).reshape(-1, 2) for key in ("in_nodes", "in_shares", "out_nodes", "out_shares")
+        key: array(content["edges"][key]).reshape(-1, 3) for key in ("in_nodes", "in_shares", "out_nodes", "out_shares")
     }
     assert content["edges"]["held"] == [40, 40]
     assert content["edges"]["neurons"] is None
@@ -142,7 +135,7 @@ def test_facts_equal_those_of_the_graph() -> None:
         assert layer["in"] == {"name": graph.names[node_layer - 1], "size": 16}
         assert layer["out"] == {"name": graph.names[node_layer + 1], "size": 16}
         for neuron in (0, 7, 39):
-            one = summarise_node(graph, rank, node_layer, neuron, top=2)
+            one = summarise_node(graph, rank, node_layer, neuron, top=3)
             assert split(content, scorer["scores"])[name][neuron] == np.float32(one.score)
             assert size - 1 - int(split(content, scorer["positions"]["local"])[name][neuron]) == one.position
             assert facts["activation"][name][neuron] == np.float32(one.activation)

@@ -14,7 +14,7 @@ from torch import nn
 from llmrank import prune_model
 from llmrank.errors import OptionError
 from llmrank.execution.states import States
-from llmrank.pipeline import stages
+from llmrank.pipeline import notes
 from llmrank.pipeline.registry import make_pruner, make_repair
 from tests.devices import FIRST, DeviceTraffic, DistantTensor
 from tests.llmrank.families import FAMILIES, Family
@@ -251,7 +251,7 @@ def test_a_repair_takes_as_long_as_the_device_needs(tmp_path: Path, monkeypatch:
     for more in ({}, {"device": "meta", "work_directory": tmp_path / "work"}):
         monkeypatch.setattr("llmrank.pipeline.pruning_run.parse_device", torch.device)
         pipeline = IsolatedFFNPipeline(tiny_llama(), None, **options, **more)
-        assert stages.seconds_of_repair(pipeline.prepare(), pipeline.recipe, pipeline.execution) > 0.0
+        assert notes.seconds_of_repair(pipeline.prepare(), pipeline.recipe, pipeline.execution) > 0.0
     assert [device.type for device in asked] == ["cpu", "meta"]
 
 

@@ -22,7 +22,7 @@ from llmrank.errors import CalibrationError, MaskError, OptionError, Unsupported
 from llmrank.evaluation.fidelity import fidelity
 from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
 from llmrank.models import find_ffns
-from llmrank.pipeline import CalibrationText, EvaluationText, stages
+from llmrank.pipeline import CalibrationText, EvaluationText, notes, stages
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.prune import LocalPruner, SensitivityPruner
 from llmrank.repair import BiasRepair, LeastSquaresRepair, RepairedMap
@@ -156,7 +156,7 @@ def test_an_overflow_in_the_last_map_names_its_output() -> None:
     model = mlp(4, 6, 3)
     with torch.no_grad():
         model[2].weight[1] = model[2].bias[1] = 3e38
-    with pytest.raises(CalibrationError, match=r"output of 2\) are not finite, first at neuron 1"):
+    with pytest.raises(CalibrationError, match=r"output of 2\), first at neuron 1, are not finite"):
         ChainedFFNPipeline(model, None, calibration=1e3 * features(20, 4)).run()
 
 
@@ -371,14 +371,14 @@ def test_a_repair_from_few_tokens_says_how_many_would_do() -> None:
     prepared = pipeline.find()
     width = prepared.ffns[0].sizes[1]
     wanted = 4 * width // 2
-    assert stages.warning_of_few_tokens(prepared, pipeline.recipe, wanted) is None
-    said = stages.warning_of_few_tokens(prepared, pipeline.recipe, wanted - 1)
+    assert notes.warning_of_few_tokens(prepared, pipeline.recipe, wanted) is None
+    said = notes.warning_of_few_tokens(prepared, pipeline.recipe, wanted - 1)
     assert said is not None
     assert f"give {wanted:,} or more (--samples {-(-wanted // 32)} of 32 tokens)" in said
     pipeline.recipe = replace(pipeline.recipe, pruner=LocalPruner(3))
-    assert f"for {width:,} neurons" in str(stages.warning_of_few_tokens(prepared, pipeline.recipe, 1))
+    assert f"for {width:,} neurons" in str(notes.warning_of_few_tokens(prepared, pipeline.recipe, 1))
     pipeline.recipe = replace(pipeline.recipe, repair=None)
-    assert stages.warning_of_few_tokens(prepared, pipeline.recipe, 1) is None
+    assert notes.warning_of_few_tokens(prepared, pipeline.recipe, 1) is None
 
 
 def test_the_duration_of_a_repair_counts_operations_and_measures_speed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,12 +397,12 @@ def test_the_duration_of_a_repair_counts_operations_and_measures_speed(monkeypat
         equations, factor, solution = 2 * kept * (n - kept) * out, kept**3 / 3, 2 * kept**2 * out
         moments, errors = 8 * 32 * (n * n / 2 + n * out), 6 * n * n * out
         expected += equations + factor + solution + moments + errors
-    assert stages.seconds_of_repair(prepared, pipeline.recipe, pipeline.execution) == pytest.approx(expected / 1000.0)
+    assert notes.seconds_of_repair(prepared, pipeline.recipe, pipeline.execution) == pytest.approx(expected / 1000.0)
     pipeline.recipe = replace(pipeline.recipe, repair=LeastSquaresRepair())
-    assert stages.seconds_of_repair(prepared, pipeline.recipe, pipeline.execution) > expected / 1000.0
+    assert notes.seconds_of_repair(prepared, pipeline.recipe, pipeline.execution) > expected / 1000.0
     for repair in (BiasRepair(), None):
         pipeline.recipe = replace(pipeline.recipe, repair=repair)
-        assert stages.seconds_of_repair(prepared, pipeline.recipe, pipeline.execution) == 0.0
+        assert notes.seconds_of_repair(prepared, pipeline.recipe, pipeline.execution) == 0.0
 
 
 def test_a_token_warning_counts_the_tokens_that_reach_an_expert() -> None:
@@ -413,8 +413,8 @@ def test_a_token_warning_counts_the_tokens_that_reach_an_expert() -> None:
     )
     prepared = pipeline.find()
     # 4 tokens for each of 12 kept neurons, and 2 of 8 experts get a token.
-    assert stages.warning_of_few_tokens(prepared, pipeline.recipe, 4 * 12 * 4) is None
-    said = stages.warning_of_few_tokens(prepared, pipeline.recipe, 4 * 12 * 4 - 1)
+    assert notes.warning_of_few_tokens(prepared, pipeline.recipe, 4 * 12 * 4) is None
+    said = notes.warning_of_few_tokens(prepared, pipeline.recipe, 4 * 12 * 4 - 1)
     assert said is not None
     assert "for 12 neurons of an expert, which gets 25% of them" in said
     assert "give 192 or more" in said

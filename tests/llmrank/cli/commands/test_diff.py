@@ -101,11 +101,11 @@ def test_masks_of_other_layers_are_refused(made: dict[str, Path], capsys: Any) -
 
 def test_what_is_no_checkpoint_is_refused(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
     assert "has no report" in refused(capsys, "diff", checkpoint, checkpoint)
-    assert "is no JSON" in refused(capsys, "diff", corpus, corpus)
+    assert "cannot be read as a report of llmrank (Expecting value" in refused(capsys, "diff", corpus, corpus)
     (tmp_path / "deep.json").write_text("[" * 100_000)
-    assert "is no JSON" in refused(capsys, "diff", tmp_path / "deep.json", corpus)
+    assert "cannot be read as a report" in refused(capsys, "diff", tmp_path / "deep.json", corpus)
     (tmp_path / "list.json").write_text("[]")
-    assert "holds no JSON object" in refused(capsys, "diff", tmp_path / "list.json", corpus)
+    assert "(expected fields with names, got [])" in refused(capsys, "diff", tmp_path / "list.json", corpus)
     for content in ("{}", '{"model": {}, "method": {}, "neurons": 3}'):
         (tmp_path / "other.json").write_text(content)
         assert "is no report of llmrank prune" in refused(capsys, "diff", tmp_path / "other.json", corpus)

@@ -132,7 +132,7 @@ def test_prune_heals_what_it_has_cut(checkpoint: Path, corpus: Path, tmp_path: P
         (["--tokens", "0"], "tokens must be"),
         (["--with", "learning_rate=3"], "between 0 and 1"),
         (["--with", "tokens=5"], "tokens: expected learn"),
-        (["--with", "learn=[1]"], "learn must be one of all"),
+        (["--with", "learn=[1]"], "; expected one of all"),
         (["--with", "bf16=no"], "bf16 must be true or false"),
         (["--checkpoints", __file__], "must be a directory"),
     ],

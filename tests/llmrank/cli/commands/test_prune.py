@@ -350,7 +350,7 @@ def test_options_that_do_not_fit_the_model_are_refused_and_leave_nothing(
         (("--pruner", "local:normalize=zscore"), "has no option 'normalize'"),
         (("--pruner", "local:limit=3"), "has no option 'limit'"),
         (("--pruner", "sensitivity:limit=0"), "limit must be a finite number > 0"),
-        (("--amount-of", "tokens"), "unknown unit 'tokens' of an amount; expected one of neurons, ffn-parameters"),
+        (("--amount-of", "tokens"), "unknown amount_of 'tokens'; expected one of neurons, ffn-parameters"),
         (("--pruner", "local:amount=0.5"), "amount of pruner 'local:amount=0.5' is set outside of the spec"),
         (("--pruner", "local:min_keep"), "expected NAME:OPTION=VALUE,OPTION=VALUE, got 'min_keep'"),
         (("--pruner", "local:min_keep=few"), "option min_keep must be integer, got 'few'"),

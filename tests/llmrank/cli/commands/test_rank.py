@@ -216,7 +216,7 @@ def test_a_run_that_ended_between_its_output_and_its_last_word_is_finished(
     assert "go on with it (--resume)" in refused(capsys, *arguments, "--low-memory")
     if command == "prune":
         (output / "report.json").write_text("{", encoding="utf-8")
-        assert "report.json was damaged after the run had written it" in refused(capsys, *arguments, "--resume")
+        assert "report.json cannot be read as a report of llmrank" in refused(capsys, *arguments, "--resume")
         (output / "report.json").write_bytes(before["report.json"])
     other = refused(capsys, *arguments, "--resume", "--batch-size", 3)
     assert "is complete, but its run had other settings: batch-size 1, not 3" in other
