@@ -17,9 +17,11 @@ __all__ = [
     "StructureError",
     "UnsupportedModelError",
     "check_choice",
+    "check_count",
     "check_type",
     "did_you_mean",
     "is_out_of_memory",
+    "not_finite",
 ]
 
 
@@ -102,6 +104,32 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     # An array cannot be looked for in a list.
     if not isinstance(value, str) or value not in known:
         raise OptionError(f"unknown {name} {value!r}; expected one of {', '.join(known)}")
+
+
+def check_count(name: str, value: Any, lowest: int = 1) -> None:
+    """Raise an OptionError unless a value is an integer, and not below the lowest one that is allowed.
+
+    Examples
+    --------
+    >>> check_count("steps", 2.0)
+    Traceback (most recent call last):
+        ...
+    llmrank.errors.OptionError: steps must be an integer >= 1, got 2.0
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+        raise OptionError(f"{name} must be an integer >= {lowest}, got {value!r}")
+
+
+def not_finite(what: str) -> CalibrationError:
+    """Return the error for values of a model that hold NaN or Inf; `what` names them and ends in "is" or "are".
+
+    >>> not_finite("the model's predictions are").args[0].partition(":")[0]
+    "the model's predictions are not finite"
+    """
+    return CalibrationError(
+        f"{what} not finite: the weights hold NaN or Inf, or the dtype overflows; load the weights in float32 or bfloat16 and "
+        "check the perplexity"
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import nn
 
-from llmrank.calibration.residual import SkipSums, hidden_states
+from llmrank.calibration.residual import SkipSums, add_stream_hook
 from llmrank.calibration.statistics import AttentionStatistics, FFNStatistics
 from llmrank.calibration.statistics.sums import FFNSums, MixtureSums
 from llmrank.execution import Execution
-from llmrank.execution.hooks import TokenMasks, unpadded_rows
+from llmrank.execution.hooks import TokenMasks
 from llmrank.models import FFN, FFNs
-from llmrank.models.forward import (
-    body_of,
-    evaluation_mode,
-    first_output,
-    is_decoder,
-    model_inputs,
-    run_on_calibration_inputs,
-)
+from llmrank.models.forward import body_of, evaluation_mode, model_inputs, run_on_calibration_inputs
 from llmrank.text import TokenSequences
 
 __all__ = ["collect_statistics"]
@@ -77,16 +69,18 @@ def collect_statistics(
     attentions = attentions or {}
     ffns_and_attentions = FFNs((*ffns, *attentions.values()))
     body = body_of(model, ffns_and_attentions)
+    mixture_sums: dict[str, MixtureSums] = {}
     skip_sums: dict[str, SkipSums] = {}
     with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model, ffns):
         sums = [FFNSums(hooks, model, entry, masks) for entry in ffns_and_attentions]
-        in_decoder = {ffn.mixture.name: is_decoder(model, ffn) for ffn in ffns if ffn.mixture is not None}
-        mixture_sums = {m.name: MixtureSums(hooks, m, masks, in_decoder=in_decoder[m.name]) for m in ffns.mixtures}
-        for ffn in ffns if skips else ():
-            path = ffn.block
-            if path not in skip_sums:
-                skip_sums[path] = SkipSums(path)
-                _add_block_hook(hooks, model, ffn, model.get_submodule(path), skip_sums[path], masks)
+        for ffn in ffns:
+            mixture = ffn.mixture
+            if mixture is not None and mixture.name not in mixture_sums:
+                mixture_sums[mixture.name] = MixtureSums(mixture.name)
+                add_stream_hook(hooks, model, ffn, mixture.module, masks, mixture_sums[mixture.name].add)
+            if skips and ffn.block not in skip_sums:
+                skip_sums[ffn.block] = SkipSums(ffn.block)
+                add_stream_hook(hooks, model, ffn, model.get_submodule(ffn.block), masks, skip_sums[ffn.block].add)
         if run is not None:
             run(masks)
         else:
@@ -110,19 +104,3 @@ def collect_statistics(
         )
         for ffn, entry, ffn_layers in zip(ffns, sums, layers, strict=False)
     )
-
-
-def _add_block_hook(
-    hooks: ExitStack, model: nn.Module, ffn: FFN, block: nn.Module, sums: SkipSums, masks: TokenMasks
-) -> None:
-    """Register a hook that adds the hidden states in front of and behind a block to `sums`, until `hooks` closes."""
-    side = "decoder" if is_decoder(model, ffn) else "input"
-
-    def add(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        mask: torch.Tensor | None = getattr(masks, side)
-        before, after = hidden_states(args, kwargs), first_output(output)
-        if mask is not None and before.shape[:-1] != mask.shape:
-            mask = mask.reshape(-1)
-        sums.add(unpadded_rows(before, mask), unpadded_rows(after, mask))
-
-    hooks.callback(block.register_forward_hook(add, with_kwargs=True).remove)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.errors import CalibrationError, OptionError
+from llmrank.errors import CalibrationError, OptionError, check_count, not_finite
 from llmrank.evaluation.estimate import Estimate
-from llmrank.evaluation.logits import Prediction, Predictor, check_predicts
+from llmrank.evaluation.logits import Prediction, Predictor, check_predicts, check_vocabularies
 from llmrank.execution import Execution
 from llmrank.models.forward import at_least_float32, check_ids, evaluation_mode, input_device, longest_input
 from llmrank.progress import Progress, shown
@@ -143,12 +143,7 @@ def compare_predictions(
     totals = torch.zeros(sequences, 2, dtype=torch.float64)
     counts = torch.zeros(sequences, dtype=torch.int64)
     for (dense_logits, _, valid), (logits, *_) in zip(dense, model, strict=True):
-        if dense_logits.shape != logits.shape:
-            raise OptionError(
-                f"the dense model has a vocabulary of {dense_logits.shape[-1]} tokens and the other model one of "
-                f"{logits.shape[-1]}; distributions can only be compared over one vocabulary: pass the dense model that the "
-                "other model was pruned from"
-            )
+        check_vocabularies(dense_logits.shape[-1], logits.shape[-1])
         rows = valid.nonzero()[:, 0].cpu()
         totals.index_add_(0, rows, _compare(dense_logits[valid], logits.to(dense_logits.device)[valid]))
         counts += torch.bincount(rows, minlength=sequences)
@@ -165,10 +160,7 @@ def _compare(dense_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         compared[rows, 0] = divergences(p.log_softmax(-1), q)
         compared[rows, 1] = (p.argmax(-1) == q.argmax(-1)).cpu().double()
     if bool(compared.isnan().any()):
-        raise CalibrationError(
-            "the models' predictions are not finite: the weights hold NaN or Inf, or the dtype overflows; load both models in "
-            "float32 or bfloat16 and check their perplexity"
-        )
+        raise not_finite("the models' predictions are")
     return compared
 
 
@@ -284,8 +276,7 @@ def continuations(
 
 def _check_lengths(model: nn.Module, prompts: int, prompt_length: int, new_tokens: int) -> None:
     for name, value in (("prompts", prompts), ("prompt_length", prompt_length), ("new_tokens", new_tokens)):
-        if value < 1:
-            raise OptionError(f"{name} must be an integer >= 1, got {value!r}")
+        check_count(name, value)
     longest = longest_input(model)
     if longest is not None and prompt_length + new_tokens > longest:
         raise OptionError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llmrank.errors import CalibrationError, UnsupportedModelError
+from llmrank.errors import CalibrationError, UnsupportedModelError, not_finite
 from llmrank.models.forward import check_ids, evaluation_mode, input_device, longest_input, predicts_next_token
 from llmrank.progress import Progress, shown
 from llmrank.text.documents import plain_ids
@@ -147,9 +147,6 @@ def _written(model: Any, batch: list[_Encoded], *, can_leave_out_logits: bool) -
     for (ids, size, _), own in zip(batch, logits, strict=True):
         needed = own[len(ids) - 1 - size - first : len(ids) - 1 - first]
         if bool(needed.isnan().any()):
-            raise CalibrationError(
-                "the model's predictions are not finite: the weights hold NaN or Inf, or the dtype overflows; load it in "
-                "float32 or bfloat16 and check its perplexity"
-            )
+            raise not_finite("the model's predictions are")
         found.append(bool((needed.argmax(-1).cpu() == torch.tensor(ids[-size:])).all()))
     return found

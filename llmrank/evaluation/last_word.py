@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmrank.errors import CalibrationError, OptionError
+from llmrank.errors import CalibrationError, check_count
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.greedy_decoding import writes
 from llmrank.progress import Progress
@@ -95,8 +95,8 @@ def cut_passages(
     Passage(context='Then, at 5 p.m., a dog came in. Both', word='slept')
     """
     for name, value in (("count", count), ("context_words", context_words)):
-        if value is not None and value < 1:
-            raise OptionError(f"{name} must be an integer >= 1, got {value!r}")
+        if value is not None:
+            check_count(name, value)
     paragraphs = [p for part in ([text] if isinstance(text, str) else text) for p in BLANK_LINES.split(part)]
     passages = [passage for p in paragraphs for passage in _passages(" ".join(p.split()), context_words)]
     if count is None or count >= len(passages):

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from transformers.utils.generic import ModelOutput
 
-from llmrank.errors import UnsupportedModelError
+from llmrank.errors import OptionError, UnsupportedModelError
 from llmrank.models.forward import first_output, model_inputs, predicts_next_token, substitute_forward
 
-__all__ = ["Prediction", "Predictor", "check_predicts"]
+__all__ = ["Prediction", "Predictor", "check_predicts", "check_vocabularies"]
 
 # The logits and targets of a band, and the mask of the valid targets, see Predictor.bands.
 Prediction: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -42,6 +42,15 @@ def check_predicts(model: nn.Module, metric: str) -> None:
         raise UnsupportedModelError(
             f"{type(model).__name__} predicts no next token, so it has no {metric}; expected a causal or "
             "encoder-decoder language model (others can be pruned, without an evaluation)"
+        )
+
+
+def check_vocabularies(dense: int | None, other: int | None) -> None:
+    """Raise an OptionError if the numbers of tokens that two models predict are known and differ."""
+    if dense is not None and other is not None and dense != other:
+        raise OptionError(
+            f"the dense model predicts {dense} tokens and the other model {other}, and distributions can only be compared over "
+            "one vocabulary; pass the dense model that the other model was pruned from"
         )
 
 

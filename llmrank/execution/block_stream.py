@@ -165,7 +165,7 @@ class BlockStream:
         calls: list[tuple[Call, Any]] = []
         with ExitStack() as hooks:
             for module, reader in readers.items():
-                add_hook(hooks, self._model, ffn, module, reader, self._passes.masks)
+                add_hook(hooks, self._model, ffn, module, reader.add, self._passes.masks)
             if only_ffn:
                 record_calls(hooks, ffn.module, calls)
             for k, output in self._passes.outputs(position, self._states):
@@ -186,7 +186,7 @@ class BlockStream:
         self._dense_input = states[0].clone()
         with ExitStack() as hooks:
             for module, reader in readers.items():
-                add_hook(hooks, self._model, ffn, module, reader, self._passes.masks)
+                add_hook(hooks, self._model, ffn, module, reader.add, self._passes.masks)
             for k, output in self._passes.outputs(self._dense_position, states):
                 for reader in readers.values():
                     reader.end_batch(None)

@@ -1,11 +1,10 @@
-"""Hooks that pass the activations of linear maps to accumulators, and the masks of padding."""
+"""Hooks that pass on the activations of linear maps, and the masks of padding."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from llmrank.errors import CalibrationError
 from llmrank.models import FFN
 from llmrank.models.forward import is_decoder
 
-__all__ = ["Accumulator", "TokenMasks", "add_hook", "rows_by_sequence", "unpadded_rows"]
+__all__ = ["TokenMasks", "add_hook", "rows_by_sequence", "unpadded_rows"]
 
 
 @dataclass
@@ -33,13 +32,6 @@ class TokenMasks:
     def replace(self, other: TokenMasks) -> None:
         """Set the masks to those of the next batch, in place, because hooks keep a reference to this object."""
         self.input, self.decoder = other.input, other.decoder
-
-
-class Accumulator(Protocol):
-    """Receives the inputs or outputs of a module."""
-
-    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """Add the values (..., n) of one batch; the mask is False at rows that do not count, None if all rows count."""
 
 
 def unpadded_rows(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -75,12 +67,14 @@ def add_hook(
     model: nn.Module,
     ffn: FFN,
     module: nn.Module,
-    accumulator: Accumulator,
+    add: Callable[[torch.Tensor, torch.Tensor | None], None],
     masks: TokenMasks,
     *,
     output: bool = False,
 ) -> None:
-    """Pass the input (or with `output` the output) of a linear map of an FFN to an accumulator, until `hooks` closes.
+    """Pass the input (or with `output` the output) of a linear map of an FFN to a function, until `hooks` closes.
+
+    The function gets the values (..., n) of one batch, and a mask that is False at rows that do not count, None if all count.
 
     Raises
     ------
@@ -90,7 +84,7 @@ def add_hook(
     side = "decoder" if is_decoder(model, ffn) else "input"
     routing = ffn.routing_of(module)
 
-    def add(values: torch.Tensor) -> None:
+    def pass_on(values: torch.Tensor) -> None:
         mask: torch.Tensor | None = getattr(masks, side)
         if mask is not None and routing is not None:  # an expert gets only some of the tokens
             mask, values = mask.reshape(-1)[routing.tokens.to(mask.device)], values.reshape(-1, values.shape[-1])
@@ -101,10 +95,10 @@ def add_hook(
                     f"have shape {tuple(mask.shape)}; calibrate on one text (sequences without padding), not on a list of texts"
                 )
             mask = mask.reshape(-1)
-        accumulator.add(values, mask)
+        add(values, mask)
 
     if output:
-        handle = module.register_forward_hook(lambda _module, _inputs, result: add(result))
+        handle = module.register_forward_hook(lambda _module, _inputs, result: pass_on(result))
     else:
-        handle = module.register_forward_pre_hook(lambda _module, inputs: add(inputs[0]))
+        handle = module.register_forward_pre_hook(lambda _module, inputs: pass_on(inputs[0]))
     hooks.callback(handle.remove)

@@ -14,19 +14,19 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import nn
 
-from llmrank.execution.hooks import Accumulator, TokenMasks, add_hook
+from llmrank.execution.hooks import TokenMasks, add_hook
 from llmrank.models import FFN, FFNs
 from llmrank.models.blocks import TransformerBlock
 from llmrank.models.forward import body_of, evaluation_mode, model_inputs, run_body
 
-__all__ = ["Batch", "PassStream", "Reader", "Readers", "Stream"]
-
-# Token ids and the mask that is False at padding, (batch, length) each.
-Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+__all__ = ["PassStream", "Reader", "Readers", "Stream"]
 
 
-class Reader(Accumulator, Protocol):
+class Reader(Protocol):
     """Receives the inputs of a linear map, batch by batch."""
+
+    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Add values of a batch, see :func:`llmrank.execution.hooks.add_hook`."""
 
     def end_batch(self, missing: torch.Tensor | None) -> None:
         """Finish a batch, after all its values were added.
@@ -101,7 +101,9 @@ class PassStream:
     Cost for each FFN: half a forward pass on average.
     """
 
-    def __init__(self, model: nn.Module, ffns: FFNs, batches: Sequence[Batch], n_fitted_batches: int) -> None:
+    def __init__(
+        self, model: nn.Module, ffns: FFNs, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], n_fitted_batches: int
+    ) -> None:
         self.n_fitted_batches = n_fitted_batches
         self.device: torch.device | None = None
         self._model, self._ffns = model, ffns
@@ -136,7 +138,7 @@ class PassStream:
         token_masks = TokenMasks()
         with ExitStack() as hooks, torch.no_grad(), evaluation_mode(self._model, self._ffns):
             for module, reader in readers.items():
-                add_hook(hooks, self._model, ffn, module, reader, token_masks)
+                add_hook(hooks, self._model, ffn, module, reader.add, token_masks)
             hooks.callback(ffn.output_module.register_forward_hook(count).remove)
             for ids, mask in self._batches:
                 inputs, *masks = model_inputs(self._model, ids, mask)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from llmrank.errors import OptionError, check_type
+from llmrank.errors import OptionError, check_choice, check_count, check_type
 from llmrank.text import TokenSequences
 
 __all__ = ["Distillation", "Schedule"]
@@ -95,13 +95,10 @@ class Distillation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in {"tokens": 1, "rank": 1, "sequences_per_step": 1, "seed": 0}.items():
-            value = getattr(self, name)
-            is_integer = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            if not is_integer and not (name == "sequences_per_step" and value is None):
-                raise OptionError(f"{name} must be an integer >= {least}, got {value!r}")
-        if not isinstance(self.learn, str) or self.learn not in LEARNING_RATES:
-            raise OptionError(f"learn must be one of {', '.join(LEARNING_RATES)}, got {self.learn!r}")
+        for name, lowest in {"tokens": 1, "rank": 1, "sequences_per_step": 1, "seed": 0}.items():
+            if name != "sequences_per_step" or self.sequences_per_step is not None:
+                check_count(name, getattr(self, name), lowest)
+        check_choice("learn", self.learn, LEARNING_RATES)
         if self.learn == "lora" and importlib.util.find_spec("peft") is None:
             raise OptionError("learn='lora' needs peft; install it with pip install 'llmrank[lora]'")
         rate = self.learning_rate

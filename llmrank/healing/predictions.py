@@ -18,10 +18,10 @@ import torch
 
 from graphs.io.tensor_files import read_tensors, write_tensors
 from llmrank.errors import OptionError
-from llmrank.evaluation.logits import POSITIONS_AT_ONCE, Predictor, check_predicts
+from llmrank.evaluation.logits import POSITIONS_AT_ONCE, Predictor, check_predicts, check_vocabularies
 from llmrank.execution import Execution
 from llmrank.file_contents import check_fields, refused_unless_sound
-from llmrank.healing.teachers import BandDivergence, check_vocabularies, vocabulary_of
+from llmrank.healing.teachers import BandDivergence, vocabulary_of
 from llmrank.models.forward import at_least_float32, evaluation_mode
 from llmrank.text import CalibrationTokens, TokenSequences
 
@@ -105,7 +105,8 @@ class Predictions:
                 )
                 p = top_log_p.float().exp()
                 rest = (1.0 - p.sum(-1)).clamp(min=0.0)
-                of_top = -(p * log_q.gather(-1, top_ids.long())).sum(-1)
+                # Where p is 0 the term counts as 0; log q is -Inf there if neither model predicts the token.
+                of_top = -(p * log_q.gather(-1, top_ids.long())).masked_fill(p == 0.0, 0.0).sum(-1)
                 of_rest = -log_q.gather(-1, drawn.long()).mean(-1)
                 return of_top + rest * of_rest - entropy
 
@@ -228,7 +229,8 @@ def _compressed(logits: torch.Tensor, generator: torch.Generator) -> tuple[torch
     entropy = -torch.where(p > 0.0, p * log_p, 0.0).sum(-1)
     top_log_p, top_ids = log_p.topk(min(TOP, log_p.shape[-1] - 1))
     others = p.scatter(-1, top_ids, 0.0)
-    others = others + (others.sum(-1, keepdim=True) == 0.0)  # nothing is left: what is drawn has no weight
+    # If nothing is left, what is drawn has no weight; log q may be -Inf for tokens that the model never predicts.
+    others = others + (others.sum(-1, keepdim=True) == 0.0) * log_p.isfinite()
     # Where a sorted uniform number falls in the cumulated mass.
     mass = others.double().cumsum(-1)
     places = torch.rand(*mass.shape[:-1], DRAWN, generator=generator, dtype=torch.float64).to(mass.device)

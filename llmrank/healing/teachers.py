@@ -8,14 +8,13 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from llmrank.errors import OptionError
 from llmrank.evaluation.fidelity import rows_at_once
-from llmrank.evaluation.logits import Prediction, Predictor, check_predicts
+from llmrank.evaluation.logits import Prediction, Predictor, check_predicts, check_vocabularies
 from llmrank.models.digest import weights_digest
 from llmrank.models.forward import at_least_float32, evaluation_mode
 from llmrank.text import CalibrationTokens
 
-__all__ = ["BandDivergence", "DenseModel", "Teacher", "check_vocabularies", "vocabulary_of"]
+__all__ = ["BandDivergence", "DenseModel", "Teacher", "vocabulary_of"]
 
 # From logits (batch, steps, vocabulary) to divergences (batch, steps) from the teacher, in nats.
 BandDivergence: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -99,15 +98,6 @@ def vocabulary_of(model: Any) -> int | None:
     return None if weight is None else len(weight)
 
 
-def check_vocabularies(teacher: int | None, pruned: int | None) -> None:
-    """Raise an OptionError if two numbers of tokens are known and differ."""
-    if teacher is not None and pruned is not None and teacher != pruned:
-        raise OptionError(
-            f"the dense model predicts {teacher} tokens and the pruned model {pruned}; heal it against the dense model that it "
-            "was pruned from"
-        )
-
-
 class _Divergence(torch.autograd.Function):
     """KL(softmax(teacher) || softmax(logits)), whose gradient is the difference of the two distributions.
 
@@ -126,8 +116,8 @@ class _Divergence(torch.autograd.Function):
             p = log_p.exp()
             if gradient is not None:
                 gradient[part] = log_q.exp().sub_(p)
-            # Where p is 0 the term counts as 0; log p is -Inf there.
-            found.append(log_p.clamp_(min=torch.finfo(log_p.dtype).min).sub_(log_q).mul_(p).sum(-1))
+            # Where p is 0 the term counts as 0; log p is -Inf there, and log q too if neither model predicts the token.
+            found.append(log_p.sub_(log_q).mul_(p).masked_fill_(p == 0.0, 0.0).sum(-1))
         ctx.save_for_backward(gradient)
         return torch.cat(found, dim=-1)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from llmrank.errors import UnsupportedModelError
+from llmrank.models.families import bias_attribute
 from llmrank.models.ffn import FFN
 from llmrank.models.linear_map import bias_of, is_linear_map
 
@@ -76,15 +77,18 @@ def check_experts_known(model: nn.Module, mixtures: Container[str], linears: Ite
             )
 
 
-def check_biases(ffns: Iterable[FFN]) -> None:
-    """Raise an error if experts or attentions have output maps without a bias, which a repair by bias needs."""
+def check_biases(model: nn.Module, ffns: Iterable[FFN]) -> None:
+    """Raise an error if an output map has no bias, which a repair by bias needs, and cannot be given one."""
+    configurable = bool(bias_attribute(model))
     for ffn in ffns:
-        output_map = ffn.stages[-1][0]
-        if (ffn.is_routed or ffn.heads is not None) and bias_of(output_map.module) is None:
-            raise UnsupportedModelError(
-                f"repair by bias needs output maps with a bias, and {output_map.name} has none, nor can experts and attentions "
-                "be given one; use repair 'lstsq', which changes their weights"
-            )
+        fixed = ffn.is_routed or ffn.heads is not None
+        for output_map in (each for layer in ffn.prunable.values() for each in layer.output_maps):
+            if bias_of(output_map.module) is None and (fixed or not configurable):
+                reason = "experts and attentions be given one" if fixed else "the configuration give it one"
+                raise UnsupportedModelError(
+                    f"repair by bias needs output maps with a bias, and {output_map.name} has none, nor can {reason}; use repair "
+                    "'lstsq', which changes their weights"
+                )
 
 
 def check_not_quantised(model: nn.Module, linears: dict[str, nn.Module]) -> None:

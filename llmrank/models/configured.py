@@ -34,7 +34,7 @@ def configured(model: nn.Module, fields: Mapping[str, Any]) -> nn.Module | None:
     exported: Any = next(cls for cls, module in places if getattr(module, cls.__name__, None) is cls)
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            return exported(_changed(model, fields))  # type: ignore[no-any-return]
+            return exported(_changed(model, fields)[0])  # type: ignore[no-any-return]
     except Exception:  # whatever a model raises for such a configuration, it could not be loaded with it
         return None
 
@@ -42,15 +42,17 @@ def configured(model: nn.Module, fields: Mapping[str, Any]) -> nn.Module | None:
 def can_be_stated(model: nn.Module, fields: Mapping[str, Any]) -> bool:
     """Whether the configuration with these fields is valid, so that it can be written and read."""
     try:
-        getattr(_changed(model, fields), "validate", lambda: None)()
+        for part in _changed(model, fields):
+            getattr(part, "validate", lambda: None)()
     except Exception:  # a configuration that raises anything here could not be saved
         return False
     return True
 
 
-def _changed(model: nn.Module, fields: Mapping[str, Any]) -> Any:
+def _changed(model: nn.Module, fields: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the configuration with these fields, and its part that is the configuration of the language model."""
     config: Any = copy.deepcopy(model.config)
     of_language = config.get_text_config() if hasattr(config, "get_text_config") else config
     for name, value in fields.items():
         setattr(of_language, name, value)
-    return config
+    return config, of_language

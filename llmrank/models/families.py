@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+
+from llmrank.models.configured import can_be_stated
 
 __all__ = [
     "BIAS_ATTRIBUTES",
@@ -81,22 +82,8 @@ def text_config(model: nn.Module) -> Any:
 def bias_attribute(model: nn.Module) -> str:
     """Return the configuration attribute that must become True if the maps of the FFNs are given biases.
 
-    It is the first of BIAS_ATTRIBUTES that is False and can become True; some configurations do not allow that. The result is ""
-    if there is none.
+    It is the first of BIAS_ATTRIBUTES that is False and can become True; some configurations do not allow that: in InternLM3 all
+    maps must have biases, or none. The result is "" if there is none.
     """
-    config = text_config(model)
-    return next(
-        (name for name in BIAS_ATTRIBUTES if getattr(config, name, None) is False and _can_become_true(config, name)),
-        "",
-    )
-
-
-def _can_become_true(config: Any, name: str) -> bool:
-    """Whether a configuration is valid if an attribute is set to True; in InternLM3 all maps must have biases, or none."""
-    changed = copy.deepcopy(config)
-    setattr(changed, name, True)
-    try:
-        getattr(changed, "validate", lambda: None)()
-    except Exception:  # a configuration that raises anything here could not be saved
-        return False
-    return True
+    absent = (name for name in BIAS_ATTRIBUTES if getattr(text_config(model), name, None) is False)
+    return next((name for name in absent if can_be_stated(model, {name: True})), "")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -19,6 +20,7 @@ from llmrank.models.finding.tracing import in_evaluation_mode, trial_run
 __all__ = [
     "at_least_float32",
     "body_of",
+    "calls_of",
     "check_ids",
     "evaluation_mode",
     "first_output",
@@ -207,6 +209,29 @@ def run_on_calibration_inputs(model: nn.Module, body: nn.Module, inputs: dict[st
             "expected a language model, or a plain module that takes features: if the model contains one (a text_model, "
             "for example), prune that part by itself"
         ) from error
+
+
+def calls_of(
+    model: nn.Module, ffns: FFNs, ids: torch.Tensor, modules: Mapping[str, nn.Module]
+) -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any], Any]]]:
+    """Run token ids (n, length) through a model, and return the arguments and the output of every call of some modules.
+
+    Raises
+    ------
+    CalibrationError
+        The model does not read token ids, or needs other inputs too.
+    """
+    calls: dict[str, list[Any]] = {name: [] for name in modules}
+
+    def note(name: str, _module: nn.Module, *call: Any) -> None:
+        calls[name].append(call)
+
+    with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model):
+        for name, module in modules.items():
+            hooks.callback(module.register_forward_hook(partial(note, name), with_kwargs=True).remove)
+        inputs, *_ = model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool))
+        run_on_calibration_inputs(model, body_of(model, ffns), inputs)
+    return calls
 
 
 def run_sequences(model: nn.Module, ffns: FFNs, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from llmrank.errors import LLMRankError, OptionError
+from llmrank.errors import LLMRankError, OptionError, check_choice, check_count
 from llmrank.models.costs import UNITS, ModelCosts, Unit, unit_name
 from llmrank.prune.amounts import (
     Multiple,
@@ -90,10 +90,8 @@ class BasePruner:
         amount_of: Unit = "neurons",
     ) -> None:
         self.amount = check_amount(amount)
-        if not isinstance(min_keep, int) or isinstance(min_keep, bool) or min_keep < 1:
-            raise OptionError(f"min_keep must be an integer >= 1, got {min_keep!r}")
-        if not isinstance(amount_of, str) or amount_of not in UNITS:
-            raise OptionError(f"unknown unit {amount_of!r} of an amount; expected one of {', '.join(UNITS)}")
+        check_count("min_keep", min_keep)
+        check_choice("amount_of", amount_of, UNITS)
         self.min_keep = min_keep
         self.multiple_of: Multiple = check_multiple(multiple_of)
         self.protect = check_protect(protect)

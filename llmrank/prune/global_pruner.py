@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
 
-from llmrank.errors import OptionError
+from llmrank.errors import check_choice
 from llmrank.models.costs import ModelCosts, Unit
 from llmrank.prune.amounts import Multiple, Protect, check_removable, global_count
 from llmrank.prune.base_pruner import BasePruner
@@ -57,8 +57,7 @@ class GlobalPruner(BasePruner):
         amount_of: Unit = "neurons",
     ) -> None:
         super().__init__(amount, min_keep, multiple_of, protect=protect, amount_of=amount_of)
-        if not isinstance(normalize, str) or normalize not in get_args(Normalize):
-            raise OptionError(f"unknown normalize {normalize!r}; expected auto, zscore, robust, mean or none")
+        check_choice("normalize", normalize, get_args(Normalize))
         self.normalize: Normalize = normalize
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:

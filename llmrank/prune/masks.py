@@ -13,8 +13,9 @@ from graphs.io.tensor_files import read_tensors, write_tensors
 from llmrank.errors import MaskError, check_type
 from llmrank.models import FFNs, PrunableLayer
 from llmrank.models.blocks import TransformerBlock
+from llmrank.models.experts import Mixture
 
-__all__ = ["Masks"]
+__all__ = ["Masks", "masks_of_experts"]
 
 
 class Masks(Mapping[str, torch.Tensor]):
@@ -201,6 +202,13 @@ class Masks(Mapping[str, torch.Tensor]):
                 f"{path} states {str(weights)[:80]} as the digest of its model, and not a text; write it again"
             )
         return cls(tensors, weights)
+
+
+def masks_of_experts(ffns: FFNs, masks: Masks) -> dict[Mixture, torch.Tensor]:
+    """Return the keep mask of the experts, (experts,) bool, of each mixture that loses some."""
+    experts = zip(ffns.mixtures, ffns.experts.values(), strict=True)
+    found = {mixture: torch.stack([masks[name].any() for name in names]) for mixture, names in experts}
+    return {mixture: keep for mixture, keep in found.items() if not bool(keep.all())}
 
 
 def _as_mask(name: str, value: object) -> torch.Tensor:

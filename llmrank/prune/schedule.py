@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llmrank.errors import OptionError
+from llmrank.errors import OptionError, check_count
 from llmrank.models.costs import Unit, unit_name
 
 __all__ = ["ScheduleStep", "amounts_after_steps", "check_steps", "describe_steps"]
@@ -19,8 +19,7 @@ MAX_STEPS = 1000
 
 def check_steps(steps: int) -> int:
     """Return `steps` if it is an integer from 1 to 1000; otherwise raise an OptionError."""
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise OptionError(f"steps must be an integer >= 1, got {steps!r}")
+    check_count("steps", steps)
     if steps > MAX_STEPS:
         raise OptionError(f"steps must be at most {MAX_STEPS}, got {steps}: each runs the calibration text once")
     return steps

@@ -326,7 +326,7 @@ class MomentSums:
         self._added: list[tuple[torch.Tensor, torch.Tensor | None, Routing | None]] = []
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """See :class:`llmrank.execution.hooks.Accumulator`."""
+        """See :class:`llmrank.execution.pass_stream.Reader`."""
         routing = None if self._routing is None else replace(self._routing)
         self._added.append((values, mask, routing))
 

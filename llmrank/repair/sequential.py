@@ -19,7 +19,7 @@ from llmrank.models.experts import ExpertMap, route_around
 from llmrank.models.families import bias_attribute
 from llmrank.models.forward import substitute_forward
 from llmrank.models.linear_map import bias_of, matrix_of
-from llmrank.prune.masks import Masks
+from llmrank.prune.masks import Masks, masks_of_experts
 from llmrank.repair.base_repair import BaseRepair, RepairedMap
 from llmrank.repair.in_files import RepairsInFiles
 from llmrank.repair.moments import Moments, MomentSums
@@ -98,16 +98,16 @@ def repair_ffns(
     first = next((k for k, ffn in enumerate(ffns) if ffn.whole_block in left_out), len(ffns))
     behind = {id(ffn) for ffn in ffns[first:]}
     ffns = ffns.without(left_out)
-    kept, kept_experts = dict(masks), _kept_experts(ffns, masks)
+    kept, kept_experts = dict(masks), masks_of_experts(ffns, masks)
     not_rerouted = dict(kept_experts)
     with ExitStack() as substitutes:
         for block in left_out:
             stream.leave_out(block, substitutes)
         for group in execution.steps(_groups(ffns), "Repairing"):
             mixture = group[0][1].mixture
-            experts = None if mixture is None else not_rerouted.pop(mixture.name, None)
+            experts = None if mixture is None else not_rerouted.pop(mixture, None)
             # If a mixture loses experts, the others are repaired even if they lose no neuron, to make up for the lost experts.
-            loses_experts = mixture is not None and mixture.name in kept_experts
+            loses_experts = mixture in kept_experts
             chosen = [
                 (ffn, layer)
                 for ffn, layer in group
@@ -143,12 +143,6 @@ def _solved_earlier(
             if choose is not None and unexplained is not None:
                 choose(layer.name, masks[layer.name], unexplained)  # for later choices, which read its result
             yield layer, keep, solved
-
-
-def _kept_experts(ffns: FFNs, masks: Masks) -> dict[str, torch.Tensor]:
-    """Return the keep masks of experts, by the name of each mixture that loses some."""
-    found = {name: torch.stack([masks[layer].any() for layer in layers]) for name, layers in ffns.experts.items()}
-    return {name: keep for name, keep in found.items() if not bool(keep.all())}
 
 
 def _groups(ffns: FFNs) -> list[list[tuple[FFN, PrunableLayer]]]:
@@ -218,36 +212,20 @@ class _Fitting:
         sums: dict[str, MomentSums],
         dense_sums: dict[str, MomentSums],
     ) -> Iterator[tuple[PrunableLayer, torch.Tensor, RepairedMap]]:
-        """Solve the maps of layers from the sums of their inputs, and yield each layer with its keep mask and repaired map."""
-        if self._processes.count > 1:
-            yield from self._solved_together(layers, masks, sums, dense_sums)
-            return
-        for layer in layers:
-            moments = self._moments(layer, sums.pop(layer.name))
-            if moments is not None:
-                keep = masks[layer.name]
-                if dense_sums:
-                    keep = self._choose_anew(layer, keep, self._unexplained(moments[0], dense_sums.pop(layer.name)))
-                yield layer, keep, self._solve(layer, keep, *moments)
+        """Yield each layer with its keep mask and its repaired map, solved from the sums of its inputs.
 
-    def _solved_together(
-        self,
-        layers: Sequence[PrunableLayer],
-        masks: Masks,
-        sums: dict[str, MomentSums],
-        dense_sums: dict[str, MomentSums],
-    ) -> Iterator[tuple[PrunableLayer, torch.Tensor, RepairedMap]]:
-        """Let each process add up the moments of some layers, and solve their maps for all processes."""
+        Each process adds up the moments of some layers, and solves their maps for all processes.
+        """
         processes = self._processes
         owners = {layer.name: processes.owner(self._n_solved + k) for k, layer in enumerate(layers)}
         self._n_solved += len(layers)
         for readers in (sums, dense_sums):
             extents = processes.gather([reader.extent for reader in readers.values()])
-            for k, (name, reader) in enumerate(readers.items()):
-                processes.add_up(reader.parts([found[k] for found in extents]), owners[name])
+            for name, *of_reader in zip(readers, *extents, strict=True):
+                processes.add_up(readers[name].parts(of_reader), owners[name])
         mine = [layer for layer in layers if owners[layer.name] == processes.rank]
-        found = {layer.name: self._moments(layer, sums[layer.name]) for layer in mine}
-        moments = {name: each for name, each in found.items() if each is not None}
+        found = ((layer.name, self._moments(layer, sums[layer.name])) for layer in mine)
+        moments = {name: each for name, each in found if each is not None}
         keeps = {layer.name: masks[layer.name] for layer in layers}
         if dense_sums:
             unexplained = {name: self._unexplained(fit, dense_sums[name]) for name, (fit, _) in moments.items()}
@@ -258,6 +236,7 @@ class _Fitting:
                 for layer in layers
                 if layer.name in everywhere
             }
+        # Only `moments` holds the memory of a layer's moments now, so that it is freed as soon as the map is solved.
         sums.clear()
         dense_sums.clear()
         solved: dict[str, RepairedMap] = {}

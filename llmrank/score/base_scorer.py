@@ -16,7 +16,7 @@ from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.score.model_graph import edge_weights
 
-__all__ = ["BaseScorer", "OutgoingScorer", "normalised"]
+__all__ = ["BaseScorer", "OutgoingScorer", "activations_of"]
 
 
 class BaseScorer:
@@ -36,13 +36,17 @@ class BaseScorer:
     name: ClassVar[str]
     # The spec that a scorer was made from, if it was.
     written: str | None = None
+    # Whether the weights of all edges are read once, which reports of the cost say.
+    _reads_blocks: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # A subclass that overrides only score() gets the rank() of BaseScorer, which calls score(); an inherited rank() may not.
+        # A subclass that overrides only score() is ranked by it, as BaseScorer does it; what it inherits may not call score().
         super().__init_subclass__(**kwargs)
-        nearest = next(base for base in cls.__mro__ if "rank" in vars(base) or "score" in vars(base))
-        if "rank" not in vars(nearest):
-            cls.rank = BaseScorer.rank  # type: ignore[method-assign]
+        ranking = {"rank", "_rank", "_layer_scores"}
+        nearest = next(base for base in cls.__mro__ if (ranking | {"score"}) & vars(base).keys())
+        if not ranking & vars(nearest).keys():
+            cls.rank, cls._layer_scores = BaseScorer.rank, BaseScorer._layer_scores  # type: ignore[method-assign]
+            cls._reads_blocks = True
 
     def score(
         self,
@@ -79,46 +83,66 @@ class BaseScorer:
         return graph, rank
 
     def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Score every layer of a graph in order, all but layer 0 with :meth:`score`.
+        """Score every layer of a graph in order; unless a scorer says otherwise, all but layer 0 with :meth:`score`.
 
         Parameters
         ----------
         graph : LayeredGraph
         statistics : sequence of LayerStatistics
-            One entry for each layer, from which the input norms are taken. If it is empty, the graph's activations are used.
+            One entry for each layer, from which the input norms are taken. If it is empty, the graph's activations are used;
+            scorers of other statistics refuse that.
 
         Returns
         -------
         RankResult
-            The scores of every layer sum to 1; those of layer 0 are its activations, divided by their sum.
+            The scores of every layer sum to 1; unless a scorer says otherwise, those of layer 0 are its activations, divided by
+            their sum.
 
         Raises
         ------
+        OptionError
+            The scorer needs the statistics of all layers, and got others.
         LLMRankError
-            `score` returned a wrong shape, or negative or non-finite numbers.
+            The scores of a layer have a wrong shape, or are negative or not finite.
 
         Notes
         -----
         Cost: one read of the edges. Memory: dense copies of a few blocks.
         """
         start = perf_counter()
-        input_norms = [torch.from_numpy(np.array(vector)) for vector in graph.activations]
-        if statistics:
-            input_norms = [entry.read_norm for entry in statistics]
         degenerate: list[DegenerateLayer] = []
-        scores = [normalised(torch.from_numpy(np.array(graph.activations[0])), 0, degenerate)]
-        for layer in range(1, len(graph.layer_sizes)):
-            weight = edge_weights(graph, layer)
-            value = self.score(
-                scores[-1].to(weight),
-                input_norms[layer - 1].to(weight),
-                torch.from_numpy(np.array(graph.activations[layer])).to(weight),
-                weight,
-            )
-            vector = self._checked_scores(value, graph.names[layer], graph.layer_sizes[layer])
-            scores.append(normalised(vector, layer, degenerate))
-        seconds = perf_counter() - start
-        return self._result(graph, [vector.numpy() for vector in scores], seconds, degenerate)
+        scores: list[torch.Tensor] = []
+        for layer, (name, size) in enumerate(zip(graph.names, graph.layer_sizes, strict=True)):
+            vector = self._checked_scores(self._layer_scores(graph, statistics, layer, scores), name, size)
+            scores.append(_normalised(vector, layer, degenerate))
+        return RankResult(  # exact after one pass over the layers
+            scores=tuple(vector.numpy() for vector in scores),
+            names=graph.names,
+            residuals=np.zeros(1),
+            layer_residuals=np.zeros((1, len(scores))),
+            error_bounds=np.zeros(1),
+            layer_bounds=(0.0,) * len(scores),
+            stop_reason="exact",
+            tolerance=0.0,
+            solver="walk",
+            backend="torch",
+            method=type(self).__name__,
+            parameters=self.parameters(),
+            step_products=np.array([len(graph.blocks) if self._reads_blocks else 0]),
+            step_seconds=np.array([perf_counter() - start]),
+            degenerate=tuple(degenerate),
+        )
+
+    def _layer_scores(
+        self, graph: LayeredGraph, statistics: Sequence[LayerStatistics], layer: int, before: Sequence[torch.Tensor]
+    ) -> Any:
+        """Compute the scores of one layer, which :meth:`rank` checks and divides by their sum; `before` are those before it."""
+        own = activations_of(graph, layer)
+        if layer == 0:
+            return own
+        weight = edge_weights(graph, layer)
+        read = statistics[layer - 1].read_norm if statistics else activations_of(graph, layer - 1)
+        return self.score(before[-1].to(weight), read.to(weight), own.to(weight), weight)
 
     def _checked_scores(self, value: Any, name: str, size: int) -> torch.Tensor:
         """Return the scores of a layer as a float64 vector on the CPU; raise an LLMRankError if they are unusable."""
@@ -134,34 +158,6 @@ class BaseScorer:
                 "check the weights and activations for NaN, or shift the scores"
             )
         return vector
-
-    def _result(
-        self,
-        graph: LayeredGraph,
-        scores: Sequence[Any],
-        seconds: float,
-        degenerate: Sequence[DegenerateLayer] = (),
-        *,
-        reads_blocks: bool = True,
-    ) -> RankResult:
-        """Make the result of a rank whose scores are exact after one pass over the layers."""
-        return RankResult(
-            scores=tuple(scores),
-            names=graph.names,
-            residuals=np.zeros(1),
-            layer_residuals=np.zeros((1, len(scores))),
-            error_bounds=np.zeros(1),
-            layer_bounds=(0.0,) * len(scores),
-            stop_reason="exact",
-            tolerance=0.0,
-            solver="walk",
-            backend="torch",
-            method=type(self).__name__,
-            parameters=self.parameters(),
-            step_products=np.array([len(graph.blocks) if reads_blocks else 0]),
-            step_seconds=np.array([seconds]),
-            degenerate=tuple(degenerate),
-        )
 
     def parameters(self) -> dict[str, Any]:
         """Return the settings of the scorer for reports: its public attributes."""
@@ -199,35 +195,27 @@ class OutgoingScorer(BaseScorer):
         """Return one factor for each node of a layer, from its statistics."""
         raise NotImplementedError
 
-    def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Score every layer by its statistics and outgoing edges. The last layer has no such edges; its activations score it.
-
-        Raises
-        ------
-        OptionError
-            The number of entries in `statistics` is not the number of layers.
-        LLMRankError
-            The factors gave a wrong shape, or negative or non-finite numbers.
-        """
+    def _layer_scores(
+        self, graph: LayeredGraph, statistics: Sequence[LayerStatistics], layer: int, before: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """Multiply both factors. The last layer has no outgoing edges; its activations score it."""
         if len(statistics) != len(graph.layer_sizes):
             raise OptionError(
                 f"{type(self).__name__} needs the statistics of all {len(graph.layer_sizes)} layers, got {len(statistics)}: pass "
                 "those that the graph was built from"
             )
-        start = perf_counter()
-        scores = []
-        degenerate: list[DegenerateLayer] = []
-        for layer in range(len(graph.layer_sizes) - 1):
-            outgoing = edge_weights(graph, layer + 1)
-            value = self._activation_factor(statistics[layer]).to(outgoing) * self._weight_factor(outgoing)
-            vector = self._checked_scores(value, graph.names[layer], graph.layer_sizes[layer])
-            scores.append(normalised(vector, layer, degenerate).numpy())
-        activations = torch.from_numpy(np.array(graph.activations[-1]))
-        scores.append(normalised(activations, len(scores), degenerate).numpy())
-        return self._result(graph, scores, perf_counter() - start, degenerate)
+        if layer == len(statistics) - 1:
+            return activations_of(graph, layer)
+        outgoing = edge_weights(graph, layer + 1)
+        return self._activation_factor(statistics[layer]).to(outgoing) * self._weight_factor(outgoing)
 
 
-def normalised(vector: torch.Tensor, layer: int, degenerate: list[DegenerateLayer]) -> torch.Tensor:
+def activations_of(graph: LayeredGraph, layer: int) -> torch.Tensor:
+    """Return the activations of a layer of a graph, as a tensor of its own."""
+    return torch.from_numpy(np.array(graph.activations[layer]))
+
+
+def _normalised(vector: torch.Tensor, layer: int, degenerate: list[DegenerateLayer]) -> torch.Tensor:
     """Divide a layer's non-negative scores by their sum.
 
     If the sum is zero, return uniform scores and note the layer in `degenerate`.

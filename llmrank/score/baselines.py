@@ -5,17 +5,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from graphs import LayeredGraph, RankResult
-from graphs.solvers.result import DegenerateLayer
+from graphs import LayeredGraph
+from graphs.linalg.blocks import FloatArray
 from llmrank.calibration.statistics import LayerStatistics
 from llmrank.errors import OptionError
-from llmrank.score.base_scorer import BaseScorer, normalised
+from llmrank.score.base_scorer import BaseScorer, activations_of
 
 __all__ = ["ActivationScorer", "NormScorer", "RandomScorer", "check_norm_order"]
 
@@ -54,6 +53,7 @@ class ActivationScorer(BaseScorer):
     """The norm of a node's activations; its edges have no effect."""
 
     name: ClassVar[str] = "activation"
+    _reads_blocks = False
 
     def score(
         self,
@@ -65,15 +65,10 @@ class ActivationScorer(BaseScorer):
         """Return the activation norms of the layer."""
         return out_activations
 
-    def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Divide the activations of every layer by their sum, without reading a weight."""
-        start = perf_counter()
-        degenerate: list[DegenerateLayer] = []
-        scores = [
-            normalised(torch.from_numpy(np.array(vector)), layer, degenerate).numpy()
-            for layer, vector in enumerate(graph.activations)
-        ]
-        return self._result(graph, scores, perf_counter() - start, degenerate, reads_blocks=False)
+    def _layer_scores(
+        self, graph: LayeredGraph, statistics: Sequence[LayerStatistics], layer: int, before: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        return activations_of(graph, layer)
 
 
 @dataclass
@@ -88,6 +83,7 @@ class RandomScorer(BaseScorer):
     """
 
     name: ClassVar[str] = "random"
+    _reads_blocks = False
 
     seed: int = 0
     _generator: torch.Generator = field(init=False, repr=False, compare=False)
@@ -107,14 +103,11 @@ class RandomScorer(BaseScorer):
         """Draw uniform numbers from [0, 1)."""
         return torch.rand(len(weight), generator=self._generator).to(weight)
 
-    def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Draw uniform numbers for every layer, and divide them by their sum."""
-        start = perf_counter()
-        scores = []
-        for name, size in zip(graph.names, graph.layer_sizes, strict=True):
-            values = np.random.default_rng([self.seed, zlib.crc32(name.encode())]).random(size)
-            scores.append(values / values.sum())
-        return self._result(graph, scores, perf_counter() - start, reads_blocks=False)
+    def _layer_scores(
+        self, graph: LayeredGraph, statistics: Sequence[LayerStatistics], layer: int, before: Sequence[torch.Tensor]
+    ) -> FloatArray:
+        generator = np.random.default_rng([self.seed, zlib.crc32(graph.names[layer].encode())])
+        return generator.random(graph.layer_sizes[layer])
 
 
 def check_norm_order(p: float) -> None:

@@ -8,16 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import ClassVar
 
-import numpy as np
 import torch
 
-from graphs import LayeredGraph, RankResult
-from graphs.solvers.result import DegenerateLayer
+from graphs import LayeredGraph
 from llmrank.calibration.statistics import LayerStatistics, RoutingStatistics
-from llmrank.score.base_scorer import BaseScorer, normalised
+from llmrank.score.base_scorer import BaseScorer, activations_of
 
 __all__ = ["EANScorer", "ExpertScorer", "FrequencyScorer", "MoNEScorer", "REAPScorer"]
 
@@ -28,28 +25,22 @@ class ExpertScorer(BaseScorer):
     Neurons of shared experts score 0 here. Layers without experts are scored by their activations.
     """
 
+    _reads_blocks = False
+
     def expert_score(self, routing: RoutingStatistics) -> float:
         """Compute the score of one expert, at least 0."""
         raise NotImplementedError(f"{type(self).__name__} must override expert_score()")
 
-    def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Score the experts of the mixtures in a graph."""
-        start = perf_counter()
-        degenerate: list[DegenerateLayer] = []
-        scores = []
-        for position, activations in enumerate(graph.activations):
-            layer = statistics[position]
-            vector = torch.from_numpy(np.array(activations))
-            if layer.experts:
-                parts = [
-                    torch.full(
-                        (size,), 0.0 if routing is None else self.expert_score(routing) / size, dtype=torch.float64
-                    )
-                    for size, routing in layer.experts
-                ]
-                vector = torch.cat(parts)
-            scores.append(normalised(vector, position, degenerate).numpy())
-        return self._result(graph, scores, perf_counter() - start, degenerate, reads_blocks=False)
+    def _layer_scores(
+        self, graph: LayeredGraph, statistics: Sequence[LayerStatistics], layer: int, before: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        experts = statistics[layer].experts
+        if not experts:
+            return activations_of(graph, layer)
+        # The neurons of a shared expert have no routing.
+        scores = (0.0 if routing is None else self.expert_score(routing) / size for size, routing in experts)
+        sizes = torch.tensor([size for size, _ in experts])
+        return torch.tensor(list(scores), dtype=torch.float64).repeat_interleave(sizes)
 
 
 @dataclass

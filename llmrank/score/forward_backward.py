@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,16 +9,14 @@ import numpy as np
 
 from graphs import LayeredGraph, RankResult, weighted_pagerank
 from graphs.solvers.result import DegenerateLayer
-from llmrank.calibration.statistics import LayerStatistics
-from llmrank.score.base_scorer import BaseScorer
-from llmrank.score.edge_measures import EdgeMeasure, mark_energies, with_edge_measure, without_mark
-from llmrank.score.pagerank import Backend, Precision, check_choices, check_unit_interval
+from llmrank.score.edge_measures import EdgeMeasure
+from llmrank.score.pagerank import Backend, EdgeScorer, Precision, check_unit_interval
 
 __all__ = ["ForwardBackwardScorer"]
 
 
 @dataclass
-class ForwardBackwardScorer(BaseScorer):
+class ForwardBackwardScorer(EdgeScorer):
     """Weighted geometric mean of the forward and the backward weighted PageRank: ``s_l = N(r_l^balance * b_l^(1 - balance))``.
 
     r is the weighted PageRank of the graph, and b that of the graph with every edge reversed
@@ -61,18 +58,12 @@ class ForwardBackwardScorer(BaseScorer):
     def __post_init__(self) -> None:
         for name in ("gamma", "theta", "balance"):
             check_unit_interval(name, getattr(self, name))
-        check_choices(backend=self.backend, dtype=self.dtype, edges=self.edges)
+        super().__post_init__()
 
-    def explained(self, graph: LayeredGraph, rank: RankResult) -> tuple[LayeredGraph, RankResult]:
-        """Return the graph with the weights that :attr:`edges` names, and the rank without "of energies" in its name."""
-        return with_edge_measure(graph, self.edges), without_mark(rank)
-
-    def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Compute both ranks, and return their weighted geometric mean."""
-        measured = with_edge_measure(graph, self.edges)
+    def _rank(self, graph: LayeredGraph) -> RankResult:
         forward, backward = (
             weighted_pagerank(one, self.gamma, self.theta, backend=self.backend, device=self.device, dtype=self.dtype)
-            for one in (measured, measured.reversed())
+            for one in (graph, graph.reversed())
         )
         last = len(graph.layer_sizes) - 1
         degenerate = [*forward.degenerate, *(replace(entry, layer=last - entry.layer) for entry in backward.degenerate)]
@@ -85,7 +76,7 @@ class ForwardBackwardScorer(BaseScorer):
                     DegenerateLayer(layer, "no node has a positive score in both ranks; uniform scores replace them")
                 )
             scores.append(mean / total if total > 0 else np.full(len(mean), 1.0 / len(mean)))
-        result = replace(
+        return replace(
             forward,
             scores=tuple(scores),
             method="forward-backward pagerank",
@@ -95,4 +86,3 @@ class ForwardBackwardScorer(BaseScorer):
             setup_seconds=forward.setup_seconds + backward.setup_seconds,
             degenerate=tuple(degenerate),
         )
-        return mark_energies(result, self.edges)

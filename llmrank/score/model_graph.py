@@ -83,9 +83,8 @@ class ModelGraph:
 def edge_weights(graph: LayeredGraph, layer: int) -> torch.Tensor:
     """Return the weights of the edges into a layer as a dense tensor (n_l, n_{l-1}), in float32 or wider.
 
-    Each call computes the tensor anew, on the device of the model's weights, and the graph does not keep it. The caller does: in
-    a loop over layers, the tensor of one layer is still in memory while the next is computed. Memory: the tensor and two bands
-    (parts of the tensor that are computed one after the other).
+    Each call computes the tensor anew, on the device of the model's weights, and the graph does not keep it. Memory: the tensor
+    and two bands (parts of the tensor that are computed one after the other).
     """
     block = graph.blocks[layer - 1]
     dtype = torch.float64 if block.csr_dtype == np.float64 else torch.float32

@@ -20,10 +20,10 @@ from llmrank.score.edge_measures import EdgeMeasure, mark_energies, squares, wit
 
 __all__ = [
     "Backend",
+    "EdgeScorer",
     "ModifiedPageRankScorer",
     "Precision",
     "WeightedPageRankScorer",
-    "check_choices",
     "check_unit_interval",
     "default_scorer",
 ]
@@ -34,8 +34,33 @@ Precision: TypeAlias = Literal["float32", "float64"]
 CHOICES = {"solver": Solver, "backend": Backend, "dtype": Precision, "edges": EdgeMeasure}
 
 
+class EdgeScorer(BaseScorer):
+    """Base class of ranks along edges whose weights `edges` names. Override :meth:`_rank`."""
+
+    edges: EdgeMeasure
+    device: str | None
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if hasattr(self, name):
+                check_choice(name, getattr(self, name), get_args(choices))
+        check_type("device", self.device, (str, NoneType), "the name of a device, or None")
+
+    def explained(self, graph: LayeredGraph, rank: RankResult) -> tuple[LayeredGraph, RankResult]:
+        """Return the graph with the weights that `edges` names, and the rank without "of energies" in its name."""
+        return with_edge_measure(graph, self.edges), without_mark(rank)
+
+    def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
+        """Rank the graph with the weights that `edges` names."""
+        return mark_energies(self._rank(with_edge_measure(graph, self.edges)), self.edges)
+
+    def _rank(self, graph: LayeredGraph) -> RankResult:
+        """Rank a graph by the weights and activations that it has."""
+        raise NotImplementedError
+
+
 @dataclass
-class WeightedPageRankScorer(BaseScorer):
+class WeightedPageRankScorer(EdgeScorer):
     """Weighted PageRank, see :func:`graphs.weighted_pagerank`.
 
     Parameters
@@ -73,8 +98,7 @@ class WeightedPageRankScorer(BaseScorer):
     def __post_init__(self) -> None:
         for name in ("gamma", "theta"):
             check_unit_interval(name, getattr(self, name))
-        check_choices(solver=self.solver, backend=self.backend, dtype=self.dtype, edges=self.edges)
-        check_type("device", self.device, (str, NoneType), "the name of a device, or None")
+        super().__post_init__()
 
     def score(
         self,
@@ -95,26 +119,14 @@ class WeightedPageRankScorer(BaseScorer):
         result: torch.Tensor = weighted_step(from_edges, own, self.gamma).vector
         return result
 
-    def explained(self, graph: LayeredGraph, rank: RankResult) -> tuple[LayeredGraph, RankResult]:
-        """Return the graph with the weights that :attr:`edges` names, and the rank without "of energies" in its name."""
-        return with_edge_measure(graph, self.edges), without_mark(rank)
-
-    def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Rank a graph with :func:`graphs.weighted_pagerank`."""
-        result = weighted_pagerank(
-            with_edge_measure(graph, self.edges),
-            self.gamma,
-            self.theta,
-            self.solver,
-            self.backend,
-            device=self.device,
-            dtype=self.dtype,
+    def _rank(self, graph: LayeredGraph) -> RankResult:
+        return weighted_pagerank(
+            graph, self.gamma, self.theta, self.solver, self.backend, device=self.device, dtype=self.dtype
         )
-        return mark_energies(result, self.edges)
 
 
 @dataclass
-class ModifiedPageRankScorer(BaseScorer):
+class ModifiedPageRankScorer(EdgeScorer):
     """Modified PageRank, see :func:`graphs.modified_pagerank`.
 
     Parameters
@@ -137,8 +149,7 @@ class ModifiedPageRankScorer(BaseScorer):
 
     def __post_init__(self) -> None:
         check_unit_interval("zero_lowest", self.zero_lowest)
-        check_choices(solver=self.solver, backend=self.backend, dtype=self.dtype, edges=self.edges)
-        check_type("device", self.device, (str, NoneType), "the name of a device, or None")
+        super().__post_init__()
 
     def score(
         self,
@@ -159,21 +170,10 @@ class ModifiedPageRankScorer(BaseScorer):
         result: torch.Tensor = modified_step(operator.matvec(prev), out_activations.to(weight)).vector
         return result
 
-    def explained(self, graph: LayeredGraph, rank: RankResult) -> tuple[LayeredGraph, RankResult]:
-        """Return the graph with the weights that :attr:`edges` names, and the rank without "of energies" in its name."""
-        return with_edge_measure(graph, self.edges), without_mark(rank)
-
-    def rank(self, graph: LayeredGraph, statistics: Sequence[LayerStatistics]) -> RankResult:
-        """Rank a graph with :func:`graphs.modified_pagerank`."""
-        result = modified_pagerank(
-            with_edge_measure(graph, self.edges),
-            self.solver,
-            self.backend,
-            device=self.device,
-            dtype=self.dtype,
-            zero_lowest=self.zero_lowest,
+    def _rank(self, graph: LayeredGraph) -> RankResult:
+        return modified_pagerank(
+            graph, self.solver, self.backend, device=self.device, dtype=self.dtype, zero_lowest=self.zero_lowest
         )
-        return mark_energies(result, self.edges)
 
 
 def default_scorer(*, whole_ffns: bool = True) -> WeightedPageRankScorer:
@@ -191,12 +191,6 @@ def check_unit_interval(name: str, value: float) -> None:
     """Raise an OptionError if the value is not a number in [0, 1]."""
     if not (isinstance(value, (int, float)) and 0.0 <= value <= 1.0):
         raise OptionError(f"{name} must be a number in [0, 1], got {value!r}")
-
-
-def check_choices(**options: str) -> None:
-    """Raise an OptionError if an option is none of its :data:`CHOICES`."""
-    for name, value in options.items():
-        check_choice(name, value, get_args(CHOICES[name]))
 
 
 def _step_inputs(

@@ -12,7 +12,7 @@ import torch
 from graphs import LayeredGraph
 from graphs.linalg.stacking import StackedBlock
 from llmrank.calibration.statistics import FFNStatistics, LayerStatistics
-from llmrank.errors import OptionError, StructureError
+from llmrank.errors import OptionError, StructureError, check_choice
 from llmrank.models import FFN, FFNs
 from llmrank.score.model_graph import LayerNodes, ModelGraph
 
@@ -65,8 +65,7 @@ def build_graphs(
     GraphError
         Activations are negative or not finite.
     """
-    if topology not in TOPOLOGIES:
-        raise OptionError(f"unknown topology {topology!r}; expected 'isolated', 'chained' or 'residual'")
+    check_choice("topology", topology, TOPOLOGIES)
     sublayers = _sublayers(ffns, statistics)
     if topology == "residual":
         return _build_residual(sublayers, beta)

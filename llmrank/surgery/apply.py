@@ -17,7 +17,7 @@ from llmrank.models.experts import ExpertMap, Mixture, RouteAround, route_around
 from llmrank.models.families import bias_attribute, text_config
 from llmrank.models.linear_map import bias_of, in_features, is_linear_map, out_features
 from llmrank.models.stack import Stack
-from llmrank.prune.masks import Masks
+from llmrank.prune.masks import Masks, masks_of_experts
 from llmrank.repair import RepairedMap
 from llmrank.surgery.forms import (
     FORMS,
@@ -197,7 +197,7 @@ def apply_masks(
             if shallow is not None:
                 shallow.write(text_config(model))
         else:
-            for mixture, kept_experts in _mixtures_that_lose_experts(ffns, masks):
+            for mixture, kept_experts in masks_of_experts(ffns, masks).items():
                 route_around(mixture, kept_experts, ExitStack())  # the restores above undo it; nobody closes this stack
         if undoable:  # they would keep removed experts in memory
             application._unchanged_checks.extend(map(_unchanged_check, (*ffns.modules, *ffns.router_modules)))
@@ -263,7 +263,7 @@ def _check(ffns: FFNs, masks: Masks, form: str, align: str) -> None:
         raise MaskError("the masks leave out all blocks; keep at least one")
     if align == "pad":
         check_padding(ffns)
-    for mixture, keep in _mixtures_that_lose_experts(ffns, masks):
+    for mixture, keep in masks_of_experts(ffns, masks).items():
         _check_experts(mixture, keep, form)
     for mixture in ffns.mixtures:
         if isinstance(vars(mixture.router).get("forward"), RouteAround):
@@ -272,14 +272,6 @@ def _check(ffns: FFNs, masks: Masks, form: str, align: str) -> None:
                 "undo that first"
             )
     check_writable(ffns)
-
-
-def _mixtures_that_lose_experts(ffns: FFNs, masks: Masks) -> Iterator[tuple[Mixture, torch.Tensor]]:
-    """Yield each mixture that loses experts, with the keep mask of its experts."""
-    for mixture, experts in zip(ffns.mixtures, ffns.experts.values(), strict=True):
-        keep = torch.stack([masks[name].any() for name in experts])
-        if not bool(keep.all()):
-            yield mixture, keep
 
 
 def _check_experts(mixture: Mixture, keep: torch.Tensor, form: str) -> None:

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from llmrank.models import FFNs, LinearMap
 from llmrank.models.experts import ExpertMap, SeparateExperts
 from llmrank.models.linear_map import as_stored, size_attributes
-from llmrank.prune.masks import Masks
+from llmrank.prune.masks import Masks, masks_of_experts
 from llmrank.repair import RepairedMap
 
 __all__ = [
@@ -194,10 +194,9 @@ def tensor_masks(ffns: FFNs, masks: Masks, *, routers: bool = True) -> list[Tens
 
 def remove_experts(ffns: FFNs, masks: Masks) -> None:
     """Remove experts from their mixtures, in place, if they are modules and keep no neuron."""
-    for mixture, names in zip(ffns.mixtures, ffns.experts.values(), strict=True):
-        kept = [bool(masks[name].any()) for name in names]
-        if isinstance(mixture.experts, SeparateExperts) and not all(kept):
-            mixture.experts.keep(kept)
+    for mixture, kept in masks_of_experts(ffns, masks).items():
+        if isinstance(mixture.experts, SeparateExperts):
+            mixture.experts.keep(kept.tolist())
 
 
 def write_repaired(maps: Mapping[LinearMap, RepairedMap]) -> None:

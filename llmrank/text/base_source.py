@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from llmrank.text.documents import Documents
+from llmrank.errors import CalibrationError
+from llmrank.text.documents import Document, Documents
 from llmrank.text.sequences import Request, Role, TokenSequences
 from llmrank.text.tokenisation import sequences_of_text
 
-__all__ = ["BaseSource"]
+__all__ = ["BaseSource", "check_not_empty"]
 
 
 class BaseSource:
@@ -66,3 +67,9 @@ class BaseSource:
     def sequences(self, request: Request) -> tuple[TokenSequences, TokenSequences | None]:
         """Return the sequences that a request asks for, and the held-out ones or None."""
         return sequences_of_text(*self.read(request.role), request)
+
+
+def check_not_empty(text: Document | list[str] | None, description: str, role: Role) -> None:
+    """Raise a CalibrationError for an empty text, or an empty list; the description says where it comes from."""
+    if not text or (isinstance(text, str) and not text.strip()):
+        raise CalibrationError(f"the {role} text ({description}) is empty; give a text of some thousand words")

@@ -15,7 +15,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
-from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError, is_out_of_memory
+from llmrank.errors import CalibrationError, LLMRankError, UnsupportedModelError, is_out_of_memory, not_finite
 from llmrank.models.forward import evaluation_mode, fitting_length, input_device, predicts_next_token
 from llmrank.progress import Progress, shown
 from llmrank.text.sequences import TokenSequences
@@ -235,10 +235,7 @@ def draw_tokens(scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     cumulated = scores.sub_(scores.amax(1, keepdim=True)).exp_().cumsum_(1)
     totals = cumulated[:, -1:]
     if not bool(totals.isfinite().all()):
-        raise CalibrationError(
-            "the model's predictions are not finite: the weights hold NaN or Inf, or the dtype overflows; load the model in "
-            "float32 or bfloat16"
-        )
+        raise not_finite("the model's predictions are")
     # A place that is rounded up to the total would be behind the last token, so all places are made a little smaller.
     places = draws.to(scores.device)[:, None] * totals * (1.0 - torch.finfo(scores.dtype).eps)
     return torch.searchsorted(cumulated, places, right=True)

@@ -18,7 +18,7 @@ import torch
 
 from llmrank.errors import CalibrationError
 from llmrank.named_classes import named_classes
-from llmrank.text.base_source import BaseSource
+from llmrank.text.base_source import BaseSource, check_not_empty
 from llmrank.text.built_in import BuiltInText
 from llmrank.text.documents import Documents
 from llmrank.text.mixed_sources import MixedSources, split_shares
@@ -131,7 +131,7 @@ def read_text(source: Any, role: Role = "calibration") -> tuple[Any, str]:
     text, description = open_text(source, role)
     if isinstance(text, Documents):
         text = text.texts()
-        _check_not_empty(text, description, role)
+        check_not_empty(text, description, role)
     return text, description
 
 
@@ -153,13 +153,8 @@ def open_text(source: Any, role: Role) -> tuple[str | list[str] | Documents, str
             "(n, length) tensor of token ids"
         )
     if not isinstance(text, Documents):
-        _check_not_empty(text, description, role)
+        check_not_empty(text, description, role)
     return text, description
-
-
-def _check_not_empty(text: str | list[str], description: str, role: Role) -> None:
-    if not text or (isinstance(text, str) and not text.strip()):
-        raise CalibrationError(f"the {role} text ({description}) is empty; give a text of some thousand words")
 
 
 def _looks_like_path(source: str) -> bool:

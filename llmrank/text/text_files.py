@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrank.errors import CalibrationError
-from llmrank.text.base_source import BaseSource
+from llmrank.text.base_source import BaseSource, check_not_empty
 from llmrank.text.documents import Document, Documents, document_of
 from llmrank.text.sequences import Role
 
@@ -39,10 +39,7 @@ class TextFiles(BaseSource):
     def check(self, role: Role) -> None:
         """Read the text, or the first document if there are documents, and check that it is not empty."""
         text = self.read(role)[0]
-        if not (next(iter(text), None) if isinstance(text, Documents) else text.strip()):
-            raise CalibrationError(
-                f"the {role} text ({self._description}) is empty; give a text of some thousand words"
-            )
+        check_not_empty(next(iter(text), None) if isinstance(text, Documents) else text, self._description, role)
 
     def read(self, role: Role) -> tuple[str | Documents, str]:
         """See :meth:`BaseSource.read`; a text file is one text, and anything else is documents."""

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
-from llmrank.calibration.residual import hidden_states
 from llmrank.calibration.statistics.ffn_statistics import LayerStatistics, MixtureStatistics, RoutingStatistics
-from llmrank.errors import CalibrationError
+from llmrank.errors import CalibrationError, not_finite
 from llmrank.execution.hooks import TokenMasks, add_hook, rows_by_sequence, unpadded_rows
 from llmrank.models import FFN
-from llmrank.models.experts import Mixture, Routing
-from llmrank.models.forward import first_output
+from llmrank.models.experts import Routing
 
 __all__ = ["FFNSums", "MixtureSums"]
 
@@ -48,10 +45,7 @@ class LayerSums:
         total, squares = self.total.double().cpu(), self.squares.double().cpu()
         if not bool(torch.isfinite(squares).all()):
             bad = int((~torch.isfinite(squares)).nonzero()[0])
-            raise CalibrationError(
-                f"the activations of {place} are not finite, first at neuron {bad}: the weights hold NaN or Inf, or the "
-                "dtype overflows; load the model in float32 or bfloat16 and check its perplexity"
-            )
+            raise not_finite(f"the activations of {place}, first at neuron {bad}, are")
         count = max(self.count, 1)
         mean = total / count
         norm = squares.sqrt()
@@ -96,16 +90,6 @@ class RoutedSums:
         )
 
 
-class _RoutedOutputs:
-    """The accumulator for the outputs of an expert: it adds them to the sums whose own `add` takes hidden neurons."""
-
-    def __init__(self, sums: RoutedSums) -> None:
-        self._sums = sums
-
-    def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
-        self._sums.add_outputs(values, mask)
-
-
 class FFNSums:
     """The sums of all layers of one FFN or attention; hooks add to them until `hooks` closes."""
 
@@ -118,16 +102,16 @@ class FFNSums:
         routing = ffn.routing_of(output_map.module)
         if routing is not None:
             self._routed = RoutedSums(ffn.sizes[-2], output_map.weight.device, routing)
-            add_hook(hooks, model, ffn, output_map.module, self._routed, masks)
-            add_hook(hooks, model, ffn, output_map.module, _RoutedOutputs(self._routed), masks, output=True)
+            add_hook(hooks, model, ffn, output_map.module, self._routed.add, masks)
+            add_hook(hooks, model, ffn, output_map.module, self._routed.add_outputs, masks, output=True)
         for layer, stage in enumerate(ffn.stages):
             self._input_sums.append(LayerSums(stage[0].in_features, stage[0].weight.device))
-            add_hook(hooks, model, ffn, stage[0].module, self._input_sums[-1], masks)
+            add_hook(hooks, model, ffn, stage[0].module, self._input_sums[-1].add, masks)
             # Between the Linears of an explicit FFN, which the user has named, there may be other modules. So the output of one
             # Linear is not the input of the next, and both are measured.
             if ffn.kind == "explicit" or layer == len(ffn.stages) - 1:
                 self._output_sums[layer + 1] = LayerSums(stage[0].size, stage[0].weight.device)
-                add_hook(hooks, model, ffn, stage[0].module, self._output_sums[layer + 1], masks, output=True)
+                add_hook(hooks, model, ffn, stage[0].module, self._output_sums[layer + 1].add, masks, output=True)
 
     @property
     def parts(self) -> list[object]:
@@ -157,22 +141,16 @@ class FFNSums:
 
 
 class MixtureSums:
-    """The sums of the input and the output of a mixture of experts; a hook adds to them until `hooks` closes."""
+    """The sums of the input and the output of a mixture of experts."""
 
-    def __init__(self, hooks: ExitStack, mixture: Mixture, masks: TokenMasks, *, in_decoder: bool) -> None:
-        self._name = mixture.name
-        self._side = "decoder" if in_decoder else "input"
-        self._masks = masks
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._sums: tuple[LayerSums, LayerSums] | None = None
-        hooks.callback(mixture.module.register_forward_hook(self._add, with_kwargs=True).remove)
 
-    def _add(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        before, after = hidden_states(args, kwargs), first_output(output)
+    def add(self, before: torch.Tensor, after: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Add the input and the output of one batch, see :func:`llmrank.calibration.residual.add_stream_hook`."""
         if self._sums is None:
             self._sums = (LayerSums(before.shape[-1], before.device), LayerSums(after.shape[-1], after.device))
-        mask: torch.Tensor | None = getattr(self._masks, self._side)
-        if mask is not None and before.shape[:-1] != mask.shape:
-            mask = mask.reshape(-1)
         for sums, values in zip(self._sums, (before, after.reshape(before.shape)), strict=True):
             sums.add(values, mask)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llmrank.errors import CalibrationError, OptionError
+from llmrank.errors import OptionError, check_count, not_finite
 from llmrank.execution import Execution
 from llmrank.execution.hooks import TokenMasks, add_hook
 from llmrank.models import FFN, FFNs
@@ -90,8 +90,7 @@ def collect_top_activations(
     ----------
     .. [1] M. Sun et al., "Massive activations in large language models", 2024, arXiv:2402.17762.
     """
-    if k < 1:
-        raise OptionError(f"k must be an integer >= 1, got {k!r}")
+    check_count("k", k)
     if sequences.ids.is_floating_point():
         raise OptionError("top activations need tokens, and this model reads features; expected sequences of token ids")
     body = body_of(model, ffns)
@@ -146,7 +145,7 @@ def _watch(
     routing = ffn.routing_of(module)
     side = "decoder" if is_decoder(model, ffn) else "input"
     top = _TopTokens(ffn.sizes[layer], k, positions, side, routing)
-    add_hook(hooks, model, ffn, module, top, masks, output=not is_read)
+    add_hook(hooks, model, ffn, module, top.add, masks, output=not is_read)
     return top
 
 
@@ -181,9 +180,6 @@ class _TopTokens:
     def finish(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the activations of the neurons, and their positions in the text, (n, k) each."""
         if not bool(torch.isfinite(self._values).all()):
-            raise CalibrationError(
-                f"the activations of {name} are not finite: the weights hold NaN or Inf, or the dtype overflows; load the model "
-                "in float32 or bfloat16 and check its perplexity"
-            )
+            raise not_finite(f"the activations of {name} are")
         places = self._places.where(self._values != 0, -1)
         return self._values.T.cpu().contiguous(), places.T.cpu().contiguous()

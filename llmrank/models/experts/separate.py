@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmrank.errors import CalibrationError
+from llmrank.errors import CalibrationError, not_finite
 from llmrank.models.experts.expert_map import Routing, substitute_forward
 
 __all__ = ["SeparateExperts"]
@@ -126,10 +126,7 @@ class SeparateExperts:
                 "experts that are called as modules: prune another model, or name Linears with structure_dict="
             )
         if not bool(torch.isfinite(silent).all()):
-            raise CalibrationError(
-                f"the activations around the experts of {type(self.site).__name__} are not finite: weights hold NaN or Inf, or "
-                "the dtype overflows; load the model in float32 or bfloat16 and check its perplexity"
-            )
+            raise not_finite(f"the activations around the experts of {type(self.site).__name__} are")
         probes = [_Probe(expert) for expert in n_rows]
         probes += [_Probe(e, bit) for e, n in n_rows.items() for bit in range((n - 1).bit_length())]
         # The known number is larger than the rest of the output (of a shared expert, say), so that subtracting the rest costs

@@ -9,15 +9,13 @@ are the values, and which heads share values.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import nn
 
-from llmrank.errors import CalibrationError, UnsupportedModelError
+from llmrank.errors import UnsupportedModelError, not_finite
 from llmrank.models.ffn import FFN, FFNs, LinearMap, SelectedRows
-from llmrank.models.forward import body_of, evaluation_mode, model_inputs, run_on_calibration_inputs, token_embeddings
+from llmrank.models.forward import calls_of, token_embeddings
 from llmrank.models.linear_map import is_linear
 
 __all__ = ["find_attentions"]
@@ -110,23 +108,11 @@ def _single_token_activations(
             "leave attention, or heads, out"
         )
     ids = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:N_PROBE_TOKENS, None]
-    activations: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def record(name: str, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        activations[name] = _rows(inputs[0]), _rows(output)
-
-    with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model):
-        for name, module in maps.items():
-            hook = module.register_forward_hook(lambda _module, inputs, output, n=name: record(n, inputs, output))
-            hooks.callback(hook.remove)
-        inputs, *_ = model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool))
-        run_on_calibration_inputs(model, body_of(model, ffns), inputs)
+    calls = {name: of_map[-1] for name, of_map in calls_of(model, ffns, ids, maps).items() if of_map}
+    activations = {name: (_rows(args[0]), _rows(output)) for name, (args, _, output) in calls.items()}
     for name, pair in activations.items():
         if not all(bool(torch.isfinite(values).all()) for values in pair):
-            raise CalibrationError(
-                f"the input or output of {name} is not finite: the weights hold NaN or Inf, or the dtype overflows; load the "
-                "model in float32 or bfloat16 and check its perplexity"
-            )
+            raise not_finite(f"the input or output of {name} is")
     return activations
 
 

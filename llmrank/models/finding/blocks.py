@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import nn
 from llmrank.errors import UnsupportedModelError
 from llmrank.models.blocks import TransformerBlock
 from llmrank.models.ffn import FFNs
-from llmrank.models.forward import body_of, evaluation_mode, model_inputs, run_on_calibration_inputs, token_embeddings
+from llmrank.models.forward import calls_of, token_embeddings
 
 __all__ = ["with_blocks"]
 
@@ -65,35 +64,23 @@ def with_blocks(model: nn.Module, ffns: FFNs) -> FFNs:
             f"the blocks of {type(model).__name__} cannot be left out: expected a language model whose blocks are in one list, "
             f"got FFNs in {', '.join(sorted(stacks)) or 'no list'}; leave blocks out of the targets"
         )
-    calls: dict[str, list[int | None]] = {}
-
-    def record(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        hidden = args[0] if args else kwargs.get("hidden_states")
-        values, others = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
-        fits = isinstance(hidden, torch.Tensor) and isinstance(values, torch.Tensor) and values.shape == hidden.shape
-        if fits and all(value is None for value in others or ()):
-            calls[name].append(None if others is None else len(others))
-        else:
-            calls[name] += [None, None]  # counts as two calls, so the block stays
-
     paths = {ffn.block: model.get_submodule(ffn.block) for ffn in ffns}
     ids = (torch.arange(N_TOKENS) % size)[None]
-    with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model):
-        for path, module in paths.items():
-            calls[path] = []
-            hook = module.register_forward_hook(
-                lambda _module, args, kwargs, output, name=path: record(name, args, kwargs, output), with_kwargs=True
-            )
-            hooks.callback(hook.remove)
-        inputs, *_ = model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool))
-        run_on_calibration_inputs(model, body_of(model, ffns), inputs)
-    blocks = {
-        path: TransformerBlock(path, lists[0], module, (calls[path] or [None])[0], stays=len(calls[path]) != 1)
-        for path, module in paths.items()
-    }
+    blocks = {}
+    for path, calls in calls_of(model, ffns, ids, paths).items():
+        fits, n_others = _passes_states(*calls[0]) if len(calls) == 1 else (False, None)
+        blocks[path] = TransformerBlock(path, lists[0], paths[path], n_others, stays=not fits)
     if all(block.stays for block in blocks.values()):
         raise UnsupportedModelError(
             f"the blocks of {type(model).__name__} cannot be left out: each must get the hidden states as its first argument, "
             "and return nothing else; leave blocks out of the targets"
         )
     return FFNs(replace(ffn, whole_block=blocks[ffn.block]) for ffn in ffns)
+
+
+def _passes_states(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> tuple[bool, int | None]:
+    """Return whether a block can be left out by what one call got and returned; and how many values None it returned too."""
+    hidden = args[0] if args else kwargs.get("hidden_states")
+    states, others = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
+    fits = isinstance(hidden, torch.Tensor) and isinstance(states, torch.Tensor) and states.shape == hidden.shape
+    return fits and all(value is None for value in others or ()), None if others is None else len(others)

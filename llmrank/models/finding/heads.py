@@ -19,7 +19,7 @@ from llmrank.errors import UnsupportedModelError
 from llmrank.models.families import text_config
 from llmrank.models.ffn import FFN, FFNs, LinearMap, SelectedRows
 from llmrank.models.finding.attention import find_attentions
-from llmrank.models.forward import body_of, evaluation_mode, model_inputs, run_on_calibration_inputs, token_embeddings
+from llmrank.models.forward import calls_of, evaluation_mode, token_embeddings
 from llmrank.models.heads import Heads
 from llmrank.models.linear_map import is_linear, out_features
 
@@ -136,25 +136,11 @@ def _rows(starts: torch.Tensor, size: int) -> torch.Tensor:
 
 def _calls(model: nn.Module, ffns: FFNs, attentions: Mapping[str, FFN]) -> dict[str, tuple[Any, Any]]:
     """Return the arguments by which a forward pass calls every attention."""
-    calls: dict[str, tuple[Any, Any]] = {}
-
-    def recorder(name: str) -> Any:
-        def record(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            calls[name] = args, kwargs
-
-        return record
-
     n_ids = N_SEQUENCES * N_TOKENS
     size = getattr(token_embeddings(model), "num_embeddings", n_ids)
     ids = torch.randint(size, (N_SEQUENCES, N_TOKENS), generator=torch.Generator().manual_seed(0))
-    with ExitStack() as hooks, torch.no_grad(), evaluation_mode(model):
-        for attention in attentions.values():
-            module = model.get_submodule(attention.name)
-            hook = module.register_forward_pre_hook(recorder(attention.name), with_kwargs=True)
-            hooks.callback(hook.remove)
-        inputs, *_ = model_inputs(model, ids, torch.ones_like(ids, dtype=torch.bool))
-        run_on_calibration_inputs(model, body_of(model, ffns), inputs)
-    return calls
+    modules = {attention.name: model.get_submodule(attention.name) for attention in attentions.values()}
+    return {name: calls[-1][:2] for name, calls in calls_of(model, ffns, ids, modules).items() if calls}
 
 
 def _check_separate(module: nn.Module, attention: FFN, call: tuple[Any, Any] | None) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from llmrank.errors import OptionError, check_type
 from llmrank.models import FFNs, PrunableLayer
+from llmrank.models.blocks import TransformerBlock
 from llmrank.models.experts import Mixture
 from llmrank.models.finding.blocks import with_blocks
 from llmrank.models.finding.heads import find_heads
@@ -72,6 +73,8 @@ class Units(ABC):
         measured in turn.
     shares_amount : bool
         Whether one amount counts these units and others that hold the same neurons.
+    kept_by_any : bool
+        Whether a unit is kept if any of its neurons is; if not, it is kept if all of them are.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Units(ABC):
     has_few: ClassVar[bool] = False
     losses_add_up: ClassVar[bool] = True
     shares_amount: ClassVar[bool] = True
+    kept_by_any: ClassVar[bool] = False
 
     @classmethod
     def find(cls, model: nn.Module, ffns: FFNs) -> FFNs:  # noqa: ARG003
@@ -125,9 +129,8 @@ class Units(ABC):
         """Whether every unit is one neuron."""
         return False
 
-    @abstractmethod
-    def assign(self, scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Assign every neuron to a unit, by the scores of the neurons.
+    def assign(self, scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # noqa: ARG002
+        """Assign every neuron to a unit: by the scores of the neurons, or equally many neighbours to each unit in turn.
 
         Parameters
         ----------
@@ -139,14 +142,18 @@ class Units(ABC):
         dict from str to (n,) int64 tensor
             The unit of each neuron, by the name of the layer.
         """
+        return {layer.name: torch.arange(layer.size) // (layer.size // self.n_units) for layer in self.layers}
 
-    @abstractmethod
     def present(self, order: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return which units these masks keep, (units,) bool."""
+        """Return which units these masks keep, (units,) bool; see :attr:`kept_by_any`."""
+        kept = torch.full((self.n_units,), not self.kept_by_any)
+        for name, unit in self.assign(order).items():
+            kept[unit[masks[name] == self.kept_by_any]] = self.kept_by_any
+        return kept
 
-    @abstractmethod
     def widths(self, n_kept: int) -> dict[str, int]:
         """Return the widths of the layers if `n_kept` units are kept."""
+        return {layer.name: n_kept * (layer.size // self.n_units) for layer in self.layers}
 
     def importance(self, order: Mapping[str, torch.Tensor], scores: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the importance of every unit, (units,) float64: the sum of the scores of its neurons.
@@ -192,20 +199,9 @@ class NeuronUnits(Units):
 
     def assign(self, scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """See :meth:`Units.assign`."""
-        if len(self.layers) == 1:
-            return {self.layers[0].name: torch.arange(self.n_units)}
+        if self.are_neurons:
+            return super().assign(scores)
         return {layer.name: _positions(scores[layer.name]) // (layer.size // self.n_units) for layer in self.layers}
-
-    def present(self, order: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See :meth:`Units.present`; a unit is kept if all of its neurons are."""
-        kept = torch.ones(self.n_units, dtype=torch.bool)
-        for name, unit in self.assign(order).items():
-            kept[unit[~masks[name]]] = False
-        return kept
-
-    def widths(self, n_kept: int) -> dict[str, int]:
-        """See :meth:`Units.widths`."""
-        return {layer.name: n_kept * (layer.size // self.n_units) for layer in self.layers}
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,6 +216,7 @@ class ExpertUnits(Units):
 
     n_groups: int = 1
     target = "experts"
+    kept_by_any = True
 
     @classmethod
     def divide(cls, layers: Sequence[PrunableLayer], expert_widths: Collection[int]) -> list[Units]:  # noqa: ARG003
@@ -255,13 +252,6 @@ class ExpertUnits(Units):
         order = torch.arange(self.n_units).expand_as(totals) if self.n_groups == 1 else _positions(totals)
         units = order.flatten().tolist()
         return {layer.name: torch.full((layer.size,), units[k]) for k, layer in enumerate(self.layers)}
-
-    def present(self, order: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See :meth:`Units.present`; an expert is kept if any of its neurons is."""
-        kept = torch.zeros(self.n_units, dtype=torch.bool)
-        for name, unit in self.assign(order).items():
-            kept[unit[masks[name]]] = True
-        return kept
 
     def widths(self, n_kept: int) -> dict[str, int]:
         """See :meth:`Units.widths`; the first experts of each group are taken to be kept."""
@@ -306,19 +296,6 @@ class HeadUnits(Units):
         heads = self.layers[0].heads
         return "groups of heads" if heads is not None and heads.n_groups > 1 else "heads"
 
-    def assign(self, scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # noqa: ARG002
-        """See :meth:`Units.assign`."""
-        (layer,) = self.layers
-        return {layer.name: torch.arange(layer.size) // (layer.size // self.n_units)}
-
-    def present(self, order: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:  # noqa: ARG002
-        """See :meth:`Units.present`."""
-        return masks[self.name].view(self.n_units, -1).all(1)
-
-    def widths(self, n_kept: int) -> dict[str, int]:
-        """See :meth:`Units.widths`."""
-        return {self.name: n_kept * self.n_neurons}
-
 
 class BlockUnits(Units):
     """A block as the only unit of all layers in it, see :class:`llmrank.models.blocks.TransformerBlock`."""
@@ -327,6 +304,7 @@ class BlockUnits(Units):
     has_few = True
     losses_add_up = False
     shares_amount = False
+    kept_by_any = True
 
     @classmethod
     def find(cls, model: nn.Module, ffns: FFNs) -> FFNs:
@@ -341,13 +319,10 @@ class BlockUnits(Units):
     @classmethod
     def divide(cls, layers: Sequence[PrunableLayer], expert_widths: Collection[int]) -> list[Units]:  # noqa: ARG003
         """See :meth:`Units.divide`; layers of which no block is known are left out."""
-        found: dict[str, tuple[PrunableLayer, ...]] = {}
-        for layer in layers:
-            if layer.block is not None:
-                found[layer.block.name] = (*found.get(layer.block.name, ()), layer)
+        groups = _grouped([layer for layer in layers if layer.block], lambda layer: layer.block)
         return [
             cls(name, group, 1, min_keep=int(group[0].block is not None and group[0].block.stays))
-            for name, group in found.items()
+            for name, group in groups.items()
         ]
 
     @classmethod
@@ -358,30 +333,18 @@ class BlockUnits(Units):
                 "this model has one block, which must stay; expected targets='neurons' (--targets neurons)"
             )
 
-    def assign(self, scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # noqa: ARG002
-        """See :meth:`Units.assign`."""
-        return {layer.name: torch.zeros(layer.size, dtype=torch.int64) for layer in self.layers}
-
-    def present(self, order: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:  # noqa: ARG002
-        """See :meth:`Units.present`."""
-        return torch.tensor([any(bool(masks[layer.name].any()) for layer in self.layers)])
-
-    def widths(self, n_kept: int) -> dict[str, int]:
-        """See :meth:`Units.widths`."""
-        return {layer.name: n_kept * layer.size for layer in self.layers}
-
 
 KINDS: dict[Target, type[Units]] = {kind.target: kind for kind in (NeuronUnits, ExpertUnits, HeadUnits, BlockUnits)}
 
 
 def _grouped(
-    layers: Iterable[PrunableLayer], mixture_of: Callable[[PrunableLayer], Mixture | None]
+    layers: Iterable[PrunableLayer], whole_of: Callable[[PrunableLayer], Mixture | TransformerBlock | None]
 ) -> dict[str, tuple[PrunableLayer, ...]]:
-    """Return the layers that lose units together, by the name of their mixture; a layer without one stands alone."""
+    """Return the layers that lose units together, by the name of their mixture or block; one without stands alone."""
     groups: dict[str, tuple[PrunableLayer, ...]] = {}
     for layer in layers:
-        mixture = mixture_of(layer)
-        name = layer.name if mixture is None else mixture.name
+        whole = whole_of(layer)
+        name = layer.name if whole is None else whole.name
         groups[name] = (*groups.get(name, ()), layer)
     return groups
 

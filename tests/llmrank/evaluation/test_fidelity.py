@@ -146,7 +146,7 @@ def test_predictions_that_hold_nan_are_refused(side: str) -> None:
 
 
 def test_vocabularies_of_different_sizes_are_refused() -> None:
-    with pytest.raises(OptionError, match="a vocabulary of 64 tokens and the other model one of 70"):
+    with pytest.raises(OptionError, match="predicts 64 tokens and the other model 70"):
         fidelity(tiny_llama(), tiny_llama(vocab_size=70), padded_sequences())
 
 

@@ -574,7 +574,7 @@ def test_what_cannot_be_healed_is_refused(dense: Any, pruned: Any) -> None:
         healed(broken, dense)
     smaller = copy.deepcopy(pruned)
     smaller.resize_token_embeddings(32)
-    with pytest.raises(OptionError, match="predicts 64 tokens and the pruned model 32"):
+    with pytest.raises(OptionError, match="predicts 64 tokens and the other model 32"):
         healed(smaller, dense)
     masked = copy.deepcopy(dense)
     ids = TOKENS.sequences.ids[:8]

@@ -43,6 +43,30 @@ def test_an_estimate_is_right_on_average(dense: Any, pruned: Any, monkeypatch: p
     assert float((drawn.mean(0) - exact).mean().abs()) < 2e-3
 
 
+@pytest.mark.parametrize("from_file", [False, True])
+def test_tokens_that_neither_model_predicts_do_not_count(dense: Any, pruned: Any, from_file: bool) -> None:
+    """Some models mask a part of their vocabulary."""
+    possible, never = slice(24), torch.arange(24, 64)
+    teacher, student = copy.deepcopy(dense), copy.deepcopy(pruned)
+    for model in (teacher, student):
+        model.lm_head.register_forward_hook(lambda _module, _inputs, logits: logits.index_fill(-1, never, -torch.inf))
+    tokens = TOKENS._replace(sequences=sequences(2, 9), held_out=None, other=None)
+    ids, mask = tokens.sequences.ids, tokens.sequences.mask
+    with torch.no_grad():
+        wanted, logits = (model(input_ids=ids).logits[:, :-1] for model in (teacher, student))
+    source = predict_tokens(teacher, tokens) if from_file else DenseModel(teacher)
+    (of_band,) = source.divergences(ids, mask, torch.arange(2))
+    found = of_band(logits.requires_grad_())
+    exact = torch.nn.functional.kl_div(
+        logits[..., possible].log_softmax(-1), wanted[..., possible].log_softmax(-1), reduction="none", log_target=True
+    )
+    # Log-probabilities in a file are kept in half precision.
+    errors = {"rtol": 0.0, "atol": 2e-3 if from_file else 1e-5}
+    torch.testing.assert_close(found, exact.sum(-1), **errors)
+    found.sum().backward()
+    torch.testing.assert_close(logits.grad, logits.softmax(-1) - wanted.softmax(-1), **errors)
+
+
 def test_a_file_holds_the_text_and_all_that_is_learned_from(dense: Any, tmp_path: Path) -> None:
     found = predict_tokens(dense, TOKENS)
     path = tmp_path / "predictions.safetensors"

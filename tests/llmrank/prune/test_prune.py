@@ -493,7 +493,7 @@ def test_bad_counts_are_refused_at_construction(name: str, value: Any) -> None:
 
 
 def test_unknown_normalisation_is_refused() -> None:
-    with pytest.raises(OptionError, match="expected auto, zscore, robust, mean or none"):
+    with pytest.raises(OptionError, match="expected one of auto, zscore, robust, mean, none"):
         GlobalPruner(0.3, normalize="max")  # type: ignore[arg-type]
 
 

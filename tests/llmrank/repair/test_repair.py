@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import llmrank
 from llmrank import Masks
 from llmrank.calibration.collect import collect_statistics
-from llmrank.errors import CalibrationError, LLMRankError, MaskError, OptionError
+from llmrank.errors import CalibrationError, LLMRankError, MaskError, OptionError, UnsupportedModelError
 from llmrank.execution.block_stream import open_stream
 from llmrank.execution.recording import recording
 from llmrank.models import explicit_ffns, find_ffns
@@ -455,14 +455,21 @@ def test_impossible_repairs_are_refused() -> None:
             LeastSquaresRepair(**options)
     with pytest.raises(OptionError, match="unknown target 'logits'; expected one of stream, output"):
         LeastSquaresRepair(target="logits")
+    weight, keep = torch.ones(1, 2).double(), torch.tensor([True, False])
     with pytest.raises(OptionError, match="output maps with a bias"):
-        IsolatedFFNPipeline(
-            family_model(named_family("Qwen2")), None, calibration=token_ids(2, 16), repair=BiasRepair()
-        ).run()
+        BiasRepair().solve(weight, None, keep, Moments.of(torch.ones(3, 2)), None)
     with pytest.raises(OptionError, match="unknown repair 'glue'"):
         make_repair("glue")
     assert make_repair("none") is None
     assert isinstance(make_repair("lstsq", damping=0.1), LeastSquaresRepair)
+
+
+def test_biases_that_a_model_cannot_have_are_refused_before_the_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmrank.pipeline.stages.calibrate", lambda *_, **__: pytest.fail("began to calibrate"))
+    with pytest.raises(UnsupportedModelError, match="down_proj has none, nor can the configuration give"):
+        IsolatedFFNPipeline(
+            family_model(named_family("Qwen2")), None, calibration=token_ids(2, 16), repair=BiasRepair()
+        ).run()
 
 
 def test_a_failure_during_a_repair_leaves_the_model_unchanged() -> None:

@@ -312,6 +312,7 @@ def test_a_subclass_that_overrides_score_alone_is_ranked_by_it() -> None:
 
     assert Uniform().rank(small_graph(), LAYERS).scores[1].tolist() == [0.25] * 4
     assert First().rank(small_graph(), LAYERS).scores[1].tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert First().rank(small_graph(), LAYERS).block_products == 2  # it reads the weights, which its parent does not
     assert Mixed().rank(small_graph(), LAYERS).scores[1].tolist() == [1.0, 0.0, 0.0, 0.0]
     assert Last().rank(small_graph(), ()).scores[1].tolist() == [0.0, 0.0, 0.0, 1.0]
     assert Tuned().rank(small_graph(), ()).solver == "sweep"
@@ -391,9 +392,10 @@ def test_unknown_choices_raise_at_construction(make: Any, option: str) -> None:
     [
         (ForwardBackwardScorer, {"backend": "jacobi"}, "unknown backend 'jacobi'"),
         (ForwardBackwardScorer, {"edges": "signed"}, "unknown edges 'signed'; expected one of magnitude, energy, gate"),
+        (ForwardBackwardScorer, {"device": 0}, "device must be the name of a device, or None"),
     ],
 )
-def test_unknown_options_raise(make: Any, options: dict[str, str], message: str) -> None:
+def test_unknown_options_raise(make: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         make(**options)
 
@@ -530,7 +532,7 @@ def test_edge_weights_of_a_stack_have_its_scales() -> None:
 
 
 def test_an_unknown_topology_raises() -> None:
-    with pytest.raises(OptionError, match="expected 'isolated', 'chained' or 'residual'"):
+    with pytest.raises(OptionError, match="expected one of isolated, chained, residual"):
         build_graphs((), (), "star")  # type: ignore[arg-type]
 
 

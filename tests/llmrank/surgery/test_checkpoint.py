@@ -392,11 +392,11 @@ def test_a_check_that_fails_without_a_message_fails_the_save(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("content", ["3", '{"config": 3}', '{"calibration": []}', "[" * 100_000])
+@pytest.mark.parametrize("content", ["3", "[]", '{"config": 3}', '{"calibration": []}', "[" * 100_000])
 def test_reports_that_are_not_written_so_are_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "report.json").write_text(content, encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"report.json is damaged .*; delete it, or restore it"):
-        read_report(tmp_path)
+    with pytest.raises(CheckpointError, match=r"cannot be read as a report of llmrank .*: restore it"):
+        read_report(tmp_path / "report.json")
 
 
 def test_a_report_that_makes_no_card_is_refused(tmp_path: Path) -> None:

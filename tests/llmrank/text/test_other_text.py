@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llmrank.pipeline import CalibrationText
-from llmrank.pipeline.held_out import n_held_out
+from llmrank.pipeline.texts import n_held_out
 from llmrank.text import CalibrationTokens, TokenSequences, builtin_texts, tokenise
 from llmrank.text.other_text import PIECE, add_other_text, held_out_other_text, is_alone
 from tests.llmrank.tiny_models import features, text, tiny_llama, token_ids, tokenizer

@@ -556,6 +556,26 @@ def test_a_configuration_that_allows_no_bias_is_not_changed() -> None:
     assert bias_attribute(tiny_llama()) == "mlp_bias"
 
 
+def test_the_part_of_the_language_model_must_allow_a_bias_too() -> None:
+    class Part:
+        mlp_bias = False
+
+        def validate(self) -> None:
+            if self.mlp_bias:
+                raise ValueError("all maps have biases, or none")
+
+    class Composite:
+        def __init__(self) -> None:
+            self.part = Part()
+
+        def get_text_config(self) -> Part:
+            return self.part
+
+    config = Composite()
+    assert bias_attribute(SimpleNamespace(config=config)) == ""
+    assert config.part.mlp_bias is False
+
+
 def test_encoder_and_decoder_are_separate_chains() -> None:
     run = ChainedFFNPipeline(tiny_t5(), None, calibration=torch.randint(3, 64, (2, 12)), pruner=GlobalPruner(0.2))
     run.run()
