@@ -1,4 +1,4 @@
-"""Attack for some minutes, and print a table of what was tried and what fell.
+"""Attack for some minutes, and print a table of what was tried and what failed.
 
 ``python -m tests.hostile --minutes 60`` divides an hour among the attacks. ``--only files --case 17`` repeats a case.
 """
@@ -22,18 +22,18 @@ from tests.hostile.harness import Attack, Tally, all_attacks, run_named
 def table(attacks: Sequence[Attack], tallies: Sequence[Tally]) -> str:
     """Return the tallies in markdown."""
     lines = [
-        "| attack | cases | fell | longest, s | memory, MiB | ended with |",
+        "| attack | cases | failed | longest, s | memory, MiB | ended with |",
         "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for attack, tally in zip(attacks, tallies, strict=True):
         ended = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(tally.outcomes.items()))
-        counted = f"{tally.cases:,} | {len(tally.fallen)} | {tally.longest:.1f} | {tally.mebibytes:.0f}"
+        counted = f"{tally.cases:,} | {len(tally.failed)} | {tally.longest:.1f} | {tally.mebibytes:.0f}"
         lines.append(f"| {attack.name}: {attack.about} | {counted} | {ended} |")
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the attacks; the exit status is 1 if something fell."""
+    """Run the attacks; the exit status is 1 if something failed."""
     every = all_attacks()
     parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0, help="for all attacks together (%(default)s)")
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(shown)
     if options.output is not None:
         options.output.write_text(shown + "\n", encoding="utf-8")
-    return int(any(tally.fallen for tally in tallies))
+    return int(any(tally.failed for tally in tallies))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 
 import llmrank
 from llmrank import cli
-from tests.hostile.harness import Attack, Fell, run_command
+from tests.hostile.harness import Attack, Failed, run_command
 from tests.llmrank.commands import SHORT
 from tests.llmrank.tiny_models import text, tiny_llama, tokenizer, write_vocabulary
 
@@ -134,14 +134,14 @@ def case(shared: Shared, rng: random.Random, folder: Path) -> str:
         os.chdir(here)
     shown = " ".join(map(repr, arguments))[:1500]
     if status not in (0, 2) or "Traceback" in said or "bug in llmrank" in said:
-        raise Fell(f"{shown}: status {status}: {said[-1500:]}")
+        raise Failed(f"{shown}: status {status}: {said[-1500:]}")
     if status == 2:
         if not said.strip():
-            raise Fell(f"{shown}: refused without a word")
+            raise Failed(f"{shown}: refused without a word")
         # A sweep keeps the rows that failed, and why.
         left = [path.name for path in folder.iterdir() if command != "sweep"]
         if left:
-            raise Fell(f"{shown}: refused ({said[-300:]}), and left {left}")
+            raise Failed(f"{shown}: refused ({said[-300:]}), and left {left}")
         return "refused"
     return "accepted"
 

@@ -22,7 +22,7 @@ import graphs
 import llmrank
 from llmrank.pipeline import CalibrationText, EvaluationText
 from llmrank.pipeline.registry import PRUNERS, REPAIRS, SCORERS
-from tests.hostile.harness import SAID, Attack, Fell, refusal
+from tests.hostile.harness import SAID, Attack, Failed, refusal
 from tests.llmrank.tiny_models import Snapshot, text, tiny_llama, token_ids, tokenizer
 
 __all__ = ["CALLS"]
@@ -194,7 +194,7 @@ def case(calls: dict[str, Call], rng: random.Random, folder: Path) -> str:
     except Exception as error:
         if isinstance(error, TypeError) and NO_PATH.search(str(error)):
             return "refused (TypeError: no path)"
-        raise Fell(f"{what}: {type(error).__name__}: {error}") from error
+        raise Failed(f"{what}: {type(error).__name__}: {error}") from error
     else:
         if snapshot is not None and hasattr(found, "undo"):
             found.undo()
@@ -205,11 +205,11 @@ def case(calls: dict[str, Call], rng: random.Random, folder: Path) -> str:
         try:
             snapshot.assert_restored()
         except AssertionError as changed:
-            raise Fell(f"{what}: {outcome}, and the model has changed: {changed}") from changed
+            raise Failed(f"{what}: {outcome}, and the model has changed: {changed}") from changed
     # A sweep keeps the rows that failed, and why.
     left = [path.name for path in folder.iterdir() if name != "sweep"]
     if left:
-        raise Fell(f"{what}: {outcome}, and left {left}")
+        raise Failed(f"{what}: {outcome}, and left {left}")
     return outcome
 
 

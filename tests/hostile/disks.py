@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.hostile.forks import CHANGES, Events, forked
-from tests.hostile.harness import Attack, Fell
+from tests.hostile.harness import Attack, Failed
 from tests.hostile.writers import WHOLE, Writer, finish, judged, writers
 
 __all__ = ["DISKS"]
@@ -60,13 +60,13 @@ def case(chosen: list[Writer], rng: random.Random, folder: Path) -> str:
         ended = wait()
     folder.chmod(0o755)
     if ended.status not in (0, 2) or ended.is_traceback or (ended.status and not ended.said.strip()):
-        raise Fell(f"{what}: status {ended.status}: {ended.said[-1500:]}")
+        raise Failed(f"{what}: status {ended.status}: {ended.said[-1500:]}")
     state = judged(writer, folder, what)
     if ended.status == 0 and state not in WHOLE:
-        raise Fell(f"{what}: status 0, but the output is {state}: {ended.said[-1500:]}")
+        raise Failed(f"{what}: status 0, but the output is {state}: {ended.said[-1500:]}")
     left = writer.leftovers(folder, may_go_on=ended.status != 0)
     if left:
-        raise Fell(f"{what}: status {ended.status}, and it has left {left}: {ended.said[-1500:]}")
+        raise Failed(f"{what}: status {ended.status}, and it has left {left}: {ended.said[-1500:]}")
     finish(writer, folder, what)
     return f"{way}, {'refused' if ended.status else 'written'}, {state}"
 

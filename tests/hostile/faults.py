@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import llmrank
-from tests.hostile.harness import Attack, Fell
+from tests.hostile.harness import Attack, Failed
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import Snapshot, family_model, named_family, tiny_llama, token_ids
 
@@ -165,7 +165,7 @@ def case(shared: Shared, rng: random.Random, _folder: Path) -> str:
             prune(model, SETTINGS[number]).undo()
             snapshot.assert_restored()
     except AssertionError as changed:
-        raise Fell(f"{what}: the model has changed: {changed}") from changed
+        raise Failed(f"{what}: the model has changed: {changed}") from changed
     return ended
 
 

@@ -36,7 +36,7 @@ from llmrank.text.generated import Generated
 from llmrank.text.sequences import Request
 from tests.hostile.contents import rewrite
 from tests.hostile.faults import Injector, profiled
-from tests.hostile.harness import SAID, Attack, Fell, refusal, run_command
+from tests.hostile.harness import SAID, Attack, Failed, refusal, run_command
 from tests.llmrank.commands import SHORT
 from tests.llmrank.tiny_models import text, tiny_llama, token_ids, tokenizer, write_vocabulary
 
@@ -79,12 +79,12 @@ class Reader:
 
 
 def command(*arguments: Any) -> None:
-    """Run a command; raise an OSError with what it says if it refuses, and Fell if it ends otherwise."""
+    """Run a command; raise an OSError with what it says if it refuses, and Failed if it ends otherwise."""
     status, said = run_command(*arguments)
     if status == 2 and "Traceback" not in said:
         raise OSError(said)
     if status != 0:
-        raise Fell(f"status {status}: {said[-2000:]}")
+        raise Failed(f"status {status}: {said[-2000:]}")
 
 
 def prepare(folder: Path) -> list[Reader]:
@@ -109,7 +109,7 @@ def prepare(folder: Path) -> list[Reader]:
         place = folder / f"whole-{number}"
         place.mkdir()
         if not reader.same(reader.read(copied(reader, place))):
-            raise Fell(f"{reader.name}: what was read is not what was written, and it was not damaged")
+            raise Failed(f"{reader.name}: what was read is not what was written, and it was not damaged")
     return readers
 
 
@@ -484,14 +484,14 @@ def case(readers: list[Reader], rng: random.Random, folder: Path) -> str:
             found = reader.read(path)
     except SAID as error:
         return refusal(error)
-    except Fell as fell:
-        raise Fell(f"{what}: {fell}") from fell
+    except Failed as failed:
+        raise Failed(f"{what}: {failed}") from failed
     except Exception as error:
-        raise Fell(f"{what}: {type(error).__name__}: {error}") from error
+        raise Failed(f"{what}: {type(error).__name__}: {error}") from error
     if rewritten:
         return "read what was rewritten"
     if reader.has_checksums and not reader.same(found):
-        raise Fell(f"{what}: what was read is not what was written")
+        raise Failed(f"{what}: what was read is not what was written")
     return "read"
 
 

@@ -25,7 +25,7 @@ from llmrank.errors import LLMRankError
 
 __all__ = [
     "Attack",
-    "Fell",
+    "Failed",
     "Tally",
     "all_attacks",
     "attempt",
@@ -44,7 +44,7 @@ MEBIBYTES = 1024
 SAID = (LLMRankError, GraphError, OSError)
 
 
-class Fell(AssertionError):  # noqa: N818 -- what is tested has fallen
+class Failed(AssertionError):  # noqa: N818 -- what is tested has failed
     """Raised by an attack that has found a defect."""
 
 
@@ -65,7 +65,7 @@ class Attack:
         ``prepare(folder)`` makes what all cases share, once.
     case : callable
         ``case(shared, rng, folder)`` carries out a case in a folder of its own, and returns what it ended with, in a few words.
-        It raises :class:`Fell` if something has fallen; any other error has fallen too.
+        It raises :class:`Failed` if something has failed; any other error counts as a failure too.
     weight : float
         Its share of the time, beside those of the others.
     """
@@ -82,20 +82,20 @@ class Tally:
     """What the cases of an attack ended with."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
-    fallen: dict[int, str] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
     """By the number of the case: the error with its traceback."""
     longest: float = 0.0
     mebibytes: float = 0.0
 
     @property
     def cases(self) -> int:
-        return self.outcomes.total() + len(self.fallen)
+        return self.outcomes.total() + len(self.failed)
 
 
 def refusal(error: BaseException) -> str:
     """Return what a refused case ended with: a message of one sentence at least, of a type that users are told of."""
     if not str(error).strip():
-        raise Fell(f"{type(error).__name__} says nothing") from error
+        raise Failed(f"{type(error).__name__} says nothing") from error
     return f"refused ({type(error).__name__})"
 
 
@@ -153,12 +153,12 @@ def attempt(attack: Attack, shared: Any, number: int, seed: int, tally: Tally) -
         grown = peak_mebibytes() - before
         tally.mebibytes = max(tally.mebibytes, grown)
         if grown > MEBIBYTES:
-            raise Fell(f"the case took {grown:.0f} MiB more memory")
+            raise Failed(f"the case took {grown:.0f} MiB more memory")
         tally.outcomes[outcome] += 1
     except KeyboardInterrupt:
         raise
     except BaseException:
-        tally.fallen[number] = traceback.format_exc()
+        tally.failed[number] = traceback.format_exc()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     tally.longest = max(tally.longest, perf_counter() - begun)
@@ -176,8 +176,8 @@ def run(attack: Attack, shared: Any, seconds: float, seed: int, first: int = 0, 
     tally, number, begun = Tally(), first, perf_counter()
     while perf_counter() - begun < seconds and (most is None or number - first < most):
         attempt(attack, shared, number, seed, tally)
-        if number in tally.fallen:
-            sys.stderr.write(f"\n{attack.name}, case {number}, seed {seed}:\n{tally.fallen[number]}\n")
+        if number in tally.failed:
+            sys.stderr.write(f"\n{attack.name}, case {number}, seed {seed}:\n{tally.failed[number]}\n")
             sys.stderr.flush()
         number += 1
     return tally

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.hostile.forks import Events, Run, forked
-from tests.hostile.harness import Attack, Fell
+from tests.hostile.harness import Attack, Failed
 from tests.hostile.writers import INTO, WHOLE, Writer, finish, judged, writers
 
 __all__ = ["ENDS", "KILLS", "die"]
@@ -44,14 +44,14 @@ def case(chosen: list[Writer], rng: random.Random, folder: Path) -> str:
             ended = wait()
         # What is complete is refused.
         if ended.status not in (0, *ENDS[number], *([2] if was_whole else [])) or ended.is_traceback:
-            raise Fell(f"{what}: status {ended.status}: {ended.said[-1500:]}")
+            raise Failed(f"{what}: status {ended.status}: {ended.said[-1500:]}")
         if target == "the current directory" and signal.SIGKILL in numbers and writer.is_part(folder):
             state = "a part that no loader takes"
         else:
             state = judged(writer, folder, what)
         if ended.status == 0:
             if state != WHOLE[0]:
-                raise Fell(f"{what}: status 0, but the output is {state}: {ended.said[-1500:]}")
+                raise Failed(f"{what}: status 0, but the output is {state}: {ended.said[-1500:]}")
             break
     left = counted_leftovers(writer, folder, numbers, ended)
     finish(writer, folder, what)
@@ -77,7 +77,7 @@ def counted_leftovers(writer: Writer, folder: Path, numbers: list[signal.Signals
     if not left:
         return ""
     if ended.status == 0:
-        raise Fell(f"{writer.name}: status 0, but it has left {left}")
+        raise Failed(f"{writer.name}: status 0, but it has left {left}")
     return ", with leftovers"
 
 

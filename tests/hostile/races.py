@@ -15,7 +15,7 @@ from pathlib import Path
 from llmrank import cli
 from llmrank.execution import heartbeat
 from tests.hostile.forks import Events, Run, forked
-from tests.hostile.harness import Attack, Fell
+from tests.hostile.harness import Attack, Failed
 from tests.hostile.kills import ENDS, die
 from tests.hostile.outputs import contents
 from tests.hostile.writers import WHOLE, Writer, clear_temporary, finish, judged, writers
@@ -42,12 +42,12 @@ def race(chosen: list[Writer], rng: random.Random, folder: Path) -> str:
         ended = [wait() for wait in waits]
     for one in ended:
         if one.status not in (0, 2, *([-signal.SIGKILL] if killed else [])) or one.is_traceback:
-            raise Fell(f"{what}: status {one.status}: {one.said[-1500:]}")
+            raise Failed(f"{what}: status {one.status}: {one.said[-1500:]}")
     state, written = judged(writer, folder, what), sum(one.status == 0 for one in ended)
     if state not in WHOLE and (written or not killed):
-        raise Fell(f"{what}: {state}, and they said {[one.said[-700:] for one in ended]}")
+        raise Failed(f"{what}: {state}, and they said {[one.said[-700:] for one in ended]}")
     if not killed and writer.leftovers(folder):
-        raise Fell(f"{what}: they have left {writer.leftovers(folder)}")
+        raise Failed(f"{what}: they have left {writer.leftovers(folder)}")
     finish(writer, folder, what)
     return f"{'one killed, ' if killed else ''}written by {written}"
 
@@ -94,16 +94,16 @@ def death(chosen: list[Writer], rng: random.Random, folder: Path) -> str:
     for rank, one in enumerate(ended):
         allowed = (0, 2) if rank != dying else (0, 2, *ENDS[number])
         if one.status not in allowed or one.is_traceback:
-            raise Fell(f"{what}: process {rank}: status {one.status}: {one.said[-1500:]}")
+            raise Failed(f"{what}: process {rank}: status {one.status}: {one.said[-1500:]}")
     state = judged(writer, folder, what)
     if ended[0].status == 0 and state not in WHOLE:  # process 0 writes
-        raise Fell(f"{what}: status 0, but the output is {state}: {ended[0].said[-1500:]}")
+        raise Failed(f"{what}: status 0, but the output is {state}: {ended[0].said[-1500:]}")
     clear_temporary(folder)
     again = together(writer, folder)
     if any(one.status not in (0, 2) or one.is_traceback for one in again) or judged(writer, folder, what) not in WHOLE:
-        raise Fell(f"{what}: the next run: {[(one.status, one.said[-700:]) for one in again]}")
+        raise Failed(f"{what}: the next run: {[(one.status, one.said[-700:]) for one in again]}")
     if writer.leftovers(folder):
-        raise Fell(f"{what}: the next run has left {writer.leftovers(folder)}")
+        raise Failed(f"{what}: the next run has left {writer.leftovers(folder)}")
     return f"{writer.name}, {state}"
 
 

@@ -14,7 +14,7 @@ from scipy import sparse
 from graphs import BlockDigraph, LayeredGraph, bidirectional_graph, pagerank, residual_graph
 from graphs.structures.digraph import as_digraph, teleport_vector
 from tests.graphs.cases import Array
-from tests.hostile.harness import Attack, Fell
+from tests.hostile.harness import Attack, Failed
 
 __all__ = ["RANKS"]
 
@@ -108,9 +108,9 @@ def case(_shared: None, rng: random.Random, _folder: Path) -> str:
         return "not judged: the precision is too low for this gamma"
     bound = float(found.error_bound)
     if not np.isfinite(scores).all() or bool((scores < 0.0).any()) or abs(scores.sum(axis=0) - 1.0).max() > roundoff:
-        raise Fell(f"{solver} on {kind}: the scores are no distribution")
+        raise Failed(f"{solver} on {kind}: the scores are no distribution")
     if error > bound + roundoff:
-        raise Fell(
+        raise Failed(
             f"{solver}, {dtype}, {kind} of {blocks.n_nodes} nodes, gamma {gamma}: error {error:.2e}, bound {bound:.2e}"
         )
     return "within the bound" if found.converged else "not converged, within the bound"

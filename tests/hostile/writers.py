@@ -18,7 +18,7 @@ from llmrank.cli.low_memory import unfinished_directory
 from llmrank.execution.work_directory import holds_run
 from llmrank.experiments.sweep_folder import ROWS
 from tests.hostile.forks import TEMPORARY, Events, forked
-from tests.hostile.harness import Fell, run_command
+from tests.hostile.harness import Failed, run_command
 from tests.hostile.outputs import Contents, contents, missing_siblings
 from tests.llmrank.commands import SHORT
 from tests.llmrank.tiny_models import text, tiny_llama, tokenizer, write_vocabulary
@@ -79,7 +79,7 @@ class Writer:
             os.chdir(folder / self.output)
 
     def state(self, folder: Path) -> str:
-        """Return whether the output is absent, whole, or a part that may be there; raise Fell if it is anything else."""
+        """Return whether the output is absent, whole, or a part that may be there; raise Failed if it is anything else."""
         output = folder / self.output
         found = contents(output) if output.exists() else {}
         if not found:  # nothing, or at most what the next run removes
@@ -93,7 +93,7 @@ class Writer:
             differ = [name for name in differ if name in found and name != ROWS] + missing_siblings(found, self.whole)
             if not differ and all(row in self.whole[ROWS] for row in found.get(ROWS, [])):
                 return "some rows"
-        raise Fell(f"{self.name}: the output is neither as it was nor whole: {sorted(differ)} differ")
+        raise Failed(f"{self.name}: the output is neither as it was nor whole: {sorted(differ)} differ")
 
     def is_part(self, folder: Path) -> bool:
         """Whether there are some complete files of a checkpoint, which nobody takes for a model."""
@@ -120,8 +120,8 @@ def judged(writer: Writer, folder: Path, what: str) -> str:
     """Return the state of the output; `what` is what has been done, for the message if it is none."""
     try:
         return writer.state(folder)
-    except Fell as fell:
-        raise Fell(f"{what}: {fell}") from fell
+    except Failed as failed:
+        raise Failed(f"{what}: {failed}") from failed
 
 
 def clear_temporary(folder: Path) -> None:
@@ -130,16 +130,16 @@ def clear_temporary(folder: Path) -> None:
 
 
 def finish(writer: Writer, folder: Path, what: str) -> None:
-    """Run the command once more, and raise Fell unless everything is as if nothing had been."""
+    """Run the command once more, and raise Failed unless everything is as if nothing had been."""
     clear_temporary(folder)
     with forked(writer.line(folder), folder, partial(writer.start, folder)) as wait:
         ended = wait()
     state, left = judged(writer, folder, what), writer.leftovers(folder)
     # What is complete is not written again.
     if state not in WHOLE or left or ended.status not in (0, 2) or ended.is_traceback:
-        raise Fell(f"{what}: the next run: status {ended.status}, {state}, left {left}: {ended.said[-1500:]}")
+        raise Failed(f"{what}: the next run: status {ended.status}, {state}, left {left}: {ended.said[-1500:]}")
     if ended.status == 0 and state != WHOLE[0]:
-        raise Fell(f"{what}: the next run has drawn no figure")
+        raise Failed(f"{what}: the next run has drawn no figure")
 
 
 def lines(folder: Path) -> dict[str, tuple[tuple[str, ...], str]]:
