@@ -108,7 +108,7 @@ class Distillation:
         for name in sorted(FLAGS & self.trainer.keys()):
             if not isinstance(self.trainer[name], bool):
                 raise OptionError(f"{name} must be true or false, got {self.trainer[name]!r}")
-        unknown = sorted(set(self.trainer) - TRAINER_ARGUMENTS)
+        unknown = sorted(map(str, self.trainer.keys() - TRAINER_ARGUMENTS))
         if unknown:
             raise OptionError(
                 f"{', '.join(unknown)}: expected {', '.join(FIELDS)}, or of transformers' TrainingArguments one of "

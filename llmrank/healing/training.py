@@ -44,6 +44,7 @@ from llmrank.healing.training_state import (
 from llmrank.models.compat import use_one_gpu
 from llmrank.models.digest import weights_digest
 from llmrank.models.forward import input_device
+from llmrank.surgery.atomic import check_encoding
 from llmrank.text import TokenSequences
 
 __all__ = ["train"]
@@ -90,6 +91,8 @@ def train(
     ------
     OptionError
         The directory keeps another training, or a damaged state; or the Trainer refuses its arguments.
+    CheckpointError
+        The path of the directory is not UTF-8.
     ProcessError
         Another of the processes that share the training has failed.
     OSError
@@ -97,6 +100,7 @@ def train(
     """
     run: Any = None
     if directory is not None:
+        check_encoding(directory)
         digests = [text.digest, *(each.digest for each in held_out.values())]
         models = [weights_digest(student.model), student.teacher.identity()]
         run = json.loads(json.dumps([asdict(settings), schedule, rate, digests, models], default=str))

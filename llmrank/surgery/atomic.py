@@ -14,7 +14,7 @@ from pathlib import Path
 from graphs.io.replacement import LOCK, hidden_directory, remove_leftovers
 from llmrank.errors import CheckpointError
 
-__all__ = ["atomic_directory", "check_output"]
+__all__ = ["atomic_directory", "check_encoding", "check_output"]
 
 # Names within the hidden directory: the directory that results are written to, and the list of its entries while they are moved.
 CONTENT, JOURNAL = "content", "journal"
@@ -53,11 +53,8 @@ def check_output(directory: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{path} is a link to a place that does not exist; remove it, or choose another --output")
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"{path} is a file; expected a directory that does not exist yet")
+    check_encoding(path)
     target = path.resolve()
-    try:
-        str(target).encode()
-    except UnicodeEncodeError as error:  # the writers of weights take only UTF-8
-        raise CheckpointError(f"the path {str(path)!a} is not valid UTF-8; choose another --output") from error
     remove_leftovers(target.parent, target.name)
     remove_leftovers(target, NAME_INSIDE, undo=_delete_if_incomplete)
     if path.is_dir() and any(path.iterdir()):
@@ -70,6 +67,14 @@ def check_output(directory: str | os.PathLike[str]) -> Path:
     if not os.access(ancestor, os.W_OK):
         raise CheckpointError(f"{ancestor} is not writable; choose another --output")
     return path
+
+
+def check_encoding(path: Path) -> None:
+    """Raise a CheckpointError unless a path is valid UTF-8, because the writers of weights take no other."""
+    try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"the path {str(path)!a} is not valid UTF-8; choose another") from error
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingA
 
 import llmrank
 from graphs.io.replacement import hidden_directory
-from llmrank.errors import CalibrationError, OptionError, ProcessError, UnsupportedModelError
+from llmrank.errors import CalibrationError, CheckpointError, OptionError, ProcessError, UnsupportedModelError
 from llmrank.healing import DenseModel, Distillation, Healing, heal_model
 from llmrank.healing import training as training_module
 from llmrank.healing.student import Student, learning
@@ -608,6 +609,17 @@ def test_what_is_measured_in_half_precision_is_what_is_stored(dense: Any, pruned
     assert healing.chosen > 0
     again = heal_model(model, DenseModel(other), TOKENS, SETTINGS).start
     assert again.closeness["own"].divergences == pytest.approx(healing.best.closeness["own"].divergences, rel=1e-5)
+
+
+def test_a_directory_of_which_no_weights_can_be_written_is_refused(dense: Any, pruned: Any, tmp_path: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"udc80' is not valid UTF-8"):
+        healed(pruned, dense, directory=tmp_path / "\udc80")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments_of_the_trainer_have_names() -> None:
+    with pytest.raises(OptionError, match=r"^0: expected "):
+        replace(SETTINGS, trainer={0: math.nan})
 
 
 def test_a_state_of_another_model_is_refused(dense: Any, pruned: Any, tmp_path: Any) -> None:
