@@ -74,7 +74,7 @@ def check_encoding(path: Path) -> None:
     try:
         str(path.resolve()).encode()
     except UnicodeEncodeError as error:
-        raise CheckpointError(f"the path {str(path)!a} is not valid UTF-8; choose another") from error
+        raise CheckpointError(f"the path {str(path)!a} is not valid UTF-8; choose another path") from error
 
 
 @contextlib.contextmanager
