@@ -26,7 +26,7 @@ def table(attacks: Sequence[Attack], tallies: Sequence[Tally]) -> str:
         "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for attack, tally in zip(attacks, tallies, strict=True):
-        ended = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(tally.outcomes.items()))
+        ended = "; ".join(f"{count:,} times {outcome}" for outcome, count in sorted(tally.outcomes.items()))
         counted = f"{tally.cases:,} | {len(tally.failed)} | {tally.longest:.1f} | {tally.mebibytes:.0f}"
         lines.append(f"| {attack.name}: {attack.about} | {counted} | {ended} |")
     return "\n".join(lines)
