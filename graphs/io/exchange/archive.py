@@ -171,4 +171,4 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray[Any]
     return np.frombuffer(content, dtype=dtype, offset=file.tell())
 
 
-FORMATS = (Format("npz", lambda graph, stem, _: write_npz(graph, f"{stem}.npz")),)
+FORMATS = (Format("npz", lambda graph, stem, *_: write_npz(graph, f"{stem}.npz")),)

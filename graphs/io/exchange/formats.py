@@ -25,8 +25,8 @@ class Format:
     name : str
         The name on the command line.
     write : callable
-        Called with a graph (a subgraph if `any_size` is False), the path without a suffix, and a rank. For a subgraph, it is a
-        rank of the original graph.
+        Called with a graph (a subgraph if `any_size` is False), the path without a suffix, a rank, and the name of the model or
+        of whatever else the graph is of. For a subgraph, the rank is of the original graph.
     any_size : bool
         Whether the format is for graphs of any size; if not, it is for subgraphs that are small enough for a viewer.
     package, extra : str
@@ -35,7 +35,7 @@ class Format:
     """
 
     name: str
-    write: Callable[[Any, Path, Any], object]
+    write: Callable[[Any, Path, Any, str], object]
     any_size: bool = True
     package: str = ""
     extra: str = ""

@@ -12,11 +12,9 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from graphs.errors import GraphError
-from graphs.io.convert import to_networkx
 from graphs.io.exchange.formats import Format
+from graphs.io.exchange.viewing import digraph_to_view
 from graphs.io.replacement import replace_file
 from graphs.reduction.subgraphs import Subgraph
 from graphs.solvers.result import RankResult
@@ -118,30 +116,20 @@ def write_gexf(
 
 
 def _digraph_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None, max_edges: int) -> networkx.DiGraph:
-    """Check that a graph can be written, and convert it to a digraph of node ids."""
-    layered = graph if isinstance(graph, LayeredGraph) else graph.graph
-    n_edges = layered.n_edges
-    if n_edges > max_edges:
-        raise GraphError(
-            f"the graph has {n_edges:,} edges, above max_edges={max_edges:,}, more than a viewer shows; write a part "
-            "(top_subgraph, ego, between) or its backbone (sparsify), or write all edges as tables (write_tables), or raise "
-            "max_edges"
-        )
-    for name in layered.names:
+    """Check that XML can hold a graph, and convert the graph to a digraph of node ids."""
+    for name in (graph if isinstance(graph, LayeredGraph) else graph.graph).names:
         bad = UNWRITABLE.search(name)
         if bad:
             raise GraphError(
                 f"the layer name {name!r} holds {bad.group()!r}, which XML cannot hold or keep; give the layer another name"
             )
-    digraph = to_networkx(graph, max_edges, rank)
-    if not all(np.isfinite(weight) for _, _, weight in digraph.edges(data="weight")):
-        raise GraphError("the edge weights hold NaN or Inf; expected finite numbers: repair or reload them")
+    digraph = digraph_to_view(graph, rank, max_edges)
     import networkx
 
     return networkx.relabel_nodes(digraph, {(layer, index): f"{layer}:{index}" for layer, index in digraph})
 
 
 FORMATS = (
-    Format("graphml", lambda graph, stem, rank: write_graphml(graph, f"{stem}.graphml", rank), any_size=False),
-    Format("gexf", lambda graph, stem, rank: write_gexf(graph, f"{stem}.gexf", rank), any_size=False),
+    Format("graphml", lambda graph, stem, rank, _: write_graphml(graph, f"{stem}.graphml", rank), any_size=False),
+    Format("gexf", lambda graph, stem, rank, _: write_gexf(graph, f"{stem}.gexf", rank), any_size=False),
 )

@@ -213,10 +213,10 @@ def _write_parquet(path: Path, columns: Columns, chunks: Iterable[Rows]) -> None
 WRITERS: dict[str, Callable[[Path, Columns, Iterable[Rows]], None]] = {"csv": _write_csv, "parquet": _write_parquet}
 
 FORMATS = (
-    Format("csv", lambda graph, stem, rank: write_tables(graph, stem, rank, "csv")),
+    Format("csv", lambda graph, stem, rank, _: write_tables(graph, stem, rank, "csv")),
     Format(
         "parquet",
-        lambda graph, stem, rank: write_tables(graph, stem, rank, "parquet"),
+        lambda graph, stem, rank, _: write_tables(graph, stem, rank, "parquet"),
         package="pyarrow",
         extra="tables",
     ),

@@ -313,6 +313,7 @@ def _write_graphs(directory: Path, inspection: Inspection, formats: Sequence[str
             save_rank(rank, directory / f"{stem}-rank.safetensors")
         for name, exchange in exchange_formats().items():
             if name in formats and exchange.any_size:
-                exchange.write(entry.graph, directory / stem, rank)
+                exchange.write(entry.graph, directory / stem, rank, inspection.source)
             elif name in formats:
-                exchange.write(top_subgraph(entry.graph, rank, nodes=top), directory / f"{stem}-top", rank)
+                shown = top_subgraph(entry.graph, rank, nodes=top)
+                exchange.write(shown, directory / f"{stem}-top", rank, inspection.source)

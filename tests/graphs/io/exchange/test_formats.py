@@ -16,6 +16,7 @@ FILES = {
     "csv": ["g.edges.csv", "g.nodes.csv"],
     "gexf": ["g.gexf"],
     "graphml": ["g.graphml"],
+    "neuronpedia": ["g.neuronpedia.json"],
     "npz": ["g.npz"],
     "parquet": ["g.edges.parquet", "g.nodes.parquet"],
 }
@@ -31,5 +32,5 @@ def test_a_format_writes_its_files(name: str, tmp_path: Path) -> None:
     if known.package:
         pytest.importorskip(known.package)
     rank = weighted_pagerank(GRAPH)
-    known.write(GRAPH if known.any_size else top_subgraph(GRAPH, rank, nodes=2), tmp_path / "g", rank)
+    known.write(GRAPH if known.any_size else top_subgraph(GRAPH, rank, nodes=2), tmp_path / "g", rank, "model")
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES[name]
