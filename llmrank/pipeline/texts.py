@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from llmrank.errors import OptionError
+from llmrank.errors import check_count
 from llmrank.healing import Distillation
 from llmrank.models.forward import fitting_length
 from llmrank.pipeline.ranking import Ranking
@@ -63,8 +63,10 @@ class CalibrationText:
     ranking: None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        samples = {} if self.samples is None else {"samples": self.samples}
-        _check_counts(**samples, sequence_length=self.sequence_length, batch_size=self.batch_size)
+        if self.samples is not None:
+            check_count("samples", self.samples)
+        check_count("sequence_length", self.sequence_length)
+        check_count("batch_size", self.batch_size)
 
     @classmethod
     def of(cls, source: Any) -> Text:
@@ -183,7 +185,7 @@ class EvaluationText:
     samples: int = DEFAULT_SAMPLES
 
     def __post_init__(self) -> None:
-        _check_counts(samples=self.samples)
+        check_count("samples", self.samples)
 
     @classmethod
     def of(cls, source: Any) -> EvaluationText | None:
@@ -202,9 +204,3 @@ class EvaluationText:
 def n_held_out(samples: int) -> int:
     """Return how many sequences to hold out from a repair: one for every eight of `samples`, and at least one."""
     return max(1, samples // FITTED_PER_HELD_OUT)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, number in counts.items():
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise OptionError(f"{name} must be an integer >= 1, got {number!r}")

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from llmrank.errors import CalibrationError
+from llmrank.errors import CalibrationError, not_finite
 from llmrank.evaluation.fidelity import compare_predictions
 from llmrank.evaluation.logits import Prediction, Predictor
 from llmrank.execution import Execution
@@ -89,10 +89,7 @@ class DenseReference:
         """
         (distances,) = self.distances_of([masks], repaired)
         if any(map(math.isnan, distances[0])):
-            raise CalibrationError(
-                "the predictions of the pruned model are not finite: the weights hold NaN or Inf, or the dtype overflows; load "
-                "the model in float32 or bfloat16 and check its perplexity"
-            )
+            raise not_finite("the predictions of the pruned model are")
         return distances
 
     @torch.no_grad()
