@@ -51,7 +51,8 @@ def collect_by_block(
     Raises
     ------
     OptionError
-        The blocks of the model do not follow one another directly, or statistics of attentions are asked for.
+        The blocks of the model do not follow one another directly, statistics of attentions are asked for, or a file of the
+        work directory does not hold what this function wrote.
 
     Notes
     -----
@@ -77,6 +78,10 @@ def collect_by_block(
         file = work.file(f"statistics-{position}.safetensors")
         if done is not None and position < done["blocks"]:
             statistics = read_statistics(file) if inside else ()
+            if [entry.sizes for entry in statistics] != [ffn.sizes for ffn in inside]:
+                raise OptionError(
+                    f"{file} does not hold the statistics of the FFNs of its block; delete {work.path}, and start again"
+                )
         else:
             run = partial(_advance, passes, position, states)
             if inside:

@@ -114,7 +114,7 @@ class Ranking:
                 "model that was ranked, in the same dtype"
             )
         found = dict(zip(names, self.statistics, strict=True))
-        if any(_sizes(found[ffn.name]) != ffn.sizes for ffn in ffns):
+        if any(found[ffn.name].sizes != ffn.sizes for ffn in ffns):
             raise OptionError(f"the statistics of the ranking do not fit the layers that it names; {ADVICE}")
         return tuple(found[ffn.name] for ffn in ffns)
 
@@ -170,8 +170,3 @@ class Ranking:
                 raise ValueError("it has scores of other layers")
         importance = {name: torch.from_numpy(array) for name, array in scores.items()}
         return cls(statistics, sequences, held_out, other, settings, importance)
-
-
-def _sizes(statistics: FFNStatistics) -> tuple[int, ...]:
-    """Return the sizes of the layers of nodes of an FFN, as its statistics have them."""
-    return tuple(len(layer.norm) for layer in statistics.layers)

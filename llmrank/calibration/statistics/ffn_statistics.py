@@ -72,6 +72,11 @@ class FFNStatistics:
     routing: RoutingStatistics | None = None
     mixture: MixtureStatistics | None = None
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of the layers of nodes."""
+        return tuple(len(layer.norm) for layer in self.layers)
+
 
 @dataclass(frozen=True)
 class AttentionStatistics:

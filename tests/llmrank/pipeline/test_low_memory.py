@@ -224,6 +224,23 @@ def test_a_finished_stage_is_not_repeated(tmp_path: Path, monkeypatch: pytest.Mo
     run(tiny_llama(), "repaired", tmp_path / "work", resume=True)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda meta, _: meta["ffns"].pop(),
+        lambda meta, _: meta["ffns"][0]["layers"].pop(),
+        lambda _, arrays: arrays.update(
+            {name: array[:-1] for name, array in arrays.items() if name.startswith("0.1.")}
+        ),
+    ],
+)
+def test_statistics_of_other_ffns_are_refused(change: Any, tmp_path: Path) -> None:
+    run(tiny_llama(), "isolated", tmp_path / "work")
+    rewrite_tensors(tmp_path / "work" / "statistics-1.safetensors", "statistics", change)
+    with pytest.raises(OptionError, match="does not hold the statistics of the FFNs of its block; delete"):
+        run(tiny_llama(), "isolated", tmp_path / "work", resume=True)
+
+
 def test_another_run_in_the_directory_is_refused(tmp_path: Path) -> None:
     run(tiny_llama(), "isolated", tmp_path / "work")
     with pytest.raises(OptionError, match="has not finished; go on with it"):
