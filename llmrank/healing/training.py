@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import cycle, islice
@@ -35,9 +35,9 @@ from llmrank.healing.training_state import (
     BEST,
     LEDGER,
     SETTINGS,
-    check_directory,
     check_holds,
     last_checkpoint,
+    locked,
     refused_if_damaged,
     rows_in,
 )
@@ -90,7 +90,8 @@ def train(
     Raises
     ------
     OptionError
-        The directory keeps another training, or a damaged state; or the Trainer refuses its arguments.
+        The directory keeps another training, or a damaged state, or another training is at work in it; or the Trainer refuses
+        its arguments.
     CheckpointError
         The path of the directory is not UTF-8.
     ProcessError
@@ -105,10 +106,13 @@ def train(
         models = [weights_digest(student.model), student.teacher.identity()]
         run = json.loads(json.dumps([asdict(settings), schedule, rate, digests, models], default=str))
         directory.mkdir(parents=True, exist_ok=True)
-        if not launched_processes()[0]:  # process 0 checks the directory for all
-            check_directory(directory, run)
-    with TemporaryDirectory(prefix="llmrank-heal-") if directory is None else nullcontext(directory) as place:
-        work = Path(place)
+    with ExitStack() as stack:
+        if directory is None:
+            work = Path(stack.enter_context(TemporaryDirectory(prefix="llmrank-heal-")))
+        else:
+            work = directory
+            if not launched_processes()[0]:  # process 0 checks the directory for all
+                stack.enter_context(locked(directory, run))
         book = _Ledger(student, text, held_out, schedule, execution, work, is_shared=directory is not None)
         connected = dist.is_available() and dist.is_initialized()
         rows, optimizer = _dataset(student, text, schedule), _optimizer(student, settings, rate)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from safetensors import safe_open
 from transformers import TrainerState
 
-from graphs.io.replacement import remove_leftovers
+from graphs.io.replacement import LOCK, remove_leftovers, take_lock
 from llmrank.bounded_files import read_bounded
 from llmrank.errors import LLMRankError, OptionError, is_out_of_memory
 from llmrank.healing.ledger import LedgerRow, best_row
@@ -23,9 +24,9 @@ __all__ = [
     "BEST",
     "LEDGER",
     "SETTINGS",
-    "check_directory",
     "check_holds",
     "last_checkpoint",
+    "locked",
     "refused_if_damaged",
     "rows_in",
 ]
@@ -47,8 +48,32 @@ def check_directory(directory: Path, run: Any) -> None:
                 f"{directory} keeps the state of a training of other models, or with other settings or another text; name "
                 "another directory"
             )
-    elif any(directory.iterdir()):
+    elif {each.name for each in directory.iterdir()} - {LOCK}:
         raise OptionError(f"{directory} holds other files; name a directory that is absent or empty")
+
+
+@contextmanager
+def locked(directory: Path, run: Any) -> Iterator[None]:
+    """Check a directory, and keep other trainings out of it within the context.
+
+    Raises
+    ------
+    OptionError
+        Another training is at work in the directory; or see :func:`check_directory`.
+    """
+    check_directory(directory, run)
+    lock = take_lock(directory)
+    if lock is None:
+        raise OptionError(
+            f"another training is at work in {directory}; wait until it has ended, or name another directory"
+        )
+    try:
+        check_directory(directory, run)  # another training may have begun and ended before the directory was locked
+        yield
+    finally:
+        with suppress(OSError):
+            (directory / LOCK).unlink()
+        os.close(lock)
 
 
 @contextmanager

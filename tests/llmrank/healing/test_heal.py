@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments
 
 import llmrank
-from graphs.io.replacement import hidden_directory
+from graphs.io.replacement import LOCK, hidden_directory, take_lock
 from llmrank.errors import CalibrationError, CheckpointError, OptionError, ProcessError, UnsupportedModelError
 from llmrank.healing import DenseModel, Distillation, Healing, heal_model
 from llmrank.healing import training as training_module
@@ -628,6 +630,18 @@ def test_a_state_of_another_model_is_refused(dense: Any, pruned: Any, tmp_path: 
     other.model.layers[0].mlp.up_proj.weight.data *= 1.5
     with pytest.raises(OptionError, match="other models"):
         healed(other, dense, directory=tmp_path / "state")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked there")
+def test_two_trainings_in_one_directory_are_refused(dense: Any, pruned: Any, tmp_path: Any) -> None:
+    """The second one would read the weights of the first, or the first those of the second."""
+    lock = take_lock(tmp_path)
+    assert lock is not None
+    with pytest.raises(OptionError, match="another training is at work in"):
+        healed(pruned, dense, directory=tmp_path)
+    os.close(lock)
+    healed(pruned, dense, directory=tmp_path)
+    assert not (tmp_path / LOCK).exists()
 
 
 def test_a_bad_text_is_refused_before_the_model_is_pruned(dense: Any) -> None:
