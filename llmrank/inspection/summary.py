@@ -40,8 +40,8 @@ class Agreement:
     Attributes
     ----------
     correlation : float
-        Mean over the layers of Spearman's correlation of the neurons' scores, in -1..1; if only experts are removed, of the
-        experts' scores. Layers with constant scores are left out; NaN if no layer is left.
+        Mean over the layers of Spearman's correlation of the neurons' scores, in -1..1; if only experts or heads are removed, of
+        the scores of experts or groups of heads. Layers with constant scores are left out; NaN if no layer is left.
     local, global_ : float
         Of the neurons that the main scorer keeps under this budget, the share that the other scorer keeps too. NaN if the budget
         refuses the amount.
@@ -194,12 +194,16 @@ def _agreement(inspection: Inspection, other: ScorerResult) -> Agreement:
 def _scores_to_compare(
     inspection: Inspection, layer: InspectedLayer, result: ScorerResult
 ) -> npt.NDArray[np.floating[Any]]:
-    """Return the scores of a layer's neurons or, if only experts are removed, those of its routed experts."""
+    """Return the scores of a layer's neurons or, if only experts or heads are removed, those of its routed experts or groups."""
     scores = result.importance[layer.name]
-    return scores if inspection.targets != ("experts",) else _routed_sums(layer, scores)
+    return _sums(layer, scores) if inspection.targets in (("experts",), ("heads",)) else scores
 
 
-def _routed_sums(layer: InspectedLayer, scores: npt.NDArray[Any]) -> npt.NDArray[np.floating[Any]]:
+def _sums(layer: InspectedLayer, scores: npt.NDArray[Any]) -> npt.NDArray[np.floating[Any]]:
+    """Return the sums over the neurons of every group of heads of an attention, or of every routed expert of a mixture."""
+    heads = layer.parts[0].layer.heads
+    if heads is not None:
+        return np.asarray(scores.reshape(heads.n_units, -1).sum(axis=1))
     return np.array([scores[part.nodes].sum() for part in layer.parts if part.layer.mixture is not None])
 
 
@@ -211,15 +215,16 @@ class Verdict:
     ----------
     kept : bool
     margin : float
-        The :func:`margin` of the neuron among the neurons or experts that it is compared with; NaN if it could not be removed.
-    among : {"layer", "expert", "mixture"}
+        The :func:`margin` of the neuron among what it is compared with; NaN if it could not be removed.
+    among : {"layer", "expert", "mixture", "attention"}
         What the neuron is compared with: "layer", the neurons of its layer; "expert", the neurons of its expert; "mixture": its
-        expert is compared with the other experts of the mixture, because the budget removes whole experts.
+        expert is compared with the other experts of the mixture, because the budget removes whole experts; "attention": its group
+        of heads is compared with the other groups of the attention.
     """
 
     kept: bool
     margin: float
-    among: Literal["layer", "expert", "mixture"] = "layer"
+    among: Literal["layer", "expert", "mixture", "attention"] = "layer"
 
 
 @dataclass(frozen=True)
@@ -311,12 +316,15 @@ def summarise_neuron(inspection: Inspection, layer: str, neuron: int, top: int =
 
 
 def _verdict(inspection: Inspection, layer: InspectedLayer, neuron: int, budget: str) -> Verdict:
-    """Compare a neuron with the neurons of its layer or expert, or its expert with the other experts; see :class:`Verdict`."""
+    """Compare a neuron, its expert or its group of heads with the others of that kind; see :class:`Verdict`."""
     scores, keep = inspection.main.importance[layer.name], inspection.main.keep[budget][layer.name]
     part = layer.part_of(neuron)
     kept = bool(keep[neuron])
+    if part.layer.heads is not None:
+        group = neuron // (layer.size // part.layer.heads.n_units)
+        return Verdict(kept, margin(_sums(layer, scores), _sums(layer, keep) > 0, group), "attention")
     if "experts" in inspection.targets and part.layer.mixture is not None:
-        sums, any_kept = _routed_sums(layer, scores), _routed_sums(layer, keep) > 0
+        sums, any_kept = _sums(layer, scores), _sums(layer, keep) > 0
         expert = [each for each in layer.parts if each.layer.mixture is not None].index(part)
         if inspection.targets == ("experts",) or not any_kept[expert]:
             return Verdict(kept, margin(sums, any_kept, expert), "mixture")

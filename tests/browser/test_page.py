@@ -717,3 +717,38 @@ def test_a_mixture_shows_its_experts_and_an_expert_its_neurons(visit: Open, tmp_
     removed_experts = [part for part, width in masks.widths.items() if width == 0]
     assert crosses.count("M") == 2 * len(removed_experts)
     assert page.is_disabled("#amount") == (targets == "neurons,experts")
+
+
+def test_an_attention_shows_its_groups_of_heads(visit: Open, tmp_path: Path) -> None:
+    model = tiny_llama(hidden_size=64, num_attention_heads=8, num_key_value_heads=4)
+    pipeline = IsolatedFFNPipeline(model, None, targets="heads", calibration=token_ids())
+    inspection = inspect_model(pipeline, {"wpr": WeightedPageRankScorer(), "activation": ActivationScorer()}, "wpr")
+    name = next(iter(inspection.layers))
+    seen = visit(write_page(inspection, tmp_path / "index.html"))
+    page = seen.page
+    scores, keep = inspection.main.importance[name], inspection.main.keep["local"][name].reshape(4, -1)
+    assert [(row[0], row[1], row[3]) for row in rows(page, "experts-table")] == [
+        (str(k), f"{100 * scores.reshape(4, -1)[k].sum():.2f} %", "kept" if keep[k].all() else "removed")
+        for k in range(4)
+    ]
+    # Groups are removed by their sums, and so neurons not by their scores; a place is by score all the same.
+    assert [int(row[0]) for row in rows(page)[:5]] == np.argsort(-scores, kind="stable")[:5].tolist()
+    page.click("#experts-table [data-expert='2']")
+    assert page.inner_text("#neurons-heading") == "Neurons of group 2"
+    assert {int(row[0]) for row in rows(page)} == set(range(16, 24))
+    page.fill("#query", "0.1:3")
+    page.press("#query", "Enter")
+    assert page.inner_text("#neuron-heading") == "Neuron 0:11, neuron 3 of group 1"
+    found = summarise_neuron(inspection, name, 11).verdicts["local"]
+    shown = page.inner_text("#neuron-facts .verdicts tbody tr.chosen").split("\t")
+    assert found.among == "attention"
+    assert (shown[3], float(shown[4])) == ("kept" if found.kept else "removed", pytest.approx(found.margin, rel=1e-3))
+    seen.settle()
+    crosses = page.get_attribute("#experts-plot .cross:not(.under)", "d")
+    assert crosses.count("M") == 2 * len(inspection.layers)
+    assert page.inner_text("#experts-figure h3") == "Heads of all attentions"
+    text = page.inner_text("body").lower()
+    assert "expert" not in text
+    assert "mixture" not in text
+    assert page.locator("#multiple").is_hidden()
+    assert seen.complaints == []

@@ -108,8 +108,8 @@ def payload(
     >>> content["layers"][0]["size"], content["amounts"][content["inspected"]["amount"]]
     (6, '30 %')
     """
-    layers = _layers(inspection)
     choices = offered_choices(inspection)
+    layers = _layers(inspection, choices)
     candidates = {inspection.scorer: inspection.main, **inspection.results}
     candidates[f"{inspection.scorer}, {inspection.other_topology}"] = inspection.in_other_topology
     edge_bytes = 2 * TOP_EDGES * (np.dtype(_node_dtype(inspection)).itemsize + 4)
@@ -164,6 +164,7 @@ def _protocol(inspection: Inspection, choices: Choices) -> dict[str, Any]:
         "min_keep": choices.min_keep,
         "slider_end": SLIDER_END,
         "targets": list(inspection.targets),
+        "part": "group" if inspection.targets == ("heads",) else "expert",
         "amounts": [amount_label(amount, inspection.targets) for amount in choices.amounts],
         "multiples": choices.multiples,
         "inspected": {
@@ -200,9 +201,13 @@ def _notes(
     return notes
 
 
-def _layers(inspection: Inspection) -> list[dict[str, Any]]:
-    """Return the layers, each with the layers next to it in its graph. A layer that is a mixture also has its experts."""
-    layers = []
+def _layers(inspection: Inspection, choices: Choices) -> list[dict[str, Any]]:
+    """Return the layers, each with the layers next to it in its graph.
+
+    A layer that is a mixture also has its experts; an attention whose heads are removed has its groups of heads in their place.
+    """
+    layers: list[dict[str, Any]] = []
+    of_heads = {each.name: each for each in choices.unit_sets if each.target == "heads"}
     for name, layer in inspection.layers.items():
         graph = inspection.graphs[layer.graph].graph
         neighbours: dict[str, Any] = {}
@@ -220,6 +225,12 @@ def _layers(inspection: Inspection) -> list[dict[str, Any]]:
             }
             for part, each in zip(layer.parts, summarise_experts(inspection, name), strict=True)
         ] if layer.is_mixture else None  # fmt: skip
+        if name in of_heads:
+            size = of_heads[name].n_neurons
+            experts = [
+                {"label": str(k), "start": k * size, "size": size, "routed": True, "tokens": None, "weight": None}
+                for k in range(of_heads[name].n_units)
+            ]
         layers.append({"name": name, "size": layer.size, **neighbours, "experts": experts})
     return layers
 

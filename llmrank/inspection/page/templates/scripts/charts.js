@@ -144,9 +144,9 @@ function drawExperts(box, model, scorer, plans, state, measure) {
         const [expert, value] = row[Math.min(Math.floor(share * row.length), row.length - 1)];
         const gone = model.countRemoved(plan, layer, expert.start, expert.size);
         const fate = gone === expert.size ? "removed" : `${count(expert.size - gone)} of ${plural(expert.size, "neuron")} kept`;
-        const use = expert.tokens ? `${percent(expert.tokens)} of the tokens` : "dead: no token";
-        const score = measure === "tokens" ? "" : `\nscore ${significant(value)} × mean of the experts`;
-        return `layer ${layer.number}, expert ${expert.label}\n${use}${score}\n${fate}`;
+        const use = expert.tokens ? `\n${percent(expert.tokens)} of the tokens` : "\ndead: no token";
+        const score = measure === "tokens" ? "" : `\nscore ${significant(value)} × mean of the ${model.part}s`;
+        return `layer ${layer.number}, ${model.part} ${expert.label}${model.hasHeads ? "" : use}${score}\n${fate}`;
       },
     });
   });
@@ -154,7 +154,7 @@ function drawExperts(box, model, scorer, plans, state, measure) {
   const layerTicks = model.mixtures.flatMap(({ number }, r) => (r % step ? [] : [{ value: r, label: String(number) }]));
   const expertTicks = wholeTicks(columns - 1, 10).map(({ value, label }) => ({ value: value + 0.5, label }));
   const place = scale([0, high], [left, left + 0.5 * (right - left)]);
-  const title = measure === "tokens" ? "share of the tokens that the expert gets" : "score of the expert, × mean of its mixture";
+  const title = measure === "tokens" ? "share of the tokens that the expert gets" : `score of the ${model.part}, × mean of its ${model.hasHeads ? "attention" : "mixture"}`;
   const words = (value) => (measure === "tokens" ? `${Number((100 * value).toPrecision(2))} %` : significant(Number(value.toPrecision(2))));
   const open = model.mixtures.indexOf(state.layer);
   showChart(
@@ -167,7 +167,7 @@ function drawExperts(box, model, scorer, plans, state, measure) {
     svg("path", { d: crosses.join(""), class: "cross under" }),
     svg("path", { d: crosses.join(""), class: "cross" }),
     open < 0 ? "" : rect(left, y(open - 0.5), right - left, y(open + 0.5) - y(open - 0.5), { class: "open-layer" }),
-    bottomAxis(x, bottom, expertTicks.filter(({ value }) => value < columns), "expert", (left + right) / 2),
+    bottomAxis(x, bottom, expertTicks.filter(({ value }) => value < columns), model.part, (left + right) / 2),
     leftAxis(left, y, layerTicks, "layer", (top + bottom) / 2),
     ...tips,
   );

@@ -26,10 +26,10 @@ function drawCharts() {
 
   if (model.mixtures.length) {
     const box = byId("experts-plot");
-    const { removed, total } = drawExperts(box, model, scorer, plans, state, byId("experts-measure").value);
-    const words = `${count(removed)} of ${plural(total, "expert")} removed (crosses), ${state.budget} at ${amountText()}.`;
+    const { removed, total } = drawExperts(box, model, scorer, plans, state, model.hasHeads ? "score" : byId("experts-measure").value);
+    const words = `${count(removed)} of ${plural(total, model.part)} removed (crosses), ${state.budget} at ${amountText()}.`;
     byId("experts-caption").textContent = words;
-    box.ariaLabel = `Heat map of the experts of ${plural(model.mixtures.length, "mixture")}: ${words} The table of an open mixture holds the same.`;
+    box.ariaLabel = `Heat map of the ${model.part}s of ${plural(model.mixtures.length, "layer")}: ${words} The table of an open layer holds the same.`;
   }
 
   const distribution = byId("distribution-plot");
@@ -70,7 +70,7 @@ function openLayer(layer, neuron = null, expert = null) {
   state.layer = layer;
   state.neuron = neuron;
   state.expert = expert;
-  if (!layer.experts && state.sort.column === "expert") state.sort = { column: "place", descending: false };
+  if (!layer.experts && state.sort.column === model.part) state.sort = { column: "place", descending: false };
   state.preview = null;
   state.page = 0;
   refresh();
@@ -115,7 +115,7 @@ function openNamed(text) {
   }
   openLayer(found.layer, found.neuron, found.expert ?? null);
   const which =
-    (found.neuron === null ? "" : `neuron ${found.neuron} of `) + (found.expert ? `expert ${found.expert.label} of ` : "");
+    (found.neuron === null ? "" : `neuron ${found.neuron} of `) + (found.expert ? `${model.part} ${found.expert.label} of ` : "");
   byId("query-result").textContent = `Opened ${which}layer ${found.layer.number}, ${found.layer.name}.`;
   byId(found.neuron === null ? "layer" : "neuron").scrollIntoView({ block: "nearest" });
 }
@@ -205,7 +205,7 @@ function listenToExperts() {
     const column = event.target.closest("button")?.dataset.column;
     if (!column) return;
     // The most used and the highest come first, at the first click.
-    const first = column !== "expert";
+    const first = column !== model.part;
     state.expertSort = { column, descending: state.expertSort.column === column ? !state.expertSort.descending : first };
     showExperts();
   });
@@ -218,7 +218,7 @@ function listenToExperts() {
     openExpert(null);
     byId("experts-table").querySelector("tbody button").focus();
   });
-  byId("experts-measure").addEventListener("change", scheduleCharts);
+  byId("experts-measure")?.addEventListener("change", scheduleCharts);
 }
 
 function listenToNeurons() {
@@ -319,7 +319,7 @@ function quoted(value) {
 function csv(what, layers) {
   const scorer = currentScorer();
   const inMixtures = model.mixtures.length > 0;
-  const lines = [`layer_number,layer,neuron,score,place,local,global${inMixtures ? ",expert" : ""}`];
+  const lines = [`layer_number,layer,neuron,score,place,local,global${inMixtures ? `,${model.part}` : ""}`];
   const chosen = plans[state.budget];
   for (const layer of layers) {
     for (let k = 0; k < layer.size; k += 1) {

@@ -1,7 +1,8 @@
 // The data of the inspection, and what can be looked up in them. Nothing in this file reads or changes the page.
 // The library computed in which order pruning removes the neurons of a layer, and how many of them at each amount. This file
 // only looks that up, so the neurons that the page shows as removed are those that the library removes. Neurons are removed in
-// units: one by one or, in a mixture of experts, one of every expert, or all of an expert.
+// units: one by one or, in a mixture of experts, one of every expert, or all of an expert, or all of a group of heads. The groups of
+// heads of an attention are shown as the experts of a mixture are, and are called so in the code.
 
 const ARRAYS = { float32: Float32Array, uint16: Uint16Array, uint32: Uint32Array };
 
@@ -29,9 +30,12 @@ class Model {
     });
     this.total = start;
     this.mixtures = this.layers.filter((layer) => layer.experts);
+    this.part = data.part;
+    this.hasHeads = data.part === "group";
     // Where neurons and experts are removed together, the page holds one amount, and only whether it removes a neuron.
     this.isFixed = data.targets.length > 1;
-    this.removesExpertsOnly = !this.isFixed && data.targets[0] === "experts";
+    // Whether only whole experts, or groups of heads, are removed.
+    this.removesWhole = this.hasHeads || (!this.isFixed && data.targets[0] === "experts");
     // The index of the units that each neuron belongs to; -1 for neurons that are never removed.
     this.unitsOf = new Int32Array(start).fill(-1);
     data.units.forEach((entry, k) => {
@@ -192,7 +196,7 @@ class Model {
     let rivals = Array.from({ length: expert.size }, (_, k) => expert.start + k)
       .filter((k) => plan.removes(layer, k) !== plan.removes(layer, neuron))
       .map((k) => scorer.scores[layer.start + k]);
-    if (expert.routed && (this.removesExpertsOnly || (this.isFixed && isRemoved(expert)))) {
+    if (expert.routed && (this.removesWhole || (this.isFixed && isRemoved(expert)))) {
       own = this.expertScore(scorer, layer, expert);
       rivals = layer.experts
         .filter((each) => each.routed && isRemoved(each) !== isRemoved(expert))

@@ -57,6 +57,7 @@ function showProvenance() {
     ].map((pair) => element("div", {}, ...termsAndValues([pair]))),
   );
   if (!model.mixtures.length) for (const each of document.querySelectorAll(".of-mixtures")) each.remove();
+  for (const each of document.querySelectorAll(model.hasHeads ? ".of-experts" : ".of-heads")) each.remove();
   if (!model.meanings) for (const each of document.querySelectorAll(".of-meanings")) each.remove();
   if (!data.changes) byId("changes").remove();
   byId("amount").disabled = model.isFixed;
@@ -67,6 +68,7 @@ function showProvenance() {
   const named = { auto: "fast widths", 1: "any width" };
   const widths = data.multiples.map((n) => element("option", { value: n }, named[n] ?? `multiples of ${n}`));
   byId("multiple").append(...widths);
+  byId("multiple").parentElement.hidden = model.hasHeads;
   byId("layer-choice").append(
     ...model.layers.map((layer) => element("option", { value: layer.number }, `${layer.number} · ${layer.name}`)),
   );
@@ -74,7 +76,7 @@ function showProvenance() {
   const example = Math.min(3, model.layers.length - 1);
   byId("query").placeholder = `such as ${example}${model.layers[example].experts ? ".0" : ""}:17`;
   byId("normalize").textContent = data.normalize;
-  byId("min-keep").textContent = plural(data.min_keep, model.removesExpertsOnly ? "expert" : "neuron");
+  byId("min-keep").textContent = model.hasHeads ? "one group" : plural(data.min_keep, model.removesWhole ? "expert" : "neuron");
   byId("edge-scorer").textContent = data.scorer;
   byId("versions").textContent = Object.entries(data.versions)
     .map(([name, version]) => `${name} ${version}`)
@@ -216,7 +218,7 @@ function showNeuron() {
   const neuron = state.preview ?? state.neuron ?? model.order(scorer, layer)[0];
   const expert = layer.experts ? model.expertOf(layer, neuron) : null;
   byId("neuron-heading").textContent =
-    `Neuron ${layer.number}:${neuron}` + (expert ? `, neuron ${neuron - expert.start} of expert ${expert.label}` : "");
+    `Neuron ${layer.number}:${neuron}` + (expert ? `, neuron ${neuron - expert.start} of ${model.part} ${expert.label}` : "");
   const at = layer.start + neuron;
   const facts = [
     ["score", significant(scorer.scores[at])],
@@ -288,9 +290,11 @@ const expertRemoved = (budget, { start, size }) => model.countRemoved(plans[budg
 
 /** For each column: its name, what it is sorted by, and what it shows. */
 const EXPERT_COLUMNS = [
-  ["expert", ({ start }) => start, (expert) => shortLabel(expert)],
-  ["tokens", ({ tokens }) => tokens, ({ tokens }) => (tokens ? percent(tokens) : "dead")],
-  ["weight", ({ weight }) => weight, ({ weight, routed }) => (routed ? significant(weight) : "–")],
+  [model.part, ({ start }) => start, (expert) => shortLabel(expert)],
+  ...(model.hasHeads ? [] : [
+    ["tokens", ({ tokens }) => tokens, ({ tokens }) => (tokens ? percent(tokens) : "dead")],
+    ["weight", ({ weight }) => weight, ({ weight, routed }) => (routed ? significant(weight) : "–")],
+  ]),
   ["score", expertScore, (expert) => percent(expertScore(expert), 2)],
   ["neurons", ({ size }) => size, ({ size }) => count(size)],
   ...BUDGETS.map((budget) => [budget, (expert) => expertRemoved(budget, expert) / expert.size, (expert) => expertFate(budget, expert)]),
@@ -308,20 +312,22 @@ function showExperts() {
   if (!model.mixtures.length) return;
   byId("experts").hidden = !layer.experts;
   byId("all-experts").hidden = state.expert === null;
-  byId("neurons-heading").textContent = state.expert ? `Neurons of expert ${state.expert.label}` : "Neurons of this layer";
+  byId("neurons-heading").textContent = state.expert ? `Neurons of ${model.part} ${state.expert.label}` : "Neurons of this layer";
   if (!layer.experts) return;
   const routed = layer.experts.filter((expert) => expert.routed);
   const dead = routed.filter(({ tokens }) => tokens === 0).length;
-  const whole = model.isFixed || model.removesExpertsOnly;
+  const whole = model.isFixed || model.removesWhole;
   const gone = BUDGETS.map((budget) => {
     const removed = routed.map((expert) => expertRemoved(budget, expert));
     return `${budget} ${count(whole ? removed.filter((n, k) => n === routed[k].size).length : removed[0])}`;
   });
+  const parts = model.hasHeads
+    ? `${plural(routed.length, "group")}. Groups`
+    : `${plural(routed.length, "expert")} that a router sends tokens to${dead ? `, ${count(dead)} of them dead` : ""}; ` +
+      `${layer.experts.length - routed.length} shared. ${whole ? "Experts" : "Neurons"}`;
   byId("experts-lede").textContent =
-    `${plural(routed.length, "expert")} that a router sends tokens to${dead ? `, ${count(dead)} of them dead` : ""}; ` +
-    `${layer.experts.length - routed.length} shared. ${whole ? "Experts removed" : "Neurons removed from each of them"} ` +
-    `at ${amountText()}: ${gone.join(", ")}. ` +
-    "Click an expert to list its neurons alone.";
+    `${parts} removed${whole ? "" : " from each of them"} at ${amountText()}: ${gone.join(", ")}. ` +
+    `Click ${model.hasHeads ? "a group" : "an expert"} to list its neurons alone.`;
   const table = byId("experts-table");
   const focused = table.contains(document.activeElement) ? document.activeElement.dataset : null;
   table.tHead.replaceChildren(element("tr", {}, ...EXPERT_COLUMNS.map(([name]) => sortHeading(name, state.expertSort))));
@@ -371,8 +377,8 @@ const COLUMNS = [
   ["strength out", ...numeric(model.outStrength)],
   ...BUDGETS.map((budget) => [budget, (k) => Number(removes(budget, k)), (k) => verdict(removes(budget, k))]),
 ];
-const EXPERT_COLUMN = ["expert", (k) => k, (k) => shortLabel(model.expertOf(state.layer, k))];
-/** The columns of the open layer: in a mixture each neuron has an expert. */
+const EXPERT_COLUMN = [model.part, (k) => k, (k) => shortLabel(model.expertOf(state.layer, k))];
+/** The columns of the open layer: in a mixture each neuron has an expert, in an attention a group of heads. */
 const columns = () => (state.layer.experts ? [COLUMNS[0], EXPERT_COLUMN, ...COLUMNS.slice(1)] : COLUMNS);
 const FILTERS = {
   all: () => true,

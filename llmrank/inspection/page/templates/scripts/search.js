@@ -52,7 +52,7 @@ function findNeuron(model, text, current) {
     const { layer, expert } = inside;
     if (neuron === null) return { layer, neuron, expert };
     if (neuron < expert.size) return { layer, neuron: expert.start + neuron, expert };
-    return { error: `Expert ${expert.label} of layer ${layer.number} has neurons 0 to ${expert.size - 1}, and no neuron ${neuron}.` };
+    return { error: `${model.hasHeads ? "Group" : "Expert"} ${expert.label} of layer ${layer.number} has neurons 0 to ${expert.size - 1}, and no neuron ${neuron}.` };
   }
   const layers = DIGITS.test(where) ? model.layers.slice(Number(where), Number(where) + 1) : layersNamed(model, where);
   if (layers.length > 1) {

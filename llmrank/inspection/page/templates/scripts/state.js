@@ -13,7 +13,7 @@ const state = {
   amount: data.inspected.amount,
   layer: model.layers[0],
   neuron: null,
-  // The expert whose neurons alone the table lists, if the open layer is a mixture.
+  // The expert, or the group of heads, whose neurons alone the table lists, if the open layer has some.
   expert: null,
   // The neuron under the pointer in the table, shown for as long as the pointer is there.
   preview: null,
@@ -21,7 +21,7 @@ const state = {
   filter: "all",
   // The text that neurons are searched by, or null.
   token: null,
-  expertSort: { column: "expert", descending: false },
+  expertSort: { column: model.part, descending: false },
   page: 0,
 };
 // What each budget removes by the chosen scorer, and by every scorer for which it was needed so far.
