@@ -156,7 +156,7 @@ def lines(folder: Path) -> dict[str, tuple[tuple[str, ...], str]]:
     rows = ("--evaluate", str(corpus), "--scorer", "norm", "--amount", "0.2,0.4", "--repair", "none,lstsq")
     healing = ("heal", pruned, "--against", str(model), *short, "--with", "learning_rate=0.001", "--checkpoints")
     seen = ("inspect", *given, "--compare", "none", "--layers", "0")
-    graphs = ("--contexts", "--format", "graphml,gexf,csv,npz,safetensors,contexts.csv,contexts.json")
+    graphs = ("--contexts", "--format", "graphml,gexf,neuronpedia,csv,npz,safetensors,contexts.csv,contexts.json")
     return {
         "prune": (("prune", *given), "out"),
         "prune --low-memory": (("prune", *given, "--low-memory"), "out"),

@@ -117,13 +117,13 @@ def write_gexf(
 
 def _digraph_to_write(graph: LayeredGraph | Subgraph, rank: RankResult | None, max_edges: int) -> networkx.DiGraph:
     """Check that XML can hold a graph, and convert the graph to a digraph of node ids."""
+    digraph = digraph_to_view(graph, rank, max_edges)
     for name in (graph if isinstance(graph, LayeredGraph) else graph.graph).names:
         bad = UNWRITABLE.search(name)
         if bad:
             raise GraphError(
                 f"the layer name {name!r} holds {bad.group()!r}, which XML cannot hold or keep; give the layer another name"
             )
-    digraph = digraph_to_view(graph, rank, max_edges)
     import networkx
 
     return networkx.relabel_nodes(digraph, {(layer, index): f"{layer}:{index}" for layer, index in digraph})

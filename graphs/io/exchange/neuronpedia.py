@@ -1,17 +1,19 @@
 """Graphs for Neuronpedia, a web page on which people explore what the parts of language models do.
 
 Its viewer shows attribution graphs: features at the tokens of a prompt. Here a node of the graph is a feature, and all of them
-stand at one token, because a rank is of a whole text. Format: version 1.0.0 of the schema on neuronpedia.org/graph/validator.
+stand at one token, because a rank is of a whole text. Layer k of the graph is row Lk of the viewer, which has a row for each
+block of the model, and two more. Format: version 1.0.0 of the schema on neuronpedia.org/graph/validator.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graphs.io.exchange.formats import Format
 from graphs.io.exchange.viewing import digraph_to_view
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["write_neuronpedia"]
 
+FORMAT = "neuronpedia"
 # The text at which all nodes stand.
 TEXT = "calibration text"
 # Neuronpedia refuses other characters in the names of a model and of a graph.
@@ -46,11 +49,11 @@ def write_neuronpedia(
         The nodes of a subgraph keep their layers and indices in the original graph.
     path : path-like
         Replaced completely on success, not changed on failure. The same graph gives the same bytes. Neuronpedia names the graph
-        after the model and this file.
+        after the model, this file, and a digest of the nodes and edges.
     rank : RankResult, optional
         A rank of the graph, or of the subgraph's original graph, with one score a node. By default the scores that a subgraph
-        holds are written, and none for a graph. The influence of a node in the viewer is the share of all written scores that
-        the nodes down to this one hold, highest first, so that the viewer can hide the lowest ones.
+        holds are written, and none for a graph. The influence of a node is the share of the written scores of its layer that it
+        and the nodes with higher scores hold. The viewer can hide the nodes of high influence, which are those of low scores.
     model : str
         Name of the model at Neuronpedia, such as ``gemma-2-2b``: it takes uploads for the models that it knows. Of a path, the
         last part counts. Other characters than letters, digits, ``_``, ``.`` and ``-`` become hyphens.
@@ -60,8 +63,8 @@ def write_neuronpedia(
     Raises
     ------
     GraphError
-        Too many edges, a rank of another graph, NaN or Inf in the weights, a directory that does not exist, or a path of
-        something that is not a file.
+        What is to be written is no graph; it has too many edges, a rank of another graph, or NaN or Inf in its weights or
+        scores; the directory does not exist, or the path is that of something that is not a file.
     OSError
         The disk is full, or the system refuses.
 
@@ -78,16 +81,7 @@ def write_neuronpedia(
     digraph = digraph_to_view(graph, rank, max_edges)
     name = UNNAMEABLE.sub("-", model.rstrip("/").rpartition("/")[2]) or "model"
     influences = _influences(digraph)
-    content = {
-        "metadata": {
-            "slug": UNNAMEABLE.sub("-", f"{name}-{Path(path).name.partition('.')[0]}"),
-            "scan": name,
-            "schema_version": 1,
-            "prompt": TEXT,
-            "prompt_tokens": [TEXT],
-            "info": {"description": "Layers of a model as a weighted digraph; influence is by rank, highest first."},
-        },
-        "qParams": {"linkType": "both", "pinnedIds": [], "supernodes": [], "clickedId": ""},
+    content: dict[str, Any] = {
         "nodes": [
             {
                 "node_id": f"{layer}_{index}_0",
@@ -108,24 +102,38 @@ def write_neuronpedia(
             for source, target, weight in digraph.edges(data="weight")
         ],
     }
+    digest = hashlib.blake2s(json.dumps(content).encode("ascii"), digest_size=4).hexdigest()
+    stem = Path(path).name.removesuffix(".json").removesuffix(f".{FORMAT}")
+    content["metadata"] = {
+        "slug": UNNAMEABLE.sub("-", f"{name}-{stem}-{digest}"),
+        "scan": name,
+        "schema_version": 1,
+        "prompt": TEXT,
+        "prompt_tokens": [TEXT],
+        "info": {"description": "Layers of a model as a weighted digraph, with the influence of nodes by their rank."},
+        # Without a threshold, the viewer does not let its reader choose one. With this one it shows all nodes.
+        **({"node_threshold": 1.0} if influences else {}),
+    }
+    content["qParams"] = {"linkType": "both", "pinnedIds": [], "supernodes": [], "clickedId": ""}
     with replace_file(path) as partial:
         partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
 
 
 def _influences(digraph: networkx.DiGraph) -> dict[tuple[int, int], float]:
-    """Return for every node the share of all scores that the nodes down to it hold; nothing without scores."""
-    scores = sorted(digraph.nodes(data="score", default=0.0), key=lambda pair: -pair[1])
-    total = sum(score for _, score in scores)
-    if not total > 0:
-        return {}
-    sums = accumulate(score for _, score in scores)
-    return {node: min(part / total, 1.0) for (node, _), part in zip(scores, sums, strict=True)}
+    """Return the influence of every node, see :func:`write_neuronpedia`; an empty dict if there are no scores."""
+    scores = sorted(digraph.nodes(data="score"), key=lambda pair: (pair[0][0], -(pair[1] or 0.0)))
+    found: dict[tuple[int, int], float] = {}
+    for _, nodes in groupby(scores, key=lambda pair: pair[0][0]):
+        layer = [(node, score) for node, score in nodes if score is not None]
+        sums = [*accumulate(score for _, score in layer)]
+        found |= {node: part / (sums[-1] or 1.0) for (node, _), part in zip(layer, sums, strict=True)}
+    return found
 
 
 FORMATS = (
     Format(
-        "neuronpedia",
-        lambda graph, stem, rank, model: write_neuronpedia(graph, f"{stem}.neuronpedia.json", rank, model),
+        FORMAT,
+        lambda graph, stem, rank, model: write_neuronpedia(graph, f"{stem}.{FORMAT}.json", rank, model),
         any_size=False,
     ),
 )

@@ -34,13 +34,16 @@ def digraph_to_view(graph: LayeredGraph | Subgraph, rank: RankResult | None, max
     Raises
     ------
     GraphError
-        More than `max_edges` edges, a rank of another graph, or NaN or Inf in the weights.
+        `graph` is neither; it has more than `max_edges` edges, or NaN or Inf in its weights or scores; or the rank is of another
+        graph.
 
     Examples
     --------
     >>> digraph_to_view(LayeredGraph.from_weights([[[1.0, 2.0]]], [1, 1], [[1]]), None, 2).number_of_edges()
     2
     """
+    if not isinstance(graph, (LayeredGraph, Subgraph)):
+        raise GraphError(f"expected a LayeredGraph or a Subgraph, got {type(graph).__name__}")
     n_edges = (graph if isinstance(graph, LayeredGraph) else graph.graph).n_edges
     if n_edges > max_edges:
         raise GraphError(
@@ -51,4 +54,6 @@ def digraph_to_view(graph: LayeredGraph | Subgraph, rank: RankResult | None, max
     digraph = to_networkx(graph, max_edges, rank)
     if not all(np.isfinite(weight) for _, _, weight in digraph.edges(data="weight")):
         raise GraphError("the edge weights hold NaN or Inf; expected finite numbers: repair or reload them")
+    if not all(np.isfinite(score) for _, score in digraph.nodes(data="score", default=0.0)):
+        raise GraphError("the scores hold NaN or Inf; expected finite numbers: rank the graph again")
     return digraph

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,18 @@ def test_every_number_is_as_it_was(tmp_path: Path) -> None:
     assert edges == {(source, target): weight for source, target, weight in expected.edges(data="weight")}
 
 
-def test_influence_is_the_share_of_the_scores_down_to_a_node(tmp_path: Path) -> None:
+def test_influence_is_the_share_of_the_layer_down_to_a_node(tmp_path: Path) -> None:
     made = content(tmp_path, rank=RANK)
-    scores = np.concatenate(RANK.scores)
-    order = np.argsort(-scores, kind="stable")
-    shares = np.empty(len(scores))
-    shares[order] = np.cumsum(scores[order]) / scores.sum()
-    assert [node["influence"] for node in made["nodes"]] == pytest.approx(shares.tolist())
+    expected = []
+    for scores in RANK.scores:
+        order = np.argsort(-scores, kind="stable")
+        shares = np.empty(len(scores))
+        shares[order] = np.cumsum(scores[order]) / scores.sum()
+        expected += shares.tolist()
+    assert [node["influence"] for node in made["nodes"]] == pytest.approx(expected)
+    assert max(node["influence"] for node in made["nodes"]) == 1.0
+    # With a threshold, the viewer shows its slider; at this one it shows every node.
+    assert made["metadata"]["node_threshold"] == 1.0
 
 
 def test_nodes_of_a_subgraph_keep_their_numbers(tmp_path: Path) -> None:
@@ -85,9 +91,10 @@ def test_nodes_of_a_subgraph_keep_their_numbers(tmp_path: Path) -> None:
 
 
 def test_a_graph_without_scores_has_no_influences(tmp_path: Path) -> None:
-    nodes = content(tmp_path)["nodes"]
-    assert {node["influence"] for node in nodes} == {None}
-    assert nodes[0]["clerp"] == "in 0"
+    made = content(tmp_path)
+    assert {node["influence"] for node in made["nodes"]} == {None}
+    assert made["nodes"][0]["clerp"] == "in 0"
+    assert "node_threshold" not in made["metadata"]
 
 
 @table(
@@ -97,8 +104,22 @@ def test_a_graph_without_scores_has_no_influences(tmp_path: Path) -> None:
 def test_names_are_made_of_what_neuronpedia_takes(tmp_path: Path, model: str, name: str) -> None:
     made = content(tmp_path, name="graph 0-top.neuronpedia.json", model=model)["metadata"]
     assert made["scan"] == name
-    assert made["slug"] == f"{name}-graph-0-top"
-    assert re.fullmatch("[a-zA-Z0-9_.-]+", made["slug"])
+    assert re.fullmatch(f"{re.escape(name)}-graph-0-top-[0-9a-f]{{8}}", made["slug"])
+
+
+def test_graphs_have_names_of_their_own(tmp_path: Path) -> None:
+    slugs = [
+        content(tmp_path, name=name, **options)["metadata"]["slug"]
+        for name, options in (
+            ("run.v1.json", {}),
+            ("run.v2.json", {}),
+            ("run.v1.json", {"rank": RANK}),
+            ("run.v1.json", {}),
+        )
+    ]
+    assert slugs[0] == slugs[3]
+    assert len({*slugs}) == 3
+    assert slugs[0].startswith("model-run.v1-")
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
@@ -108,6 +129,12 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
     bad = LayeredGraph.from_weights([[[np.nan]]], [1], [[1]], check_finite=False)
     with pytest.raises(GraphError, match="the edge weights hold NaN or Inf"):
         write_neuronpedia(bad, target)
+    for scores in np.inf, np.nan:
+        broken = replace(RANK, scores=(*RANK.scores[:2], np.full(3, scores)))
+        with pytest.raises(GraphError, match="scores"):
+            write_neuronpedia(GRAPH, target, broken)
+    with pytest.raises(GraphError, match="expected a LayeredGraph or a Subgraph, got NoneType"):
+        write_neuronpedia(None, target)  # type: ignore[arg-type]
     with pytest.raises(GraphError, match="in layers of 3, 4, 3, got 2, 2"):
         write_neuronpedia(GRAPH, target, weighted_pagerank(random_case(1, (2, 2)).graph()))
     assert list(tmp_path.iterdir()) == []

@@ -139,7 +139,7 @@ def test_options_of_global_pruning_apply_whichever_pruner_is_named(
 def test_it_writes_all_formats(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
     output = tmp_path / "seen"
     options = ("--calibration", corpus, *SHORT, "--layers", "1", "--top", "5", "--pipeline", "chained")
-    formats = "png,svg,html,graphml,gexf,safetensors,npz,csv"
+    formats = "png,svg,html,graphml,gexf,neuronpedia,safetensors,npz,csv"
     printed = shown(capsys, checkpoint, *options, "--output", output, "--format", formats, "--neuron", "1:3")
     assert "Neuron 1:3" in printed
     assert f"Open {output / 'index.html'} in a browser" in printed
@@ -158,6 +158,9 @@ def test_it_writes_all_formats(checkpoint: Path, corpus: Path, tmp_path: Path, c
     assert graph.layer_sizes == tuple(map(len, rank.scores)) == (16, FFN, 16, FFN, 16)
     drawn = networkx.read_graphml(output / "graph-top.graphml")
     assert len(drawn) == 5 * 5
+    uploaded = json.loads((output / "graph-top.neuronpedia.json").read_text(encoding="utf-8"))
+    assert uploaded["metadata"]["scan"] == checkpoint.name
+    assert len(uploaded["nodes"]) == 5 * 5
     # The same model and text give the same figures.
     again = tmp_path / "again"
     assert run(checkpoint, *options, "--output", again, "--format", "png,svg") == 0
