@@ -35,7 +35,7 @@ __all__ = [
 LEDGER, BEST, SETTINGS = "ledger.json", "best.safetensors", "settings.json"
 
 
-def check_directory(directory: Path, run: Any) -> None:
+def _check_directory(directory: Path, run: Any) -> None:
     """Refuse a directory that holds anything but the state of this training; what a killed process has left there is removed."""
     for name in (SETTINGS, BEST, LEDGER):
         remove_leftovers(directory, name)
@@ -54,26 +54,31 @@ def check_directory(directory: Path, run: Any) -> None:
 
 @contextmanager
 def locked(directory: Path, run: Any) -> Iterator[None]:
-    """Check a directory, and keep other trainings out of it within the context.
+    """Check a directory, and keep other trainings out of it within the context, where the file system has locks.
 
     Raises
     ------
     OptionError
-        Another training is at work in the directory; or see :func:`check_directory`.
+        Another training is at work in the directory; or the directory holds something else than the state of this training.
     """
-    check_directory(directory, run)
-    lock = take_lock(directory)
-    if lock is None:
-        raise OptionError(
-            f"another training is at work in {directory}; wait until it has ended, or name another directory"
-        )
+    lock, is_ours = None, False
     try:
-        check_directory(directory, run)  # another training may have begun and ended before the directory was locked
+        if not (directory / LOCK).exists():
+            _check_directory(directory, run)  # before anything is written to it
+        lock = take_lock(directory)
+        if lock is None:
+            raise OptionError(
+                f"another training is at work in {directory}; wait until it has ended, or name another directory"
+            )
+        _check_directory(directory, run)  # another training may have begun and ended before the directory was locked
+        is_ours = True
         yield
     finally:
-        with suppress(OSError):
-            (directory / LOCK).unlink()
-        os.close(lock)
+        if is_ours:
+            with suppress(OSError):
+                (directory / LOCK).unlink()
+        if lock is not None:
+            os.close(lock)
 
 
 @contextmanager

@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments
 
 import llmrank
-from graphs.io.replacement import LOCK, hidden_directory, take_lock
+from graphs.io.replacement import LOCK, hidden_directory, replace_file, take_lock
 from llmrank.errors import CalibrationError, CheckpointError, OptionError, ProcessError, UnsupportedModelError
 from llmrank.healing import DenseModel, Distillation, Healing, heal_model
 from llmrank.healing import training as training_module
 from llmrank.healing.student import Student, learning
+from llmrank.healing.training_state import locked
 from llmrank.models import find_ffns
 from llmrank.models.forward import predicts_next_token
 from llmrank.pipeline import Recipe
@@ -640,8 +641,31 @@ def test_two_trainings_in_one_directory_are_refused(dense: Any, pruned: Any, tmp
     with pytest.raises(OptionError, match="another training is at work in"):
         healed(pruned, dense, directory=tmp_path)
     os.close(lock)
+    # The lock that a killed process has left does not count, and it is given back after an error and at the end.
+    assert (tmp_path / LOCK).exists()
+    with pytest.raises(ZeroDivisionError), locked(tmp_path, {}):
+        raise ZeroDivisionError
+    assert not (tmp_path / LOCK).exists()
     healed(pruned, dense, directory=tmp_path)
     assert not (tmp_path / LOCK).exists()
+
+
+def test_a_directory_of_other_files_is_left_as_it_is(tmp_path: Path) -> None:
+    for name in ("notes", LOCK):
+        (tmp_path / name).write_text("mine", encoding="utf-8")
+        with pytest.raises(OptionError, match="holds other files"), locked(tmp_path, {}):
+            pass
+    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {
+        "notes": "mine",
+        LOCK: "mine",
+    }
+
+
+def test_a_training_that_writes_its_first_file_is_at_work(tmp_path: Path) -> None:
+    with locked(tmp_path, {}), replace_file(tmp_path / "settings.json") as partial:
+        with pytest.raises(OptionError, match="another training is at work"), locked(tmp_path, {}):
+            pass
+        partial.write_text("{}", encoding="utf-8")
 
 
 def test_a_bad_text_is_refused_before_the_model_is_pruned(dense: Any) -> None:
