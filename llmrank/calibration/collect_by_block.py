@@ -52,7 +52,7 @@ def collect_by_block(
     ------
     OptionError
         The blocks of the model do not follow one another directly, statistics of attentions are asked for, or a file of the
-        work directory does not hold what this function wrote.
+        work directory holds statistics of FFNs of other sizes or kinds.
 
     Notes
     -----
@@ -78,7 +78,8 @@ def collect_by_block(
         file = work.file(f"statistics-{position}.safetensors")
         if done is not None and position < done["blocks"]:
             statistics = read_statistics(file) if inside else ()
-            if [entry.sizes for entry in statistics] != [ffn.sizes for ffn in inside]:
+            kinds = [(entry.sizes, entry.routing is not None, entry.mixture is not None) for entry in statistics]
+            if kinds != [(ffn.sizes, ffn.is_routed, ffn.mixture is not None) for ffn in inside]:
                 raise OptionError(
                     f"{file} does not hold the statistics of the FFNs of its block; delete {work.path}, and start again"
                 )

@@ -28,6 +28,7 @@ from llmrank.execution import Execution
 from llmrank.execution.recording import Recording
 from llmrank.experiments.settings import RowSettings, SweepSettings
 from llmrank.experiments.speed import measure_speed
+from llmrank.file_contents import check_fields, refused_unless_sound
 from llmrank.healing import DenseModel, Distillation, Healing, heal_model
 from llmrank.models.digest import weights_digest
 from llmrank.models.loading import LoadedModel
@@ -217,6 +218,8 @@ class ModelStudy:
         if (directory / SETTINGS).is_file():
             try:
                 saved = Ranking.load(directory)
+                with refused_unless_sound(directory / SETTINGS, "it is of no sweep"):
+                    check_fields(saved.settings, {"collected": list})
             except OptionError as error:
                 raise OptionError(
                     f"{error}. Delete {directory}, and repeat the command: it calibrates again"

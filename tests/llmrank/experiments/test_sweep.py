@@ -29,6 +29,7 @@ from llmrank.experiments.sweep_folder import read_rows
 from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import CalibrationText, EvaluationText
 from llmrank.score import NormScorer
+from tests.llmrank.rewriting import rewrite_json
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import Snapshot, text, tiny_llama, tiny_t5, tokenizer
 
@@ -295,6 +296,12 @@ def test_a_calibration_is_replaced_when_the_next_is_there(
     (settings["output"] / "calibration-0" / "ranking.json").unlink()
     assert len(llmrank.sweep(tiny(), repairs=["none"], scorers=["flap"], **settings).rows) == 4
     assert [path.name for path in settings["output"].glob("*calibration*")] == ["calibration-0"]
+    # The directory of a ranking, which llmrank rank has written, in the place of that of a sweep.
+    ranked = settings["output"] / "calibration-0" / "ranking.json"
+    rewrite_json(ranked, lambda content: content.pop("collected"))
+    failed = llmrank.sweep(tiny(), repairs=["none"], scorers=["random"], **settings).failed
+    assert re.search(r"KeyError: 'collected'.*; it is of no sweep\. Delete .*calibration-0, and", failed[0]["error"])
+    assert not failed[0]["unexpected"]
     # A file that another program has damaged.
     (settings["output"] / "calibration-0" / "tokens.safetensors").write_bytes(b"")
     failed = llmrank.sweep(tiny(), repairs=["none"], scorers=["random"], **settings).failed

@@ -241,6 +241,18 @@ def test_statistics_of_other_ffns_are_refused(change: Any, tmp_path: Path) -> No
         run(tiny_llama(), "isolated", tmp_path / "work", resume=True)
 
 
+@pytest.mark.parametrize("part", ["routing", "mixture"])
+def test_statistics_that_lack_the_routing_of_experts_are_refused(part: str, tmp_path: Path) -> None:
+    def drop(meta: Any, _: Any) -> None:
+        for entry in meta["ffns"]:
+            entry.pop(part, None)
+
+    run(tiny_mixture("mixtral"), "isolated", tmp_path / "work")
+    rewrite_tensors(tmp_path / "work" / "statistics-1.safetensors", "statistics", drop)
+    with pytest.raises(OptionError, match="does not hold the statistics of the FFNs of its block; delete"):
+        run(tiny_mixture("mixtral"), "isolated", tmp_path / "work", resume=True)
+
+
 def test_another_run_in_the_directory_is_refused(tmp_path: Path) -> None:
     run(tiny_llama(), "isolated", tmp_path / "work")
     with pytest.raises(OptionError, match="has not finished; go on with it"):
