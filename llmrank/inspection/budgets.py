@@ -97,9 +97,10 @@ def reason_to_refuse(pruner: BasePruner, groups: Sequence[Sequence[LayerRecord]]
 def amount_label(amount: float | int, targets: Sequence[Target] = ("neurons",)) -> str:
     """Return an amount as people write it.
 
-    >>> amount_label(0.29), amount_label(1500), amount_label(1), amount_label(2, ["experts"])
-    ('29 %', '1,500 neurons', '1 neuron', '2 experts')
+    >>> amount_label(0.29), amount_label(1500), amount_label(1), amount_label(2, ["heads"])
+    ('29 %', '1,500 neurons', '1 neuron', '2 groups of heads')
     """
     if isinstance(amount, int):
-        return f"{amount:,} {targets[0][:-1] if amount == 1 else targets[0]}"
+        many = "" if amount == 1 else "s"
+        return f"{amount:,} {f'group{many} of heads' if targets[0] == 'heads' else targets[0][:-1] + many}"
     return f"{100 * amount:.6g} %"

@@ -76,6 +76,11 @@ class Choices:
         """Number of neurons in all units of all sets."""
         return sum(each.n_units * each.n_neurons for each in self.unit_sets)
 
+    def counted_at_once(self, amount: float | int) -> int:
+        """How many neurons of the model one of an amount stands for, see :meth:`llmrank.prune.BasePruner.amount_in_neurons`."""
+        sizes = {each.n_neurons for each in self.unit_sets}
+        return sizes.pop() if isinstance(amount, int) and len(sizes) == 1 else 1
+
 
 @dataclass(frozen=True, eq=False)
 class Order:
@@ -190,7 +195,7 @@ def global_removals(choices: Choices, removed_before: Sequence[IntArray]) -> Int
     """
     if choices.has_one_amount:
         return _removals_at_one_amount(choices, "global")
-    limits = [global_count(amount, choices.n_neurons) for amount in choices.amounts]
+    limits = [global_count(amount, choices.n_neurons) * choices.counted_at_once(amount) for amount in choices.amounts]
     counts = np.stack([np.searchsorted(np.sort(before), limits) for before in removed_before], axis=1)
     return _rounded(choices, counts, choices.refusals["global"])
 

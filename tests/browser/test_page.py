@@ -746,7 +746,7 @@ def test_an_attention_shows_its_groups_of_heads(visit: Open, tmp_path: Path) -> 
     seen.settle()
     crosses = page.get_attribute("#experts-plot .cross:not(.under)", "d")
     assert crosses.count("M") == 2 * len(inspection.layers)
-    assert page.inner_text("#experts-figure h3") == "Heads of all attentions"
+    assert page.inner_text("#experts-figure h3") == "Groups of heads of all attentions"
     text = page.inner_text("body").lower()
     assert "expert" not in text
     assert "mixture" not in text

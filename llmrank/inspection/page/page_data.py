@@ -281,9 +281,10 @@ def _slider(inspection: Inspection, choices: Choices) -> int:
     """Return where the slider stands at the inspection's amount, in per cent of all neurons."""
     share = inspection.amount
     if isinstance(share, int):
-        # The amount is a number: of units of each layer for the local budget, of neurons of the model for the global budget.
+        # The amount is a number: of units of each layer for the local budget; of the model for the global one.
         is_local = inspection.budget == "local"
-        share = share * len(choices.sizes) / sum(choices.sizes) if is_local else share / choices.n_neurons
+        of_model = share * choices.counted_at_once(share) / choices.n_neurons
+        share = share * len(choices.sizes) / sum(choices.sizes) if is_local else of_model
     return min(round(100 * share), SLIDER_END)
 
 

@@ -230,12 +230,12 @@ def _verdict_in_words(verdict: Verdict, score: float) -> str:
 
     The margin is NaN if nothing is on the other side of the cut, or if both scores are 0.
     """
-    of_experts = verdict.among == "mixture"
-    state = ("kept" if verdict.kept else "removed") + (" with its expert" if of_experts else "")
+    whole = {"mixture": "expert", "attention": "group of heads"}.get(verdict.among)
+    state = ("kept" if verdict.kept else "removed") + (f" with its {whole}" if whole else "")
     other_side = "highest removed score" if verdict.kept else "lowest kept score"
     if isnan(verdict.margin):
-        reason = f"no {'expert' if of_experts else 'neuron'} of its {verdict.among} is removed"
+        reason = f"no {whole or 'neuron'} of its {verdict.among} is removed"
         return f"{state}; {reason if score > 0 else 'its score is 0'}"
     if not isfinite(verdict.margin):
         return f"{state}; the {other_side} is 0"
-    return f"{state}, {'which has ' if of_experts else ''}{verdict.margin:.3g} times the {other_side} of its {verdict.among}"
+    return f"{state}, {'which has ' if whole else ''}{verdict.margin:.3g} times the {other_side} of its {verdict.among}"

@@ -75,8 +75,10 @@ function showProvenance() {
   byId("as-inspected").textContent = `back to ${data.amounts[data.inspected.amount]}`;
   const example = Math.min(3, model.layers.length - 1);
   byId("query").placeholder = `such as ${example}${model.layers[example].experts ? ".0" : ""}:17`;
-  byId("normalize").textContent = data.normalize;
-  byId("min-keep").textContent = model.hasHeads ? "one group" : plural(data.min_keep, model.removesWhole ? "expert" : "neuron");
+  if (!model.hasHeads) {
+    byId("normalize").textContent = data.normalize;
+    byId("min-keep").textContent = plural(data.min_keep, model.removesWhole ? "expert" : "neuron");
+  }
   byId("edge-scorer").textContent = data.scorer;
   byId("versions").textContent = Object.entries(data.versions)
     .map(([name, version]) => `${name} ${version}`)

@@ -25,6 +25,7 @@ function expertNamed(model, text) {
   const layer = numbers ? model.layers[Number(numbers[1])] : undefined;
   const expert = layer?.experts?.[Number(numbers[2])];
   if (expert) return { layer, expert };
+  if (model.hasHeads) return null; // a layer's name may end in a number, and the groups have no names
   const at = text.lastIndexOf(".");
   const named = at < 0 ? [] : layersNamed(model, text.slice(0, at)).filter((each) => each.experts);
   const found = named.length === 1 ? named[0].experts.find(({ label }) => label === text.slice(at + 1)) : undefined;
