@@ -133,10 +133,11 @@ def _run(options: argparse.Namespace) -> int:
     from llmrank.execution import launched_processes
 
     rank, _ = launched_processes()
+    received: list[int] = []
     if rank and sys.stdout is not None:  # only process 0 prints
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
     try:
-        with command_output(options) as terminal, _signals_interrupt():
+        with command_output(options) as terminal, _signals_interrupt(received):
             check_numbers(options)
             check_processes(options)
             torch.manual_seed(getattr(options, "seed", 0))
@@ -147,6 +148,10 @@ def _run(options: argparse.Namespace) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if getattr(options, "debug", False):
             traceback.print_exc()
+        # Code that is interrupted may raise another error in place of the interruption, such as compiled code that converts an
+        # argument, or the system for a file that is closed twice. Our own errors say why they are raised.
+        if received and not isinstance(error, (LLMRankError, GraphError)):
+            error = KeyboardInterrupt(received[0])
         status, sentence = _status_and_sentence(error)
         # Process 0 prints the error. If process 0 has died without saying why, the others print it.
         if rank == 0 or (isinstance(error, ProcessError) and error.rank == 0 and not error.said_why):
@@ -158,41 +163,42 @@ def _run(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP (a terminal closes) end a command as Ctrl-C does, so that half-written results are removed."""
-    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+def _signals_interrupt(received: list[int]) -> Iterator[None]:
+    """Make SIGTERM and SIGHUP (a terminal closes) end a command as Ctrl-C does, so that half-written results are removed.
+
+    The numbers of these signals, and that of Ctrl-C, are appended to `received` as they come.
+    """
+    usual: dict[str, Any] = {"SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL, "SIGINT": signal.default_int_handler}
+    before = {getattr(signal, name): handler for name, handler in usual.items() if hasattr(signal, name)}
     # A signal that is ignored (nohup), or that has a handler already, keeps this treatment.
-    signals = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
+    before = {number: handler for number, handler in before.items() if signal.getsignal(number) is handler}
     if threading.current_thread() is not threading.main_thread():
-        signals = []
+        before = {}
 
     process = os.getpid()
 
     def interrupt(number: int, _frame: Any) -> None:
         # In a forked worker the signal has its usual effect: a pool sends a worker one SIGTERM, and waits until it has ended.
         if os.getpid() != process:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, before[number])
             os.kill(os.getpid(), number)
             return
-        signal.signal(number, signal.SIG_IGN)  # a second signal must not stop the removal of half-written results
+        received.append(number)
+        if number != signal.SIGINT:  # a second signal must not stop the removal of half-written results
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
-    for number in signals:
+    for number in before:
         signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number in signals:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _status_and_sentence(error: BaseException) -> tuple[int, str]:
     """Return the exit status for an error, and the sentence to print."""
-    # An error of the system that comes while something is closed after an interruption hides it. Our own errors say why.
-    interruption = None if isinstance(error, (LLMRankError, GraphError)) else error
-    while interruption is not None and not isinstance(interruption, KeyboardInterrupt):
-        interruption = interruption.__context__
-    error = interruption or error
     if isinstance(error, KeyboardInterrupt):
         return 128 + (error.args[0] if error.args else signal.SIGINT), (
             "interrupted; a checkpoint directory exists only if it is complete. To go on with a sweep, repeat the command, and "

@@ -262,7 +262,7 @@ def _check_size(source: str, config: Any) -> None:
         blocks, width = getattr(part, "num_hidden_layers", None), getattr(part, "hidden_size", None)
         if not (isinstance(blocks, int) and isinstance(width, int)):
             continue
-        if size < blocks * width:  # a block holds at least its width squared numbers, of a bit or more each
+        if size < blocks * width**2 // 8:  # a block holds at least its width squared numbers, of a bit or more each
             raise ModelSourceError(
                 f"{path} claims {blocks:,} blocks of width {width:,}, but has only {size:,} bytes; fetch it again"
             )

@@ -339,6 +339,12 @@ def test_a_checkpoint_that_cannot_hold_its_blocks_is_refused_at_once(tmp_path: P
     path.write_text(json.dumps(config | {"num_hidden_layers": 10**9}), encoding="utf-8")
     with pytest.raises(ModelSourceError, match=r"claims 1,000,000,000 blocks of width \d+, but has only [\d,]+ bytes"):
         llmrank.load(tmp_path / "model")
+    # Without its width, a configuration has that of the first model of its kind, which takes more than a gigabyte.
+    path.write_text(
+        json.dumps({name: value for name, value in config.items() if name != "hidden_size"}), encoding="utf-8"
+    )
+    with pytest.raises(ModelSourceError, match=r"claims 2 blocks of width 4,096, but has only [\d,]+ bytes"):
+        llmrank.load(tmp_path / "model")
 
 
 def test_a_gguf_file_that_cannot_hold_its_blocks_is_refused_at_once(tmp_path: Path) -> None:

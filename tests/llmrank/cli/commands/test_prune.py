@@ -417,10 +417,21 @@ def test_arguments_that_make_no_command_are_refused(capsys: Any, arguments: tupl
     assert message in capsys.readouterr().err
 
 
-def while_handling(first: BaseException, error: BaseException) -> BaseException:
-    """Return an error that was raised while another one was handled."""
-    error.__context__ = first
-    return error
+@table(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+@table("raised", [OSError(9, "Bad file descriptor"), ValueError("Invalid affine transformation matrix")])
+def test_an_error_that_takes_the_place_of_an_interruption_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, number: str, status: int, raised: Exception
+) -> None:
+    def swallow(*_: Any) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(getattr(signal, number))
+        raise raised
+
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("llmrank.cli.commands.families.run_families", swallow)
+    assert run("families") == status
+    assert "llmrank: interrupted" in capsys.readouterr().err
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
 
 
 @table(
@@ -432,7 +443,6 @@ def while_handling(first: BaseException, error: BaseException) -> BaseException:
         (torch.OutOfMemoryError("CUDA out of memory"), 2, "not enough memory (CUDA out of memory); use"),
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (while_handling(KeyboardInterrupt(15), OSError(9, "Bad file descriptor")), 143, "interrupted"),
     ],
 )
 def test_whatever_goes_wrong_is_said_in_a_sentence_and_traced_on_request(
