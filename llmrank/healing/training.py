@@ -164,8 +164,8 @@ def _explained(work: Path) -> Iterator[None]:
         yield
     except (RuntimeError, SafetensorError) as error:
         reason, (rank, count) = str(error).partition("\n")[0], launched_processes()
-        # The operations of gloo, and torch.save, raise plain RuntimeErrors that name them.
-        if isinstance(error, SafetensorError) or "inline_container" in reason:
+        # The operations of gloo, and torch.save, raise plain RuntimeErrors that name them or their stream.
+        if isinstance(error, SafetensorError) or any(each in reason for each in ("inline_container", "iostream error")):
             raise OSError(
                 f"cannot write the state of the training to {work}: {reason}; free some space, or keep it elsewhere "
                 "(--checkpoints DIR; in Python: directory)"

@@ -237,7 +237,12 @@ def test_a_broken_connection_is_no_bug(
 
 
 @pytest.mark.parametrize(
-    "error", [SafetensorError("I/O error: File too large"), RuntimeError("[enforce fail at inline_container.cc:672]")]
+    "error",
+    [
+        SafetensorError("I/O error: File too large"),
+        RuntimeError("[enforce fail at inline_container.cc:672]"),
+        RuntimeError("basic_ios::clear: iostream error"),
+    ],
 )
 def test_a_full_disk_is_no_bug(
     dense: Any, pruned: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
