@@ -77,7 +77,7 @@ class Choices:
         return sum(each.n_units * each.n_neurons for each in self.unit_sets)
 
     def counted_at_once(self, amount: float | int) -> int:
-        """How many neurons of the model one of an amount stands for, see :meth:`llmrank.prune.BasePruner.amount_in_neurons`."""
+        """Return by what a global amount is multiplied to count neurons, as ``BasePruner.amount_in_neurons`` does it."""
         sizes = {each.n_neurons for each in self.unit_sets}
         return sizes.pop() if isinstance(amount, int) and len(sizes) == 1 else 1
 

@@ -45,20 +45,17 @@ def write_neuronpedia(
 
     Parameters
     ----------
-    graph : LayeredGraph or Subgraph
-        The nodes of a subgraph keep their layers and indices in the original graph.
+    graph, max_edges
+        As for :func:`graphs.io.exchange.markup.write_graphml`.
     path : path-like
         Replaced completely on success, not changed on failure. The same graph gives the same bytes. Neuronpedia names the graph
         after the model, this file, and a digest of the nodes and edges.
     rank : RankResult, optional
-        A rank of the graph, or of the subgraph's original graph, with one score a node. By default the scores that a subgraph
-        holds are written, and none for a graph. The influence of a node is the share of the written scores of its layer that it
-        and the nodes with higher scores hold. The viewer can hide the nodes of high influence, which are those of low scores.
+        As for :func:`graphs.io.exchange.markup.write_graphml`. The influence of a node is the share of the written scores of its
+        layer that it and the nodes with higher scores hold. The viewer can hide the nodes of high influence: those of low scores.
     model : str
         Name of the model at Neuronpedia, such as ``gemma-2-2b``: it takes uploads for the models that it knows. Of a path, the
         last part counts. Other characters than letters, digits, ``_``, ``.`` and ``-`` become hyphens.
-    max_edges : int
-        Maximum number of edges; more raise an error, because viewers cannot draw so many.
 
     Raises
     ------
