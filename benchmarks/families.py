@@ -52,9 +52,9 @@ from benchmarks.tiny_configs import FIRST_SPECIAL, VARIANTS, tiny_model
 from graphs.errors import GraphError
 from llmrank.errors import LLMRankError
 from llmrank.models import FFNs, find_ffns
-from llmrank.models.families import OTHER_TARGETS
 from llmrank.models.finding.heads import find_heads
 from llmrank.models.forward import reached_by_tokens
+from llmrank.models.measured_families import OTHER_TARGETS
 
 RESULTS = Path(__file__).parent / "results"
 # What `llmrank families` prints.

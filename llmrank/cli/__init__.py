@@ -20,16 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from graphs.errors import GraphError
+from llmrank.cli.arguments.shared import check_numbers, find_texts
 from llmrank.cli.config import CommandParser
 from llmrank.cli.demo_models import DEMO_NAME
-from llmrank.cli.terminal import Terminal, add_output_options, command_output
+from llmrank.cli.processes import check_processes
+from llmrank.cli.result import print_result
+from llmrank.cli.terminal import Terminal, add_output_options, command_output, silence_libraries
 from llmrank.errors import LLMRankError, ProcessError, is_out_of_memory
+from llmrank.execution.launched import launched_processes
 from llmrank.version import __version__
 
 __all__ = ["main"]
 
-# Command -> its module in llmrank.cli.commands, and what it does. A module is imported for its command alone, because torch takes
-# seconds; it has the functions add_COMMAND_options and run_COMMAND.
+# Command -> the name of its modules, and what it does. The module in llmrank.cli.arguments has the function add_COMMAND_options.
+# That in llmrank.cli.commands has run_COMMAND; it is imported when the command runs, because torch takes seconds.
 COMMANDS = {
     "demo": ("prune", f"prune {DEMO_NAME} and compare it with the dense model"),
     "prune": ("prune", "prune a model and write a checkpoint"),
@@ -38,7 +42,7 @@ COMMANDS = {
     "heal": ("heal", "let a pruned model learn the predictions of its dense model"),
     "predict": ("heal", "write the predictions of a dense model to a file, to heal with"),
     "sweep": ("sweep", "prune models in many ways, and measure each"),
-    "inspect": ("inspecting.command", "show the graph of a model and the scores of its neurons"),
+    "inspect": ("inspect", "show the graph of a model and the scores of its neurons"),
     "evaluate": ("evaluate", "measure how good a model is, pruned or not, and how close it is to another"),
     "diff": ("diff", "show how two pruned checkpoints, or two rankings, of one model differ"),
     "export": ("export", "write a checkpoint whose layers differ in width for llama.cpp or vLLM"),
@@ -124,14 +128,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> int:
     """Run a command whose arguments have been parsed; return the exit status."""
-    # Imported here, because this takes seconds.
-    import torch
-
-    from llmrank.cli.options import check_numbers
-    from llmrank.cli.processes import check_processes
-    from llmrank.cli.result import print_result
-    from llmrank.execution import launched_processes
-
     rank, _ = launched_processes()
     received: list[int] = []
     if rank and sys.stdout is not None:  # only process 0 prints
@@ -140,8 +136,13 @@ def _run(options: argparse.Namespace) -> int:
         with command_output(options) as terminal, _signals_interrupt(received):
             check_numbers(options)
             check_processes(options)
-            torch.manual_seed(getattr(options, "seed", 0))
-            result = options.run(options, Terminal(quiet=True) if rank else terminal)
+            find_texts(options)
+            module = importlib.import_module(f"llmrank.cli.commands.{COMMANDS[options.command][0]}")
+            if "torch" in sys.modules:  # commands that only print what is known do not load it
+                silence_libraries()
+                sys.modules["torch"].manual_seed(getattr(options, "seed", 0))
+            run = getattr(module, f"run_{options.command}")
+            result = run(options, Terminal(quiet=True) if rank else terminal)
         if getattr(options, "json", False):
             print_result(options.command, result)
         return int(result.status)
@@ -232,9 +233,8 @@ def parser(names: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     for name, (module_name, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, parents=[common])
         if name in names:
-            module = importlib.import_module(f"llmrank.cli.commands.{module_name}")
+            module = importlib.import_module(f"llmrank.cli.arguments.{module_name}")
             getattr(module, f"add_{name}_options")(command)
-            command.set_defaults(run=getattr(module, f"run_{name}"))
     for command in commands.choices.values():
         command.add_config_option()
         for action in command.options:

@@ -12,6 +12,7 @@ from typing import Any
 
 from llmrank.bounded_files import read_bounded
 from llmrank.errors import OptionError, did_you_mean
+from llmrank.text.places import without_folders
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -163,9 +164,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(entry) for entry in value]
     if isinstance(value, (Path, str)):  # one place or name, or several texts with commas between them
-        # Imported here, because its room imports torch.
-        from llmrank.text.dataset import without_folders
-
         is_place = os.path.exists(value)  # noqa: PTH110 (that of a Path raises for long texts)
         parts = [str(value)] if is_place else str(value).split(",")
         return ",".join(map(without_folders, parts))

@@ -43,7 +43,6 @@ from llmrank.text.mixed_sources import MixedSources
 from llmrank.text.sources import find_source
 
 __all__ = [
-    "add_low_memory_options",
     "check_low_memory",
     "result_of_finished_run",
     "resumable",
@@ -53,21 +52,6 @@ __all__ = [
 
 # What a full disk raises; safetensors has an error of its own.
 SYSTEM_ERRORS = (OSError, SafetensorError)
-
-
-def add_low_memory_options(group: Any) -> None:
-    """Add the options of runs block by block."""
-    group.add_argument(
-        "--low-memory",
-        action="store_true",
-        help="prune block by block, with weights and states on disk; --device cuda computes on a GPU that need only hold one "
-        "block (also done without this option if the model does not fit in the memory of the device)",
-    )
-    group.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with an unfinished run of --low-memory, at the block where it ended",
-    )
 
 
 def unfinished_directory(output: Path) -> Path:

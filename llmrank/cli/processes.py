@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
-import torch
-
 from llmrank.errors import OptionError
-from llmrank.execution import launched_processes
-from llmrank.models.loading import parse_device
+from llmrank.execution.launched import launched_processes
 
 __all__ = ["check_processes"]
 
@@ -40,6 +37,11 @@ def check_processes(options: argparse.Namespace) -> None:
             f"--device-map places one model over the devices, and {count} processes were started, each with a model; start one "
             "process, or leave it out"
         )
+    # Imported here, because this takes seconds.
+    import torch
+
+    from llmrank.models.loading import parse_device
+
     device = parse_device(options.device)
     n_local = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     if device.type == "cuda" and (":" in options.device or n_local > torch.cuda.device_count()):

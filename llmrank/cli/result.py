@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from graphs.io.replacement import replace_file
 from llmrank.cli.terminal import Terminal
-from llmrank.pipeline.descriptions import json_safe
+from llmrank.execution.json_files import json_safe
 
 __all__ = ["CommandResult", "print_result", "write_result"]
 

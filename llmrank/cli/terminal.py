@@ -18,7 +18,7 @@ from rich.text import Text
 from llmrank.cli.progress import ProgressLog, drop_output, make_progress
 from llmrank.progress import Progress, progress_step
 
-__all__ = ["Terminal", "add_output_options", "command_output"]
+__all__ = ["Terminal", "add_output_options", "command_output", "silence_libraries"]
 
 
 class Terminal(Console):
@@ -86,20 +86,23 @@ def add_output_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def silence_libraries() -> None:
+    """Let libraries show no progress bars, which would mix with the output of the command, and log no less than errors."""
+    # Imported here, because it imports torch.
+    from llmrank.models.compat import show_no_progress_bars
+
+    show_no_progress_bars()
+    for library in ("transformers", "lm_eval"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
 @contextlib.contextmanager
 def command_output(options: argparse.Namespace) -> Iterator[Terminal]:
     """Yield the terminal of a command.
 
     With ``--json`` its tables and sentences go to standard error, and so does what other packages print.
     """
-    # Imported here, because it imports torch.
-    from llmrank.models.compat import show_no_progress_bars
-
     quiet, verbose, as_json = (getattr(options, name, False) for name in ("quiet", "verbose", "json"))
-    # Progress bars of libraries would mix with the output of the command. Their log repeats errors that are raised anyway.
-    show_no_progress_bars()
-    for library in ("transformers", "lm_eval"):
-        logging.getLogger(library).setLevel(logging.ERROR)
     logger, handler = logging.getLogger("llmrank"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     level = logger.level

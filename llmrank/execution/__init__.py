@@ -1,7 +1,5 @@
 """How a run computes: passes over blocks, the processes that divide it, and the files of its work directory."""
 
-from llmrank.execution.execution import Execution
-from llmrank.execution.join import join_processes, launched_processes
-from llmrank.execution.processes import Processes
+import lazy_loader
 
-__all__ = ["Execution", "Processes", "join_processes", "launched_processes"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

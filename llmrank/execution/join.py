@@ -19,11 +19,12 @@ import torch.distributed as dist
 
 from llmrank.errors import OptionError, ProcessError
 from llmrank.execution.heartbeat import ARRIVAL, Heartbeat
+from llmrank.execution.launched import launched_processes
 from llmrank.execution.processes import Processes
 from llmrank.execution.several_processes import SeveralProcesses
 from llmrank.models.compat import process_store
 
-__all__ = ["join_processes", "launched_processes"]
+__all__ = ["join_processes"]
 
 Value = TypeVar("Value")
 # Seconds that an exchange may take once all processes have come to it.
@@ -34,20 +35,6 @@ PAUSE = 0.1
 _has_connected = False
 # Runs of this process. All processes count the same, so the number tells apart what they store in different runs.
 RUNS = itertools.count()
-
-
-def launched_processes() -> tuple[int, int]:
-    """Return the rank of this process, and the number of processes.
-
-    If the processes are not connected yet, both numbers come from the environment variables RANK and WORLD_SIZE, which the
-    launchers torchrun and accelerate set.
-    """
-    if not dist.is_available():
-        return 0, 1
-    if dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    found = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
-    return (int(found[0]), int(found[1])) if all(text.isdecimal() for text in found) else (0, 1)
 
 
 @contextmanager

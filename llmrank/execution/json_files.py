@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from graphs import GraphError
 from graphs.io.replacement import replace_file
 
-__all__ = ["checked_json", "file_checksum", "parse_checked_json", "read_json", "write_json"]
+__all__ = ["checked_json", "file_checksum", "json_safe", "parse_checked_json", "read_json", "write_json"]
 
 # The key of the checksum, and how many bytes of a file are read at once.
 CHECKSUM, CHUNK = "crc32", 1 << 22
@@ -161,3 +163,25 @@ def file_checksum(path: str | os.PathLike[str]) -> str:
         while chunk := file.read(CHUNK):
             crc, size = zlib.crc32(chunk, crc), size + len(chunk)
     return f"{crc:08x} {size}"
+
+
+def json_safe(value: Any) -> Any:
+    """Convert a value, with all that it holds, for strict JSON.
+
+    A dataclass becomes a dict of its fields, and what JSON lacks, such as infinity, a string.
+
+    Examples
+    --------
+    >>> json_safe({"perplexity": float("inf"), "widths": (3, 4)})
+    {'perplexity': 'inf', 'widths': [3, 4]}
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): json_safe(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    # Scorers and pruners of third parties may hold attributes of any type.
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)

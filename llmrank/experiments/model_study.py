@@ -25,6 +25,7 @@ from llmrank.evaluation.items import Answers, answer_items
 from llmrank.evaluation.lm_eval import LMEvalTasks
 from llmrank.evaluation.perplexity import Perplexity, model_size, sequence_losses
 from llmrank.execution import Execution
+from llmrank.execution.json_files import json_safe
 from llmrank.execution.recording import Recording
 from llmrank.experiments.settings import RowSettings, SweepSettings
 from llmrank.experiments.speed import measure_speed
@@ -35,7 +36,7 @@ from llmrank.models.loading import LoadedModel
 from llmrank.pipeline import stages
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.defaults import DEFAULTS
-from llmrank.pipeline.descriptions import environment, json_safe, model_source
+from llmrank.pipeline.descriptions import environment, model_source
 from llmrank.pipeline.heal import healing_tokens
 from llmrank.pipeline.plan import Selection, selection_notes
 from llmrank.pipeline.ranking import SETTINGS, Ranking

@@ -1,7 +1,5 @@
 """The FFNs of a model, found by their geometry or named by an explicit list."""
 
-from llmrank.models.ffn import FFN, FFNs, LinearMap, PrunableLayer
-from llmrank.models.finding.detect import find_ffns
-from llmrank.models.finding.explicit import explicit_ffns
+import lazy_loader
 
-__all__ = ["FFN", "FFNs", "LinearMap", "PrunableLayer", "explicit_ffns", "find_ffns"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

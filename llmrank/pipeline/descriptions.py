@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,6 @@ __all__ = [
     "describe_neurons",
     "dtype_name",
     "environment",
-    "json_safe",
     "model_source",
 ]
 
@@ -116,25 +113,3 @@ def model_source(model: nn.Module) -> str:
     name = str(getattr(model, "name_or_path", "") or type(model).__name__)
     is_path = Path(name).exists() or Path(name).is_absolute() or name.startswith(".")
     return Path(name).name if is_path else name
-
-
-def json_safe(value: Any) -> Any:
-    """Convert a value, with all that it holds, for strict JSON.
-
-    A dataclass becomes a dict of its fields, and what JSON lacks, such as infinity, a string.
-
-    Examples
-    --------
-    >>> json_safe({"perplexity": float("inf"), "widths": (3, 4)})
-    {'perplexity': 'inf', 'widths': [3, 4]}
-    """
-    if is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, dict):
-        return {str(key): json_safe(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_safe(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    # Scorers and pruners of third parties may hold attributes of any type.
-    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)

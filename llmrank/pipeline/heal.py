@@ -15,7 +15,8 @@ from llmrank.execution import Execution
 from llmrank.healing import DenseModel, Distillation, Healing, Predictions, heal_model, predict_tokens
 from llmrank.models.forward import fitting_length
 from llmrank.models.loading import parse_device
-from llmrank.pipeline.texts import DEFAULT_LENGTH, CalibrationText
+from llmrank.pipeline.defaults import DEFAULT_LENGTH, DEFAULT_TOKENS
+from llmrank.pipeline.texts import CalibrationText
 from llmrank.progress import Progress
 from llmrank.text import CalibrationTokens, TokenSequences
 from llmrank.text.generated import Generated
@@ -25,7 +26,6 @@ from llmrank.text.sources import make_sequences
 
 __all__ = ["heal", "healing_tokens", "predict"]
 
-DEFAULT_TOKENS = 65_536
 # Number of sequences to hold out, but at most half of a short text: with fewer, chance would choose among the measurements.
 HELD_OUT = 8
 # They come from this many sequences behind those to learn from, because the next ones are often of the same document. What the

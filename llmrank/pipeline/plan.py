@@ -12,13 +12,14 @@ from llmrank.calibration.statistics import FFNStatistics
 from llmrank.errors import OptionError
 from llmrank.evaluation.perplexity import model_size
 from llmrank.execution import Execution
+from llmrank.execution.json_files import json_safe
 from llmrank.execution.recording import Recording, recording
 from llmrank.execution.work_directory import WorkDirectory
 from llmrank.models.digest import weights_digest
 from llmrank.models.forward import run_sequences
 from llmrank.pipeline import stages
 from llmrank.pipeline.closeness.repair_validation import Validation
-from llmrank.pipeline.descriptions import describe_graphs, describe_model, describe_neurons, json_safe, model_source
+from llmrank.pipeline.descriptions import describe_graphs, describe_model, describe_neurons, model_source
 from llmrank.pipeline.notes import choice_notes, repair_notes, warning_of_few_tokens
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.report import Report

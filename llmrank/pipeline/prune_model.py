@@ -16,13 +16,13 @@ from llmrank.execution import launched_processes
 from llmrank.execution.work_directory import SHARD_BYTES, WorkDirectory
 from llmrank.healing import Distillation
 from llmrank.models.costs import Unit
-from llmrank.pipeline.defaults import DEFAULTS
+from llmrank.pipeline.defaults import DEFAULT_LENGTH, DEFAULTS
 from llmrank.pipeline.pipelines import BasePipeline
 from llmrank.pipeline.printed import Printed, PrintedGroup
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.registry import make_recipe
 from llmrank.pipeline.report import Report
-from llmrank.pipeline.texts import DEFAULT_LENGTH, CalibrationText
+from llmrank.pipeline.texts import CalibrationText
 from llmrank.progress import Progress
 from llmrank.prune import BasePruner
 from llmrank.prune.masks import Masks

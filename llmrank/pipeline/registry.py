@@ -19,22 +19,23 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from importlib import metadata
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_type_hints
 
 from llmrank.errors import OptionError, did_you_mean
-from llmrank.named_classes import named_classes
+from llmrank.named_classes import NamedClass, load_class, named_classes
 from llmrank.pipeline.defaults import DEFAULTS
-from llmrank.pipeline.pipelines import BasePipeline, ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
-from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.specs import Field, parameter_docs, split_spec, split_specs
-from llmrank.prune import BasePruner
-from llmrank.repair import BaseRepair
-from llmrank.score import AutoScorer, BaseScorer
-from llmrank.score.topologies import TOPOLOGIES
+
+if TYPE_CHECKING:  # these take seconds to import
+    from llmrank.pipeline.pipelines import BasePipeline
+    from llmrank.pipeline.recipe import Recipe
+    from llmrank.prune import BasePruner
+    from llmrank.repair import BaseRepair
+    from llmrank.score import BaseScorer
 
 __all__ = [
     "PIPELINES",
@@ -52,26 +53,52 @@ __all__ = [
 T = TypeVar("T")
 
 
-class Registry(dict[str, type[T]], Generic[T]):
-    """The components of one kind, by name.
+class Registry(MutableMapping[str, type[T]], Generic[T]):
+    """The components of one kind, by name. A component is imported when it is asked for, because that takes seconds.
 
     Parameters
     ----------
     kind : str
         Word for a component in messages.
-    base : type
-        What every component must inherit from.
-    entries : dict from str to type
+    base : type, or str
+        What every component must inherit from, or its ``module:class``.
+    entries : mapping from str to type or NamedClass
         The components of this package.
     group : str, optional
         Entry point group in which other distributions declare components, which :meth:`find` imports.
     """
 
-    def __init__(self, kind: str, base: type[T], entries: dict[str, type[T]], group: str | None = None) -> None:
-        super().__init__(entries)
+    def __init__(
+        self, kind: str, base: type[T] | str, entries: Mapping[str, type[T] | NamedClass], group: str | None = None
+    ) -> None:
         self.kind = kind
-        self.base = base
         self.group = group
+        self._base = base
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> type[T]:
+        entry = self._entries[name]
+        return cast("type[T]", load_class(entry.value)) if isinstance(entry, NamedClass) else entry
+
+    def __setitem__(self, name: str, entry: type[T]) -> None:
+        self._entries[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @cached_property
+    def base(self) -> type[T]:
+        """What every component inherits from."""
+        return cast("type[T]", load_class(self._base)) if isinstance(self._base, str) else self._base
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """Return a class decorator that adds a component.
@@ -118,10 +145,15 @@ class Registry(dict[str, type[T]], Generic[T]):
             )
         return self[name]
 
+    def doc(self, name: str) -> str:
+        """Return the docstring of a component; see :meth:`find`."""
+        entry = self._entries.get(name) or self.find(name)
+        return entry.doc if isinstance(entry, NamedClass) else inspect.getdoc(entry) or ""
+
     def fields(self, name: str) -> tuple[Field, ...]:
         """Return the options of a component: the parameters of its class, but not those that all pipelines share."""
         entry = self.find(name)
-        skipped = set(inspect.signature(self.base).parameters) if self.base is BasePipeline else set()
+        skipped = set(inspect.signature(self.base).parameters) if self.kind == "pipeline" else set()
         hints = get_type_hints(entry.__init__)
         return tuple(
             Field(key, hints.get(key, str), parameter.default, self._doc(entry, key))
@@ -234,19 +266,16 @@ class Registry(dict[str, type[T]], Generic[T]):
 
 
 SCORERS: Registry[BaseScorer] = Registry(
-    "scorer", BaseScorer, named_classes("llmrank.score", BaseScorer), "llmrank.scorers"
+    "scorer", "llmrank.score.base_scorer:BaseScorer", named_classes("llmrank.score"), "llmrank.scorers"
 )
 PRUNERS: Registry[BasePruner] = Registry(
-    "pruner", BasePruner, named_classes("llmrank.prune", BasePruner), "llmrank.pruners"
+    "pruner", "llmrank.prune.base_pruner:BasePruner", named_classes("llmrank.prune"), "llmrank.pruners"
 )
-TOPOLOGY_CLASSES: tuple[type[BasePipeline], ...] = (IsolatedFFNPipeline, ChainedFFNPipeline, ResidualFFNPipeline)
 PIPELINES: Registry[BasePipeline] = Registry(
-    "pipeline",
-    BasePipeline,
-    {entry.topology: entry for entry in TOPOLOGY_CLASSES},
+    "pipeline", "llmrank.pipeline.pipelines:BasePipeline", named_classes("llmrank.pipeline", "topology")
 )
 REPAIRS: Registry[BaseRepair] = Registry(
-    "repair", BaseRepair, named_classes("llmrank.repair", BaseRepair), "llmrank.repairs"
+    "repair", "llmrank.repair.base_repair:BaseRepair", named_classes("llmrank.repair"), "llmrank.repairs"
 )
 REGISTRIES: tuple[Registry[Any], ...] = (PIPELINES, SCORERS, PRUNERS, REPAIRS)
 
@@ -284,10 +313,13 @@ def make_recipe(
     >>> recipe.topology, recipe.beta, recipe.pruner.amount
     ('residual', 0.5, 0.2)
     """
+    # Imported here, because this takes seconds.
+    from llmrank.pipeline.recipe import Recipe
+
     pipeline_class, options = PIPELINES.options(pipeline) if isinstance(pipeline, str) else (pipeline, {})
-    if not any(pipeline_class is known for known in TOPOLOGY_CLASSES):
+    if not any(pipeline_class is known for known in PIPELINES.values()):
         raise OptionError(
-            f"pipeline must be {', '.join(TOPOLOGIES)}, or the class of one, got {pipeline!r}; to change a stage, call the "
+            f"pipeline must be {', '.join(PIPELINES)}, or the class of one, got {pipeline!r}; to change a stage, call the "
             "functions of llmrank.pipeline.stages"
         )
     return Recipe(
@@ -320,7 +352,12 @@ def make_scorer(spec: str | BaseScorer | Sequence[str | BaseScorer], **options: 
         if isinstance(each, str) and not options:
             with suppress(AttributeError):  # a class of another package may have slots
                 object.__setattr__(made[-1], "written", each)  # it may be frozen
-    return made[0] if len(made) == 1 else AutoScorer(*made)
+    if len(made) == 1:
+        return made[0]
+    # Imported here, because this takes seconds.
+    from llmrank.score import AutoScorer
+
+    return AutoScorer(*made)
 
 
 def make_pruner(spec: str | BasePruner, **options: Any) -> BasePruner:

@@ -16,11 +16,12 @@ from rich.text import Text
 from graphs.io.replacement import replace_file
 from llmrank.evaluation.before_and_after import Evaluation
 from llmrank.evaluation.perplexity import ModelSize
+from llmrank.execution.json_files import json_safe
 from llmrank.healing import Healing
 from llmrank.models.costs import Unit, unit_name
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.closeness.repair_validation import Validation
-from llmrank.pipeline.descriptions import environment, json_safe
+from llmrank.pipeline.descriptions import environment
 from llmrank.pipeline.printed import Printed, PrintedGroup
 
 __all__ = [

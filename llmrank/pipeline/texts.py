@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from llmrank.errors import check_count
 from llmrank.healing import Distillation
 from llmrank.models.forward import fitting_length
+from llmrank.pipeline.defaults import DEFAULT_LENGTH, DEFAULT_SAMPLES, MOST_REPAIR_TOKENS
 from llmrank.pipeline.ranking import Ranking
 from llmrank.progress import Progress
 from llmrank.text import CalibrationTokens, TokenSequences, tokenise
@@ -16,13 +17,8 @@ from llmrank.text.other_text import add_other_text, is_alone
 from llmrank.text.sequences import Request
 from llmrank.text.sources import find_source, make_sequences
 
-__all__ = ["DEFAULT_LENGTH", "DEFAULT_SAMPLES", "CalibrationText", "EvaluationText", "RankedText", "Text", "n_held_out"]
+__all__ = ["CalibrationText", "EvaluationText", "RankedText", "Text", "n_held_out"]
 
-DEFAULT_SAMPLES = 16
-DEFAULT_LENGTH = 1024
-# A repair before healing is fitted to as many tokens as healing learns from, but to no more than this: their hidden states are in
-# memory.
-MOST_REPAIR_TOKENS = 131_072
 # For this many calibration sequences, one more is held out from a repair.
 FITTED_PER_HELD_OUT = 8
 

@@ -1,25 +1,5 @@
 """Pruners: from importance to keep masks, under a budget."""
 
-from llmrank.prune.amounts import check_amount, global_count, local_count, protected_names, round_width
-from llmrank.prune.base_pruner import BasePruner
-from llmrank.prune.global_pruner import GlobalPruner
-from llmrank.prune.local_pruner import LocalPruner
-from llmrank.prune.records.layer_record import LayerRecord, ascending_positions, keep_highest, record_of_size
-from llmrank.prune.sensitivity_pruner import SensitivityPruner, sensitivity_counts
+import lazy_loader
 
-__all__ = [
-    "BasePruner",
-    "GlobalPruner",
-    "LayerRecord",
-    "LocalPruner",
-    "SensitivityPruner",
-    "ascending_positions",
-    "check_amount",
-    "global_count",
-    "keep_highest",
-    "local_count",
-    "protected_names",
-    "record_of_size",
-    "round_width",
-    "sensitivity_counts",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,15 +1,5 @@
 """The texts of calibration and evaluation: where they come from, and how they become token sequences."""
 
-from llmrank.text.built_in import builtin_texts
-from llmrank.text.sequences import CalibrationTokens, TokenSequences, shared_passages
-from llmrank.text.sources import check_text, read_text, tokenise
+import lazy_loader
 
-__all__ = [
-    "CalibrationTokens",
-    "TokenSequences",
-    "builtin_texts",
-    "check_text",
-    "read_text",
-    "shared_passages",
-    "tokenise",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

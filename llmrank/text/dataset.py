@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import islice
-from pathlib import Path
 from typing import Any, ClassVar
 
 from llmrank.errors import CalibrationError
 from llmrank.text.base_source import BaseSource
 from llmrank.text.documents import Documents, document_of
+from llmrank.text.places import without_folders
 from llmrank.text.sequences import Request, Role, TokenSequences
 from llmrank.text.tokenisation import sequences_of_text
 
-__all__ = ["Dataset", "without_folders"]
+__all__ = ["Dataset"]
 
 # Options that shuffle a stream of rows: each row is drawn at random from a buffer of 1000 rows, which are read from one file at a
 # time. The files of large datasets have more rows, so only the beginning of one file is read.
@@ -95,26 +95,3 @@ class Dataset(BaseSource):
         return CalibrationError(
             f"{self} needs the datasets package; pip install 'llmrank[datasets]', or pass a text file"
         )
-
-
-def without_folders(place: str) -> str:
-    """Replace an absolute path by its last part, as ``./NAME``, because reports name no local folders.
-
-    Parameters
-    ----------
-    place : str
-        A path, a name on the hub, or a source such as ``dataset:/home/me/rows,,test``.
-
-    Returns
-    -------
-    str
-        No model or dataset of the hub is called ``./NAME``.
-
-    Examples
-    --------
-    >>> without_folders("dataset:/home/me/rows,,test"), without_folders("/home/me/model"), without_folders("org/model")
-    ('dataset:./rows,,test', './model', 'org/model')
-    """
-    prefix = f"{Dataset.name}:" if place.startswith(f"{Dataset.name}:") else ""
-    path, *others = place.removeprefix(prefix).split(",") if prefix else [place]
-    return f"{prefix}{','.join([f'./{Path(path).name}', *others])}" if Path(path).is_absolute() else place

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from llmrank.errors import CalibrationError
-from llmrank.named_classes import named_classes
+from llmrank.named_classes import load_class, named_classes
 from llmrank.text.base_source import BaseSource, check_not_empty
 from llmrank.text.built_in import BuiltInText
 from llmrank.text.documents import Documents
@@ -40,7 +40,7 @@ __all__ = [
 @cache
 def named_sources() -> dict[str, type[BaseSource]]:
     """Return the sources of text by name."""
-    return named_classes(__package__, BaseSource)
+    return {name: load_class(source.value) for name, source in named_classes(__package__).items()}
 
 
 def find_source(text: Any, role: Role = "calibration") -> BaseSource | None:

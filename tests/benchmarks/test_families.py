@@ -15,7 +15,7 @@ from benchmarks.families import MODEL_TYPES, RESULTS, difference, main, measured
 from benchmarks.hand_masks import Reader, experts_silenced, neurons_set_to_zero
 from benchmarks.tiny_configs import FFN, layers_of_every_kind, tiny_config, tiny_model
 from llmrank import Masks
-from llmrank.models.families import OTHER_TARGETS
+from llmrank.models.measured_families import OTHER_TARGETS
 
 # Types of which something was once found or named wrongly.
 OUTCOMES = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import re
 from typing import Any
 
@@ -15,12 +14,7 @@ from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
 from llmrank.pipeline.registry import REGISTRIES, Registry
 
-__all__ = ["add_components_options", "run_components"]
-
-
-def add_components_options(command: argparse.ArgumentParser) -> None:
-    """Add the argument of ``llmrank components``."""
-    command.add_argument("name", metavar="NAME", nargs="?", help="the component to describe")
+__all__ = ["run_components"]
 
 
 def run_components(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
@@ -69,7 +63,7 @@ def _table(*headings: str) -> Table:
 def _summary(registry: Registry[Any], name: str) -> str:
     """Return what a component is, the first paragraph of its docstring as one line, or why it cannot be used."""
     try:
-        described = inspect.getdoc(registry.find(name)) or ""
+        described = registry.doc(name)
     except OptionError as error:  # a component of another distribution
         return str(error)
     return _without_markup(" ".join(described.split("\n\n")[0].split()))

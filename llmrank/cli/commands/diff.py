@@ -6,7 +6,6 @@ import argparse
 import re
 from collections.abc import Iterable
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -17,20 +16,10 @@ from llmrank.cli.result import CommandResult, write_result
 from llmrank.cli.terminal import Terminal
 from llmrank.inspection.difference import LayerDifference, RunDifference, compare_runs, read_run
 
-__all__ = ["add_diff_options", "run_diff"]
+__all__ = ["run_diff"]
 
 # Matches a sha256. Only its first 12 digits are shown, which is enough to see that two of them differ.
 DIGEST = re.compile("([0-9a-f]{12})[0-9a-f]{52}")
-
-
-def add_diff_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of ``llmrank diff``."""
-    kinds = "a directory that llmrank prune or llmrank rank has written, or a report.json"
-    command.add_argument("a", metavar="A", type=Path, help=kinds)
-    command.add_argument("b", metavar="B", type=Path, help="another, of the same model")
-    command.add_argument(
-        "--output", type=Path, metavar="FILE", help="also write the differences, as JSON, to this file"
-    )
 
 
 def run_diff(options: argparse.Namespace, terminal: Terminal) -> CommandResult:

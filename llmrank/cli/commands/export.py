@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from llmrank.cli.options import add_model_options, check_device_and_dtype, check_output_file, load
+from llmrank.cli.options import check_device_and_dtype, check_output_file, load
 from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import CheckpointError, OptionError
@@ -14,28 +14,7 @@ from llmrank.integrations.decilm import MULTIPLE, write_decilm
 from llmrank.integrations.gguf import write_gguf
 from llmrank.surgery.checkpoint import REPORT_FILE, read_report
 
-__all__ = ["add_export_options", "run_export"]
-
-
-def add_export_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of ``llmrank export``."""
-    command.add_argument("model", metavar="CHECKPOINT", help="the directory of a pruned checkpoint")
-    group = command.add_argument_group("model and output")
-    group.add_argument(
-        "--to",
-        choices=["gguf", "vllm"],
-        default="gguf",
-        help="gguf: a file that llama.cpp runs; vllm: a directory that vLLM, SGLang and mlx-lm load (%(default)s)",
-    )
-    group.add_argument("--output", type=Path, required=True, help="file or directory to write")
-    group.add_argument(
-        "--tokenizer",
-        type=Path,
-        metavar="GGUF",
-        help="for gguf: a GGUF file whose tokenizer is copied, any file of the dense model, in any quantisation (by default the "
-        "file that CHECKPOINT was pruned from)",
-    )
-    add_model_options(group)
+__all__ = ["run_export"]
 
 
 def run_export(options: argparse.Namespace, terminal: Terminal) -> CommandResult:

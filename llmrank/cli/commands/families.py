@@ -12,9 +12,9 @@ from rich.table import Column, Table
 from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
-from llmrank.models.families import OTHER_TARGETS, measured_families
+from llmrank.models.measured_families import OTHER_TARGETS, measured_families
 
-__all__ = ["add_families_options", "run_families"]
+__all__ = ["run_families"]
 
 # The outcomes of pruning, saving and loading a tiny model. "Stock" transformers is transformers without llmrank.
 MEANINGS = {
@@ -23,13 +23,6 @@ MEANINGS = {
     "refused": "llmrank says why it does not prune the model",
     "cannot build": "not known: the tiny model does not run",
 }
-
-
-def add_families_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of ``llmrank families``."""
-    command.add_argument(
-        "pattern", metavar="PATTERN", nargs="?", help="part of a model type, or a pattern such as 'qwen*'"
-    )
 
 
 def run_families(options: argparse.Namespace, terminal: Terminal) -> CommandResult:

@@ -7,27 +7,24 @@ import os
 from pathlib import Path
 from typing import Any
 
-from llmrank.cli.commands.prune import add_hub_options, check_upload
+from llmrank.cli.arguments.heal import AUTOMATIC
+from llmrank.cli.commands.prune import check_upload
 from llmrank.cli.options import (
-    add_batch_and_seed,
-    add_model_options,
     check_device_and_dtype,
     check_output_file,
-    directory,
     load,
-    text_source,
 )
 from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.execution import launched_processes
+from llmrank.execution.json_files import json_safe
 from llmrank.healing import Distillation, Healing, Predictions
 from llmrank.inspection.figures import save_figure
 from llmrank.inspection.healing import draw_healing
 from llmrank.models.loading import LoadedModel
-from llmrank.pipeline import DEFAULT_LENGTH
-from llmrank.pipeline.descriptions import json_safe
-from llmrank.pipeline.heal import DEFAULT_TOKENS, heal, predict
+from llmrank.pipeline.defaults import DEFAULT_TOKENS
+from llmrank.pipeline.heal import heal, predict
 from llmrank.pipeline.specs import Field
 from llmrank.pipeline.texts import CalibrationText
 from llmrank.progress import Progress
@@ -37,84 +34,13 @@ from llmrank.surgery.atomic import check_output
 from llmrank.text import TokenSequences, check_text
 from llmrank.text.generated import Generated
 
-__all__ = ["add_heal_options", "add_predict_options", "run_heal", "run_predict"]
+__all__ = ["run_heal", "run_predict"]
 
-FIGURE, AUTOMATIC = "healing", "auto"
+FIGURE = "healing"
 # The ending of a file of predictions.
 PREDICTIONS = ".safetensors"
 # Sources whose text the model writes.
 WRITTEN = (AUTOMATIC, Generated.name)
-# The fields of a Distillation that --with sets, and what help says of them.
-KNOBS = {
-    "learn": "all, ffn or lora",
-    "learning_rate": "0.001 of the root mean square of each tensor for 64 steps, less for fewer",
-    "sequences_per_step": "2,048 tokens or more",
-    "rank": "16, of lora",
-}
-
-
-def add_heal_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of ``llmrank heal``."""
-    command.add_argument("model", metavar="PRUNED", type=directory, help="the directory of a pruned checkpoint")
-    group = command.add_argument_group("model and output")
-    group.add_argument(
-        "--against",
-        required=True,
-        metavar="DENSE",
-        help="the model that PRUNED was pruned from, or a file of its predictions that llmrank predict has written",
-    )
-    group.add_argument("--against-revision", metavar="REVISION", help="branch, tag or commit of DENSE")
-    group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
-    add_hub_options(group)
-    add_model_options(group)
-    _add_text_options(command)
-    group.add_argument(
-        "--with",
-        dest="knobs",
-        metavar="NAME=VALUE,...",
-        help=f"how it learns: {', '.join(f'{name} ({value})' for name, value in KNOBS.items())}; or arguments of transformers' "
-        "TrainingArguments, such as bf16=true,report_to=wandb (a wrong name lists them)",
-    )
-    group.add_argument(
-        "--checkpoints",
-        type=Path,
-        metavar="DIR",
-        help="keep the state of the training in this directory; if it holds one, go on from there",
-    )
-
-
-def add_predict_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of ``llmrank predict``."""
-    command.add_argument("model", metavar="DENSE", help="a directory, a hub name, or a .gguf file")
-    group = command.add_argument_group("model and output")
-    group.add_argument(
-        "--pruned",
-        type=directory,
-        metavar="PRUNED",
-        help="leave out the sequences that this checkpoint was repaired on",
-    )
-    group.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write, .safetensors")
-    add_model_options(group)
-    _add_text_options(command)
-
-
-def _add_text_options(command: argparse.ArgumentParser) -> None:
-    data = command.add_argument_group("text")
-    data.add_argument(
-        "--text",
-        type=lambda value: text_source(value, "calibration"),
-        default=AUTOMATIC,
-        metavar="TEXT",
-        help="what --calibration of llmrank prune takes; one of six sequences is of the built-in text, unless you give a "
-        "mixture, such as a.txt:100%% (%(default)s: text that DENSE writes)",
-    )
-    data.add_argument(
-        "--tokens",
-        type=int,
-        help=f"number of tokens to learn from ({DEFAULT_TOKENS:,}, or all of a file of predictions)",
-    )
-    data.add_argument("--sequence-length", type=int, default=DEFAULT_LENGTH, help="tokens in a sequence (%(default)s)")
-    add_batch_and_seed(data)
 
 
 def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:

@@ -10,9 +10,7 @@ from typing import Any
 
 from llmrank.cache import cache_directory
 from llmrank.cli.commands import demo
-from llmrank.cli.demo_models import DEMO_NAME
 from llmrank.cli.low_memory import (
-    add_low_memory_options,
     check_low_memory,
     result_of_finished_run,
     resumable,
@@ -20,13 +18,9 @@ from llmrank.cli.low_memory import (
     work_directory,
 )
 from llmrank.cli.options import (
-    add_method_options,
-    add_model_options,
     check_method,
-    directory,
     load,
     make_run,
-    text_source,
 )
 from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
@@ -54,10 +48,6 @@ from llmrank.text.built_in import BuiltInText
 from llmrank.text.generated import Automatic, Generated
 
 __all__ = [
-    "add_demo_options",
-    "add_evaluation",
-    "add_hub_options",
-    "add_prune_options",
     "check_upload",
     "prune",
     "run_demo",
@@ -73,52 +63,6 @@ QUANTISED_BLOCK = 32
 LONG_REPAIR = 120.0
 # Seconds within which all processes come: before, they only import packages.
 ARRIVAL = 45.0
-
-
-def add_demo_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of ``llmrank demo``."""
-    group = command.add_argument_group("model and output")
-    group.add_argument("--model", help=f"a model directory, hub name or .gguf file instead of {DEMO_NAME} from PyPI")
-    group.add_argument(
-        "--output", type=directory, default=Path("llmrank-demo"), help="directory to write (%(default)s)"
-    )
-    add_model_options(group)
-    add_method_options(command)
-    # The model needs minutes to write a text.
-    command.set_defaults(evaluate=True, calibration=BuiltInText.name)
-
-
-def add_prune_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of ``llmrank prune``."""
-    command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
-    group = command.add_argument_group("model and output")
-    group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
-    add_hub_options(group)
-    add_model_options(group)
-    add_low_memory_options(group)
-    add_evaluation(add_method_options(command))
-
-
-def add_hub_options(group: Any) -> None:
-    """Add the options of an upload."""
-    group.add_argument(
-        "--push-to-hub", metavar="NAME", help="also upload the checkpoint to this repository of the Hugging Face hub"
-    )
-    group.add_argument("--private", action="store_true", help="make that repository private if it is new")
-
-
-def add_evaluation(group: Any) -> None:
-    """Add the option for the evaluation text."""
-    group.add_argument(
-        "--evaluate",
-        nargs="?",
-        const=True,
-        default=None,
-        type=text_source,
-        metavar="TEXT",
-        help="perplexity before and after on a text file, a directory or dataset:NAME, or on the built-in text without TEXT; put "
-        "it last or write --evaluate=TEXT",
-    )
 
 
 def check_upload(options: argparse.Namespace) -> str | None:

@@ -7,9 +7,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from llmrank.cli.commands.prune import add_evaluation, add_hub_options, check_upload, describe_checkpoint, prune
+from llmrank.cli.arguments.rank import OF_RANKING
+from llmrank.cli.commands.prune import check_upload, describe_checkpoint, prune
 from llmrank.cli.low_memory import (
-    add_low_memory_options,
     check_low_memory,
     result_of_finished_run,
     resumable,
@@ -17,10 +17,7 @@ from llmrank.cli.low_memory import (
     work_directory,
 )
 from llmrank.cli.options import (
-    add_method_options,
-    add_model_options,
     check_method,
-    directory,
     load,
     make_run,
     recipe_of,
@@ -28,10 +25,11 @@ from llmrank.cli.options import (
 from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
+from llmrank.execution.json_files import json_safe
 from llmrank.execution.work_directory import SAVING, SHARD_BYTES, WorkDirectory
 from llmrank.models.digest import weights_digest
 from llmrank.pipeline import stages
-from llmrank.pipeline.descriptions import json_safe, model_source
+from llmrank.pipeline.descriptions import model_source
 from llmrank.pipeline.plan import rank_model
 from llmrank.pipeline.ranking import SETTINGS, Ranking
 from llmrank.pipeline.texts import RankedText
@@ -41,37 +39,7 @@ from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.atomic import atomic_directory, check_output
 from llmrank.surgery.named_layers import ffns_of_masks
 
-__all__ = ["add_apply_options", "add_rank_options", "run_apply", "run_rank"]
-
-OF_RANKING = "that of the ranking"
-# Options that have no effect where masks are applied, because the masks say what is removed.
-METHOD = ("amount", "scorer", "pipeline", "pruner", "targets", "amount_of", "repair", "steps", "form", "evaluate")
-
-
-def add_rank_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of ``llmrank rank``."""
-    command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
-    group = command.add_argument_group("model and output")
-    group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
-    add_model_options(group)
-    add_low_memory_options(group)
-    add_method_options(command, chooses=False, prunes=False)
-
-
-def add_apply_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of ``llmrank apply``."""
-    command.add_argument(
-        "ranking", metavar="RANKING", type=Path, help="a directory that llmrank rank has written, or masks.safetensors"
-    )
-    command.add_argument("model", metavar="MODEL", help="the model that was ranked")
-    group = command.add_argument_group("model and output")
-    group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
-    add_hub_options(group)
-    add_model_options(group)
-    add_low_memory_options(group)
-    add_evaluation(add_method_options(command, calibrates=False))
-    command.set_defaults(scorer=OF_RANKING, pipeline=OF_RANKING, calibration=None, samples=None, sequence_length=None)
-    command.set_defaults(method_defaults={name: command.get_default(name) for name in METHOD})
+__all__ = ["run_apply", "run_rank"]
 
 
 def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:

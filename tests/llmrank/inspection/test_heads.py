@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from graphs.analysis.measures import rank_correlation
-from llmrank.cli.commands.inspecting.tables import _verdict_in_words
+from llmrank.cli.commands.inspect_tables import _verdict_in_words
 from llmrank.inspection.inspect_model import Inspection, inspect_model
 from llmrank.inspection.page.page_data import payload
 from llmrank.inspection.summary import margin, summarise_inspection, summarise_neuron

@@ -235,9 +235,8 @@ def test_a_pipeline_of_an_encoder_raises_before_anything_is_changed() -> None:
 def test_generated_text_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     llmrank.save(tmp_path / "model", tiny_llama(), spelling_tokenizer())
     options = ("--calibration", "generated", "--evaluate=generated", *SHORT)
-    with pytest.raises(SystemExit):
-        run("prune", tmp_path / "model", "--output", tmp_path / "pruned", *options)
-    assert "'generated' is no evaluation text; expected a text file, built-in or" in capsys.readouterr().err
+    assert run("prune", tmp_path / "model", "--output", tmp_path / "pruned", *options) == 2
+    assert "--evaluate: 'generated' is no evaluation text; expected a text file, built-in or" in capsys.readouterr().err
     assert run("prune", tmp_path / "model", "--output", tmp_path / "pruned", "--calibration", "generated", *SHORT) == 0
     report = json.loads((tmp_path / "pruned" / "report.json").read_text(encoding="utf-8"))
     assert report["calibration"]["source"] == "written by the model itself, seed 0"

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from benchmarks.families import PACKAGED, RESULTS, for_the_package
-from llmrank.models.families import measured_families
+from llmrank.models.measured_families import measured_families
 from tests.llmrank.commands import refused, run
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import llmrank
 from graphs import load_graph, load_rank
-from llmrank.cli.commands.inspecting import command as cli_inspect
+from llmrank.cli.commands import inspect as cli_inspect
 from llmrank.evaluation.token_losses import token_losses
 from llmrank.inspection.meaning.meanings import find_meanings
 from llmrank.models import find_ffns
@@ -187,7 +187,7 @@ def test_a_failure_leaves_no_files(
     def full(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("llmrank.cli.commands.inspecting.command.write_page", full)
+    monkeypatch.setattr("llmrank.cli.commands.inspect.write_page", full)
     message = run(checkpoint, "--calibration", corpus, *SHORT, "--output", tmp_path / "out")
     assert message == 2
     assert "No space left" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import transformers
 
-from llmrank.cli.options import _max_memory
+from llmrank.cli.arguments.shared import _max_memory
 from llmrank.models.loading import load_pretrained
 from tests.llmrank.commands import SHORT, refused, run
 

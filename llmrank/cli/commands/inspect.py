@@ -13,9 +13,9 @@ from pathlib import Path
 from graphs import save_graph, save_rank
 from graphs.io.exchange import exchange_formats
 from graphs.reduction.subgraphs import top_subgraph
-from llmrank.cli.commands.inspecting.tables import print_experts, print_layers, print_meaning, print_neuron
-from llmrank.cli.demo_models import DEMO_NAME
-from llmrank.cli.options import add_method_options, add_model_options, check_method, load, make_run, recipe_of
+from llmrank.cli.arguments.inspect import DEFAULT_FORMATS
+from llmrank.cli.commands.inspect_tables import print_experts, print_layers, print_meaning, print_neuron
+from llmrank.cli.options import check_method, load, make_run, recipe_of
 from llmrank.cli.result import CommandResult
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
@@ -33,74 +33,19 @@ from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.registry import SCORERS
 from llmrank.pipeline.specs import split_spec
 from llmrank.score import AutoScorer, BaseScorer, ExpertScorer
-from llmrank.score.pagerank import default_scorer
 from llmrank.surgery.apply import temporarily_masked
 from llmrank.surgery.atomic import atomic_directory, check_output
-from llmrank.text.built_in import BuiltInText
 
-__all__ = ["add_inspect_options", "run_inspect"]
+__all__ = ["run_inspect"]
 
 # The format of the `graphs` package for complete graphs and their ranks.
 OWN_FORMAT = "safetensors"
-DEFAULT_FORMATS = "png,svg,html"
 # Functions that write the contexts of all neurons to a file. A key is the name of the file, and also that of the format.
 TABLES = {"contexts.csv": write_meanings_csv, "contexts.json": write_meanings_json}
 PAGE = "index.html"
 SUMMARY = "summary.json"
 # Number of examples of tokens that the pruned model predicts worse.
 WORST = 30
-
-
-def add_inspect_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of ``llmrank inspect``."""
-    command.add_argument("model", metavar="MODEL", nargs="?", help=f"default: {DEMO_NAME}")
-    command.add_argument(
-        "--output",
-        type=Path,
-        help="directory to write, absent or empty: summary.json, figures, and index.html, a page to explore the model in a "
-        "browser; without it only the tables are printed",
-    )
-    formats = exchange_formats().values()
-    complete = [OWN_FORMAT, *(known.name for known in formats if known.any_size)]
-    command.add_argument(
-        "--format",
-        default=DEFAULT_FORMATS,
-        help=f"formats to write: {', '.join((*FIGURES, 'html'))}, and for graphs "
-        f"{', '.join(known.name for known in formats if not known.any_size)} (only the highest nodes) "
-        f"and {', '.join(complete)} (complete graphs); with --contexts {', '.join(TABLES)} (%(default)s)",
-    )
-    command.add_argument(
-        "--layers",
-        help="layers to list and draw, such as 0-3,29 or a name, with their experts if they are mixtures (all are listed, and "
-        "three of them drawn)",
-    )
-    command.add_argument(
-        "--top", type=int, default=20, help="number of nodes of each layer in drawn and written subgraphs (%(default)s)"
-    )
-    command.add_argument(
-        "--compare",
-        help="scorers to compare with, separated by commas, or none (all scorers, with their default options)",
-    )
-    command.add_argument(
-        "--neuron",
-        action="append",
-        default=[],
-        metavar="LAYER:N",
-        help="describe neuron N of this layer, or of this expert, with the contexts in which it is most active and the tokens "
-        "that it promotes and demotes; can be repeated",
-    )
-    command.add_argument(
-        "--contexts",
-        action="store_true",
-        help="find for every neuron the contexts in which it is most active and the tokens that it promotes and demotes, and "
-        "what the pruned model predicts worse: for the page, and for --format contexts.csv,contexts.json; costs three passes of "
-        "the calibration text, and a product of all output maps with the head",
-    )
-    command.add_argument("--open", action="store_true", help="open the page in a browser")
-    add_model_options(command.add_argument_group("model"))
-    add_method_options(command, prunes=False)
-    # People come to see a graph and its rank, and a choice may take a score that no graph explains.
-    command.set_defaults(calibration=BuiltInText.name, scorer=default_scorer().label())
 
 
 def run_inspect(options: argparse.Namespace, terminal: Terminal) -> CommandResult:

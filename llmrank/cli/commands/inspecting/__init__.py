@@ -1,3 +1,0 @@
-"""``llmrank inspect``: the command and its tables."""
-
-__all__: list[str] = []

@@ -1,0 +1,25 @@
+"""Pruners: from importance to keep masks, under a budget."""
+
+from .amounts import check_amount, global_count, local_count, protected_names, round_width
+from .base_pruner import BasePruner
+from .global_pruner import GlobalPruner
+from .local_pruner import LocalPruner
+from .records.layer_record import LayerRecord, ascending_positions, keep_highest, record_of_size
+from .sensitivity_pruner import SensitivityPruner, sensitivity_counts
+
+__all__ = [
+    "BasePruner",
+    "GlobalPruner",
+    "LayerRecord",
+    "LocalPruner",
+    "SensitivityPruner",
+    "ascending_positions",
+    "check_amount",
+    "global_count",
+    "keep_highest",
+    "local_count",
+    "protected_names",
+    "record_of_size",
+    "round_width",
+    "sensitivity_counts",
+]
