@@ -214,6 +214,15 @@ def _with_adapters(model: Any, settings: Distillation) -> Any:
 
     torch.manual_seed(settings.seed)
     config = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft reads a name of transformers that will go
-        return get_peft_model(model, config)
+    children = [(owner, name, child) for owner in model.modules() for name, child in owner.named_children()]
+    attributes = {*vars(model)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft reads a name of transformers that will go
+            return get_peft_model(model, config)
+    except BaseException:  # without memory, say, peft leaves the adapters behind that it has made
+        for owner, name, child in children:
+            setattr(owner, name, child)
+        for name in vars(model).keys() - attributes:
+            delattr(model, name)
+        raise

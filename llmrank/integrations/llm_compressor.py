@@ -46,7 +46,7 @@ TEXT_INPUTS = {"input_ids", "attention_mask", "labels", "loss_mask", "position_i
 
 
 class LLMRankModifier(Modifier):  # type: ignore[misc]
-    """A modifier for recipes of llm-compressor that prunes the FFNs of the model in place, on the recipe's calibration data.
+    """A modifier for recipes of llm-compressor that prunes the model in place, on the recipe's calibration data.
 
     It prunes when the recipe is initialised, before the modifiers that follow it look at the model. So it must come first, and
     the model must not be quantised yet. Each sample of the calibration data is one sequence. Layers that keep different numbers
@@ -56,6 +56,9 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
     ----------
     amount : float or int
         Share in [0, 1), or number, of neurons to remove.
+    targets : str
+        What is removed, as for :func:`llmrank.prune_model`: neurons, heads, or both with a comma between them, or blocks. It does
+        not name modules, as the `targets` of other modifiers do.
     scorer, pruner, repair, pipeline : str
         Specs, as for :func:`llmrank.prune_model`.
     multiple_of : int
@@ -73,6 +76,7 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
     # llm-compressor also writes the recipe as YAML beside the checkpoint. YAML holds no objects, so these are specs; and options
     # that are None would be left out there, so none of them is None.
     amount: float | int = 0.3
+    targets: str = "neurons"
     scorer: str = DEFAULTS["scorer"]
     pruner: str = DEFAULTS["pruner"]
     repair: str = DEFAULTS["repair"]
@@ -140,7 +144,14 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
         """Return the recipe of llmrank that the specs describe."""
         multiple = None if "multiple_of" in split_spec(self.pruner)[1] else self.multiple_of
         return make_recipe(
-            self.pipeline, self.scorer, self.pruner, self.repair, amount=self.amount, multiple_of=multiple, align="pad"
+            self.pipeline,
+            self.scorer,
+            self.pruner,
+            self.repair,
+            amount=self.amount,
+            multiple_of=multiple,
+            targets=self.targets,
+            align="pad",
         )
 
     def _check_place(self, state: Any) -> None:

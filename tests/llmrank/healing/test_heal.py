@@ -31,7 +31,7 @@ from llmrank.models.forward import predicts_next_token
 from llmrank.pipeline import Recipe
 from llmrank.text import CalibrationTokens, TokenSequences
 from tests.llmrank.tiny_mixtures import MIXTURES, tiny_mixture
-from tests.llmrank.tiny_models import Family, disturbed, every_family, family_model, tiny_llama
+from tests.llmrank.tiny_models import Family, Snapshot, disturbed, every_family, family_model, tiny_llama
 
 LENGTH = 16
 
@@ -106,6 +106,26 @@ def test_a_healed_model_is_closer_and_has_the_same_tensors(dense: Any, pruned: A
     assert [row.step for row in healing.rows] == [0, 4, 8, 12, 16]
     assert healing.rows[-1].tokens == 64 * LENGTH
     assert healing.rows[-1].learning_rate == 0.0
+
+
+def test_an_error_while_adapters_are_made_leaves_none(pruned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lora = pytest.importorskip("peft.tuners.lora.model").LoraModel
+    replaced = []
+
+    def scarce(self: Any, *arguments: Any) -> None:
+        replaced.append(arguments)
+        if len(replaced) > 4:
+            raise MemoryError
+        replace_module(self, *arguments)
+
+    replace_module = lora._replace_module
+    monkeypatch.setattr(lora, "_replace_module", scarce)
+    before = Snapshot(pruned)
+    with pytest.raises(MemoryError), learning(pruned, replace(SETTINGS, learn="lora")):
+        pass
+    assert len(replaced) == 5
+    before.assert_restored()
+    assert all(value.requires_grad for value in pruned.parameters())
 
 
 def heals(dense: Any, amount: float, **options: Any) -> None:

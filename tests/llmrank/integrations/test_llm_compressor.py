@@ -119,7 +119,7 @@ def test_the_saved_recipe_makes_the_same_modifier(place: Path) -> None:
     again = Recipe.create_instance(str(place / "out" / "recipe.yaml")).modifiers[0]
     assert isinstance(again, LLMRankModifier)
     options = set(LLMRankModifier.__annotations__) - {"_masks", "_report"}
-    assert len(options) == 6
+    assert len(options) == 7
     assert again.model_dump(include=options) == modifier.model_dump(include=options)
 
 
@@ -134,6 +134,28 @@ def test_unequal_widths_are_filled_up_so_that_stock_transformers_loads_them(plac
     assert len(widths) > 1
     assert load(place / "out").config.intermediate_size == max(widths) < 40
     assert torch.equal(logits(load(place / "out"), token_ids()), logits(model, token_ids()))
+
+
+@pytest.mark.parametrize(
+    ("targets", "sizes"),
+    [
+        ("neurons,heads", {"intermediate_size": 24, "num_key_value_heads": 1, "num_attention_heads": 2}),
+        ("blocks", {"num_hidden_layers": 1}),
+    ],
+)
+def test_heads_and_blocks_go_as_in_a_step_of_its_own(place: Path, targets: str, sizes: dict[str, int]) -> None:
+    modifier = LLMRankModifier(**(OPTIONS | {"amount": 0.5}), targets=targets)
+    together = compress(place / "model", [modifier, quantise()], place / "together")
+    first = llmrank.load(place / "model")
+    options = {"targets": targets, "pruner": "local:multiple_of=8", "repair": "lstsq:damping=0.01"}
+    llmrank.prune_model(first.model, first.tokenizer, 0.5, calibration=token_ids(6, 16), **options).save(
+        place / "pruned"
+    )
+    apart = compress(place / "pruned", [quantise()], place / "apart")
+    loaded, ids = load(place / "together"), token_ids(2, 12, seed=5)
+    assert {name: getattr(loaded.config, name) for name in sizes} == sizes
+    assert torch.equal(logits(loaded, ids), logits(together, ids))
+    assert torch.equal(logits(apart, ids), logits(together, ids))
 
 
 @pytest.mark.parametrize("order", ["after", "twice"])
@@ -187,6 +209,7 @@ def test_no_calibration_data_are_refused(place: Path) -> None:
         ({"multiple_of": 0}, "multiple_of must be an integer >= 1"),
         ({"repair": "lstsq:damp=1"}, "has no option 'damp'"),
         ({"pipeline": "ring"}, "unknown pipeline 'ring'"),
+        ({"targets": "Linear"}, "targets"),
         ({"ammount": 0.2}, "ammount"),
     ],
 )
