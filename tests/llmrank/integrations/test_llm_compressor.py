@@ -139,7 +139,7 @@ def test_unequal_widths_are_filled_up_so_that_stock_transformers_loads_them(plac
 @pytest.mark.parametrize(
     ("targets", "sizes"),
     [
-        ("neurons,heads", {"intermediate_size": 24, "num_key_value_heads": 1, "num_attention_heads": 2}),
+        ("neurons,heads", {"intermediate_size": 16, "num_key_value_heads": 1, "num_attention_heads": 2}),
         ("blocks", {"num_hidden_layers": 1}),
     ],
 )
