@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,12 @@ def named_classes(package: str, attribute: str = "name") -> dict[str, NamedClass
     package : str
         It is imported, but its modules are not: their sources are read.
     attribute : str
-        The name of the class attribute: a ``ClassVar`` whose value is a literal.
+        The name of the class attribute, whose value is a literal.
+
+    Raises
+    ------
+    ImportError
+        No such class is found, because the sources were not installed.
 
     Examples
     --------
@@ -47,14 +53,25 @@ def named_classes(package: str, attribute: str = "name") -> dict[str, NamedClass
     'llmrank.repair.bias:BiasRepair'
     """
     found: dict[str, NamedClass] = {}
-    declaration = f"{attribute}: ClassVar"
     for path in sorted(Path(importlib.import_module(package).__path__[0]).glob("*.py")):
         source = path.read_text(encoding="utf-8")
         # Most modules have no such class, and parsing them takes time.
-        statements = ast.parse(source).body if declaration in source else []
+        statements = ast.parse(source).body if re.search(rf"^\s+{attribute}\b.*=", source, re.MULTILINE) else []
         for defined in (each for each in statements if isinstance(each, ast.ClassDef)):
-            for each in defined.body:
-                if isinstance(each, ast.AnnAssign) and each.value and ast.unparse(each).startswith(declaration):
-                    doc = ast.get_docstring(defined) or ""
-                    found[ast.literal_eval(each.value)] = NamedClass(f"{package}.{path.stem}:{defined.name}", doc)
+            for name in filter(None, (_constant(each, attribute) for each in defined.body)):
+                found[name] = NamedClass(f"{package}.{path.stem}:{defined.name}", ast.get_docstring(defined) or "")
+    if not found:
+        raise ImportError(f"{package} has no sources (*.py), by which its components are found; install them too")
     return found
+
+
+def _constant(statement: ast.stmt, attribute: str) -> str | None:
+    """Return the text to which a statement of a class sets a class attribute; None if it does something else."""
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+    elif isinstance(statement, ast.AnnAssign) and "ClassVar" in ast.unparse(statement.annotation):
+        targets = [statement.target]
+    else:  # an attribute with another annotation is a field of a dataclass
+        return None
+    is_named = any(isinstance(target, ast.Name) and target.id == attribute for target in targets)
+    return str(statement.value.value) if is_named and isinstance(statement.value, ast.Constant) else None

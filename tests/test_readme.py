@@ -17,6 +17,7 @@ import torch
 import llmrank
 from llmrank.cli import parser
 from llmrank.cli.arguments.rank import OF_RANKING
+from llmrank.cli.arguments.shared import find_texts
 from llmrank.cli.commands.sweep import sweep_settings
 from llmrank.cli.options import recipe_of
 from llmrank.pipeline import CalibrationText
@@ -135,6 +136,7 @@ def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Path("pruned/report.json").write_text(json.dumps(report), encoding="utf-8")
     for command in commands(page):
         options = parser().parse_args(shlex.split(command, comments=True)[1:])
+        find_texts(options)
         if hasattr(options, "scorer"):
             ranked: dict[str, Any] = {}
             if options.scorer == OF_RANKING:  # what the ranking names was checked when it was made

@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         return _run(_parse(sys.argv[1:] if arguments is None else arguments))
-    except KeyboardInterrupt as error:  # while modules are imported
+    except KeyboardInterrupt as error:  # while arguments are parsed
         status, sentence = _status_and_sentence(error)
         Terminal(stderr=True, soft_wrap=True).say(f"llmrank: {sentence}")
         return status
@@ -133,14 +133,16 @@ def _run(options: argparse.Namespace) -> int:
     if rank and sys.stdout is not None:  # only process 0 prints
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
     try:
+        check_numbers(options)
+        # Packages are imported before signals interrupt, because compiled code may abort then, and before streams are redirected,
+        # because loggers keep the stream that they find.
+        check_processes(options)
+        find_texts(options)
+        module = importlib.import_module(f"llmrank.cli.commands.{COMMANDS[options.command][0]}")
+        if "torch" in sys.modules:  # commands that only print what is known do not load it
+            silence_libraries()
+            sys.modules["torch"].manual_seed(getattr(options, "seed", 0))
         with command_output(options) as terminal, _signals_interrupt(received):
-            check_numbers(options)
-            check_processes(options)
-            find_texts(options)
-            module = importlib.import_module(f"llmrank.cli.commands.{COMMANDS[options.command][0]}")
-            if "torch" in sys.modules:  # commands that only print what is known do not load it
-                silence_libraries()
-                sys.modules["torch"].manual_seed(getattr(options, "seed", 0))
             run = getattr(module, f"run_{options.command}")
             result = run(options, Terminal(quiet=True) if rank else terminal)
         if getattr(options, "json", False):

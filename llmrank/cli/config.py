@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrank.bounded_files import read_bounded
+from llmrank.cli.arguments.shared import TextArgument
 from llmrank.errors import OptionError, did_you_mean
 from llmrank.text.places import without_folders
 
@@ -165,6 +166,7 @@ def _plain(value: Any) -> Any:
         return [_plain(entry) for entry in value]
     if isinstance(value, (Path, str)):  # one place or name, or several texts with commas between them
         is_place = os.path.exists(value)  # noqa: PTH110 (that of a Path raises for long texts)
+        value = Path(value) if is_place and isinstance(value, TextArgument) else value  # ./a.txt is a.txt
         parts = [str(value)] if is_place else str(value).split(",")
         return ",".join(map(without_folders, parts))
     return value

@@ -87,7 +87,7 @@ def add_output_options(command: argparse.ArgumentParser) -> None:
 
 
 def silence_libraries() -> None:
-    """Let libraries show no progress bars, which would mix with the output of the command, and log no less than errors."""
+    """Turn off progress bars of libraries, which would mix with the output, and their warnings; errors are raised anyway."""
     # Imported here, because it imports torch.
     from llmrank.models.compat import show_no_progress_bars
 

@@ -16,9 +16,10 @@ def launched_processes() -> tuple[int, int]:
     launchers torchrun and accelerate set.
     """
     dist: Any = sys.modules.get("torch.distributed")  # it has connected no processes if nobody has imported it
-    if dist is not None and not dist.is_available():
-        return 0, 1
-    if dist is not None and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
+    if dist is not None:
+        if not dist.is_available():
+            return 0, 1
+        if dist.is_initialized():
+            return dist.get_rank(), dist.get_world_size()
     found = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
     return (int(found[0]), int(found[1])) if all(text.isdecimal() for text in found) else (0, 1)

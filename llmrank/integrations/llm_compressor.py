@@ -43,6 +43,10 @@ __all__ = ["LLMRankModifier", "sequences_of_batches"]
 
 # The inputs that a batch of text may have. Batches with other inputs, such as images, are refused.
 TEXT_INPUTS = {"input_ids", "attention_mask", "labels", "loss_mask", "position_ids", "token_type_ids"}
+MIXTURE = (
+    "a mixture of experts cannot be pruned in a recipe, where tokens reach other experts than the router chooses; prune it with "
+    "llmrank prune, and quantise the checkpoint"
+)
 
 
 class LLMRankModifier(Modifier):  # type: ignore[misc]
@@ -55,10 +59,10 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
     Parameters
     ----------
     amount : float or int
-        Share in [0, 1), or number, of neurons to remove.
-    targets : str
-        What is removed, as for :func:`llmrank.prune_model`: neurons, heads, or both with a comma between them, or blocks. It does
-        not name modules, as the `targets` of other modifiers do.
+        Share in [0, 1), or number, of what is removed.
+    targets : str or list of str
+        What is removed, as for :func:`llmrank.prune_model`: neurons, heads, or both, or blocks. It does not name modules, as the
+        `targets` of other modifiers do.
     scorer, pruner, repair, pipeline : str
         Specs, as for :func:`llmrank.prune_model`.
     multiple_of : int
@@ -76,7 +80,7 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
     # llm-compressor also writes the recipe as YAML beside the checkpoint. YAML holds no objects, so these are specs; and options
     # that are None would be left out there, so none of them is None.
     amount: float | int = 0.3
-    targets: str = "neurons"
+    targets: str | list[str] = "neurons"
     scorer: str = DEFAULTS["scorer"]
     pruner: str = DEFAULTS["pruner"]
     repair: str = DEFAULTS["repair"]
@@ -98,7 +102,8 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
 
     def model_post_init(self, context: Any) -> None:  # noqa: ARG002 -- pydantic passes it
         """Refuse options that no pipeline takes."""
-        self._pruning_recipe()
+        if "experts" in self._pruning_recipe().targets:
+            raise OptionError(MIXTURE)
 
     def on_initialize(self, state: Any, **_: Any) -> bool:
         """Prune the model of a session of llm-compressor.
@@ -128,10 +133,7 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
         )
         if pruning.prepare().ffns.mixtures:
             # llm-compressor replaces the mixtures, and by default sends every token to all experts.
-            raise OptionError(
-                "a mixture of experts cannot be pruned in a recipe, where tokens reach other experts than the router chooses; "
-                "prune it with llmrank prune, and quantise the checkpoint"
-            )
+            raise OptionError(MIXTURE)
         pruning.run()
         self._masks, self._report = pruning.masks, pruning.report
         for note in pruning.report.notes if pruning.report is not None else ():

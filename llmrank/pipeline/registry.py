@@ -66,13 +66,22 @@ class Registry(MutableMapping[str, type[T]], Generic[T]):
         The components of this package.
     group : str, optional
         Entry point group in which other distributions declare components, which :meth:`find` imports.
+    own_options : bool
+        Whether the parameters of the base are no options.
     """
 
     def __init__(
-        self, kind: str, base: type[T] | str, entries: Mapping[str, type[T] | NamedClass], group: str | None = None
+        self,
+        kind: str,
+        base: type[T] | str,
+        entries: Mapping[str, type[T] | NamedClass],
+        group: str | None = None,
+        *,
+        own_options: bool = False,
     ) -> None:
         self.kind = kind
         self.group = group
+        self.own_options = own_options
         self._base = base
         self._entries = dict(entries)
 
@@ -94,6 +103,9 @@ class Registry(MutableMapping[str, type[T]], Generic[T]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.kind}: {', '.join(self)})"
 
     @cached_property
     def base(self) -> type[T]:
@@ -153,7 +165,7 @@ class Registry(MutableMapping[str, type[T]], Generic[T]):
     def fields(self, name: str) -> tuple[Field, ...]:
         """Return the options of a component: the parameters of its class, but not those that all pipelines share."""
         entry = self.find(name)
-        skipped = set(inspect.signature(self.base).parameters) if self.kind == "pipeline" else set()
+        skipped = set(inspect.signature(self.base).parameters) if self.own_options else set()
         hints = get_type_hints(entry.__init__)
         return tuple(
             Field(key, hints.get(key, str), parameter.default, self._doc(entry, key))
@@ -272,7 +284,10 @@ PRUNERS: Registry[BasePruner] = Registry(
     "pruner", "llmrank.prune.base_pruner:BasePruner", named_classes("llmrank.prune"), "llmrank.pruners"
 )
 PIPELINES: Registry[BasePipeline] = Registry(
-    "pipeline", "llmrank.pipeline.pipelines:BasePipeline", named_classes("llmrank.pipeline", "topology")
+    "pipeline",
+    "llmrank.pipeline.pipelines:BasePipeline",
+    named_classes("llmrank.pipeline", "topology"),
+    own_options=True,
 )
 REPAIRS: Registry[BaseRepair] = Registry(
     "repair", "llmrank.repair.base_repair:BaseRepair", named_classes("llmrank.repair"), "llmrank.repairs"
@@ -314,12 +329,14 @@ def make_recipe(
     ('residual', 0.5, 0.2)
     """
     # Imported here, because this takes seconds.
+    from llmrank.pipeline.pipelines import ChainedFFNPipeline, IsolatedFFNPipeline, ResidualFFNPipeline
     from llmrank.pipeline.recipe import Recipe
 
+    known = {each.topology: each for each in (IsolatedFFNPipeline, ChainedFFNPipeline, ResidualFFNPipeline)}
     pipeline_class, options = PIPELINES.options(pipeline) if isinstance(pipeline, str) else (pipeline, {})
-    if not any(pipeline_class is known for known in PIPELINES.values()):
+    if not any(pipeline_class is each for each in known.values()):
         raise OptionError(
-            f"pipeline must be {', '.join(PIPELINES)}, or the class of one, got {pipeline!r}; to change a stage, call the "
+            f"pipeline must be {', '.join(known)}, or the class of one, got {pipeline!r}; to change a stage, call the "
             "functions of llmrank.pipeline.stages"
         )
     return Recipe(

@@ -15,8 +15,8 @@ __all__ = ["BaseSource", "check_not_empty"]
 class BaseSource:
     """Base class of sources of text. Override :meth:`read`, or :meth:`sequences` if the tokens do not come from a text.
 
-    Users choose a source by ``name``, or by ``name:argument`` if :attr:`usage` is not empty. The help of the command line shows
-    the first line of the class's docstring.
+    Users choose a source by ``name``, or by ``name:argument`` if :attr:`usage` is not empty. The help of the command line says
+    what the first line of the class's docstring says.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Read the text that a user gives in any form: names of sources, a file, a directory, a text, a list of texts, or a tensor.
 
-Each source is a class with a ``name`` in a module of this package, so a new source is one new file.
+Each source is a class with a ``name`` in a module of this package.
 """
 
 from __future__ import annotations

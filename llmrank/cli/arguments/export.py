@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llmrank.cli.arguments.shared import (
-    add_model_options,
-)
+from llmrank.cli.arguments.shared import add_model_options
 
 __all__ = ["add_export_options"]
 

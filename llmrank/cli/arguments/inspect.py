@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llmrank.cli.arguments.shared import (
-    add_method_options,
-    add_model_options,
-)
+from llmrank.cli.arguments.shared import add_method_options, add_model_options
 from llmrank.cli.demo_models import DEMO_NAME
 
 __all__ = ["DEFAULT_FORMATS", "add_inspect_options"]

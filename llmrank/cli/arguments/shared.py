@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmrank.errors import CalibrationError, OptionError
 from llmrank.pipeline.defaults import DEFAULT_LENGTH, DEFAULT_SAMPLES, DEFAULTS, MOST_REPAIR_TOKENS
 from llmrank.pipeline.registry import PIPELINES, PRUNERS, REPAIRS, SCORERS
+
+if TYPE_CHECKING:
+    from llmrank.text.sequences import Role
 
 __all__ = [
     "CalibrationArgument",
@@ -43,6 +46,8 @@ LEAST = {
 }
 # Largest values. A seed must fit a signed 64-bit integer.
 MOST = dict.fromkeys(LEAST, 2**31 - 1) | {"seed": 2**63 - 1}
+# The pruner that needs sensitivities.
+MEASURES = "sensitivity"
 # Names of the places where accelerate can put a part of a model; a number is that of a GPU.
 PLACE = re.compile("[0-9]+|cpu|mps|disk")
 
@@ -50,7 +55,7 @@ PLACE = re.compile("[0-9]+|cpu|mps|disk")
 class TextArgument(str):
     """The name of a source of text, or a path. :func:`find_texts` finds out which, after all arguments have been parsed."""
 
-    role: ClassVar[Literal["calibration", "evaluation"]] = "evaluation"
+    role: ClassVar[Role] = "evaluation"
 
     def __new__(cls, value: str) -> TextArgument:
         """Refuse a blank argument."""
@@ -101,7 +106,7 @@ def add_method_options(
         "the options.",
     )
     # Without pruning no sensitivities are measured, so pruners that need them are left out.
-    pruners = [name for name in PRUNERS.names() if prunes or name != "sensitivity"]
+    pruners = [name for name in PRUNERS.names() if prunes or name != MEASURES]
     components = {"pipeline": PIPELINES.names(), "scorer": SCORERS.names(), "pruner": pruners}
     if chooses:
         method.add_argument(
@@ -272,8 +277,8 @@ def _max_memory(text: str) -> dict[int | str, int]:
     pairs = [[part.strip() for part in entry.partition("=")] for entry in text.split(",")]
     found: dict[int | str, int] = {}
     for device, sign, size in pairs:
-        n_bytes = _bytes(size)
-        if not PLACE.fullmatch(device) or n_bytes is None:
+        n_bytes = _bytes(size) if PLACE.fullmatch(device) and size[:1].isdigit() else None
+        if n_bytes is None:
             raise argparse.ArgumentTypeError(
                 "expected DEVICE=SIZE,DEVICE=SIZE such as 0=20GiB,cpu=60GiB, where a device is the number of a GPU, cpu or disk, "
                 f"and a size is a number with GiB, GB, MiB or MB; got {device + sign + size!r}"

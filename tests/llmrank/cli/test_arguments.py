@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 import subprocess
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from graphs.io.exchange import exchange_formats
 from llmrank.cli import COMMANDS, parser
+from llmrank.cli.arguments.heal import AUTOMATIC, KNOBS
 from llmrank.cli.commands.inspect import OWN_FORMAT, TABLES
 from llmrank.experiments.tracking import TRACKERS
+from llmrank.healing import Distillation
 from llmrank.inspection.figures import FORMATS
 from llmrank.models.costs import UNITS
 from llmrank.models.loading import DTYPES
+from llmrank.named_classes import load_class, named_classes
+from llmrank.pipeline import BasePipeline
 from llmrank.pipeline.registry import PRUNERS
+from llmrank.prune import BasePruner
+from llmrank.repair import BaseRepair
+from llmrank.score import BaseScorer
 from llmrank.score.pagerank import default_scorer
+from llmrank.text.base_source import BaseSource
+from llmrank.text.built_in import BuiltInText
+from llmrank.text.dataset import Dataset
+from llmrank.text.generated import Automatic
+from llmrank.text.places import DATASET
 from llmrank.text.sources import named_sources
 
 
@@ -42,30 +59,84 @@ def test_what_is_known_is_said_without_torch(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("wrong", [["--nothing"], ["--amount", "much"], ["--calibration", " "]])
+@pytest.mark.parametrize(
+    "wrong", [["--nothing"], ["--amount", "much"], ["--calibration", " "], ["--max-memory", "all"], ["--samples", "0"]]
+)
 def test_wrong_arguments_are_refused_without_torch(wrong: list[str]) -> None:
     code = (
         "import sys; from llmrank.cli import main\n"
-        f"try: main(['prune', 'model', '--output', 'pruned', *{wrong!r}])\n"
-        "except SystemExit as error: assert error.code == 2; assert not {'torch', 'numpy'} & {*sys.modules}\n"
-        "else: raise AssertionError"
+        f"try: status = main(['prune', 'model', '--output', 'pruned', *{wrong!r}])\n"
+        "except SystemExit as error: status = error.code\n"
+        "assert status == 2; assert not {'torch', 'numpy'} & {*sys.modules}"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
 
 
 def test_help_lists_what_there_is() -> None:
-    prune, inspect = help_of("prune"), help_of("inspect")
+    prune, inspecting = help_of("prune"), help_of("inspect")
     assert f"auto, {', '.join(DTYPES)} (" in prune
     assert f"unit of the amount: {', '.join(UNITS)};" in prune
     assert f"unit of the amounts: {', '.join(UNITS)} (" in help_of("sweep")
     assert ", ".join(f"{source.syntax()} ({source.summary()})" for source in named_sources().values()) in prune
     assert f"--track {{{','.join(TRACKERS)}}}" in help_of("sweep")
     formats = exchange_formats().values()
-    assert f"{', '.join(FORMATS)}, html, and for graphs" in inspect
-    assert f"graphs {', '.join(known.name for known in formats if not known.any_size)} (only" in inspect
-    assert f"and {', '.join([OWN_FORMAT, *(known.name for known in formats if known.any_size)])} (complete" in inspect
-    assert f"with --contexts {', '.join(TABLES)} (" in inspect
-    assert f"({default_scorer().label()})" in inspect
+    assert f"{', '.join(FORMATS)}, html, and for graphs" in inspecting
+    assert f"graphs {', '.join(known.name for known in formats if not known.any_size)} (only" in inspecting
+    assert (
+        f"and {', '.join([OWN_FORMAT, *(known.name for known in formats if known.any_size)])} (complete" in inspecting
+    )
+    assert f"with --contexts {', '.join(TABLES)} (" in inspecting
+    assert f"({default_scorer().label()})" in inspecting
+    assert set(KNOBS) <= {field.name for field in fields(Distillation)}
+
+
+def test_the_names_of_sources_are_theirs() -> None:
+    assert named_sources()[AUTOMATIC] is Automatic
+    assert f"{Dataset.name}:" == DATASET
+    defaults = [parser([name]).parse_args([name]).calibration for name in ("demo", "inspect")]
+    assert defaults == [BuiltInText.name] * 2
+
+
+@pytest.mark.parametrize(
+    ("package", "base", "attribute"),
+    [
+        ("llmrank.score", BaseScorer, "name"),
+        ("llmrank.prune", BasePruner, "name"),
+        ("llmrank.repair", BaseRepair, "name"),
+        ("llmrank.text", BaseSource, "name"),
+        ("llmrank.pipeline", BasePipeline, "topology"),
+    ],
+)
+def test_the_sources_name_the_classes_that_inherit(package: str, base: type, attribute: str) -> None:
+    path = importlib.import_module(package).__path__
+    modules = [importlib.import_module(f"{package}.{info.name}") for info in pkgutil.iter_modules(path)]
+    classes = [each for module in modules for each in vars(module).values() if isinstance(each, type)]
+    inheriting = {each for each in classes if issubclass(each, base) and attribute in vars(each)}
+    found = named_classes(package, attribute)
+    assert {vars(each)[attribute]: each for each in inheriting} == {k: load_class(v.value) for k, v in found.items()}
+    assert all(inspect.getdoc(load_class(each.value)) == each.doc for each in found.values())
+
+
+def test_declarations_of_every_form_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "named").mkdir()
+    (tmp_path / "named" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="named has no sources"):
+        named_classes("named")
+    forms = [
+        'name = "a"',
+        'name: ClassVar[str] = "b"',
+        'name: "typing.ClassVar[str]" = "c"',
+        'name: str = "d"',
+        "name: str",
+    ]
+    classes = "\n".join(f"class C{k}:\n    {form}" for k, form in enumerate(forms))
+    (tmp_path / "named" / "forms.py").write_text(classes, encoding="utf-8")
+    assert [(name, each.value) for name, each in named_classes("named").items()] == [
+        ("a", "named.forms:C0"),
+        ("b", "named.forms:C1"),
+        ("c", "named.forms:C2"),
+    ]
 
 
 def test_without_pruning_no_pruner_that_measures_the_removal_is_offered() -> None:

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from llmrank import Masks, cli
+from llmrank.cli.arguments.shared import find_texts
 from tests.llmrank.commands import SHORT, run
 from tests.tables import table
 
 
 def parsed(*arguments: Any) -> Any:
-    return cli.parser().parse_args([str(argument) for argument in arguments])
+    options = cli.parser().parse_args([str(argument) for argument in arguments])
+    find_texts(options)
+    return options
 
 
 @pytest.fixture
@@ -42,7 +45,12 @@ def test_keys_are_options_and_the_command_line_wins(settings: Path) -> None:
     assert (options.evaluate, options.max_memory) == (True, {0: 20 << 30, "cpu": 60 << 30})
     assert options.samples == parsed("prune", "m", "--output", "o").samples
     options = parsed("prune", "other", f"--config={settings}", "--amount", 30, "--evaluate=my.txt")
-    assert (options.model, options.amount, options.evaluate) == ("other", 30, "my.txt")
+    assert (options.model, options.amount, options.evaluate) == ("other", 30, Path("my.txt"))
+
+
+def test_a_path_is_noted_in_one_form(settings: Path) -> None:
+    for written in ("run.toml", "./run.toml", ".//run.toml"):
+        assert parsed("prune", "m", "--output", "o", "--calibration", written).settings["calibration"] == "run.toml"
 
 
 def test_an_evaluation_can_be_left_out(settings: Path) -> None:

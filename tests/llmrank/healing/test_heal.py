@@ -108,22 +108,25 @@ def test_a_healed_model_is_closer_and_has_the_same_tensors(dense: Any, pruned: A
     assert healing.rows[-1].learning_rate == 0.0
 
 
-def test_an_error_while_adapters_are_made_leaves_none(pruned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("method", "calls"), [("_replace_module", 5), ("_cast_adapter_dtype", 1)])
+def test_an_error_while_adapters_are_made_leaves_none(
+    pruned: Any, method: str, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lora = pytest.importorskip("peft.tuners.lora.model").LoraModel
-    replaced = []
+    called = []
 
-    def scarce(self: Any, *arguments: Any) -> None:
-        replaced.append(arguments)
-        if len(replaced) > 4:
+    def scarce(self: Any, *arguments: Any, **options: Any) -> None:
+        called.append(arguments)
+        if len(called) == calls:
             raise MemoryError
-        replace_module(self, *arguments)
+        original(self, *arguments, **options)
 
-    replace_module = lora._replace_module
-    monkeypatch.setattr(lora, "_replace_module", scarce)
+    original = getattr(lora, method)
+    monkeypatch.setattr(lora, method, scarce)
     before = Snapshot(pruned)
     with pytest.raises(MemoryError), learning(pruned, replace(SETTINGS, learn="lora")):
         pass
-    assert len(replaced) == 5
+    assert len(called) == calls
     before.assert_restored()
     assert all(value.requires_grad for value in pruned.parameters())
 

@@ -139,11 +139,11 @@ def test_unequal_widths_are_filled_up_so_that_stock_transformers_loads_them(plac
 @pytest.mark.parametrize(
     ("targets", "sizes"),
     [
-        ("neurons,heads", {"intermediate_size": 16, "num_key_value_heads": 1, "num_attention_heads": 2}),
+        (["neurons", "heads"], {"intermediate_size": 16, "num_key_value_heads": 1, "num_attention_heads": 2}),
         ("blocks", {"num_hidden_layers": 1}),
     ],
 )
-def test_heads_and_blocks_go_as_in_a_step_of_its_own(place: Path, targets: str, sizes: dict[str, int]) -> None:
+def test_heads_and_blocks_go_as_in_a_step_of_its_own(place: Path, targets: Any, sizes: dict[str, int]) -> None:
     modifier = LLMRankModifier(**(OPTIONS | {"amount": 0.5}), targets=targets)
     together = compress(place / "model", [modifier, quantise()], place / "together")
     first = llmrank.load(place / "model")
@@ -209,7 +209,8 @@ def test_no_calibration_data_are_refused(place: Path) -> None:
         ({"multiple_of": 0}, "multiple_of must be an integer >= 1"),
         ({"repair": "lstsq:damp=1"}, "has no option 'damp'"),
         ({"pipeline": "ring"}, "unknown pipeline 'ring'"),
-        ({"targets": "Linear"}, "targets"),
+        ({"targets": "Linear"}, "unknown targets 'Linear'"),
+        ({"targets": "neurons,experts"}, "a mixture of experts cannot be pruned in a recipe"),
         ({"ammount": 0.2}, "ammount"),
     ],
 )

@@ -96,6 +96,21 @@ def test_options_reach_the_class_and_none_is_left_to_it() -> None:
         make_scorer("wpr", gamma=2.0)
 
 
+def test_a_pipeline_of_ones_own_has_no_recipe() -> None:
+    """It would not be run: a recipe holds the topology alone."""
+
+    @PIPELINES.register("mine")
+    class Mine(IsolatedFFNPipeline):
+        pass
+
+    try:
+        for pipeline in ("mine", Mine):
+            with pytest.raises(OptionError, match=r"to change a stage, call the functions of llmrank.pipeline.stages"):
+                make_recipe(pipeline)
+    finally:
+        del PIPELINES["mine"]
+
+
 def test_unknown_names_are_answered_with_the_list() -> None:
     with pytest.raises(
         OptionError,
