@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -111,8 +111,7 @@ class Student(nn.Module):
     @contextmanager
     def _as_stored(self) -> Iterator[None]:
         """Merge adapters, and round the parameters, within the context as they will be stored."""
-        modules = self.model.modules() if self._stored else ()
-        adapters: list[Any] = [module for module in modules if hasattr(module, "get_delta_weight")]
+        adapters = _adapters_of(self.model) if self._stored else []
         for adapter in adapters:
             adapter.merge()
         exact = {each: each.data for each in self._stored if each.requires_grad or adapters}
@@ -169,22 +168,17 @@ def learning(model: Any, settings: Distillation) -> Iterator[dict[nn.Parameter, 
         )
     before = [(parameter, parameter.requires_grad, parameter.data) for parameter in model.parameters()]
     stored = {parameter: parameter.dtype for parameter in model.parameters() if parameter.dtype in HALF}
-    adapted: Any = None
     with evaluation_mode(model):
         try:
             model.requires_grad_(requires_grad=False)
             for parameter, _, values in before:
                 if values.dtype in HALF:  # steps are smaller than the resolution of half precision
                     parameter.data = values.float()
-            if settings.learn == "lora":
-                adapted = _with_adapters(model, settings)
-            else:
-                for parameter in _parameters(model, settings.learn):
+            with _adapters(model, settings) if settings.learn == "lora" else nullcontext():
+                for parameter in () if settings.learn == "lora" else _parameters(model, settings.learn):
                     parameter.requires_grad_()
-            yield stored
+                yield stored
         finally:
-            if adapted is not None:
-                adapted.merge_and_unload()
             for parameter, flag, values in before:
                 if parameter.dtype != values.dtype:
                     parameter.data = values.copy_(parameter.data)
@@ -207,22 +201,46 @@ def _parameters(model: Any, learn: str) -> list[nn.Parameter]:
     return found
 
 
-def _with_adapters(model: Any, settings: Distillation) -> Any:
-    """Put adapters of LoRA around all linear maps of a model but its head."""
+@contextmanager
+def _adapters(model: Any, settings: Distillation) -> Iterator[None]:
+    """Have adapters of LoRA around all linear maps of a model but its head, and merge them at the end.
+
+    An error while they are made or merged, such as one of memory, takes them out again.
+    """
     # Imported here, because it is optional.
     from peft import LoraConfig, get_peft_model
 
-    torch.manual_seed(settings.seed)
-    config = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear")
     children = [(owner, name, child) for owner in model.modules() for name, child in owner.named_children()]
     attributes = {*vars(model)}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft reads a name of transformers that will go
-            return get_peft_model(model, config)
-    except BaseException:  # without memory, say, peft leaves the adapters behind that it has made
+
+    def take_out() -> None:
         for owner, name, child in children:
             setattr(owner, name, child)
         for name in vars(model).keys() - attributes:
             delattr(model, name)
+
+    torch.manual_seed(settings.seed)
+    config = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft reads a name of transformers that will go
+            adapted: Any = get_peft_model(model, config)
+    except BaseException:
+        take_out()
         raise
+    adapters = _adapters_of(model)
+    try:
+        yield
+    finally:
+        try:
+            adapted.merge_and_unload()
+        except BaseException:
+            for adapter in adapters:
+                if adapter.merged:
+                    adapter.unmerge()
+            take_out()
+            raise
+
+
+def _adapters_of(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if hasattr(module, "get_delta_weight")]

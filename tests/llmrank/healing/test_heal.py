@@ -108,8 +108,10 @@ def test_a_healed_model_is_closer_and_has_the_same_tensors(dense: Any, pruned: A
     assert healing.rows[-1].learning_rate == 0.0
 
 
-@pytest.mark.parametrize(("method", "calls"), [("_replace_module", 5), ("_cast_adapter_dtype", 1)])
-def test_an_error_while_adapters_are_made_leaves_none(
+@pytest.mark.parametrize(
+    ("method", "calls"), [("_replace_module", 5), ("_replace_module", 17), ("_cast_adapter_dtype", 1)]
+)
+def test_an_error_while_adapters_are_made_or_merged_leaves_none(
     pruned: Any, method: str, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lora = pytest.importorskip("peft.tuners.lora.model").LoraModel
