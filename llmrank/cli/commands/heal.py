@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmrank.cli.arguments.heal import AUTOMATIC
 from llmrank.cli.commands.prune import check_upload
@@ -65,6 +65,7 @@ def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     default = DEFAULT_TOKENS if predictions is None else predictions.tokens.sequences.n_tokens
     tokens = default if options.tokens is None else options.tokens
     settings = Distillation.of_options(tokens, _values(options.knobs or ""), options.seed)
+    record = _Record.of(options.model)  # before healing, which a damaged file must not cost
     loaded = load(options, terminal)
     dense, used = (predictions, None) if predictions is not None else _load_dense(options, loaded.tokenizer, terminal)
     healing = heal(
@@ -81,7 +82,7 @@ def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     )
     if rank:  # process 0 writes the checkpoint
         return CommandResult({})
-    _save(options, loaded, healing, repository, terminal)
+    _save(options, loaded, healing, record, repository, terminal)
     for part in healing.table():
         terminal.print(part)
     for warning in healing.warnings():
@@ -102,20 +103,42 @@ def _load_dense(options: argparse.Namespace, tokenizer: Any, terminal: Terminal)
     return dense.model, used
 
 
+class _Record(NamedTuple):
+    """What stands beside the weights of a pruned checkpoint."""
+
+    report: dict[str, Any]
+    masks: Masks | None
+
+    @classmethod
+    def of(cls, directory: Path) -> _Record:
+        """Read the files of a checkpoint; those that are not there are empty or None."""
+        masks = directory / checkpoint.MASKS_FILE
+        report = checkpoint.read_report(directory / checkpoint.REPORT_FILE)
+        return cls(report, Masks.load(masks) if masks.is_file() else None)
+
+
 def _save(
-    options: argparse.Namespace, loaded: LoadedModel, healing: Healing, repository: str | None, terminal: Terminal
+    options: argparse.Namespace,
+    loaded: LoadedModel,
+    healing: Healing,
+    record: _Record,
+    repository: str | None,
+    terminal: Terminal,
 ) -> None:
     """Write the checkpoint with the masks and the report of the pruned one, and the figure of the ledger."""
-    report = checkpoint.read_report(options.model / checkpoint.REPORT_FILE)
     # What was measured before healing does not describe the healed model.
-    stale = {"evaluation": None, "notes": [], "warnings": healing.warnings()}
-    report = json_safe(report | {"healing": healing.to_dict(), **(stale if report else {})})
-    path = options.model / checkpoint.MASKS_FILE
-    masks = Masks.load(path) if path.is_file() else None
+    stale = {"evaluation": None, "notes": [], "warnings": healing.warnings()} if record.report else {}
+    report = json_safe(record.report | {"healing": healing.to_dict()} | stale)
     private = options.private or None
     with terminal.step(f"Saving {options.output}"):
         checkpoint.save(
-            options.output, loaded.model, loaded.tokenizer, masks, report, push_to_hub=repository, private=private
+            options.output,
+            loaded.model,
+            loaded.tokenizer,
+            record.masks,
+            report,
+            push_to_hub=repository,
+            private=private,
         )
     try:
         save_figure(draw_healing(healing), options.output, FIGURE, ["png"])

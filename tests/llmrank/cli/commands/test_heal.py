@@ -57,6 +57,16 @@ def test_heal_writes_a_checkpoint_with_the_ledger(
     assert len(widths) == 1
 
 
+@pytest.mark.parametrize("file", ["report.json", "masks.safetensors"])
+def test_a_damaged_file_of_the_checkpoint_does_not_cost_the_healing(
+    pruned: Path, tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmrank.cli.commands.heal.load", lambda *_: pytest.fail("the model is loaded"))
+    (pruned / file).write_bytes(b"{")
+    assert run("heal", pruned, "--against", "dense", "--output", tmp_path / "healed") == 2
+    assert file in capsys.readouterr().err
+
+
 def test_heal_learns_from_a_file_of_predictions(
     checkpoint: Path, pruned: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
