@@ -41,12 +41,6 @@ class BaseSource:
         """Return how users write the source."""
         return f"{cls.name}:{cls.usage}" if cls.usage else cls.name
 
-    @classmethod
-    def summary(cls) -> str:
-        """Return the first line of the docstring for help: it begins with a small letter, and has no full stop."""
-        line = (cls.__doc__ or "").strip().partition("\n")[0].rstrip(".")
-        return line[:1].lower() + line[1:]
-
     def check(self, role: Role) -> None:
         """Raise :class:`CalibrationError` for mistakes that can be found without a model and without a download."""
 

@@ -77,7 +77,9 @@ def test_help_lists_what_there_is() -> None:
     assert f"auto, {', '.join(DTYPES)} (" in prune
     assert f"unit of the amount: {', '.join(UNITS)};" in prune
     assert f"unit of the amounts: {', '.join(UNITS)} (" in help_of("sweep")
-    assert ", ".join(f"{source.syntax()} ({source.summary()})" for source in named_sources().values()) in prune
+    summaries = {each: (each.__doc__ or "").partition("\n")[0].rstrip(".") for each in named_sources().values()}
+    described = [f"{each.syntax()} ({text[0].lower()}{text[1:]})" for each, text in summaries.items()]
+    assert ", ".join(described) in prune
     assert f"--track {{{','.join(TRACKERS)}}}" in help_of("sweep")
     formats = exchange_formats().values()
     assert f"{', '.join(FORMATS)}, html, and for graphs" in inspecting
