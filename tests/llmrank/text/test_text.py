@@ -133,16 +133,11 @@ def test_a_new_source_needs_its_class_alone(monkeypatch: pytest.MonkeyPatch) -> 
         find_source("numbers:24", "evaluation")
     # Without what its usage asks for, the same word is a text.
     assert find_source("numbers") is None
-    assert (str(find_source("numbers:24")), Numbers.summary()) == ("numbers:24", "numbers in words")
+    assert str(find_source("numbers:24")) == "numbers:24"
 
 
-def test_an_object_may_stand_for_its_name_and_needs_no_docstring() -> None:
-    class Silent(Numbers):
-        pass
-
-    Silent.__doc__ = None
-    assert Silent.summary() == ""
-    settings = CalibrationText(Silent("24"), 2, 8).for_model(None)
+def test_an_object_may_stand_for_its_name() -> None:
+    settings = CalibrationText(Numbers("24"), 2, 8).for_model(None)
     assert settings.sequences(tiny_llama(), tokenizer(), hold_out=False)[0].source == "numbers for calibration"
 
 
