@@ -1,4 +1,4 @@
-"""JSON with a checksum, in files and as text, and checksums of other files."""
+"""JSON with a checksum, in files and as text, values made ready for it, and checksums of other files."""
 
 from __future__ import annotations
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from llmrank.cli.arguments.shared import (
     add_evaluation,
-    add_hub_options,
-    add_low_memory_options,
     add_method_options,
     add_model_options,
+    add_run_options,
     directory,
 )
 from llmrank.cli.demo_models import DEMO_NAME
@@ -34,9 +33,5 @@ def add_demo_options(command: argparse.ArgumentParser) -> None:
 def add_prune_options(command: argparse.ArgumentParser) -> None:
     """Add the options of ``llmrank prune``."""
     command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
-    group = command.add_argument_group("model and output")
-    group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
-    add_hub_options(group)
-    add_model_options(group)
-    add_low_memory_options(group)
+    add_run_options(command)
     add_evaluation(add_method_options(command))

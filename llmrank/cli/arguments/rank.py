@@ -7,11 +7,8 @@ from pathlib import Path
 
 from llmrank.cli.arguments.shared import (
     add_evaluation,
-    add_hub_options,
-    add_low_memory_options,
     add_method_options,
-    add_model_options,
-    directory,
+    add_run_options,
 )
 
 __all__ = ["OF_RANKING", "add_apply_options", "add_rank_options"]
@@ -24,10 +21,7 @@ METHOD = ("amount", "scorer", "pipeline", "pruner", "targets", "amount_of", "rep
 def add_rank_options(command: argparse.ArgumentParser) -> None:
     """Add the options of ``llmrank rank``."""
     command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
-    group = command.add_argument_group("model and output")
-    group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
-    add_model_options(group)
-    add_low_memory_options(group)
+    add_run_options(command, uploads=False)
     add_method_options(command, chooses=False, prunes=False)
 
 
@@ -37,11 +31,7 @@ def add_apply_options(command: argparse.ArgumentParser) -> None:
         "ranking", metavar="RANKING", type=Path, help="a directory that llmrank rank has written, or masks.safetensors"
     )
     command.add_argument("model", metavar="MODEL", help="the model that was ranked")
-    group = command.add_argument_group("model and output")
-    group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
-    add_hub_options(group)
-    add_model_options(group)
-    add_low_memory_options(group)
+    add_run_options(command)
     add_evaluation(add_method_options(command, calibrates=False))
     command.set_defaults(scorer=OF_RANKING, pipeline=OF_RANKING, calibration=None, samples=None, sequence_length=None)
     command.set_defaults(method_defaults={name: command.get_default(name) for name in METHOD})

@@ -21,9 +21,9 @@ __all__ = [
     "add_evaluation",
     "add_hub_options",
     "add_items_option",
-    "add_low_memory_options",
     "add_method_options",
     "add_model_options",
+    "add_run_options",
     "add_text_options",
     "amount_value",
     "check_numbers",
@@ -228,8 +228,13 @@ def add_hub_options(group: Any) -> None:
     group.add_argument("--private", action="store_true", help="make that repository private if it is new")
 
 
-def add_low_memory_options(group: Any) -> None:
-    """Add the options of runs block by block."""
+def add_run_options(command: argparse.ArgumentParser, *, uploads: bool = True) -> None:
+    """Add the options of the output, of loading, and of runs block by block; with `uploads` also those of an upload."""
+    group = command.add_argument_group("model and output")
+    group.add_argument("--output", type=directory, required=True, help="directory to write; absent or empty")
+    if uploads:
+        add_hub_options(group)
+    add_model_options(group)
     group.add_argument(
         "--low-memory",
         action="store_true",
