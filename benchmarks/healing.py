@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
+from statistics import mode
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
@@ -252,9 +253,10 @@ def forecast(rows: dict[str, Any], dense: dict[str, Any]) -> list[str]:
     The loss above that of the dense model is fitted by a power of the number of tokens, over the longest run of rows that differ
     in nothing else, without those that read their text again and again. Errors are those of a jackknife over the sequences.
     """
-    own = _with_own_text(rows)
-    most = max((parts(label)[1] for label in own), default=0)
-    found = sorted((parts(label)[3], label) for label in own if parts(label)[1] == most and parts(label)[3] >= FITTED)
+    own = [(*parts(label)[1::2], label) for label in _with_own_text(rows) if parts(label)[3] >= FITTED]
+    # Ties go to the larger number of calibration sequences.
+    most = mode(sorted((samples for samples, *_ in own), reverse=True)) if own else 0
+    found = sorted((tokens, label) for samples, tokens, label in own if samples == most)
     if len(found) < 2:
         return []
     logs = np.log([tokens for tokens, _ in found])

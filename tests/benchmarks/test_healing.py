@@ -52,6 +52,7 @@ def test_a_forecast_goes_on_with_the_power_of_the_tokens() -> None:
         f"llmrank, 128 sequences | own | {tokens}": row(16.0 * tokens**-0.25) for tokens in (65536, 262144, 1048576)
     }
     rows |= {"llmrank | own | 65536": row(1.0), "llmrank, 128 sequences | own | 4096": row(9.0)}
+    rows["llmrank, 256 sequences | longer | 524288"] = row(0.1)  # one row has no power
     (sentence,) = healing.forecast(rows, dense)
     assert "to the power of -0.25 ± 0.00, fitted to 3 rows of 128 sequences" in sentence
     assert "16 times as many tokens (16 to 16) close half of what 1,048,576 leave" in sentence
