@@ -6,7 +6,7 @@ the rest of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,9 +15,10 @@ from torch import nn
 
 from llmrank.execution.block_passes import BlockPasses
 from llmrank.execution.execution import Execution
+from llmrank.execution.free_memory import spare_memory
 from llmrank.execution.hooks import TokenMasks, add_hook
 from llmrank.execution.onloading import onloaded
-from llmrank.execution.pass_stream import PassStream, Readers, Stream
+from llmrank.execution.pass_stream import PassStream, Reader, Readers, Stream
 from llmrank.execution.recording import (
     Call,
     Recording,
@@ -54,13 +55,17 @@ class BlockStream:
         Whether to follow the dense model: to keep its hidden states too, and to compute from them the tensor `missing` for
         :meth:`llmrank.execution.pass_stream.Reader.end_batch`. That tensor is known only if the block adds the map's output
         to the residual stream unchanged, and if no other map of the block was pruned.
+    memory : int
+        Number of bytes that may be taken to keep the inputs of an FFN's last map, so that the rest of the FFN need not run again
+        once that map is repaired.
 
     Notes
     -----
     Cost, if one map of every FFN is read: two forward passes for all FFNs together, or three if the stream follows the dense
-    model. A block is transferred to a device once when its inputs are read (twice if experts are removed), and the block or its
-    FFN once more after that. Memory: the hidden states of all tokens (those of the dense model too if the stream follows it), and
-    the inputs of one FFN for all tokens. Memory of a device: one block, and what it needs for one batch.
+    model and the recording has not kept the outputs of its blocks; less if there is `memory`. A block is transferred to a device
+    once when its inputs are read (twice if experts are removed), and the block or its FFN once more after that. Memory: the
+    hidden states of all tokens (those of the dense model too if the stream follows it), and the inputs of one FFN, or of its last
+    map, for all tokens. Memory of a device: one block, and what it needs for one batch.
     """
 
     def __init__(
@@ -73,12 +78,13 @@ class BlockStream:
         execution: Execution,
         *,
         follow: bool = False,
+        memory: int = 0,
     ) -> None:
         self.n_fitted_batches, self.device = n_fitted_batches, execution.device
-        self._model, self._ffns = model, ffns
+        self._model, self._ffns, self._record = model, ffns, record
         self._passes = BlockPasses(model, ffns, record, masks, execution.device)
         self._positions = self._passes.positions
-        self._work, self._processes = execution.work, execution.processes
+        self._work, self._processes, self._memory = execution.work, execution.processes, memory
         # What an earlier process noted: how many blocks the states have passed, and in which file (side) they are.
         names = ("states", "dense-states") if follow else ("states",)
         done = None
@@ -94,8 +100,8 @@ class BlockStream:
         # What :meth:`_try_addition` returned, by the name of the FFN or mixture.
         self._additions: dict[str, tuple[bool, bool]] = {}
         # If the states already hold all of a block's output but the output of its FFN, only the FFN must run again after it is
-        # repaired: its module, its calls (one for each batch), and the memory that holds the inputs of these calls.
-        self._pending_ffn: nn.Module | None = None
+        # repaired, or its last map: that module, its calls (one for each batch), and the memory that holds the inputs of an FFN.
+        self._pending_module: nn.Module | None = None
         self._pending_calls: list[Call] = []
         self._pending_inputs: list[torch.Tensor] = []
 
@@ -126,19 +132,21 @@ class BlockStream:
         change: Callable[[], None] | None = None,
     ) -> None:
         """See :meth:`Stream.feed`."""
-        position = self._positions[ffn.name]
-        if position < self._position or (self._pending_ffn is not None and position == self._position):
+        position, dense_readers = self._positions[ffn.name], dense_readers or {}
+        if position < self._position or (self._pending_module is not None and position == self._position):
             raise RuntimeError(f"{ffn.name} or a later FFN was fed already, and the stream has left its block")
         while self._position < position:
             # If no FFN of this block was fed, the block is not pruned, and the dense model's states pass it as it is.
             if self._dense_states is not None and self._dense_position == self._position:
-                self._passes.advance(self._position, self._dense_states)
-                self._dense_position += 1
+                self._advance_dense(self._dense_states)
             self._advance()
         with ExitStack() as onloaded_block:
             onloaded_block.enter_context(self._passes.onloaded_block(position))
             if self._dense_states is not None and self._dense_position == position:
-                self._advance_dense(self._dense_states, ffn, dense_readers or {})
+                with ExitStack() as hooks:
+                    for module, reader in dense_readers.items():
+                        add_hook(hooks, self._model, ffn, module, reader.add, self._passes.masks)
+                    self._advance_dense(self._dense_states, dense_readers.values())
             is_added, ffn_suffices = False, False
             if ffn.stages[-1][0].module in readers:
                 # Several groups of experts of one mixture may be fed one after the other. The trial runs for the first group,
@@ -162,12 +170,15 @@ class BlockStream:
         # If this FFN is the only one in the block, the states become the block's output minus the output of the FFN, which is
         # added when the FFN is repaired. Then the rest of the block need not run again.
         only_ffn = ffn_suffices and len(ffn.prunable) == 1 and list(self._positions.values()).count(position) == 1
+        pending = ffn.module
+        if ffn.sizes[-2] * sum(state.nbytes for state in self._states) <= self._memory * ffn.sizes[-1]:
+            pending = ffn.output_module
         calls: list[tuple[Call, Any]] = []
         with ExitStack() as hooks:
             for module, reader in readers.items():
                 add_hook(hooks, self._model, ffn, module, reader.add, self._passes.masks)
             if only_ffn:
-                record_calls(hooks, ffn.module, calls)
+                record_calls(hooks, pending, calls)
             for k, output in self._passes.outputs(position, self._states):
                 missing = None if dense_states is None else dense_states[k].to(output.device) - output
                 for reader in readers.values():
@@ -178,19 +189,22 @@ class BlockStream:
                         call = call.to(self._states[k].device)  # where the call is kept until the FFN is repaired
                     self._pending_inputs = self._pending_inputs or allocate_like(list(self._states))
                     self._pending_calls.append(copied_call(call, self._pending_inputs[k], self._states[k]))
-                    self._states.store(k, output - returned)
-        self._pending_ffn = ffn.module if only_ffn else None
+                    self._states.store(k, output - returned.reshape(output.shape))
+        self._pending_module = pending if only_ffn else None
 
-    def _advance_dense(self, states: States, ffn: FFN, readers: Readers) -> None:
-        """Advance the dense model's states past a block, before anything in it is pruned."""
+    def _advance_dense(self, states: States, readers: Collection[Reader] = ()) -> None:
+        """Advance the dense model's states past a block, before anything in it is pruned, and end each batch of the readers."""
         self._dense_input = states[0].clone()
-        with ExitStack() as hooks:
-            for module, reader in readers.items():
-                add_hook(hooks, self._model, ffn, module, reader.add, self._passes.masks)
-            for k, output in self._passes.outputs(self._dense_position, states):
-                for reader in readers.values():
-                    reader.end_batch(None)
+        outputs = [] if readers else self._record.take_outputs(self._dense_position)
+        if len(outputs) == len(states):
+            for k, output in enumerate(outputs):
                 states.store(k, output)
+        else:
+            with self._passes.onloaded_block(self._dense_position):
+                for k, output in self._passes.outputs(self._dense_position, states):
+                    for reader in readers:
+                        reader.end_batch(None)
+                    states.store(k, output)
         states.advance()
         self._dense_position += 1
 
@@ -247,18 +261,18 @@ class BlockStream:
             for k, state in enumerate(states):
                 states.store(k, state)
             states.advance()
-        elif self._pending_ffn is None:
+        elif self._pending_module is None:
             self._passes.advance(self._position, states)
         else:
-            ffn, device = self._pending_ffn, self.device
-            with torch.no_grad(), evaluation_mode(self._model, self._ffns), onloaded(ffn, device):
+            module, device = self._pending_module, self.device
+            with torch.no_grad(), evaluation_mode(self._model, self._ffns), onloaded(module, device):
                 for k, call in enumerate(self._pending_calls):
                     call, without_ffn = call.to(device), states.behind(k)
-                    added = ffn(*call.args, **call.kwargs)
-                    states.store(k, without_ffn.to(added.device) + added)
+                    added = module(*call.args, **call.kwargs)
+                    states.store(k, without_ffn.to(added.device) + added.reshape(without_ffn.shape))
             states.advance()
             self._pending_calls.clear()
-            self._pending_ffn = None
+            self._pending_module = None
         self._position += 1
         if self._work is not None:
             kept = {"states": self._states}
@@ -304,4 +318,5 @@ def open_stream(
             raise broken_error(model)
         return PassStream(model, ffns, batches, n_fitted_batches)
     masks = [TokenMasks(*model_inputs(model, *batch)[1:]) for batch in batches]
-    return BlockStream(model, ffns, record, masks, n_fitted_batches, execution, follow=follow)
+    memory = spare_memory(model, execution)
+    return BlockStream(model, ffns, record, masks, n_fitted_batches, execution, follow=follow, memory=memory)

@@ -9,7 +9,12 @@ import psutil
 import torch
 from torch import nn
 
-__all__ = ["bytes_of", "free_memory", "left_by_limits"]
+from llmrank.execution.execution import Execution
+
+__all__ = ["bytes_of", "free_memory", "left_by_limits", "spare_memory"]
+
+# Share of the free memory that may be taken to save time.
+SPARE = 0.25
 
 # Linux limits the memory of containers by control groups: where they are mounted, and the file that names those of this process.
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -42,6 +47,17 @@ def free_memory(device: torch.device | None = None) -> int:
         if measure is not None:
             return int(measure(device)[0])
     return min([int(psutil.virtual_memory().available), *left_by_limits()])
+
+
+def spare_memory(model: nn.Module, execution: Execution) -> int:
+    """Return how many bytes may be taken to save time, where the model computes.
+
+    None if weights or hidden states are in files, or not all parts of the model compute on one device.
+    """
+    devices = {parameter.device for parameter in model.parameters()}
+    if execution.work is not None or execution.device is not None or len(devices) > 1:
+        return 0
+    return int(SPARE * free_memory(devices.pop()) / execution.processes.count)
 
 
 def left_by_limits(groups: Path = GROUPS, own: Path = OWN_GROUPS) -> Iterator[int]:

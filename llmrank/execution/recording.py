@@ -76,10 +76,13 @@ class Recording:
         (Reformer). That the last batch has passed all blocks is checked when :func:`recording` closes. False without blocks.
     keeps_first_states : bool
         Whether :attr:`first_states` are kept after :meth:`take_first_states`.
+    memory : int
+        Number of bytes that the outputs of the blocks may take. If they take more, none is kept.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], memory: int = 0) -> None:
         self.blocks = list(blocks)
+        self.memory = memory
         self.first_states: list[torch.Tensor] = []
         self.calls: list[list[Call]] = [[] for _ in blocks]
         self.unbroken = bool(blocks)
@@ -89,6 +92,8 @@ class Recording:
         self._last_count: int | None = None
         self._input: tuple[torch.Tensor, int | None] | None = None
         self._contents: list[tuple[Any, list[int]]] = []
+        # For every block the hidden states behind it, one tensor for each batch, with its number of writes.
+        self._outputs: list[list[tuple[torch.Tensor, int | None]]] = [[] for _ in blocks]
 
     def take_first_states(self) -> list[torch.Tensor]:
         """Return the hidden states in front of the first block, and forget them unless :attr:`keeps_first_states` is set."""
@@ -96,6 +101,12 @@ class Recording:
         if not self.keeps_first_states:
             self.first_states.clear()
         return states
+
+    def take_outputs(self, position: int) -> list[torch.Tensor]:
+        """Return the hidden states behind a block, one tensor for each batch, and forget them; an empty list if none are kept."""
+        kept, self._outputs[position] = self._outputs[position], []
+        is_valid = self.unbroken and all(write_count(output) == count for output, count in kept)
+        return [output for output, _ in kept] if is_valid else []
 
     def record_call(self, position: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Record the arguments of a block, before it runs."""
@@ -129,6 +140,12 @@ class Recording:
         self._last_output = first_output(output)
         self._last_count = write_count(self._last_output) if isinstance(self._last_output, torch.Tensor) else None
         self._next_position = (position + 1) % len(self.blocks)
+        if self.memory and isinstance(self._last_output, torch.Tensor):
+            self.memory -= self._last_output.nbytes
+            if self.unbroken and self.memory >= 0:
+                self._outputs[position].append((self._last_output.detach(), self._last_count))
+            else:
+                self.memory, self._outputs = 0, [[] for _ in self.blocks]
 
     def end(self) -> None:
         """Count the recording as broken if the last batch has not passed all blocks."""
@@ -157,10 +174,13 @@ def broken_error(model: nn.Module) -> OptionError:
 
 
 @contextmanager
-def recording(model: nn.Module, ffns: FFNs) -> Iterator[Recording]:
-    """Record the calls of the blocks during the forward passes inside the context, if all FFNs lie in one stack."""
+def recording(model: nn.Module, ffns: FFNs, memory: int = 0) -> Iterator[Recording]:
+    """Record the calls of the blocks during the forward passes inside the context, if all FFNs lie in one stack.
+
+    The outputs of the blocks are kept too, if they take at most `memory` bytes.
+    """
     blocks = blocks_of(model, ffns)
-    record = Recording(blocks)
+    record = Recording(blocks, memory)
     with ExitStack() as hooks:
         for position, block in enumerate(blocks):
             hooks.callback(

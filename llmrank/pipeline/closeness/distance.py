@@ -10,14 +10,21 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from llmrank.errors import CalibrationError, not_finite
-from llmrank.evaluation.fidelity import compare_predictions
+from llmrank.errors import not_finite
+from llmrank.evaluation.fidelity import divergences
 from llmrank.evaluation.logits import Prediction, Predictor
 from llmrank.execution import Execution
 from llmrank.execution.onloading import onloaded_by_block
 from llmrank.execution.recording import blocks_of
 from llmrank.models import FFNs
-from llmrank.models.forward import evaluation_mode, first_output, model_inputs, predicts_next_token, run_body
+from llmrank.models.forward import (
+    at_least_float32,
+    evaluation_mode,
+    first_output,
+    model_inputs,
+    predicts_next_token,
+    run_body,
+)
 from llmrank.prune.masks import Masks
 from llmrank.repair import RepairedMap
 from llmrank.surgery.equivalence import as_masked
@@ -134,16 +141,15 @@ def _divergences(dense: Predictions, models: Sequence[Predictions], mask: torch.
     bands = [model() for model in models]
     totals = torch.zeros(len(models), len(mask), dtype=torch.float64)
     counts = torch.zeros(len(mask), dtype=torch.int64)
-    for dense_band in dense():
-        for k, others in enumerate(bands):
-            try:
-                of_band = compare_predictions([dense_band], [next(others)], len(mask))[0][:, 0]
-            except CalibrationError:
-                if bool(dense_band[0].isnan().any()):
-                    raise
-                of_band = torch.full((len(mask),), torch.nan, dtype=torch.float64)
-            totals[k] += of_band
-        counts += dense_band[2].sum(1).cpu()
+    for logits, _, valid in dense():
+        log_p = at_least_float32(logits[valid]).log_softmax(-1)
+        if bool(log_p.isnan().any()):
+            raise not_finite("the dense model's predictions are")
+        rows = valid.nonzero()[:, 0].cpu()
+        for total, others in zip(totals, bands, strict=True):
+            q = next(others)[0][valid].to(log_p.device)
+            total.index_add_(0, rows, divergences(log_p, at_least_float32(q)))
+        counts += torch.bincount(rows, minlength=len(mask))
     return [(total.tolist(), counts.tolist()) for total in totals]
 
 

@@ -71,9 +71,9 @@ def read(model: nn.Module, stream: Stream) -> list[torch.Tensor]:
     ]
 
 
-def recorded(model: nn.Module, sequences: TokenSequences, batch_size: int = 2) -> Recording:
+def recorded(model: nn.Module, sequences: TokenSequences, batch_size: int = 2, memory: int = 0) -> Recording:
     ffns = find_ffns(model)
-    with recording(model, ffns) as record:
+    with recording(model, ffns, memory) as record:
         collect_statistics(model, ffns, sequences, Execution(batch_size))
     return record
 
@@ -126,6 +126,49 @@ def test_the_lack_is_the_dense_stream_minus_the_pruned_one(family: Family) -> No
             now = behind_blocks(model, record, ids, position)
             lacks = torch.cat([lack for lack in reader.lacks if lack is not None])
             torch.testing.assert_close(lacks, whole[position] - now[position], rtol=1e-4, atol=1e-4)
+
+
+@every_family
+def test_memory_saves_passes_and_changes_no_number(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = family_model(family), token_ids(5, 20)
+    ffns, sequences = find_ffns(model), tokenise(ids, None, 5, 20)
+    calls: list[nn.Module] = []
+    lacks, counts = [], []
+    for memory in (0, 1 << 30):
+        monkeypatch.setattr("llmrank.execution.block_stream.spare_memory", lambda *_, memory=memory: memory)
+        record = recorded(model, sequences, memory=memory)
+        stream = open_stream(model, ffns, sequences, record, Execution(2), follow=True)
+        calls.clear()
+        with ExitStack() as hooks:
+            for block in record.blocks:
+                hooks.callback(block.register_forward_hook(lambda block, *_: calls.append(block)).remove)
+            found = feed_halved(model, stream)
+        lacks.append([lack for reader in found for lack in reader.lacks])
+        counts.append(len(calls))
+    assert len(lacks[0]) == len(lacks[1])
+    for one, other in zip(*lacks, strict=True):
+        assert one is other is None or torch.equal(one, other)
+    # There are three batches of at most two sequences.
+    assert counts[0] - counts[1] == (3 * len(record.blocks) if record.unbroken else 0)
+
+
+@pytest.mark.parametrize("spare", [-1, 0], ids=["too little memory", "enough"])
+def test_outputs_are_kept_if_memory_suffices(spare: int) -> None:
+    model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
+    n_blocks = len(recorded(model, sequences).blocks)
+    needed = n_blocks * 5 * 20 * model.config.hidden_size * 4
+    record = recorded(model, sequences, memory=needed + spare)
+    taken = [record.take_outputs(position) for position in range(n_blocks)]
+    assert [len(outputs) for outputs in taken] == [0 if spare else 3] * n_blocks
+    assert not record.take_outputs(0)
+
+
+def test_outputs_that_were_written_to_are_not_used() -> None:
+    model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
+    record = recorded(model, sequences, memory=1 << 30)
+    record._outputs[0][1][0].add_(1.0)
+    assert not record.take_outputs(0)
+    assert len(record.take_outputs(1)) == 3
 
 
 # Norms behind the FFN, FFNs without a module (OPT, the encoders), and an FFN that adds the stream itself (BLOOM).

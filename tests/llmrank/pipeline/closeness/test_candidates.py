@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmrank.errors import CalibrationError, OptionError
+from llmrank.errors import OptionError
 from llmrank.pipeline import CalibrationText, stages
 from llmrank.pipeline.closeness import distance
 from llmrank.pipeline.closeness.candidates import PIECE, Choice, Trial, choose, pieces, tokens_of_a_trial
@@ -198,17 +198,16 @@ def test_a_candidate_that_breaks_the_model_does_not_end_the_run(order: int, monk
     """One candidate removes the neurons without which the predictions are NaN."""
     model = tiny_llama()
     scorers = [Worst(), ActivationScorer()][::order]
-    compare = distance.compare_predictions
+    compare = distance.divergences
     n_calls = 0
 
-    def breaking(dense: Any, pruned: Any, count: int) -> Any:
+    def breaking(log_p: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         nonlocal n_calls
         n_calls += 1
-        if n_calls % 2 == (1 if order == 1 else 0):  # the turns of Worst
-            raise CalibrationError("NaN")
-        return compare(dense, pruned, count)
+        is_worst = n_calls % 2 == (1 if order == 1 else 0)
+        return compare(log_p, torch.full_like(logits, torch.nan) if is_worst else logits)
 
-    monkeypatch.setattr(distance, "compare_predictions", breaking)
+    monkeypatch.setattr(distance, "divergences", breaking)
     calibration = CalibrationText(text(24 * 30), 16, 24)
     pipeline = IsolatedFFNPipeline(model, tokenizer(), calibration=calibration, scorer=AutoScorer(*scorers))
     pipeline.run()
