@@ -9,8 +9,9 @@ import psutil
 import pytest
 import torch
 
+from llmrank.execution import Execution, Processes
 from llmrank.execution import free_memory as module
-from llmrank.execution.free_memory import free_memory, left_by_limits
+from llmrank.execution.free_memory import free_memory, left_by_limits, spare_memory
 
 
 def write(folder: Path, **contents: object) -> None:
@@ -63,3 +64,15 @@ def test_the_smaller_number_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_device_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (device.index, 100))
     assert free_memory(torch.device("cuda", 7)) == 7
+
+
+def test_a_quarter_is_spare_for_all_processes_of_a_model_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "free_memory", lambda _device: 1000)
+    model = torch.nn.Linear(2, 3)
+    assert spare_memory(model, Execution()) == 250
+    five = Processes()
+    five.count = 5
+    assert spare_memory(model, Execution(processes=five)) == 50
+    assert spare_memory(model, Execution(device=torch.device("cpu"))) == 0
+    model.bias = torch.nn.Parameter(torch.empty(3, device="meta"))
+    assert spare_memory(model, Execution()) == 0

@@ -359,6 +359,22 @@ def test_what_is_held_out_follows_in_the_text_or_is_taken_from_what_was_given() 
     assert any("nothing could be held out" in note for note in single.report.notes)
 
 
+def test_outputs_of_blocks_are_kept_for_the_repair_if_memory_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 sequences of 16 tokens behind every block, two of them held out, in float32: one byte less is too little."""
+    counts, states = [], []
+    calibration = CalibrationText(token_ids(6, 16), samples=4, sequence_length=16)
+    needed = len(tiny_llama().model.layers) * 6 * 16 * tiny_llama().config.hidden_size * 4
+    for spare in (0, needed - 1, needed):
+        monkeypatch.setattr("llmrank.pipeline.plan.spare_memory", lambda *_, spare=spare: spare)
+        model, calls = tiny_llama(), []
+        model.model.layers[1].register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        IsolatedFFNPipeline(model, None, calibration=calibration, repair=LeastSquaresRepair()).run()
+        counts.append(len(calls))
+        states.append(model.state_dict())
+    assert counts == [counts[0], counts[0], counts[0] - 6]
+    assert all(torch.equal(values, other[name]) for other in states[1:] for name, values in states[0].items())
+
+
 def test_a_repair_from_few_tokens_says_how_many_would_do() -> None:
     model = tiny_llama()
     pipeline = IsolatedFFNPipeline(
