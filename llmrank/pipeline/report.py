@@ -197,7 +197,7 @@ class Report(Printed):
                 return "no token was held out to measure its error"
             medians.append(median(errors))
         return (
-            f"on held-out tokens the median error of an FFN is {medians[0]:.1%} of its output without the repair, "
+            f"on held-out tokens the median error of an FFN is {medians[0]:.1%} of what it should return without the repair, "
             f"and {medians[1]:.1%} with it (mean square)"
         )
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 
 from llmrank.repair.moments import Centre, Moments, project_outputs
 
-__all__ = ["BaseRepair", "RepairedMap", "repaired_map"]
+__all__ = ["BaseRepair", "RepairedMap", "Target", "repaired_map"]
+
+# What a map is fitted to, see RepairedMap.
+Target: TypeAlias = Literal["output", "stream"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +29,10 @@ class RepairedMap:
         Damping of the least squares, relative to the mean square (with a bias, the variance) of each kept neuron; infinite where
         the kept weights do not change. None for other repairs.
     before, after : float or None
-        Mean square error of the map on held-out tokens without and with the repair, as a share of the mean square of ``W x``,
-        the map's output with all neurons. None if no token was held out. The error is the output with all neurons minus the
-        output with the kept ones. With target "stream", what the residual stream lacks because of earlier FFNs is added.
-        If the map has more than 128 outputs, random combinations of them are measured, see
-        :func:`llmrank.repair.moments.project_outputs`.
+        Mean square error of the map on held-out tokens without and with the repair, as a share of the mean square of its target:
+        the output with all neurons, and with target "stream" also what the residual stream lacks because of earlier FFNs. The
+        error is the target minus the output with the kept neurons. None if no token was held out. If the map has more than 128
+        outputs, random combinations of them are measured, see :func:`llmrank.repair.moments.project_outputs`.
     target : {"output", "stream"}
         Whether the map was fitted to its own outputs, or to those that give the residual stream of the dense model.
     """
@@ -40,7 +42,7 @@ class RepairedMap:
     damping: float | None
     before: float | None
     after: float | None
-    target: Literal["output", "stream"] = "output"
+    target: Target = "output"
 
     def to(self, like: torch.Tensor) -> RepairedMap:
         """Convert to the dtype and device of a tensor."""
@@ -58,12 +60,16 @@ class BaseRepair:
     ----------
     needs_bias : bool
         Whether the output map must have a bias. A map without one gets one if the model's configuration has an entry for it.
+    reads_removed : bool
+        Whether :meth:`solve` needs the moments of removed neurons. If not, it may get a map of the kept neurons alone: what the
+        removed ones add to the output then counts as missing output, and nothing more is removed.
     """
 
     # The name in the registries and on the command line, which leave out classes of this package without one.
     name: ClassVar[str]
 
     needs_bias = False
+    reads_removed = True
 
     @property
     def needs_dense_stream(self) -> bool:
@@ -134,7 +140,7 @@ def repaired_map(
     before = after = None
     if held_out is not None:
         projected, projected_change = project_outputs(weight), project_outputs(change)
-        scale = held_out.energy(projected)
+        scale = _square_with_missing(projected, held_out, None)
         errors = (
             _error(projected, keep, torch.zeros_like(projected_change), held_out, None),
             _error(projected, keep, projected_change, held_out, None if bias is None else fit.centre),
@@ -144,7 +150,7 @@ def repaired_map(
         mean, mean_missing = fit.centre
         bias = bias + weight[:, ~keep] @ mean[~keep] - change @ mean[keep]
         bias = bias if mean_missing is None else bias + mean_missing
-    target: Literal["output", "stream"] = "output" if fit.missing is None else "stream"
+    target: Target = "output" if fit.missing is None else "stream"
     return RepairedMap(new_weight, bias, damping, before, after, target)
 
 
@@ -158,6 +164,11 @@ def _error(
     """
     error_weight = torch.empty_like(weight)
     error_weight[:, keep], error_weight[:, ~keep] = -change, weight[:, ~keep]
+    return _square_with_missing(error_weight, moments, centre)
+
+
+def _square_with_missing(weight: torch.Tensor, moments: Moments, centre: Centre | None) -> float:
+    """Compute the mean square of weight x + e; see :func:`_error`."""
     cross = moments.missing_cross(centre)
-    mixed = 0.0 if cross is None else float((error_weight * project_outputs(cross.T)).sum())
-    return moments.energy(error_weight, centre) + 2.0 * mixed + moments.missing_square(centre)
+    mixed = 0.0 if cross is None else float((weight * project_outputs(cross.T)).sum())
+    return moments.energy(weight, centre) + 2.0 * mixed + moments.missing_square(centre)

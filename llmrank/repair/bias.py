@@ -30,6 +30,7 @@ class BiasRepair(BaseRepair):
     name: ClassVar[str] = "bias"
 
     needs_bias = True
+    reads_removed = False
 
     def solve(
         self,

@@ -45,7 +45,8 @@ def repair_seconds(
             share = float(layer.token_share)
             # The sums over the tokens are those of products of two neurons, of which symmetry saves half, and of products of a
             # neuron and an output. They are in float32, which counts half.
-            of_layer += tokens * share * (layer.size**2 + 2.0 * layer.size * outputs) / 2.0
+            read = layer.size if method.reads_removed or method.reselects else kept[name]
+            of_layer += tokens * share * (read**2 + 2.0 * layer.size * outputs) / 2.0
             place = device or layer.output_maps[0].weight.device
             operations[place] = operations.get(place, 0.0) + of_layer
     return sum(count / _speed(place) for place, count in operations.items())

@@ -73,6 +73,8 @@ class LeastSquaresRepair(BaseRepair):
 
     name: ClassVar[str] = "lstsq"
 
+    reads_removed = False
+
     damping: float | str = "auto"
     target: str = "stream"
     reselect: bool = False
@@ -101,12 +103,12 @@ class LeastSquaresRepair(BaseRepair):
 
     def operations(self, size: int, kept: int, outputs: int) -> float:
         """See :meth:`BaseRepair.operations`."""
-        factor, removed = kept**3 / 3.0, size - kept
+        factor, read = kept**3 / 3.0, size if self.reselect else kept
         # The right side of the equations, the factor for the chosen damping, and new weights for all outputs.
-        once = 2.0 * kept * removed * outputs + factor + 2.0 * kept**2 * outputs
+        once = 2.0 * kept * (read - kept) * outputs + factor + 2.0 * kept**2 * outputs
         combined = min(outputs, N_COMBINATIONS)
         searched = factor + 4.0 * kept**2 * combined if self.damping == "auto" else 0.0
-        errors = 6.0 * size**2 * combined  # the errors before and after the repair, and their scale
+        errors = 6.0 * read**2 * combined  # the errors before and after the repair, and their scale
         return once + N_TRIED * searched / 2.0 + errors
 
     def solve(

@@ -15,7 +15,7 @@ from llmrank.execution.hooks import rows_by_sequence, unpadded_rows
 from llmrank.models.experts import Routing
 from llmrank.models.forward import at_least_float32
 
-__all__ = ["N_COMBINATIONS", "Centre", "MissingOutput", "MomentSums", "Moments", "project_outputs"]
+__all__ = ["N_COMBINATIONS", "Centre", "KeptNeurons", "MissingOutput", "MomentSums", "Moments", "project_outputs"]
 
 # The mean input of a map, (n,), and the mean of its missing output (see MissingOutput), (out,), or None if that is not known.
 # A bias makes up for what these means contribute, so they are subtracted before the weight is fitted.
@@ -219,6 +219,31 @@ def _full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
+class KeptNeurons:
+    """The neurons of a map that are kept, and what the others add to its output.
+
+    Parameters
+    ----------
+    keep : (n,) bool tensor
+    weight : (out, n) tensor
+        The weight of the map.
+    device : torch.device
+        Where the inputs are.
+    """
+
+    def __init__(self, keep: torch.Tensor, weight: torch.Tensor, device: torch.device) -> None:
+        self._kept, self._removed = (mask.nonzero()[:, 0].to(device) for mask in (keep, ~keep))
+        self._weight_of_removed = at_least_float32(weight[:, self._removed.to(weight.device)]).to(device)
+
+    def split(self, values: torch.Tensor, missing: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the inputs of the kept neurons, (tokens, kept), and what their output lacks, (tokens, out)."""
+        if not len(self._removed):
+            return values, missing
+        with _full_precision():
+            of_removed = values[:, self._removed].to(self._weight_of_removed) @ self._weight_of_removed.T
+        return values[:, self._kept], of_removed if missing is None else of_removed.add_(missing)
+
+
 class _Sums:
     """The sums of :class:`Moments` while they grow."""
 
@@ -302,6 +327,13 @@ class MomentSums:
     routing : Routing, optional
         Routing of the expert whose map is read. Each token then counts by the square of its routing weight, and what the output
         for a token lacks is divided among the experts of this token by their weights.
+    kept : KeptNeurons, optional
+        Sum up the moments of these neurons alone. What the others add to the output is added to the missing output.
+
+    Attributes
+    ----------
+    is_followed : bool
+        Whether the missing output was known, beside that of removed neurons.
     """
 
     def __init__(
@@ -312,6 +344,7 @@ class MomentSums:
         *,
         sum_held_out: bool = True,
         routing: Routing | None = None,
+        kept: KeptNeurons | None = None,
     ) -> None:
         # MPS (Apple's GPUs) has no float64, so sums of its values are on the CPU.
         self._device = torch.device("cpu") if device.type == "mps" else device
@@ -321,7 +354,8 @@ class MomentSums:
         # None until the first held-out batch ends.
         self._held_out: _Sums | None = None
         self._n_ended = 0
-        self._routing = routing
+        self._routing, self._kept = routing, kept
+        self.is_followed = False
         # The values of the present batch, with their mask and routing.
         self._added: list[tuple[torch.Tensor, torch.Tensor | None, Routing | None]] = []
 
@@ -338,27 +372,35 @@ class MomentSums:
                 self._held_out = _Sums(self._size, self._device)
             sums = self._held_out
         self._n_ended += 1
+        self.is_followed |= missing is not None
         if sums is not None:
             for values, mask, routing in self._added:
                 if routing is not None:
-                    inputs = unpadded_rows(values, mask).to(self._device)
-                    sums.add(inputs, *self._routed(missing, mask, routing))
+                    lacking, weights = self._routed(missing, mask, routing)
+                    self._add(sums, [unpadded_rows(values, mask).to(self._device), *lacking], weights)
                     continue
                 # Some blocks flatten the sequences of a batch before their FFN: (batch * length, n), not (batch, length, n).
                 lacking = [] if missing is None else [missing.reshape(*values.shape[:-1], missing.shape[-1])]
                 for rows in rows_by_sequence(values, *lacking, mask=mask, shortest=LONG_SEQUENCE):
-                    sums.add(*(each.to(self._device) for each in rows))
+                    self._add(sums, [each.to(self._device) for each in rows])
         self._added.clear()
+
+    def _add(self, sums: _Sums, rows: Sequence[torch.Tensor], weights: torch.Tensor | None = None) -> None:
+        """Add inputs, and what the output lacks if it is known."""
+        values, missing = rows if len(rows) > 1 else (rows[0], None)
+        if self._kept is not None:
+            values, missing = self._kept.split(values, missing)
+        sums.add(values, missing, weights)
 
     def _routed(
         self, missing: torch.Tensor | None, mask: torch.Tensor | None, routing: Routing
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Return what the outputs of an expert lack, (tokens, out), and the routing weights of its tokens, (tokens,)."""
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Return what the outputs of an expert lack, (tokens, out), if that is known, and the routing weights, (tokens,)."""
         weights = routing.weights if mask is None else routing.weights[mask.to(routing.weights.device)]
-        rows = None
+        rows = []
         if missing is not None:
             lacking = missing.detach().reshape(-1, missing.shape[-1])[routing.tokens] / routing.totals[:, None]
-            rows = unpadded_rows(lacking, mask).to(self._device)
+            rows.append(unpadded_rows(lacking, mask).to(self._device))
         return rows, weights.to(self._device)
 
     @property

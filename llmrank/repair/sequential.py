@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -20,9 +21,9 @@ from llmrank.models.families import bias_attribute
 from llmrank.models.forward import substitute_forward
 from llmrank.models.linear_map import bias_of, matrix_of
 from llmrank.prune.masks import Masks, masks_of_experts
-from llmrank.repair.base_repair import BaseRepair, RepairedMap
+from llmrank.repair.base_repair import BaseRepair, RepairedMap, Target
 from llmrank.repair.in_files import RepairsInFiles
-from llmrank.repair.moments import Moments, MomentSums
+from llmrank.repair.moments import KeptNeurons, Moments, MomentSums
 
 __all__ = ["Reselect", "WriteMap", "repair_ffns", "repair_summary", "substitute"]
 
@@ -103,7 +104,7 @@ def repair_ffns(
     with ExitStack() as substitutes:
         for block in left_out:
             stream.leave_out(block, substitutes)
-        for group in execution.steps(_groups(ffns), "Repairing"):
+        for group in execution.steps(_groups(ffns, ffns.sizes if fitting.reads_removed else masks.widths), "Repairing"):
             mixture = group[0][1].mixture
             experts = None if mixture is None else not_rerouted.pop(mixture, None)
             # If a mixture loses experts, the others are repaired even if they lose no neuron, to make up for the lost experts.
@@ -145,20 +146,25 @@ def _solved_earlier(
             yield layer, keep, solved
 
 
-def _groups(ffns: FFNs) -> list[list[tuple[FFN, PrunableLayer]]]:
-    """Return the layers in the model's order, experts of one mixture together, as many as memory allows."""
+def _groups(ffns: FFNs, read: Mapping[str, int]) -> list[list[tuple[FFN, PrunableLayer]]]:
+    """Return the layers in the model's order, experts of one mixture together, as many as memory allows.
+
+    `read` is the number of neurons of each layer whose moments are summed up.
+    """
     groups: list[list[tuple[FFN, PrunableLayer]]] = []
+    sum_of_group = 0
     for ffn in ffns:
         for layer in ffn.prunable.values():
             last = groups[-1] if groups else []
             # There are sums to fit to and held-out sums: of products of neurons, and of neurons with what the output lacks.
-            numbers_of_layer = 2 * layer.size * (layer.size + ffn.sizes[-1])
-            numbers = numbers_of_layer * (len(last) + 1)
+            numbers = 2 * read[layer.name] * (read[layer.name] + ffn.sizes[-1])
             together = last and layer.mixture is not None and last[-1][1].mixture is layer.mixture
-            if together and 8 * numbers <= MOMENT_BYTES:
+            if together and 8 * (sum_of_group + numbers) <= MOMENT_BYTES:
                 last.append((ffn, layer))
+                sum_of_group += numbers
             else:
                 groups.append([(ffn, layer)])
+                sum_of_group = numbers
     return groups
 
 
@@ -177,6 +183,9 @@ class _Fitting:
         self._method, self._stream, self._choose, self._processes = method, stream, choose, processes
         self._can_add_bias = can_add_bias
         self._n_solved = 0
+        self._reselects = choose is not None and method.reselects
+        # Whether the moments of removed neurons are summed up.
+        self.reads_removed = method.reads_removed or self._reselects
         # For each layer whose neurons were chosen anew, the values by which they were chosen, see Moments.unexplained.
         self.unexplained: dict[str, torch.Tensor] = {}
 
@@ -188,9 +197,9 @@ class _Fitting:
         Experts that get no token to fit to are left out. `reroute` makes a router pass over removed experts, and is called before
         the inputs of the layers are read, see :meth:`llmrank.execution.pass_stream.Stream.feed`.
         """
-        sums = {layer.name: self._sums(layer) for _, layer in group}
+        sums = {layer.name: self._sums(layer, None if self.reads_removed else masks[layer.name]) for _, layer in group}
         dense_sums = {}
-        if self._choose is not None and self._method.reselects:
+        if self._reselects:
             dense_sums = {layer.name: self._sums(layer, sum_held_out=False) for _, layer in group}
         if not group:
             if reroute is not None:
@@ -227,6 +236,7 @@ class _Fitting:
         found = ((layer.name, self._moments(layer, sums[layer.name])) for layer in mine)
         moments = {name: each for name, each in found if each is not None}
         keeps = {layer.name: masks[layer.name] for layer in layers}
+        targets: dict[str, Target] = {name: "stream" if each.is_followed else "output" for name, each in sums.items()}
         if dense_sums:
             unexplained = {name: self._unexplained(fit, dense_sums[name]) for name, (fit, _) in moments.items()}
             everywhere = {name: values for part in processes.gather(unexplained) for name, values in part.items()}
@@ -242,18 +252,22 @@ class _Fitting:
         solved: dict[str, RepairedMap] = {}
         for layer in mine:
             if layer.name in moments:
-                solution = self._solve(layer, keeps[layer.name], *moments.pop(layer.name))
+                solution = self._solve(layer, keeps[layer.name], targets[layer.name], *moments.pop(layer.name))
                 solved[layer.name] = solution.to(torch.empty(0, dtype=layer.output_maps[0].weight.dtype))
         for layer in layers:
             repaired = processes.from_one(partial(solved.pop, layer.name, None), owners[layer.name])
             if repaired is not None:
                 yield layer, keeps[layer.name], repaired.to(layer.output_maps[0].weight)
 
-    def _sums(self, layer: PrunableLayer, *, sum_held_out: bool = True) -> MomentSums:
+    def _sums(self, layer: PrunableLayer, keep: torch.Tensor | None = None, *, sum_held_out: bool = True) -> MomentSums:
+        """Make the sums over all neurons of a layer, or over those that are kept."""
         (output_map,) = layer.output_maps
         routing = None if layer.mixture is None else layer.mixture.routing_of(output_map.module)
-        device = self._stream.device or output_map.weight.device
-        return MomentSums(layer.size, device, self._stream.n_fitted_batches, sum_held_out=sum_held_out, routing=routing)
+        device, n_fitted = self._stream.device or output_map.weight.device, self._stream.n_fitted_batches
+        if keep is None:
+            return MomentSums(layer.size, device, n_fitted, sum_held_out=sum_held_out, routing=routing)
+        kept = KeptNeurons(keep, output_map.weight, device)
+        return MomentSums(int(keep.sum()), device, n_fitted, sum_held_out=sum_held_out, routing=routing, kept=kept)
 
     def _moments(self, layer: PrunableLayer, sums: MomentSums) -> tuple[Moments, Moments | None] | None:
         """Return the moments to fit to, and the held-out ones; None for an expert that gets no token."""
@@ -284,14 +298,22 @@ class _Fitting:
         self.unexplained[layer.name] = unexplained
         return self._choose(layer.name, keep, unexplained)
 
-    def _solve(self, layer: PrunableLayer, keep: torch.Tensor, fit: Moments, held_out: Moments | None) -> RepairedMap:
+    def _solve(
+        self, layer: PrunableLayer, keep: torch.Tensor, target: Target, fit: Moments, held_out: Moments | None
+    ) -> RepairedMap:
         (output_map,) = layer.output_maps
         weight = output_map.weight.to(fit.second.device).to(fit.second)  # its own device may have no float64
         # Maps of experts and of attentions without a bias are not given one.
         can_add_bias = self._can_add_bias and layer.mixture is None and layer.heads is None
-        bias = _bias(output_map.module, weight, can_add_bias=can_add_bias)
+        bias, kept = _bias(output_map.module, weight, can_add_bias=can_add_bias), keep.to(weight.device)
+        if len(fit.total) == len(kept):
+            solved = self._method.solve(weight, bias, kept, fit, held_out)
+        else:  # the moments are those of the kept neurons, of which none is removed
+            of_kept = self._method.solve(weight[:, kept], bias, kept[kept], fit, held_out)
+            new_weight = torch.zeros_like(weight)
+            new_weight[:, kept] = weight[:, kept] if of_kept.weight is None else of_kept.weight
+            solved = replace(of_kept, weight=new_weight, target=target)
         # In float64, the maps of a half-precision model would take more memory than the model, so they are converted.
-        solved = self._method.solve(weight, bias, keep.to(weight.device), fit, held_out)
         return solved.to(output_map.weight)
 
 

@@ -25,7 +25,7 @@ from llmrank.pipeline.registry import make_repair
 from llmrank.prune import LocalPruner
 from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair, Moments, RepairedMap, repair_ffns
 from llmrank.repair.least_squares import DAMPINGS
-from llmrank.repair.moments import MomentSums
+from llmrank.repair.moments import KeptNeurons, MomentSums
 from llmrank.repair.sequential import substitute
 from llmrank.score import WeightedPageRankScorer
 from llmrank.surgery.apply import apply_masks
@@ -124,11 +124,42 @@ def test_the_missing_output_is_fitted_too(seed: int, n: int, damping: float, cen
         assert found.bias is not None
         new = new + found.bias - tensors(bias)[0]
         np.testing.assert_allclose((wanted - new).mean(0), np.zeros(3), atol=1e-7)
-    energy = (inputs @ matrix.T).square().sum()
+    energy = wanted.square().sum()
     cut = wanted - inputs[:, kept] @ matrix[:, kept].T
     assert found.before == pytest.approx(float(cut.square().sum() / energy), rel=1e-6, abs=1e-9)
     assert found.after == pytest.approx(float((wanted - new).square().sum() / energy), rel=1e-6, abs=1e-9)
     assert found.after <= found.before * (1 + 1e-9) + 1e-9
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(2, 9),
+    st.sampled_from([LeastSquaresRepair(), LeastSquaresRepair(1e-3), BiasRepair()]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_removed_neurons_may_count_as_missing_output(
+    seed: int, n: int, method: BaseRepair, centred: bool, follows: bool
+) -> None:
+    """The moments of the kept neurons alone give the same map as those of all neurons."""
+    x, weight, keep = data(seed, 60, n, 3)
+    inputs, matrix, kept, missing = tensors(x, weight, keep, np.random.default_rng(seed).normal(size=(60, 3)))
+    bias = torch.ones(3).double() if centred or method.needs_bias else None
+    found = []
+    for neurons in (None, KeptNeurons(kept, matrix, matrix.device)):
+        sums = MomentSums(n if neurons is None else int(keep.sum()), matrix.device, 1, kept=neurons)
+        for part in (slice(40), slice(40, 60)):
+            sums.add(inputs[part], None)
+            sums.end_batch(missing[part] if follows else None)
+        assert sums.is_followed == follows
+        read = kept if neurons is not None else torch.ones_like(kept)
+        found.append(method.solve(matrix[:, read], bias, kept[read], *sums.moments()))
+    of_all, of_kept = found
+    np.testing.assert_allclose(of_kept.weight, of_all.weight[:, kept], rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose([of_kept.before, of_kept.after], [of_all.before, of_all.after], rtol=1e-6, atol=1e-9)
+    assert of_kept.damping == of_all.damping
+    if bias is not None:
+        np.testing.assert_allclose(of_kept.bias, of_all.bias, rtol=1e-6, atol=1e-8)
 
 
 def test_the_stream_as_target_brings_the_end_of_the_stream_closer() -> None:
