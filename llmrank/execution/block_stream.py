@@ -204,6 +204,8 @@ class BlockStream:
                 for k, output in self._passes.outputs(self._dense_position, states):
                     for reader in readers:
                         reader.end_batch(None)
+                    if self._record.keeps_states and not readers:
+                        self._record.keep_output(self._dense_position, output)
                     states.store(k, output)
         states.advance()
         self._dense_position += 1

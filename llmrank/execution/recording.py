@@ -74,10 +74,10 @@ class Recording:
         tensor object that the block before returned. A block may not write to that tensor, nor to a list or mapping among its
         arguments. The first parameter of a block must be the hidden states, which is not so if there is a second stream
         (Reformer). That the last batch has passed all blocks is checked when :func:`recording` closes. False without blocks.
-    keeps_first_states : bool
-        Whether :attr:`first_states` are kept after :meth:`take_first_states`.
+    keeps_states : bool
+        Whether hidden states that are taken are also kept, for another repair.
     memory : int
-        Number of bytes that the outputs of the blocks may take. If they take more, none is kept.
+        Number of bytes that outputs of the blocks may still take. If they take more, none is kept.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], memory: int = 0) -> None:
@@ -86,7 +86,7 @@ class Recording:
         self.first_states: list[torch.Tensor] = []
         self.calls: list[list[Call]] = [[] for _ in blocks]
         self.unbroken = bool(blocks)
-        self.keeps_first_states = True
+        self.keeps_states = True
         self._next_position = 0
         self._last_output: torch.Tensor | None = None
         self._last_count: int | None = None
@@ -96,16 +96,30 @@ class Recording:
         self._outputs: list[list[tuple[torch.Tensor, int | None]]] = [[] for _ in blocks]
 
     def take_first_states(self) -> list[torch.Tensor]:
-        """Return the hidden states in front of the first block, and forget them unless :attr:`keeps_first_states` is set."""
+        """Return the hidden states in front of the first block, and forget them unless :attr:`keeps_states` is set."""
         states = list(self.first_states)
-        if not self.keeps_first_states:
+        if not self.keeps_states:
             self.first_states.clear()
         return states
 
+    def keep_output(self, position: int, output: torch.Tensor) -> None:
+        """Keep the hidden states behind a block for the next batch, if there is memory for the outputs of all blocks."""
+        if self.memory:
+            self.memory -= output.nbytes
+            if self.memory >= 0:
+                self._outputs[position].append((output.detach(), write_count(output)))
+            else:
+                self.memory, self._outputs = 0, [[] for _ in self.blocks]
+
     def take_outputs(self, position: int) -> list[torch.Tensor]:
-        """Return the hidden states behind a block, one tensor for each batch, and forget them; an empty list if none are kept."""
-        kept, self._outputs[position] = self._outputs[position], []
+        """Return the hidden states behind a block, one tensor for each batch; an empty list if none are kept.
+
+        They are forgotten unless :attr:`keeps_states` is set, or if they have been written to.
+        """
+        kept = self._outputs[position]
         is_valid = self.unbroken and all(write_count(output) == count for output, count in kept)
+        if not (is_valid and self.keeps_states):
+            self._outputs[position] = []
         return [output for output, _ in kept] if is_valid else []
 
     def record_call(self, position: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -140,16 +154,14 @@ class Recording:
         self._last_output = first_output(output)
         self._last_count = write_count(self._last_output) if isinstance(self._last_output, torch.Tensor) else None
         self._next_position = (position + 1) % len(self.blocks)
-        if self.memory and isinstance(self._last_output, torch.Tensor):
-            self.memory -= self._last_output.nbytes
-            if self.unbroken and self.memory >= 0:
-                self._outputs[position].append((self._last_output.detach(), self._last_count))
-            else:
-                self.memory, self._outputs = 0, [[] for _ in self.blocks]
+        if isinstance(self._last_output, torch.Tensor):
+            self.keep_output(position, self._last_output)
 
     def end(self) -> None:
         """Count the recording as broken if the last batch has not passed all blocks."""
         self.unbroken = self.unbroken and self._next_position == 0
+        if not self.unbroken:
+            self.memory, self._outputs = 0, [[] for _ in self.blocks]
 
 
 def _contents(container: Any) -> list[int]:

@@ -202,8 +202,11 @@ class ModelStudy:
 
     @cached_property
     def _record(self) -> Recording:
-        """The record of how the model calls its blocks on these sequences."""
-        return stages.record(self._prepared, self._tokens, Execution(self._calibration_text.batch_size))
+        """The record of how the model calls its blocks on these sequences; the first repair adds what the blocks return."""
+        execution = Execution(self._calibration_text.batch_size)
+        record = stages.record(self._prepared, self._tokens, execution)
+        record.memory = stages.memory_of_outputs(self._prepared, self._tokens, execution)
+        return record
 
     def _find_calibration(self, directory: Path, progress: Progress | None) -> Ranking:
         """Return the calibration from the directory. It is made first if there is none, or if it lacks what the grid needs."""

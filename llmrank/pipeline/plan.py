@@ -12,9 +12,8 @@ from llmrank.calibration.statistics import FFNStatistics
 from llmrank.errors import OptionError
 from llmrank.evaluation.perplexity import model_size
 from llmrank.execution import Execution
-from llmrank.execution.free_memory import spare_memory
 from llmrank.execution.json_files import json_safe
-from llmrank.execution.recording import Recording, blocks_of, recording
+from llmrank.execution.recording import Recording, recording
 from llmrank.execution.work_directory import WorkDirectory
 from llmrank.models.digest import weights_digest
 from llmrank.models.forward import run_sequences
@@ -173,7 +172,7 @@ def select(
                 if is_last:
                     close = stages.close_decisions(prepared, recipe, ranked, masks, sensitivities, present)
         if recipe.repair is not None and is_last:
-            record.keeps_first_states = False
+            record.keeps_states = False
             again = Reselection(ranked.scorer, ranked.graphs, present)
             in_place = not (undoable or (recipe.repair.reselects and again.reads_earlier_layers))
             with watch.timed("repair"):
@@ -204,25 +203,14 @@ def _calibrate_and_record(
     if execution.work is not None or recipe.calibration.ranking is not None:
         statistics = stages.calibrate(prepared, recipe, tokens, execution)
         return statistics, stages.record(prepared, tokens, execution)
-    with recording(prepared.model, prepared.ffns, _memory_of_outputs(prepared, recipe, tokens, execution)) as record:
+    follows = recipe.repair is not None and recipe.repair.needs_dense_stream
+    memory = stages.memory_of_outputs(prepared, tokens, execution) if follows else 0
+    with recording(prepared.model, prepared.ffns, memory) as record:
         statistics = stages.calibrate(prepared, recipe, tokens, execution)
         further = None if tokens.held_out is None else tokens.parts[1]
         if record.blocks and further is not None:
             run_sequences(prepared.model, prepared.ffns, execution.batches(further))
     return statistics, record
-
-
-def _memory_of_outputs(prepared: PreparedModel, recipe: Recipe, tokens: CalibrationTokens, execution: Execution) -> int:
-    """Return how many bytes the outputs of all blocks may take, so that a repair need not run the dense model again.
-
-    It is 0 if the repair does not follow the dense model, or they would take more than there is to spare.
-    """
-    if recipe.repair is None or not recipe.repair.needs_dense_stream:
-        return 0
-    spare, last_map = spare_memory(prepared.model, execution), prepared.ffns[0].stages[-1][0]
-    n_tokens = sum(text.ids.shape[:2].numel() for text in tokens.parts if text is not None)
-    n_numbers = len(blocks_of(prepared.model, prepared.ffns)) * n_tokens * last_map.size
-    return spare if n_numbers * last_map.weight.itemsize <= spare * execution.processes.count else 0
 
 
 def open_work_directory(

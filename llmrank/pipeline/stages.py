@@ -36,6 +36,7 @@ from llmrank.errors import OptionError
 from llmrank.evaluation.before_and_after import Evaluation
 from llmrank.evaluation.perplexity import Perplexity, perplexity, unigram_perplexity
 from llmrank.execution import Execution
+from llmrank.execution.free_memory import spare_memory
 from llmrank.execution.onloading import onloaded_by_block
 from llmrank.execution.recording import Recording, blocks_of, broken_error, record_without_running
 from llmrank.file_contents import refused_unless_sound
@@ -87,6 +88,7 @@ __all__ = [
     "evaluate",
     "find",
     "measure_sensitivities",
+    "memory_of_outputs",
     "perplexity_of",
     "rank",
     "record",
@@ -277,6 +279,14 @@ def record(prepared: PreparedModel, tokens: CalibrationTokens, execution: Execut
     batches = [batch for text in tokens.parts if text is not None for batch in execution.batches(text)]
     # With a work directory, the calibration has already checked that the blocks can be called one by one.
     return record_without_running(prepared.model, prepared.ffns, batches, repeat=execution.work is None)
+
+
+def memory_of_outputs(prepared: PreparedModel, tokens: CalibrationTokens, execution: Execution) -> int:
+    """Return how many bytes may hold what all blocks return, so that no repair runs the dense model; 0 if that is too few."""
+    spare, last_map = spare_memory(prepared.model, execution), prepared.ffns[0].stages[-1][0]
+    n_tokens = sum(text.ids.shape[:2].numel() for text in tokens.parts if text is not None)
+    n_numbers = len(blocks_of(prepared.model, prepared.ffns)) * n_tokens * last_map.size
+    return spare if n_numbers * last_map.weight.itemsize <= spare * execution.processes.count else 0
 
 
 def build(prepared: PreparedModel, recipe: Recipe, statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:

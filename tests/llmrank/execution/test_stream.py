@@ -158,17 +158,33 @@ def test_outputs_are_kept_if_memory_suffices(spare: int) -> None:
     n_blocks = len(recorded(model, sequences).blocks)
     needed = n_blocks * 5 * 20 * model.config.hidden_size * 4
     record = recorded(model, sequences, memory=needed + spare)
+    record.keeps_states = False
     taken = [record.take_outputs(position) for position in range(n_blocks)]
     assert [len(outputs) for outputs in taken] == [0 if spare else 3] * n_blocks
     assert not record.take_outputs(0)
+
+
+def test_a_second_repair_uses_what_the_first_has_computed() -> None:
+    model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
+    record, ffns, calls, lacks = recorded(model, sequences), find_ffns(model), [], []
+    record.memory = 1 << 30
+    for block in record.blocks:
+        block.register_forward_hook(lambda *_: calls.append(1))
+    n_calls = []
+    for _ in range(2):
+        found = feed_halved(model, open_stream(model, ffns, sequences, record, Execution(2), follow=True))
+        lacks.append(torch.cat([lack for reader in found for lack in reader.lacks if lack is not None]))
+        n_calls.append(len(calls))
+        calls.clear()
+    assert torch.equal(*lacks)
+    assert n_calls[0] - n_calls[1] == 3 * len(record.blocks)
 
 
 def test_outputs_that_were_written_to_are_not_used() -> None:
     model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
     record = recorded(model, sequences, memory=1 << 30)
     record._outputs[0][1][0].add_(1.0)
-    assert not record.take_outputs(0)
-    assert len(record.take_outputs(1)) == 3
+    assert [len(record.take_outputs(position)) for position in (0, 0, 1, 1)] == [0, 0, 3, 3]
 
 
 # Norms behind the FFN, FFNs without a module (OPT, the encoders), and an FFN that adds the stream itself (BLOOM).
@@ -424,7 +440,7 @@ def test_a_record_that_is_not_kept_loses_its_states_to_the_stream() -> None:
     record = recorded(model, sequences)
     open_stream(model, find_ffns(model), sequences, record, Execution(2))
     assert len(record.first_states) == 3
-    record.keeps_first_states = False
+    record.keeps_states = False
     open_stream(model, find_ffns(model), sequences, record, Execution(2))
     assert record.first_states == []
 

@@ -365,7 +365,7 @@ def test_outputs_of_blocks_are_kept_for_the_repair_if_memory_suffices(monkeypatc
     calibration = CalibrationText(token_ids(6, 16), samples=4, sequence_length=16)
     needed = len(tiny_llama().model.layers) * 6 * 16 * tiny_llama().config.hidden_size * 4
     for spare in (0, needed - 1, needed):
-        monkeypatch.setattr("llmrank.pipeline.plan.spare_memory", lambda *_, spare=spare: spare)
+        monkeypatch.setattr("llmrank.pipeline.stages.spare_memory", lambda *_, spare=spare: spare)
         model, calls = tiny_llama(), []
         model.model.layers[1].register_forward_hook(lambda *_, calls=calls: calls.append(1))
         IsolatedFFNPipeline(model, None, calibration=calibration, repair=LeastSquaresRepair()).run()
