@@ -56,6 +56,8 @@ COLUMNS = "| tokens | cut | repaired as before | repaired now | now: divergence 
 class OneRidge(LeastSquaresRepair):
     """The earlier repair: one ridge for all neurons, a damping of at most 0.1, and a final fit to the held-out tokens too."""
 
+    reads_removed = False
+
     def solve(
         self,
         weight: torch.Tensor,

@@ -100,7 +100,7 @@ class BlockStream:
         # What :meth:`_try_addition` returned, by the name of the FFN or mixture.
         self._additions: dict[str, tuple[bool, bool]] = {}
         # If the states already hold all of a block's output but the output of its FFN, only the FFN must run again after it is
-        # repaired, or its last map: that module, its calls (one for each batch), and the memory that holds the inputs of an FFN.
+        # repaired, or its last map: that module, its calls (one for each batch), and the memory that the inputs of FFNs are in.
         self._pending_module: nn.Module | None = None
         self._pending_calls: list[Call] = []
         self._pending_inputs: list[torch.Tensor] = []
@@ -170,9 +170,9 @@ class BlockStream:
         # If this FFN is the only one in the block, the states become the block's output minus the output of the FFN, which is
         # added when the FFN is repaired. Then the rest of the block need not run again.
         only_ffn = ffn_suffices and len(ffn.prunable) == 1 and list(self._positions.values()).count(position) == 1
-        pending = ffn.module
-        if ffn.sizes[-2] * sum(state.nbytes for state in self._states) <= self._memory * ffn.sizes[-1]:
-            pending = ffn.output_module
+        # If the inputs of the last map can be kept, in place of those of the FFN, only that map must run again.
+        bytes_of_inputs = sum(state.nbytes for state in self._states) * ffn.sizes[-2] // ffn.sizes[-1]
+        pending = ffn.output_module if bytes_of_inputs <= self._memory else ffn.module
         calls: list[tuple[Call, Any]] = []
         with ExitStack() as hooks:
             for module, reader in readers.items():
@@ -187,16 +187,18 @@ class BlockStream:
                     call, returned = calls.pop()
                     if self.device is not None:
                         call = call.to(self._states[k].device)  # where the call is kept until the FFN is repaired
-                    self._pending_inputs = self._pending_inputs or allocate_like(list(self._states))
-                    self._pending_calls.append(copied_call(call, self._pending_inputs[k], self._states[k]))
+                    if pending is ffn.module and not self._pending_inputs:
+                        self._pending_inputs = allocate_like(list(self._states))
+                    memory = self._pending_inputs[k] if self._pending_inputs else None
+                    self._pending_calls.append(copied_call(call, memory, self._states[k]))
                     self._states.store(k, output - returned.reshape(output.shape))
         self._pending_module = pending if only_ffn else None
 
     def _advance_dense(self, states: States, readers: Collection[Reader] = ()) -> None:
         """Advance the dense model's states past a block, before anything in it is pruned, and end each batch of the readers."""
         self._dense_input = states[0].clone()
-        outputs = [] if readers else self._record.take_outputs(self._dense_position)
-        if len(outputs) == len(states):
+        outputs = self._record.take_outputs(self._dense_position)
+        if len(outputs) == len(states) and not readers:
             for k, output in enumerate(outputs):
                 states.store(k, output)
         else:
@@ -318,7 +320,8 @@ def open_stream(
     if not record.unbroken or len(record.first_states) != len(batches):
         if execution.device is not None:
             raise broken_error(model)
+        record.forget_outputs()
         return PassStream(model, ffns, batches, n_fitted_batches)
     masks = [TokenMasks(*model_inputs(model, *batch)[1:]) for batch in batches]
-    memory = spare_memory(model, execution)
+    memory = spare_memory(model, execution) - record.bytes_kept
     return BlockStream(model, ffns, record, masks, n_fitted_batches, execution, follow=follow, memory=memory)

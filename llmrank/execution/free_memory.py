@@ -50,14 +50,16 @@ def free_memory(device: torch.device | None = None) -> int:
 
 
 def spare_memory(model: nn.Module, execution: Execution) -> int:
-    """Return how many bytes may be taken to save time, where the model computes.
+    """Return how many bytes this process may take to save time, where the model computes.
 
-    None if weights or hidden states are in files, or not all parts of the model compute on one device.
+    It is 0 if weights or hidden states are in files, or not all parts of the model compute on one device.
     """
     devices = {parameter.device for parameter in model.parameters()}
     if execution.work is not None or execution.device is not None or len(devices) > 1:
         return 0
-    return int(SPARE * free_memory(devices.pop()) / execution.processes.count)
+    device = devices.pop()
+    sharing = execution.processes.count if device.type == "cpu" else 1
+    return int(SPARE * free_memory(device) / sharing)
 
 
 def left_by_limits(groups: Path = GROUPS, own: Path = OWN_GROUPS) -> Iterator[int]:

@@ -77,7 +77,7 @@ class Recording:
     keeps_states : bool
         Whether hidden states that are taken are also kept, for another repair.
     memory : int
-        Number of bytes that outputs of the blocks may still take. If they take more, none is kept.
+        Number of bytes that outputs of the blocks may take. If they would take more, none is kept.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], memory: int = 0) -> None:
@@ -94,6 +94,8 @@ class Recording:
         self._contents: list[tuple[Any, list[int]]] = []
         # For every block the hidden states behind it, one tensor for each batch, with its number of writes.
         self._outputs: list[list[tuple[torch.Tensor, int | None]]] = [[] for _ in blocks]
+        # Number of bytes that these have taken, also those that were forgotten.
+        self._taken = 0
 
     def take_first_states(self) -> list[torch.Tensor]:
         """Return the hidden states in front of the first block, and forget them unless :attr:`keeps_states` is set."""
@@ -102,22 +104,30 @@ class Recording:
             self.first_states.clear()
         return states
 
+    @property
+    def bytes_kept(self) -> int:
+        """Number of bytes that the outputs take which are kept now."""
+        return sum(output.nbytes for kept in self._outputs for output, _ in kept)
+
     def keep_output(self, position: int, output: torch.Tensor) -> None:
         """Keep the hidden states behind a block for the next batch, if there is memory for the outputs of all blocks."""
-        if self.memory:
-            self.memory -= output.nbytes
-            if self.memory >= 0:
-                self._outputs[position].append((output.detach(), write_count(output)))
-            else:
-                self.memory, self._outputs = 0, [[] for _ in self.blocks]
+        self._taken += output.nbytes
+        if self._taken <= self.memory:
+            self._outputs[position].append((output.detach(), write_count(output)))
+        else:
+            self.forget_outputs()
+
+    def forget_outputs(self) -> None:
+        """Free the memory of the outputs that are kept, and keep no more."""
+        self.memory, self._outputs = 0, [[] for _ in self.blocks]
 
     def take_outputs(self, position: int) -> list[torch.Tensor]:
         """Return the hidden states behind a block, one tensor for each batch; an empty list if none are kept.
 
-        They are forgotten unless :attr:`keeps_states` is set, or if they have been written to.
+        They are forgotten unless :attr:`keeps_states` is set, or if it is not known that nothing was written to them.
         """
         kept = self._outputs[position]
-        is_valid = self.unbroken and all(write_count(output) == count for output, count in kept)
+        is_valid = self.unbroken and all(count is not None and write_count(output) == count for output, count in kept)
         if not (is_valid and self.keeps_states):
             self._outputs[position] = []
         return [output for output, _ in kept] if is_valid else []
@@ -161,7 +171,7 @@ class Recording:
         """Count the recording as broken if the last batch has not passed all blocks."""
         self.unbroken = self.unbroken and self._next_position == 0
         if not self.unbroken:
-            self.memory, self._outputs = 0, [[] for _ in self.blocks]
+            self.forget_outputs()
 
 
 def _contents(container: Any) -> list[int]:
@@ -321,20 +331,20 @@ def can_copy(call: Call) -> bool:
     )
 
 
-def copied_call(call: Call, memory: torch.Tensor, states: torch.Tensor) -> Call:
+def copied_call(call: Call, memory: torch.Tensor | None, states: torch.Tensor) -> Call:
     """Return a copy of a call that stays valid when `states` are overwritten.
 
     The first tensor that has the size, dtype and device of `memory` is copied into `memory`, so that no new memory is allocated.
     Of the others, only those that share the memory of `states` are copied.
     """
-    unused = [memory]
+    unused = [] if memory is None else [memory]
 
     def copy(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        alike = (value.dtype, value.device, value.numel()) == (memory.dtype, memory.device, memory.numel())
-        if unused and alike:
-            return unused.pop().view(value.shape).copy_(value)
+        for free in unused:
+            if (value.dtype, value.device, value.numel()) == (free.dtype, free.device, free.numel()):
+                return unused.pop().view(value.shape).copy_(value)
         same_memory = value.untyped_storage().data_ptr() == states.untyped_storage().data_ptr()
         return value.clone() if same_memory else value
 

@@ -203,8 +203,9 @@ def _calibrate_and_record(
     if execution.work is not None or recipe.calibration.ranking is not None:
         statistics = stages.calibrate(prepared, recipe, tokens, execution)
         return statistics, stages.record(prepared, tokens, execution)
-    follows = recipe.repair is not None and recipe.repair.needs_dense_stream
-    memory = stages.memory_of_outputs(prepared, tokens, execution) if follows else 0
+    method, memory = recipe.repair, 0
+    if method is not None and method.needs_dense_stream and not method.reselects:
+        memory = stages.memory_of_outputs(prepared, tokens, execution)
     with recording(prepared.model, prepared.ffns, memory) as record:
         statistics = stages.calibrate(prepared, recipe, tokens, execution)
         further = None if tokens.held_out is None else tokens.parts[1]

@@ -197,8 +197,8 @@ class Report(Printed):
                 return "no token was held out to measure its error"
             medians.append(median(errors))
         return (
-            f"on held-out tokens the median error of an FFN is {medians[0]:.1%} of what it should return without the repair, "
-            f"and {medians[1]:.1%} with it (mean square)"
+            f"as a share of what an FFN should return, the median error on held-out tokens is {medians[0]:.1%} without the "
+            f"repair, and {medians[1]:.1%} with it (mean square)"
         )
 
     def _steps(self) -> str:

@@ -61,8 +61,9 @@ class BaseRepair:
     needs_bias : bool
         Whether the output map must have a bias. A map without one gets one if the model's configuration has an entry for it.
     reads_removed : bool
-        Whether :meth:`solve` needs the moments of removed neurons. If not, it may get a map of the kept neurons alone: what the
-        removed ones add to the output then counts as missing output, and nothing more is removed.
+        Whether :meth:`solve` needs the moments of removed neurons. If not, it may get a map of the kept neurons alone,
+        (out, kept), and `keep` is True everywhere. What the removed neurons add to the output is then part of the missing output
+        of the moments, whatever the target is. A class that overrides :meth:`solve` says it again.
     """
 
     # The name in the registries and on the command line, which leave out classes of this package without one.
@@ -70,6 +71,12 @@ class BaseRepair:
 
     needs_bias = False
     reads_removed = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # Another way to solve may need the moments of removed neurons, even if that of the base class does not.
+        if "solve" in vars(cls) and "reads_removed" not in vars(cls):
+            cls.reads_removed = True
 
     @property
     def needs_dense_stream(self) -> bool:
@@ -145,7 +152,9 @@ def repaired_map(
             _error(projected, keep, torch.zeros_like(projected_change), held_out, None),
             _error(projected, keep, projected_change, held_out, None if bias is None else fit.centre),
         )
-        before, after = (error / scale if scale else 0.0 for error in errors)
+        before, after = (
+            max(error / scale, 0.0) if scale else 0.0 for error in errors
+        )  # round-off can make it negative
     if bias is not None:
         mean, mean_missing = fit.centre
         bias = bias + weight[:, ~keep] @ mean[~keep] - change @ mean[keep]

@@ -49,8 +49,9 @@ class LeastSquaresRepair(BaseRepair):
     target : {"stream", "output"}
         "output" fits the map to its old outputs, for the inputs that it gets now (C = 0). "stream" fits the map to outputs that
         bring the residual stream behind it back to that of the dense model. So "stream" makes up for losses in earlier layers
-        too, at the cost of one more forward pass. "output" is used instead in encoder-decoder models, and if a block does not add
-        the output of its FFN to the stream unchanged, because of a norm behind the FFN, say.
+        too, at the cost of one more forward pass unless memory can hold what the blocks return. "output" is used instead in
+        encoder-decoder models, and if a block does not add the output of its FFN to the stream unchanged, because of a norm
+        behind the FFN, say.
     reselect : bool
         Whether to choose again which neurons are kept, as many in each layer as the pruner kept. The neurons are ranked by the
         same scorer, but in place of the norm of a neuron's activations it uses the part of this norm that the other neurons do

@@ -15,7 +15,7 @@ from llmrank.execution.hooks import rows_by_sequence, unpadded_rows
 from llmrank.models.experts import Routing
 from llmrank.models.forward import at_least_float32
 
-__all__ = ["N_COMBINATIONS", "Centre", "KeptNeurons", "MissingOutput", "MomentSums", "Moments", "project_outputs"]
+__all__ = ["N_COMBINATIONS", "Centre", "MissingOutput", "MomentSums", "Moments", "project_outputs"]
 
 # The mean input of a map, (n,), and the mean of its missing output (see MissingOutput), (out,), or None if that is not known.
 # A bias makes up for what these means contribute, so they are subtracted before the weight is fitted.
@@ -65,8 +65,9 @@ def _signs(n_outputs: int) -> torch.Tensor:
 class MissingOutput:
     """Sums over calibration tokens of e, the missing output of a map.
 
-    If e is added to the output that the map has with all its neurons, the residual stream behind the map becomes that of the
-    dense model. So e makes up for pruned FFNs before the map, not for removed neurons of the map.
+    If e is added to the output that the map has with all neurons that the moments are of, the residual stream behind the map
+    becomes that of the dense model. So e makes up for pruned FFNs before the map and, if the moments are of the kept neurons
+    alone, also for the removed neurons of the map; with target "output" only for these.
 
     Attributes
     ----------
@@ -96,7 +97,8 @@ class Moments:
     second : (n, n) float64 tensor
         Sum of x x^T.
     missing : MissingOutput or None
-        Sums of the missing output e; None if e is not known, so that the map is fitted to its own outputs.
+        Sums of the missing output e; None if e is not known, so that the map is fitted to the outputs that it has with all
+        neurons.
 
     Examples
     --------
@@ -219,7 +221,7 @@ def _full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-class KeptNeurons:
+class _Kept:
     """The neurons of a map that are kept, and what the others add to its output.
 
     Parameters
@@ -233,7 +235,7 @@ class KeptNeurons:
 
     def __init__(self, keep: torch.Tensor, weight: torch.Tensor, device: torch.device) -> None:
         self._kept, self._removed = (mask.nonzero()[:, 0].to(device) for mask in (keep, ~keep))
-        self._weight_of_removed = at_least_float32(weight[:, self._removed.to(weight.device)]).to(device)
+        self._weight_of_removed = at_least_float32(weight[:, ~keep.to(weight.device)]).to(device)
 
     def split(self, values: torch.Tensor, missing: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the inputs of the kept neurons, (tokens, kept), and what their output lacks, (tokens, out)."""
@@ -327,8 +329,10 @@ class MomentSums:
     routing : Routing, optional
         Routing of the expert whose map is read. Each token then counts by the square of its routing weight, and what the output
         for a token lacks is divided among the experts of this token by their weights.
-    kept : KeptNeurons, optional
+    keep : (size,) bool tensor, optional
         Sum up the moments of these neurons alone. What the others add to the output is added to the missing output.
+    weight : (out, size) tensor, optional
+        The weight of the map, which `keep` needs.
 
     Attributes
     ----------
@@ -344,17 +348,19 @@ class MomentSums:
         *,
         sum_held_out: bool = True,
         routing: Routing | None = None,
-        kept: KeptNeurons | None = None,
+        keep: torch.Tensor | None = None,
+        weight: torch.Tensor | None = None,
     ) -> None:
         # MPS (Apple's GPUs) has no float64, so sums of its values are on the CPU.
         self._device = torch.device("cpu") if device.type == "mps" else device
-        self._size = size
+        self._kept = None if keep is None or weight is None else _Kept(keep, weight, self._device)
+        self._size = size if keep is None else int(keep.sum())
         self._n_fitted, self._holds_out = n_fitted, sum_held_out
-        self._fit = _Sums(size, self._device)
+        self._fit = _Sums(self._size, self._device)
         # None until the first held-out batch ends.
         self._held_out: _Sums | None = None
         self._n_ended = 0
-        self._routing, self._kept = routing, kept
+        self._routing = routing
         self.is_followed = False
         # The values of the present batch, with their mask and routing.
         self._added: list[tuple[torch.Tensor, torch.Tensor | None, Routing | None]] = []
@@ -376,31 +382,35 @@ class MomentSums:
         if sums is not None:
             for values, mask, routing in self._added:
                 if routing is not None:
-                    lacking, weights = self._routed(missing, mask, routing)
-                    self._add(sums, [unpadded_rows(values, mask).to(self._device), *lacking], weights)
+                    self._add(sums, unpadded_rows(values, mask).to(self._device), *self._routed(missing, mask, routing))
                     continue
                 # Some blocks flatten the sequences of a batch before their FFN: (batch * length, n), not (batch, length, n).
                 lacking = [] if missing is None else [missing.reshape(*values.shape[:-1], missing.shape[-1])]
                 for rows in rows_by_sequence(values, *lacking, mask=mask, shortest=LONG_SEQUENCE):
-                    self._add(sums, [each.to(self._device) for each in rows])
+                    self._add(sums, *(each.to(self._device) for each in rows))
         self._added.clear()
 
-    def _add(self, sums: _Sums, rows: Sequence[torch.Tensor], weights: torch.Tensor | None = None) -> None:
-        """Add inputs, and what the output lacks if it is known."""
-        values, missing = rows if len(rows) > 1 else (rows[0], None)
+    def _add(
+        self,
+        sums: _Sums,
+        values: torch.Tensor,
+        missing: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+    ) -> None:
+        """Add inputs of all neurons, see :meth:`_Sums.add`."""
         if self._kept is not None:
             values, missing = self._kept.split(values, missing)
         sums.add(values, missing, weights)
 
     def _routed(
         self, missing: torch.Tensor | None, mask: torch.Tensor | None, routing: Routing
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Return what the outputs of an expert lack, (tokens, out), if that is known, and the routing weights, (tokens,)."""
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Return what the outputs of an expert lack, (tokens, out), and the routing weights of its tokens, (tokens,)."""
         weights = routing.weights if mask is None else routing.weights[mask.to(routing.weights.device)]
-        rows = []
+        rows = None
         if missing is not None:
             lacking = missing.detach().reshape(-1, missing.shape[-1])[routing.tokens] / routing.totals[:, None]
-            rows.append(unpadded_rows(lacking, mask).to(self._device))
+            rows = unpadded_rows(lacking, mask).to(self._device)
         return rows, weights.to(self._device)
 
     @property

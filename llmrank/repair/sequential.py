@@ -23,7 +23,7 @@ from llmrank.models.linear_map import bias_of, matrix_of
 from llmrank.prune.masks import Masks, masks_of_experts
 from llmrank.repair.base_repair import BaseRepair, RepairedMap, Target
 from llmrank.repair.in_files import RepairsInFiles
-from llmrank.repair.moments import KeptNeurons, Moments, MomentSums
+from llmrank.repair.moments import Moments, MomentSums
 
 __all__ = ["Reselect", "WriteMap", "repair_ffns", "repair_summary", "substitute"]
 
@@ -156,8 +156,10 @@ def _groups(ffns: FFNs, read: Mapping[str, int]) -> list[list[tuple[FFN, Prunabl
     for ffn in ffns:
         for layer in ffn.prunable.values():
             last = groups[-1] if groups else []
-            # There are sums to fit to and held-out sums: of products of neurons, and of neurons with what the output lacks.
-            numbers = 2 * read[layer.name] * (read[layer.name] + ffn.sizes[-1])
+            # There are sums to fit to and held-out sums: of products of neurons, and of neurons with what the output lacks. The
+            # weights of removed neurons are in float32, which counts half.
+            n_read, n_outputs = read[layer.name], ffn.sizes[-1]
+            numbers = 2 * n_read * (n_read + n_outputs) + (layer.size - n_read) * n_outputs // 2
             together = last and layer.mixture is not None and last[-1][1].mixture is layer.mixture
             if together and 8 * (sum_of_group + numbers) <= MOMENT_BYTES:
                 last.append((ffn, layer))
@@ -263,11 +265,16 @@ class _Fitting:
         """Make the sums over all neurons of a layer, or over those that are kept."""
         (output_map,) = layer.output_maps
         routing = None if layer.mixture is None else layer.mixture.routing_of(output_map.module)
-        device, n_fitted = self._stream.device or output_map.weight.device, self._stream.n_fitted_batches
-        if keep is None:
-            return MomentSums(layer.size, device, n_fitted, sum_held_out=sum_held_out, routing=routing)
-        kept = KeptNeurons(keep, output_map.weight, device)
-        return MomentSums(int(keep.sum()), device, n_fitted, sum_held_out=sum_held_out, routing=routing, kept=kept)
+        device = self._stream.device or output_map.weight.device
+        return MomentSums(
+            layer.size,
+            device,
+            self._stream.n_fitted_batches,
+            sum_held_out=sum_held_out,
+            routing=routing,
+            keep=keep,
+            weight=output_map.weight,
+        )
 
     def _moments(self, layer: PrunableLayer, sums: MomentSums) -> tuple[Moments, Moments | None] | None:
         """Return the moments to fit to, and the held-out ones; None for an expert that gets no token."""
@@ -306,9 +313,9 @@ class _Fitting:
         # Maps of experts and of attentions without a bias are not given one.
         can_add_bias = self._can_add_bias and layer.mixture is None and layer.heads is None
         bias, kept = _bias(output_map.module, weight, can_add_bias=can_add_bias), keep.to(weight.device)
-        if len(fit.total) == len(kept):
+        if self.reads_removed:
             solved = self._method.solve(weight, bias, kept, fit, held_out)
-        else:  # the moments are those of the kept neurons, of which none is removed
+        else:
             of_kept = self._method.solve(weight[:, kept], bias, kept[kept], fit, held_out)
             new_weight = torch.zeros_like(weight)
             new_weight[:, kept] = weight[:, kept] if of_kept.weight is None else of_kept.weight

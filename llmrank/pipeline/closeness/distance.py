@@ -137,7 +137,7 @@ def _joined(parts: Sequence[Distances]) -> Distances:
 
 
 def _divergences(dense: Predictions, models: Sequence[Predictions], mask: torch.Tensor) -> list[Distances]:
-    """Return the divergences of every model; only the logits of two bands are in memory together."""
+    """Return the divergences of every model; the dense model's band and one of another model are in memory together."""
     bands = [model() for model in models]
     totals = torch.zeros(len(models), len(mask), dtype=torch.float64)
     counts = torch.zeros(len(mask), dtype=torch.int64)
@@ -147,8 +147,8 @@ def _divergences(dense: Predictions, models: Sequence[Predictions], mask: torch.
             raise not_finite("the dense model's predictions are")
         rows = valid.nonzero()[:, 0].cpu()
         for total, others in zip(totals, bands, strict=True):
-            q = next(others)[0][valid].to(log_p.device)
-            total.index_add_(0, rows, divergences(log_p, at_least_float32(q)))
+            q = at_least_float32(next(others)[0][valid])
+            total.index_add_(0, rows, divergences(log_p, q))
         counts += torch.bincount(rows, minlength=len(mask))
     return [(total.tolist(), counts.tolist()) for total in totals]
 

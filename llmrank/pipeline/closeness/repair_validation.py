@@ -139,6 +139,8 @@ def repair_where_it_helps(
         try:
             write = in_place_repairs.write if in_place else None
             kept, repaired = repair_ffns(model, ffns, masks, method, stream, execution, choose, write, files)
+            if not record.keeps_states:
+                record.forget_outputs()
             if reference is not None and cut is not None and repaired:
                 with execution.step("Validating the repair on the held-out text"):
                     validation = Validation.of(reference.measure, cut, reference.distances(kept, repaired))

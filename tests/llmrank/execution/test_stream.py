@@ -133,23 +133,26 @@ def test_memory_saves_passes_and_changes_no_number(family: Family, monkeypatch: 
     model, ids = family_model(family), token_ids(5, 20)
     ffns, sequences = find_ffns(model), tokenise(ids, None, 5, 20)
     calls: list[nn.Module] = []
-    lacks, counts = [], []
+    found, counts = [], []
     for memory in (0, 1 << 30):
         monkeypatch.setattr("llmrank.execution.block_stream.spare_memory", lambda *_, memory=memory: memory)
         record = recorded(model, sequences, memory=memory)
         stream = open_stream(model, ffns, sequences, record, Execution(2), follow=True)
         calls.clear()
         with ExitStack() as hooks:
-            for block in record.blocks:
-                hooks.callback(block.register_forward_hook(lambda block, *_: calls.append(block)).remove)
-            found = feed_halved(model, stream)
-        lacks.append([lack for reader in found for lack in reader.lacks])
-        counts.append(len(calls))
-    assert len(lacks[0]) == len(lacks[1])
-    for one, other in zip(*lacks, strict=True):
+            for module in (*record.blocks, *(ffn.stages[0][0].module for ffn in ffns)):
+                hooks.callback(module.register_forward_hook(lambda module, *_: calls.append(module)).remove)
+            readers = feed_halved(model, stream)
+        found.append([value for reader in readers for value in (*reader.batches, *reader.lacks)])
+        counts.append((sum(module in record.blocks for module in calls), len(calls)))
+    assert len(found[0]) == len(found[1])
+    for one, other in zip(*found, strict=True):
         assert one is other is None or torch.equal(one, other)
-    # There are three batches of at most two sequences.
-    assert counts[0] - counts[1] == (3 * len(record.blocks) if record.unbroken else 0)
+    blocks, ffn_calls = (before - after for before, after in zip(*((b, n - b) for b, n in counts), strict=True))
+    # There are three batches of at most two sequences. A block runs each of its FFNs, and the last block is not left.
+    assert blocks == (3 * len(record.blocks) if record.unbroken else 0)
+    runs_alone = record.unbroken and all(lack is not None for reader in readers for lack in reader.lacks)
+    assert (ffn_calls > 3 * len(ffns)) == runs_alone
 
 
 @pytest.mark.parametrize("spare", [-1, 0], ids=["too little memory", "enough"])

@@ -21,17 +21,19 @@ from llmrank.errors import CalibrationError, LLMRankError, MaskError, OptionErro
 from llmrank.execution.block_stream import open_stream
 from llmrank.execution.recording import recording
 from llmrank.models import explicit_ffns, find_ffns
+from llmrank.pipeline import CalibrationText
 from llmrank.pipeline.registry import make_repair
 from llmrank.prune import LocalPruner
 from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair, Moments, RepairedMap, repair_ffns
 from llmrank.repair.least_squares import DAMPINGS
-from llmrank.repair.moments import KeptNeurons, MomentSums
+from llmrank.repair.moments import MomentSums
 from llmrank.repair.sequential import substitute
-from llmrank.score import WeightedPageRankScorer
+from llmrank.score import NormScorer, WeightedPageRankScorer
 from llmrank.surgery.apply import apply_masks
 from llmrank.text import tokenise
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
 from tests.llmrank.textbook import least_squares
+from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import (
     STRUCTURE,
     Snapshot,
@@ -40,9 +42,11 @@ from tests.llmrank.tiny_models import (
     logits,
     mlp,
     named_family,
+    text,
     tiny_llama,
     tiny_t5,
     token_ids,
+    tokenizer,
 )
 
 
@@ -146,13 +150,12 @@ def test_removed_neurons_may_count_as_missing_output(
     inputs, matrix, kept, missing = tensors(x, weight, keep, np.random.default_rng(seed).normal(size=(60, 3)))
     bias = torch.ones(3).double() if centred or method.needs_bias else None
     found = []
-    for neurons in (None, KeptNeurons(kept, matrix, matrix.device)):
-        sums = MomentSums(n if neurons is None else int(keep.sum()), matrix.device, 1, kept=neurons)
+    for read in (torch.ones_like(kept), kept):
+        sums = MomentSums(n, matrix.device, 1, keep=None if read is not kept else kept, weight=matrix)
         for part in (slice(40), slice(40, 60)):
             sums.add(inputs[part], None)
             sums.end_batch(missing[part] if follows else None)
         assert sums.is_followed == follows
-        read = kept if neurons is not None else torch.ones_like(kept)
         found.append(method.solve(matrix[:, read], bias, kept[read], *sums.moments()))
     of_all, of_kept = found
     np.testing.assert_allclose(of_kept.weight, of_all.weight[:, kept], rtol=1e-6, atol=1e-8)
@@ -160,6 +163,63 @@ def test_removed_neurons_may_count_as_missing_output(
     assert of_kept.damping == of_all.damping
     if bias is not None:
         np.testing.assert_allclose(of_kept.bias, of_all.bias, rtol=1e-6, atol=1e-8)
+
+
+class SeesAll(LeastSquaresRepair):
+    """Its `solve` was written for moments of all neurons, and counts how many there are."""
+
+    def __init__(self, seen: list[tuple[int, int]]) -> None:
+        super().__init__(1.0)
+        self._seen = seen
+
+    def solve(self, weight: Any, bias: Any, keep: Any, fit: Moments, held_out: Moments | None) -> RepairedMap:
+        self._seen.append((len(fit.total), len(keep)))
+        return super().solve(weight, bias, keep, fit, held_out)
+
+
+class SeesKept(SeesAll):
+    reads_removed = False
+
+
+@pytest.mark.parametrize(
+    ("make", "ids"),
+    [
+        (tiny_llama, [text(40), text(23, seed=1), text(31, seed=2), text(17, seed=3)]),
+        (lambda: family_model(named_family("GPT-2")), token_ids(8, 24)),
+        (lambda: tiny_mixture("mixtral"), token_ids(8, 24)),
+        (tiny_t5, token_ids(8, 24)),
+    ],
+    ids=["padded", "biases", "experts", "no stream"],
+)
+def test_a_repair_that_does_not_read_removed_neurons_finds_the_same_maps(make: Any, ids: Any) -> None:
+    found, sizes = [], []
+    for method in (SeesAll, SeesKept):
+        seen: list[tuple[int, int]] = []
+        pipeline = IsolatedFFNPipeline(
+            make(), tokenizer(), calibration=CalibrationText(ids, 8, 24), repair=method(seen), scorer=NormScorer()
+        )
+        pipeline.run()
+        found.append(pipeline.plan.selection.repaired)
+        sizes.append(seen)
+        kept = pipeline.masks.widths
+    assert sizes[0] == [(size, size) for size in find_ffns(make()).sizes.values()]
+    assert sizes[1] == [(width, width) for width in kept.values()]
+    assert list(found[0]) == list(found[1])
+    for one, other in zip(*(each.values() for each in found), strict=True):
+        torch.testing.assert_close(other.weight, one.weight, rtol=1e-3, atol=1e-4)
+        assert (one.bias is None) == (other.bias is None)
+        if one.bias is not None:
+            torch.testing.assert_close(other.bias, one.bias, rtol=1e-3, atol=1e-4)
+        assert (one.target, one.damping) == (other.target, other.damping)
+        assert other.after == pytest.approx(one.after, rel=1e-3, abs=1e-5)
+
+
+def test_sums_of_kept_neurons_on_an_apple_gpu_are_on_the_cpu() -> None:
+    keep, values = torch.tensor([True, False]), torch.tensor([[1.0, 2.0]])
+    sums = MomentSums(2, torch.device("mps"), keep=keep, weight=torch.tensor([[3.0, 4.0]]))
+    sums.add(values, None)
+    sums.end_batch(None)
+    assert sums.moments()[0].missing.total.tolist() == [8.0]
 
 
 def test_the_stream_as_target_brings_the_end_of_the_stream_closer() -> None:
