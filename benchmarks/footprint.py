@@ -112,10 +112,10 @@ def measure(
     recipe = make_recipe(amount=amount, calibration=CalibrationText(calibration.ids))
     run = PruningRun(model, tokenizer, recipe, undoable=False)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    widest = max(ffn.sizes[1] for ffn in run.find().ffns)
     part("evaluate before", lambda: perplexity(model, texts))
     part("prune", run.run)
     part("evaluate after", lambda: perplexity(model, texts))
+    widest = max(run.masks.widths.values())
     choice_seconds = 0.0 if run.report is None else run.report.seconds.get("choose", 0.0)
     passes = len(calibration) + 2 * len(texts)
     return {
