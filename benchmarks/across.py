@@ -31,7 +31,6 @@ from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.items import BUILT_IN_FILE, answer_items, read_items
 from llmrank.evaluation.perplexity import Perplexity, sequence_losses
 from llmrank.execution import Execution
-from llmrank.execution.free_memory import spare_memory
 from llmrank.execution.recording import Recording, recording
 from llmrank.models.forward import run_sequences
 from llmrank.pipeline import Recipe, stages
@@ -141,7 +140,7 @@ class Study:
         """Make the graphs of a text, and record the calls of the blocks for a repair, unless they are there."""
         if text not in self.graphs:
             fit, held_out = self.tokens[text].parts
-            with recording(self.model, self.ffns, spare_memory(self.model, Execution())) as self.records[text]:
+            with recording(self.model, self.ffns) as self.records[text]:
                 self.graphs[text] = build_graphs(self.ffns, collect_statistics(self.model, self.ffns, fit), "isolated")
                 run_sequences(self.model, self.ffns, [] if held_out is None else held_out.batches(1))
 

@@ -77,7 +77,7 @@ class Recording:
     keeps_states : bool
         Whether hidden states that are taken are also kept, for another repair.
     memory : int
-        Number of bytes that outputs of the blocks may take. If they would take more, none is kept.
+        Number of bytes for copies of the outputs of the blocks, as many for each block. If they need more, none is kept.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], memory: int = 0) -> None:
@@ -92,10 +92,10 @@ class Recording:
         self._last_count: int | None = None
         self._input: tuple[torch.Tensor, int | None] | None = None
         self._contents: list[tuple[Any, list[int]]] = []
-        # For every block the hidden states behind it, one tensor for each batch, with its number of writes.
-        self._outputs: list[list[tuple[torch.Tensor, int | None]]] = [[] for _ in blocks]
-        # Number of bytes that these have taken, also those that were forgotten.
-        self._taken = 0
+        # For every block copies of the hidden states behind it, one tensor for each batch, and the memory that is left for more:
+        # one piece for each block, because a piece for each batch would fragment the heap.
+        self._outputs: list[list[torch.Tensor]] = [[] for _ in blocks]
+        self._free: dict[int, torch.Tensor] = {}
 
     def take_first_states(self) -> list[torch.Tensor]:
         """Return the hidden states in front of the first block, and forget them unless :attr:`keeps_states` is set."""
@@ -107,30 +107,37 @@ class Recording:
     @property
     def bytes_kept(self) -> int:
         """Number of bytes that the outputs take which are kept now."""
-        return sum(output.nbytes for kept in self._outputs for output, _ in kept)
+        return sum(output.nbytes for kept in self._outputs for output in kept)
 
     def keep_output(self, position: int, output: torch.Tensor) -> None:
-        """Keep the hidden states behind a block for the next batch, if there is memory for the outputs of all blocks."""
-        self._taken += output.nbytes
-        if self._taken <= self.memory:
-            self._outputs[position].append((output.detach(), write_count(output)))
-        else:
+        """Keep a copy of the hidden states behind a block for the next batch, if there is memory for those of all blocks."""
+        if not self.memory:
+            return
+        if position not in self._free:
+            with torch.inference_mode(mode=False):
+                size = self.memory // (len(self.blocks) * output.itemsize)
+                self._free[position] = torch.empty(size, dtype=output.dtype, device=output.device)
+        free, size = self._free[position], output.numel()
+        if size > len(free) or output.dtype != free.dtype:
             self.forget_outputs()
+            return
+        self._outputs[position].append(free[:size].view(output.shape).copy_(output.detach()))
+        self._free[position] = free[size:]
 
     def forget_outputs(self) -> None:
         """Free the memory of the outputs that are kept, and keep no more."""
-        self.memory, self._outputs = 0, [[] for _ in self.blocks]
+        self.memory, self._outputs, self._free = 0, [[] for _ in self.blocks], {}
 
     def take_outputs(self, position: int) -> list[torch.Tensor]:
         """Return the hidden states behind a block, one tensor for each batch; an empty list if none are kept.
 
-        They are forgotten unless :attr:`keeps_states` is set, or if it is not known that nothing was written to them.
+        They are forgotten unless :attr:`keeps_states` is set.
         """
         kept = self._outputs[position]
-        is_valid = self.unbroken and all(count is not None and write_count(output) == count for output, count in kept)
-        if not (is_valid and self.keeps_states):
+        if not self.keeps_states:
             self._outputs[position] = []
-        return [output for output, _ in kept] if is_valid else []
+            self._free.pop(position, None)
+        return kept
 
     def record_call(self, position: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Record the arguments of a block, before it runs."""
@@ -164,7 +171,7 @@ class Recording:
         self._last_output = first_output(output)
         self._last_count = write_count(self._last_output) if isinstance(self._last_output, torch.Tensor) else None
         self._next_position = (position + 1) % len(self.blocks)
-        if isinstance(self._last_output, torch.Tensor):
+        if self.unbroken and isinstance(self._last_output, torch.Tensor):
             self.keep_output(position, self._last_output)
 
     def end(self) -> None:

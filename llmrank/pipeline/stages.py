@@ -282,11 +282,12 @@ def record(prepared: PreparedModel, tokens: CalibrationTokens, execution: Execut
 
 
 def memory_of_outputs(prepared: PreparedModel, tokens: CalibrationTokens, execution: Execution) -> int:
-    """Return how many bytes may hold what all blocks return, so that no repair runs the dense model; 0 if that is too few."""
-    spare, last_map = spare_memory(prepared.model, execution), prepared.ffns[0].stages[-1][0]
-    n_tokens = sum(text.ids.shape[:2].numel() for text in tokens.parts if text is not None)
+    """Return how many bytes all that the blocks return takes, which saves a repair a pass; 0 if there is no room for so much."""
+    last_map = prepared.ffns[0].stages[-1][0]
+    n_tokens = sum(execution.share(text).ids.shape[:2].numel() for text in tokens.parts if text is not None)
     n_numbers = len(blocks_of(prepared.model, prepared.ffns)) * n_tokens * last_map.size
-    return spare if n_numbers * last_map.weight.itemsize <= spare * execution.processes.count else 0
+    needed = n_numbers * last_map.weight.itemsize
+    return needed if needed <= spare_memory(prepared.model, execution) else 0
 
 
 def build(prepared: PreparedModel, recipe: Recipe, statistics: Sequence[FFNStatistics]) -> tuple[ModelGraph, ...]:
