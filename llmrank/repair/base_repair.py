@@ -152,9 +152,8 @@ def repaired_map(
             _error(projected, keep, torch.zeros_like(projected_change), held_out, None),
             _error(projected, keep, projected_change, held_out, None if bias is None else fit.centre),
         )
-        before, after = (
-            max(error / scale, 0.0) if scale else 0.0 for error in errors
-        )  # round-off can make it negative
+        # Round-off can make an error of zero negative.
+        before, after = (max(error / scale, 0.0) if scale else 0.0 for error in errors)
     if bias is not None:
         mean, mean_missing = fit.centre
         bias = bias + weight[:, ~keep] @ mean[~keep] - change @ mean[keep]
