@@ -106,7 +106,6 @@ def repair_ffns(
             stream.leave_out(block, substitutes)
         for group in execution.steps(_groups(ffns, ffns.sizes if fitting.reads_removed else masks.widths), "Repairing"):
             mixture = group[0][1].mixture
-            experts = None if mixture is None else not_rerouted.pop(mixture, None)
             # If a mixture loses experts, the others are repaired even if they lose no neuron, to make up for the lost experts.
             loses_experts = mixture in kept_experts
             chosen = [
@@ -115,6 +114,8 @@ def repair_ffns(
                 if bool(masks[layer.name].any())
                 and (loses_experts or id(ffn) in behind or not bool(masks[layer.name].all()))
             ]
+            # The router passes over experts from the first group on that is read, because the dense model must pass before.
+            experts = not_rerouted.pop(mixture, None) if mixture is not None and chosen else None
             reroute = (
                 None if experts is None or mixture is None else partial(route_around, mixture, experts, substitutes)
             )
@@ -204,8 +205,6 @@ class _Fitting:
         if self._reselects:
             dense_sums = {layer.name: self._sums(layer, sum_held_out=False) for _, layer in group}
         if not group:
-            if reroute is not None:
-                reroute()
             return
         modules = {layer.name: layer.output_maps[0].module for _, layer in group}
         self._stream.feed(
