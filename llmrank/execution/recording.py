@@ -349,9 +349,12 @@ def copied_call(call: Call, memory: torch.Tensor | None, states: torch.Tensor) -
     def copy(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        for free in unused:
-            if (value.dtype, value.device, value.numel()) == (free.dtype, free.device, free.numel()):
-                return unused.pop().view(value.shape).copy_(value)
+        if unused and (value.dtype, value.device, value.numel()) == (
+            unused[0].dtype,
+            unused[0].device,
+            unused[0].numel(),
+        ):
+            return unused.pop().view(value.shape).copy_(value)
         same_memory = value.untyped_storage().data_ptr() == states.untyped_storage().data_ptr()
         return value.clone() if same_memory else value
 

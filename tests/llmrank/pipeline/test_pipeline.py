@@ -360,7 +360,7 @@ def test_what_is_held_out_follows_in_the_text_or_is_taken_from_what_was_given() 
 
 
 def test_outputs_of_blocks_are_kept_for_the_repair_if_memory_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """4 sequences of 16 tokens behind every block, two of them held out, in float32: one byte less is too little."""
+    """Behind every block, 4 sequences of 16 tokens and 2 that are held out, in float32: one byte less is too little."""
     counts, states = [], []
     calibration = CalibrationText(token_ids(6, 16), samples=4, sequence_length=16)
     needed = len(tiny_llama().model.layers) * 6 * 16 * tiny_llama().config.hidden_size * 4
