@@ -21,7 +21,8 @@ __all__ = ["Prediction", "Predictor", "check_predicts", "check_vocabularies"]
 
 # The logits and targets of a band, and the mask of the valid targets, see Predictor.bands.
 Prediction: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-# Number of positions whose logits are computed at once, over all sequences of a batch (but at least one of each).
+# Number of positions whose logits are computed at once, over all sequences of a batch (but at least one of each). Four times as
+# many took as long: a CPU's allocator hands larger pieces back to the system each time.
 POSITIONS_AT_ONCE = 128
 # Whether the head can run on a band alone is tried on this many positions: their logits are computed together and in two halves.
 N_TRIAL_POSITIONS = 4
@@ -166,12 +167,14 @@ class Predictor:
         logits_of = logits_function(inputs)
         positions = max(1, POSITIONS_AT_ONCE // max(1, len(ids)))
 
+        def prediction(band: slice) -> Prediction:
+            logits = logits_of(band)
+            return logits, targets[:, band].to(logits.device), valid[:, band].to(logits.device)
+
         def predictions() -> Iterator[Prediction]:
             for start in range(0, targets.shape[1], positions):
-                band = slice(start, min(start + positions, targets.shape[1]))
-                logits = logits_of(band)
-                yield logits, targets[:, band].to(logits.device), valid[:, band].to(logits.device)
-                del logits
+                # No variable holds the logits while the generator waits.
+                yield prediction(slice(start, min(start + positions, targets.shape[1])))
 
         return predictions
 

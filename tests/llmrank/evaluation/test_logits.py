@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -183,3 +184,11 @@ def test_every_decoder_family_predicts() -> None:
     assert len(DECODERS) >= 15
     assert all(predicts_next_token(family_model(family)) for family in DECODERS)
     assert family_config(DECODERS[0]).vocab_size == LLAMA["vocab_size"]
+
+
+def test_no_band_stays_in_memory_while_the_next_one_is_awaited() -> None:
+    with torch.no_grad(), evaluation_mode(model := tiny_llama()):
+        bands = Predictor(model).bands(token_ids(2, 24), torch.ones(2, 24, dtype=torch.bool))
+        next(bands)
+        logits = weakref.ref(next(bands)[0])
+    assert logits() is None
