@@ -81,10 +81,12 @@ class BlockPasses:
             finally:
                 self._onloaded_position = None
 
-    def outputs(self, position: int, states: Iterable[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+    def outputs(
+        self, position: int, states: Iterable[torch.Tensor], first: int = 0
+    ) -> Iterator[tuple[int, torch.Tensor]]:
         """Run a block on the hidden states of each batch, within the context of :meth:`onloaded_block`.
 
-        `states` may hold the first batches alone.
+        `states` may hold a few consecutive batches alone, of which the first one has the number `first`.
 
         Yields
         ------
@@ -94,7 +96,8 @@ class BlockPasses:
             The hidden states behind the block, on the device.
         """
         block, calls = self.blocks[position], self._calls[position]
-        for k, (state, call, masks) in enumerate(zip(states, calls, self._batch_masks, strict=False)):
+        for k, state in enumerate(states, start=first):
+            call, masks = calls[k], self._batch_masks[k]
             self.masks.replace(masks)
             block_input = state if self.device is None else state.to(self.device)
             call = call.to(self.device)

@@ -6,7 +6,7 @@ the rest of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -30,7 +30,7 @@ from llmrank.execution.recording import (
 from llmrank.execution.states import States, allocate_like
 from llmrank.models import FFN, FFNs
 from llmrank.models.blocks import TransformerBlock
-from llmrank.models.forward import at_least_float32, evaluation_mode, first_output, model_inputs
+from llmrank.models.forward import at_least_float32, evaluation_mode, first_output, model_inputs, substitute_forward
 from llmrank.text import TokenSequences
 
 __all__ = ["BlockStream", "open_stream"]
@@ -62,10 +62,11 @@ class BlockStream:
     Notes
     -----
     Cost, if one map of every FFN is read: two forward passes for all FFNs together, or three if the stream follows the dense
-    model and the recording has not kept the outputs of its blocks; less if there is `memory`. A block is transferred to a device
-    once when its inputs are read (twice if experts are removed), and the block or its FFN once more after that. Memory: the
-    hidden states of all tokens (those of the dense model too if the stream follows it), and the inputs of one FFN, or of its last
-    map, for all tokens. Memory of a device: one block, and what it needs for one batch.
+    model and the recording has not kept the outputs of its blocks; less if there is `memory`. :meth:`finish` passes the held-out
+    batches through what is left of the model. A block is transferred to a device once when its inputs are read (twice if experts
+    are removed), and the block or its FFN once more after that. Memory: the hidden states of all tokens (those of the dense model
+    too if the stream follows it), and the inputs of one FFN, or of its last map, for all tokens. Memory of a device: one block,
+    and what it needs for one batch.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class BlockStream:
         memory: int = 0,
     ) -> None:
         self.n_fitted_batches, self.device = n_fitted_batches, execution.device
+        self.held_out_states: list[torch.Tensor] = []
         self._model, self._ffns, self._record = model, ffns, record
         self._passes = BlockPasses(model, ffns, record, masks, execution.device)
         self._positions = self._passes.positions
@@ -97,7 +99,7 @@ class BlockStream:
         self._dense_input: torch.Tensor | None = None
         # The numbers of the blocks that the pruned model computes without.
         self._left_out: set[int] = set()
-        # What :meth:`_try_addition` returned, by the name of the FFN or mixture.
+        # What :meth:`_try_addition` returned in all processes, by the name of the FFN or mixture.
         self._additions: dict[str, tuple[bool, bool]] = {}
         # If the states already hold all of a block's output but the output of its FFN, only the FFN must run again after it is
         # repaired, or its last map: that module, its calls (one for each batch), and the memory that the inputs of FFNs are in.
@@ -154,14 +156,36 @@ class BlockStream:
                 name = ffn.sublayer_name if ffn.is_routed else ffn.name
                 if name not in self._additions:
                     is_added, ffn_suffices = self._try_addition(position, ffn)
-                    # Rounding errors may decide `is_added`, and either all processes or none must compute what outputs lack.
-                    self._additions[name] = self._processes.first(is_added), ffn_suffices
+                    # Rounding errors may decide, and all processes must compute the same.
+                    everywhere = self._processes.gather((is_added, ffn_suffices))
+                    self._additions[name] = everywhere[0][0], all(each[1] for each in everywhere)
                 is_added, ffn_suffices = self._additions[name]
             if change is not None:
                 onloaded_block.close()  # so that the model's own tensors are changed, and not copies on a device
                 change()
                 onloaded_block.enter_context(self._passes.onloaded_block(position))
             self._feed(position, ffn, readers, self._dense_states if is_added else None, ffn_suffices=ffn_suffices)
+
+    def finish(self) -> None:
+        """See :meth:`Stream.finish`. Blocks behind that of the last FFN that was fed run on the held-out batches alone."""
+        first, position = self.n_fitted_batches, self._position
+        held_out = range(first, len(self._states))
+        # On a device, the trial of KnownStates would transfer each block as often as the pass of a single batch that it saves.
+        if not held_out or (self.device is not None and len(held_out) == 1):
+            return
+        if self._pending_module is None:
+            states = [self._states[k] for k in held_out]
+        else:
+            states, position = list(map(self._away, self._behind_pending(held_out))), position + 1
+        for later in range(position, len(self._passes.blocks)):
+            if later not in self._left_out:
+                with self._passes.onloaded_block(later):
+                    states = [self._away(output) for _, output in self._passes.outputs(later, states, first)]
+        self.held_out_states = states
+
+    def _away(self, states: torch.Tensor) -> torch.Tensor:
+        """Copy hidden states to where they are kept, off the device that blocks compute on."""
+        return states.to(self._states[0].device)
 
     def _feed(
         self, position: int, ffn: FFN, readers: Readers, dense_states: States | None, *, ffn_suffices: bool
@@ -170,11 +194,16 @@ class BlockStream:
         # If this FFN is the only one in the block, the states become the block's output minus the output of the FFN, which is
         # added when the FFN is repaired. Then the rest of the block need not run again.
         only_ffn = ffn_suffices and len(ffn.prunable) == 1 and list(self._positions.values()).count(position) == 1
+        # The last map need not run either if the dense model's states are given: without its output, the states show what it
+        # should return.
+        has_run = not only_ffn or dense_states is None
         # If the inputs of the last map can be kept, in place of those of the FFN, only that map must run again.
         bytes_of_inputs = sum(state.nbytes for state in self._states) * ffn.sizes[-2] // ffn.sizes[-1]
         pending = ffn.output_module if bytes_of_inputs <= self._memory else ffn.module
         calls: list[tuple[Call, Any]] = []
         with ExitStack() as hooks:
+            if not has_run:
+                substitute_forward(hooks, ffn.output_module, lambda x: x.new_zeros(*x.shape[:-1], ffn.sizes[-1]))
             for module, reader in readers.items():
                 add_hook(hooks, self._model, ffn, module, reader.add, self._passes.masks)
             if only_ffn:
@@ -182,7 +211,7 @@ class BlockStream:
             for k, output in self._passes.outputs(position, self._states):
                 missing = None if dense_states is None else dense_states[k].to(output.device) - output
                 for reader in readers.values():
-                    reader.end_batch(missing)
+                    reader.end_batch(missing, has_run=has_run)
                 if only_ffn:
                     call, returned = calls.pop()
                     if self.device is not None:
@@ -258,6 +287,16 @@ class BlockStream:
         like_stream = isinstance(again, torch.Tensor) and again.shape == added.shape
         return True, like_stream and torch.equal(again + added, returned)
 
+    def _behind_pending(self, batches: Iterable[int]) -> Iterator[torch.Tensor]:
+        """Run what must run again of a block whose FFN is repaired, and yield the hidden states behind the block."""
+        module, device = self._pending_module, self.device
+        assert module is not None
+        with torch.no_grad(), evaluation_mode(self._model, self._ffns), onloaded(module, device):
+            for k in batches:
+                call, without_ffn = self._pending_calls[k].to(device), self._states.behind(k)
+                added = module(*call.args, **call.kwargs)
+                yield without_ffn.to(added.device) + added.reshape(without_ffn.shape)
+
     def _advance(self) -> None:
         """Advance the states of the pruned model past a block."""
         states = self._states
@@ -268,12 +307,8 @@ class BlockStream:
         elif self._pending_module is None:
             self._passes.advance(self._position, states)
         else:
-            module, device = self._pending_module, self.device
-            with torch.no_grad(), evaluation_mode(self._model, self._ffns), onloaded(module, device):
-                for k, call in enumerate(self._pending_calls):
-                    call, without_ffn = call.to(device), states.behind(k)
-                    added = module(*call.args, **call.kwargs)
-                    states.store(k, without_ffn.to(added.device) + added.reshape(without_ffn.shape))
+            for k, output in enumerate(self._behind_pending(range(len(states)))):
+                states.store(k, output)
             states.advance()
             self._pending_calls.clear()
             self._pending_module = None

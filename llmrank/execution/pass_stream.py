@@ -28,7 +28,7 @@ class Reader(Protocol):
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Add values of a batch, see :func:`llmrank.execution.hooks.add_hook`."""
 
-    def end_batch(self, missing: torch.Tensor | None) -> None:
+    def end_batch(self, missing: torch.Tensor | None, *, has_run: bool = True) -> None:
         """Finish a batch, after all its values were added.
 
         Parameters
@@ -36,6 +36,9 @@ class Reader(Protocol):
         missing : (batch, length, out) tensor or None
             The tensor to add to the map's output so that the residual stream behind the block becomes that of the dense model;
             None if that tensor is unknown.
+        has_run : bool
+            Whether the map has run. If not, its output counted as zero, so that `missing` is all that it should return. This is
+            the same for all batches, and in all processes.
         """
 
 
@@ -52,10 +55,14 @@ class Stream(Protocol):
         Number of batches to fit a repair to; the batches after these are held out.
     device : torch.device or None
         Where FFNs compute; None if that is where their weights are.
+    held_out_states : list of tensors
+        The hidden states behind the last block, one (batch, length, hidden) tensor for each held-out batch; empty if they are not
+        known, and before :meth:`finish`.
     """
 
     n_fitted_batches: int
     device: torch.device | None
+    held_out_states: list[torch.Tensor]
 
     def has_passed(self, ffn: FFN) -> bool:
         """Whether the stream goes on behind an FFN, because an earlier process has repaired this FFN."""
@@ -88,6 +95,9 @@ class Stream(Protocol):
             Changes the block. It is called after the dense model has passed the block, and before the inputs are read.
         """
 
+    def finish(self) -> None:
+        """Set :attr:`held_out_states`, after the last FFN was fed and while the repaired maps compute."""
+
 
 class _FFNPassed(Exception):  # noqa: N818 -- no error: it ends a forward pass early
     """Raised when the FFN has returned, because the rest of the model is not needed."""
@@ -106,6 +116,7 @@ class PassStream:
     ) -> None:
         self.n_fitted_batches = n_fitted_batches
         self.device: torch.device | None = None
+        self.held_out_states: list[torch.Tensor] = []
         self._model, self._ffns = model, ffns
         self._body = body_of(model, ffns)
         self._batches = batches
@@ -149,3 +160,6 @@ class PassStream:
                     run_body(self._body, inputs)
                 for reader in readers.values():
                     reader.end_batch(None)
+
+    def finish(self) -> None:
+        """See :meth:`Stream.finish`. The states are not known."""

@@ -22,12 +22,17 @@ from llmrank.models.forward import (
 )
 
 __all__ = [
+    "LENGTHS",
+    "UNPACKING_ERRORS",
     "Call",
     "Recording",
     "blocks_of",
     "broken_error",
     "can_copy",
     "copied_call",
+    "first_tokens",
+    "hidden_states_of",
+    "output_of_block",
     "record_calls",
     "record_without_running",
     "recording",
@@ -37,6 +42,8 @@ __all__ = [
 UNPACKING_ERRORS = (TypeError, ValueError, AttributeError, IndexError, RuntimeError)
 # Number of tokens that show whether blocks can be called one by one.
 TRIAL_TOKENS = 8
+# A block returns the hidden states alone (length 0), or in a tuple of this length.
+LENGTHS = range(3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +112,11 @@ class Recording:
         return states
 
     @property
+    def last_outputs(self) -> list[torch.Tensor]:
+        """The hidden states behind the last block, one tensor for each batch; an empty list if they are not kept."""
+        return list(self._outputs[-1]) if self.blocks else []
+
+    @property
     def bytes_kept(self) -> int:
         """Number of bytes that the outputs take which are kept now."""
         return sum(output.nbytes for kept in self._outputs for output in kept)
@@ -141,7 +153,7 @@ class Recording:
 
     def record_call(self, position: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Record the arguments of a block, before it runs."""
-        hidden = args[0] if args else kwargs.get("hidden_states")
+        hidden = hidden_states_of(args, kwargs)
         follows = position == self._next_position and (position == 0 or hidden is self._last_output)
         if position and isinstance(hidden, torch.Tensor):  # the model may have written to the tensor between two blocks
             follows = follows and write_count(hidden) == self._last_count
@@ -181,9 +193,20 @@ class Recording:
             self.forget_outputs()
 
 
+def hidden_states_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the hidden states among the arguments of a block; None if they are not there."""
+    return args[0] if args else kwargs.get("hidden_states")
+
+
 def _contents(container: Any) -> list[int]:
     """Return the identities of the objects in a list or mapping."""
     return list(map(id, container.values() if isinstance(container, MutableMapping) else container))
+
+
+def first_tokens(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first tokens (or rows of features) of a batch and of its mask, for a trial."""
+    part = slice(TRIAL_TOKENS) if ids.is_floating_point() else (slice(1), slice(TRIAL_TOKENS))
+    return ids[part], mask[part]
 
 
 def blocks_of(model: nn.Module, ffns: FFNs) -> list[nn.Module]:
@@ -242,15 +265,14 @@ def record_without_running(
     trial reads all weights twice; `repeat` is False if the model has passed this trial before.
     """
     record = Recording([])
-    # A block returns the hidden states alone (length 0), or in a tuple of this length.
-    for length in range(3):
+    for length in LENGTHS:
 
-        def input_as_output(states: torch.Tensor, rest: Any = None, length: int = length) -> Any:
-            return (states, rest)[:length] if length else states
+        def input_as_output(states: torch.Tensor, length: int = length) -> Any:
+            return output_of_block(states, length)
 
-        def noise_as_output(states: torch.Tensor, as_output: Callable[..., Any] = input_as_output) -> Any:
+        def noise_as_output(states: torch.Tensor, length: int = length) -> Any:
             noise = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
-            return as_output(noise.to(states), object())
+            return output_of_block(noise.to(states), length, object())
 
         try:
             record = _record_in_place_of_blocks(model, ffns, batches, input_as_output)
@@ -275,9 +297,7 @@ def _repeats_forward_pass(
     model: nn.Module, ffns: FFNs, batch: tuple[torch.Tensor, torch.Tensor], as_output: Callable[..., Any]
 ) -> bool:
     """Whether the blocks, called one by one as recorded, compute what they compute in a forward pass of a few tokens."""
-    ids, mask = batch
-    part = slice(TRIAL_TOKENS) if ids.is_floating_point() else (slice(1), slice(TRIAL_TOKENS))
-    few = ids[part], mask[part]
+    few = first_tokens(*batch)
     record = _record_in_place_of_blocks(model, ffns, [few], as_output)
     outputs: list[torch.Tensor] = []
     with ExitStack() as hooks:
@@ -298,7 +318,7 @@ def _record_in_place_of_blocks(
     """Record the calls of the blocks, while `as_output` makes the output of each block from its hidden states."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return as_output(args[0] if args else kwargs["hidden_states"])
+        return as_output(hidden_states_of(args, kwargs))
 
     with recording(model, ffns) as record, ExitStack() as hooks:
         for block in record.blocks:
@@ -306,6 +326,11 @@ def _record_in_place_of_blocks(
         if record.blocks:
             run_sequences(model, ffns, batches)
     return record
+
+
+def output_of_block(states: torch.Tensor, length: int, rest: Any = None) -> Any:
+    """Return hidden states as a block returns them, see LENGTHS."""
+    return (states, rest)[:length] if length else states
 
 
 def _equal_calls(one: Call, other: Call) -> bool:
@@ -349,11 +374,8 @@ def copied_call(call: Call, memory: torch.Tensor | None, states: torch.Tensor) -
     def copy(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        if unused and (value.dtype, value.device, value.numel()) == (
-            unused[0].dtype,
-            unused[0].device,
-            unused[0].numel(),
-        ):
+        kinds = {(each.dtype, each.device, each.numel()) for each in (value, *unused)}
+        if unused and len(kinds) == 1:
             return unused.pop().view(value.shape).copy_(value)
         same_memory = value.untyped_storage().data_ptr() == states.untyped_storage().data_ptr()
         return value.clone() if same_memory else value

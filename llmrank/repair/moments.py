@@ -77,11 +77,14 @@ class MissingOutput:
         Sum of x e^T, where x is the input of the map.
     square : float
         Sum of ||e||^2 over the combinations of :func:`project_outputs`.
+    has_run : bool
+        Whether the map has run. If not, e is all that it should return, see :meth:`Moments.less_output`.
     """
 
     total: torch.Tensor
     cross: torch.Tensor
     square: float
+    has_run: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +190,42 @@ class Moments:
             square += float(shift @ (shift - 2.0 * mean))
         return square
 
+    def less_output(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Moments:
+        """Subtract what the map returns, ``weight @ x + bias``, from the missing output, if the map has not run.
+
+        The present sums are overwritten.
+
+        Parameters
+        ----------
+        weight : (out, n) float64 tensor
+        bias : (out,) float64 tensor or None
+
+        Examples
+        --------
+        >>> x, weight = torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[2.0, 1.0]])
+        >>> lack = torch.tensor([[5.0], [6.0]])
+        >>> moments = Moments.of(x, lack + x @ weight.T)
+        >>> wanted = replace(moments, missing=replace(moments.missing, has_run=False))
+        >>> found = wanted.less_output(weight.double(), None).missing
+        >>> found.total.item(), found.cross.flatten().tolist(), found.square
+        (11.0, [23.0, 10.0], 61.0)
+        """
+        if self.missing is None or self.missing.has_run:
+            return self
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        few, few_bias = project_outputs(weight), project_outputs(bias[:, None])[:, 0]
+
+        def with_output(missing: MissingOutput) -> float:
+            """Sum over tokens of the product of a missing output and the map's output, over :func:`project_outputs`."""
+            of_weight = (few * project_outputs(missing.cross.T)).sum()
+            return float(of_weight + few_bias @ project_outputs(missing.total[:, None])[:, 0])
+
+        square = self.missing.square - with_output(self.missing)
+        total = self.missing.total - weight @ self.total - self.count * bias
+        cross = self.missing.cross.addmm_(self.second, weight.T, alpha=-1.0).addr_(self.total, bias, alpha=-1.0)
+        missing = MissingOutput(total, cross, square)
+        return replace(self, missing=replace(missing, square=max(square - with_output(missing), 0.0)))
+
     def unexplained(self) -> torch.Tensor:
         """Compute the part of each neuron's activation that the other neurons do not explain, (n,) float64.
 
@@ -237,10 +276,14 @@ class _Kept:
         self._kept, self._removed = (mask.nonzero()[:, 0].to(device) for mask in (keep, ~keep))
         self._weight_of_removed = at_least_float32(weight[:, ~keep.to(weight.device)]).to(device)
 
-    def split(self, values: torch.Tensor, missing: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def split(
+        self, values: torch.Tensor, missing: torch.Tensor | None, *, has_run: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the inputs of the kept neurons, (tokens, kept), and what their output lacks, (tokens, out)."""
         if not len(self._removed):
             return values, missing
+        if not has_run:
+            return values[:, self._kept], missing
         with _full_precision():
             of_removed = values[:, self._removed].to(self._weight_of_removed) @ self._weight_of_removed.T
         return values[:, self._kept], of_removed if missing is None else of_removed.add_(missing)
@@ -299,7 +342,7 @@ class _Sums:
                 self._missing_cross += inputs.T @ missing
             self._missing_square += float(project_outputs(missing_float64.T).square().sum())
 
-    def moments(self) -> Moments:
+    def moments(self, *, has_run: bool = True) -> Moments:
         """Return the moments, which share the tensors of these sums, so that nothing may be added afterwards."""
         for start in range(0, len(self._lower), BAND):
             stop = start + BAND
@@ -308,7 +351,7 @@ class _Sums:
             self._lower[start:stop, stop:] = self._lower[stop:, start:stop].T
         missing = None
         if self.n_missing:
-            missing = MissingOutput(self._missing_total, self._missing_cross, self._missing_square)
+            missing = MissingOutput(self._missing_total, self._missing_cross, self._missing_square, has_run)
         return Moments(self.count, self._total, self._lower, missing)
 
 
@@ -361,7 +404,7 @@ class MomentSums:
         self._held_out: _Sums | None = None
         self._n_ended = 0
         self._routing = routing
-        self.is_followed = False
+        self.is_followed, self._has_run = False, True
         # The values of the present batch, with their mask and routing.
         self._added: list[tuple[torch.Tensor, torch.Tensor | None, Routing | None]] = []
 
@@ -370,7 +413,7 @@ class MomentSums:
         routing = None if self._routing is None else replace(self._routing)
         self._added.append((values, mask, routing))
 
-    def end_batch(self, missing: torch.Tensor | None) -> None:
+    def end_batch(self, missing: torch.Tensor | None, *, has_run: bool = True) -> None:
         """See :class:`llmrank.execution.pass_stream.Reader`."""
         sums: _Sums | None = self._fit
         if self._n_fitted is not None and self._n_ended >= self._n_fitted:
@@ -379,6 +422,7 @@ class MomentSums:
             sums = self._held_out
         self._n_ended += 1
         self.is_followed |= missing is not None
+        self._has_run = has_run
         if sums is not None:
             for values, mask, routing in self._added:
                 if routing is not None:
@@ -399,7 +443,7 @@ class MomentSums:
     ) -> None:
         """Add inputs of all neurons, see :meth:`_Sums.add`."""
         if self._kept is not None:
-            values, missing = self._kept.split(values, missing)
+            values, missing = self._kept.split(values, missing, has_run=self._has_run)
         sums.add(values, missing, weights)
 
     def _routed(
@@ -434,8 +478,9 @@ class MomentSums:
 
     def moments(self) -> tuple[Moments, Moments | None]:
         """Return the moments of the batches to fit to, and of the held-out batches if any; nothing may be added afterwards."""
-        held_out = self._held_out
-        return self._fit.moments(), held_out.moments() if held_out is not None and held_out.count else None
+        held_out, has_run = self._held_out, self._has_run
+        of_held_out = None if held_out is None or not held_out.count else held_out.moments(has_run=has_run)
+        return self._fit.moments(has_run=has_run), of_held_out
 
     @property
     def count(self) -> float:

@@ -100,7 +100,7 @@ def repair_ffns(
     behind = {id(ffn) for ffn in ffns[first:]}
     ffns = ffns.without(left_out)
     kept, kept_experts = dict(masks), masks_of_experts(ffns, masks)
-    not_rerouted = dict(kept_experts)
+    not_rerouted, n_chosen = dict(kept_experts), 0
     with ExitStack() as substitutes:
         for block in left_out:
             stream.leave_out(block, substitutes)
@@ -114,6 +114,7 @@ def repair_ffns(
                 if bool(masks[layer.name].any())
                 and (loses_experts or id(ffn) in behind or not bool(masks[layer.name].all()))
             ]
+            n_chosen += len(chosen)
             # The router passes over experts from the first group on that is read, because the dense model must pass before.
             experts = not_rerouted.pop(mixture, None) if mixture is not None and chosen else None
             reroute = (
@@ -131,6 +132,10 @@ def repair_ffns(
                     solved = write(output_map, solved)
                 repaired[output_map.name] = solved
                 substitute(substitutes, output_map.module, solved)
+        # An expert that no token to fit to reached is not repaired, and has all its neurons in the stream. Then the states behind
+        # the last block are not those of the pruned model.
+        if repaired and len(repaired) == n_chosen:
+            stream.finish()
     return Masks(kept), repaired
 
 
@@ -312,10 +317,12 @@ class _Fitting:
         # Maps of experts and of attentions without a bias are not given one.
         can_add_bias = self._can_add_bias and layer.mixture is None and layer.heads is None
         bias, kept = _bias(output_map.module, weight, can_add_bias=can_add_bias), keep.to(weight.device)
+        read = weight if self.reads_removed else weight[:, kept]
+        fit, held_out = fit.less_output(read, bias), None if held_out is None else held_out.less_output(read, bias)
         if self.reads_removed:
             solved = self._method.solve(weight, bias, kept, fit, held_out)
         else:
-            of_kept = self._method.solve(weight[:, kept], bias, kept[kept], fit, held_out)
+            of_kept = self._method.solve(read, bias, kept[kept], fit, held_out)
             new_weight = torch.zeros_like(weight)
             new_weight[:, kept] = weight[:, kept] if of_kept.weight is None else of_kept.weight
             solved = replace(of_kept, weight=new_weight, target=target)

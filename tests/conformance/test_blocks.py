@@ -12,6 +12,7 @@ import torch
 import llmrank
 from benchmarks.tiny_configs import tiny_model
 from llmrank.errors import LLMRankError, MaskError, OptionError
+from llmrank.execution.block_stream import BlockStream
 from llmrank.models import find_ffns
 from llmrank.models.finding.blocks import with_blocks
 from llmrank.models.stack import ShallowModel
@@ -321,7 +322,8 @@ def test_undoing_in_the_wrong_order_is_refused() -> None:
     assert len(model.model.layers) == 6
 
 
-def test_nothing_is_repaired_behind_the_last_block() -> None:
+def test_nothing_is_repaired_behind_the_last_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BlockStream, "finish", lambda _stream: pytest.fail("held-out tokens pass for nothing"))
     model = of_blocks()
     result = pruned(model, 1, pruner=LocalPruner(1, protect=(0, 1, 2, 3, 4)), repair=LeastSquaresRepair())
     assert result.report.neurons["left_out"] == ["model.layers.5"]

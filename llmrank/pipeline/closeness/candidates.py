@@ -256,8 +256,8 @@ def try_candidates(
             references.append(DenseReference(model, ffns, text, sized))
     found = []
     for reference in references:  # of every text all candidates together, so that the dense model's head runs once
-        cuts = execution.steps(list(masks.values()), "Trying candidates")
-        found.append(dict(zip(masks, reference.distances_of(cuts), strict=True)))
+        outputs = [reference.outputs(each) for each in execution.steps(list(masks.values()), "Trying candidates")]
+        found.append(dict(zip(masks, reference.distances(outputs, allow_nan=True), strict=True)))
     chosen, trials = choose(found[0], found[1] if len(found) > 1 else None)
     for trial in trials:
         elsewhere = "" if trial.other is None else f", {trial.other:.4g} on the built-in text"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
+from itertools import islice
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -14,8 +15,9 @@ from llmrank.errors import not_finite
 from llmrank.evaluation.fidelity import divergences
 from llmrank.evaluation.logits import Prediction, Predictor
 from llmrank.execution import Execution
+from llmrank.execution.known_states import KnownStates
 from llmrank.execution.onloading import onloaded_by_block
-from llmrank.execution.recording import blocks_of
+from llmrank.execution.recording import blocks_of, first_tokens
 from llmrank.models import FFNs
 from llmrank.models.forward import (
     at_least_float32,
@@ -30,13 +32,15 @@ from llmrank.repair import RepairedMap
 from llmrank.surgery.equivalence import as_masked
 from llmrank.text import TokenSequences
 
-__all__ = ["DenseReference", "Distances", "Measure"]
+__all__ = ["DenseReference", "Distances", "Measure", "Outputs"]
 
 Measure: TypeAlias = Literal["divergence", "squared error"]
 # For every sequence the sum of the distances of its tokens, and the number of these tokens.
 Distances: TypeAlias = tuple[list[float], list[int]]
 # Yields the predictions for a batch, band by band.
 Predictions: TypeAlias = Callable[[], Iterator[Prediction]]
+# What a model returns for each batch: its predictions, or its first output.
+Outputs: TypeAlias = list[Any]
 
 
 class DenseReference:
@@ -51,6 +55,8 @@ class DenseReference:
     sequences : TokenSequences
     execution : Execution
         Of several processes, some may have no sequences.
+    states : sequence of tensors
+        See :meth:`outputs`.
 
     Attributes
     ----------
@@ -60,8 +66,9 @@ class DenseReference:
 
     Notes
     -----
-    Cost: one forward pass of the sequences, and one more for every pruned model. Memory: the hidden states (or first outputs) of
-    all tokens, and that of :class:`llmrank.evaluation.logits.Predictor`.
+    Cost: one forward pass of the sequences, and one more for every pruned model; where states are given, passes of the head alone
+    instead, after a trial with a few tokens. Memory: the hidden states (or first outputs) of all tokens, for the dense model and
+    each pruned one, and that of :class:`llmrank.evaluation.logits.Predictor`.
     """
 
     def __init__(
@@ -70,17 +77,19 @@ class DenseReference:
         ffns: FFNs,
         sequences: TokenSequences,
         execution: Execution,
+        states: Sequence[torch.Tensor] = (),
     ) -> None:
         self._model, self._ffns, self._processes = model, ffns, execution.processes
         self._onloaded = partial(onloaded_by_block, model, blocks_of(model, ffns), execution.device)
         self.measure: Measure = "divergence" if predicts_next_token(model) else "squared error"
         self._predictor = Predictor(model)
         self._batches = execution.batches(sequences)
-        with self._onloaded():
-            self._dense = list(self._outputs())
+        self._dense = self._run(states)
 
-    def distances(self, masks: Masks, repaired: Mapping[str, RepairedMap] | None = None) -> Distances:
-        """Return the distances of a pruned model, on the sequences of all processes.
+    def outputs(
+        self, masks: Masks, repaired: Mapping[str, RepairedMap] | None = None, states: Sequence[torch.Tensor] = ()
+    ) -> Outputs:
+        """Run a pruned model, and return its outputs for :meth:`distances`.
 
         Parameters
         ----------
@@ -88,48 +97,80 @@ class DenseReference:
             Keep masks of the pruned model.
         repaired : mapping from str to RepairedMap, optional
             Where a weight is None, the model holds the repaired weight already.
+        states : sequence of (batch, length, hidden) tensors
+            The hidden states of this pruned model behind its last block, for each batch of the sequences, if they are known:
+            then the blocks do not run, unless the model's output depends on them in another way too.
+        """
+        with as_masked(self._ffns, masks, repaired):
+            return self._run(states)
+
+    def distances(self, models: Iterable[Outputs], *, allow_nan: bool = False) -> list[Distances]:
+        """Return the distances of pruned models, on the sequences of all processes; the dense model's head runs once for all.
 
         Raises
         ------
         CalibrationError
-            The predictions hold NaN.
+            The predictions of the dense model hold NaN; or those of a pruned model do, unless `allow_nan` is set. Its distances
+            are NaN then.
         """
-        (distances,) = self.distances_of([masks], repaired)
-        if any(map(math.isnan, distances[0])):
-            raise not_finite("the predictions of the pruned model are")
-        return distances
+        models = list(models)
+        found: list[Distances] = [([], []) for _ in models]
+        with torch.no_grad(), evaluation_mode(self._model, self._ffns), self._onloaded():
+            for dense, (_, mask), *outputs in zip(self._dense, self._batches, *models, strict=True):
+                found = [_joined(each) for each in zip(found, self._measured(dense, outputs, mask), strict=True)]
+        return self._everywhere(found, allow_nan=allow_nan)
 
-    @torch.no_grad()
-    def distances_of(
-        self, masks: Iterable[Masks], repaired: Mapping[str, RepairedMap] | None = None
-    ) -> list[Distances]:
-        """Return the distances of several pruned models, see :meth:`distances`; the dense model's head runs once for all.
+    def check(self, outputs: Outputs) -> None:
+        """Raise the errors of :meth:`distances`, as far as the first predictions for the first batch show them."""
+        found: list[Distances] = [([], [])]
+        if self._batches:
+            dense, (_, mask) = self._dense[0], self._batches[0]
+            first = (lambda: islice(dense(), 1)) if self.measure == "divergence" else dense
+            with torch.no_grad(), evaluation_mode(self._model, self._ffns), self._onloaded():
+                found = self._measured(first, outputs[:1], mask)
+        self._everywhere(found)
 
-        The hidden states (or first outputs) of all of them are in memory together. A model whose predictions hold NaN has NaN as
-        its distances; if those of the dense model do, that is a CalibrationError.
-        """
-        outputs = []
-        for each in masks:
-            with as_masked(self._ffns, each, repaired), self._onloaded():
-                outputs.append(list(self._outputs()))
-        found: list[Distances] = [([], []) for _ in outputs]
+    def _measured(self, dense: Any, outputs: Sequence[Any], mask: torch.Tensor) -> list[Distances]:
+        """Return the distances of several models for one batch."""
         measure: Callable[..., list[Distances]] = _divergences if self.measure == "divergence" else _squared_errors
-        with evaluation_mode(self._model, self._ffns), self._onloaded():
-            for dense, (_, mask), *models in zip(self._dense, self._batches, *outputs, strict=True):
-                found = [_joined(each) for each in zip(found, measure(dense, models, mask), strict=True)]
+        return measure(dense, outputs, mask)
+
+    def _everywhere(self, found: Sequence[Distances], *, allow_nan: bool = False) -> list[Distances]:
+        """Return the distances on the sequences of all processes."""
         parts = self._processes.gather(found)
-        return [_joined([part[k] for part in parts]) for k in range(len(found))]
+        joined = [_joined([part[k] for part in parts]) for k in range(len(found))]
+        if not allow_nan and any(math.isnan(value) for totals, _ in joined for value in totals):
+            raise not_finite("the predictions of the pruned model are")
+        return joined
 
     @torch.no_grad()
-    def _outputs(self) -> Iterator[Any]:
-        """Yield for each batch the model's first output or, if it predicts tokens, a function that yields the predictions."""
-        with evaluation_mode(self._model, self._ffns):
-            for ids, mask in self._batches:
-                if self.measure == "divergence":
-                    yield self._predictor.hold(ids, mask)
-                else:
-                    inputs = model_inputs(self._model, ids, mask)[0]
-                    yield first_output(run_body(self._model, inputs)).cpu().double()
+    def _run(self, states: Sequence[torch.Tensor]) -> Outputs:
+        with evaluation_mode(self._model, self._ffns), self._onloaded():
+            if not states or len(states) != len(self._batches) or not self._known_states.suffice:
+                return [self._output(*batch) for batch in self._batches]
+            outputs = []
+            for batch, state in zip(self._batches, states, strict=True):
+                with self._known_states.in_place_of_blocks(state):
+                    outputs.append(self._output(*batch))
+            return outputs
+
+    def _output(self, ids: torch.Tensor, mask: torch.Tensor) -> Any:
+        """Return the model's first output for a batch or, if it predicts tokens, a function that yields the predictions."""
+        if self.measure == "divergence":
+            return self._predictor.hold(ids, mask)
+        return first_output(run_body(self._model, model_inputs(self._model, ids, mask)[0])).cpu().double()
+
+    @cached_property
+    def _known_states(self) -> KnownStates:
+        predictor = Predictor(self._model)  # so that a few tokens do not decide how that of all batches runs
+
+        def run(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            if self.measure == "divergence":
+                return torch.cat([logits for logits, *_ in predictor.bands(ids, mask)], dim=1)
+            found: torch.Tensor = self._output(ids, mask)
+            return found
+
+        return KnownStates(self._model, self._ffns, partial(run, *first_tokens(*self._batches[0])))
 
 
 def _joined(parts: Sequence[Distances]) -> Distances:

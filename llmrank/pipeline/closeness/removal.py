@@ -65,7 +65,7 @@ def losses_in_turn(
     def distance(names: Sequence[str]) -> float:
         removed = {layer.name for name in names for layer in parts[name]}
         cut = Masks({name: mask if name in removed else mask | True for name, mask in masks.items()})
-        return Estimate.of(*reference.distances(cut)).value
+        return Estimate.of(*reference.distances([reference.outputs(cut)])[0]).value
 
     bounds = {
         name: alone[name] for name, layers in parts.items() if not all(bool(masks[each.name].all()) for each in layers)

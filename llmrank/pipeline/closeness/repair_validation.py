@@ -129,9 +129,12 @@ def repair_where_it_helps(
     fit, held_out = texts
     reference = cut = None
     if held_out is not None:
+        dense_states = record.last_outputs[len(execution.batches(fit)) :]
         with execution.step("Running the held-out text"):
-            reference = DenseReference(model, ffns, held_out, execution)
-            cut = reference.distances(masks)
+            reference = DenseReference(model, ffns, held_out, execution, dense_states)
+            cut = reference.outputs(masks)
+            reference.check(cut)  # before a repair that may take hours
+        del dense_states
     stream = open_stream(model, ffns, fit, record, execution, held_out, follow=method.needs_dense_stream)
     validation = None
     files = None if execution.work is None else RepairsInFiles(execution.work)
@@ -143,7 +146,8 @@ def repair_where_it_helps(
                 record.forget_outputs()
             if reference is not None and cut is not None and repaired:
                 with execution.step("Validating the repair on the held-out text"):
-                    validation = Validation.of(reference.measure, cut, reference.distances(kept, repaired))
+                    after = reference.outputs(kept, repaired, stream.held_out_states)
+                    validation = Validation.of(reference.measure, *reference.distances([cut, after]))
             if validation is not None and not validation.improves:
                 in_place_repairs.restore()
                 return masks, {}, validation

@@ -16,7 +16,7 @@ from llmrank.execution.hooks import TokenMasks
 from llmrank.execution.pass_stream import PassStream, Stream
 from llmrank.execution.recording import Recording, recording
 from llmrank.models import FFNs, find_ffns
-from llmrank.models.forward import first_output
+from llmrank.models.forward import first_output, run_sequences
 from llmrank.text import TokenSequences, tokenise
 from tests.llmrank.families import Family
 from tests.llmrank.tiny_models import (
@@ -34,16 +34,25 @@ from tests.tables import table
 
 
 class InputKeeper:
-    """A reader that keeps every batch without padding, and the lack of the stream behind it."""
+    """A reader that keeps every batch without padding, and the lack of the stream behind it.
 
-    def __init__(self) -> None:
+    If the map has not run, what it should return is the lack and what it returns.
+    """
+
+    def __init__(self, module: nn.Module | None = None) -> None:
+        self.module = module
         self.batches: list[torch.Tensor] = []
         self.lacks: list[torch.Tensor | None] = []
 
     def add(self, values: torch.Tensor, mask: torch.Tensor | None) -> None:
         self.batches.append(values.detach() if mask is None else values.detach()[mask])
 
-    def end_batch(self, lack: torch.Tensor | None) -> None:
+    def end_batch(self, lack: torch.Tensor | None, *, has_run: bool = True) -> None:
+        if not has_run:
+            assert lack is not None
+            assert self.module is not None
+            with torch.no_grad():
+                lack = lack - type(self.module).forward(self.module, self.batches[-1]).reshape(lack.shape)
         self.lacks.append(lack)
 
 
@@ -57,7 +66,8 @@ def feed_halved(model: nn.Module, stream: Stream) -> list[InputKeeper]:
     found = []
     with ExitStack() as halved:
         for ffn in find_ffns(model):
-            reader, module = InputKeeper(), ffn.stages[-1][0].module
+            module = ffn.stages[-1][0].module
+            reader = InputKeeper(module)
             stream.feed(ffn, {module: reader})
             found.append(reader)
             halved.callback(module.register_forward_hook(lambda _m, _i, output: output / 2).remove)
@@ -156,6 +166,29 @@ def test_memory_saves_passes_and_changes_no_number(family: Family, monkeypatch: 
     assert (ffn_calls > 3 * len(ffns)) == (family.name not in NOT_ADDED | WITHOUT_MODULE)
 
 
+@table("fed", [1, 2])
+@every_family
+def test_a_finished_stream_holds_the_states_behind_the_last_block(family: Family, fed: int) -> None:
+    model, ids = family_model(family), token_ids(7, 20)
+    ffns, fit, held_out = find_ffns(model), *(tokenise(part, None, len(part), 20) for part in (ids[:4], ids[4:]))
+    record = recorded(model, TokenSequences.of(ids, torch.ones_like(ids, dtype=torch.bool), ""))
+    stream = open_stream(model, ffns, fit, record, Execution(2), held_out, follow=True)
+    with ExitStack() as halved:
+        for ffn in [*ffns][:fed]:
+            module = ffn.stages[-1][0].module
+            stream.feed(ffn, {module: InputKeeper(module)})
+            halved.callback(module.register_forward_hook(lambda _m, _i, output: output / 2).remove)
+        stream.finish()
+        with recording(model, ffns, 1 << 30) as expected:
+            run_sequences(model, ffns, Execution(2).batches(held_out))
+    if isinstance(stream, PassStream):
+        assert not stream.held_out_states
+        return
+    assert len(stream.held_out_states) == 2
+    for found, wanted in zip(stream.held_out_states, expected.last_outputs, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("spare", [-1, 0], ids=["too little memory", "enough"])
 def test_outputs_are_kept_if_memory_suffices(spare: int) -> None:
     model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
@@ -200,10 +233,10 @@ def test_only_the_ffn_runs_again_if_the_block_adds_its_output(family: Family, fo
     assert isinstance(stream, BlockStream)
     calls: list[int] = []
     with ExitStack() as hooks:
-        stream.feed(first, {first.stages[-1][0].module: InputKeeper()})
+        stream.feed(first, {first.output_module: InputKeeper(first.output_module)})
         block = recorded(model, sequences).blocks[0]
         hooks.callback(block.register_forward_pre_hook(lambda _block, _args: calls.append(1)).remove)
-        stream.feed(second, {second.stages[-1][0].module: InputKeeper()})
+        stream.feed(second, {second.output_module: InputKeeper(second.output_module)})
     assert len(calls) == (batches if family.name in NOT_BY_FFN else 0)
 
 
@@ -447,18 +480,18 @@ def test_feeding_a_map_twice_raises() -> None:
     model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
     stream = open_stream(model, find_ffns(model), sequences, recorded(model, sequences), Execution(2))
     ffn = find_ffns(model)[0]
-    stream.feed(ffn, {ffn.stages[-1][0].module: InputKeeper()})
+    stream.feed(ffn, {ffn.output_module: InputKeeper(ffn.output_module)})
     with pytest.raises(RuntimeError, match="was fed already"):
-        stream.feed(ffn, {ffn.stages[-1][0].module: InputKeeper()})
+        stream.feed(ffn, {ffn.output_module: InputKeeper(ffn.output_module)})
 
 
 def test_feeding_an_earlier_ffn_after_a_later_one_raises() -> None:
     model, sequences = tiny_llama(), tokenise(token_ids(5, 20), None, 5, 20)
     stream = open_stream(model, find_ffns(model), sequences, recorded(model, sequences), Execution(2))
     first, second = find_ffns(model)
-    stream.feed(second, {second.stages[-1][0].module: InputKeeper()})
+    stream.feed(second, {second.output_module: InputKeeper(second.output_module)})
     with pytest.raises(RuntimeError, match=r"layers\.0\.mlp or a later FFN was fed already"):
-        stream.feed(first, {first.stages[-1][0].module: InputKeeper()})
+        stream.feed(first, {first.output_module: InputKeeper(first.output_module)})
 
 
 class LeavesValues(nn.Module):

@@ -140,23 +140,28 @@ def test_the_missing_output_is_fitted_too(seed: int, n: int, damping: float, cen
     st.integers(2, 9),
     st.sampled_from([LeastSquaresRepair(), LeastSquaresRepair(1e-3), BiasRepair()]),
     st.booleans(),
-    st.booleans(),
+    st.sampled_from(["unknown", "known", "known, without the output"]),
 )
 def test_removed_neurons_may_count_as_missing_output(
-    seed: int, n: int, method: BaseRepair, centred: bool, follows: bool
+    seed: int, n: int, method: BaseRepair, centred: bool, missing_output: str
 ) -> None:
-    """The moments of the kept neurons alone give the same map as those of all neurons."""
+    """The moments of the kept neurons alone give the same map as those of all, and so does all that the map should return."""
     x, weight, keep = data(seed, 60, n, 3)
     inputs, matrix, kept, missing = tensors(x, weight, keep, np.random.default_rng(seed).normal(size=(60, 3)))
     bias = torch.ones(3).double() if centred or method.needs_bias else None
-    found = []
+    found, follows, has_run = [], missing_output != "unknown", not missing_output.endswith("output")
     for read in (torch.ones_like(kept), kept):
+        has_run_now = has_run or read is not kept
         sums = MomentSums(n, matrix.device, 1, keep=None if read is not kept else kept, weight=matrix)
         for part in (slice(40), slice(40, 60)):
             sums.add(inputs[part], None)
-            sums.end_batch(missing[part] if follows else None)
+            output = 0.0 if has_run_now else inputs[part] @ matrix.T + (0.0 if bias is None else bias)
+            sums.end_batch(missing[part] + output if follows else None, has_run=has_run_now)
         assert sums.is_followed == follows
-        found.append(method.solve(matrix[:, read], bias, kept[read], *sums.moments()))
+        fit, held_out = sums.moments()
+        assert held_out is not None
+        fit, held_out = (each.less_output(matrix[:, read], bias) for each in (fit, held_out))
+        found.append(method.solve(matrix[:, read], bias, kept[read], fit, held_out))
     of_all, of_kept = found
     np.testing.assert_allclose(of_kept.weight, of_all.weight[:, kept], rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose([of_kept.before, of_kept.after], [of_all.before, of_all.after], rtol=1e-6, atol=1e-9)

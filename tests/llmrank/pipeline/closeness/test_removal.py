@@ -23,10 +23,13 @@ class Reference:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def distances(self, masks: Masks) -> tuple[list[float], list[int]]:
-        gone = "".join(name for name in PARTS if not bool(masks[name].any()))
+    def outputs(self, masks: Masks) -> str:
+        return "".join(name for name in PARTS if not bool(masks[name].any()))
+
+    def distances(self, models: list[str]) -> list[tuple[list[float], list[int]]]:
+        (gone,) = models
         self.asked.append(gone)
-        return [sum(ALONE[name] for name in gone) + 5.0 * ({"a", "b"} <= set(gone))], [1]
+        return [([sum(ALONE[name] for name in gone) + 5.0 * ({"a", "b"} <= set(gone))], [1])]
 
 
 def in_turn(count: int, masks: Masks = NONE, **options: Any) -> tuple[dict[str, float], list[str]]:
