@@ -19,10 +19,10 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from benchmarks.domains import OWN_TEXT
 from benchmarks.measure import clock
@@ -34,7 +34,6 @@ from llmrank.cli.demo_models import demo_model
 from llmrank.evaluation.perplexity import perplexity
 from llmrank.models import find_ffns
 from llmrank.models.forward import evaluation_mode, model_inputs
-from llmrank.models.linear_map import in_features, out_features
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.registry import make_recipe
 from llmrank.pipeline.texts import CalibrationText
@@ -50,21 +49,18 @@ MEGABYTE = 1e6
 
 
 @contextmanager
-def counting(model: nn.Module) -> Iterator[list[int]]:
-    """Count the multiply-adds of the linear maps that are called inside, one number a call."""
+def counting() -> Iterator[list[int]]:
+    """Count the multiply-adds of the linear maps that run inside, one number a call; not those of ``Conv1D`` (GPT-2)."""
     work: list[int] = []
+    linear = nn.functional.linear
 
-    def count(module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
-        work.append(inputs[0][..., 0].numel() * in_features(module) * out_features(module))
+    def counted(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        work.append(values[..., 0].numel() * weight.numel())
+        return linear(values, weight, bias)
 
-    handles = [
-        module.register_forward_hook(count) for module in model.modules() if isinstance(module, (nn.Linear, Conv1D))
-    ]
-    try:
+    # A hook would also count a map whose forward function is replaced for a while, see BlockStream.
+    with patch.object(nn.functional, "linear", counted):
         yield work
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -78,7 +74,7 @@ def plain_pass(model: Any, sequences: TokenSequences) -> None:
 
 def dense_pass(model: Any, sequences: TokenSequences) -> tuple[float, int]:
     """Measure the seconds (median) and multiply-adds of a pass of one sequence through the dense model."""
-    with counting(model) as work:
+    with counting() as work:
         plain_pass(model, sequences)
     return median(clock(lambda: plain_pass(model, sequences))[0] for _ in range(PASSES)), sum(work)
 
@@ -100,7 +96,7 @@ def measure(
     parts: dict[str, Any] = {}
 
     def part(name: str, action: Callable[[], Any]) -> None:
-        with counting(model) as work:
+        with counting() as work:
             begun = perf_counter()
             grown = peak_growth(action)
             seconds = perf_counter() - begun
