@@ -17,17 +17,9 @@ from llmrank.execution.block_passes import BlockPasses
 from llmrank.execution.execution import Execution
 from llmrank.execution.free_memory import spare_memory
 from llmrank.execution.hooks import TokenMasks, add_hook
-from llmrank.execution.onloading import onloaded
 from llmrank.execution.pass_stream import PassStream, Reader, Readers, Stream
-from llmrank.execution.recording import (
-    Call,
-    Recording,
-    broken_error,
-    can_copy,
-    copied_call,
-    record_calls,
-)
-from llmrank.execution.states import States, allocate_like
+from llmrank.execution.recording import Recording, broken_error
+from llmrank.execution.states import States
 from llmrank.models import FFN, FFNs
 from llmrank.models.blocks import TransformerBlock
 from llmrank.models.forward import at_least_float32, evaluation_mode, first_output, model_inputs, substitute_forward
@@ -56,17 +48,16 @@ class BlockStream:
         :meth:`llmrank.execution.pass_stream.Reader.end_batch`. That tensor is known only if the block adds the map's output
         to the residual stream unchanged, and if no other map of the block was pruned.
     memory : int
-        Number of bytes that may be taken to keep the inputs of an FFN's last map, so that the rest of the FFN need not run again
-        once that map is repaired.
+        Number of bytes that may be taken to keep the inputs of an FFN's last map, so that only this map runs once it is repaired.
+        It is 0 if a device is given.
 
     Notes
     -----
-    Cost, if one map of every FFN is read: two forward passes for all FFNs together, or three if the stream follows the dense
-    model and the recording has not kept the outputs of its blocks; less if there is `memory`. :meth:`finish` passes the held-out
-    batches through what is left of the model. A block is transferred to a device once when its inputs are read (twice if experts
-    are removed), and the block or its FFN once more after that. Memory: the hidden states of all tokens (those of the dense model
-    too if the stream follows it), and the inputs of one FFN, or of its last map, for all tokens. Memory of a device: one block,
-    and what it needs for one batch.
+    Cost, if one map of every FFN is read: two forward passes for all FFNs together, or one and that of the last maps if there is
+    `memory`; one more if the stream follows the dense model and the recording has not kept the outputs of its blocks.
+    :meth:`finish` passes the held-out batches through what is left of the model. A block is transferred to a device once when its
+    inputs are read (twice if experts are removed), and once more after that. Memory: the hidden states of all tokens (those of
+    the dense model too if the stream follows it), and `memory`. Memory of a device: one block, and what it needs for one batch.
     """
 
     def __init__(
@@ -101,10 +92,9 @@ class BlockStream:
         self._left_out: set[int] = set()
         # What :meth:`_try_addition` returned in all processes, by the name of the FFN or mixture.
         self._additions: dict[str, tuple[bool, bool]] = {}
-        # If the states already hold all of a block's output but the output of its FFN, only the FFN must run again after it is
-        # repaired, or its last map: that module, its calls (one for each batch), and the memory that the inputs of FFNs are in.
-        self._pending_module: nn.Module | None = None
-        self._pending_calls: list[Call] = []
+        # If the states already hold all of a block's output but the output of its FFN's last map, only this map must run after it
+        # is repaired: the map, and its inputs (one for each batch).
+        self._pending_map: nn.Module | None = None
         self._pending_inputs: list[torch.Tensor] = []
 
     def _first_states(
@@ -135,7 +125,7 @@ class BlockStream:
     ) -> None:
         """See :meth:`Stream.feed`."""
         position, dense_readers = self._positions[ffn.name], dense_readers or {}
-        if position < self._position or (self._pending_module is not None and position == self._position):
+        if position < self._position or (self._pending_map is not None and position == self._position):
             raise RuntimeError(f"{ffn.name} or a later FFN was fed already, and the stream has left its block")
         while self._position < position:
             # If no FFN of this block was fed, the block is not pruned, and the dense model's states pass it as it is.
@@ -149,22 +139,20 @@ class BlockStream:
                     for module, reader in dense_readers.items():
                         add_hook(hooks, self._model, ffn, module, reader.add, self._passes.masks)
                     self._advance_dense(self._dense_states, dense_readers.values())
-            is_added, ffn_suffices = False, False
+            is_added, is_added_last = False, False
             if ffn.stages[-1][0].module in readers:
                 # Several groups of experts of one mixture may be fed one after the other. The trial runs for the first group,
                 # before the mixture is changed, and the other groups use its result.
                 name = ffn.sublayer_name if ffn.is_routed else ffn.name
                 if name not in self._additions:
-                    is_added, ffn_suffices = self._try_addition(position, ffn)
                     # Rounding errors may decide, and all processes must compute the same.
-                    everywhere = self._processes.gather((is_added, ffn_suffices))
-                    self._additions[name] = everywhere[0][0], all(each[1] for each in everywhere)
-                is_added, ffn_suffices = self._additions[name]
+                    self._additions[name] = self._processes.first(self._try_addition(position, ffn))
+                is_added, is_added_last = self._additions[name]
             if change is not None:
                 onloaded_block.close()  # so that the model's own tensors are changed, and not copies on a device
                 change()
                 onloaded_block.enter_context(self._passes.onloaded_block(position))
-            self._feed(position, ffn, readers, self._dense_states if is_added else None, ffn_suffices=ffn_suffices)
+            self._feed(position, ffn, readers, is_added=is_added, is_added_last=is_added_last)
 
     def finish(self) -> None:
         """See :meth:`Stream.finish`. Blocks behind that of the last FFN that was fed run on the held-out batches alone."""
@@ -173,55 +161,41 @@ class BlockStream:
         # On a device, the trial of KnownStates would transfer each block as often as the pass of a single batch that it saves.
         if not held_out or (self.device is not None and len(held_out) == 1):
             return
-        if self._pending_module is None:
+        if self._pending_map is None:
             states = [self._states[k] for k in held_out]
         else:
-            states, position = list(map(self._away, self._behind_pending(held_out))), position + 1
+            states, position = list(self._behind_pending(held_out)), position + 1
         for later in range(position, len(self._passes.blocks)):
             if later not in self._left_out:
                 with self._passes.onloaded_block(later):
-                    states = [self._away(output) for _, output in self._passes.outputs(later, states, first)]
+                    outputs = self._passes.outputs(later, states, first)
+                    states = [output.to(self._states[0].device) for _, output in outputs]
         self.held_out_states = states
 
-    def _away(self, states: torch.Tensor) -> torch.Tensor:
-        """Copy hidden states to where they are kept, off the device that blocks compute on."""
-        return states.to(self._states[0].device)
-
-    def _feed(
-        self, position: int, ffn: FFN, readers: Readers, dense_states: States | None, *, ffn_suffices: bool
-    ) -> None:
-        """Run a block on all batches, and tell the readers what its output lacks if the dense model's states are given."""
-        # If this FFN is the only one in the block, the states become the block's output minus the output of the FFN, which is
-        # added when the FFN is repaired. Then the rest of the block need not run again.
-        only_ffn = ffn_suffices and len(ffn.prunable) == 1 and list(self._positions.values()).count(position) == 1
-        # The last map need not run either if the dense model's states are given: without its output, the states show what it
-        # should return.
-        has_run = not only_ffn or dense_states is None
-        # If the inputs of the last map can be kept, in place of those of the FFN, only that map must run again.
+    def _feed(self, position: int, ffn: FFN, readers: Readers, *, is_added: bool, is_added_last: bool) -> None:
+        """Run a block on all batches, and tell the readers what its output lacks if that is known."""
+        dense_states = self._dense_states if is_added else None
+        # Nothing else in the block depends on what the last map returns, so it need not run before it is repaired.
+        skips = is_added and not ffn.is_routed and len(ffn.prunable) == 1
+        # If it is also the only one in the block that will change, and its inputs can be kept, nothing else must run again.
         bytes_of_inputs = sum(state.nbytes for state in self._states) * ffn.sizes[-2] // ffn.sizes[-1]
-        pending = ffn.output_module if bytes_of_inputs <= self._memory else ffn.module
-        calls: list[tuple[Call, Any]] = []
+        is_alone = list(self._positions.values()).count(position) == 1
+        keeps = skips and is_added_last and is_alone and bytes_of_inputs <= self._memory
         with ExitStack() as hooks:
-            if not has_run:
-                substitute_forward(hooks, ffn.output_module, lambda x: x.new_zeros(*x.shape[:-1], ffn.sizes[-1]))
+            inputs = _skip(hooks, ffn) if skips else []
             for module, reader in readers.items():
                 add_hook(hooks, self._model, ffn, module, reader.add, self._passes.masks)
-            if only_ffn:
-                record_calls(hooks, pending, calls)
             for k, output in self._passes.outputs(position, self._states):
-                missing = None if dense_states is None else dense_states[k].to(output.device) - output
+                missing = None
+                if dense_states is not None:
+                    missing = at_least_float32(dense_states[k].to(output.device)) - output
                 for reader in readers.values():
-                    reader.end_batch(missing, has_run=has_run)
-                if only_ffn:
-                    call, returned = calls.pop()
-                    if self.device is not None:
-                        call = call.to(self._states[k].device)  # where the call is kept until the FFN is repaired
-                    if pending is ffn.module and not self._pending_inputs:
-                        self._pending_inputs = allocate_like(list(self._states))
-                    memory = self._pending_inputs[k] if self._pending_inputs else None
-                    self._pending_calls.append(copied_call(call, memory, self._states[k]))
-                    self._states.store(k, output - returned.reshape(output.shape))
-        self._pending_module = pending if only_ffn else None
+                    reader.end_batch(missing, has_run=missing is None or not skips)
+                if keeps:
+                    self._pending_inputs += inputs
+                    self._states.store(k, output)
+                inputs.clear()
+        self._pending_map = ffn.output_module if keeps else None
 
     def _advance_dense(self, states: States, readers: Collection[Reader] = ()) -> None:
         """Advance the dense model's states past a block, before anything in it is pruned, and end each batch of the readers."""
@@ -244,8 +218,8 @@ class BlockStream:
     def _try_addition(self, position: int, ffn: FFN) -> tuple[bool, bool]:
         """Add a tensor to the output of the FFN's last map (of all experts together), on the first batch.
 
-        Return whether the block's output changes by exactly that tensor, and whether the FFN's module, called outside the block,
-        returns what it returned in the block minus that tensor.
+        Return whether the block's output changes by exactly that tensor, and whether the block adds the output of that map last,
+        so that adding it later gives the same bits.
         """
         if self._dense_input is not None and self._dense_states is not None:
             block_input, output = self._dense_input, self._dense_states[0]
@@ -253,11 +227,9 @@ class BlockStream:
         else:
             block_input = self._states[0]
             _, output = next(self._passes.outputs(position, [block_input]))
-        module = ffn.output_module
         # The tensor to add: its values are as large as those of the residual stream, and differ from token to token.
         added = output.roll(1, dims=-1)
         has_fitting_size: list[bool] = []  # one entry for each call of the map
-        calls: list[tuple[Call, Any]] = []
 
         def add(_module: nn.Module, _inputs: Any, returned: Any) -> Any:
             values = first_output(returned)
@@ -268,34 +240,25 @@ class BlockStream:
             return changed if isinstance(returned, torch.Tensor) else (changed, *returned[1:])
 
         with ExitStack() as hooks:
-            hooks.callback(module.register_forward_hook(add).remove)
-            record_calls(hooks, ffn.module, calls)
+            hooks.callback(ffn.output_module.register_forward_hook(add).remove)
             _, changed = next(self._passes.outputs(position, [block_input]))
         rounding = 16 * torch.finfo(output.dtype).eps * float(output.detach().abs().max())
-        if has_fitting_size != [True] or float((changed - output - added).abs().max()) > rounding:
-            return False, False
-        # The FFN's output is subtracted from the states and later added again. These two roundings matter in half precision.
-        if (
-            ffn.is_routed
-            or len(calls) != 1
-            or not can_copy(calls[0][0])
-            or at_least_float32(output).dtype != output.dtype
-        ):
-            return True, False
-        call, returned = calls[0]
-        again = ffn.module(*call.args, **call.kwargs)
-        like_stream = isinstance(again, torch.Tensor) and again.shape == added.shape
-        return True, like_stream and torch.equal(again + added, returned)
+        is_added = has_fitting_size == [True] and float((changed - output - added).abs().max()) <= rounding
+        if not is_added or ffn.is_routed:
+            return is_added, False
+        with ExitStack() as hooks:
+            inputs = _skip(hooks, ffn)
+            _, without = next(self._passes.outputs(position, [block_input]))
+        returned = ffn.output_module(inputs[0])
+        return True, torch.equal(without + returned.reshape(without.shape), output)
 
     def _behind_pending(self, batches: Iterable[int]) -> Iterator[torch.Tensor]:
-        """Run what must run again of a block whose FFN is repaired, and yield the hidden states behind the block."""
-        module, device = self._pending_module, self.device
-        assert module is not None
-        with torch.no_grad(), evaluation_mode(self._model, self._ffns), onloaded(module, device):
+        """Run the last map of an FFN after it was repaired, and yield the hidden states behind the block."""
+        assert self._pending_map is not None
+        with torch.no_grad(), evaluation_mode(self._model, self._ffns):
             for k in batches:
-                call, without_ffn = self._pending_calls[k].to(device), self._states.behind(k)
-                added = module(*call.args, **call.kwargs)
-                yield without_ffn.to(added.device) + added.reshape(without_ffn.shape)
+                without = self._states[k]
+                yield without + self._pending_map(self._pending_inputs[k]).reshape(without.shape)
 
     def _advance(self) -> None:
         """Advance the states of the pruned model past a block."""
@@ -304,14 +267,14 @@ class BlockStream:
             for k, state in enumerate(states):
                 states.store(k, state)
             states.advance()
-        elif self._pending_module is None:
+        elif self._pending_map is None:
             self._passes.advance(self._position, states)
         else:
             for k, output in enumerate(self._behind_pending(range(len(states)))):
                 states.store(k, output)
             states.advance()
-            self._pending_calls.clear()
-            self._pending_module = None
+            self._pending_inputs.clear()
+            self._pending_map = None
         self._position += 1
         if self._work is not None:
             kept = {"states": self._states}
@@ -321,6 +284,18 @@ class BlockStream:
             files = [states.file for states in kept.values()]
             unneeded = [file for states in kept.values() for file in states.files]
             self._work.note(STAGE, {"blocks": self._position, **sides}, files, unneeded)
+
+
+def _skip(hooks: ExitStack, ffn: FFN) -> list[torch.Tensor]:
+    """Let the last map of an FFN return zeros until `hooks` closes; return the list to which its inputs are appended."""
+    inputs: list[torch.Tensor] = []
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        inputs.append(x)
+        return x.new_zeros(*x.shape[:-1], ffn.sizes[-1])
+
+    substitute_forward(hooks, ffn.output_module, forward)
+    return inputs
 
 
 def open_stream(

@@ -37,8 +37,8 @@ class Reader(Protocol):
             The tensor to add to the map's output so that the residual stream behind the block becomes that of the dense model;
             None if that tensor is unknown.
         has_run : bool
-            Whether the map has run. If not, its output counted as zero, so that `missing` is all that it should return. This is
-            the same for all batches, and in all processes.
+            Whether `missing` is meant beside what the map returns now. If not, the map has not run, and `missing` is all that
+            it should return. This is the same for all batches, and in all processes.
         """
 
 

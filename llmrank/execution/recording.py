@@ -28,12 +28,9 @@ __all__ = [
     "Recording",
     "blocks_of",
     "broken_error",
-    "can_copy",
-    "copied_call",
     "first_tokens",
     "hidden_states_of",
     "output_of_block",
-    "record_calls",
     "record_without_running",
     "recording",
 ]
@@ -342,42 +339,3 @@ def _equal_calls(one: Call, other: Call) -> bool:
         else value is twin or (type(value) is type(twin) and bool(value == twin))
         for value, twin in zip(values, others, strict=True)
     )
-
-
-def record_calls(hooks: ExitStack, module: nn.Module, calls: list[tuple[Call, Any]]) -> None:
-    """Append each call of a module, with its output, to the list `calls`, until `hooks` closes."""
-
-    def append(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
-        # Copied, because some blocks add to the very tensor that the FFN returned (Falcon).
-        calls.append((Call(args, kwargs), returned.clone() if isinstance(returned, torch.Tensor) else returned))
-
-    hooks.callback(module.register_forward_hook(append, with_kwargs=True).remove)
-
-
-def can_copy(call: Call) -> bool:
-    """Whether :func:`copied_call` can copy a call: all its arguments are dense tensors or plain values."""
-    plain = (bool, int, float, str, type(None))
-    return all(
-        value.layout is torch.strided if isinstance(value, torch.Tensor) else isinstance(value, plain)
-        for value in (*call.args, *call.kwargs.values())
-    )
-
-
-def copied_call(call: Call, memory: torch.Tensor | None, states: torch.Tensor) -> Call:
-    """Return a copy of a call that stays valid when `states` are overwritten.
-
-    The first tensor that has the size, dtype and device of `memory` is copied into `memory`, so that no new memory is allocated.
-    Of the others, only those that share the memory of `states` are copied.
-    """
-    unused = [] if memory is None else [memory]
-
-    def copy(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        kinds = {(each.dtype, each.device, each.numel()) for each in (value, *unused)}
-        if unused and len(kinds) == 1:
-            return unused.pop().view(value.shape).copy_(value)
-        same_memory = value.untyped_storage().data_ptr() == states.untyped_storage().data_ptr()
-        return value.clone() if same_memory else value
-
-    return Call(tuple(map(copy, call.args)), {key: copy(value) for key, value in call.kwargs.items()})

@@ -101,10 +101,6 @@ class States:
         same_memory = state.untyped_storage().data_ptr() == held.untyped_storage().data_ptr()
         held.copy_(state.clone() if same_memory else state)
 
-    def behind(self, k: int) -> torch.Tensor:
-        """Return the state behind the block for one batch, which :meth:`store` has set."""
-        return self._behind[k]
-
     def advance(self) -> None:
         """Go on to the next block: the states behind this block are those in front of the next block."""
         self.side = 1 - self.side if len(self._memory) > 1 else 0

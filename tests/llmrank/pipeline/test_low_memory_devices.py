@@ -131,10 +131,10 @@ def test_a_block_is_transferred_once_a_pass(kind: str, tmp_path: Path, two_devic
     repairs = found.recipe.repair is not None
     # The calibration; the dense, the cut and the repaired model on each held-out sequence; the masked model.
     complete = n_blocks * (2 + (3 * n_held_out if repairs else 0))
-    # A block is fed. Then its FFN alone runs again, but for that of the last block.
+    # A block is fed. Then it runs again, but for the last one.
     fed, again = (n_blocks, n_blocks - 1) if repairs else (0, 0)
     # Queries and outputs of attentions are square; the last check runs the compact model.
-    assert shapes.count(QUERY) == 2 * (complete + n_blocks + fed)
+    assert shapes.count(QUERY) == 2 * (complete + n_blocks + fed + again)
     assert shapes.count(GATE) == 2 * (complete + fed + again)
     # A map is solved. Repaired maps that are not in the model yet travel beside the old ones.
     uses = n_held_out + (found.plan.selection.validation is not None and found.plan.selection.validation.improves)
