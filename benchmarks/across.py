@@ -21,6 +21,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from scipy import stats
 
 from benchmarks.pruning_peers import PEERS
 from benchmarks.result_files import opened, write
@@ -59,6 +60,8 @@ RESULTS = Path(__file__).parent / "results"
 TEXTS = ("default", "alone")
 DEFAULT = (DEFAULTS["scorer"], "local", TEXTS[0])
 PEER = "optipfair, MAW with data"
+# The scores of other tools; `activation` is the one that the default is built on.
+SCORES_OF_PEERS = ("activation", "wanda-sp", "flap", PEER)
 # Scorer, or the peer that chooses the neurons itself -> budgets.
 ROWS = {
     DEFAULT[0]: ("local",),
@@ -104,6 +107,11 @@ HEAD = (
     "and on a fifth as much of the built-in text, Python's language reference, unless they say 'alone'. WikiText-2's test is "
     "text of the first kind; the source code of Python's standard library is text of another kind. "
     "Shares are exact (multiple_of=1)."
+)
+HEAD_OF_PEERS = (
+    "How often the default is ahead of a peer ({peers}), and how often behind, by more than two errors, over models, amounts, "
+    "and as cut or repaired. Of two equal scores, each would be that far ahead of the other in {chance:.0%} of the comparisons, "
+    "by the t distribution of as many sequences."
 )
 HEAD_OF_HEADS = (
     " What is removed are heads of attentions; those that share keys and values are removed together. The budget local removes "
@@ -270,7 +278,7 @@ def table(results: dict[str, Any]) -> str:
     """Return all models in markdown: perplexities, and in brackets the difference from the default row."""
     asks = any(ITEMS in row for found in results["models"].values() for row in found["rows"])
     of_heads = results.get("protocol", {}).get("targets") == "heads"
-    lines = [HEAD + of_heads * HEAD_OF_HEADS + asks * HEAD_OF_ITEMS]
+    lines = [HEAD + of_heads * HEAD_OF_HEADS + asks * HEAD_OF_ITEMS, *_against_peers(results["models"])]
     for name, found in results["models"].items():
         for kind in (*KINDS, ITEMS):
             dense = kind_of(found["dense"], kind)
@@ -283,6 +291,31 @@ def table(results: dict[str, Any]) -> str:
                 rows = [row for row in found["rows"] if row["repair"] == repair and kind_of(row, kind)]
                 lines += _rows(rows, kind, dense)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _against_peers(models: dict[str, Any]) -> list[str]:
+    """Return a table of how often the default is ahead of a peer or behind it; nothing without a peer."""
+    lines: list[str] = []
+    for (own, theirs), kind in product((("alone", "alone"), ("default", "default"), ("default", "alone")), KINDS):
+        changes = [
+            change(kind_of(peer, kind), kind_of(default, kind))
+            for found in models.values()
+            for default, peer in product(found["rows"], found["rows"])
+            if key(default)[:3] == (*DEFAULT[:2], own) and key(default)[3:] == key(peer)[3:]
+            if peer["scorer"] in SCORES_OF_PEERS and key(peer)[1:3] == (DEFAULT[1], theirs)
+            if kind_of(default, kind) and kind_of(peer, kind)
+        ]
+        far = [each.value for each in changes if each.error is not None and abs(each.value) > 2 * each.error]
+        ahead = sum(value > 0 for value in far)
+        if changes:
+            texts = " and ".join(f"WikiText-2{' alone' * (each == 'alone')}" for each in (own, theirs))
+            lines.append(f"| {texts} | {kind} | {len(changes)} | {ahead} | {len(far) - ahead} |")
+    if not lines:
+        return []
+    n_sequences = min(len(row["losses"]) for found in models.values() for row in found["rows"])
+    head = HEAD_OF_PEERS.format(peers=", ".join(SCORES_OF_PEERS), chance=stats.t.sf(2.0, n_sequences - 1))
+    columns = "| default and peer calibrated on | evaluated on | comparisons | ahead | behind |"
+    return ["", head, "", columns, "| --- | --- | ---: | ---: | ---: |", *lines]
 
 
 def _rows(found: list[dict[str, Any]], kind: str, dense: Any) -> list[str]:
@@ -352,9 +385,14 @@ def cell(row: Any, default: dict[str, Any] | None, dense: Any) -> str:
     value = f"{perplexity_of(row):,.2f}"
     if default is None or row is default:
         return value
+    above = change(row, default)
+    return f"{value} ({above.value:+.3f}{'' if above.error is None else f' ± {above.error:.3f}'})"
+
+
+def change(row: dict[str, Any], default: dict[str, Any]) -> Estimate:
+    """Return the loss of a row above that of the default in nats per token, paired over sequences."""
     differences = [own - other for own, other in zip(row["losses"], default["losses"], strict=True)]
-    change = Estimate.of(differences, row["counts"])
-    return f"{value} ({change.value:+.3f}{'' if change.error is None else f' ± {change.error:.3f}'})"
+    return Estimate.of(differences, row["counts"])
 
 
 def measure(study: Study, found: dict[str, Any], options: argparse.Namespace, save: Callable[[], None]) -> None:
