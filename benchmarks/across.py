@@ -308,14 +308,14 @@ def _against_peers(models: dict[str, Any]) -> list[str]:
         far = [each.value for each in changes if each.error is not None and abs(each.value) > 2 * each.error]
         ahead = sum(value > 0 for value in far)
         if changes:
-            texts = " and ".join(f"WikiText-2{' alone' * (each == 'alone')}" for each in (own, theirs))
+            texts = " | ".join("with other text" if each == TEXTS[0] else each for each in (own, theirs))
             lines.append(f"| {texts} | {kind} | {len(changes)} | {ahead} | {len(far) - ahead} |")
     if not lines:
         return []
     n_sequences = min(len(row["losses"]) for found in models.values() for row in found["rows"])
     head = HEAD_OF_PEERS.format(peers=", ".join(SCORES_OF_PEERS), chance=stats.t.sf(2.0, n_sequences - 1))
-    columns = "| default and peer calibrated on | evaluated on | comparisons | ahead | behind |"
-    return ["", head, "", columns, "| --- | --- | ---: | ---: | ---: |", *lines]
+    columns = "| text of the default | text of the peer | evaluated on | comparisons | ahead | behind |"
+    return ["", head, "", columns, "| --- | --- | --- | ---: | ---: | ---: |", *lines]
 
 
 def _rows(found: list[dict[str, Any]], kind: str, dense: Any) -> list[str]:

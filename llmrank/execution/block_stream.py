@@ -22,7 +22,7 @@ from llmrank.execution.recording import Recording, broken_error
 from llmrank.execution.states import States
 from llmrank.models import FFN, FFNs
 from llmrank.models.blocks import TransformerBlock
-from llmrank.models.forward import at_least_float32, evaluation_mode, first_output, model_inputs, substitute_forward
+from llmrank.models.forward import evaluation_mode, first_output, model_inputs, substitute_forward
 from llmrank.text import TokenSequences
 
 __all__ = ["BlockStream", "open_stream"]
@@ -48,13 +48,14 @@ class BlockStream:
         :meth:`llmrank.execution.pass_stream.Reader.end_batch`. That tensor is known only if the block adds the map's output
         to the residual stream unchanged, and if no other map of the block was pruned.
     memory : int
-        Number of bytes that may be taken to keep the inputs of an FFN's last map, so that only this map runs once it is repaired.
-        It is 0 if a device is given.
+        Number of bytes that may be taken to keep the inputs of an FFN's last map, so that only this map runs once it is repaired;
+        with a device none are taken.
 
     Notes
     -----
-    Cost, if one map of every FFN is read: two forward passes for all FFNs together, or one and that of the last maps if there is
-    `memory`; one more if the stream follows the dense model and the recording has not kept the outputs of its blocks.
+    Cost, if one map of every FFN is read: two forward passes for all FFNs together, one more if the stream follows the dense
+    model and the recording has not kept the outputs of its blocks, and up to three passes of the first batch, as a trial. If
+    there is `memory`, a block whose last step adds the output of the only FFN that is read runs once instead of twice.
     :meth:`finish` passes the held-out batches through what is left of the model. A block is transferred to a device once when its
     inputs are read (twice if experts are removed), and once more after that. Memory: the hidden states of all tokens (those of
     the dense model too if the stream follows it), and `memory`. Memory of a device: one block, and what it needs for one batch.
@@ -77,7 +78,8 @@ class BlockStream:
         self._model, self._ffns, self._record = model, ffns, record
         self._passes = BlockPasses(model, ffns, record, masks, execution.device)
         self._positions = self._passes.positions
-        self._work, self._processes, self._memory = execution.work, execution.processes, memory
+        self._work, self._processes = execution.work, execution.processes
+        self._memory = memory if execution.device is None else 0
         # What an earlier process noted: how many blocks the states have passed, and in which file (side) they are.
         names = ("states", "dense-states") if follow else ("states",)
         done = None
@@ -90,8 +92,8 @@ class BlockStream:
         self._dense_input: torch.Tensor | None = None
         # The numbers of the blocks that the pruned model computes without.
         self._left_out: set[int] = set()
-        # What :meth:`_try_addition` returned in all processes, by the name of the FFN or mixture.
-        self._additions: dict[str, tuple[bool, bool]] = {}
+        # What :meth:`_is_added` returned, by the name of the FFN or mixture.
+        self._additions: dict[str, bool] = {}
         # If the states already hold all of a block's output but the output of its FFN's last map, only this map must run after it
         # is repaired: the map, and its inputs (one for each batch).
         self._pending_map: nn.Module | None = None
@@ -139,20 +141,27 @@ class BlockStream:
                     for module, reader in dense_readers.items():
                         add_hook(hooks, self._model, ffn, module, reader.add, self._passes.masks)
                     self._advance_dense(self._dense_states, dense_readers.values())
-            is_added, is_added_last = False, False
-            if ffn.stages[-1][0].module in readers:
+            is_added, follows, batch = False, self._dense_states is not None, None
+            if ffn.stages[-1][0].module in readers and (follows or self._memory > 0):
                 # Several groups of experts of one mixture may be fed one after the other. The trial runs for the first group,
                 # before the mixture is changed, and the other groups use its result.
                 name = ffn.sublayer_name if ffn.is_routed else ffn.name
                 if name not in self._additions:
-                    # Rounding errors may decide, and all processes must compute the same.
-                    self._additions[name] = self._processes.first(self._try_addition(position, ffn))
-                is_added, is_added_last = self._additions[name]
+                    batch = self._first_batch(position)
+                    found = self._is_added(position, ffn, *batch)
+                    # Rounding errors may decide, and all processes must know the same of what their outputs lack.
+                    self._additions[name] = self._processes.first(found) if follows else found
+                is_added = self._additions[name]
             if change is not None:
                 onloaded_block.close()  # so that the model's own tensors are changed, and not copies on a device
                 change()
                 onloaded_block.enter_context(self._passes.onloaded_block(position))
-            self._feed(position, ffn, readers, is_added=is_added, is_added_last=is_added_last)
+            # Nothing else in the block depends on what the last map returns, so it need not run before it is repaired.
+            skips = is_added and not ffn.is_routed and len(ffn.prunable) == 1
+            keeps = (
+                skips and batch is not None and self._can_keep(position, ffn) and self._adds_last(position, ffn, *batch)
+            )
+            self._feed(position, ffn, readers, self._dense_states if is_added else None, skips=skips, keeps=keeps)
 
     def finish(self) -> None:
         """See :meth:`Stream.finish`. Blocks behind that of the last FFN that was fed run on the held-out batches alone."""
@@ -172,29 +181,30 @@ class BlockStream:
                     states = [output.to(self._states[0].device) for _, output in outputs]
         self.held_out_states = states
 
-    def _feed(self, position: int, ffn: FFN, readers: Readers, *, is_added: bool, is_added_last: bool) -> None:
-        """Run a block on all batches, and tell the readers what its output lacks if that is known."""
-        dense_states = self._dense_states if is_added else None
-        # Nothing else in the block depends on what the last map returns, so it need not run before it is repaired.
-        skips = is_added and not ffn.is_routed and len(ffn.prunable) == 1
-        # If it is also the only one in the block that will change, and its inputs can be kept, nothing else must run again.
-        bytes_of_inputs = sum(state.nbytes for state in self._states) * ffn.sizes[-2] // ffn.sizes[-1]
-        is_alone = list(self._positions.values()).count(position) == 1
-        keeps = skips and is_added_last and is_alone and bytes_of_inputs <= self._memory
+    def _feed(
+        self, position: int, ffn: FFN, readers: Readers, dense_states: States | None, *, skips: bool, keeps: bool
+    ) -> None:
+        """Run a block on all batches, and tell the readers what its output lacks if the dense model's states are given.
+
+        If it `keeps`, the states get the block's output without that of the FFN's last map, so that only this map must run later.
+        """
+        # In half precision, the rounding of the stream would count as missing if it is not rounded with the map's output.
+        has_run = not skips or dense_states is None or torch.finfo(self._states[0].dtype).bits < 32
         with ExitStack() as hooks:
-            inputs = _skip(hooks, ffn) if skips else []
+            skipped = _skip(hooks, ffn, run=has_run and dense_states is not None) if keeps or not has_run else []
             for module, reader in readers.items():
                 add_hook(hooks, self._model, ffn, module, reader.add, self._passes.masks)
             for k, output in self._passes.outputs(position, self._states):
+                inputs, returned = skipped.pop() if skipped else (None, None)
                 missing = None
                 if dense_states is not None:
-                    missing = at_least_float32(dense_states[k].to(output.device)) - output
+                    present = output if returned is None else output + returned.reshape(output.shape)
+                    missing = dense_states[k].to(output.device) - present
                 for reader in readers.values():
-                    reader.end_batch(missing, has_run=missing is None or not skips)
-                if keeps:
-                    self._pending_inputs += inputs
+                    reader.end_batch(missing, has_run=has_run)
+                if keeps and inputs is not None:
+                    self._pending_inputs.append(inputs)
                     self._states.store(k, output)
-                inputs.clear()
         self._pending_map = ffn.output_module if keeps else None
 
     def _advance_dense(self, states: States, readers: Collection[Reader] = ()) -> None:
@@ -215,18 +225,15 @@ class BlockStream:
         states.advance()
         self._dense_position += 1
 
-    def _try_addition(self, position: int, ffn: FFN) -> tuple[bool, bool]:
-        """Add a tensor to the output of the FFN's last map (of all experts together), on the first batch.
-
-        Return whether the block's output changes by exactly that tensor, and whether the block adds the output of that map last,
-        so that adding it later gives the same bits.
-        """
+    def _first_batch(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the first batch of hidden states in front of a block and behind it, before anything in the block is pruned."""
         if self._dense_input is not None and self._dense_states is not None:
-            block_input, output = self._dense_input, self._dense_states[0]
-            output = output if self.device is None else output.to(self.device)
-        else:
-            block_input = self._states[0]
-            _, output = next(self._passes.outputs(position, [block_input]))
+            behind = self._dense_states[0]
+            return self._dense_input, behind if self.device is None else behind.to(self.device)
+        return self._states[0], next(self._passes.outputs(position, [self._states[0]]))[1]
+
+    def _is_added(self, position: int, ffn: FFN, block_input: torch.Tensor, output: torch.Tensor) -> bool:
+        """Whether a block's output changes by a tensor that is added to what an FFN's last map (all experts together) returns."""
         # The tensor to add: its values are as large as those of the residual stream, and differ from token to token.
         added = output.roll(1, dims=-1)
         has_fitting_size: list[bool] = []  # one entry for each call of the map
@@ -242,23 +249,29 @@ class BlockStream:
         with ExitStack() as hooks:
             hooks.callback(ffn.output_module.register_forward_hook(add).remove)
             _, changed = next(self._passes.outputs(position, [block_input]))
-        rounding = 16 * torch.finfo(output.dtype).eps * float(output.detach().abs().max())
-        is_added = has_fitting_size == [True] and float((changed - output - added).abs().max()) <= rounding
-        if not is_added or ffn.is_routed:
-            return is_added, False
+        # Rounding errors are those of the token's own largest value, because some tokens have values in the thousands.
+        rounding = 16 * torch.finfo(output.dtype).eps * output.abs().amax(-1, keepdim=True)
+        return has_fitting_size == [True] and bool(((changed - output - added).abs() <= rounding).all())
+
+    def _can_keep(self, position: int, ffn: FFN) -> bool:
+        """Whether there is memory for the inputs of an FFN's last map, and nothing else in the block will change."""
+        bytes_of_inputs = sum(state.nbytes for state in self._states) * ffn.sizes[-2] // ffn.sizes[-1]
+        return bytes_of_inputs <= self._memory and list(self._positions.values()).count(position) == 1
+
+    def _adds_last(self, position: int, ffn: FFN, block_input: torch.Tensor, output: torch.Tensor) -> bool:
+        """Whether a block adds the output of an FFN's last map as its last step, so that adding it later gives the same bits."""
         with ExitStack() as hooks:
-            inputs = _skip(hooks, ffn)
+            skipped = _skip(hooks, ffn, run=True)
             _, without = next(self._passes.outputs(position, [block_input]))
-        returned = ffn.output_module(inputs[0])
-        return True, torch.equal(without + returned.reshape(without.shape), output)
+        ((_, returned),) = skipped
+        return returned is not None and torch.equal(without + returned.reshape(without.shape), output)
 
     def _behind_pending(self, batches: Iterable[int]) -> Iterator[torch.Tensor]:
         """Run the last map of an FFN after it was repaired, and yield the hidden states behind the block."""
         assert self._pending_map is not None
         with torch.no_grad(), evaluation_mode(self._model, self._ffns):
             for k in batches:
-                without = self._states[k]
-                yield without + self._pending_map(self._pending_inputs[k]).reshape(without.shape)
+                yield self._states[k] + self._pending_map(self._pending_inputs[k]).reshape(self._states[k].shape)
 
     def _advance(self) -> None:
         """Advance the states of the pruned model past a block."""
@@ -286,16 +299,20 @@ class BlockStream:
             self._work.note(STAGE, {"blocks": self._position, **sides}, files, unneeded)
 
 
-def _skip(hooks: ExitStack, ffn: FFN) -> list[torch.Tensor]:
-    """Let the last map of an FFN return zeros until `hooks` closes; return the list to which its inputs are appended."""
-    inputs: list[torch.Tensor] = []
+def _skip(hooks: ExitStack, ffn: FFN, *, run: bool) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Let the last map of an FFN return zeros until `hooks` closes.
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        inputs.append(x)
+    Return the list to which its inputs are appended, each with what the map would return for them if `run` is set.
+    """
+    calls: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    forward = ffn.output_module.forward
+
+    def skipped(x: torch.Tensor) -> torch.Tensor:
+        calls.append((x, forward(x) if run else None))
         return x.new_zeros(*x.shape[:-1], ffn.sizes[-1])
 
-    substitute_forward(hooks, ffn.output_module, forward)
-    return inputs
+    substitute_forward(hooks, ffn.output_module, skipped)
+    return calls
 
 
 def open_stream(

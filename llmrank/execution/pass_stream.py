@@ -34,11 +34,10 @@ class Reader(Protocol):
         Parameters
         ----------
         missing : (batch, length, out) tensor or None
-            The tensor to add to the map's output so that the residual stream behind the block becomes that of the dense model;
-            None if that tensor is unknown.
+            What the map should return, so that the residual stream behind the block becomes that of the dense model, less what it
+            returns now if it `has_run`. None if that is unknown.
         has_run : bool
-            Whether `missing` is meant beside what the map returns now. If not, the map has not run, and `missing` is all that
-            it should return. This is the same for all batches, and in all processes.
+            This is the same for all batches, and in all processes.
         """
 
 

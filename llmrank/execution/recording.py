@@ -24,7 +24,6 @@ from llmrank.models.forward import (
 __all__ = [
     "LENGTHS",
     "UNPACKING_ERRORS",
-    "Call",
     "Recording",
     "blocks_of",
     "broken_error",
@@ -45,7 +44,7 @@ LENGTHS = range(3)
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """The arguments of one call of a module. The hidden states are left out if the module is a block."""
+    """The arguments of one call of a block, without the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]

@@ -11,7 +11,7 @@ import torch
 
 from llmrank.errors import OptionError
 
-__all__ = ["States", "allocate_like", "file_tensor", "state_file"]
+__all__ = ["States", "file_tensor", "state_file"]
 
 
 class States:

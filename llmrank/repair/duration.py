@@ -44,9 +44,11 @@ def repair_seconds(
         if of_layer:
             share = float(layer.token_share)
             # The sums over the tokens are those of products of two neurons, of which symmetry saves half, and of products of a
-            # neuron and an output. What removed neurons add to an output takes as long. They are in float32, which counts half.
+            # neuron and an output. What removed neurons add to an output takes as long, unless the map of an FFN need not run
+            # before it is repaired. They are in float32, which counts half.
             read = layer.size if method.reads_removed or method.reselects else kept[name]
-            of_layer += tokens * share * (read**2 + 2.0 * layer.size * outputs) / 2.0
+            multiplied = read if method.needs_dense_stream and layer.mixture is None else layer.size
+            of_layer += tokens * share * (read**2 + 2.0 * multiplied * outputs) / 2.0
             place = device or layer.output_maps[0].weight.device
             operations[place] = operations.get(place, 0.0) + of_layer
     return sum(count / _speed(place) for place, count in operations.items())

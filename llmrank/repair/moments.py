@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import TypeAlias
 
 import torch
@@ -65,9 +65,9 @@ def _signs(n_outputs: int) -> torch.Tensor:
 class MissingOutput:
     """Sums over calibration tokens of e, the missing output of a map.
 
-    If e is added to the output that the map has with all neurons that the moments are of, the residual stream behind the map
-    becomes that of the dense model. So e makes up for pruned FFNs before the map and, if the moments are of the kept neurons
-    alone, also for the removed neurons of the map; with target "output" only for these.
+    e is what the map should return, so that the residual stream behind the map becomes that of the dense model, less what it
+    returns with all neurons that the moments are of if it `has_run`. So e makes up for pruned FFNs before the map and, if the
+    moments are of the kept neurons alone, also for the removed neurons of the map; with target "output" only for these.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class MissingOutput:
     square : float
         Sum of ||e||^2 over the combinations of :func:`project_outputs`.
     has_run : bool
-        Whether the map has run. If not, e is all that it should return, see :meth:`Moments.less_output`.
+        See :meth:`Moments.less_output`.
     """
 
     total: torch.Tensor
@@ -193,7 +193,7 @@ class Moments:
     def less_output(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Moments:
         """Subtract what the map returns, ``weight @ x + bias``, from the missing output, if the map has not run.
 
-        The present sums are overwritten.
+        The present sum `cross` is overwritten.
 
         Parameters
         ----------
@@ -274,7 +274,11 @@ class _Kept:
 
     def __init__(self, keep: torch.Tensor, weight: torch.Tensor, device: torch.device) -> None:
         self._kept, self._removed = (mask.nonzero()[:, 0].to(device) for mask in (keep, ~keep))
-        self._weight_of_removed = at_least_float32(weight[:, ~keep.to(weight.device)]).to(device)
+        self._weight = weight
+
+    @cached_property
+    def _weight_of_removed(self) -> torch.Tensor:
+        return at_least_float32(self._weight[:, self._removed.to(self._weight.device)]).to(self._removed.device)
 
     def split(
         self, values: torch.Tensor, missing: torch.Tensor | None, *, has_run: bool
@@ -373,7 +377,8 @@ class MomentSums:
         Routing of the expert whose map is read. Each token then counts by the square of its routing weight, and what the output
         for a token lacks is divided among the experts of this token by their weights.
     keep : (size,) bool tensor, optional
-        Sum up the moments of these neurons alone. What the others add to the output is added to the missing output.
+        Sum up the moments of these neurons alone. What the others add to the output is added to the missing output, if the map
+        has run.
     weight : (out, size) tensor, optional
         The weight of the map, which `keep` needs.
 

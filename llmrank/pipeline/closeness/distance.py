@@ -191,6 +191,7 @@ def _divergences(dense: Predictions, models: Sequence[Predictions], mask: torch.
             q = at_least_float32(next(others)[0][valid])
             total.index_add_(0, rows, divergences(log_p, q))
         counts += torch.bincount(rows, minlength=len(mask))
+        del logits, log_p, q  # before the next band is computed
     return [(total.tolist(), counts.tolist()) for total in totals]
 
 

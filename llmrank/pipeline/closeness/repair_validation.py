@@ -142,11 +142,13 @@ def repair_where_it_helps(
         try:
             write = in_place_repairs.write if in_place else None
             kept, repaired = repair_ffns(model, ffns, masks, method, stream, execution, choose, write, files)
+            held_out_states = stream.held_out_states
+            del stream  # all other hidden states, before the predictions take memory
             if not record.keeps_states:
                 record.forget_outputs()
             if reference is not None and cut is not None and repaired:
                 with execution.step("Validating the repair on the held-out text"):
-                    after = reference.outputs(kept, repaired, stream.held_out_states)
+                    after = reference.outputs(kept, repaired, held_out_states)
                     validation = Validation.of(reference.measure, *reference.distances([cut, after]))
             if validation is not None and not validation.improves:
                 in_place_repairs.restore()

@@ -51,9 +51,17 @@ SETTINGS: dict[str, Any] = {
 BROKEN = ("T5", "T5 v1.1, Flan-T5")
 
 
-def run(model: Any, kind: str = "isolated", work: Path | None = None, *, resume: bool = False, **options: Any) -> Any:
+def run(
+    model: Any,
+    kind: str = "isolated",
+    work: Path | None = None,
+    *,
+    resume: bool = False,
+    n_sequences: int = 8,
+    **options: Any,
+) -> Any:
     pipeline_class, more = SETTINGS[kind]
-    calibration = CalibrationText(token_ids(8, 24), sequence_length=24)
+    calibration = CalibrationText(token_ids(n_sequences, 24), sequence_length=24)
     pipeline = pipeline_class(
         model,
         None,

@@ -123,22 +123,28 @@ def test_an_evaluation_computes_there_too(tmp_path: Path) -> None:
 GATE, DOWN, QUERY = (40, 16), (16, 40), (16, 16)
 
 
+@pytest.mark.parametrize("n_sequences", [8, 24])
 @pytest.mark.parametrize("kind", ["isolated", "repaired", "repaired, chosen anew"])
-def test_a_block_is_transferred_once_a_pass(kind: str, tmp_path: Path, two_devices: DeviceTraffic) -> None:
-    found = run(tiny_llama(), kind, tmp_path / "work", device=FIRST)
+def test_a_block_is_transferred_once_a_pass(
+    kind: str, n_sequences: int, tmp_path: Path, two_devices: DeviceTraffic
+) -> None:
+    found = run(tiny_llama(), kind, tmp_path / "work", device=FIRST, n_sequences=n_sequences)
     shapes = [tuple(shape) for shape, _ in two_devices.copied]
     n_blocks, n_held_out = 2, 0 if found.report.held_out is None else found.report.held_out["sequences"]
     repairs = found.recipe.repair is not None
-    # The calibration; the dense, the cut and the repaired model on each held-out sequence; the masked model.
-    complete = n_blocks * (2 + (3 * n_held_out if repairs else 0))
+    # The repaired model runs on the only held-out sequence. With more, it runs on a few tokens as a trial, and its last block on
+    # the states that the repair has left.
+    of_repaired = n_blocks + (n_held_out > 1) if repairs else 0
+    # The calibration; the dense and the cut model on each held-out sequence; the masked model.
+    complete = n_blocks * (2 + (2 * n_held_out if repairs else 0)) + of_repaired
     # A block is fed. Then it runs again, but for the last one.
     fed, again = (n_blocks, n_blocks - 1) if repairs else (0, 0)
     # Queries and outputs of attentions are square; the last check runs the compact model.
     assert shapes.count(QUERY) == 2 * (complete + n_blocks + fed + again)
     assert shapes.count(GATE) == 2 * (complete + fed + again)
     # A map is solved. Repaired maps that are not in the model yet travel beside the old ones.
-    uses = n_held_out + (found.plan.selection.validation is not None and found.plan.selection.validation.improves)
-    beside = again + n_blocks * uses if kind == "repaired, chosen anew" else 0
+    improves = found.plan.selection.validation is not None and found.plan.selection.validation.improves
+    beside = again + of_repaired + n_blocks * improves if kind == "repaired, chosen anew" else 0
     assert shapes.count(DOWN) == complete + 2 * fed + again + beside
 
 

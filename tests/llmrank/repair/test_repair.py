@@ -170,6 +170,23 @@ def test_removed_neurons_may_count_as_missing_output(
         np.testing.assert_allclose(of_kept.bias, of_all.bias, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("n_outputs", [3, 200], ids=["few outputs", "combinations of many outputs"])
+def test_the_output_of_a_map_is_subtracted_from_what_it_should_return(n_outputs: int) -> None:
+    x, weight, _ = data(0, 60, 7, n_outputs)
+    inputs, matrix, bias = tensors(x, weight, np.arange(float(n_outputs)))
+    missing = tensors(np.random.default_rng(0).normal(size=(60, n_outputs)))[0]
+    for each in (None, bias):
+        wanted = Moments.of(inputs, missing + inputs @ matrix.T + (0.0 if each is None else each))
+        assert wanted.missing is not None
+        found = replace(wanted, missing=replace(wanted.missing, has_run=False)).less_output(matrix, each).missing
+        expected = Moments.of(inputs, missing).missing
+        assert found is not None
+        assert expected is not None
+        torch.testing.assert_close(found.total, expected.total)
+        torch.testing.assert_close(found.cross, expected.cross)
+        assert found.square == pytest.approx(expected.square, rel=1e-9)
+
+
 class SeesAll(LeastSquaresRepair):
     """Its `solve` was written for moments of all neurons, and counts how many there are."""
 
