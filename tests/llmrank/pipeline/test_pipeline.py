@@ -407,13 +407,18 @@ def test_the_duration_of_a_repair_counts_operations_and_measures_speed(monkeypat
     )
     prepared = pipeline.find()
     monkeypatch.setattr("llmrank.repair.duration._speed", lambda device: 1000.0)
-    expected = 0.0
+    expected = of_removed = 0.0
     for layer in prepared.ffns.layers.values():
         n, kept, out = layer.size, layer.size // 2, pipeline.model.config.hidden_size
         factor, solution = kept**3 / 3, 2 * kept**2 * out
-        moments, errors = 8 * 32 * (kept**2 / 2 + n * out), 6 * kept**2 * out
+        moments, errors = 8 * 32 * (kept**2 / 2 + kept * out), 6 * kept**2 * out
         expected += factor + solution + moments + errors
+        of_removed += 8 * 32 * (n - kept) * out
     assert notes.seconds_of_repair(prepared, pipeline.recipe, pipeline.execution) == pytest.approx(expected / 1000.0)
+    # With the FFN's own output as the target, what removed neurons add to it is computed.
+    pipeline.recipe = replace(pipeline.recipe, repair=LeastSquaresRepair(damping=1.0, target="output"))
+    longer = (expected + of_removed) / 1000.0
+    assert notes.seconds_of_repair(prepared, pipeline.recipe, pipeline.execution) == pytest.approx(longer)
     pipeline.recipe = replace(pipeline.recipe, repair=LeastSquaresRepair())
     assert notes.seconds_of_repair(prepared, pipeline.recipe, pipeline.execution) > expected / 1000.0
     for repair in (BiasRepair(), None):
