@@ -64,7 +64,8 @@ class Validation:
     @property
     def improves(self) -> bool:
         """Whether the repair brings the pruned model closer to the dense one."""
-        return self.repaired < self.cut
+        # No distance is below 0 but by rounding errors.
+        return max(self.repaired, 0.0) < self.cut
 
     def sentence(self) -> str:
         """Return the comparison and its outcome as a sentence."""

@@ -12,6 +12,7 @@ from llmrank import prune_model
 from llmrank.errors import CalibrationError
 from llmrank.pipeline.closeness import repair_validation
 from llmrank.pipeline.closeness.distance import DenseReference
+from llmrank.pipeline.closeness.repair_validation import Validation
 from llmrank.prune import LocalPruner
 from tests.llmrank.tiny_mixtures import tiny_mixture
 from tests.llmrank.tiny_models import tiny_llama, token_ids
@@ -68,6 +69,22 @@ def test_known_states_validate_as_complete_passes_do(
     # are not known.
     keeps_dense = bool(spare) and targets not in ("block by block", "reselected")
     assert tokens[1] - tokens[0] == (keeps_dense + (not few)) * found[0]["count"] // 23 * 24 - 8
+
+
+def test_a_cut_that_loses_nothing_is_not_repaired() -> None:
+    """A repair would fit rounding errors, and they may make its divergence negative."""
+    model = tiny_llama()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.gate_proj.weight[:8] = 0.0
+    expected = [layer.mlp.down_proj.weight[:, 8:].clone() for layer in model.model.layers]
+    result = prune_model(
+        model, None, amount=8, scorer="activation", repair="lstsq", calibration=token_ids(40, 24, seed=3)
+    )
+    assert result.report.validation["cut"] == 0.0
+    assert not Validation("divergence", 115, 0.0, -8e-9, None).improves
+    for layer, weight in zip(model.model.layers, expected, strict=True):
+        assert torch.equal(layer.mlp.down_proj.weight, weight)
 
 
 @torch.no_grad()
