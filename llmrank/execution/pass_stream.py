@@ -37,7 +37,7 @@ class Reader(Protocol):
             What the map should return, so that the residual stream behind the block becomes that of the dense model, less what it
             returns now if it `has_run`. None if that is unknown.
         has_run : bool
-            This is the same for all batches, and in all processes.
+            Whether what the map returns now is subtracted from `missing`. The same for all batches, and in all processes.
         """
 
 

@@ -78,7 +78,7 @@ class MissingOutput:
     square : float
         Sum of ||e||^2 over the combinations of :func:`project_outputs`.
     has_run : bool
-        See :meth:`Moments.less_output`.
+        Whether what the map returns is subtracted already; if not, see :meth:`Moments.less_output`.
     """
 
     total: torch.Tensor

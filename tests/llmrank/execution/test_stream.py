@@ -258,11 +258,8 @@ def test_in_half_precision_a_stream_that_nothing_has_changed_lacks_nothing() -> 
     with torch.no_grad():
         model.get_input_embeddings().weight[int(sequences.ids[0, 0])] *= 5000.0
     ffns = find_ffns(model)
-    stream, reader, first = (
-        open_stream(model, ffns, sequences, recorded(model, sequences), Execution(2), follow=True),
-        InputKeeper(),
-        next(iter(ffns)),
-    )
+    stream = open_stream(model, ffns, sequences, recorded(model, sequences), Execution(2), follow=True)
+    reader, first = InputKeeper(), next(iter(ffns))
     stream.feed(first, {first.output_module: reader})
     assert [lack is not None and not bool(lack.any()) for lack in reader.lacks] == [True] * 3
 
