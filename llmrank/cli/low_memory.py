@@ -154,8 +154,7 @@ def work_directory(options: argparse.Namespace, model: Any, terminal: Terminal) 
         device = parse_device(options.device)
         size, free = bytes_of(model), free_memory(device)
         on_cpu = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"cpu"}
-        options_allow = options.steps == 1 and options.form in ("compact", "padded")
-        options_allow = options_allow and not _model_writes(options.calibration)
+        options_allow = options.form in ("compact", "padded") and not _model_writes(options.calibration)
         if size is None or size <= free or not (on_cpu and options_allow and _runs_by_block(model)):
             return None
         terminal.say(

@@ -105,7 +105,6 @@ def recipe_of(
         targets=options.targets,
         form="compact" if options.form == "padded" else options.form,
         align="pad" if options.form == "padded" else "none",
-        steps=options.steps,
         heal=options.heal,
         calibration=calibration,
         evaluation=getattr(options, "evaluate", None),

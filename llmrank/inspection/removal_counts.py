@@ -146,7 +146,7 @@ def removal_order(inspection: Inspection, choices: Choices, result: ScorerResult
         return Order(fixed, fixed["global"])
     # The local and the global pruner read neither weights nor activations, so scores are enough, and graphs are not needed.
     records = [
-        LayerRecord(each.name, each.importance(scores, scores), explicit=not each.layers[0].output_maps, units=each)
+        LayerRecord(each.name, each.importance(scores), explicit=not each.layers[0].output_maps, units=each)
         for each in choices.unit_sets
     ]
     positions_in_layer = inspection.budgets.local.removal_positions(records)

@@ -64,8 +64,6 @@ class BasePipeline(PruningRun):
     targets : str or sequence of str
         What is removed: "neurons" (the default), in a mixture of experts from every expert; "experts"; "heads" of attentions; or
         several of them, such as "neurons,heads".
-    steps : int
-        Number of steps to prune in, 1 to 1000, see :mod:`llmrank.prune.schedule`.
     evaluation : EvaluationText, a source as for :class:`EvaluationText`, or True; optional
         The text that the perplexity before and after pruning is measured on; True is the part of the built-in text that is not
         used for calibration. By default no perplexity is measured.
@@ -89,7 +87,6 @@ class BasePipeline(PruningRun):
         align: Align = "none",
         repair: BaseRepair | None = DEFAULT_REPAIR,
         targets: str | Sequence[str] = "neurons",
-        steps: int = 1,
         evaluation: Any = None,
         progress: Progress | None = None,
         undoable: bool = True,
@@ -108,7 +105,6 @@ class BasePipeline(PruningRun):
             repair=repair,
             targets=targets,  # type: ignore[arg-type]  # it converts what is no tuple
             align=align,
-            steps=steps,
             evaluation=evaluation,
             structure_dict=structure_dict,
             **{name: value for name, value in given.items() if value is not None},

@@ -27,11 +27,8 @@ from llmrank.pipeline.stages import PreparedModel, RankedModel
 from llmrank.pipeline.stopwatch import Stopwatch
 from llmrank.prune.budget import budget_notes, reached_amounts
 from llmrank.prune.masks import Masks
-from llmrank.prune.schedule import ScheduleStep, amounts_after_steps
 from llmrank.prune.selection import Reselection
 from llmrank.repair import RepairedMap, repair_summary
-from llmrank.score import BaseScorer
-from llmrank.surgery.apply import temporarily_masked
 from llmrank.text import CalibrationTokens
 
 __all__ = ["Plan", "Selection", "make_plan", "open_work_directory", "rank_model", "select", "selection_notes"]
@@ -50,11 +47,10 @@ class Selection:
         The repaired output maps, by the path of the module.
     validation : Validation or None
     ranked : RankedModel
-        The graphs and ranks of the first step, on the dense model.
+        Its graphs and ranks, on the dense model.
     sensitivities : dict from str to float
     close : dict or None
         How many decisions were close, see :func:`llmrank.pipeline.stages.close_decisions`.
-    steps : tuple of ScheduleStep
     overwrote : bool
         Whether the repaired weights are in the model already.
     """
@@ -65,7 +61,6 @@ class Selection:
     ranked: RankedModel
     sensitivities: dict[str, float]
     close: dict[str, Any] | None = None
-    steps: tuple[ScheduleStep, ...] = ()
     overwrote: bool = False
 
 
@@ -93,7 +88,6 @@ def rank_model(
     tokens: CalibrationTokens,
     execution: Execution,
     watch: Stopwatch | None = None,
-    scorer: BaseScorer | None = None,
 ) -> RankedModel:
     """Build the graphs, choose a scorer and rank by it.
 
@@ -102,16 +96,13 @@ def rank_model(
     prepared, recipe, statistics, tokens, execution
         See :mod:`llmrank.pipeline.stages`.
     watch : Stopwatch, optional
-    scorer : BaseScorer, optional
-        The scorer that an earlier step has chosen; by default one is chosen, if the recipe has candidates.
     """
-    watch, choice = watch or Stopwatch(), None
+    watch = watch or Stopwatch()
     with watch.timed("rank"):
         graphs = stages.build(prepared, recipe, statistics)
-    if scorer is None:
-        with watch.timed("choose"):
-            choice = stages.choose_scorer(prepared, recipe, graphs, tokens, execution)
-        scorer = recipe.chosen_scorer(choice)
+    with watch.timed("choose"):
+        choice = stages.choose_scorer(prepared, recipe, graphs, tokens, execution)
+    scorer = recipe.chosen_scorer(choice)
     with watch.timed("rank"):
         ranks = stages.rank(scorer, graphs, execution)
     return RankedModel(graphs, ranks, scorer, choice)
@@ -126,7 +117,7 @@ def select(
     *,
     undoable: bool = True,
 ) -> Selection:
-    """Rank a model and choose what to remove, in the steps of the recipe; repair after the last one.
+    """Rank a model and choose what to remove; repair it.
 
     Parameters
     ----------
@@ -138,73 +129,46 @@ def select(
         is a repair that chooses the neurons of later layers anew by the dense weights of earlier ones.
     """
     watch = watch or Stopwatch()
-    first: RankedModel | None = None
-    sensitivities: dict[str, float] = {}
-    present: Masks | None = None  # the masks of the step before
-    steps: list[ScheduleStep] = []
-    record = Recording([])
-    repaired: dict[str, RepairedMap] = {}
-    validation, close, in_place = None, None, False
     # Before the repair, which may change the weights in place. Offloaded weights cannot be read.
     digest = ""
     with suppress(OptionError):
         digest = weights_digest(prepared.model)
-    for number, amount in enumerate(amounts_after_steps(recipe.pruner.amount, recipe.steps), start=1):
-        before, is_last = dict(watch.seconds), number == recipe.steps
-        repairs_now = recipe.repair is not None and is_last
-        with temporarily_masked(prepared.model, prepared.ffns, present):
-            with watch.timed("calibrate"):
-                if first is None and recipe.repair is not None:
-                    statistics, record = _calibrate_and_record(prepared, recipe, tokens, execution)
-                else:
-                    statistics = stages.calibrate(prepared, recipe, tokens, execution)
-            scorer = None if first is None else first.scorer
-            ranked = rank_model(prepared, recipe, statistics, tokens, execution, watch, scorer)
-            if first is None:
-                first = ranked
-                with watch.timed("measure"):
-                    sensitivities = stages.measure_sensitivities(prepared, recipe, ranked, tokens, execution)
-            with watch.timed("prune"):
-                pruner = recipe.pruner if is_last else recipe.pruner.with_amount(amount)
-                masks = stages.choose(prepared, recipe, ranked, sensitivities, pruner, present)
-                if execution.processes.count > 1:
-                    masks = Masks(execution.processes.first(dict(masks)))
-                if is_last:
-                    close = stages.close_decisions(prepared, recipe, ranked, masks, sensitivities, present)
-        if recipe.repair is not None and is_last:
-            record.keeps_states = False
-            again = Reselection(ranked.scorer, ranked.graphs, present)
-            in_place = not (undoable or (recipe.repair.reselects and again.reads_earlier_layers))
-            with watch.timed("repair"):
-                masks, repaired, validation = stages.repair(
-                    prepared, recipe, masks, tokens, record, again, execution, in_place=in_place
-                )
-        # These graphs may hold the last references to masked weights.
-        del ranked
-        present = masks
-        steps.append(ScheduleStep(amount, masks.size - masks.kept, repairs_now, watch.since(before)))
-    assert first is not None  # a recipe has one step or more
+    with watch.timed("calibrate"):
+        statistics, record = _calibrate_and_record(prepared, recipe, tokens, execution)
+    ranked = rank_model(prepared, recipe, statistics, tokens, execution, watch)
+    with watch.timed("measure"):
+        sensitivities = stages.measure_sensitivities(prepared, recipe, ranked, tokens, execution)
+    with watch.timed("prune"):
+        masks = stages.choose(prepared, recipe, ranked, sensitivities)
+        if execution.processes.count > 1:
+            masks = Masks(execution.processes.first(dict(masks)))
+        close = stages.close_decisions(prepared, recipe, ranked, masks, sensitivities)
+    repaired: dict[str, RepairedMap] = {}
+    validation, in_place = None, False
+    if recipe.repair is not None:
+        record.keeps_states = False
+        again = Reselection(ranked.scorer, ranked.graphs)
+        in_place = not (undoable or (recipe.repair.reselects and again.reads_earlier_layers))
+        with watch.timed("repair"):
+            masks, repaired, validation = stages.repair(
+                prepared, recipe, masks, tokens, record, again, execution, in_place=in_place
+            )
     return Selection(
-        Masks(masks, digest),
-        repaired,
-        validation,
-        first,
-        sensitivities,
-        close,
-        tuple(steps),
-        in_place and bool(repaired),
+        Masks(masks, digest), repaired, validation, ranked, sensitivities, close, in_place and bool(repaired)
     )
 
 
 def _calibrate_and_record(
     prepared: PreparedModel, recipe: Recipe, tokens: CalibrationTokens, execution: Execution
 ) -> tuple[tuple[FFNStatistics, ...], Recording]:
-    """Calibrate, and record how the model calls its blocks, in the same passes if these are passes of the complete model."""
+    """Calibrate, and record for a repair how the model calls its blocks: in one pass, if that is a pass of the complete model."""
+    if recipe.repair is None:
+        return stages.calibrate(prepared, recipe, tokens, execution), Recording([])
     if execution.work is not None or recipe.calibration.ranking is not None:
         statistics = stages.calibrate(prepared, recipe, tokens, execution)
         return statistics, stages.record(prepared, tokens, execution)
     method, memory = recipe.repair, 0
-    if method is not None and method.needs_dense_stream and not method.reselects:
+    if method.needs_dense_stream and not method.reselects:
         memory = stages.memory_of_outputs(prepared, tokens, execution)
     with recording(prepared.model, prepared.ffns, memory) as record:
         statistics = stages.calibrate(prepared, recipe, tokens, execution)
@@ -302,7 +266,6 @@ def make_plan(
         before=size,
         after=size,
         reached={str(unit): found for unit, found in reached.items()},
-        steps=[asdict(step) for step in selection.steps],
         sensitivities=selection.sensitivities,
         repaired=repair_summary(selection.repaired),
         validation=None if selection.validation is None else asdict(selection.validation),

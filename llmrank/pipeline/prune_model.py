@@ -139,7 +139,6 @@ def prune_model(
     sequence_length: int = DEFAULT_LENGTH,
     batch_size: int = 1,
     evaluation: Any = None,
-    steps: int = 1,
     heal: Distillation | int | None = None,
     form: Form = "compact",
     device: str | torch.device | None = None,
@@ -177,8 +176,6 @@ def prune_model(
     evaluation : EvaluationText, a source of one, or True; optional
         The text that the perplexity before and after is measured on; True is the part of the built-in text that is not used for
         calibration. By default no perplexity is measured.
-    steps : int
-        Number of steps to prune in; each ranks the neurons of the model as pruned so far.
     heal : Distillation or int, optional
         Let the pruned model learn the predictions of the dense one from this many tokens of the calibration text that the repair
         has not seen, see :func:`llmrank.heal`. A copy of the dense model stays in memory for it.
@@ -231,7 +228,6 @@ def prune_model(
         amount_of=amount_of,
         targets=targets,
         form=form,
-        steps=steps,
         heal=heal,
         calibration=calibration,
         evaluation=evaluation,

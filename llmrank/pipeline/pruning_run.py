@@ -80,8 +80,7 @@ class PruningRun:
     execution : Execution
         How it is computed.
     plan : Plan or None
-        After :meth:`run`: the calibration tokens and the selection. With several steps, sensitivities, graphs
-        and ranks are those of the first step, on the dense model. Graphs keep the original weights in memory.
+        After :meth:`run`: the calibration tokens and the selection. Its graphs keep the original weights in memory.
     report : Report or None
         After :meth:`run`: the protocol and the outcome.
     work : WorkDirectory or None
@@ -111,10 +110,10 @@ class PruningRun:
             check_type("processes", processes, Processes, "Processes, or None")
         if work_directory is not None:
             check_type("work_directory", work_directory, (str, os.PathLike), "a path")
-            if undoable or recipe.structure_dict is not None or recipe.steps != 1 or recipe.form != "compact":
+            if undoable or recipe.structure_dict is not None or recipe.form != "compact":
                 raise OptionError(
-                    "a run with little memory takes no structure_dict, prunes in one step into the compact form, and cannot be "
-                    "undone; leave structure_dict, steps and form out, and pass undoable=False"
+                    "a run with little memory takes no structure_dict, prunes into the compact form, and cannot be undone; leave "
+                    "structure_dict and form out, and pass undoable=False"
                 )
             if recipe.heal is not None:
                 raise OptionError(

@@ -13,7 +13,6 @@ from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.texts import CalibrationText, EvaluationText, Text
 from llmrank.prune import BasePruner, LocalPruner, SensitivityPruner
 from llmrank.prune.records.units import Target, parse_targets
-from llmrank.prune.schedule import check_steps
 from llmrank.prune.selection import prunes_jointly
 from llmrank.repair import BaseRepair, LeastSquaresRepair
 from llmrank.score import AutoScorer, BaseScorer
@@ -43,8 +42,6 @@ class Recipe:
     form : {"compact", "zero", "mask"}
         See :func:`llmrank.surgery.apply.apply_masks`, also for `align`.
     align : {"none", "pad"}
-    steps : int
-        Number of steps to prune in, see :mod:`llmrank.prune.schedule`.
     heal : Distillation or int, optional
         How the pruned model learns the predictions of the dense one, or the number of tokens that it learns from; by default it
         learns nothing.
@@ -78,7 +75,6 @@ class Recipe:
     targets: tuple[Target, ...] = ("neurons",)
     form: Form = "compact"
     align: Align = "none"
-    steps: int = 1
     heal: Distillation | None = None
     calibration: Text = field(default_factory=lambda: CalibrationText("auto"))
     evaluation: EvaluationText | None = None
@@ -102,16 +98,11 @@ class Recipe:
             )
         check_choice("form", self.form, FORMS)
         check_choice("align", self.align, ALIGNMENTS)
-        check_steps(self.steps)
         object.__setattr__(self, "heal", Distillation.of(self.heal))
         if self.structure_dict is not None:
             self._check_listed_linears()
         if self.align == "pad" and self.form != "compact":
             raise OptionError(f"align='pad' is for the compact form; form={self.form!r} keeps every width anyway")
-        if self.calibration.ranking is not None and self.steps != 1:
-            raise OptionError(
-                "a ranking is of the whole model, so it prunes in one step; leave steps out, or calibrate on text"
-            )
         if self.calibration.ranking is not None and self.attention:
             raise OptionError(
                 "a ranking holds no statistics of attentions; leave attention=true out, or calibrate on text (llmrank prune)"
@@ -138,10 +129,8 @@ class Recipe:
 
     def _set_for_blocks(self) -> None:
         """Let measured losses choose, because graphs of FFNs say little about whole blocks."""
-        if self.form != "compact" or self.steps != 1 or self.structure_dict is not None:
-            raise OptionError(
-                "blocks are left out in one step, in the compact form; leave form, steps and structure_dict out"
-            )
+        if self.form != "compact" or self.structure_dict is not None:
+            raise OptionError("blocks are left out in the compact form; leave form and structure_dict out")
         if self.repair is not None and not self.repair.needs_dense_stream:
             raise OptionError(
                 f"{type(self.repair).__name__} repairs what an FFN itself has lost, and blocks are left out whole; use least "
@@ -242,7 +231,6 @@ class Recipe:
             "targets": list(self.targets),
             "form": self.form,
             "align": self.align,
-            "steps": self.steps,
             "heal": None if self.heal is None else asdict(self.heal),
             "repair": {"name": type(self.repair).__name__, **self.repair.parameters()} if self.repair else None,
             "structure_dict": self.structure_dict,

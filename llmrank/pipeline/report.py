@@ -60,8 +60,6 @@ class Report(Printed):
         Wall time of every stage.
     reached : dict from str to dict
         See :func:`llmrank.prune.budget.reached_amounts`.
-    steps : list of dict
-        One :class:`llmrank.prune.schedule.ScheduleStep` for each step, as a dict.
     sensitivities : dict from str to float
         See :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`; empty unless the pruner needs them.
     repaired : dict
@@ -92,7 +90,6 @@ class Report(Printed):
     after: ModelSize
     seconds: dict[str, float]
     reached: dict[str, dict[str, float]] = field(default_factory=dict)
-    steps: list[dict[str, Any]] = field(default_factory=list)
     sensitivities: dict[str, float] = field(default_factory=dict)
     repaired: dict[str, Any] = field(default_factory=dict)
     held_out: dict[str, Any] | None = None
@@ -156,8 +153,6 @@ class Report(Printed):
             parts.append(Text(f"the removed {what} account for {self._reached()}"))
         if self.choice is not None:
             parts.append(Choice.of_dict(self.choice).table())
-        if len(self.steps) > 1:
-            parts.append(Text(f"pruned in {len(self.steps)} steps: {self._steps()}"))
         if self.repaired:
             parts.append(Text(f"repaired by {self.method['repair']['name']}: {self._repair_errors()}"))
         if self.validation is not None and self.repaired:
@@ -200,12 +195,6 @@ class Report(Printed):
             f"as a share of what an FFN should return, the median error on held-out tokens is {medians[0]:.1%} without the "
             f"repair, and {medians[1]:.1%} with it (mean square)"
         )
-
-    def _steps(self) -> str:
-        seconds = ", ".join(f"{sum(step['seconds'].values()):,.1f}" for step in self.steps)
-        repairs = sum(step["repaired"] for step in self.steps)
-        repaired = f", {repairs} {'repair' if repairs == 1 else 'repairs'}" if repairs else ""
-        return f"{len(self.steps)} passes of the calibration text to rank by{repaired}; seconds of the steps: {seconds}"
 
     def _headline(self) -> str:
         method = self.method

@@ -405,13 +405,8 @@ def choose(
     ranked: RankedModel,
     sensitivities: Mapping[str, float] | None = None,
     pruner: BasePruner | None = None,
-    present: Masks | None = None,
 ) -> Masks:
-    """Choose the keep masks of all prunable layers.
-
-    In all steps but the last, `pruner` has a smaller amount than the recipe's. `present` holds the masks of the step before;
-    neurons that these masks remove stay removed.
-    """
+    """Choose the keep masks of all prunable layers, by the recipe's pruner unless another is given."""
     return choose_masks(
         pruner or recipe.pruner,
         ranked.graphs,
@@ -419,7 +414,6 @@ def choose(
         jointly=recipe.jointly,
         sensitivities=sensitivities,
         costs=prepared.costs,
-        present=present,
         targets=recipe.targets,
     )
 
@@ -430,7 +424,6 @@ def close_decisions(
     ranked: RankedModel,
     masks: Masks,
     sensitivities: Mapping[str, float] | None = None,
-    present: Masks | None = None,
 ) -> dict[str, Any] | None:
     """Count the neurons whose masks would differ if round-off moved every score against them.
 
@@ -442,7 +435,7 @@ def close_decisions(
         return None
     share = max(ROUND_OFF.get(parameter.dtype, 0.0) for parameter in prepared.model.parameters())
     moved = replace(ranked, ranks=moved_against(ranked.graphs, ranked.ranks, masks, share))
-    again = choose(prepared, recipe, moved, sensitivities, present=present)
+    again = choose(prepared, recipe, moved, sensitivities)
     return {"neurons": sum(int((masks[name] != again[name]).sum()) for name in masks), "round_off": share}
 
 

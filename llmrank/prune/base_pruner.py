@@ -210,12 +210,6 @@ class BasePruner:
             pruners[-1].protect = tuple(k for k, layer in enumerate(group) if layer.name in protected)
         return pruners
 
-    def with_amount(self, amount: float | int) -> BasePruner:
-        """Return a copy of this pruner that has another amount."""
-        pruner = copy.copy(self)
-        pruner.amount = check_amount(amount)
-        return pruner
-
     def with_exact_share(self) -> BasePruner:
         """Return a copy of this pruner that rounds no widths, unless `multiple_of` is a number."""
         pruner = copy.copy(self)
@@ -291,20 +285,19 @@ class BasePruner:
 
     def _keep_mask(self, layer: LayerRecord) -> torch.Tensor:
         """Make the keep mask of a layer from the mask or scores that `extract_scores` set."""
+        n = layer.out_features
         if layer.protected:
-            return layer.present_mask.clone()
+            return torch.ones(n, dtype=torch.bool)
         mask = layer.pruning_mask
         if mask is None:
             raise LLMRankError(
                 f"{type(self).__name__}.extract_scores set no pruning_mask on {layer.name}; set one on every record"
             )
         mask = torch.as_tensor(mask).detach().cpu()
-        n, n_removed, present = layer.out_features, layer.n_removed, layer.present_mask
         if mask.dtype in (torch.bool, torch.uint8):
             if mask.shape != (n,):
                 raise LLMRankError(f"{layer.name}: expected a keep mask of shape ({n},), got {tuple(mask.shape)}")
-            keep = mask.bool() & present
-            scores = layer.importance.double().cpu().where(present, -torch.inf)
+            keep, scores = mask.bool(), layer.importance.double().cpu()
         else:
             if mask.shape[:1] != (n,) or mask.ndim > 2 or not mask.is_floating_point():
                 raise LLMRankError(
@@ -317,11 +310,10 @@ class BasePruner:
                 raise LLMRankError(
                     f"{layer.name}: the scores of {type(self).__name__} are not finite; check the importance and extract_scores"
                 )
-            scores = scores.where(present, -torch.inf)
             amount = check_amount(self.amount if layer.amount is None else layer.amount)
-            keep = keep_highest(scores, max(n - max(local_count(amount, n), n_removed), 0))
+            keep = keep_highest(scores, max(n - local_count(amount, n), 0))
         kept, fewest = int(keep.sum()), self.fewest(layer)
-        if kept < min(fewest, n - n_removed):
+        if kept < min(fewest, n):
             what = "neurons" if layer.units is None else layer.units.counted
             limit = f"min_keep={self.min_keep}" if fewest == self.min_keep else f"the {fewest} that the router needs"
             raise OptionError(
@@ -332,21 +324,12 @@ class BasePruner:
         if multiple > 1:
             # The removed neurons come first in this order, then the kept ones, each group by its scores.
             order = ascending_positions(scores) + n * keep.long()
-            keep = keep_highest(order, _rounded_width(kept, n, n - n_removed, multiple, fewest))
+            keep = keep_highest(order, round_width(kept, n, multiple, fewest))
         return keep
 
 
 def _has_few(layer: LayerRecord) -> bool:
     return layer.units is not None and layer.units.has_few
-
-
-def _rounded_width(kept: int, n: int, n_present: int, multiple: int, fewest: int) -> int:
-    """Round the number of neurons that a layer of `n` keeps to a multiple, but not to more than the `n_present` that are left."""
-    width = round_width(kept, n, multiple, fewest)
-    if width <= n_present:
-        return width
-    lower = n_present - n_present % multiple
-    return lower if lower >= fewest else n_present
 
 
 def _widths(layer_list: Sequence[LayerRecord], masks: Masks) -> dict[str, int]:

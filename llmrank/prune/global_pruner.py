@@ -96,8 +96,7 @@ class GlobalPruner(BasePruner):
         -------
         list of (n,) int64 tensors
             One tensor for each layer. Together they are a permutation of 0..N-1, which does not depend on the amount. All neurons
-            of protected layers and the `min_keep` highest of every other layer come last. Neurons that earlier steps removed come
-            first.
+            of protected layers and the `min_keep` highest of every other layer come last.
 
         Raises
         ------
@@ -128,11 +127,11 @@ class GlobalPruner(BasePruner):
         return [positions[p] for positions, p in zip(in_model, in_layer, strict=True)]
 
     def _normalised(self, layer: LayerRecord) -> torch.Tensor:
-        """Return scores that are comparable between layers; minus infinity for neurons that earlier steps removed."""
-        values, present, normalize = importance_of(layer), layer.present_mask, self.normalize
+        """Return scores that are comparable between layers."""
+        normalize = self.normalize
         if normalize == "auto":
             normalize = "none" if layer.explicit else "robust"
-        return torch.full_like(values, -torch.inf).masked_scatter(present, _normalise(values[present], normalize))
+        return _normalise(importance_of(layer), normalize)
 
 
 def _normalise(values: torch.Tensor, normalize: Normalize) -> torch.Tensor:

@@ -45,8 +45,7 @@ class LocalPruner(BasePruner):
         """Return for every neuron how many neurons of its layer are removed before it.
 
         An amount of neurons removes the neurons at positions below ``local_count(amount, n)``, except in protected layers; see
-        :func:`llmrank.prune.local_count`. An amount of a cost sets another limit. Then `multiple_of` rounds the widths. Neurons
-        that earlier steps removed come first, and stay removed.
+        :func:`llmrank.prune.local_count`. An amount of a cost sets another limit. Then `multiple_of` rounds the widths.
 
         Parameters
         ----------

@@ -97,7 +97,6 @@ class SensitivityPruner(BasePruner):
             [self.fewest(layer) * n for layer, n in zip(layer_list, sizes, strict=True)],
             self.limit,
             protected=[layer.protected for layer in layer_list],
-            removed=[layer.n_removed * n for layer, n in zip(layer_list, sizes, strict=True)],
             routed=self.routers_limit(layer_list),
         )
         for layer, count, n in zip(layer_list, counts, sizes, strict=True):
@@ -121,7 +120,7 @@ class SensitivityPruner(BasePruner):
                 f"{total} of {sum(sizes)} {what} cannot be removed: at most {at_most} can, {stay}; lower the amount"
             )
         costs = [_sensitivity(each) for each in layer_list]
-        return cheapest_counts(costs, most, total, [each.n_removed for each in layer_list])
+        return cheapest_counts(costs, most, total)
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """See :meth:`BasePruner.check`; sensitivities do not change how many neurons can be removed."""
@@ -140,9 +139,7 @@ def _sensitivity(layer: LayerRecord) -> float:
     return float(value)
 
 
-def cheapest_counts(
-    sensitivities: Sequence[float], most: Sequence[int], total: int, removed: Sequence[int] = ()
-) -> list[int]:
+def cheapest_counts(sensitivities: Sequence[float], most: Sequence[int], total: int) -> list[int]:
     """Compute how many units each layer loses if the loss of n units of a layer is expected to be n^2 times its sensitivity.
 
     Parameters
@@ -153,8 +150,6 @@ def cheapest_counts(
         Largest number that each layer can lose.
     total : int
         Number of units to remove from all layers together, at most the sum of `most`.
-    removed : sequence of int, optional
-        Numbers that earlier steps have removed, which count.
 
     Returns
     -------
@@ -166,10 +161,10 @@ def cheapest_counts(
     >>> cheapest_counts([0.1, 5.0, 0.3], [2, 2, 2], 3)
     [2, 0, 1]
     """
-    counts = list(removed) or [0] * len(most)
-    open_layers = [((2 * counts[k] + 1) * c, k) for k, c in enumerate(sensitivities) if counts[k] < most[k]]
+    counts = [0] * len(most)
+    open_layers = [(c, k) for k, c in enumerate(sensitivities) if most[k]]
     heapq.heapify(open_layers)
-    for _ in range(total - sum(counts)):
+    for _ in range(total):
         _, k = heapq.heappop(open_layers)
         counts[k] += 1
         if counts[k] < most[k]:
@@ -185,7 +180,6 @@ def sensitivity_counts(
     limit: float = 2.0,
     *,
     protected: Sequence[bool] = (),
-    removed: Sequence[int] = (),
     routed: bool = False,
 ) -> list[int]:
     """Compute how many neurons each layer loses when the most sensitive layers are spared.
@@ -208,8 +202,6 @@ def sensitivity_counts(
         See :class:`SensitivityPruner`.
     protected : sequence of bool, optional
         Whether a layer loses nothing and does not count for the median; by default none.
-    removed : sequence of int, optional
-        Number of neurons that earlier steps have removed from each layer. The result includes them.
     routed : bool
         Whether routers are the reason for `min_keep`; an error message says so.
 
@@ -217,8 +209,8 @@ def sensitivity_counts(
     -------
     list of int
         One number for each layer. For N neurons in all layers the sum is ``round(amount * N)``, or `amount` times the number of
-        layers if `amount` is an int. The sum is more only if earlier steps have removed more, and 0 if all layers are protected.
-        The parts with the largest remainders are rounded up; among equal remainders, those of the first layers.
+        layers if `amount` is an int. It is 0 if all layers are protected. The parts with the largest remainders are rounded up;
+        among equal remainders, those of the first layers.
 
     Raises
     ------
@@ -252,14 +244,10 @@ def sensitivity_counts(
     rest = sum(even_parts, Fraction(0)) - sum(parts, Fraction(0))
     for is_spared in (False, True):
         rest = _distribute(rest, parts, sizes, max_removed, [k for k in range(n_layers) if spared[k] is is_spared])
-    removed_before = list(removed) or [0] * n_layers
-    counts = [max(math.floor(part), count) for part, count in zip(parts, removed_before, strict=True)]
+    counts = [math.floor(part) for part in parts]
     by_remainder = sorted(range(n_layers), key=lambda k: (counts[k] - parts[k], k))
-    for k in by_remainder[: max(total - sum(counts), 0)]:
+    for k in by_remainder[: total - sum(counts)]:
         counts[k] += 1
-    # If earlier steps removed more of a layer than its part, the other layers lose less than their parts.
-    while sum(counts) > total and (reducible := [k for k in range(n_layers) if counts[k] > removed_before[k]]):
-        counts[max(reducible, key=lambda k: (counts[k] - parts[k], k))] -= 1
     return counts
 
 

@@ -168,7 +168,6 @@ def test_protected_blocks_stay() -> None:
         ({"pruner": GlobalPruner(2)}, "leave the pruner out"),
         ({"repair": BiasRepair()}, "use least squares with target 'stream'"),
         ({"form": "zero"}, "in the compact form"),
-        ({"steps": 2}, "in one step"),
         ({"targets": "neurons,blocks"}, "blocks are removed in a run of their own"),
     ],
 )

@@ -108,21 +108,6 @@ def test_three_forms_compute_the_same(
     assert (outputs["zero"] - dense).abs().max() > 1e-3
 
 
-@every_family
-def test_two_steps_agree_with_the_masks_and_can_be_undone(family: Family) -> None:
-    model = family_model(family)
-    snapshot = Snapshot(model)
-    run = pipeline(model, GlobalPruner(0.4), steps=2)
-    run.run()
-    assert run.masks is not None
-    assert run.masks.size - run.masks.kept == -(-4 * run.masks.size // 10)
-    cut = logits(model, PROBE)
-    run.undo()
-    snapshot.assert_restored()
-    apply_masks(model, find_ffns(model), run.masks, "zero")
-    torch.testing.assert_close(cut, logits(model, PROBE), rtol=1e-5, atol=1e-5)
-
-
 def removed_parameters(run: BasePipeline) -> int:
     """Count the removed rows of every input map with their biases, and the removed columns of every output map."""
     assert run.masks is not None

@@ -222,7 +222,7 @@ def test_padded_attentions_have_as_many_heads_as_the_widest(tmp_path: Path) -> N
     assert torch.equal(logits(llmrank.load(tmp_path / "pruned").model, PROBE), pruned)
 
 
-@table("options", [{"steps": 2}, {"repair": LeastSquaresRepair(reselect=True)}, {"targets": "heads,neurons"}])
+@table("options", [{"repair": LeastSquaresRepair(reselect=True)}, {"targets": "heads,neurons"}])
 def test_heads_stay_whole(options: dict[str, Any]) -> None:
     run = pipeline(with_groups(), LocalPruner(0.5), **options)
     run.run()

@@ -191,23 +191,13 @@ def test_rounding_that_sends_tokens_to_other_experts_is_no_reason_to_refuse(name
     assert {mixture.n_experts for mixture in find_ffns(model).mixtures} == {64}
 
 
-def test_steps_remove_experts_one_after_the_other(tmp_path: Path) -> None:
-    model = tiny_mixture("mixtral")
-    options: dict[str, Any] = {"targets": "experts", "repair": "none", "calibration": IDS, "sequence_length": 24}
-    pruned = prune_model(model, None, 0.5, steps=2, **options)
-    pruned.save(tmp_path / "pruned")
-    assert {m.n_experts for m in find_ffns(llmrank.load(tmp_path / "pruned").model).mixtures} == {4}
-
-
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "jamba"])
 @pytest.mark.parametrize("protect", [(), (0,), ("model.layers.1",)])
-def test_steps_and_protected_layers_with_both_targets(name: str, protect: Any) -> None:
+def test_protected_layers_with_both_targets(name: str, protect: Any) -> None:
     width = {"moe_intermediate_size" if name == "deepseek_v3" else "intermediate_size": 64}
     pruner = LocalPruner(0.5, protect=protect)
     options: dict[str, Any] = {"repair": "none", "calibration": IDS, "sequence_length": 24}
-    pruned = prune_model(
-        tiny_mixture(name, **width), None, pruner=pruner, targets="neurons,experts", steps=3, **options
-    )
+    pruned = prune_model(tiny_mixture(name, **width), None, pruner=pruner, targets="neurons,experts", **options)
     removed = {name: 1.0 - float(mask.float().mean()) for name, mask in pruned.masks.items()}
     kept_layer = {(): "none", (0,): "layers.0.", ("model.layers.1",): "layers.1."}[protect]
     assert all(

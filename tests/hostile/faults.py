@@ -34,7 +34,6 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"repair": "lstsq"},
-    {"repair": "lstsq", "steps": 2},
     {"repair": "bias"},
     {"repair": None, "form": "zero"},
     {"repair": "lstsq", "form": "mask"},

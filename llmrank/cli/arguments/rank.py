@@ -15,7 +15,7 @@ __all__ = ["OF_RANKING", "add_apply_options", "add_rank_options"]
 
 OF_RANKING = "that of the ranking"
 # Options that have no effect where masks are applied, because the masks say what is removed.
-METHOD = ("amount", "scorer", "pipeline", "pruner", "targets", "amount_of", "repair", "steps", "form", "evaluate")
+METHOD = ("amount", "scorer", "pipeline", "pruner", "targets", "amount_of", "repair", "form", "evaluate")
 
 
 def add_rank_options(command: argparse.ArgumentParser) -> None:

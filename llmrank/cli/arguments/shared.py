@@ -31,7 +31,7 @@ __all__ = [
     "find_texts",
 ]
 
-# Smallest values of integer options, except --amount and --steps. A sequence needs 2 tokens: one token predicts nothing.
+# Smallest values of integer options, except --amount. A sequence needs 2 tokens: one token predicts nothing.
 LEAST = {
     "samples": 1,
     "sequence_length": 2,
@@ -131,7 +131,7 @@ def add_method_options(
     if prunes:
         _add_pruning_options(method)
     else:
-        command.set_defaults(repair="none", amount_of=None, steps=1, form="compact")
+        command.set_defaults(repair="none", amount_of=None, form="compact")
     data = command.add_argument_group("calibration and evaluation")
     if calibrates:
         add_text_options(data)
@@ -161,12 +161,6 @@ def _add_pruning_options(method: Any) -> None:
         metavar="UNIT",
         help="unit of the amount: neurons, ffn-parameters, ffn-bytes, ffn-flops, parameters, bytes, flops; ffn- units count the "
         "FFNs, parameters, bytes and flops the whole model (neurons)",
-    )
-    method.add_argument(
-        "--steps",
-        type=int,
-        default=1,
-        help="number of steps to prune in, each with a pass of the calibration text (%(default)s)",
     )
     method.add_argument(
         "--form",

@@ -37,7 +37,6 @@ from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.report import Report
 from llmrank.pipeline.specs import split_spec
 from llmrank.prune.budget import describe_amount
-from llmrank.prune.schedule import describe_steps
 from llmrank.surgery import checkpoint
 from llmrank.surgery.atomic import check_output
 from llmrank.surgery.hub import check_hub, upload_command
@@ -197,10 +196,6 @@ def _checked_run(
             f"The repair will take about {seconds / 60.0:,.0f} minutes, besides forward passes of the text; "
             "--repair none leaves it out."
         )
-    if recipe.steps > 1:
-        repairs = recipe.repair is not None
-        cost = describe_steps(recipe.steps, pruner.amount, pruner.amount_of, repairs=repairs)
-        terminal.say(cost)
     return run
 
 

@@ -40,13 +40,10 @@ class LayerRecord:
     sensitivity : float or None
         How much the model's output changes when this layer alone is pruned, >= 0, see
         :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`; None if the pruner does not need it.
-    present : (out,) bool tensor or None
-        True for neurons that earlier steps have kept; None if all are kept. Neurons that they removed stay removed, and count in
-        the amount.
     units : Units or None
         The units that the record's neurons stand for; None if each is one neuron.
     protected : bool
-        Whether the layer keeps all neurons that are present, whatever `pruning_mask` says; set by
+        Whether the layer keeps all neurons, whatever `pruning_mask` says; set by
         :meth:`llmrank.prune.BasePruner.prune`.
 
     Examples
@@ -65,7 +62,6 @@ class LayerRecord:
         weight: Callable[[], torch.Tensor] | torch.Tensor | None = None,
         explicit: bool = False,
         sensitivity: float | None = None,
-        present: torch.Tensor | None = None,
         units: Units | None = None,
     ) -> None:
         self.name = name
@@ -80,7 +76,6 @@ class LayerRecord:
             self.in_features = weight.shape[1] if isinstance(weight, torch.Tensor) else 0
         self.explicit = explicit
         self.sensitivity = sensitivity
-        self.present = present
         self.units = units
         self.protected = False
         self.pruning_mask: torch.Tensor | None = None
@@ -92,11 +87,6 @@ class LayerRecord:
         if self._weight is None:
             raise LLMRankError(f"the record of {self.name} carries no weight; pass weight= to it")
         return self._weight if isinstance(self._weight, torch.Tensor) else self._weight()
-
-    @property
-    def present_mask(self) -> torch.Tensor:
-        """The mask :attr:`present`, all True if that is None: (out,), bool."""
-        return torch.ones(self.out_features, dtype=torch.bool) if self.present is None else self.present
 
     @property
     def min_keep(self) -> int:
@@ -117,11 +107,6 @@ class LayerRecord:
         """Return the widths of the model's layers, by name, if the record keeps `n_kept` of its neurons."""
         return {self.name: n_kept} if self.units is None else self.units.widths(n_kept)
 
-    @property
-    def n_removed(self) -> int:
-        """Number of neurons that earlier steps have removed."""
-        return self.out_features - int(self.present_mask.sum())
-
 
 def record_of_size(name: str, size: int, units: Units | None = None) -> LayerRecord:
     """Make a record from the size of a layer alone, for :meth:`llmrank.prune.BasePruner.check`.
@@ -134,7 +119,7 @@ def record_of_size(name: str, size: int, units: Units | None = None) -> LayerRec
 
 
 def importance_of(layer: LayerRecord) -> torch.Tensor:
-    """Return the importance as float64 on the CPU, with minus infinity for neurons that earlier steps removed.
+    """Return the importance as float64 on the CPU.
 
     Raises
     ------
@@ -146,7 +131,7 @@ def importance_of(layer: LayerRecord) -> torch.Tensor:
         raise LLMRankError(
             f"{layer.name}: the importance is not finite; check the scores that the scorer returns for this layer"
         )
-    return values.where(layer.present_mask, -torch.inf)
+    return values
 
 
 def ascending_positions(scores: torch.Tensor) -> torch.Tensor:

@@ -73,8 +73,6 @@ class Units(ABC):
         measured in turn.
     shares_amount : bool
         Whether one amount counts these units and others that hold the same neurons.
-    kept_by_any : bool
-        Whether a unit is kept if any of its neurons is; if not, it is kept if all of them are.
     """
 
     name: str
@@ -86,7 +84,6 @@ class Units(ABC):
     has_few: ClassVar[bool] = False
     losses_add_up: ClassVar[bool] = True
     shares_amount: ClassVar[bool] = True
-    kept_by_any: ClassVar[bool] = False
 
     @classmethod
     def find(cls, model: nn.Module, ffns: FFNs) -> FFNs:  # noqa: ARG003
@@ -135,7 +132,7 @@ class Units(ABC):
         Parameters
         ----------
         scores : mapping from str to (n,) float64 tensor
-            By the name of the layer; minus infinity for neurons that are removed already.
+            By the name of the layer.
 
         Returns
         -------
@@ -144,24 +141,14 @@ class Units(ABC):
         """
         return {layer.name: torch.arange(layer.size) // (layer.size // self.n_units) for layer in self.layers}
 
-    def present(self, order: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return which units these masks keep, (units,) bool; see :attr:`kept_by_any`."""
-        kept = torch.full((self.n_units,), not self.kept_by_any)
-        for name, unit in self.assign(order).items():
-            kept[unit[masks[name] == self.kept_by_any]] = self.kept_by_any
-        return kept
-
     def widths(self, n_kept: int) -> dict[str, int]:
         """Return the widths of the layers if `n_kept` units are kept."""
         return {layer.name: n_kept * (layer.size // self.n_units) for layer in self.layers}
 
-    def importance(self, order: Mapping[str, torch.Tensor], scores: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the importance of every unit, (units,) float64: the sum of the scores of its neurons.
-
-        `order` holds the scores by which neurons are assigned to units, see :meth:`assign`; `scores` holds those that are summed.
-        """
+    def importance(self, scores: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the importance of every unit, (units,) float64: the sum of the scores of its neurons."""
         total = torch.zeros(self.n_units, dtype=torch.float64)
-        for name, unit in self.assign(order).items():
+        for name, unit in self.assign(scores).items():
             total.index_add_(0, unit, scores[name].double().cpu())
         return total
 
@@ -216,7 +203,6 @@ class ExpertUnits(Units):
 
     n_groups: int = 1
     target = "experts"
-    kept_by_any = True
 
     @classmethod
     def divide(cls, layers: Sequence[PrunableLayer], expert_widths: Collection[int]) -> list[Units]:  # noqa: ARG003
@@ -247,7 +233,7 @@ class ExpertUnits(Units):
 
     def assign(self, scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """See :meth:`Units.assign`."""
-        totals = torch.stack([_total(scores[layer.name]) for layer in self.layers]).view(self.n_groups, -1)
+        totals = torch.stack([scores[layer.name].sum() for layer in self.layers]).view(self.n_groups, -1)
         # Without groups, unit k is expert k. With groups, it is the k-th lowest expert of each group.
         order = torch.arange(self.n_units).expand_as(totals) if self.n_groups == 1 else _positions(totals)
         units = order.flatten().tolist()
@@ -304,7 +290,6 @@ class BlockUnits(Units):
     has_few = True
     losses_add_up = False
     shares_amount = False
-    kept_by_any = True
 
     @classmethod
     def find(cls, model: nn.Module, ffns: FFNs) -> FFNs:
@@ -347,12 +332,6 @@ def _grouped(
         name = layer.name if whole is None else whole.name
         groups[name] = (*groups.get(name, ()), layer)
     return groups
-
-
-def _total(scores: torch.Tensor) -> torch.Tensor:
-    """Return the sum of the scores, without the minus infinity of removed neurons; minus infinity if all are removed."""
-    present = scores[~scores.isneginf()]
-    return present.sum() if len(present) else scores.new_tensor(-torch.inf)
 
 
 def _positions(scores: torch.Tensor) -> torch.Tensor:

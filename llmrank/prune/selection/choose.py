@@ -38,7 +38,6 @@ def choose_masks(
     jointly: bool,
     sensitivities: Mapping[str, float] | None = None,
     costs: ModelCosts | None = None,
-    present: Masks | None = None,
     targets: tuple[Target, ...] = ("neurons",),
 ) -> Masks:
     """Choose the keep masks of ranked graphs.
@@ -55,8 +54,6 @@ def choose_masks(
         Sensitivity of each record by its name, see :class:`llmrank.prune.LayerRecord`.
     costs : ModelCosts, optional
         See :meth:`llmrank.prune.BasePruner.prune`.
-    present : Masks, optional
-        The neurons that earlier steps have kept.
     targets : tuple of {"neurons", "experts", "heads", "blocks"}
         What is removed. With neurons and experts, every mixture loses the same number of experts, and neurons are removed for the
         rest of the amount. Every number of experts is tried, and the one is taken with which the removed neurons have the least
@@ -74,9 +71,7 @@ def choose_masks(
     if len(parts) > 1:  # then `protect` selects among the layers of all parts
         names = names_in_order(layers, parts)
         protected = protected_names(pruner.protect, names)
-    found = (
-        {layer.name: torch.ones(layer.size, dtype=torch.bool) for layer in layers} if present is None else dict(present)
-    )
+    found = dict(Masks.full({layer.name: layer.size for layer in layers}))
     for part in parts:
         if not KINDS[part[0]].losses_add_up:  # sensitivities alone choose, and a unit may lie in several graphs
             found |= _masks_by_sensitivities(pruner, part[0], layers, sensitivities or {}, costs)
@@ -86,11 +81,7 @@ def choose_masks(
             for entry in graphs
         ]
         choice = _Choice(entries, ranks, sensitivities or {}, costs, protected, jointly=jointly)
-        found |= (
-            choice.masks(pruner, part[0], present)
-            if len(part) == 1
-            else choice.masks_of_neurons_and_experts(pruner, present)
-        )
+        found |= choice.masks(pruner, part[0]) if len(part) == 1 else choice.masks_of_neurons_and_experts(pruner)
     return Masks({layer.name: found[layer.name] for layer in layers})
 
 
@@ -147,15 +138,16 @@ class _Choice:
         self,
         pruner: BasePruner,
         target: Target,
-        present: Masks | None,
+        start: Masks | None = None,
         only: Callable[[Units], bool] | None = None,
     ) -> Masks:
-        """Choose masks for one target.
+        """Choose masks for one target, in addition to what the masks `start` remove.
 
-        If `only` is given, neurons are removed only from layers for whose units it returns True.
+        `start` may remove whole experts, and neurons of layers for whose units `only` returns False. Nothing else is removed from
+        these.
         """
         groups = [
-            _Records(entry, rank, self._sensitivities, present, target, self._expert_widths, only)
+            _Records(entry, rank, self._sensitivities, start, target, self._expert_widths, only)
             for entry, rank in self._ranked
         ]
         records = [group.records for group in groups]
@@ -170,7 +162,7 @@ class _Choice:
             keep.update(group_pruner.prune(group, self._costs))
         return Masks({name: mask for group in groups for name, mask in group.masks(keep).items()})
 
-    def masks_of_neurons_and_experts(self, pruner: BasePruner, present: Masks | None) -> Masks:
+    def masks_of_neurons_and_experts(self, pruner: BasePruner) -> Masks:
         """Choose masks for both targets: every number of experts is tried, and that with the least lost importance is taken."""
         # Rounded widths would miss the amount by as much as the choices differ.
         pruner = pruner.with_exact_share()
@@ -181,7 +173,7 @@ class _Choice:
         refusal: OptionError | None = None
         for count in range(max(len(entry.prunable) for entry, _ in self._ranked)):
             try:
-                experts = self.masks(LocalPruner(count), "experts", present)
+                experts = self.masks(LocalPruner(count), "experts")
             except OptionError as error:  # fewer experts would be left than routers need
                 refusal = refusal or error
                 break
@@ -238,26 +230,19 @@ class _Records:
         entry: ModelGraph,
         rank: RankResult,
         sensitivities: Mapping[str, float],
-        present: Masks | None,
+        start: Masks | None,
         target: Target,
         expert_widths: Collection[int],
         only: Callable[[Units], bool] | None,
     ) -> None:
         layers = [place.layer for place in entry.prunable]
-        self._present = {
-            layer.name: torch.ones(layer.size, dtype=torch.bool) if present is None else present[layer.name]
-            for layer in layers
-        }
+        self._start = start or Masks.full({layer.name: layer.size for layer in layers})
         self._importance = entry.importance(rank)
-        self._scores = {name: s.where(self._present[name], -torch.inf) for name, s in self._importance.items()}
         places = {place.layer.name: place for place in entry.prunable}
         if target == "neurons":  # removed experts have no neurons to remove
-            layers = [layer for layer in layers if bool(self._present[layer.name].any())]
+            layers = [layer for layer in layers if bool(self._start[layer.name].any())]
         self._units = [units for units in units_of(layers, target, expert_widths) if only is None or only(units)]
-        self.records = [
-            self._record(units, entry, places, sensitivities.get(units.name), is_first=present is None)
-            for units in self._units
-        ]
+        self.records = [self._record(units, entry, places, sensitivities.get(units.name)) for units in self._units]
 
     def _record(
         self,
@@ -265,14 +250,10 @@ class _Records:
         entry: ModelGraph,
         places: Mapping[str, LayerNodes],
         sensitivity: float | None,
-        *,
-        is_first: bool,
     ) -> LayerRecord:
-        importance, present = units.importance(self._scores, self._importance), None
-        if not is_first:
-            present = units.present(self._scores, self._present)
+        importance = units.importance(self._importance)
         if not units.are_neurons:
-            return LayerRecord(units.name, importance, sensitivity=sensitivity, present=present, units=units)
+            return LayerRecord(units.name, importance, sensitivity=sensitivity, units=units)
         place = places[units.name]
         return LayerRecord(
             units.name,
@@ -282,14 +263,12 @@ class _Records:
             weight=lambda: edge_weights(entry.graph, place.position)[place.nodes],
             explicit=not place.layer.output_maps,
             sensitivity=sensitivity,
-            present=present,
             units=units if units.multiple_of > 1 else None,
         )
 
     def masks(self, keep: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Translate the masks of records, by name, into masks of the graph's layers."""
-        masks = dict(self._present)
+        masks = {name: self._start[name] for name in self._importance}
         for units in self._units:
-            for name, mask in units.masks(keep[units.name], self._scores).items():
-                masks[name] = masks[name] & mask
+            masks |= units.masks(keep[units.name], self._importance)
         return masks

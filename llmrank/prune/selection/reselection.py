@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import keep_highest
 from llmrank.score.base_scorer import BaseScorer
 from llmrank.score.model_graph import ModelGraph
@@ -23,17 +22,14 @@ class Reselection:
     scorer : BaseScorer
     graphs : sequence of ModelGraph
         All graphs of the model, with the activations by which the neurons were chosen before.
-    present : Masks, optional
-        The neurons that earlier steps have kept; no other neuron is chosen.
 
     Notes
     -----
     Cost: for every layer, one rank of the graph that holds it, and of each graph before that on the same residual stream.
     """
 
-    def __init__(self, scorer: BaseScorer, graphs: Sequence[ModelGraph], present: Masks | None = None) -> None:
+    def __init__(self, scorer: BaseScorer, graphs: Sequence[ModelGraph]) -> None:
         self._scorer = scorer
-        self._present = present
         self._graphs = list(graphs)
 
     @property
@@ -55,8 +51,6 @@ class Reselection:
         while self._graphs[start].follows:
             start -= 1
         importance = entry.importance(rank_graphs(self._scorer, self._graphs[start : index + 1])[-1])[layer]
-        if self._present is not None:
-            importance = importance.where(self._present[layer], -torch.inf)
         heads = place.layer.heads
         if heads is not None:
             of_units = importance.view(heads.n_units, heads.unit_size).sum(1)

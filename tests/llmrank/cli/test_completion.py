@@ -24,7 +24,7 @@ def test_bash_completes_commands_options_and_files(tmp_path: Path) -> None:
         "llmrank prune cal": "calibration.txt",
         "llmrank prune MODEL --calibration cal": "calibration.txt",
         "llmrank apply cal": "calibration.txt",
-        "llmrank prune MODEL --steps cal": "",
+        "llmrank prune MODEL --samples cal": "",
     }
     lines = [f"source {script.name}"]
     for line in cases:

@@ -61,10 +61,10 @@ CASES: dict[str, Case] = {
         IsolatedFFNPipeline,
         {"calibration": PADDED, "repair": LeastSquaresRepair(target="output", damping=0.1)},
     ),
-    "chosen anew, in steps": (
+    "chosen anew": (
         tiny_llama,
         ChainedFFNPipeline,
-        {"calibration": TEXT, "repair": LeastSquaresRepair(damping=1.0, reselect=True), "steps": 2},
+        {"calibration": TEXT, "repair": LeastSquaresRepair(damping=1.0, reselect=True)},
     ),
     "chosen": (
         tiny_llama,

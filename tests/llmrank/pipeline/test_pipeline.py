@@ -253,7 +253,6 @@ FOR_GOOD: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "Phi-3": (lambda: family_model(named_family("Phi-3")), {}),
     "BLOOM": (lambda: family_model(named_family("BLOOM")), {}),
     "half": (lambda: tiny_llama().to(torch.bfloat16), {}),
-    "steps": (tiny_llama, {"steps": 2}),
     "perceptron": (lambda: mlp(6, 12, 12, 3), {"calibration": features(512, 6)}),
 }
 

@@ -23,7 +23,6 @@ from tests.tables import table
         ({"topology": "residual", "beta": 2}, r"beta must be a number in \[0, 1\]"),
         ({"targets": "layers"}, "targets"),
         ({"repair": "lstsq"}, "repair must be an instance of BaseRepair, got 'lstsq'"),
-        ({"steps": 0}, "steps"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused(fields: dict[str, Any], message: str) -> None:

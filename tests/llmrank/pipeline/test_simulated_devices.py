@@ -55,7 +55,6 @@ OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
         for r in ("bias", "lstsq", "lstsq:damping=0.01", "lstsq:target=output")
     },
     **{f: (lambda f=f: {"form": f}) for f in ("zero", "mask")},
-    "steps": lambda: {"steps": 2, "repair": make_repair("bias")},
     "aligned": lambda: {"align": "pad"},
     "evaluated": lambda: {"evaluation": token_ids(3, seed=1)},
 }

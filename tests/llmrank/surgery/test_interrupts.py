@@ -55,8 +55,8 @@ class Lines:
     def __call__(self, frame: Any, event: str, _argument: Any) -> Any:
         if frame.f_code.co_filename not in self.files:
             return None
-        # A `try` does nothing, and the line of a `with` runs again at its end: only a tracer can interrupt these. From Python 3.12
-        # on, no `try` or `with` of the same function catches what is raised at a jump of a comprehension (CPython's issue 148278).
+        # A `try` does nothing, and the line of a `with` runs again at its end: only a tracer can interrupt these. From Python
+        # 3.12 on, no `try` or `with` of a function catches what is raised at a jump of its comprehensions (CPython issue 148278).
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip()
         jumps = "JUMP" in opname[frame.f_code.co_code[frame.f_lasti]]
         if event == "line" and not jumps and not line.startswith(("with ", "try:")):

@@ -143,22 +143,6 @@ def test_a_long_repair_is_announced_before_it_begins(
     assert announced.start() < shown.index("Wrote")
 
 
-def test_steps_are_announced_and_reported(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
-    output = tmp_path / "out"
-    common = ("prune", checkpoint, "--calibration", corpus, *SHORT, "--amount", 0.5)
-    assert run(*common, "--output", output, "--steps", 2) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    before, after = shown.split("hidden neurons removed")
-    assert "2 steps, to" in before
-    assert "2 passes of the calibration text to rank by, and a repair after" in before
-    assert "pruned in 2 steps: 2 passes of the calibration text to rank by, 1 repair" in after
-    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    assert [step["repaired"] for step in report["steps"]] == [False, True]
-    assert report["steps"][0]["amount"] == pytest.approx(0.25)
-    assert Masks.load(output / "masks.safetensors").widths == {f"model.layers.{k}.mlp": 20 for k in range(2)}
-    assert transformers.AutoModelForCausalLM.from_pretrained(output).config.intermediate_size == 20
-
-
 def test_evaluation_lands_in_the_report(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
     output, result = tmp_path / "out", tmp_path / "result.json"
     prune = ("prune", checkpoint, "--output", output, "--calibration", corpus, "--evaluate", corpus)
@@ -333,7 +317,6 @@ def test_options_that_do_not_fit_the_model_are_refused_and_leave_nothing(
         (("--scorer", "wpr:gamma=nan"), "gamma must be a number in [0, 1], got nan"),
         (("--amount", "inf"), "amount must be a share in [0, 1)"),
         (("--amount", -1), "amount must not be negative, got -1"),
-        (("--steps", 10**14), "steps must be at most 1000"),
         (("--seed", 10**23), "--seed must be at most 9223372036854775807, got 1"),
         (("--seed", -(10**23)), "--seed must be at least 0, got -1"),
         (("--samples", 10**23), "--samples must be at most 2147483647, got 1"),
@@ -355,7 +338,6 @@ def test_options_that_do_not_fit_the_model_are_refused_and_leave_nothing(
         (("--pruner", "local:min_keep"), "expected NAME:OPTION=VALUE,OPTION=VALUE, got 'min_keep'"),
         (("--pruner", "local:min_keep=few"), "option min_keep must be integer, got 'few'"),
         (("--pruner", "local:min_keep=2,min_keep=3"), "option min_keep was given 2 times"),
-        (("--steps", 0), "steps must be an integer >= 1, got 0"),
         (("--pipeline", "loose"), "unknown pipeline"),
         (("--pipeline", "isolated:beta=0.5"), "pipeline 'isolated' has no option 'beta'; it has no options"),
         (("--pipeline", "residual:beta=7"), "beta must be a number in [0, 1]"),
@@ -800,7 +782,6 @@ def test_help_says_what_surprises(capsys: Any) -> None:
     assert "auto, float32, bfloat16, float16, float64 (auto:" in shown("prune")
     assert "`llmrank components NAME` the options" in shown("prune")
     assert "--form " not in shown("inspect")
-    assert "--steps" not in shown("inspect")
     assert "--repair" not in shown("inspect")
 
 
@@ -847,7 +828,6 @@ def test_prune_model_has_the_defaults_of_the_command() -> None:
         "samples",
         "scorer",
         "sequence_length",
-        "steps",
         "targets",
     }
     assert defaults.keys() & options.keys() == shared | {"amount_of", "model"}
