@@ -111,10 +111,10 @@ def check_count(name: str, value: Any, lowest: int = 1) -> None:
 
     Examples
     --------
-    >>> check_count("steps", 2.0)
+    >>> check_count("samples", 2.0)
     Traceback (most recent call last):
         ...
-    llmrank.errors.OptionError: steps must be an integer >= 1, got 2.0
+    llmrank.errors.OptionError: samples must be an integer >= 1, got 2.0
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
         raise OptionError(f"{name} must be an integer >= {lowest}, got {value!r}")

@@ -47,7 +47,7 @@ class Selection:
         The repaired output maps, by the path of the module.
     validation : Validation or None
     ranked : RankedModel
-        Its graphs and ranks, on the dense model.
+        The graphs and ranks of the dense model.
     sensitivities : dict from str to float
     close : dict or None
         How many decisions were close, see :func:`llmrank.pipeline.stages.close_decisions`.
@@ -117,7 +117,7 @@ def select(
     *,
     undoable: bool = True,
 ) -> Selection:
-    """Rank a model and choose what to remove; repair it.
+    """Rank a model, choose what to remove, and repair the rest.
 
     Parameters
     ----------

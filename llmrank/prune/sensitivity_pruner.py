@@ -162,7 +162,7 @@ def cheapest_counts(sensitivities: Sequence[float], most: Sequence[int], total: 
     [2, 0, 1]
     """
     counts = [0] * len(most)
-    open_layers = [(c, k) for k, c in enumerate(sensitivities) if most[k]]
+    open_layers = [(c, k) for k, c in enumerate(sensitivities) if most[k] > 0]
     heapq.heapify(open_layers)
     for _ in range(total):
         _, k = heapq.heappop(open_layers)

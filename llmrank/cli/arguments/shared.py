@@ -98,7 +98,7 @@ def add_method_options(
     """Add the options of a pipeline; return the group of calibration and evaluation, for further options.
 
     ``chooses=False`` leaves out the options of the amount and the pruner. ``prunes=False`` leaves out those of the repair, the
-    unit of the amount, the steps and the form. ``calibrates=False`` leaves out those of the calibration text.
+    unit of the amount and the form. ``calibrates=False`` leaves out those of the calibration text.
     """
     method = command.add_argument_group(
         "method",

@@ -174,7 +174,7 @@ def _checked_run(
     undoable: bool,
     processes: Processes | None = None,
 ) -> PruningRun:
-    """Load the model and make the run; print what will be removed, what steps cost, and warnings."""
+    """Load the model and make the run; print what will be removed, and warnings."""
     loaded = load(options, terminal, on_cpu=True)
     # Several processes cannot share the files of a run.
     in_memory = undoable or (processes is not None and processes.count > 1)

@@ -236,7 +236,7 @@ class _Records:
         only: Callable[[Units], bool] | None,
     ) -> None:
         layers = [place.layer for place in entry.prunable]
-        self._start = start or Masks.full({layer.name: layer.size for layer in layers})
+        self._start = Masks.full({layer.name: layer.size for layer in layers}) if start is None else start
         self._importance = entry.importance(rank)
         places = {place.layer.name: place for place in entry.prunable}
         if target == "neurons":  # removed experts have no neurons to remove
@@ -270,5 +270,6 @@ class _Records:
         """Translate the masks of records, by name, into masks of the graph's layers."""
         masks = {name: self._start[name] for name in self._importance}
         for units in self._units:
-            masks |= units.masks(keep[units.name], self._importance)
+            for name, mask in units.masks(keep[units.name], self._importance).items():
+                masks[name] &= mask
         return masks

@@ -24,10 +24,11 @@ from llmrank.evaluation.perplexity import perplexity, unigram_perplexity
 from llmrank.models import find_ffns
 from llmrank.pipeline import CalibrationText, EvaluationText, notes, stages
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
-from llmrank.prune import LocalPruner, SensitivityPruner
-from llmrank.repair import BiasRepair, LeastSquaresRepair, RepairedMap
+from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
+from llmrank.repair import BaseRepair, BiasRepair, LeastSquaresRepair, RepairedMap
 from llmrank.score import BaseScorer, NormScorer
 from llmrank.score.auto import default_candidates
+from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.equivalence import masked_outputs
 from llmrank.text import tokenise
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline, IsolatedFFNPipeline
@@ -244,6 +245,45 @@ def test_for_good_is_the_same_cut_of_which_nothing_is_kept(
         pipeline.undo()
     with pytest.raises(OptionError, match="changed its model for good"):
         pipeline.run()
+
+
+@pytest.mark.parametrize("form", ["compact", "zero", "mask"])
+def test_a_repaired_model_computes_what_its_masks_and_maps_say_in_every_form(form: Any) -> None:
+    model = tiny_llama()
+    options: dict[str, Any] = {"pruner": GlobalPruner(0.4), "repair": LeastSquaresRepair(), "calibration": token_ids()}
+    run = ChainedFFNPipeline(model, None, form=form, **options)
+    run.run()
+    assert run.masks is not None
+    again = tiny_llama()
+    apply_masks(again, find_ffns(again), run.masks, "zero", repaired=run.plan.selection.repaired)
+    torch.testing.assert_close(logits(model, token_ids()), logits(again, token_ids()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["calibrate", "build", "rank", "choose", "repair"])
+@pytest.mark.parametrize("repair", [LeastSquaresRepair(reselect=True), BiasRepair()], ids=["lstsq", "bias"])
+def test_an_interrupt_behind_a_stage_leaves_the_model_dense(
+    stage: str, repair: BaseRepair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_llama()
+    model.train()
+    snapshot = Snapshot(model)
+    run = ChainedFFNPipeline(model, None, pruner=GlobalPruner(0.5), calibration=token_ids(), repair=repair)
+    honest = getattr(stages, stage)
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        honest(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupting:
+        interrupting.setattr(stages, stage, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.run()
+    snapshot.assert_restored()
+    with pytest.raises(OptionError, match="nothing to undo"):
+        run.undo()
+    run.run()
+    run.undo()
+    snapshot.assert_restored()
 
 
 FOR_GOOD: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
