@@ -148,7 +148,7 @@ class Pruning:
         pruners = (
             make_pruner(pruner, amount=each, multiple_of=1, **BUDGET_OPTIONS.get(pruner, {})) for each in AMOUNTS
         )
-        return [stages.choose(self.prepared, self.recipe, ranked, pruner=each) for each in pruners]
+        return [stages.choose(self.prepared, replace(self.recipe, pruner=each), ranked) for each in pruners]
 
     def cut(self, masks: Masks, repair: str) -> tuple[float, float]:
         """Return the accuracies of the compact network. The same masks are measured once."""

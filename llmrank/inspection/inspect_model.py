@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from time import perf_counter
 from typing import Any
@@ -198,7 +198,8 @@ def inspect_model(run: PruningRun, scorers: Mapping[str, BaseScorer], scorer: st
     calibrated = perf_counter()
     graphs = stages.build(prepared, recipe, statistics)
     if isinstance(scorers[scorer], AutoScorer):
-        choice = stages.choose_scorer(prepared, recipe, graphs, tokens, execution, budgets.accepting()[budget])
+        tried = replace(recipe, pruner=budgets.accepting()[budget])
+        choice = stages.choose_scorer(prepared, tried, graphs, tokens, execution)
         others = {name: each for name, each in scorers.items() if name != scorer}
         chosen = recipe.chosen_scorer(choice)
         scorer = chosen.label()

@@ -182,7 +182,7 @@ class PruningRun:
             return self._run(replace(self.execution, processes=processes), watch or Stopwatch())
 
     def _run(self, execution: Execution, watch: Stopwatch) -> nn.Module:
-        recipe, begun = self.recipe, dict(watch.seconds)
+        recipe = self.recipe
         _check_processes(self.model, recipe, execution.processes.count, by_block=self.work_directory is not None)
         self.plan = self.report = None
         with watch.timed("find"), execution.step("Finding FFNs"):
@@ -231,7 +231,7 @@ class PruningRun:
             size = model_size(self.model, prepared.ffns.without(left_out))
             report = self.plan.report
             neurons = {**report.neurons, "widths_with_padding": self.application.widths}
-            seconds = watch.since(begun)
+            seconds = dict(watch.seconds)
             self.report = replace(
                 report, after=size, neurons=neurons, seconds=seconds, evaluation=evaluation, healing=healing
             )

@@ -58,7 +58,7 @@ from llmrank.pipeline.closeness.repair_validation import Validation, repair_wher
 from llmrank.pipeline.closeness.sensitivity import first_sequences, layer_sensitivities
 from llmrank.pipeline.descriptions import dtype_name
 from llmrank.pipeline.recipe import Recipe
-from llmrank.prune import BasePruner, GlobalPruner, LocalPruner, SensitivityPruner
+from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.prune.amounts import protected_names
 from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
@@ -309,13 +309,11 @@ def choose_scorer(
     graphs: Sequence[ModelGraph],
     tokens: CalibrationTokens,
     execution: Execution,
-    pruner: BasePruner | None = None,
 ) -> Choice | None:
     """Try the candidates on held-out tokens and on text of another kind, see :mod:`llmrank.pipeline.closeness.candidates`.
 
-    Each cut is that of the pruner (by default the recipe's own), or that of :func:`trial_masks` if the pruner needs
-    sensitivities. Return None if there is only one candidate, or nothing was held out. A run with little memory notes the
-    choice, and does not try again.
+    Each cut is that of the recipe's pruner, or that of :func:`trial_masks` if the pruner needs sensitivities. Return None if
+    there is only one candidate, or nothing was held out. A run with little memory notes the choice, and does not try again.
     """
     held_out = tokens.held_out_of_kind
     if len(recipe.candidates) == 1 or held_out is None:
@@ -325,14 +323,10 @@ def choose_scorer(
     if work is not None and noted is not None:
         with refused_unless_sound(f"the choice noted in {work.path}", "delete that directory, and start again"):
             return Choice.of_note(noted, [each.label() for each in recipe.candidates])
-    pruner = pruner or recipe.pruner
     masks = {}
     for each in execution.steps(recipe.candidates, "Ranking by every candidate"):
         ranked = RankedModel(tuple(graphs), rank_graphs(each, graphs), each)
-        if pruner.needs_sensitivity:
-            cut = trial_masks(prepared, recipe, ranked)
-        else:
-            cut = choose(prepared, recipe, ranked, pruner=pruner)
+        cut = (trial_masks if recipe.pruner.needs_sensitivity else choose)(prepared, recipe, ranked)
         masks[each.label()] = Masks(execution.processes.first(dict(cut)))
     count = tokens_of_a_trial(tokens.sequences.n_tokens, len(recipe.candidates))
     choice = try_candidates(
@@ -404,11 +398,10 @@ def choose(
     recipe: Recipe,
     ranked: RankedModel,
     sensitivities: Mapping[str, float] | None = None,
-    pruner: BasePruner | None = None,
 ) -> Masks:
-    """Choose the keep masks of all prunable layers, by the recipe's pruner unless another is given."""
+    """Choose the keep masks of all prunable layers."""
     return choose_masks(
-        pruner or recipe.pruner,
+        recipe.pruner,
         ranked.graphs,
         ranked.ranks,
         jointly=recipe.jointly,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -32,8 +32,3 @@ class Stopwatch:
         seconds = perf_counter() - start
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         logger.debug("%s took %.2f s", stage, seconds)
-
-    def since(self, earlier: Mapping[str, float]) -> dict[str, float]:
-        """Return the seconds of every stage since a copy of :attr:`seconds`."""
-        spent = {stage: total - earlier.get(stage, 0.0) for stage, total in self.seconds.items()}
-        return {stage: seconds for stage, seconds in spent.items() if seconds}

@@ -4,7 +4,8 @@ from .amounts import check_amount, global_count, local_count, protected_names, r
 from .base_pruner import BasePruner
 from .global_pruner import GlobalPruner
 from .local_pruner import LocalPruner
-from .records.layer_record import LayerRecord, ascending_positions, keep_highest, record_of_size
+from .records.layer_record import LayerRecord, record_of_size
+from .records.order import ascending_positions, keep_highest
 from .sensitivity_pruner import SensitivityPruner, sensitivity_counts
 
 __all__ = [

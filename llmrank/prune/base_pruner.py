@@ -24,7 +24,8 @@ from llmrank.prune.amounts import (
     round_width,
 )
 from llmrank.prune.masks import Masks
-from llmrank.prune.records.layer_record import LayerRecord, ascending_positions, keep_highest, record_of_size
+from llmrank.prune.records.layer_record import LayerRecord, record_of_size
+from llmrank.prune.records.order import ascending_positions, keep_highest
 
 __all__ = ["BasePruner"]
 

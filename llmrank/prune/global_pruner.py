@@ -11,7 +11,8 @@ from llmrank.errors import check_choice
 from llmrank.models.costs import ModelCosts, Unit
 from llmrank.prune.amounts import Multiple, Protect, check_removable, global_count
 from llmrank.prune.base_pruner import BasePruner
-from llmrank.prune.records.layer_record import LayerRecord, ascending_positions, importance_of
+from llmrank.prune.records.layer_record import LayerRecord, importance_of
+from llmrank.prune.records.order import ascending_positions
 
 __all__ = ["GlobalPruner", "Normalize"]
 

@@ -9,7 +9,8 @@ import torch
 
 from llmrank.models.costs import ModelCosts
 from llmrank.prune.base_pruner import BasePruner
-from llmrank.prune.records.layer_record import LayerRecord, ascending_positions, importance_of
+from llmrank.prune.records.layer_record import LayerRecord, importance_of
+from llmrank.prune.records.order import ascending_positions
 
 __all__ = ["LocalPruner"]
 

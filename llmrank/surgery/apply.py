@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,7 +33,7 @@ from llmrank.surgery.forms import (
 from llmrank.surgery.restores import Restore, restores_of
 from llmrank.surgery.widths import ALIGNMENTS, Align, check_padding, compact_widths, set_widths
 
-__all__ = ["AppliedMasks", "apply_masks", "check_writable", "temporarily_masked"]
+__all__ = ["AppliedMasks", "apply_masks", "check_writable"]
 
 
 @dataclass
@@ -207,24 +207,6 @@ def apply_masks(
     except BaseException:
         application._roll_back()
         raise
-
-
-@contextmanager
-def temporarily_masked(model: nn.Module, ffns: FFNs, masks: Masks | None) -> Iterator[None]:
-    """Apply masks in the zero form, unless they are None; restore the model at the end of the context, whatever is raised."""
-    applied: list[AppliedMasks] = []
-    with ExitStack() as cleanup:
-        # Registered before the masks are applied, and twice, so that they are undone after an interrupt at any point.
-        for _ in range(2):
-            cleanup.callback(_roll_back_all, applied)
-        if masks is not None:
-            applied.append(apply_masks(model, ffns, masks, "zero"))
-        yield
-
-
-def _roll_back_all(applied: Sequence[AppliedMasks]) -> None:
-    for application in applied:
-        application._roll_back()
 
 
 def _unchanged_check(module: nn.Module) -> Callable[[], bool]:

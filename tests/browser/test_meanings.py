@@ -15,8 +15,9 @@ from llmrank.inspection.inspect_model import Inspection, inspect_model
 from llmrank.inspection.meaning.meanings import Meanings, find_meanings
 from llmrank.inspection.page import write_page
 from llmrank.models import find_ffns
+from llmrank.models.experts import by_expert
 from llmrank.score import WeightedPageRankScorer
-from llmrank.surgery.apply import temporarily_masked
+from llmrank.surgery.equivalence import as_masked
 from tests.browser.test_page import CONTRAST
 from tests.llmrank.inspection.test_page import HOSTILE
 from tests.llmrank.plain_pipelines import ChainedFFNPipeline
@@ -31,11 +32,10 @@ def inspected(model: Any, words: Any) -> Seen:
     pipeline = ChainedFFNPipeline(model, words, calibration=token_ids())
     inspection = inspect_model(pipeline, {"wpr": WeightedPageRankScorer()}, "wpr")
     ffns, sequences = find_ffns(model), inspection.sequences
-    losses = []
-    for masks in (None, inspection.main.masks["local"]):
-        with temporarily_masked(model, ffns, masks):
-            losses.append(token_losses(model, sequences))
-    changes = loss_changes(losses[0], losses[1], sequences, words, 5)
+    before = token_losses(model, sequences)
+    with as_masked(ffns, inspection.main.masks["local"]), by_expert(ffns.mixtures):
+        after = token_losses(model, sequences)
+    changes = loss_changes(before, after, sequences, words, 5)
     return inspection, find_meanings(model, words, ffns, sequences, 3), changes
 
 

@@ -17,7 +17,7 @@ CASES = (
     {"arguments": 60},
     {"calls": 300},
     {"faults": 25},
-    {"kills": 6, "disks": 6, "races": 3},
+    {"kills": 4, "disks": 4, "races": 2},
     {"deaths": 2},
     {"ranks": 200},
 )

@@ -28,13 +28,14 @@ from llmrank.inspection.meaning.meaning_files import write_meanings_csv, write_m
 from llmrank.inspection.meaning.meanings import Meanings, find_meanings
 from llmrank.inspection.page import write_page
 from llmrank.inspection.summary import InspectionSummary, summarise_inspection, summarise_neuron
+from llmrank.models.experts import by_expert
 from llmrank.models.forward import predicts_next_token
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.registry import SCORERS
 from llmrank.pipeline.specs import split_spec
 from llmrank.score import AutoScorer, BaseScorer, ExpertScorer
-from llmrank.surgery.apply import temporarily_masked
 from llmrank.surgery.atomic import atomic_directory, check_output
+from llmrank.surgery.equivalence import as_masked
 
 __all__ = ["run_inspect"]
 
@@ -217,11 +218,11 @@ def _loss_changes(options: argparse.Namespace, run: PruningRun, inspection: Insp
     """
     if not options.contexts or not predicts_next_token(run.model):
         return None
-    measured = []
-    for masks in (None, inspection.main.masks[inspection.budget]):
-        with temporarily_masked(run.model, run.find().ffns, masks):
-            measured.append(token_losses(run.model, inspection.sequences, run.execution))
-    return loss_changes(measured[0], measured[1], inspection.sequences, run.tokenizer, WORST)
+    ffns, sequences = run.find().ffns, inspection.sequences
+    before = token_losses(run.model, sequences, run.execution)
+    with as_masked(ffns, inspection.main.masks[inspection.budget]), by_expert(ffns.mixtures):
+        after = token_losses(run.model, sequences, run.execution)
+    return loss_changes(before, after, sequences, run.tokenizer, WORST)
 
 
 # --- the files

@@ -12,7 +12,7 @@ import torch
 from llmrank.errors import LLMRankError
 from llmrank.prune.records.units import Units
 
-__all__ = ["LayerRecord", "ascending_positions", "importance_of", "keep_highest", "record_of_size"]
+__all__ = ["LayerRecord", "importance_of", "record_of_size"]
 
 
 class LayerRecord:
@@ -132,33 +132,3 @@ def importance_of(layer: LayerRecord) -> torch.Tensor:
             f"{layer.name}: the importance is not finite; check the scores that the scorer returns for this layer"
         )
     return values
-
-
-def ascending_positions(scores: torch.Tensor) -> torch.Tensor:
-    """Return the position of each score in ascending order; equal scores are in the order of their indices.
-
-    Parameters
-    ----------
-    scores : (n,) tensor
-        On the CPU.
-
-    Returns
-    -------
-    (n,) int64 tensor
-        A permutation of 0..n-1.
-
-    Examples
-    --------
-    >>> ascending_positions(torch.tensor([0.5, 0.1, 0.5])).tolist()
-    [1, 0, 2]
-    """
-    return torch.argsort(torch.argsort(scores, stable=True))
-
-
-def keep_highest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the keep mask of the `count` highest scores; among equal scores the lower index is removed first.
-
-    >>> keep_highest(torch.tensor([0.5, 0.1, 0.5]), 1).tolist()
-    [False, False, True]
-    """
-    return ascending_positions(scores) >= len(scores) - count

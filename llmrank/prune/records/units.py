@@ -23,6 +23,7 @@ from llmrank.models.experts import Mixture
 from llmrank.models.finding.blocks import with_blocks
 from llmrank.models.finding.heads import find_heads
 from llmrank.models.stack import with_statable_blocks
+from llmrank.prune.records.order import ascending_positions
 
 __all__ = [
     "EXPERT_WIDTH_MULTIPLE",
@@ -188,7 +189,9 @@ class NeuronUnits(Units):
         """See :meth:`Units.assign`."""
         if self.are_neurons:
             return super().assign(scores)
-        return {layer.name: _positions(scores[layer.name]) // (layer.size // self.n_units) for layer in self.layers}
+        return {
+            layer.name: ascending_positions(scores[layer.name]) // (layer.size // self.n_units) for layer in self.layers
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +238,7 @@ class ExpertUnits(Units):
         """See :meth:`Units.assign`."""
         totals = torch.stack([scores[layer.name].sum() for layer in self.layers]).view(self.n_groups, -1)
         # Without groups, unit k is expert k. With groups, it is the k-th lowest expert of each group.
-        order = torch.arange(self.n_units).expand_as(totals) if self.n_groups == 1 else _positions(totals)
+        order = torch.arange(self.n_units).expand_as(totals) if self.n_groups == 1 else ascending_positions(totals)
         units = order.flatten().tolist()
         return {layer.name: torch.full((layer.size,), units[k]) for k, layer in enumerate(self.layers)}
 
@@ -332,11 +335,6 @@ def _grouped(
         name = layer.name if whole is None else whole.name
         groups[name] = (*groups.get(name, ()), layer)
     return groups
-
-
-def _positions(scores: torch.Tensor) -> torch.Tensor:
-    """Return the position of each score in ascending order along the last axis."""
-    return torch.argsort(torch.argsort(scores, dim=-1, stable=True), dim=-1)
 
 
 def parse_targets(targets: str | Sequence[str]) -> tuple[Target, ...]:

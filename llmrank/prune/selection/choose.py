@@ -13,7 +13,6 @@ from graphs import RankResult
 from llmrank.errors import OptionError
 from llmrank.models import PrunableLayer
 from llmrank.models.costs import ModelCosts
-from llmrank.prune.amounts import protected_names
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.local_pruner import LocalPruner
 from llmrank.prune.masks import Masks
@@ -67,10 +66,7 @@ def choose_masks(
     check_several(pruner, targets)
     layers = [place.layer for entry in graphs for place in entry.prunable]
     parts = sharing_targets(targets)
-    protected = None
-    if len(parts) > 1:  # then `protect` selects among the layers of all parts
-        names = names_in_order(layers, parts)
-        protected = protected_names(pruner.protect, names)
+    names = names_in_order(layers, parts)
     found = dict(Masks.full({layer.name: layer.size for layer in layers}))
     for part in parts:
         if not KINDS[part[0]].losses_add_up:  # sensitivities alone choose, and a unit may lie in several graphs
@@ -80,7 +76,7 @@ def choose_masks(
             replace(entry, prunable=tuple(place for place in entry.prunable if has_units(place.layer, part)))
             for entry in graphs
         ]
-        choice = _Choice(entries, ranks, sensitivities or {}, costs, protected, jointly=jointly)
+        choice = _Choice(entries, ranks, sensitivities or {}, costs, names, jointly=jointly)
         found |= choice.masks(pruner, part[0]) if len(part) == 1 else choice.masks_of_neurons_and_experts(pruner)
     return Masks({layer.name: found[layer.name] for layer in layers})
 
@@ -123,14 +119,14 @@ class _Choice:
         ranks: Sequence[RankResult],
         sensitivities: Mapping[str, float],
         costs: ModelCosts | None,
-        protected: set[str] | None,
+        names: Sequence[str],
         *,
         jointly: bool,
     ) -> None:
         self._ranked = list(zip(graphs, ranks, strict=True))
         self._sensitivities, self._costs, self._jointly = sensitivities, costs, jointly
-        # The layers that `protect` selects among all layers. It is needed if each of several pruners gets only some layers.
-        self._protected = protected
+        # The layers among which `protect` selects, although a pruner may get only some of them.
+        self._names = names
         places = [place for entry in graphs for place in entry.prunable]
         self._expert_widths = {place.layer.size for place in places if place.layer.mixture is not None}
 
@@ -153,12 +149,8 @@ class _Choice:
         records = [group.records for group in groups]
         if self._jointly:
             records = [[record for group in records for record in group]]
-        if self._protected is not None:
-            pruner = copy.copy(pruner)
-            named = (record.name for group in records for record in group)
-            pruner.protect = tuple(name for name in named if name in self._protected)
         keep: dict[str, torch.Tensor] = {}
-        for group_pruner, group in zip(pruner.for_groups(records), records, strict=True):
+        for group_pruner, group in zip(pruner.for_groups(records, self._names), records, strict=True):
             keep.update(group_pruner.prune(group, self._costs))
         return Masks({name: mask for group in groups for name, mask in group.masks(keep).items()})
 
@@ -166,14 +158,11 @@ class _Choice:
         """Choose masks for both targets: every number of experts is tried, and that with the least lost importance is taken."""
         # Rounded widths would miss the amount by as much as the choices differ.
         pruner = pruner.with_exact_share()
-        if self._protected is None:
-            names = [units.name for units in units_of([p.layer for entry, _ in self._ranked for p in entry.prunable])]
-            self._protected = protected_names(pruner.protect, names)
         found: list[Masks] = []
         refusal: OptionError | None = None
         for count in range(max(len(entry.prunable) for entry, _ in self._ranked)):
             try:
-                experts = self.masks(LocalPruner(count), "experts")
+                experts = self.masks(LocalPruner(count, protect=pruner.protect), "experts")
             except OptionError as error:  # fewer experts would be left than routers need
                 refusal = refusal or error
                 break

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from llmrank.prune.records.layer_record import keep_highest
+from llmrank.prune.records.order import keep_highest
 from llmrank.score.base_scorer import BaseScorer
 from llmrank.score.model_graph import ModelGraph
 from llmrank.score.rank_graphs import rank_graphs

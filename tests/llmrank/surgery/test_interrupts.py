@@ -24,10 +24,10 @@ from llmrank.models import find_ffns
 from llmrank.prune.masks import Masks
 from llmrank.repair import BiasRepair, LeastSquaresRepair, RepairedMap, repair_ffns
 from llmrank.surgery import apply
-from llmrank.surgery.apply import apply_masks, temporarily_masked
+from llmrank.surgery.apply import apply_masks
 from llmrank.surgery.equivalence import check_equivalence, masked_outputs
 from llmrank.text import tokenise
-from tests.llmrank.tiny_models import Snapshot, family_model, logits, named_family, tiny_llama, token_ids
+from tests.llmrank.tiny_models import Snapshot, family_model, named_family, tiny_llama, token_ids
 
 PACKAGE = Path(llmrank.__file__).parent
 WRITERS = {
@@ -222,17 +222,6 @@ def test_each_module_is_restored_even_if_another_fails(failure: type[BaseExcepti
         application._restores[:] = [honest[position]]
         application.undo()
         snapshot.assert_restored()
-
-
-def test_an_interrupted_trial_leaves_the_model_dense() -> None:
-    model = tiny_llama()
-    snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=False)
-
-    def trial() -> None:
-        with temporarily_masked(model, ffns, masks):
-            logits(model, SEQUENCES.ids)
-
-    every_line(WRITERS, lambda: (trial, snapshot.assert_restored))
 
 
 # An abandoned generator is closed where no exception can leave it; the model is checked all the same.
