@@ -35,7 +35,6 @@ from llmrank.healing.training_state import (
     BEST,
     LEDGER,
     SETTINGS,
-    check_holds,
     last_checkpoint,
     locked,
     refused_if_damaged,
@@ -113,18 +112,23 @@ def train(
             work = directory
             if not launched_processes()[0]:  # process 0 checks the directory for all
                 stack.enter_context(locked(directory, run))
-        book = _Ledger(student, text, held_out, schedule, execution, work, is_shared=directory is not None)
+        rows = rows_in(work, [*held_out], student.learned())
         connected = dist.is_available() and dist.is_initialized()
-        rows, optimizer = _dataset(student, text, schedule), _optimizer(student, settings, rate)
+        dataset, optimizer = _dataset(student, text, schedule), _optimizer(student, settings, rate)
         try:
             arguments = _arguments(settings, student, schedule, rate, work, keeps=directory is not None)
             use_one_gpu(arguments)  # the teacher is not spread either
             trainer = _Trainer(
-                book,
+                rows,
+                text,
+                held_out,
+                schedule,
+                execution,
+                work,
                 model=student,
                 args=arguments,
-                train_dataset=rows,
-                eval_dataset=[],  # the ledger has its own
+                train_dataset=dataset,
+                eval_dataset=[],  # the held-out text is read by evaluate
                 compute_loss_func=_mean_loss,
                 optimizers=(optimizer, None),
                 callbacks=[_Shown(execution, schedule.steps)] if execution.progress else None,
@@ -154,7 +158,7 @@ def train(
             student.keep_activations()
             if (work / BEST).is_file():
                 student.read(partial(_tensor_of, work / BEST))
-        return tuple(book.rows)
+        return tuple(trainer.rows)
 
 
 @contextmanager
@@ -188,11 +192,27 @@ def _tensor_of(path: Path, name: str) -> torch.Tensor:
 
 
 class _Trainer(Trainer):
-    """A Trainer whose evaluation is a measurement in the ledger."""
+    """A Trainer whose evaluation adds a row to the ledger, in memory and in a file, and keeps the weights of the best row.
 
-    def __init__(self, book: _Ledger, **options: Any) -> None:
+    `rows` are those that were measured before an interrupt.
+    """
+
+    def __init__(
+        self,
+        rows: list[LedgerRow],
+        text: TokenSequences,
+        held_out: dict[str, TokenSequences],
+        schedule: Schedule,
+        execution: Execution,
+        directory: Path,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
-        self._book = book
+        self.rows = rows
+        self._text, self._held_out, self._execution, self._directory = text, held_out, execution, directory
+        self._tokens_per_step = schedule.per_step * text.n_tokens / len(text)
+        self._spent = rows[-1].seconds if rows else 0.0
+        self._since = perf_counter()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *options: Any, **more: Any) -> None:
         with refused_if_damaged(Path(resume_from_checkpoint).parent):
@@ -211,13 +231,9 @@ class _Trainer(Trainer):
             super()._load_rng_state(checkpoint)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Measure the student, log it, and tell the callbacks."""
-        assert self.optimizer is not None
-        highest = self.optimizer.param_groups[0]["initial_lr"]  # the Trainer reads the rate of the first group
-        relative = float(self._get_learning_rate()) / highest if highest else 0.0
-        row = self._book.measure(
-            self.state.global_step, relative * self.args.learning_rate, writes=self.args.should_save
-        )
+        """Measure the student, unless that was done before an interrupt; log the row, and tell the callbacks."""
+        row = next((row for row in self.rows if row.step == self.state.global_step), None) or self._measured()
+        self._since = perf_counter()
         metrics = {"eval_loss": row.divergence}
         for kind, close in row.closeness.items():
             metrics |= {f"eval_{kind}_divergence": close.divergence.value, f"eval_{kind}_perplexity": close.perplexity}
@@ -225,58 +241,34 @@ class _Trainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-
-class _Ledger:
-    """The rows so far, in memory and in a file, and the weights of the best of them in another file."""
-
-    def __init__(
-        self,
-        student: Student,
-        text: TokenSequences,
-        held_out: dict[str, TokenSequences],
-        schedule: Schedule,
-        execution: Execution,
-        directory: Path,
-        *,
-        is_shared: bool,
-    ) -> None:
-        self._student, self._text, self._held_out = student, text, held_out
-        self._tokens_per_step = schedule.per_step * text.n_tokens / len(text)
-        self._execution, self._directory, self._is_shared = execution, directory, is_shared
-        with refused_if_damaged(directory):
-            self.rows = rows_in(directory / LEDGER, [*held_out])
-            if self.rows or (directory / BEST).is_file():  # the weights are written before the row
-                check_holds(directory / BEST, student.learned())
-        self._spent = self.rows[-1].seconds if self.rows else 0.0
-        self._since = perf_counter()
-
-    def measure(self, step: int, rate: float, *, writes: bool) -> LedgerRow:
-        """Measure the student after a step, and keep its weights if it is the best so far, in a process that `writes`."""
-        for row in self.rows:
-            if row.step == step:  # measured before the training was interrupted
-                self._since = perf_counter()
-                return row
+    def _measured(self) -> LedgerRow:
+        """Measure the student, and write the row and, if it is the best so far, the weights."""
         self._spent += perf_counter() - self._since
+        assert self.optimizer is not None
+        highest = self.optimizer.param_groups[0]["initial_lr"]  # the Trainer reads the rate of the first group
+        relative = float(self._get_learning_rate()) / highest if highest else 0.0
+        student: Any = self.model
         closeness, first = {}, len(self._text)
         for kind, sequences in self._held_out.items():
             batches = list(self._execution.steps(list(sequences.batches(self._execution.batch_size)), "Measuring"))
-            found = self._student.measure(batches, first)
+            found = student.measure(batches, first)
             closeness[kind] = Closeness(*map(tuple, zip(*found, strict=True)))
             first += len(sequences)
-        row = LedgerRow(step, round(step * self._tokens_per_step), self._spent, rate, closeness)
+        step, tokens = self.state.global_step, round(self.state.global_step * self._tokens_per_step)
+        row = LedgerRow(step, tokens, self._spent, relative * self.args.learning_rate, closeness)
         if not math.isfinite(row.divergence):
             raise CalibrationError(
                 f"after {step} steps the divergence from the dense model is not finite; "
                 + ("the pruned model was broken before" if step == 0 else "give a smaller learning rate")
             )
         self.rows.append(row)
-        if writes or not self._is_shared:
+        # A process of several that keep no checkpoints has a directory of its own.
+        if self.args.should_save or self.args.save_strategy == "no":
             if best_row(self.rows) == len(self.rows) - 1:
                 with replace_file(self._directory / BEST) as written:
-                    save_file({name: value.contiguous() for name, value in self._student.state_dict().items()}, written)
+                    save_file({name: value.contiguous() for name, value in student.state_dict().items()}, written)
             with replace_file(self._directory / LEDGER) as written:
                 written.write_text(json.dumps([asdict(each) for each in self.rows]), encoding="utf-8")
-        self._since = perf_counter()
         return row
 
 

@@ -24,7 +24,6 @@ __all__ = [
     "BEST",
     "LEDGER",
     "SETTINGS",
-    "check_holds",
     "last_checkpoint",
     "locked",
     "refused_if_damaged",
@@ -116,22 +115,25 @@ def last_checkpoint(work: Path) -> str | None:
     return None
 
 
-def rows_in(path: Path, kinds: list[str]) -> list[LedgerRow]:
-    """Return the rows in a file, none if it is absent; raise any error unless they are of these kinds of held-out text."""
-    rows = [LedgerRow.of_dict(row) for row in json.loads(read_bounded(path))] if path.is_file() else []
-    for row in rows:
-        if [*row.closeness] != kinds:
-            raise ValueError(f"a row of {path.name} has other texts than {', '.join(kinds)}")
-        if not math.isfinite(row.step + row.tokens + row.seconds + row.learning_rate + row.divergence):
-            raise ValueError(f"a row of {path.name} has numbers that are not finite")
-    if rows:
-        best_row(rows)  # which compares all of their numbers
+def rows_in(directory: Path, kinds: list[str], parameters: dict[str, torch.Tensor]) -> list[LedgerRow]:
+    """Return the rows in the ledger of a directory; none if it has none.
+
+    It is refused if they are not of these kinds of held-out text, or if the best weights, which are not read completely, do not
+    have the shapes of these parameters.
+    """
+    ledger, best = directory / LEDGER, directory / BEST
+    with refused_if_damaged(directory):
+        rows = [LedgerRow.of_dict(row) for row in json.loads(read_bounded(ledger))] if ledger.is_file() else []
+        for row in rows:
+            if [*row.closeness] != kinds:
+                raise ValueError(f"a row of {LEDGER} has other texts than {', '.join(kinds)}")
+            if not math.isfinite(row.step + row.tokens + row.seconds + row.learning_rate + row.divergence):
+                raise ValueError(f"a row of {LEDGER} has numbers that are not finite")
+        if rows:
+            best_row(rows)  # which compares all of their numbers
+        if rows or best.is_file():  # the weights are written before the row
+            with safe_open(best, "pt") as file:
+                for name, value in parameters.items():
+                    if file.get_slice(name).get_shape() != [*value.shape]:
+                        raise ValueError(f"{name} has another shape in {BEST}")
     return rows
-
-
-def check_holds(path: Path, parameters: dict[str, torch.Tensor]) -> None:
-    """Raise any error unless a file holds tensors of the shapes of these parameters; it is not read completely."""
-    with safe_open(path, "pt") as file:
-        for name, value in parameters.items():
-            if file.get_slice(name).get_shape() != [*value.shape]:
-                raise ValueError(f"{name} has another shape in {path.name}")

@@ -541,9 +541,9 @@ def test_one_process_uses_one_gpu(dense: Any, pruned: Any, monkeypatch: pytest.M
     found: list[int] = []
     trainer = training_module._Trainer
 
-    def made(book: Any, **options: Any) -> Any:
+    def made(*values: Any, **options: Any) -> Any:
         found.append(options["args"]._n_gpu)
-        return trainer(book, **options)
+        return trainer(*values, **options)
 
     def several(*values: Any, **options: Any) -> TrainingArguments:
         arguments = TrainingArguments(*values, **options)
