@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from llmrank.cli.arguments.heal import AUTOMATIC
 from llmrank.cli.commands.prune import check_upload
@@ -19,10 +19,9 @@ from llmrank.cli.terminal import Terminal
 from llmrank.errors import LLMRankError, OptionError
 from llmrank.execution import launched_processes
 from llmrank.execution.json_files import json_safe
-from llmrank.healing import Distillation, Healing, Predictions
+from llmrank.healing import Distillation, Predictions
 from llmrank.inspection.figures import save_figure
 from llmrank.inspection.healing import draw_healing
-from llmrank.models.loading import LoadedModel
 from llmrank.pipeline.defaults import DEFAULT_TOKENS
 from llmrank.pipeline.heal import heal, predict
 from llmrank.pipeline.specs import Field
@@ -54,18 +53,14 @@ def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     check_device_and_dtype(options)
     check_text(options.text)
     repository = check_upload(options)
-    from_file = Path(options.against).suffix == PREDICTIONS
-    for name in ("text", "against_revision") if from_file else ():
-        if getattr(options, name) not in (None, AUTOMATIC):
-            raise OptionError(
-                f"{options.against} holds predictions for its own text; leave --{name.replace('_', '-')} out, or name the dense "
-                "model with --against"
-            )
-    predictions = Predictions.read(Path(options.against)) if from_file else None
+    predictions = _read_predictions(options)
     default = DEFAULT_TOKENS if predictions is None else predictions.tokens.sequences.n_tokens
     tokens = default if options.tokens is None else options.tokens
     settings = Distillation.of_options(tokens, _values(options.knobs or ""), options.seed)
-    record = _Record.of(options.model)  # before healing, which a damaged file must not cost
+    # Read before healing, which a damaged file must not cost.
+    report = checkpoint.read_report(options.model / checkpoint.REPORT_FILE)
+    masks_file = options.model / checkpoint.MASKS_FILE
+    masks = Masks.load(masks_file) if masks_file.is_file() else None
     loaded = load(options, terminal)
     dense, used = (predictions, None) if predictions is not None else _load_dense(options, loaded.tokenizer, terminal)
     healing = heal(
@@ -82,13 +77,37 @@ def run_heal(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     )
     if rank:  # process 0 writes the checkpoint
         return CommandResult({})
-    _save(options, loaded, healing, record, repository, terminal)
+    # What was measured before healing does not describe the healed model.
+    stale = {"evaluation": None, "notes": [], "warnings": healing.warnings()} if report else {}
+    report = json_safe(report | {"healing": healing.to_dict()} | stale)
+    private = options.private or None
+    with terminal.step(f"Saving {options.output}"):
+        checkpoint.save(
+            options.output, loaded.model, loaded.tokenizer, masks, report, push_to_hub=repository, private=private
+        )
+    try:
+        save_figure(draw_healing(healing), options.output, FIGURE, ["png"])
+    except OSError as error:
+        terminal.warn(f"{FIGURE}.png could not be written ({error}); the checkpoint is complete without it")
     for part in healing.table():
         terminal.print(part)
     for warning in healing.warnings():
         terminal.warn(warning)
     terminal.say(f"Wrote {options.output}: the checkpoint, {checkpoint.REPORT_FILE} and {FIGURE}.png.")
     return CommandResult({"output": str(options.output), "healing": healing.to_dict()})
+
+
+def _read_predictions(options: argparse.Namespace) -> Predictions | None:
+    """Read the file of predictions that ``--against`` names; return None if it names a model."""
+    if Path(options.against).suffix != PREDICTIONS:
+        return None
+    for name in ("text", "against_revision"):
+        if getattr(options, name) not in (None, AUTOMATIC):
+            raise OptionError(
+                f"{options.against} holds predictions for its own text; leave --{name.replace('_', '-')} out, or name the dense "
+                "model with --against"
+            )
+    return Predictions.read(Path(options.against))
 
 
 def _load_dense(options: argparse.Namespace, tokenizer: Any, terminal: Terminal) -> tuple[Any, TokenSequences | None]:
@@ -101,49 +120,6 @@ def _load_dense(options: argparse.Namespace, tokenizer: Any, terminal: Terminal)
         )
     used = _used_sequences(options.model, dense.model, dense.tokenizer, options.text, terminal.progress)
     return dense.model, used
-
-
-class _Record(NamedTuple):
-    """What stands beside the weights of a pruned checkpoint."""
-
-    report: dict[str, Any]
-    masks: Masks | None
-
-    @classmethod
-    def of(cls, directory: Path) -> _Record:
-        """Read the files of a checkpoint; those that are not there are empty or None."""
-        masks = directory / checkpoint.MASKS_FILE
-        report = checkpoint.read_report(directory / checkpoint.REPORT_FILE)
-        return cls(report, Masks.load(masks) if masks.is_file() else None)
-
-
-def _save(
-    options: argparse.Namespace,
-    loaded: LoadedModel,
-    healing: Healing,
-    record: _Record,
-    repository: str | None,
-    terminal: Terminal,
-) -> None:
-    """Write the checkpoint with the masks and the report of the pruned one, and the figure of the ledger."""
-    # What was measured before healing does not describe the healed model.
-    stale = {"evaluation": None, "notes": [], "warnings": healing.warnings()} if record.report else {}
-    report = json_safe(record.report | {"healing": healing.to_dict()} | stale)
-    private = options.private or None
-    with terminal.step(f"Saving {options.output}"):
-        checkpoint.save(
-            options.output,
-            loaded.model,
-            loaded.tokenizer,
-            record.masks,
-            report,
-            push_to_hub=repository,
-            private=private,
-        )
-    try:
-        save_figure(draw_healing(healing), options.output, FIGURE, ["png"])
-    except OSError as error:
-        terminal.warn(f"{FIGURE}.png could not be written ({error}); the checkpoint is complete without it")
 
 
 def run_predict(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
