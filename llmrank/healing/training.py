@@ -262,7 +262,7 @@ class _Trainer(Trainer):
                 + ("the pruned model was broken before" if step == 0 else "give a smaller learning rate")
             )
         self.rows.append(row)
-        # A process of several that keep no checkpoints has a directory of its own.
+        # Where no checkpoints are kept, every process has a directory of its own, and writes to it.
         if self.args.should_save or self.args.save_strategy == "no":
             if best_row(self.rows) == len(self.rows) - 1:
                 with replace_file(self._directory / BEST) as written:

@@ -139,9 +139,8 @@ def select(
     with watch.timed("measure"):
         sensitivities = stages.measure_sensitivities(prepared, recipe, ranked, tokens, execution)
     with watch.timed("prune"):
-        masks = stages.choose(prepared, recipe, ranked, sensitivities)
-        if execution.processes.count > 1:
-            masks = Masks(execution.processes.first(dict(masks)))
+        chosen = stages.choose(prepared, recipe, ranked, sensitivities)
+        masks = Masks(execution.processes.first(dict(chosen)))
         close = stages.close_decisions(prepared, recipe, ranked, masks, sensitivities)
     repaired: dict[str, RepairedMap] = {}
     validation, in_place = None, False

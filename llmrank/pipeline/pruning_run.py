@@ -164,7 +164,7 @@ class PruningRun:
         Parameters
         ----------
         watch : Stopwatch, optional
-            Adds up the seconds of every stage; by default a new one, for the report.
+            Adds up the seconds of every stage, and the report shows all that it holds; by default a new one.
 
         Raises
         ------

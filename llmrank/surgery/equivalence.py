@@ -58,14 +58,17 @@ def masked_outputs(
     tensor
         The model's first output, float64 on the CPU.
     """
-    with as_masked(ffns, masks, repaired), by_expert(ffns.mixtures):
+    with as_masked(ffns, masks, repaired):
         return _outputs(model, sequences)
 
 
 @contextmanager
 def as_masked(ffns: FFNs, masks: Masks, repaired: Mapping[str, RepairedMap] | None = None) -> Iterator[None]:
-    """Let a model compute, within the context, what its compact form will compute; its weights are not written."""
-    with ExitStack() as hooks:
+    """Let a model compute, within the context, what its compact form will compute; its weights are not written.
+
+    Mixtures compute expert by expert, because hooks on fused experts would not be called.
+    """
+    with by_expert(ffns.mixtures), ExitStack() as hooks:
         silence_layers(hooks, ffns.layers.values(), masks)
         for name, output_map in ffns.output_maps.items():
             if repaired and name in repaired:

@@ -15,7 +15,6 @@ from llmrank.inspection.inspect_model import Inspection, inspect_model
 from llmrank.inspection.meaning.meanings import Meanings, find_meanings
 from llmrank.inspection.page import write_page
 from llmrank.models import find_ffns
-from llmrank.models.experts import by_expert
 from llmrank.score import WeightedPageRankScorer
 from llmrank.surgery.equivalence import as_masked
 from tests.browser.test_page import CONTRAST
@@ -33,7 +32,7 @@ def inspected(model: Any, words: Any) -> Seen:
     inspection = inspect_model(pipeline, {"wpr": WeightedPageRankScorer()}, "wpr")
     ffns, sequences = find_ffns(model), inspection.sequences
     before = token_losses(model, sequences)
-    with as_masked(ffns, inspection.main.masks["local"]), by_expert(ffns.mixtures):
+    with as_masked(ffns, inspection.main.masks["local"]):
         after = token_losses(model, sequences)
     changes = loss_changes(before, after, sequences, words, 5)
     return inspection, find_meanings(model, words, ffns, sequences, 3), changes

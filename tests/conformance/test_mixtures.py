@@ -19,7 +19,7 @@ from llmrank.errors import CheckpointError, MaskError, OptionError, UnsupportedM
 from llmrank.models import find_ffns
 from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.surgery.apply import apply_masks
-from llmrank.surgery.equivalence import masked_outputs
+from llmrank.surgery.equivalence import as_masked, masked_outputs
 from llmrank.surgery.widths import WIDTHS_KEY
 from llmrank.text import TokenSequences
 from tests.llmrank.plain_pipelines import IsolatedFFNPipeline
@@ -209,7 +209,7 @@ def test_protected_layers_with_both_targets(name: str, protect: Any) -> None:
 
 @pytest.mark.parametrize("pruner", [GlobalPruner, SensitivityPruner])
 def test_an_amount_is_a_share_of_neurons_wherever_they_are(pruner: Any) -> None:
-    """A dense first layer, and experts of which one rounding removes eight neurons at once."""
+    """A dense first layer, and experts whose widths are rounded to multiples of eight."""
     model = tiny_mixture("deepseek_v3", moe_intermediate_size=64, intermediate_size=128)
     options: dict[str, Any] = {"repair": "none", "calibration": IDS, "sequence_length": 24}
     pruned = prune_model(model, None, pruner=pruner(0.3, protect=0), **options)
@@ -321,3 +321,17 @@ def test_experts_that_are_only_silenced_cannot_be_saved(form: Any, tmp_path: Pat
     with pytest.raises(CheckpointError, match="apply the masks in the compact form"):
         pruned.save(tmp_path / "pruned")
     assert not (tmp_path / "pruned").exists()
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
+def test_masks_count_without_weights_even_if_experts_are_fused(name: str) -> None:
+    """Nothing but the context tells a mixture to compute expert by expert, so that the masks of its experts count."""
+    model = tiny_mixture(name)
+    ffns = find_ffns(model)
+    masks = Masks({layer: torch.arange(size) >= size // 2 for layer, size in ffns.sizes.items()})
+    dense = logits(model)
+    with as_masked(ffns, masks):
+        found = logits(model)
+    apply_masks(model, ffns, masks, "zero")
+    torch.testing.assert_close(found, logits(model), rtol=1e-5, atol=1e-5)
+    assert (found - dense).abs().max() > 1e-3

@@ -28,7 +28,6 @@ from llmrank.inspection.meaning.meaning_files import write_meanings_csv, write_m
 from llmrank.inspection.meaning.meanings import Meanings, find_meanings
 from llmrank.inspection.page import write_page
 from llmrank.inspection.summary import InspectionSummary, summarise_inspection, summarise_neuron
-from llmrank.models.experts import by_expert
 from llmrank.models.forward import predicts_next_token
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.registry import SCORERS
@@ -220,7 +219,7 @@ def _loss_changes(options: argparse.Namespace, run: PruningRun, inspection: Insp
         return None
     ffns, sequences = run.find().ffns, inspection.sequences
     before = token_losses(run.model, sequences, run.execution)
-    with as_masked(ffns, inspection.main.masks[inspection.budget]), by_expert(ffns.mixtures):
+    with as_masked(ffns, inspection.main.masks[inspection.budget]):
         after = token_losses(run.model, sequences, run.execution)
     return loss_changes(before, after, sequences, run.tokenizer, WORST)
 
