@@ -22,6 +22,8 @@ from llmrank.execution.states import file_tensor, state_file
 from llmrank.file_contents import check_fields, refused_unless_sound
 
 __all__ = [
+    "ADVICE",
+    "PROGRESS_FILE",
     "SAVING",
     "SHARD_BYTES",
     "WorkDirectory",
@@ -53,7 +55,7 @@ def check_free(path: Path) -> None:
     is_free = not path.exists() or (path.is_dir() and {each.name for each in path.iterdir()} <= {LOCK})
     if not holds_run(path) and not is_free:
         raise OptionError(
-            f"{path} is in the way of the files of this run, and is no run of llmrank; choose another --output, or move it away"
+            f"{path} is in the way of the files of this run, and is no run of llmrank; choose another directory, or move it away"
         )
 
 
@@ -132,7 +134,7 @@ class WorkDirectory:
         lock = take_lock(self.path, by_process=True)
         if lock is None:
             raise OptionError(
-                f"another process is at work in {self.path}; wait until it has ended, or choose another --output"
+                f"another process is at work in {self.path}; wait until it has ended, or choose another directory"
             )
         self._unlock = weakref.finalize(self, os.close, lock)
         remove_leftovers(self.path, RUN_FILE)  # of a process that was interrupted when it had written the file
@@ -153,7 +155,7 @@ class WorkDirectory:
                 raise
         noted = _read_notes(self.path)
         self._progress: dict[str, Any] = noted.get("stages", {})
-        # The checksums of the files that the progress relies on, by name.
+        # The checksums of the files that the progress relies on, by their paths in the directory.
         self._files: dict[str, str] = noted.get("files", {})
         for name, known in self._files.items():
             file = self.path / name
@@ -213,11 +215,11 @@ class WorkDirectory:
         """Have the next note rely on a file, which is on the disk when this returns. Cost: the file is read."""
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())
-        self._files[file.name] = file_checksum(file)
+        self._files[self._name(file)] = file_checksum(file)
 
     def keeps(self, file: Path) -> bool:
         """Whether the progress relies on a file."""
-        return file.name in self._files
+        return self._name(file) in self._files
 
     def note(self, stage: str, value: Any, files: Iterable[Path] = (), unneeded: Iterable[Path] = ()) -> None:
         """Note how far a stage has come.
@@ -235,7 +237,7 @@ class WorkDirectory:
             Files that it does not read any more.
         """
         for file in unneeded:
-            self._files.pop(file.name, None)
+            self._files.pop(self._name(file), None)
         for file in files:
             self.keep(file)
         self._progress[stage] = value
@@ -254,6 +256,13 @@ class WorkDirectory:
         copy = file_tensor(Path(name), tensor.shape, tensor.dtype)
         Path(name).unlink()
         return copy.copy_(tensor)
+
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self.path).as_posix()
+
+    def close(self) -> None:
+        """Let other processes work in the directory, which stays."""
+        self._unlock()
 
     def remove(self) -> None:
         """Delete the directory. It is moved away first; if the process is killed meanwhile, :func:`check_free` removes it."""

@@ -16,7 +16,7 @@ from rich.text import Text
 from llmrank.evaluation.estimate import Estimate
 from llmrank.evaluation.perplexity import Perplexity
 
-__all__ = ["Closeness", "Healing", "LedgerRow", "best_row"]
+__all__ = ["Closeness", "Healing", "LedgerRow", "best_row", "rows_of"]
 
 # What the kinds of held-out text are called.
 KINDS = {"own": "own text", "other": "other text"}
@@ -160,6 +160,19 @@ class Healing:
             cells += [f"{row.closeness[kind].perplexity:,.2f}" for kind in kinds]
             table.add_row(*cells, "kept" if number == self.chosen else "")
         return [table, Text(f"{self.share_closed:.0%} of the divergence from the dense model is gone")]
+
+
+def rows_of(plain: Sequence[dict[str, Any]], kinds: Sequence[str]) -> list[LedgerRow]:
+    """Make rows of what JSON has made of them; raise any error unless they are of these kinds of held-out text."""
+    rows = [LedgerRow.of_dict(row) for row in plain]
+    for row in rows:
+        if [*row.closeness] != [*kinds]:
+            raise ValueError(f"a row of the ledger has other texts than {', '.join(kinds)}")
+        if not math.isfinite(row.step + row.tokens + row.seconds + row.learning_rate + row.divergence):
+            raise ValueError("a row of the ledger has numbers that are not finite")
+    if rows:
+        best_row(rows)  # which compares all of their numbers
+    return rows
 
 
 def best_row(rows: Sequence[LedgerRow]) -> int:

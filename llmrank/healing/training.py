@@ -5,8 +5,8 @@ It is imported when it is needed, because importing the Trainer is slow.
 
 from __future__ import annotations
 
-import json
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -28,18 +29,12 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from graphs.io.replacement import replace_file
 from llmrank.errors import CalibrationError, OptionError, ProcessError
 from llmrank.execution import Execution, launched_processes
+from llmrank.execution.json_files import json_safe
+from llmrank.execution.work_directory import ADVICE, PROGRESS_FILE, WorkDirectory, holds_run, read_progress
+from llmrank.file_contents import check_fields, refused_unless_sound
 from llmrank.healing.distillation import Distillation, Schedule
-from llmrank.healing.ledger import Closeness, LedgerRow, best_row
+from llmrank.healing.ledger import Closeness, LedgerRow, best_row, rows_of
 from llmrank.healing.student import Student
-from llmrank.healing.training_state import (
-    BEST,
-    LEDGER,
-    SETTINGS,
-    last_checkpoint,
-    locked,
-    refused_if_damaged,
-    rows_in,
-)
 from llmrank.models.compat import use_one_gpu
 from llmrank.models.digest import weights_digest
 from llmrank.models.forward import input_device
@@ -50,6 +45,8 @@ __all__ = ["train"]
 
 # The model is measured at the start and this many times more.
 MEASUREMENTS = 4
+# What is noted in the directory of a training: the rows so far, and the step of the last state that the Trainer has saved.
+LEDGER, STATE = "ledger", "state"
 # Seconds before the connection between processes is closed. Closing waits, with Python's lock, for the thread of gloo; if that
 # thread then drops the tensors of the last operation, which takes the same lock, neither ever ends (seen with torch 2.13).
 FAREWELL = 0.2
@@ -98,28 +95,16 @@ def train(
     OSError
         The state of the training cannot be written; the disk is full, say.
     """
-    run: Any = None
     if directory is not None:
         check_encoding(directory)
-        digests = [text.digest, *(each.digest for each in held_out.values())]
-        models = [weights_digest(student.model), student.teacher.identity()]
-        run = json.loads(json.dumps([asdict(settings), schedule, rate, digests, models], default=str))
-        directory.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        if directory is None:
-            work = Path(stack.enter_context(TemporaryDirectory(prefix="llmrank-heal-")))
-        else:
-            work = directory
-            if not launched_processes()[0]:  # process 0 checks the directory for all
-                stack.enter_context(locked(directory, run))
-        rows = rows_in(work, [*held_out], student.learned())
+        work = directory or Path(stack.enter_context(TemporaryDirectory(prefix="llmrank-heal-")))
         connected = dist.is_available() and dist.is_initialized()
         dataset, optimizer = _dataset(student, text, schedule), _optimizer(student, settings, rate)
         try:
             arguments = _arguments(settings, student, schedule, rate, work, keeps=directory is not None)
             use_one_gpu(arguments)  # the teacher is not spread either
             trainer = _Trainer(
-                rows,
                 text,
                 held_out,
                 schedule,
@@ -138,17 +123,20 @@ def train(
                 raise
             raise OptionError(f"the Trainer refuses its arguments {dict(settings.trainer)}: {error}") from error
         trainer.remove_callback(PrinterCallback)
-        if directory is not None and not launched_processes()[0]:
-            with replace_file(directory / SETTINGS) as written:
-                written.write_text(json.dumps(run), encoding="utf-8")
         try:
             with _explained(work):
+                if directory is None or not launched_processes()[0]:  # process 0 writes for all that share a directory
+                    run = {} if directory is None else _run(student, text, held_out, settings, schedule, rate)
+                    trainer.files = WorkDirectory(work, run, resume=holds_run(work))
+                    stack.callback(trainer.files.close)
+                trainer.add_callback(_Saved(trainer.files))
+                # The others wait here until process 0 has checked the directory.
                 if len(set(gather_object([text.digest]))) > 1:
                     raise OptionError(
                         "the processes have made different texts; write the text to a file once, and give that file to all of "
                         "them"
                     )
-                trainer.train(resume_from_checkpoint=last_checkpoint(work))
+                trainer.train(resume_from_checkpoint=trainer.last_state())
                 trainer.accelerator.wait_for_everyone()
         finally:
             if not connected:
@@ -156,9 +144,30 @@ def train(
                     sleep(FAREWELL)
                 trainer.accelerator.end_training()  # closes the connection to other processes, if the Trainer has opened one
             student.keep_activations()
-            if (work / BEST).is_file():
-                student.read(partial(_tensor_of, work / BEST))
+            if trainer.rows and trainer.best_weights.is_file():
+                student.read(partial(_tensor_of, trainer.best_weights))
         return tuple(trainer.rows)
+
+
+def _run(
+    student: Student,
+    text: TokenSequences,
+    held_out: dict[str, TokenSequences],
+    settings: Distillation,
+    schedule: Schedule,
+    rate: float,
+) -> dict[str, Any]:
+    """Return what decides the result of a training."""
+    return {
+        **json_safe(settings),
+        "learning_rate": rate,
+        "steps": schedule.steps,
+        "batch size": schedule.at_once,
+        "processes": launched_processes()[1],
+        "text": [text.digest, *(each.digest for each in held_out.values())],
+        "pruned model": weights_digest(student.model),
+        "dense model": student.teacher.identity(),
+    }
 
 
 @contextmanager
@@ -192,14 +201,13 @@ def _tensor_of(path: Path, name: str) -> torch.Tensor:
 
 
 class _Trainer(Trainer):
-    """A Trainer whose evaluation adds a row to the ledger, in memory and in a file, and keeps the weights of the best row.
+    """A Trainer whose evaluation adds a row to the ledger, and keeps the weights of the best row in a file."""
 
-    `rows` are those that were measured before an interrupt.
-    """
+    # The files of the training, in a process that writes them.
+    files: WorkDirectory | None = None
 
     def __init__(
         self,
-        rows: list[LedgerRow],
         text: TokenSequences,
         held_out: dict[str, TokenSequences],
         schedule: Schedule,
@@ -208,27 +216,23 @@ class _Trainer(Trainer):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.rows = rows
+        self.rows: list[LedgerRow] = []
         self._text, self._held_out, self._execution, self._directory = text, held_out, execution, directory
         self._tokens_per_step = schedule.per_step * text.n_tokens / len(text)
-        self._spent = rows[-1].seconds if rows else 0.0
         self._since = perf_counter()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, *options: Any, **more: Any) -> None:
-        with refused_if_damaged(Path(resume_from_checkpoint).parent):
-            super()._load_from_checkpoint(resume_from_checkpoint, *options, **more)
+    @property
+    def best_weights(self) -> Path:
+        """The file of the weights of the best row."""
+        return self._directory / f"best-{self.rows[best_row(self.rows)].step}.safetensors"
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with refused_if_damaged(Path(checkpoint or "").parent):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        with refused_if_damaged(Path(checkpoint or "").parent):
-            super()._load_scaler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with refused_if_damaged(Path(checkpoint or "").parent):
-            super()._load_rng_state(checkpoint)
+    def last_state(self) -> str | None:
+        """Read the rows that were measured before an interrupt, and return the folder of the Trainer's last state, if any."""
+        noted = read_progress(self._directory)
+        with refused_unless_sound(self._directory / PROGRESS_FILE, ADVICE.format(self._directory)):
+            check_fields(noted, {}, {LEDGER: list, STATE: int})
+            self.rows = rows_of(noted.get(LEDGER, []), [*self._held_out])
+        return str(self._directory / f"checkpoint-{noted[STATE]}") if STATE in noted else None
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the student, unless that was done before an interrupt; log the row, and tell the callbacks."""
@@ -243,7 +247,7 @@ class _Trainer(Trainer):
 
     def _measured(self) -> LedgerRow:
         """Measure the student, and write the row and, if it is the best so far, the weights."""
-        self._spent += perf_counter() - self._since
+        seconds = perf_counter() - self._since + (self.rows[-1].seconds if self.rows else 0.0)
         assert self.optimizer is not None
         highest = self.optimizer.param_groups[0]["initial_lr"]  # the Trainer reads the rate of the first group
         relative = float(self._get_learning_rate()) / highest if highest else 0.0
@@ -255,21 +259,43 @@ class _Trainer(Trainer):
             closeness[kind] = Closeness(*map(tuple, zip(*found, strict=True)))
             first += len(sequences)
         step, tokens = self.state.global_step, round(self.state.global_step * self._tokens_per_step)
-        row = LedgerRow(step, tokens, self._spent, relative * self.args.learning_rate, closeness)
+        row = LedgerRow(step, tokens, seconds, relative * self.args.learning_rate, closeness)
         if not math.isfinite(row.divergence):
             raise CalibrationError(
                 f"after {step} steps the divergence from the dense model is not finite; "
                 + ("the pruned model was broken before" if step == 0 else "give a smaller learning rate")
             )
         self.rows.append(row)
-        # Where no checkpoints are kept, every process has a directory of its own, and writes to it.
-        if self.args.should_save or self.args.save_strategy == "no":
-            if best_row(self.rows) == len(self.rows) - 1:
-                with replace_file(self._directory / BEST) as written:
+        if self.files is not None:
+            best = self.best_weights
+            old = {*self._directory.glob("best-*")} - {best}
+            if row is self.rows[best_row(self.rows)]:
+                with replace_file(best) as written:
                     save_file({name: value.contiguous() for name, value in student.state_dict().items()}, written)
-            with replace_file(self._directory / LEDGER) as written:
-                written.write_text(json.dumps([asdict(each) for each in self.rows]), encoding="utf-8")
+                self.files.keep(best)
+            self.files.note(LEDGER, [asdict(each) for each in self.rows], unneeded=old)
+            for file in old:
+                file.unlink()
         return row
+
+
+class _Saved(TrainerCallback):
+    """Notes each state that the Trainer has saved, so that a training can go on from there, and removes the earlier ones."""
+
+    def __init__(self, files: WorkDirectory | None) -> None:
+        self._files = files
+
+    def on_save(self, *values: Any, **_: Any) -> None:
+        PartialState().wait_for_everyone()  # each process writes a file of the state
+        if self._files is None:
+            return
+        _, state, _ = values
+        new = self._files.file(f"checkpoint-{state.global_step}")
+        old = {*self._files.path.glob("checkpoint-*")} - {new}
+        unneeded = [file for folder in old for file in folder.iterdir()]
+        self._files.note(STATE, state.global_step, new.iterdir(), unneeded)
+        for folder in old:
+            shutil.rmtree(folder)
 
 
 class _Shown(TrainerCallback):
@@ -341,7 +367,6 @@ def _arguments(
         "eval_on_start": True,
         "save_strategy": "steps" if keeps else "no",
         "save_steps": every,
-        "save_total_limit": 1,
         "remove_unused_columns": False,
         "disable_tqdm": True,
     }

@@ -84,7 +84,7 @@ def test_a_cut_file_and_a_leftover_are_seen(tmp_path: Path) -> None:
             path.write_bytes(content)
         assert writer.state(place) == "whole"
         assert writer.leftovers(place) == []
-        for left in ("tmp/left", "states/.ledger.json.x.partial", "out/.filled.x.partial", ".out.x.partial"):
+        for left in ("tmp/left", "states/.progress.json.x.partial", "out/.filled.x.partial", ".out.x.partial"):
             (place / left).mkdir(parents=True)
             assert writer.leftovers(place) == [left]
             (place / left).rmdir()

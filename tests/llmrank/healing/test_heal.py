@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
-import os
 import shutil
+import subprocess
 import sys
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,12 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments
 
 import llmrank
-from graphs.io.replacement import LOCK, hidden_directory, replace_file, take_lock
+from graphs.io.replacement import LOCK, hidden_directory
 from llmrank.errors import CalibrationError, CheckpointError, OptionError, ProcessError, UnsupportedModelError
+from llmrank.execution.json_files import read_json, write_json
 from llmrank.healing import DenseModel, Distillation, Healing, heal_model
 from llmrank.healing import training as training_module
 from llmrank.healing.student import Student, learning
-from llmrank.healing.training_state import locked
 from llmrank.models import find_ffns
 from llmrank.models.forward import predicts_next_token
 from llmrank.pipeline import Recipe
@@ -210,18 +213,20 @@ class Kill(TrainerCallback):
             raise KilledError
 
 
+def kill_at(step: int, patch: pytest.MonkeyPatch) -> None:
+    trainer = training_module._Trainer
+    patch.setattr(
+        training_module, "_Trainer", lambda *args, **options: trainer(*args, **{**options, "callbacks": [Kill(step)]})
+    )
+
+
 @pytest.mark.parametrize("step", [0, 9])
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
     step: int, dense: Any, pruned: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, expected = healed(pruned, dense)
     with monkeypatch.context() as patch:
-        trainer = training_module._Trainer
-        patch.setattr(
-            training_module,
-            "_Trainer",
-            lambda *args, **options: trainer(*args, **{**options, "callbacks": [Kill(step)]}),
-        )
+        kill_at(step, patch)
         with pytest.raises(KilledError):
             healed(pruned, dense, directory=tmp_path / "state")
     are_tried, divergences = set(), DenseModel.divergences
@@ -239,7 +244,7 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
     assert [row.closeness for row in healing.rows] == [row.closeness for row in expected.rows]
     for name, value in whole.state_dict().items():
         assert torch.equal(value, model.state_dict()[name])
-    with pytest.raises(OptionError, match="other settings"):
+    with pytest.raises(OptionError, match=r"had another .*learning_rate, .*sequences_per_step.*; give"):
         healed(pruned, dense, Distillation(64 * LENGTH, learning_rate=2e-3), directory=tmp_path / "state")
 
 
@@ -295,16 +300,34 @@ def test_activations_may_be_computed_again() -> None:
 
 
 def test_an_interrupt_leaves_the_best_weights(dense: Any, pruned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer, model = training_module._Trainer, copy.deepcopy(pruned)
-    monkeypatch.setattr(
-        training_module, "_Trainer", lambda *args, **options: trainer(*args, **{**options, "callbacks": [Kill(9)]})
-    )
+    model = copy.deepcopy(pruned)
+    kill_at(9, monkeypatch)
     with pytest.raises(KilledError):
         heal_model(model, DenseModel(dense), TOKENS, SETTINGS)
     monkeypatch.undo()
     start = heal_model(model, DenseModel(dense), TOKENS, SETTINGS).start
     _, expected = healed(pruned, dense)
     assert start.closeness == expected.rows[2].closeness  # eight steps
+
+
+def test_the_state_of_the_optimizer_is_given_back(
+    dense: Any, pruned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is larger than the model, so it may not wait for the collector of cycles."""
+    made, trainer = [], training_module._Trainer
+
+    def noted(*values: Any, **options: Any) -> Any:
+        made.append(weakref.ref(options["optimizers"][0]))
+        return trainer(*values, **options)
+
+    monkeypatch.setattr(training_module, "_Trainer", noted)
+    gc.collect()
+    gc.disable()
+    try:
+        healed(pruned, dense, directory=tmp_path / "state")
+        assert [each() for each in made] == [None]
+    finally:
+        gc.enable()
 
 
 def test_half_precision_learns_in_float32_and_keeps_its_dtype(dense: Any, pruned: Any) -> None:
@@ -440,12 +463,7 @@ def interrupted(dense: Any, pruned: Any, tmp_path_factory: pytest.TempPathFactor
     """The state of a training that was killed."""
     directory: Path = tmp_path_factory.mktemp("interrupted") / "state"
     with pytest.MonkeyPatch.context() as patch:
-        trainer = training_module._Trainer
-        patch.setattr(
-            training_module,
-            "_Trainer",
-            lambda *args, **options: trainer(*args, **{**options, "callbacks": [Kill(9)]}),
-        )
+        kill_at(9, patch)
         with pytest.raises(KilledError):
             healed(pruned, dense, directory=directory)
     return directory
@@ -471,8 +489,9 @@ def write(content: Any) -> Callable[[Path], None]:
 
 def change_first_row(**changes: Any) -> Callable[[Path], None]:
     def change(path: Path) -> None:
-        first, *others = json.loads(path.read_text(encoding="utf-8"))
-        write([first | changes, *others])(path)
+        noted = read_json(path)
+        noted["stages"]["ledger"][0] |= changes
+        write_json(path, noted, allow_nan=True)
 
     return change
 
@@ -480,56 +499,65 @@ def change_first_row(**changes: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        ("settings.json", cut),
-        ("ledger.json", cut),
-        ("ledger.json", write({"rows": []})),
-        ("ledger.json", write([[]])),
-        ("ledger.json", change_first_row(closeness={})),
-        ("ledger.json", change_first_row(step="first")),
-        ("ledger.json", change_first_row(colour="red")),
-        ("ledger.json", change_first_row(seconds=float("nan"))),
-        ("best.safetensors", cut),
-        ("best.safetensors", Path.unlink),
-        ("best.safetensors", lambda path: save_file({"weight": torch.ones(3)}, path)),
-        ("checkpoint-8/trainer_state.json", write([])),
+        ("run.json", cut),
+        ("progress.json", cut),
+        ("progress.json", write({"stages": {}, "files": {}})),
+        ("progress.json", lambda path: write_json(path, {"stages": {"ledger": {}}, "files": {}})),
+        ("progress.json", lambda path: write_json(path, {"stages": {"ledger": [[]]}, "files": {}})),
+        ("progress.json", lambda path: write_json(path, {"stages": {"state": "first"}, "files": {}})),
+        ("progress.json", change_first_row(closeness={})),
+        ("progress.json", change_first_row(step="first")),
+        ("progress.json", change_first_row(colour="red")),
+        ("progress.json", change_first_row(seconds=float("nan"))),
+        ("best-8.safetensors", cut),
+        ("best-8.safetensors", Path.unlink),
+        ("best-8.safetensors", lambda path: save_file({"weight": torch.ones(3)}, path)),
+        ("checkpoint-8", shutil.rmtree),
         ("checkpoint-8/trainer_state.json", write({"global_step": 4})),
         ("checkpoint-8/model.safetensors", cut),
         ("checkpoint-8/optimizer.pt", cut),
         ("checkpoint-8/scheduler.pt", cut),
-        ("checkpoint-8/rng_state.pth", cut),
+        ("checkpoint-8/rng_state.pth", Path.unlink),
     ],
 )
 def test_a_damaged_state_is_refused(
     name: str, damage: Callable[[Path], None], interrupted: Path, dense: Any, pruned: Any, tmp_path: Path
 ) -> None:
-    state = shutil.copytree(interrupted, tmp_path / "state")
+    state, model = shutil.copytree(interrupted, tmp_path / "state"), copy.deepcopy(pruned)
     damage(state / name)
     with pytest.raises(
-        OptionError, match=r"state keeps a .* damaged \(.*\); name another directory, or delete it and begin"
+        OptionError, match=r"(damaged|does not hold|not as the run left it).*; delete .*state, and start again"
     ):
-        healed(pruned, dense, directory=state)
+        heal_model(model, DenseModel(dense), TOKENS, SETTINGS, directory=state)
+    assert all(torch.equal(value, pruned.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_a_training_that_was_killed_while_it_wrote_goes_on(
     interrupted: Path, dense: Any, pruned: Any, tmp_path: Path
 ) -> None:
-    """The Trainer writes its own file last, and in place; every other file is prepared in a hidden directory."""
+    """A state counts only when it is complete; every other file is prepared in a hidden directory."""
     state = shutil.copytree(interrupted, tmp_path / "state")
-    (state / "checkpoint-8" / "trainer_state.json").write_text("", encoding="utf-8")
-    for name in ("settings.json", "ledger.json", "best.safetensors"):
+    shutil.copytree(state / "checkpoint-8", state / "checkpoint-12")
+    for path in (state / "checkpoint-12").iterdir():
+        cut(path)
+    # The process had not removed what it had replaced.
+    shutil.copytree(state / "checkpoint-8", state / "checkpoint-4")
+    shutil.copy(state / "best-8.safetensors", state / "best-4.safetensors")
+    for name in ("run.json", "progress.json", "best-12.safetensors"):
         with hidden_directory(state, name) as alive:
             left = alive.name.replace(".partial", "x.partial")
         (state / left).mkdir()
-    model, _ = healed(pruned, dense, directory=state)
+    model, healing = healed(pruned, dense, directory=state)
     whole, _ = healed(pruned, dense)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in whole.state_dict().items())
-    assert not [*state.glob(".*")]
+    left_there = {"run.json", "progress.json", "checkpoint-16", f"best-{healing.best.step}.safetensors", LOCK}
+    assert {path.name for path in state.iterdir()} == left_there
 
 
 def test_a_training_that_was_killed_before_it_wrote_anything_can_begin_again(
     dense: Any, pruned: Any, tmp_path: Path
 ) -> None:
-    with hidden_directory(tmp_path, "settings.json") as alive:
+    with hidden_directory(tmp_path, "run.json") as alive:
         left = alive.name.replace(".partial", "x.partial")
     (tmp_path / left).mkdir()
     healed(pruned, dense, directory=tmp_path)
@@ -659,43 +687,48 @@ def test_a_state_of_another_model_is_refused(dense: Any, pruned: Any, tmp_path: 
     healed(pruned, dense, directory=tmp_path / "state")
     other = copy.deepcopy(pruned)
     other.model.layers[0].mlp.up_proj.weight.data *= 1.5
-    with pytest.raises(OptionError, match="other models"):
+    with pytest.raises(OptionError, match="had another pruned model;"):
         healed(other, dense, directory=tmp_path / "state")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked there")
-def test_two_trainings_in_one_directory_are_refused(dense: Any, pruned: Any, tmp_path: Any) -> None:
+def test_two_trainings_in_one_directory_are_refused(dense: Any, pruned: Any, tmp_path: Path) -> None:
     """The second one would read the weights of the first, or the first those of the second."""
-    lock = take_lock(tmp_path)
-    assert lock is not None
-    with pytest.raises(OptionError, match="another training is at work in"):
-        healed(pruned, dense, directory=tmp_path)
-    os.close(lock)
+    script = (
+        "import sys; from graphs.io.replacement import Path, take_lock; take_lock(Path(sys.argv[1]), by_process=True)"
+    )
+
+    def other(more: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", f"{script}{more}", str(tmp_path)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    with other("; print('locked', flush=True); input()") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(OptionError, match="another process is at work in"):
+            healed(pruned, dense, directory=tmp_path)
+        process.communicate("\n")
     # The lock that a killed process has left does not count, and it is given back after an error and at the end.
-    assert (tmp_path / LOCK).exists()
-    with pytest.raises(ZeroDivisionError), locked(tmp_path, {}):
-        raise ZeroDivisionError
-    assert not (tmp_path / LOCK).exists()
-    healed(pruned, dense, directory=tmp_path)
-    assert not (tmp_path / LOCK).exists()
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    for killed in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if killed:
+                kill_at(9, patch)
+            with pytest.raises(KilledError) if killed else nullcontext():
+                healed(pruned, dense, directory=tmp_path)
+        with other(" or sys.exit('locked')") as process:
+            assert process.wait() == 0
 
 
-def test_a_directory_of_other_files_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_directory_of_other_files_is_left_as_it_is(dense: Any, pruned: Any, tmp_path: Path) -> None:
     for name in ("notes", LOCK):
         (tmp_path / name).write_text("mine", encoding="utf-8")
-        with pytest.raises(OptionError, match="holds other files"), locked(tmp_path, {}):
-            pass
+        with pytest.raises(OptionError, match="is no run of llmrank; choose another directory, or move it away"):
+            healed(pruned, dense, directory=tmp_path)
     assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {
         "notes": "mine",
         LOCK: "mine",
     }
-
-
-def test_a_training_that_writes_its_first_file_is_at_work(tmp_path: Path) -> None:
-    with locked(tmp_path, {}), replace_file(tmp_path / "settings.json") as partial:
-        with pytest.raises(OptionError, match="another training is at work"), locked(tmp_path, {}):
-            pass
-        partial.write_text("{}", encoding="utf-8")
 
 
 def test_a_bad_text_is_refused_before_the_model_is_pruned(dense: Any) -> None:

@@ -178,7 +178,7 @@ def test_two_processes_learn_as_one_does(checkpoint: Path, pruned: Path, corpus:
     ]
     options += ["--with", "sequences_per_step=2,learning_rate=1e-3,bf16=false"]
     assert main([str(each) for each in (*options, "--output", tmp_path / "one")]) == 0
-    found = launched("-m", "llmrank", *options, "--output", tmp_path / "two")
+    found = launched("-m", "llmrank", *options, "--checkpoints", tmp_path / "state", "--output", tmp_path / "two")
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("Wrote ") == 1
     one, two = (
