@@ -25,6 +25,7 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from graphs.io.replacement import replace_file
 from llmrank.errors import CalibrationError, OptionError, ProcessError
@@ -232,7 +233,12 @@ class _Trainer(Trainer):
         with refused_unless_sound(self._directory / PROGRESS_FILE, ADVICE.format(self._directory)):
             check_fields(noted, {}, {LEDGER: list, STATE: int})
             self.rows = rows_of(noted.get(LEDGER, []), [*self._held_out])
-        return str(self._directory / f"checkpoint-{noted[STATE]}") if STATE in noted else None
+            if STATE not in noted:
+                return None
+            state = self._directory / f"checkpoint-{noted[STATE]}"
+            if not (state / TRAINER_STATE_NAME).is_file():
+                raise ValueError(f"{state.name} is missing")
+        return str(state)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the student, unless that was done before an interrupt; log the row, and tell the callbacks."""

@@ -505,6 +505,7 @@ def change_first_row(**changes: Any) -> Callable[[Path], None]:
         ("progress.json", lambda path: write_json(path, {"stages": {"ledger": {}}, "files": {}})),
         ("progress.json", lambda path: write_json(path, {"stages": {"ledger": [[]]}, "files": {}})),
         ("progress.json", lambda path: write_json(path, {"stages": {"state": "first"}, "files": {}})),
+        ("progress.json", lambda path: write_json(path, {"stages": {"state": 4}, "files": {}})),
         ("progress.json", change_first_row(closeness={})),
         ("progress.json", change_first_row(step="first")),
         ("progress.json", change_first_row(colour="red")),
