@@ -23,17 +23,31 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_ = "run every third test, beginning with the first (0), second (1) or third (2), and the tests of a real model"
+    parser.addoption("--third", type=int, choices=(0, 1, 2), help=help_)
+
+
 # All tests of these folders are slow tests.
 SLOW = [Path(__file__).parent / name for name in ("benchmarks", "browser")]
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m leaves tests out
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the slow tests, real models first: at the end, one worker would run the last of them alone."""
     for item in items:
         if any(folder in item.path.parents for folder in SLOW):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.name != "test_real_model.py"))
+    third: int | None = config.getoption("third")
+    if third is None:
+        return
+    real = [item for item in items if item.path.name == "test_real_model.py"]
+    others = [item for item in items if item.path.name != "test_real_model.py"]
+    # Neighbours are mostly cases of one test, so most tests are run with some of their cases.
+    chosen = others[third::3]
+    config.hook.pytest_deselected(items=[*{*others} - {*chosen}])
+    items[:] = [*real, *chosen]
 
 
 @pytest.fixture

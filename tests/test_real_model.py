@@ -124,7 +124,8 @@ def test_two_commands_of_a_user(tmp_path: Path) -> None:
 def test_default_reaches_its_perplexity(loaded: Any) -> None:
     """The default scorer at 30 %, calibrated on 8 sequences of valid, without a repair.
 
-    The perplexity on the first 4 of test, and on Python code, is compared with that of the dense model.
+    The perplexity on the first 4 of test, and on Python code, is compared with that of the dense model. The limits are 2 % above
+    what was measured.
     """
 
     def text(name: str) -> str:
@@ -132,13 +133,13 @@ def test_default_reaches_its_perplexity(loaded: Any) -> None:
 
     model, tokenizer = loaded.model, loaded.tokenizer
     code = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in (heapq, textwrap)]
-    tests = [tokenise(given, tokenizer, 4, 1024, "evaluation") for given in (text("test.txt"), code)]
+    tests = [tokenise(given, tokenizer, 4, 512, "evaluation") for given in (text("test.txt"), code)]
     dense = [perplexity(model, test).value for test in tests]
-    recipe = make_recipe(amount=0.3, repair="none", calibration=CalibrationText(text("valid.txt"), samples=8))
+    recipe = make_recipe(amount=0.3, repair="none", calibration=CalibrationText(text("valid.txt"), 8, 512))
     run = PruningRun(model, tokenizer, recipe)
     run.run()
     after = [perplexity(model, test).value for test in tests]
     run.undo()
     ratios = [pruned / whole for pruned, whole in zip(after, dense, strict=True)]
-    assert 1.0 < ratios[0] <= 1.62
-    assert 1.0 < ratios[1] <= 1.95
+    assert 1.0 < ratios[0] <= 1.65
+    assert 1.0 < ratios[1] <= 1.83

@@ -13,11 +13,11 @@ from tests.hostile.writers import writers
 
 # As many cases as take some seconds. Attacks in one line are prepared alike, once.
 CASES = (
-    {"files": 200},
-    {"arguments": 60},
-    {"calls": 300},
-    {"faults": 25},
-    {"kills": 4, "disks": 4, "races": 2},
+    {"files": 100},
+    {"arguments": 40},
+    {"calls": 200},
+    {"faults": 12},
+    {"kills": 3, "disks": 3, "races": 2},
     {"deaths": 2},
     {"ranks": 200},
 )

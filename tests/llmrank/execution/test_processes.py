@@ -247,7 +247,7 @@ def test_a_process_that_fails_ends_the_others(busy: bool, failing_rank: int, way
     for rank in {0, 1, 2} - {failing_rank}:
         name, seconds, sentence = (tmp_path / str(rank)).read_text().split(maxsplit=2)
         assert name == ProcessError.__name__
-        assert int(seconds) < 30
+        assert int(seconds) < 60  # the busy ones would compute for twice as long
         assert f"process {failing_rank} of the processes 0 to 2 has failed" in sentence
         assert way == "dies" or sentence.endswith("CalibrationError: no more text")
     assert not (tmp_path / "pruned").exists()

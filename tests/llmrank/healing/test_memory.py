@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 SETTINGS = Distillation(16 * 16, sequences_per_step=8, trainer={"bf16": False})
 
-def model(width, layers=16):
+def model(width, layers=8):
     shape = dict(hidden_size=512, num_hidden_layers=layers, num_attention_heads=8, vocab_size=2048)
     return LlamaForCausalLM(LlamaConfig(intermediate_size=width, **shape)).eval()
 

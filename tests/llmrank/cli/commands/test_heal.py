@@ -93,7 +93,7 @@ def test_the_sequences_of_a_repair_before_healing_are_known_again(
     report = json.loads((pruned / "report.json").read_text(encoding="utf-8"))
     assert report["calibration"]["sequences"] == 20 + 4  # of the text, and of the built-in text
     capsys.readouterr()
-    more = ("--text", long, "--tokens", "100000")
+    more = ("--text", long, "--tokens", "2400")
     assert run("heal", pruned, "--against", checkpoint, "--output", healed, *more) == 0
     assert "the repair has seen" not in capsys.readouterr().err
     learned = json.loads((healed / "report.json").read_text(encoding="utf-8"))["healing"]["text"]
