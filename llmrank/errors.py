@@ -95,10 +95,10 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 
     Examples
     --------
-    >>> check_choice("align", "left", ("none", "pad"))
+    >>> check_choice("form", "left", ("zero", "mask"))
     Traceback (most recent call last):
         ...
-    llmrank.errors.OptionError: unknown align 'left'; expected one of none, pad
+    llmrank.errors.OptionError: unknown form 'left'; expected one of zero, mask
     """
     known = list(choices)
     # An array cannot be looked for in a list.

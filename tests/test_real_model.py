@@ -77,7 +77,7 @@ def test_checkpoint_computes_what_the_masked_model_does(loaded: Any, tmp_path: P
         tokenizer,
         pruner=LocalPruner(0.3, multiple_of=1) if case == "local" else GlobalPruner(0.3, multiple_of=1),
         calibration=CalibrationText(samples=4, sequence_length=128),
-        align="pad" if case == "global padded" else "none",
+        form="padded" if case == "global padded" else "compact",
     )
     pipeline.run()
     saved = checkpoint.save(tmp_path / "pruned", model, tokenizer, pipeline.masks)

@@ -36,6 +36,7 @@ from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.texts import CalibrationText
 from llmrank.surgery.atomic import check_output
+from llmrank.surgery.forms import SMALLER
 from llmrank.surgery.hub import upload_command
 from llmrank.text.built_in import BuiltInText
 from llmrank.text.generated import Automatic, Generated
@@ -154,7 +155,7 @@ def work_directory(options: argparse.Namespace, model: Any, terminal: Terminal) 
         device = parse_device(options.device)
         size, free = bytes_of(model), free_memory(device)
         on_cpu = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"cpu"}
-        options_allow = options.form in ("compact", "padded") and not _model_writes(options.calibration)
+        options_allow = options.form in SMALLER and not _model_writes(options.calibration)
         if size is None or size <= free or not (on_cpu and options_allow and _runs_by_block(model)):
             return None
         terminal.say(

@@ -153,7 +153,7 @@ class LLMRankModifier(Modifier):  # type: ignore[misc]
             amount=self.amount,
             multiple_of=multiple,
             targets=self.targets,
-            align="pad",
+            form="padded",
         )
 
     def _check_place(self, state: Any) -> None:

@@ -21,7 +21,6 @@ from llmrank.score import BaseScorer
 from llmrank.score.pagerank import default_scorer
 from llmrank.score.topologies import Topology
 from llmrank.surgery.forms import Form
-from llmrank.surgery.widths import Align
 
 __all__ = ["BasePipeline", "ChainedFFNPipeline", "IsolatedFFNPipeline", "ResidualFFNPipeline"]
 
@@ -53,10 +52,8 @@ class BasePipeline(PruningRun):
     calibration : CalibrationText, or a source as for :class:`CalibrationText`; optional
         The text that statistics are taken on; by default up to 16 sequences of at most 1,024 tokens that the model writes
         itself, or of the built-in text if it writes none.
-    form : {"compact", "zero", "mask"}, optional
-        See :func:`llmrank.surgery.apply.apply_masks`. Compact by default; zero with a `structure_dict`, which refuses compact.
-    align : {"none", "pad"}
-        "pad" fills compact layers up with zeros to one width; "none", the default, does not.
+    form : {"compact", "padded", "zero", "mask"}, optional
+        See :func:`llmrank.surgery.apply.apply_masks`. Compact by default; zero with a `structure_dict`, which keeps every width.
     repair : BaseRepair, optional
         How new weights of the output maps make up for the removed neurons, see :mod:`llmrank.repair`; least squares by default.
         None repairs nothing, so that the masks alone make the pruned model. The repair is kept if it brings the model closer to
@@ -84,7 +81,6 @@ class BasePipeline(PruningRun):
         *,
         calibration: Any = None,
         form: Form | None = None,
-        align: Align = "none",
         repair: BaseRepair | None = DEFAULT_REPAIR,
         targets: str | Sequence[str] = "neurons",
         evaluation: Any = None,
@@ -104,7 +100,6 @@ class BasePipeline(PruningRun):
             topology=self.topology,
             repair=repair,
             targets=targets,  # type: ignore[arg-type]  # it converts what is no tuple
-            align=align,
             evaluation=evaluation,
             structure_dict=structure_dict,
             **{name: value for name, value in given.items() if value is not None},

@@ -179,8 +179,9 @@ def prune_model(
     heal : Distillation or int, optional
         Let the pruned model learn the predictions of the dense one from this many tokens of the calibration text that the repair
         has not seen, see :func:`llmrank.heal`. A copy of the dense model stays in memory for it.
-    form : {"compact", "zero", "mask"}
-        Smaller matrices; zeros in matrices of the same size; or masks of ``torch.nn.utils.prune``.
+    form : {"compact", "padded", "zero", "mask"}
+        Smaller matrices; the same, filled up with zeros to one width, for programs that expect equal layers; zeros in matrices of
+        the same size; or masks of ``torch.nn.utils.prune``.
     device : str or torch.device, optional
         The device that the model is moved to; by default it stays where it is. With a work directory, blocks are brought to the
         device one at a time, and the model stays on the CPU.

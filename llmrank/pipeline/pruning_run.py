@@ -37,6 +37,7 @@ from llmrank.prune.masks import Masks
 from llmrank.score.model_graph import ModelGraph
 from llmrank.surgery.apply import AppliedMasks, apply_masks
 from llmrank.surgery.equivalence import check_equivalence, masked_outputs
+from llmrank.surgery.forms import SMALLER
 from llmrank.text import CalibrationTokens, TokenSequences, shared_passages
 
 __all__ = ["PruningRun"]
@@ -110,10 +111,10 @@ class PruningRun:
             check_type("processes", processes, Processes, "Processes, or None")
         if work_directory is not None:
             check_type("work_directory", work_directory, (str, os.PathLike), "a path")
-            if undoable or recipe.structure_dict is not None or recipe.form != "compact":
+            if undoable or recipe.structure_dict is not None or recipe.form not in SMALLER:
                 raise OptionError(
-                    "a run with little memory takes no structure_dict, prunes into the compact form, and cannot be undone; leave "
-                    "structure_dict and form out, and pass undoable=False"
+                    "a run with little memory takes no structure_dict, prunes into the form compact or padded, and cannot be "
+                    "undone; leave structure_dict and form out, and pass undoable=False"
                 )
             if recipe.heal is not None:
                 raise OptionError(
@@ -244,15 +245,15 @@ class PruningRun:
     def _apply(
         self, ffns: FFNs, selection: Selection, sequences: TokenSequences, execution: Execution
     ) -> tuple[torch.Tensor | None, AppliedMasks]:
-        """Apply the masks; return with them what the compact model must compute, or None in another form."""
+        """Apply the masks; return with them what the smaller model must compute, or None in another form."""
         recipe, masks, repaired, expected = self.recipe, selection.masks, selection.repaired, None
-        if recipe.form == "compact":
+        if recipe.form in SMALLER:
             with self.onloaded():
                 expected = masked_outputs(self.model, ffns, masks, sequences, repaired)
         self._changed_for_good = not self.undoable
         store = None if execution.work is None else execution.work.copy_to_file
         return expected, apply_masks(
-            self.model, ffns, masks, recipe.form, recipe.align, repaired, undoable=self.undoable, store=store
+            self.model, ffns, masks, recipe.form, repaired, undoable=self.undoable, store=store
         )
 
     def _tokens_to_learn(

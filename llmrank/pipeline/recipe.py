@@ -17,8 +17,7 @@ from llmrank.prune.selection import prunes_jointly
 from llmrank.repair import BaseRepair, LeastSquaresRepair
 from llmrank.score import AutoScorer, BaseScorer
 from llmrank.score.topologies import TOPOLOGIES, Topology, check_beta
-from llmrank.surgery.forms import FORMS, Form
-from llmrank.surgery.widths import ALIGNMENTS, Align
+from llmrank.surgery.forms import FORMS, SMALLER, Form
 
 __all__ = ["Recipe"]
 
@@ -39,9 +38,8 @@ class Recipe:
     repair : BaseRepair or None
     targets : str or sequence of {"neurons", "experts", "heads", "blocks"}
         What is removed; a tuple after construction. Blocks are chosen by what the model loses without each.
-    form : {"compact", "zero", "mask"}
-        See :func:`llmrank.surgery.apply.apply_masks`, also for `align`.
-    align : {"none", "pad"}
+    form : {"compact", "padded", "zero", "mask"}
+        See :func:`llmrank.surgery.apply.apply_masks`.
     heal : Distillation or int, optional
         How the pruned model learns the predictions of the dense one, or the number of tokens that it learns from; by default it
         learns nothing.
@@ -74,7 +72,6 @@ class Recipe:
     repair: BaseRepair | None = field(default_factory=LeastSquaresRepair)
     targets: tuple[Target, ...] = ("neurons",)
     form: Form = "compact"
-    align: Align = "none"
     heal: Distillation | None = None
     calibration: Text = field(default_factory=lambda: CalibrationText("auto"))
     evaluation: EvaluationText | None = None
@@ -97,12 +94,9 @@ class Recipe:
                 f"beta and attention are options of the residual topology, got the {self.topology} one; leave them out"
             )
         check_choice("form", self.form, FORMS)
-        check_choice("align", self.align, ALIGNMENTS)
         object.__setattr__(self, "heal", Distillation.of(self.heal))
         if self.structure_dict is not None:
             self._check_listed_linears()
-        if self.align == "pad" and self.form != "compact":
-            raise OptionError(f"align='pad' is for the compact form; form={self.form!r} keeps every width anyway")
         if self.calibration.ranking is not None and self.attention:
             raise OptionError(
                 "a ranking holds no statistics of attentions; leave attention=true out, or calibrate on text (llmrank prune)"
@@ -129,8 +123,8 @@ class Recipe:
 
     def _set_for_blocks(self) -> None:
         """Let measured losses choose, because graphs of FFNs say little about whole blocks."""
-        if self.form != "compact" or self.structure_dict is not None:
-            raise OptionError("blocks are left out in the compact form; leave form and structure_dict out")
+        if self.form not in SMALLER or self.structure_dict is not None:
+            raise OptionError("blocks are left out in the forms compact and padded; leave form and structure_dict out")
         if self.repair is not None and not self.repair.needs_dense_stream:
             raise OptionError(
                 f"{type(self.repair).__name__} repairs what an FFN itself has lost, and blocks are left out whole; use least "
@@ -172,10 +166,9 @@ class Recipe:
                 "structure_dict zeroes rows of Linears, which makes nothing smaller: an amount of "
                 f"{unit_name(self.pruner.amount_of)} means nothing there; use amount_of='neurons' with it"
             )
-        if self.form == "compact" or self.align == "pad":
+        if self.form in SMALLER:
             raise OptionError(
-                "form='compact' and align='pad' are refused with structure_dict, which keeps every width; use form 'zero' or "
-                "'mask' and align 'none'"
+                f"form={self.form!r} is refused with structure_dict, which keeps every width; use form 'zero' or 'mask'"
             )
 
     @property
@@ -230,7 +223,6 @@ class Recipe:
             "pruner": {"name": type(self.pruner).__name__, **vars(self.pruner)},
             "targets": list(self.targets),
             "form": self.form,
-            "align": self.align,
             "heal": None if self.heal is None else asdict(self.heal),
             "repair": {"name": type(self.repair).__name__, **self.repair.parameters()} if self.repair else None,
             "structure_dict": self.structure_dict,

@@ -216,7 +216,7 @@ def check(prepared: PreparedModel, recipe: Recipe) -> None:
     if recipe.repair is not None and recipe.repair.needs_bias:
         check_biases(prepared.model, ffns)
     check_budget(recipe.pruner, ffns, prepared.costs, jointly=recipe.jointly, targets=recipe.targets)
-    if recipe.align == "pad":
+    if recipe.form == "padded":
         check_padding(ffns)
 
 

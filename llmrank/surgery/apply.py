@@ -21,6 +21,7 @@ from llmrank.prune.masks import Masks, masks_of_experts
 from llmrank.repair import RepairedMap
 from llmrank.surgery.forms import (
     FORMS,
+    SMALLER,
     Form,
     Store,
     compact_tensor,
@@ -31,7 +32,7 @@ from llmrank.surgery.forms import (
     zero_tensor,
 )
 from llmrank.surgery.restores import Restore, restores_of
-from llmrank.surgery.widths import ALIGNMENTS, Align, check_padding, compact_widths, set_widths
+from llmrank.surgery.widths import check_padding, compact_widths, set_widths
 
 __all__ = ["AppliedMasks", "apply_masks", "check_writable"]
 
@@ -42,7 +43,6 @@ class AppliedMasks:
 
     Attributes
     ----------
-    form : {"compact", "zero", "mask"}
     masks : Masks
     widths : dict from str to int
         Number of neurons that every layer holds now, padding included.
@@ -52,7 +52,6 @@ class AppliedMasks:
         Whether the model was restored completely.
     """
 
-    form: Form
     masks: Masks
     widths: dict[str, int]
     undoable: bool = True
@@ -117,7 +116,6 @@ def apply_masks(
     ffns: FFNs,
     masks: Masks,
     form: Form = "compact",
-    align: Align = "none",
     repaired: Mapping[str, RepairedMap] | None = None,
     *,
     undoable: bool = True,
@@ -136,12 +134,10 @@ def apply_masks(
         The FFNs of this model.
     masks : Masks
         One mask for each prunable layer.
-    form : {"compact", "zero", "mask"}
-        Smaller matrices (and configuration), zeros in matrices of the same size, or ``torch.nn.utils.prune`` masks.
-    align : {"none", "pad"}
-        With "pad" all compact layers are filled up with zeros to the width of the widest of them, so that transformers without
-        llmrank can load them. If no field of the configuration can state that width, they are filled up to the width of the dense
-        model.
+    form : {"compact", "padded", "zero", "mask"}
+        Smaller matrices (and configuration); the same, filled up with zeros to the width of the widest layer, so that
+        transformers without llmrank can load them; zeros in matrices of the same size; or ``torch.nn.utils.prune`` masks. If no
+        field of the configuration can state the width of a padded model, its layers are filled up to the width of the dense one.
     repaired : mapping from str to RepairedMap, optional
         Repaired output maps for the same masks; see :func:`llmrank.repair.repair_ffns`.
     undoable : bool
@@ -157,16 +153,17 @@ def apply_masks(
         The masks or repairs do not fit the model, the model was compacted since `ffns` was found, a mask keeps no neuron, or
         layers of different widths are to be padded. Nothing has been changed then.
     OptionError
-        The form or the alignment is unknown; the form does not fit the alignment or explicit FFNs; or neurons cannot be removed,
-        see :func:`check_writable`. Nothing has been changed then.
+        The form is unknown, or does not fit explicit FFNs; or neurons cannot be removed, see :func:`check_writable`. Nothing has
+        been changed then.
     UnsupportedModelError
         No configuration states the model without the blocks that are left out. Nothing has been changed then.
     """
     repaired = repaired or {}
-    _check(ffns, masks, form, align)
+    _check(ffns, masks, form)
+    gets_smaller = form in SMALLER
     output_maps = ffns.output_maps
     _check_repaired(output_maps, repaired)
-    application = AppliedMasks(form, masks, {}, undoable)
+    application = AppliedMasks(masks, {}, undoable)
     left_out = masks.left_out(ffns.layers.values())
     shallow = Stack(model, left_out[0].stack).without(left_out) if left_out else None
     if undoable:
@@ -180,16 +177,17 @@ def apply_masks(
             _add_biases(model, ffns)
         write_repaired({output_maps[name]: repair for name, repair in repaired.items()})
         # The masks `held` say which neurons a layer holds in the end: the kept neurons, and with padding some removed ones.
-        held, fields = (masks, {}) if form != "compact" else compact_widths(model, ffns, masks, align, shallow)
+        is_padded = form == "padded"
+        held, fields = compact_widths(model, ffns, masks, shallow, padded=is_padded) if gets_smaller else (masks, {})
         sizes = {name: len(mask) for name, mask in masks.items()}
-        application.widths = no_neurons | held.widths if form == "compact" else sizes
+        application.widths = no_neurons | held.widths if gets_smaller else sizes
         if form == "mask":
             for tensor_mask in tensor_masks(ffns, masks, routers=False):
                 mask_tensor(tensor_mask)
         elif form == "zero" or held != masks:
             for tensor_mask in tensor_masks(ffns, masks, routers=False):
                 zero_tensor(tensor_mask)
-        if form == "compact":
+        if gets_smaller:
             for tensor_mask in tensor_masks(ffns, held):
                 compact_tensor(tensor_mask, store)
             remove_experts(ffns, held)
@@ -223,27 +221,24 @@ def _holds(stack: nn.ModuleList, blocks: Sequence[nn.Module]) -> bool:
     return len(stack) == len(blocks) and all(one is other for one, other in zip(stack, blocks, strict=True))
 
 
-def _check(ffns: FFNs, masks: Masks, form: str, align: str) -> None:
+def _check(ffns: FFNs, masks: Masks, form: str) -> None:
     check_choice("form", form, FORMS)
-    check_choice("align", align, ALIGNMENTS)
-    if form == "compact" and ffns.explicit:
+    if form in SMALLER and ffns.explicit:
         raise OptionError(
-            "form 'compact' is refused with structure_dict: only rows of the named Linears are removed, so the maps that read "
+            f"form {form!r} is refused with structure_dict: only rows of the named Linears are removed, so the maps that read "
             "them would no longer fit; use form='zero' or 'mask', or let the FFNs be found (structure_dict=None)"
         )
-    if align == "pad" and form != "compact":
-        raise OptionError(f"align='pad' is for the compact form; form={form!r} keeps every width anyway")
     masks.check(ffns.layers)
     left_out = masks.left_out(ffns.layers.values())
-    if left_out and form != "compact":
+    if left_out and form not in SMALLER:
         raise OptionError(
-            f"blocks can be left out in the compact form only, got form={form!r} and masks that keep nothing of "
+            f"blocks can be left out in the forms compact and padded only, got form={form!r} and masks that keep nothing of "
             f"{left_out[0].name}"
         )
     ffns = ffns.without(left_out)
     if not ffns:
         raise MaskError("the masks leave out all blocks; keep at least one")
-    if align == "pad":
+    if form == "padded":
         check_padding(ffns)
     for mixture, keep in masks_of_experts(ffns, masks).items():
         _check_experts(mixture, keep, form)
@@ -259,7 +254,7 @@ def _check(ffns: FFNs, masks: Masks, form: str, align: str) -> None:
 def _check_experts(mixture: Mixture, keep: torch.Tensor, form: str) -> None:
     """Raise a MaskError if too few experts are kept for the router, or groups keep different numbers of them."""
     by_group = keep.view(mixture.n_groups, -1).sum(1).tolist()
-    if min(by_group) < mixture.min_kept or (form == "compact" and len(set(by_group)) > 1):
+    if min(by_group) < mixture.min_kept or (form in SMALLER and len(set(by_group)) > 1):
         groups = f" in each of its {mixture.n_groups} groups of experts" if mixture.n_groups > 1 else ""
         same = ", the same number in every group" if mixture.n_groups > 1 else ""
         raise MaskError(

@@ -19,6 +19,7 @@ from llmrank.repair import RepairedMap
 
 __all__ = [
     "FORMS",
+    "SMALLER",
     "Form",
     "Store",
     "TensorMask",
@@ -32,10 +33,12 @@ __all__ = [
     "zero_tensor",
 ]
 
-Form: TypeAlias = Literal["compact", "zero", "mask"]
+Form: TypeAlias = Literal["compact", "padded", "zero", "mask"]
 # Returns a tensor with the same values that is held elsewhere, for example in a file.
 Store: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-FORMS: tuple[Form, ...] = ("compact", "zero", "mask")
+FORMS: tuple[Form, ...] = ("compact", "padded", "zero", "mask")
+# Forms in which the model gets smaller.
+SMALLER: tuple[Form, ...] = ("compact", "padded")
 
 
 @dataclass

@@ -8,7 +8,7 @@ only :func:`llmrank.surgery.checkpoint.load` reads.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -24,10 +24,8 @@ from llmrank.prune.records.units import EXPERT_WIDTH_MULTIPLE
 from llmrank.surgery.forms import TensorMask, set_attribute, tensor_masks
 from llmrank.surgery.heads import head_fields, numbers_of_heads
 
-__all__ = ["ALIGNMENTS", "WIDTHS_KEY", "Align", "check_padding", "compact_widths", "module_widths", "set_widths"]
+__all__ = ["WIDTHS_KEY", "check_padding", "compact_widths", "module_widths", "set_widths"]
 
-Align: TypeAlias = Literal["none", "pad"]
-ALIGNMENTS: tuple[Align, ...] = ("none", "pad")
 WIDTHS_KEY = "llmrank_widths"
 # Attributes of a module of experts that hold the number of hidden neurons of each.
 EXPERT_WIDTHS = (*WIDTH_ATTRIBUTES, "intermediate_dim", "expert_dim", "moe_intermediate_size")
@@ -41,7 +39,7 @@ def check_padding(ffns: FFNs) -> None:
         originals = {ffns.sizes[name] for name in names}
         if len(originals) > 1:
             raise MaskError(
-                f"align='pad' needs layers of one original width, these have {sorted(originals)}; use align='none' and "
+                f"form='padded' needs layers of one original width, these have {sorted(originals)}; use form='compact' and "
                 "llmrank's loader"
             )
 
@@ -53,7 +51,7 @@ def _kinds(ffns: FFNs) -> tuple[list[str], list[str]]:
 
 
 def compact_widths(
-    model: nn.Module, ffns: FFNs, masks: Masks, align: Align, shallow: ShallowModel | None = None
+    model: nn.Module, ffns: FFNs, masks: Masks, shallow: ShallowModel | None = None, *, padded: bool = False
 ) -> tuple[Masks, dict[str, Any]]:
     """Decide which neurons the compact layers hold, and which configuration fields describe them.
 
@@ -63,11 +61,11 @@ def compact_widths(
         Not changed, and not compact yet.
     ffns : FFNs
     masks : Masks
-    align : {"none", "pad"}
-        With "pad" all layers get the width of the widest layer: narrower layers are filled up with removed neurons. If no field
-        can state that width, all layers are filled up to the width of the dense model.
     shallow : ShallowModel, optional
         The blocks that are left out; `ffns` lie in the others.
+    padded : bool
+        Whether all layers get the width of the widest layer: narrower layers are filled up with removed neurons. If no field
+        can state that width, all layers are filled up to the width of the dense model.
 
     Returns
     -------
@@ -80,13 +78,13 @@ def compact_widths(
     for mixture, experts in zip(ffns.mixtures, ffns.experts.values(), strict=True):
         if mixture.shares_tensors:
             held = _padded(held, experts, for_experts=True)
-    if align == "none":
+    if not padded:
         return held, _config_fields(model, ffns, held, shallow)
     neurons, heads = _kinds(ffns)
     # Heads are removed as a whole, so layers of heads are filled up with whole heads.
-    padded = _padded(_padded(held, neurons, for_experts=bool(ffns.mixtures)), heads)
-    fields = _config_fields(model, ffns, padded, shallow)
-    return (padded, fields) if fields else (_padded(masks, list(masks), max(map(len, masks.values()))), {})
+    held = _padded(_padded(held, neurons, for_experts=bool(ffns.mixtures)), heads)
+    fields = _config_fields(model, ffns, held, shallow)
+    return (held, fields) if fields else (_padded(masks, list(masks), max(map(len, masks.values()))), {})
 
 
 def _padded(masks: Masks, names: Iterable[str], width: int | None = None, *, for_experts: bool = False) -> Masks:

@@ -167,7 +167,7 @@ def test_protected_blocks_stay() -> None:
         ({"amount": 0.95}, "6 of 6 blocks cannot be removed: at most 5 can"),
         ({"pruner": GlobalPruner(2)}, "leave the pruner out"),
         ({"repair": BiasRepair()}, "use least squares with target 'stream'"),
-        ({"form": "zero"}, "in the compact form"),
+        ({"form": "zero"}, "in the forms compact and padded"),
         ({"targets": "neurons,blocks"}, "blocks are removed in a run of their own"),
     ],
 )
@@ -186,7 +186,7 @@ def test_masks_that_leave_out_all_blocks_or_zero_one_are_refused() -> None:
     one = Masks({**none, "model.layers.0.mlp": torch.ones(ffns.sizes["model.layers.0.mlp"], dtype=torch.bool)})
     with pytest.raises(MaskError, match="leave out all blocks"):
         apply_masks(model, ffns, none)
-    with pytest.raises(OptionError, match="in the compact form only"):
+    with pytest.raises(OptionError, match="in the forms compact and padded only"):
         apply_masks(model, ffns, one, "zero")
     with pytest.raises(MaskError, match="keeps no neuron"):
         apply_masks(model, find_ffns(model), one)

@@ -213,7 +213,7 @@ def test_widths_by_layer_load_here_and_raise_in_transformers(family: Family, tmp
 @every_family
 def test_padded_widths_load_in_stock_transformers(family: Family, tmp_path: Path) -> None:
     model = uneven_model(family)
-    run = pipeline(model, GlobalPruner(0.25, normalize="none"), align="pad")
+    run = pipeline(model, GlobalPruner(0.25, normalize="none"), form="padded")
     run.run()
     assert run.masks is not None
     assert run.application is not None

@@ -212,7 +212,7 @@ def test_widths_that_do_not_fit_the_configuration_are_refused(width: int, tmp_pa
 
 def test_padded_attentions_have_as_many_heads_as_the_widest(tmp_path: Path) -> None:
     model = with_groups()
-    run = pipeline(model, GlobalPruner(0.4), targets="heads,neurons", align="pad")
+    run = pipeline(model, GlobalPruner(0.4), targets="heads,neurons", form="padded")
     run.run()
     assert run.report is not None
     padded = run.report.neurons["widths_with_padding"]

@@ -222,14 +222,14 @@ def test_a_number_is_a_number_of_experts() -> None:
     assert sum(not bool(mask.any()) for mask in pruned.masks.values()) == 3
 
 
-@pytest.mark.parametrize("align", ["none", "pad"])
-def test_experts_of_any_width_are_filled_up_to_one_that_transformers_computes(align: Any) -> None:
+@pytest.mark.parametrize("form", ["compact", "padded"])
+def test_experts_of_any_width_are_filled_up_to_one_that_transformers_computes(form: Any) -> None:
     model = tiny_mixture("mixtral")
     ffns = find_ffns(model)
     masks = Masks({name: torch.arange(size) < 11 + k % 3 for k, (name, size) in enumerate(ffns.sizes.items())})
     sequences = TokenSequences.of(IDS[:2], torch.ones_like(IDS[:2], dtype=torch.bool), "ids")
     expected = masked_outputs(model, ffns, masks, sequences)
-    apply_masks(model, ffns, masks, align=align)
+    apply_masks(model, ffns, masks, form=form)
     assert model.model.layers[0].mlp.experts.down_proj.shape == (8, 32, 16)
     torch.testing.assert_close(logits(model).double(), expected, rtol=0.0, atol=1e-5)
 

@@ -67,7 +67,7 @@ def test_defaults() -> None:
     pipeline = ChainedFFNPipeline(tiny_llama(), None, calibration=token_ids())
     assert pipeline.recipe.scorer == default_candidates()[0]
     assert isinstance(pipeline.recipe.pruner, LocalPruner)
-    assert (pipeline.recipe.pruner.amount, pipeline.recipe.form, pipeline.recipe.align) == (0.3, "compact", "none")
+    assert (pipeline.recipe.pruner.amount, pipeline.recipe.form) == (0.3, "compact")
     assert pipeline.report is pipeline.masks is None
 
 
@@ -105,9 +105,8 @@ def test_topology_changes_the_rank_alone() -> None:
         ({"scorer": "wpr"}, r"scorer must be an instance of BaseScorer, got 'wpr'.*make_scorer"),
         ({"scorer": NormScorer}, "scorer must be an instance of BaseScorer"),
         ({"pruner": 0.3}, r"pruner must be an instance of BasePruner, got 0\.3.*make_pruner"),
-        ({"form": "sparse"}, "unknown form 'sparse'; expected one of compact, zero, mask"),
-        ({"align": "left"}, "unknown align 'left'; expected one of none, pad"),
-        ({"align": "pad", "structure_dict": STRUCTURE}, "align='pad' are refused with structure_dict"),
+        ({"form": "sparse"}, "unknown form 'sparse'; expected one of compact, padded, zero, mask"),
+        ({"form": "padded", "structure_dict": STRUCTURE}, "form='padded' is refused with structure_dict"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
     ],
 )
@@ -513,7 +512,7 @@ def test_a_repair_for_good_that_fails_at_first_has_changed_nothing() -> None:
 def test_widths_that_cannot_be_padded_are_refused_before_anything_is_repaired() -> None:
     model = mlp(6, 12, 10, 3)
     snapshot = Snapshot(model)
-    options: dict[str, Any] = {"calibration": features(512, 6), "repair": LeastSquaresRepair(), "align": "pad"}
+    options: dict[str, Any] = {"calibration": features(512, 6), "repair": LeastSquaresRepair(), "form": "padded"}
     with pytest.raises(MaskError, match="needs layers of one original width"):
         IsolatedFFNPipeline(model, None, undoable=False, **options).run()
     snapshot.assert_restored()

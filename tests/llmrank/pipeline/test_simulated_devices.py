@@ -55,7 +55,7 @@ OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
         for r in ("bias", "lstsq", "lstsq:damping=0.01", "lstsq:target=output")
     },
     **{f: (lambda f=f: {"form": f}) for f in ("zero", "mask")},
-    "aligned": lambda: {"align": "pad"},
+    "padded": lambda: {"form": "padded"},
     "evaluated": lambda: {"evaluation": token_ids(3, seed=1)},
 }
 

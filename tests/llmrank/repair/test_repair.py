@@ -685,7 +685,7 @@ def test_a_width_that_cannot_be_padded_to_is_refused_before_anything_is_written(
     maps = {layer.output_maps[0].name: layer.output_maps[0].weight for layer in layers.values()}
     repaired = {name: RepairedMap(torch.zeros_like(weight), None, None, 0.0, 0.0) for name, weight in maps.items()}
     with pytest.raises(MaskError, match="needs layers of one original width"):
-        apply_masks(model, ffns, masks, align="pad", repaired=repaired, undoable=False)
+        apply_masks(model, ffns, masks, form="padded", repaired=repaired, undoable=False)
     before.assert_restored()
 
 

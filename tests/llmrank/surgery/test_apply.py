@@ -338,14 +338,6 @@ def test_undo_in_the_wrong_order_is_refused(first: Any, second: Any) -> None:
     snapshot.assert_restored()
 
 
-@pytest.mark.parametrize("form", ["zero", "mask"])
-def test_padding_is_refused_for_forms_of_full_size(form: Any) -> None:
-    model = tiny_llama()
-    ffns = find_ffns(model)
-    with pytest.raises(OptionError, match="for the compact form"):
-        apply_masks(model, ffns, Masks.full(dict.fromkeys(ffns.layers, 40)), form, "pad")
-
-
 @every_form
 @every_model
 def test_a_layer_that_keeps_all_neurons_is_not_touched(make: Any, form: Any) -> None:

@@ -122,21 +122,21 @@ MODELS: dict[str, Callable[[], Any]] = {
     "GPT-2": lambda: family_model(named_family("GPT-2")),
 }
 CASES = [
-    ("Llama", "compact", "none", True),
-    ("Llama", "compact", "none", False),
-    ("Llama", "compact", "pad", False),
-    ("Llama", "zero", "none", False),
-    ("Llama", "mask", "none", False),
-    ("GPT-2", "compact", "none", True),
-    ("GPT-2", "mask", "none", True),
+    ("Llama", "compact", True),
+    ("Llama", "compact", False),
+    ("Llama", "padded", False),
+    ("Llama", "zero", False),
+    ("Llama", "mask", False),
+    ("GPT-2", "compact", True),
+    ("GPT-2", "mask", True),
 ]
-every_case = pytest.mark.parametrize(("name", "form", "align", "uniform"), CASES)
+every_case = pytest.mark.parametrize(("name", "form", "uniform"), CASES)
 # At so many places, evenly spaced over the lines that run.
 POINTS = 30
 
 
 @every_case
-def test_an_interrupted_application_leaves_the_model_dense(name: str, form: Any, align: Any, uniform: bool) -> None:
+def test_an_interrupted_application_leaves_the_model_dense(name: str, form: Any, uniform: bool) -> None:
     model = MODELS[name]()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=uniform)
     repaired = repaired_of(model, masks)
@@ -145,19 +145,19 @@ def test_an_interrupted_application_leaves_the_model_dense(name: str, form: Any,
     def begin() -> tuple[Callable[[], Any], Callable[[], None]]:
         while taken:  # only the counting run finishes
             taken.pop().undo()
-        return lambda: taken.append(apply_masks(model, ffns, masks, form, align, repaired)), snapshot.assert_restored
+        return lambda: taken.append(apply_masks(model, ffns, masks, form, repaired)), snapshot.assert_restored
 
     every_line(WRITERS, begin)
 
 
 @every_case
-def test_a_second_undo_finishes_an_interrupted_one(name: str, form: Any, align: Any, uniform: bool) -> None:
+def test_a_second_undo_finishes_an_interrupted_one(name: str, form: Any, uniform: bool) -> None:
     model = MODELS[name]()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=uniform)
     repaired = repaired_of(model, masks)
 
     def begin() -> tuple[Callable[[], Any], Callable[[], None]]:
-        application = apply_masks(model, ffns, masks, form, align, repaired)
+        application = apply_masks(model, ffns, masks, form, repaired)
 
         def check() -> None:
             application.undo()
@@ -169,9 +169,7 @@ def test_a_second_undo_finishes_an_interrupted_one(name: str, form: Any, align: 
 
 
 @every_case
-def test_an_interrupted_roll_back_goes_on(
-    name: str, form: Any, align: Any, uniform: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_roll_back_goes_on(name: str, form: Any, uniform: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception is raised after everything is written, and another one during the roll back."""
     model = MODELS[name]()
     snapshot, ffns, masks = Snapshot(model), find_ffns(model), masks_of(model, uniform=uniform)
@@ -187,7 +185,7 @@ def test_an_interrupted_roll_back_goes_on(
         lines = Lines(WRITERS)
         monkeypatch.setattr(apply.AppliedMasks, "_roll_back", traced_by(restore, lines))
         with pytest.raises(ZeroDivisionError):
-            apply_masks(model, ffns, masks, form, align, repaired)
+            apply_masks(model, ffns, masks, form, repaired)
         return lines.count
 
     def traced_by(function: Any, lines: Lines) -> Any:
@@ -201,7 +199,7 @@ def test_an_interrupted_roll_back_goes_on(
     for last in sorted({round(k * (total - 1) / (POINTS - 1)) + 1 for k in range(POINTS)}):
         monkeypatch.setattr(apply.AppliedMasks, "_roll_back", traced_by(restore, Lines(WRITERS, last)))
         with pytest.raises(Interrupted):
-            apply_masks(model, ffns, masks, form, align, repaired)
+            apply_masks(model, ffns, masks, form, repaired)
         snapshot.assert_restored()
 
 

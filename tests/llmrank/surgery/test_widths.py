@@ -20,7 +20,7 @@ def test_a_field_may_hold_a_multiple_of_the_width(model_type: str, field: str) -
     ffns, stated = find_ffns(model), getattr(model.config, field)
     masks = Masks({name: torch.arange(size) < size - 5 for name, size in ffns.sizes.items()})
     (width,) = set(ffns.sizes.values())
-    held, fields = compact_widths(model, ffns, masks, "none")
+    held, fields = compact_widths(model, ffns, masks)
     assert held == masks
     assert fields == {field: stated - 5 * stated // width}
     assert (stated == 2 * width) == (model_type != "llama")

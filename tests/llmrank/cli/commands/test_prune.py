@@ -302,7 +302,7 @@ def test_options_that_do_not_fit_the_model_are_refused_and_leave_nothing(
 @table(
     ("arguments", "message"),
     [
-        (("--form", "thin"), "unknown form 'thin'; expected one of compact, zero, mask"),
+        (("--form", "thin"), "unknown form 'thin'; expected one of compact, padded, zero, mask"),
         (("--calibration", "missing.txt"), "no calibration text at missing.txt"),
         (("--calibration", "folder"), "the directory folder has no file that ends with .txt, .md or .jsonl"),
         (("--calibration", "dataset:"), "expected dataset:NAME[,CONFIG[,SPLIT]], got 'dataset:'"),
