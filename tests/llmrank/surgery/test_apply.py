@@ -303,7 +303,7 @@ def test_padding_needs_one_original_width() -> None:
 def test_unknown_options_are_refused() -> None:
     model = mlp(6, 12, 4)
     snapshot = Snapshot(model)
-    with pytest.raises(OptionError, match="expected one of compact, zero, mask"):
+    with pytest.raises(OptionError, match="expected one of compact, padded, zero, mask"):
         apply_masks(model, find_ffns(model), some_masks(model), "sparse")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="expected one of none, pad"):
         apply_masks(model, find_ffns(model), some_masks(model), "compact", "left")  # type: ignore[arg-type]
