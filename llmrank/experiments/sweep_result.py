@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from llmrank.experiments.sweep_folder import read_rows
+from llmrank.pipeline.printed import Printed, PrintedGroup
 
 __all__ = ["SweepResult", "method_of"]
 
@@ -40,8 +39,8 @@ def method_of(row: Mapping[str, Any], names: Sequence[str] = METHOD) -> str:
     return ", ".join(filter(None, (words.get(name, str(row.get(name))) for name in names))) or "not healed"
 
 
-@dataclass(frozen=True, eq=False)
-class SweepResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class SweepResult(Printed):
     """The rows of a sweep.
 
     Attributes
@@ -53,7 +52,7 @@ class SweepResult:
         The directory of the sweep.
     """
 
-    rows: list[dict[str, Any]] = field(repr=False)
+    rows: list[dict[str, Any]]
     directory: Path
 
     @classmethod
@@ -148,13 +147,8 @@ class SweepResult:
             if len(found) > 1
         ]
 
-    def _repr_html_(self) -> str:
-        """Return the table for a notebook."""
-        console = Console(file=io.StringIO(), record=True, width=140, force_jupyter=False)
-        console.print(self.table())
-        for sentence in [*self.warnings(), *self.errors()]:
-            console.print(sentence, markup=False)
-        return console.export_html(inline_styles=True, code_format='<pre style="line-height: 1.2">{code}</pre>')
+    def __rich__(self) -> PrintedGroup:
+        return PrintedGroup(self.table(), *map(Text, [*self.warnings(), *self.errors()]))
 
     def _order(self, row: dict[str, Any]) -> tuple[Any, ...]:
         models = list(dict.fromkeys(each["model"] for each in self.rows))

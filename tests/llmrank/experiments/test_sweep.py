@@ -452,12 +452,14 @@ def test_without_a_residual_stream_only_rows_that_need_it_fail(
     assert "needs a beta" in result.failed[0]["error"]
 
 
-def test_the_table_shows_every_row(settings: dict[str, Any]) -> None:
+def test_the_table_shows_every_row(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     result = llmrank.sweep(tiny(), scorers=["wpr", "norm"], amounts=[0.5, 0.2, 40], repairs=["none"], **settings)
     assert not result.warnings()
-    html = result._repr_html_()
+    shown = repr(result)
     for row in result.rows:
-        assert f"{row['perplexity']:,.2f}" in html if "error" not in row else "failed" in html
+        assert f"{row['perplexity']:,.2f}" in shown if "error" not in row else "failed" in shown
+    assert all(sentence[:40] in shown for sentence in result.errors())
     table = result.table()
     assert table.row_count == 7
     amounts = list(table.columns[1].cells)
