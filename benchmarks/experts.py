@@ -145,7 +145,7 @@ class Study:
             )
             told = {"validation": asdict(validation)} if validation else {}
         seconds = perf_counter() - begun
-        application = apply_masks(self.model, self.ffns, masks, "compact", "none", repaired)
+        application = apply_masks(self.model, self.ffns, masks, repaired=repaired)
         try:
             facts = {"ffn_parameters": model_size(self.model, self.ffns).ffn_parameters, "masks_sha256": digest}
             return {**asdict(row), **self.losses(), **facts, "repair_seconds": seconds, **told}
@@ -170,7 +170,7 @@ def known_answers(dense: Any, text: TokenSequences, n_split: int = N_EXPERTS) ->
         for score in SCORES:
             masks = masks_of(ffns, statistics, Row("experts", UNUSED / n_experts, "none", score))
             kept = torch.stack([mask.any() for mask in masks.values()]).view(-1, n_experts)
-            application = apply_masks(model, ffns, masks, "compact", "none", {})
+            application = apply_masks(model, ffns, masks)
             try:
                 change = float((model(text.ids[:1]).logits - before).abs().max())
             finally:

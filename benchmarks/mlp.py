@@ -157,7 +157,7 @@ class Pruning:
             recipe = replace(self.recipe, repair=make_repair(repair))
             again = Reselection(self.scorer, self.graphs)
             masks, repaired, _ = stages.repair(self.prepared, recipe, masks, self.tokens, self.record, again, EXECUTION)
-            application = apply_masks(self.model, self.prepared.ffns, masks, "compact", "none", repaired)
+            application = apply_masks(self.model, self.prepared.ffns, masks, repaired=repaired)
             try:
                 self._known[key] = self.accuracies()
             finally:

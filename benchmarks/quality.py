@@ -271,9 +271,7 @@ class Study:
                 self.model, ffns, masks, method, texts, self.record, choose=choose
             )
         seconds = perf_counter() - begun
-        application = apply_masks(
-            self.model, ffns, masks, "zero" if setting.graph == "paper" else "compact", "none", repaired
-        )
+        application = apply_masks(self.model, ffns, masks, "zero" if setting.graph == "paper" else "compact", repaired)
         try:
             row: dict[str, Any] = {name: perplexity(self.model, text).value for name, text in self.texts.items()}
             if self.closeness is not None:
