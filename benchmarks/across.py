@@ -45,7 +45,7 @@ from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.units import parse_targets, units_of
 from llmrank.prune.selection import choose_masks
-from llmrank.repair import LeastSquaresRepair
+from llmrank.repair import LeastSquaresRepair, RepairedMap
 from llmrank.score import AutoScorer
 from llmrank.score.model_graph import ModelGraph
 from llmrank.score.rank_graphs import rank_graphs
@@ -213,7 +213,7 @@ class Study:
         self.calibrate(text)
         masks = self.masks(scorer, budget, text, amount)
         said: dict[str, Any] = {"removed": [round(1.0 - float(mask.float().mean()), 3) for mask in masks.values()]}
-        repaired = {}
+        repaired: dict[str, RepairedMap] = {}
         if repair != "none":
             masks, repaired, validation = repair_where_it_helps(
                 self.model, self.ffns, masks, LeastSquaresRepair(), self.tokens[text].parts, self.records[text]

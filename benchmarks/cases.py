@@ -13,7 +13,7 @@ from benchmarks import random_graphs
 from graphs import BlockDigraph, LayeredGraph, bidirectional_graph, residual_graph
 from llmrank.calibration.collect import collect_statistics
 from llmrank.cli.demo_models import demo_model
-from llmrank.models import find_ffns
+from llmrank.models import FFNs, find_ffns
 from llmrank.score.topologies import build_graphs
 from llmrank.surgery import checkpoint
 from llmrank.text import builtin_texts, tokenise
@@ -46,7 +46,7 @@ def model_chains(source: str | os.PathLike[str] | None, depths: list[int]) -> di
     sequences = tokenise(builtin_texts()[0], loaded.tokenizer, samples=4, sequence_length=256)
     statistics = collect_statistics(loaded.model, ffns, sequences)
     return {
-        depth: build_graphs(ffns[:depth], statistics[:depth], "chained")[0].graph
+        depth: build_graphs(FFNs(ffns[:depth]), statistics[:depth], "chained")[0].graph
         for depth in depths
         if depth <= len(ffns)
     }

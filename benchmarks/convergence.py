@@ -133,7 +133,7 @@ def ranks(chain: LayeredGraph) -> list[dict[str, Any]]:
         keep = KeepHighest(counts)
 
         def rank(
-            graph: Any = graph, solver: str = solver, gamma: float = gamma, name: str = name, **options: Any
+            graph: Any = graph, solver: Any = solver, gamma: float = gamma, name: str = name, **options: Any
         ) -> Any:
             if name.startswith("layered"):
                 return weighted_pagerank(graph, gamma, solver=solver, **options)
@@ -141,7 +141,9 @@ def ranks(chain: LayeredGraph) -> list[dict[str, Any]]:
 
         exact = rank(tol=1e-14) if not name.startswith("layered") else weighted_pagerank(graph, gamma)
         final = keep.certificate(exact.scores, [0.0] * len(graph.layer_sizes)).keep
-        overlap, tau, error = [], [], []
+        overlap: list[float] = []
+        tau: list[float] = []
+        error: list[float] = []
 
         def look(
             progress: Any,

@@ -21,9 +21,9 @@ from benchmarks.quality import RESULTS, Setting, Study, protocol
 from benchmarks.result_files import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank.cli.demo_models import demo_model
+from llmrank.models.loading import LoadedModel
 from llmrank.pipeline.texts import n_held_out
 from llmrank.surgery import checkpoint
-from llmrank.surgery.checkpoint import LoadedModel
 from llmrank.text import TokenSequences, tokenise
 from llmrank.text.generation import LONGEST_TEXT, TEXTS_AT_ONCE, generate_text
 from llmrank.text.sequences import Request

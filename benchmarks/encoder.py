@@ -41,6 +41,8 @@ from llmrank.pipeline.plan import rank_model
 from llmrank.pipeline.registry import make_pruner, make_repair, make_scorer
 from llmrank.pipeline.texts import n_held_out
 from llmrank.prune.selection import Reselection
+from llmrank.repair import RepairedMap
+from llmrank.score.topologies import Topology
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
 from llmrank.text import CalibrationTokens, TokenSequences, tokenise
@@ -63,7 +65,7 @@ JOINTS = {" @-@ ": "-", " @,@ ": ",", " @.@ ": ".", "<unk>": "unk"}
 LENGTH = 256
 BATCH = 32
 # Name in the table -> scorer, its options, topology.
-SCORERS: dict[str, tuple[str, dict[str, Any], str]] = {
+SCORERS: dict[str, tuple[str, dict[str, Any], Topology]] = {
     "weighted pagerank": ("wpr", {}, "isolated"),
     "weighted pagerank, chained": ("wpr", {}, "chained"),
     "modified pagerank": ("mpr", {}, "isolated"),
@@ -202,7 +204,7 @@ class Study:
 
     def row(self, setting: Setting, masks: Masks, choose: Reselection) -> dict[str, Any]:
         """Prune, repair, embed, undo."""
-        repaired = {}
+        repaired: dict[str, RepairedMap] = {}
         name, knobs = REPAIRS[setting.repair]
         method = make_repair(name, **knobs)
         if method is not None:

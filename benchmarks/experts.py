@@ -41,6 +41,7 @@ from llmrank.models.loading import LoadedModel
 from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
 from llmrank.pipeline.registry import SCORERS, make_pruner, make_repair, make_scorer
 from llmrank.prune.selection import choose_masks
+from llmrank.repair import RepairedMap
 from llmrank.score.rank_graphs import rank_graphs
 from llmrank.score.topologies import build_graphs
 from llmrank.surgery import checkpoint
@@ -137,7 +138,9 @@ class Study:
         digest = mask_digest(masks)
         if (digest, row.repair) in known:
             return {**known[digest, row.repair], **asdict(row)}
-        begun, repaired, told = perf_counter(), {}, {}
+        begun = perf_counter()
+        repaired: dict[str, RepairedMap] = {}
+        told: dict[str, Any] = {}
         method = make_repair(row.repair)
         if method is not None:
             masks, repaired, validation = repair_where_it_helps(

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from graphs.draw.colours import line_style
@@ -30,7 +31,7 @@ COLOURS = {
 }
 # One for each number of tokens in a pass.
 TOKEN_COLOURS = ("#D55E00", "#E69F00", "#009E73", "#0072B2", "#CC79A7")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -144,10 +145,8 @@ def _shapes(results: dict[str, Any], path: Path) -> Path:
             axes[2].plot([x] * len(values), values, "o", ms=4, color=COLOURS[solver])
     axes[2].set_xticks(range(len(groups)), [f"{w}\n{g[:5]}." for w, g in groups], fontsize=7)
     axes[2].set(yscale="log", ylabel="block products to 1e-10", xlabel="weights, graph")
-    marks = [
-        plt.Line2D([], [], color=COLOURS[s], marker="o", ms=3, label=s) for s in ("power", "gauss-seidel", "gmres")
-    ]
-    marks += [plt.Line2D([], [], color="grey", ls=style, label=graph) for graph, style in styles.items()]
+    marks = [Line2D([], [], color=COLOURS[s], marker="o", ms=3, label=s) for s in ("power", "gauss-seidel", "gmres")]
+    marks += [Line2D([], [], color="grey", ls=style, label=graph) for graph, style in styles.items()]
     figure.legend(handles=marks, loc="lower center", ncols=5, bbox_to_anchor=(0.5, -0.07))
     figure.suptitle("Block products to a true L1 error of 1e-10 at $\\gamma$ = 0.85", fontsize=9)
     figure.tight_layout()
@@ -400,8 +399,8 @@ def mlp(results: dict[str, Any], folder: Path) -> list[Path]:
     data = list(dict.fromkeys(row["data"] for row in results["dense"]))
     networks = list(dict.fromkeys(row["network"] for row in results["dense"]))
     with mpl.rc_context(STYLE):
-        size = {"figsize": (2.9 * len(networks), 2.5 * len(data) + 0.5), "sharex": True, "squeeze": False}
-        figure, axes = plt.subplots(len(data), len(networks), **size)
+        size = (2.9 * len(networks), 2.5 * len(data) + 0.5)
+        figure, axes = plt.subplots(len(data), len(networks), figsize=size, sharex=True, squeeze=False)
         for dense in results["dense"]:
             ax = axes[data.index(dense["data"]), networks.index(dense["network"])]
             for name, colour in SCORES.items():

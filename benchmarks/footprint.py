@@ -32,7 +32,7 @@ from benchmarks.result_files import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext, read
 from llmrank.cli.demo_models import demo_model
 from llmrank.evaluation.perplexity import perplexity
-from llmrank.models import find_ffns
+from llmrank.models import FFNs, find_ffns
 from llmrank.models.forward import evaluation_mode, model_inputs
 from llmrank.pipeline.pruning_run import PruningRun
 from llmrank.pipeline.registry import make_recipe
@@ -81,7 +81,7 @@ def dense_pass(model: Any, sequences: TokenSequences) -> tuple[float, int]:
 
 def load_kernels(model: nn.Module) -> int | None:
     """Rank one FFN, which loads all that a process loads once; return the bytes by which the process grew."""
-    ffns = find_ffns(model)[:1]
+    ffns = FFNs(find_ffns(model)[:1])
     scorer = default_scorer()
     (graph,) = build_graphs(ffns, statistics_for(ffns), "isolated")
     return peak_growth(lambda: scorer.rank(graph.graph, graph.statistics))
@@ -111,8 +111,10 @@ def measure(
     part("evaluate before", lambda: perplexity(model, texts))
     part("prune", run.run)
     part("evaluate after", lambda: perplexity(model, texts))
+    assert run.masks is not None
+    assert run.report is not None
     widest = max(run.masks.widths.values())
-    choice_seconds = 0.0 if run.report is None else run.report.seconds.get("choose", 0.0)
+    choice_seconds = run.report.seconds.get("choose", 0.0)
     passes = len(calibration) + 2 * len(texts)
     return {
         "sequences": {"calibration": len(calibration), "evaluation": len(texts)},

@@ -72,7 +72,7 @@ def make_checkpoint(directory: Path, shape: str) -> None:
         parts = name.split(".")
         files.setdefault(f"block-{parts[2]}" if parts[1] == "layers" else "rest", []).append(name)
     generator = torch.Generator().manual_seed(0)
-    index = {}
+    index: dict[str, str] = {}
     for number, (part, names) in enumerate(files.items(), start=1):
         file = f"model-{number:05}-of-{len(files):05}.safetensors"
         values = {name: _random(tensors[name].shape, name, generator) for name in names}

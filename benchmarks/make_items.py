@@ -297,8 +297,8 @@ def main() -> None:
             own.update(zip((item.prompt + item.answer for item in missing), answers, strict=True))
             options.answers.write_text(json.dumps(known), encoding="utf-8")
     right = [[known[Path(source).name][item.prompt + item.answer] for item in items] for source in options.model]
-    for source, answers in zip(options.model, right, strict=True):
-        print(Path(source).name, "; ".join(f"{kind} {n}" for kind, n in counts(items, answers).items()))
+    for source, found in zip(options.model, right, strict=True):
+        print(Path(source).name, "; ".join(f"{kind} {n}" for kind, n in counts(items, found).items()))
     enough = [sum(each is True for each in answers) >= AT_LEAST for answers in zip(*right, strict=True)]
     lines = []
     for kind, n in counts(items, [True] * len(items)).items():

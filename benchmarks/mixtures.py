@@ -262,7 +262,7 @@ def mixtral(dense: Any, experts: Sequence[Experts], top_k: int) -> transformers.
         block.gate.weight.copy_(part.router)
         block.experts.gate_up_proj.copy_(torch.cat([gate[part.neurons], up[part.neurons]], 1))
         block.experts.down_proj.copy_(top_k * part.down)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def description(shape: Shape) -> dict[str, Any]:

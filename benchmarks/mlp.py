@@ -251,16 +251,16 @@ class Summary:
         self.amounts: list[float] = results["protocol"]["amounts"]
         self.dense = {(row["data"], row["network"]): row for row in results["dense"]}
         self.rows = {
-            (Setting(row["scorer"], row["pruner"], row["repair"]), row["data"], row["network"]): row
+            (Setting(row["scorer"], row["pruner"], row["repair"]), (row["data"], row["network"])): row
             for row in results["rows"]
         }
-        self.settings = list(dict.fromkeys(setting for setting, _, _ in self.rows))
+        self.settings = list(dict.fromkeys(setting for setting, _ in self.rows))
 
     def change(self, setting: Setting, part: str = "test") -> np.ndarray[Any, Any]:
         """Return the change of accuracy, (networks, amounts); a loss is negative."""
         return np.array(
             [
-                100.0 * (np.array(self.rows[(setting, *network)][part]) - self.dense[network][part])
+                100.0 * (np.array(self.rows[setting, network][part]) - self.dense[network][part])
                 for network in self.dense
             ]
         )
@@ -269,7 +269,7 @@ class Summary:
         """Return the lead of a setting over the average of others on test, and its standard error over seeds (0 for one seed)."""
 
         def by_seed(which: Setting) -> np.ndarray[Any, Any]:
-            return 100.0 * np.array([self.rows[(which, *network)]["test_by_seed"] for network in self.dense]).mean(0)
+            return 100.0 * np.array([self.rows[which, network]["test_by_seed"] for network in self.dense]).mean(0)
 
         ahead = by_seed(setting) - np.mean([by_seed(other) for other in others], axis=0)
         error = ahead.std(ddof=1) / np.sqrt(len(ahead)) if len(ahead) > 1 else 0.0
@@ -280,7 +280,7 @@ class Summary:
         return 100.0 * fmean(
             value / self.dense[network]["test"]
             for network in self.dense
-            for value in self.rows[(setting, *network)]["test"]
+            for value in self.rows[setting, network]["test"]
         )
 
     def chosen(self, scorers: Sequence[str]) -> Setting:

@@ -36,13 +36,13 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import linalg
 
+from graphs.linalg.blocks import FloatArray
+
 __all__ = ["CORRECT", "PEERS", "Peer", "Probe", "agreement", "available", "diagnose", "faults", "missing", "versions"]
 
-FloatArray = NDArray[np.float64]
 Settings = dict[str, Any]
 
 CORRECT = 1e-8

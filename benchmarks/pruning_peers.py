@@ -96,9 +96,9 @@ def _torch_pruning(
             )
             for group in pruner.step(interactive=True):
                 for dependency, indices in group:
-                    name = owner.get(id(dependency.target.module))
-                    if name is not None and "out" in dependency.handler.__name__:
-                        keep[name][torch.as_tensor(indices)] = False
+                    owned = owner.get(id(dependency.target.module))
+                    if owned is not None and "out" in dependency.handler.__name__:
+                        keep[owned][torch.as_tensor(indices)] = False
     finally:
         model.zero_grad(set_to_none=True)
     return Masks(keep)

@@ -41,6 +41,8 @@ from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
 from llmrank.pipeline.plan import rank_model
 from llmrank.pipeline.registry import PRUNERS, make_pruner, make_repair, make_scorer
 from llmrank.prune.selection import Reselection
+from llmrank.repair import RepairedMap
+from llmrank.score.topologies import Topology
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
 from llmrank.text import CalibrationTokens, TokenSequences
@@ -61,7 +63,7 @@ SCORERS: dict[str, tuple[str, dict[str, Any]]] = {
     "forward and backward": ("fbpr", {"balance": 0.5}),
     "forward and backward (0.8)": ("fbpr", {"balance": 0.8}),
 }
-TOPOLOGIES: dict[str, tuple[str, dict[str, Any]]] = {
+TOPOLOGIES: dict[str, tuple[Topology, dict[str, Any]]] = {
     "isolated": ("isolated", {}),
     "chained": ("chained", {}),
     "residual": ("residual", {}),
@@ -262,10 +264,12 @@ class Study:
     def row(self, setting: Setting, masks: Masks, choose: Reselection | None) -> dict[str, Any]:
         """Prune, repair, evaluate, undo."""
         ffns, begun = self.ffns[setting.graph], perf_counter()
-        repaired, validation = {}, None
+        repaired: dict[str, RepairedMap] = {}
+        validation = None
         name, knobs = REPAIRS[setting.repair]
         method = make_repair(name, **knobs)
         if method is not None:
+            assert self.record is not None
             texts = (self.calibration, self.held_out)
             masks, repaired, validation = repair_where_it_helps(
                 self.model, ffns, masks, method, texts, self.record, choose=choose

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -148,14 +149,8 @@ def _csr(ffns: FFNs, statistics: Sequence[FFNStatistics], device: str) -> dict[s
     for backend in ("scipy", "torch"):
         where = device if backend == "torch" else None
         for method, rank in (("weighted", weighted_pagerank), ("modified", modified_pagerank)):
-            spent = [
-                _time(
-                    lambda rank=rank, backend=backend, where=where: [
-                        rank(g, backend=backend, device=where) for g in graphs
-                    ]
-                )  # type: ignore[misc]
-                for _ in range(3)
-            ]
+            ranked = partial(rank, backend=backend, device=where)
+            spent = [_time(lambda ranked=ranked: [ranked(graph) for graph in graphs]) for _ in range(3)]  # type: ignore[misc]
             result[f"{method}, {backend} CSR, float64, seconds"] = median(spent)
     return result
 

@@ -156,11 +156,12 @@ def every_model(across: dict[str, Any]) -> list[str]:
     for model, found in across["models"].items():
         as_cut = [row for row in found["rows"] if (row["amount"], row["repair"]) == (CHOSEN_AT, "none")]
         rows = {(row["scorer"], row["budget"], row["text"]): row for row in as_cut}
-        default = rows.get(DEFAULT) or rows[(*DEFAULT[:2], TEXTS[1])]
+        default = rows.get(DEFAULT) or rows[DEFAULT[0], DEFAULT[1], TEXTS[1]]
         dense, ours, others = [], [], []
         for kind in KINDS:
             own = kind_of(default, kind)
-            measured = {pair: kind_of(rows[(*pair, TEXTS[1])], kind) for pair in OTHERS if (*pair, TEXTS[1]) in rows}
+            on_prose = {pair: rows.get((*pair, TEXTS[1])) for pair in OTHERS}
+            measured = {pair: kind_of(row, kind) for pair, row in on_prose.items() if row is not None}
             best = min(measured, key=lambda pair: _perplexity(measured[pair]))
             dense.append(f"{_perplexity(kind_of(found['dense'], kind)):.2f}")
             ours.append(f"{_perplexity(own):.2f}")

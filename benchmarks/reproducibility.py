@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
 import transformers
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.provenance import provenance
 from benchmarks.result_files import write
@@ -129,7 +129,7 @@ def outcome_of(action: Callable[..., None], arguments: tuple[Any, ...], threads:
         port = int(probe.getsockname()[1])
     os.environ["OMP_NUM_THREADS"] = str(threads)
     with tempfile.TemporaryDirectory() as directory:
-        mp.spawn(action, (*arguments, port, Path(directory)), nprocs=processes)
+        spawn(action, (*arguments, port, Path(directory)), nprocs=processes)
         return torch.load(Path(directory) / "outcome.pt", weights_only=True)
 
 
@@ -222,7 +222,7 @@ def main() -> None:
     options = parser.parse_args()
     names = TINY[:1] if options.quick else (*TINY, *options.model)
     protocol = {"samples": SAMPLES, "tokens": TOKENS, "amount": AMOUNT}
-    results = {"provenance": provenance(), "protocol": protocol, "rows": [], "texts": []}
+    results: dict[str, Any] = {"provenance": provenance(), "protocol": protocol, "rows": [], "texts": []}
     for name in names:
         results["rows"] += study(name)
         results["texts"] += [] if name in TINY else [texts(name)]

@@ -342,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := set(forms) - FORMATS.keys():
         parser.error(f"unknown formats: {', '.join(sorted(unknown))}; expected {', '.join(FORMATS)}")
     llama_cpp = LlamaCpp(options.llama_cpp)
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     sizes = Sizes(rounds=options.rounds, threads=options.threads)
     with tempfile.TemporaryDirectory() as temporary:

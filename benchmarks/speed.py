@@ -134,7 +134,7 @@ def study(
     graphs = {key: calls[-1][1] for key, calls in builds.items()}
     building = {key: median(seconds for seconds, _ in calls) for key, calls in builds.items()}
     del builds
-    rows = []
+    rows: list[dict[str, Any]] = []
     for target in TARGETS:
         # If the accuracy cannot be chosen, one measurement is for all targets.
         running = [c for c in contenders if c["settable"] or target == TARGETS[0]]

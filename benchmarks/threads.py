@@ -50,8 +50,12 @@ WAYS = ("one thread", "all threads", "as used")
 def running(way: str) -> Iterator[None]:
     """Run products in one of the `WAYS` for a while."""
     before = {name: getattr(kernels, name) for name in ("POOL", *LIMITS)}
-    changed = {"one thread": {"POOL": OneThread()}, "all threads": dict.fromkeys(LIMITS, 1), "as used": {}}[way]
-    for name, value in changed.items():
+    changes: dict[str, dict[str, Any]] = {
+        "one thread": {"POOL": OneThread()},
+        "all threads": dict.fromkeys(LIMITS, 1),
+        "as used": {},
+    }
+    for name, value in changes[way].items():
         setattr(kernels, name, value)
     try:
         yield
@@ -70,10 +74,8 @@ def cases(seed: int, sizes: Sequence[int] = EDGES) -> dict[str, Callable[[], Any
         csr = sparse.random_array(
             (edges // 100, N_SOURCES), density=0.1, format="csr", dtype=np.float32, random_state=rng
         )
-        found[f"dense product, {edges:,} edges"] = lambda dense=dense, x=x: kernels.row_products((dense,), x)
-        found[f"CSR product, {edges:,} edges"] = lambda csr=csr, x=x: kernels.csr_products(
-            csr.indptr, csr.indices, csr.data, x
-        )
+        found[f"dense product, {edges:,} edges"] = partial(kernels.row_products, (dense,), x)
+        found[f"CSR product, {edges:,} edges"] = partial(kernels.csr_products, csr.indptr, csr.indices, csr.data, x)
     layers = (576, 1536, 576) * 4
     weights = [rng.random((n, m), dtype=np.float32) for m, n in pairwise(layers) if m != n]
     widths = [weights[0].shape[1], *(weight.shape[0] for weight in weights)]
@@ -84,7 +86,7 @@ def cases(seed: int, sizes: Sequence[int] = EDGES) -> dict[str, Callable[[], Any
 
 def study(repeats: int, seed: int) -> list[dict[str, Any]]:
     """Measure every case in every way."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, action in cases(seed).items():
 
         def run(way: str, action: Callable[[], Any] = action) -> Any:
