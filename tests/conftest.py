@@ -24,7 +24,9 @@ settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    help_ = "run every third test, beginning with the first (0), second (1) or third (2), and the tests of a real model"
+    help_ = (
+        "run every third test, beginning with the first (0), second (1) or third (2), and those marked as every_commit"
+    )
     parser.addoption("--third", type=int, choices=(0, 1, 2), help=help_)
 
 
@@ -42,12 +44,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     third: int | None = config.getoption("third")
     if third is None:
         return
-    real = [item for item in items if item.path.name == "test_real_model.py"]
-    others = [item for item in items if item.path.name != "test_real_model.py"]
+    always = [item for item in items if item.get_closest_marker("every_commit")]
+    others = [item for item in items if item not in always]
     # Neighbours are mostly cases of one test, so most tests are run with some of their cases.
     chosen = others[third::3]
     config.hook.pytest_deselected(items=[*{*others} - {*chosen}])
-    items[:] = [*real, *chosen]
+    items[:] = [*always, *chosen]
 
 
 @pytest.fixture

@@ -83,7 +83,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.filterwarnings("ignore:Attempting to save a model with offloaded modules")  # llm-compressor's
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.name == "heal.md" else (), id=page.name)
+        for page in PAGES
+        if blocks(page, "python")
+    ],
+)
 def test_code_runs_from_top_to_bottom(page: Path, place: Path) -> None:
     if any("from llmcompressor" in code for code in blocks(page, "python")):
         pytest.importorskip("llmcompressor")

@@ -118,6 +118,7 @@ def test_two_commands_of_a_user(tmp_path: Path) -> None:
     assert again["bytes"] == report["after"]["bytes"] < report["before"]["bytes"]
 
 
+@pytest.mark.every_commit
 @pytest.mark.skipif(
     not Path(WIKITEXT, "valid.txt").is_file(), reason="LLMRANK_WIKITEXT does not name WikiText-2's directory"
 )

@@ -64,6 +64,7 @@ def test_no_cell_is_computed(first: str) -> None:
     assert as_cell(f" {given}") == f" {given}"
 
 
+@pytest.mark.slow
 def test_local_files_need_no_network(tmp_path: Path) -> None:
     """Commands on local files try no connection, also where a library would hide that it has failed."""
     model = llmrank.save(tmp_path / "model", tiny_llama(), tokenizer())

@@ -112,6 +112,7 @@ def test_learning_from_a_file_ends_where_learning_from_the_model_does(dense: Any
     assert abs(ended.divergence - expected.best.divergence) < 0.2 * gained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("away", OFFLOADED)
 def test_a_dense_model_may_be_larger_than_memory(away: str, dense: Any, pruned: Any, tmp_path: Path) -> None:
     offloaded = OFFLOADED[away](copy.deepcopy(dense), tmp_path)

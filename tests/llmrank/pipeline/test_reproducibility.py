@@ -90,6 +90,7 @@ def prune_in_process(rank: int, count: int, threads: int, port: int, folder: Pat
     torch.save((outcomes, report.execution["processes"], report.environment["threads"]), folder / f"{rank}.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "threads"), [(1, 2), (2, 1)])
 def test_threads_and_processes_change_no_mask(
     count: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
