@@ -3,9 +3,9 @@
 Run it as ``python -m benchmarks.blocks --wikitext DIR --model A --model B``. The texts and the evaluation are those of
 ``benchmarks.across``. Blocks are chosen in turn, as llmrank does; by the loss of each alone (Shortened LLaMA, arXiv 2402.02834);
 by how much each turns the hidden states (block influence, ShortGPT, arXiv 2403.03853); as the run of blocks that turns them
-least (arXiv 2403.17887); or at random. The rows "neurons" remove as many parameters by the default scorer and budget, or by the
-sensitivity budget. Every row has its difference from the first of the same amount and repair in nats per token, and the standard
-error of that difference over sequences. A run continues its own result file.
+least (arXiv 2403.17887); or at random. The rows "neurons" remove as many parameters by the default scorer and budget, by the
+sensitivity budget, or by the scores of other tools. Every row has its difference from the first of the same amount and repair in
+nats per token, and the standard error of that difference over sequences. A run continues its own result file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.across import HEAD_OF_ITEMS, ITEMS, KINDS, REPAIRS, Study, cell, kind_of, perplexity_of, share_right
+from benchmarks.across import (
+    DEFAULT,
+    HEAD_OF_ITEMS,
+    ITEMS,
+    KINDS,
+    PEER,
+    REPAIRS,
+    SCORES_OF_PEERS,
+    Study,
+    cell,
+    kind_of,
+    perplexity_of,
+    share_right,
+)
 from benchmarks.result_files import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext
 from llmrank.cli.demo_models import demo_model
@@ -36,10 +49,11 @@ from llmrank.pipeline.closeness.distance import DenseReference
 from llmrank.pipeline.closeness.removal import losses_in_turn
 from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
 from llmrank.pipeline.closeness.sensitivity import first_sequences, layer_sensitivities
+from llmrank.pipeline.registry import make_scorer
 from llmrank.prune import LocalPruner, SensitivityPruner
 from llmrank.prune.budget import reached_amounts
 from llmrank.prune.masks import Masks
-from llmrank.repair import LeastSquaresRepair
+from llmrank.repair import LeastSquaresRepair, RepairedMap
 from llmrank.surgery.apply import apply_masks
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,7 +64,12 @@ HEAD = (
     "WikiText-2's test is text of the first kind; the source code of Python's standard library is text of another kind."
 )
 CHOICES = ("in turn", "alone", "block influence", "run of blocks", "random")
-NEURONS = {"neurons": LocalPruner, "neurons, sensitivity": SensitivityPruner}
+# Scorer and budget of the rows that remove neurons.
+NEURONS = {
+    "neurons": (DEFAULT[0], LocalPruner),
+    "neurons, sensitivity": (DEFAULT[0], SensitivityPruner),
+    **{f"neurons, {scorer}": (scorer, LocalPruner) for scorer in SCORES_OF_PEERS},
+}
 
 
 def chosen(study: BlockStudy, choice: str, count: int) -> list[int]:
@@ -138,9 +157,12 @@ def masks_of(study: BlockStudy, choice: str, amount: float) -> Masks:
         )
     gone = Masks({name: mask | (k >= count) for k, (name, mask) in enumerate(study.none.items())})
     parameters = int(reached_amounts(gone, study.prepared.costs)["parameters"]["removed"])
-    pruner = NEURONS[choice](parameters, amount_of="parameters", multiple_of=1)
     prepared = stages.find(study.model, study.tokenizer, Recipe(), Execution())
-    recipe, tokens = Recipe(pruner=pruner), study.tokens["default"]
+    scorer_name, budget = NEURONS[choice]
+    tokens = study.tokens["default"]
+    if scorer_name == PEER:
+        return study.masks(PEER, "local", "default", parameters / prepared.costs.total("ffn-parameters"))
+    recipe = Recipe(scorer=make_scorer(scorer_name), pruner=budget(parameters, amount_of="parameters", multiple_of=1))
     study.calibrate("default")
     choice_of_scorer = stages.choose_scorer(prepared, recipe, study.graphs["default"], tokens, Execution())
     scorer = recipe.chosen_scorer(choice_of_scorer)
@@ -152,7 +174,8 @@ def masks_of(study: BlockStudy, choice: str, amount: float) -> Masks:
 
 def row_of(study: BlockStudy, choice: str, amount: float, repair: str) -> dict[str, Any]:
     begun = perf_counter()
-    masks, repaired = masks_of(study, choice, amount), {}
+    masks = masks_of(study, choice, amount)
+    repaired: dict[str, RepairedMap] = {}
     left_out = [block.name for block in masks.left_out(study.ffns.layers.values())]
     reached = reached_amounts(masks, study.prepared.costs)["parameters"]["share"]
     row: dict[str, Any] = {"choice": choice, "amount": amount, "repair": repair, "left_out": left_out}
