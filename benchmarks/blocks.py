@@ -58,8 +58,9 @@ from llmrank.surgery.apply import apply_masks
 
 RESULTS = Path(__file__).parent / "results"
 HEAD = (
-    "Perplexity without some of the blocks, and without as many parameters of neurons. In brackets the difference from the first "
-    "row in nats per token, and its standard error, paired over sequences: a difference of less than two errors says nothing. "
+    "Perplexity without some of the blocks, and without as many parameters of neurons, by the default scorer or the one that the "
+    "row names. In brackets the difference from the first row in nats per token, and its standard error, paired over sequences: "
+    "a difference of less than two errors says nothing. "
     "All rows are calibrated on WikiText-2's valid, and on a fifth as much of the built-in text, Python's language reference. "
     "WikiText-2's test is text of the first kind; the source code of Python's standard library is text of another kind."
 )
