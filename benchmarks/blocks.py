@@ -4,8 +4,9 @@ Run it as ``python -m benchmarks.blocks --wikitext DIR --model A --model B``. Th
 ``benchmarks.across``. Blocks are chosen in turn, as llmrank does; by the loss of each alone (Shortened LLaMA, arXiv 2402.02834);
 by how much each turns the hidden states (block influence, ShortGPT, arXiv 2403.03853); as the run of blocks that turns them
 least (arXiv 2403.17887); or at random. The rows "neurons" remove as many parameters by the default scorer and budget, by the
-sensitivity budget, or by the scores of other tools. Every row has its difference from the first of the same amount and repair in
-nats per token, and the standard error of that difference over sequences. A run continues its own result file.
+other budgets, with heads of attentions, or by the scores of other tools. Every row has its difference from the first of the same
+amount and repair in nats per token, and the standard error of that difference over sequences. A run continues its own result
+file.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from benchmarks.wikitext import add_wikitext, check_wikitext
 from llmrank.cli.demo_models import demo_model
 from llmrank.execution import Execution
 from llmrank.models import PrunableLayer
+from llmrank.models.costs import ModelCosts
 from llmrank.models.forward import first_output, run_sequences
 from llmrank.pipeline import Recipe, stages
 from llmrank.pipeline.closeness.distance import DenseReference
@@ -50,9 +52,10 @@ from llmrank.pipeline.closeness.removal import losses_in_turn
 from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
 from llmrank.pipeline.closeness.sensitivity import first_sequences, layer_sensitivities
 from llmrank.pipeline.registry import make_scorer
-from llmrank.prune import LocalPruner, SensitivityPruner
+from llmrank.prune import BasePruner, LeastLossPruner, LocalPruner, SensitivityPruner
 from llmrank.prune.budget import reached_amounts
 from llmrank.prune.masks import Masks
+from llmrank.prune.records.units import parse_targets
 from llmrank.repair import LeastSquaresRepair, RepairedMap
 from llmrank.surgery.apply import apply_masks
 
@@ -65,11 +68,13 @@ HEAD = (
     "WikiText-2's test is text of the first kind; the source code of Python's standard library is text of another kind."
 )
 CHOICES = ("in turn", "alone", "block influence", "run of blocks", "random")
-# Scorer and budget of the rows that remove neurons.
-NEURONS = {
-    "neurons": (DEFAULT[0], LocalPruner),
-    "neurons, sensitivity": (DEFAULT[0], SensitivityPruner),
-    **{f"neurons, {scorer}": (scorer, LocalPruner) for scorer in SCORES_OF_PEERS},
+# Scorer and budget of the rows that remove neurons, and what they remove.
+NEURONS: dict[str, tuple[str, type[BasePruner], str]] = {
+    "neurons": (DEFAULT[0], LocalPruner, "neurons"),
+    "neurons, sensitivity": (DEFAULT[0], SensitivityPruner, "neurons"),
+    "neurons, least loss": (DEFAULT[0], LeastLossPruner, "neurons"),
+    "neurons and heads, least loss": (DEFAULT[0], LeastLossPruner, "neurons,heads"),
+    **{f"neurons, {scorer}": (scorer, LocalPruner, "neurons") for scorer in SCORES_OF_PEERS},
 }
 
 
@@ -95,9 +100,15 @@ class BlockStudy(Study):
 
     def __init__(self, source: str, options: argparse.Namespace) -> None:
         super().__init__(source, options, "blocks")
+        self.source, self.options = source, options
         self.sequences = self.tokens["default"].sequences
         self.recipe = Recipe(targets=("blocks",), pruner=LocalPruner(1))
         self.prepared = stages.find(self.model, self.tokenizer, self.recipe, Execution())
+
+    @cached_property
+    def with_heads(self) -> Study:
+        """The same model and texts for rows that remove neurons and heads."""
+        return Study(self.source, self.options, "neurons,heads")
 
     @cached_property
     def groups(self) -> dict[str, list[PrunableLayer]]:
@@ -158,16 +169,20 @@ def masks_of(study: BlockStudy, choice: str, amount: float) -> Masks:
         )
     gone = Masks({name: mask | (k >= count) for k, (name, mask) in enumerate(study.none.items())})
     parameters = int(reached_amounts(gone, study.prepared.costs)["parameters"]["removed"])
-    prepared = stages.find(study.model, study.tokenizer, Recipe(), Execution())
-    scorer_name, budget = NEURONS[choice]
-    tokens = study.tokens["default"]
+    scorer_name, budget, targets = NEURONS[choice]
+    owner: Study = study.with_heads if "heads" in targets else study
+    tokens = owner.tokens["default"]
+    recipe = Recipe(
+        scorer=make_scorer(DEFAULT[0] if scorer_name == PEER else scorer_name),
+        pruner=budget(parameters, amount_of="parameters", multiple_of=1),
+        targets=parse_targets(targets),
+    )
+    prepared = stages.find(owner.model, owner.tokenizer, recipe, Execution())
     if scorer_name == PEER:
         return study.masks(PEER, "local", "default", parameters / prepared.costs.total("ffn-parameters"))
-    recipe = Recipe(scorer=make_scorer(scorer_name), pruner=budget(parameters, amount_of="parameters", multiple_of=1))
-    study.calibrate("default")
-    choice_of_scorer = stages.choose_scorer(prepared, recipe, study.graphs["default"], tokens, Execution())
-    scorer = recipe.chosen_scorer(choice_of_scorer)
-    graphs = study.graphs["default"]
+    owner.calibrate("default")
+    graphs = owner.graphs["default"]
+    scorer = recipe.chosen_scorer(stages.choose_scorer(prepared, recipe, graphs, tokens, Execution()))
     ranked = stages.RankedModel(graphs, stages.rank(scorer, graphs, Execution()), scorer)
     sensitivities = stages.measure_sensitivities(prepared, recipe, ranked, tokens, Execution())
     return stages.choose(prepared, recipe, ranked, sensitivities)
@@ -176,17 +191,19 @@ def masks_of(study: BlockStudy, choice: str, amount: float) -> Masks:
 def row_of(study: BlockStudy, choice: str, amount: float, repair: str) -> dict[str, Any]:
     begun = perf_counter()
     masks = masks_of(study, choice, amount)
+    owner: Study = study.with_heads if "heads" in choice else study
+    costs = ModelCosts(owner.model, owner.ffns)
     repaired: dict[str, RepairedMap] = {}
-    left_out = [block.name for block in masks.left_out(study.ffns.layers.values())]
-    reached = reached_amounts(masks, study.prepared.costs)["parameters"]["share"]
+    left_out = [block.name for block in masks.left_out(owner.ffns.layers.values())]
+    reached = reached_amounts(masks, costs)["parameters"]["share"]
     row: dict[str, Any] = {"choice": choice, "amount": amount, "repair": repair, "left_out": left_out}
     if repair != "none":
-        study.calibrate("default")
-        parts, record = study.tokens["default"].parts, study.records["default"]
-        masks, repaired, _ = repair_where_it_helps(study.model, study.ffns, masks, LeastSquaresRepair(), parts, record)
-    application = apply_masks(study.model, study.ffns, masks, repaired=repaired)
+        owner.calibrate("default")
+        parts, record = owner.tokens["default"].parts, owner.records["default"]
+        masks, repaired, _ = repair_where_it_helps(owner.model, owner.ffns, masks, LeastSquaresRepair(), parts, record)
+    application = apply_masks(owner.model, owner.ffns, masks, repaired=repaired)
     try:
-        return {**row, "parameters": round(reached, 4), **study.losses(), "seconds": round(perf_counter() - begun, 1)}
+        return {**row, "parameters": round(reached, 4), **owner.losses(), "seconds": round(perf_counter() - begun, 1)}
     finally:
         application.undo()
 

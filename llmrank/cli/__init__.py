@@ -1,6 +1,7 @@
 """The command line.
 
-``llmrank demo | prune | rank | apply | heal | predict | sweep | inspect | evaluate | diff | export | components | families``.
+``llmrank demo | prune | rank | plan | apply | heal | predict | sweep | inspect | evaluate | diff | export | components`` or
+``| families``.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ COMMANDS = {
     "demo": ("prune", f"prune {DEMO_NAME} and compare it with the dense model"),
     "prune": ("prune", "prune a model and write a checkpoint"),
     "rank": ("rank", "calibrate and rank a model once, to prune it by any amount later"),
+    "plan": ("plan", "show what would be removed where, and what it is expected to cost"),
     "apply": ("rank", "prune a model by a ranking or by masks"),
     "heal": ("heal", "let a pruned model learn the predictions of its dense model"),
     "predict": ("heal", "write the predictions of a dense model to a file, to heal with"),
@@ -59,6 +61,7 @@ FILES = {
     "checkpoints",
     "config",
     "evaluate",
+    "figure",
     "items",
     "model",
     "offload_folder",

@@ -28,6 +28,7 @@ NOT_SETTINGS = {
     "checkpoints",
     "config",
     "debug",
+    "figure",
     "help",
     "json",
     "offload_folder",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from functools import cached_property, partial
@@ -45,6 +45,7 @@ from llmrank.pipeline.registry import make_recipe, make_repair, make_scorer
 from llmrank.pipeline.stages import RankedModel
 from llmrank.pipeline.texts import RankedText
 from llmrank.progress import Progress
+from llmrank.prune.records.layer_record import Sensitivity
 from llmrank.prune.records.units import parse_targets
 from llmrank.prune.selection import Reselection
 from llmrank.repair import RepairedMap
@@ -114,7 +115,7 @@ class ModelStudy:
         self._graphs: dict[str, tuple[ModelGraph, ...]] = {}
         self._ranks: dict[tuple[str, str], tuple[RankResult, ...]] = {}
         self._choices: dict[RowSettings, Choice | None] = {}
-        self._sensitivities: dict[RowSettings, dict[str, float]] = {}
+        self._sensitivities: dict[RowSettings, Mapping[str, Sensitivity]] = {}
 
     def describe(self) -> dict[str, Any]:
         """Return what all rows of the model have in common."""

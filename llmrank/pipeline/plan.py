@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,9 +16,11 @@ from llmrank.execution import Execution
 from llmrank.execution.json_files import json_safe
 from llmrank.execution.recording import Recording, recording
 from llmrank.execution.work_directory import WorkDirectory
+from llmrank.models import FFNs
 from llmrank.models.digest import weights_digest
 from llmrank.models.forward import run_sequences
 from llmrank.pipeline import stages
+from llmrank.pipeline.closeness.loss_curves import LossCurves, removed_units
 from llmrank.pipeline.closeness.repair_validation import Validation
 from llmrank.pipeline.descriptions import describe_graphs, describe_model, describe_neurons, model_source
 from llmrank.pipeline.notes import choice_notes, repair_notes, warning_of_few_tokens
@@ -27,6 +30,8 @@ from llmrank.pipeline.stages import PreparedModel, RankedModel
 from llmrank.pipeline.stopwatch import Stopwatch
 from llmrank.prune.budget import budget_notes, reached_amounts
 from llmrank.prune.masks import Masks
+from llmrank.prune.records.layer_record import Sensitivity
+from llmrank.prune.records.units import units_of_part
 from llmrank.prune.selection import Reselection
 from llmrank.repair import RepairedMap, repair_summary
 from llmrank.text import CalibrationTokens
@@ -59,7 +64,7 @@ class Selection:
     repaired: dict[str, RepairedMap]
     validation: Validation | None
     ranked: RankedModel
-    sensitivities: dict[str, float]
+    sensitivities: Mapping[str, Sensitivity]
     close: dict[str, Any] | None = None
     overwrote: bool = False
 
@@ -265,7 +270,7 @@ def make_plan(
         before=size,
         after=size,
         reached={str(unit): found for unit, found in reached.items()},
-        sensitivities=selection.sensitivities,
+        **_measured(selection.sensitivities, masks, ffns, recipe),
         repaired=repair_summary(selection.repaired),
         validation=None if selection.validation is None else asdict(selection.validation),
         seconds={},
@@ -277,3 +282,11 @@ def make_plan(
     if not keeps_graphs:
         selection = replace(selection, ranked=replace(ranked, graphs=()))
     return Plan(tokens, selection, report)
+
+
+def _measured(sensitivities: Mapping[str, Sensitivity], masks: Masks, ffns: FFNs, recipe: Recipe) -> dict[str, Any]:
+    """Return what was measured for the pruner, and what loss it expects, as fields of a report."""
+    if not isinstance(sensitivities, LossCurves):
+        return {"sensitivities": dict(sensitivities)}
+    removed = removed_units(units_of_part(ffns.layers.values(), recipe.trial_targets), masks)
+    return {"loss_curves": asdict(sensitivities) | {"expected": sensitivities.expected(removed)}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from llmrank.execution.json_files import read_json, write_json
 from llmrank.file_contents import check_fields, refused_unless_sound
 from llmrank.models import FFNs
 from llmrank.models.digest import weights_digest
+from llmrank.pipeline.closeness.loss_curves import LossCurves
+from llmrank.prune.records.units import TARGETS, Target, parse_targets
 from llmrank.text import TokenSequences
 
-__all__ = ["SCORES", "SETTINGS", "Ranking"]
+__all__ = ["SCORES", "SETTINGS", "Ranking", "losses_of"]
 
 # The names of the files in the directory.
 SETTINGS, STATISTICS, TOKENS, SCORES = (
@@ -37,8 +39,18 @@ FIELDS = {
     "layers": dict,
     "files": dict.fromkeys((STATISTICS, TOKENS, SCORES), str),
 }
-OPTIONAL = {"ffns": list, "collected": list, "calibration": dict}
+OPTIONAL = {"ffns": list, "collected": list, "calibration": dict, "losses": dict}
+# What losses were measured with, besides the losses themselves.
+OF_LOSSES = {"scorer": str, "pipeline": str, "targets": list}
 ADVICE = "rank the model again"
+
+
+def losses_of(
+    scorer: str, pipeline: str, targets: Sequence[Target], curves: LossCurves | None = None
+) -> dict[str, Any]:
+    """Return losses, and what they were measured with, as settings of a ranking."""
+    of = {"scorer": scorer, "pipeline": pipeline, "targets": sorted(targets, key=TARGETS.index)}
+    return of if curves is None else of | {"curves": curves.to_dict()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +69,8 @@ class Ranking:
         Held-out sequences of another kind of text.
     settings : mapping
         The model, a digest of its weights (:func:`llmrank.models.digest.weights_digest`), its layers and FFNs, and
-        the pipeline and the scorer that computed the scores, as values that JSON can hold.
+        the pipeline and the scorer that computed the scores, as values that JSON can hold; with ``--losses`` also what the model
+        loses by more and more of each layer (:func:`losses_of`).
     scores : mapping from str to (n,) float64 tensor
         The importance of every neuron, by the name of its layer. They are for people who read the file: pruning computes them
         again from the statistics.
@@ -118,6 +131,13 @@ class Ranking:
             raise OptionError(f"the statistics of the ranking do not fit the layers that it names; {ADVICE}")
         return tuple(found[ffn.name] for ffn in ffns)
 
+    def losses(self, scorer: str, pipeline: str, targets: Sequence[Target]) -> LossCurves | None:
+        """Return the losses that were measured with such scores and targets; None if there are none."""
+        kept = self.settings.get("losses")
+        if kept is None or {name: kept[name] for name in OF_LOSSES} != losses_of(scorer, pipeline, targets):
+            return None
+        return LossCurves.of_dict(kept["curves"])
+
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Ranking:
         """Read what :meth:`save` has written.
@@ -137,6 +157,10 @@ class Ranking:
                     isinstance(name, str) for name in (*settings.get("ffns", ()), *settings.get("collected", ()))
                 ):
                     raise TypeError("names of FFNs or of parts of a calibration are no text")
+                if "losses" in settings:
+                    check_fields(settings["losses"], {**OF_LOSSES, "curves": dict})
+                    parse_targets(settings["losses"]["targets"])
+                    LossCurves.of_dict(settings["losses"]["curves"])
             for name, checksum in settings.pop("files").items():
                 if tensors_checksum(place / name) != checksum:
                     raise GraphError(f"{name} is damaged, or that of another ranking")

@@ -79,6 +79,9 @@ class Report(Printed):
     notes : list of str
     config : dict, optional
         The options of the command that made the report; ``llmrank COMMAND --config report.json`` repeats it.
+    loss_curves : dict, optional
+        See :class:`llmrank.pipeline.closeness.loss_curves.LossCurves`, and the loss that is "expected" of the cut, in nats; only
+        if the pruner needs it.
     """
 
     model: dict[str, Any]
@@ -101,6 +104,7 @@ class Report(Printed):
     environment: dict[str, str] = field(default_factory=environment)
     notes: list[str] = field(default_factory=list)
     config: dict[str, Any] | None = None
+    loss_curves: dict[str, Any] | None = None
 
     def warnings(self) -> list[str]:
         """Return the notes, and the warnings of the evaluation and of the healing."""
@@ -153,6 +157,10 @@ class Report(Printed):
             parts.append(Text(f"the removed {what} account for {self._reached()}"))
         if self.choice is not None:
             parts.append(Choice.of_dict(self.choice).table())
+        if self.loss_curves is not None:
+            parts.append(
+                Text(f"expected loss of the cut: {self.loss_curves['expected']:.3g} nats (or squared error) a token")
+            )
         if self.repaired:
             parts.append(Text(f"repaired by {self.method['repair']['name']}: {self._repair_errors()}"))
         if self.validation is not None and self.repaired:

@@ -53,6 +53,7 @@ from llmrank.pipeline.closeness.candidates import (
     try_candidates,
 )
 from llmrank.pipeline.closeness.distance import DenseReference
+from llmrank.pipeline.closeness.loss_curves import measure_loss_curves
 from llmrank.pipeline.closeness.removal import losses_of_blocks
 from llmrank.pipeline.closeness.repair_validation import Validation, repair_where_it_helps
 from llmrank.pipeline.closeness.sensitivity import first_sequences, layer_sensitivities
@@ -62,7 +63,8 @@ from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
 from llmrank.prune.amounts import protected_names
 from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
-from llmrank.prune.records.units import check_targets, find_units, names_in_order, sharing_targets, units_of
+from llmrank.prune.records.layer_record import Sensitivity
+from llmrank.prune.records.units import check_targets, find_units, names_in_order, units_of
 from llmrank.prune.selection import ROUND_OFF, Reselection, check_several, choose_masks, moved_against
 from llmrank.repair import RepairedMap
 from llmrank.score import BaseScorer, ExpertScorer
@@ -347,7 +349,7 @@ def choose_scorer(
 def trial_masks(prepared: PreparedModel, recipe: Recipe, ranked: RankedModel) -> Masks:
     """Choose masks for a trial: those of a :class:`LocalPruner` with the recipe's amount; of neurons and experts only neurons."""
     pruner, found = recipe.pruner, Masks.full(prepared.ffns.sizes)
-    layers, parts = prepared.ffns.layers.values(), sharing_targets(recipe.trial_targets)
+    layers, parts = prepared.ffns.layers.values(), pruner.parts(recipe.trial_targets)
     protected = protected_names(pruner.protect, names_in_order(layers, parts))
     for part in parts:
         # A share of few units may be none, and a trial of none would say nothing.
@@ -371,15 +373,34 @@ def _removes_none(amount: float | int, amount_of: Unit, n_units: int) -> bool:
 
 def measure_sensitivities(
     prepared: PreparedModel, recipe: Recipe, ranked: RankedModel, tokens: CalibrationTokens, execution: Execution
-) -> dict[str, float]:
+) -> Mapping[str, Sensitivity]:
     """Measure the sensitivity of every prunable layer; return an empty dict if the pruner needs none.
 
     One layer at a time is pruned as in :func:`trial_masks`, see
     :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`. Units whose losses do not add up are removed in turn, see
-    :mod:`llmrank.pipeline.closeness.removal`.
+    :mod:`llmrank.pipeline.closeness.removal`. A pruner that needs losses at several shares gets
+    :class:`llmrank.pipeline.closeness.loss_curves.LossCurves`: those of the ranking, or else measured on held-out tokens if
+    there are any.
     """
     if not recipe.pruner.needs_sensitivity:
         return {}
+    if recipe.pruner.shares_measured:
+        ranking = recipe.calibration.ranking
+        kept = ranking and ranking.losses(ranked.scorer.label(), recipe.topology, recipe.trial_targets)
+        if kept:
+            return kept
+        held_out = tokens.held_out_of_kind
+        with prepared.onloaded(execution):
+            return measure_loss_curves(
+                prepared.model,
+                prepared.ffns,
+                ranked.graphs,
+                ranked.ranks,
+                recipe.trial_targets,
+                recipe.pruner.shares_measured,
+                tokens.sequences if held_out is None else held_out,
+                execution,
+            )
     ffns, masks = prepared.ffns, trial_masks(prepared, recipe, ranked)
     layers, targets = ffns.layers.values(), recipe.trial_targets
     units = [each for target in targets for each in units_of(layers, target)]
@@ -397,7 +418,7 @@ def choose(
     prepared: PreparedModel,
     recipe: Recipe,
     ranked: RankedModel,
-    sensitivities: Mapping[str, float] | None = None,
+    sensitivities: Mapping[str, Sensitivity] | None = None,
 ) -> Masks:
     """Choose the keep masks of all prunable layers."""
     return choose_masks(
@@ -416,7 +437,7 @@ def close_decisions(
     recipe: Recipe,
     ranked: RankedModel,
     masks: Masks,
-    sensitivities: Mapping[str, float] | None = None,
+    sensitivities: Mapping[str, Sensitivity] | None = None,
 ) -> dict[str, Any] | None:
     """Count the neurons whose masks would differ if round-off moved every score against them.
 

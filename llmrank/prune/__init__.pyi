@@ -3,6 +3,7 @@
 from .amounts import check_amount, global_count, local_count, protected_names, round_width
 from .base_pruner import BasePruner
 from .global_pruner import GlobalPruner
+from .least_loss_pruner import LeastLossPruner
 from .local_pruner import LocalPruner
 from .records.layer_record import LayerRecord, record_of_size
 from .records.order import ascending_positions, keep_highest
@@ -12,6 +13,7 @@ __all__ = [
     "BasePruner",
     "GlobalPruner",
     "LayerRecord",
+    "LeastLossPruner",
     "LocalPruner",
     "SensitivityPruner",
     "ascending_positions",

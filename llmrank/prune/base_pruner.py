@@ -26,6 +26,7 @@ from llmrank.prune.amounts import (
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import LayerRecord, record_of_size
 from llmrank.prune.records.order import ascending_positions, keep_highest
+from llmrank.prune.records.units import Target, sharing_targets
 
 __all__ = ["BasePruner"]
 
@@ -60,6 +61,10 @@ class BasePruner:
     ----------
     needs_sensitivity : bool
         Class attribute: whether a pipeline must measure :attr:`LayerRecord.sensitivity` before pruning.
+    shares_measured : tuple of float
+        Class attribute: the shares of each layer that a pipeline removes to measure its losses; empty for one loss, of `amount`.
+    joins_targets : bool
+        Class attribute: whether one amount of a cost can cover neurons and heads together.
 
     Raises
     ------
@@ -80,6 +85,8 @@ class BasePruner:
     name: ClassVar[str]
 
     needs_sensitivity: ClassVar[bool] = False
+    shares_measured: ClassVar[tuple[float, ...]] = ()
+    joins_targets: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -129,10 +136,14 @@ class BasePruner:
         -----
         An amount of a cost takes about log2(N) calls of `extract_scores`, where N is the number of neurons in all layers.
         """
+        self._mark_protected(layer_list)
+        return self.with_neuron_share(layer_list, costs)._choose_masks(layer_list)
+
+    def _mark_protected(self, layer_list: Sequence[LayerRecord]) -> None:
+        """Set `protected` on every record."""
         protected = protected_names(self.protect, [layer.name for layer in layer_list])
         for layer in layer_list:
             layer.protected = layer.name in protected
-        return self.with_neuron_share(layer_list, costs)._choose_masks(layer_list)
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """Raise if the options are impossible for these layers, whatever their scores.
@@ -164,6 +175,15 @@ class BasePruner:
         """Prune records of these sizes as a pruner of this kind does, so that an impossible amount raises."""
         pruner = kind(self.amount, self.min_keep, self.multiple_of, protect=self.protect, amount_of=self.amount_of)
         pruner.prune([record_of_size(layer.name, layer.out_features, layer.units) for layer in layer_list], costs)
+
+    def parts(self, targets: Sequence[Target]) -> list[tuple[Target, ...]]:
+        """Divide targets into those that share one amount, and others.
+
+        >>> BasePruner(0.3).parts(["neurons", "experts", "heads"])
+        [('neurons', 'experts'), ('heads',)]
+        """
+        together = self.joins_targets and self.amount_of != "neurons" and set(targets) == {"neurons", "heads"}
+        return [tuple(targets)] if together else sharing_targets(targets)
 
     def fewest(self, layer: LayerRecord) -> int:
         """Return the smallest number of neurons that a layer keeps; `min_keep` does not count for units of which it has few."""
@@ -266,7 +286,8 @@ class BasePruner:
         kept = " and the protected layers all of theirs" if self.protect else ""
         multiple = max(self.multiple_for(layer) for layer in layer_list)
         rounded = f", and a multiple of {multiple} (multiple_of)" if multiple > 1 else ""
-        rest = "" if self.amount_of.startswith("ffn-") else ", and attention, embeddings and norms are not pruned"
+        attention = "" if any(_has_few(layer) for layer in layer_list) else "attention, "
+        rest = "" if self.amount_of.startswith("ffn-") else f", and {attention}embeddings and norms are not pruned"
         units = layer_list[0].units
         if units is not None and units.target == "blocks":
             return OptionError(

@@ -16,7 +16,7 @@ from llmrank.prune.global_pruner import GlobalPruner
 from llmrank.prune.local_pruner import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import LayerRecord, record_of_size
-from llmrank.prune.records.units import Target, names_in_order, sharing_targets, units_of
+from llmrank.prune.records.units import Target, names_in_order, units_of_part
 from llmrank.prune.sensitivity_pruner import SensitivityPruner
 
 __all__ = ["Reached", "budget_notes", "check_budget", "describe_amount", "reached_amounts"]
@@ -40,7 +40,7 @@ def check_budget(
     OptionError
         See :meth:`llmrank.prune.BasePruner.check`; or all layers are protected.
     """
-    groups, names = _records(ffns, targets), names_in_order(ffns.layers.values(), sharing_targets(targets))
+    groups, names = _records(pruner, ffns, targets), names_in_order(ffns.layers.values(), pruner.parts(targets))
     together = [record for group in groups for record in group]
     if len(protected_names(pruner.protect, [record.name for record in together])) == len(together):
         raise OptionError("every prunable layer is protected, so nothing can be removed; protect fewer")
@@ -51,12 +51,12 @@ def check_budget(
         group_pruner.check(group, costs)
 
 
-def _records(ffns: FFNs, targets: Sequence[Target]) -> list[list[LayerRecord]]:
+def _records(pruner: BasePruner, ffns: FFNs, targets: Sequence[Target]) -> list[list[LayerRecord]]:
     """Return the records of the targets that share an amount, for each such part of the targets."""
     found = []
-    for part in sharing_targets(targets):
+    for part in pruner.parts(targets):
         # Of neurons and experts the amount is checked for neurons alone, because removing no expert is one of the choices.
-        units = units_of(ffns.layers.values(), part[0] if len(part) == 1 else "neurons")
+        units = units_of_part(ffns.layers.values(), part)
         found.append([record_of_size(each.name, each.n_units, each) for each in units])
     return found
 
@@ -89,7 +89,7 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: 
     >>> describe_amount(LocalPruner(0.25), find_ffns(mlp), ModelCosts(mlp, find_ffns(mlp)))
     '2 of 8 hidden neurons in 1 layer (25.0 %), 16 of 67 parameters'
     """
-    groups, names = _records(ffns, targets), names_in_order(ffns.layers.values(), sharing_targets(targets))
+    groups, names = _records(pruner, ffns, targets), names_in_order(ffns.layers.values(), pruner.parts(targets))
     if not isinstance(pruner, (LocalPruner, GlobalPruner, SensitivityPruner)):
         return f"{type(pruner).__name__} decides how many neurons that is"
     local, unit = isinstance(pruner, LocalPruner), pruner.amount_of
@@ -105,7 +105,7 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: 
         for name, width in each.prune(group, costs).widths.items()
     }
     widths = {name: width for record in records for name, width in record.widths(kept[record.name]).items()}
-    counted = " and ".join(_describe_units(group, kept, ffns, local) for group in groups)
+    counted = " and ".join(_describe_units(kind, kept, ffns, local) for group in groups for kind in _by_kind(group))
     about, parameters = "", costs.removed_cost(widths, "parameters")
     layers = ffns.layers
     prunable = [layer for record in records if not record.protected for layer in _layers(record, layers)]
@@ -137,6 +137,14 @@ def _multiples(pruner: BasePruner, records: Sequence[LayerRecord]) -> str:
 
 def _layers(record: LayerRecord, layers: Mapping[str, PrunableLayer]) -> list[PrunableLayer]:
     return [layers[name] for name in record.widths(record.out_features)]
+
+
+def _by_kind(records: Sequence[LayerRecord]) -> list[list[LayerRecord]]:
+    """Divide records by what their units are made of."""
+    kinds: dict[Target, list[LayerRecord]] = {}
+    for record in records:
+        kinds.setdefault("neurons" if record.units is None else record.units.target, []).append(record)
+    return list(kinds.values())
 
 
 def _describe_units(records: Sequence[LayerRecord], kept: Mapping[str, int], ffns: FFNs, local: bool) -> str:

@@ -22,7 +22,7 @@ class LocalPruner(BasePruner):
     ----------
     amount, min_keep, multiple_of, protect, amount_of
         As for :class:`BasePruner`. If `amount_of` is a cost, `amount` is a total over all layers, and every layer loses the same
-        share of its neurons.
+        share of its neurons, and every attention of its heads if these are removed too.
 
     Examples
     --------
@@ -32,6 +32,7 @@ class LocalPruner(BasePruner):
     """
 
     name: ClassVar[str] = "local"
+    joins_targets: ClassVar[bool] = True
 
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
         """Use the importance of each layer as its scores."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from statistics import median
 from typing import ClassVar
@@ -134,7 +134,7 @@ def _sensitivity(layer: LayerRecord) -> float:
             f"the record of {layer.name} carries no sensitivity; run the pruner in a pipeline, which measures it, or set "
             "record.sensitivity"
         )
-    if not (math.isfinite(value) and value >= 0):
+    if isinstance(value, Mapping) or not (math.isfinite(value) and value >= 0):
         raise OptionError(f"{layer.name}: sensitivity must be a finite number >= 0, got {value!r}")
     return float(value)
 

@@ -64,11 +64,13 @@ def prepare(folder: Path) -> Shared:
     corpus.write_text(text(400), encoding="utf-8")
     given = [str(model), "--calibration", str(corpus), *SHORT]
     for name in ("prune", "rank"):
-        assert run_command(name, *given, "--output", folder / name)[0] == 0
+        losses = ["--losses"] if name == "rank" else []
+        assert run_command(name, *given, *losses, "--output", folder / name)[0] == 0
     pruned, short = str(folder / "prune"), ["--text", str(corpus), "--tokens", "64", "--sequence-length", "16"]
     good = {
         "prune": given,
         "rank": given,
+        "plan": [str(folder / "rank"), str(model)],
         "apply": [str(folder / "rank"), str(model)],
         "heal": [pruned, "--against", str(model), *short],
         "predict": [str(model), *short],
@@ -104,7 +106,7 @@ def prepare(folder: Path) -> Shared:
 
 def output_of(command: str, output: Path) -> list[str]:
     """Return the arguments that name the output of a command, if it has one."""
-    if command in ("diff", "components", "families", "evaluate"):
+    if command in ("plan", "diff", "components", "families", "evaluate"):
         return []
     return ["--output", f"{output}.safetensors" if command == "predict" else str(output)]
 

@@ -214,7 +214,7 @@ def parsed(*arguments: Any) -> Any:
 
 def rankings(folder: Path, model: Path, given: list[Any]) -> list[Reader]:
     """Write a ranking."""
-    command("rank", *given, "--output", folder / "ranking")
+    command("rank", *given, "--losses", "--output", folder / "ranking")
     whole = Ranking.load(folder / "ranking")
     command("apply", folder / "ranking", model, "--output", folder / "by ranking")
     masks = llmrank.Masks.load(folder / "by ranking" / "masks.safetensors")
@@ -231,7 +231,14 @@ def rankings(folder: Path, model: Path, given: list[Any]) -> list[Reader]:
         command("apply", path, model, "--repair", "lstsq", "--output", path.parent / "applied")
         return llmrank.Masks.load(path.parent / "applied" / "masks.safetensors")
 
+    def plan(path: Path) -> Any:
+        output = path.parent / "plan.json"
+        command("plan", path, model, "--output", output)
+        return json.loads(output.read_text(encoding="utf-8"))
+
+    planned = plan(folder / "ranking")
     return [
+        Reader("ranking that is planned by", folder / "ranking", plan, lambda found: found == planned),
         Reader("ranking", folder / "ranking", Ranking.load, same_ranking),
         Reader("ranking that is applied", folder / "ranking", apply, lambda found: found == masks),
         Reader(

@@ -23,6 +23,11 @@ def add_rank_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="MODEL", help="a directory, a hub name, or a .gguf file")
     add_run_options(command, uploads=False)
     add_method_options(command, chooses=False, prunes=False)
+    command.add_argument(
+        "--losses",
+        action="store_true",
+        help="also measure what the model loses by more and more of each layer, which llmrank plan and --pruner least-loss need",
+    )
 
 
 def add_apply_options(command: argparse.ArgumentParser) -> None:

@@ -46,8 +46,12 @@ LEAST = {
 }
 # Largest values. A seed must fit a signed 64-bit integer.
 MOST = dict.fromkeys(LEAST, 2**31 - 1) | {"seed": 2**63 - 1}
-# The pruner that needs sensitivities.
-MEASURES = "sensitivity"
+AMOUNT_OF = (
+    "unit of the amount: neurons, ffn-parameters, ffn-bytes, ffn-flops, parameters, bytes, flops; ffn- units count the FFNs, "
+    "parameters, bytes and flops the whole model"
+)
+# The pruners that need sensitivities.
+MEASURE = ("sensitivity", "least-loss")
 # Names of the places where accelerate can put a part of a model; a number is that of a GPU.
 PLACE = re.compile("[0-9]+|cpu|mps|disk")
 
@@ -106,7 +110,7 @@ def add_method_options(
         "the options.",
     )
     # Without pruning no sensitivities are measured, so pruners that need them are left out.
-    pruners = [name for name in PRUNERS.names() if prunes or name != MEASURES]
+    pruners = [name for name in PRUNERS.names() if prunes or name not in MEASURE]
     components = {"pipeline": PIPELINES.names(), "scorer": SCORERS.names(), "pruner": pruners}
     if chooses:
         method.add_argument(
@@ -159,8 +163,7 @@ def _add_pruning_options(method: Any) -> None:
     method.add_argument(
         "--amount-of",
         metavar="UNIT",
-        help="unit of the amount: neurons, ffn-parameters, ffn-bytes, ffn-flops, parameters, bytes, flops; ffn- units count the "
-        "FFNs, parameters, bytes and flops the whole model (neurons)",
+        help=f"{AMOUNT_OF} (neurons)",
     )
     method.add_argument(
         "--form",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ from llmrank.execution.json_files import json_safe
 from llmrank.execution.work_directory import SAVING, SHARD_BYTES, WorkDirectory
 from llmrank.models.digest import weights_digest
 from llmrank.pipeline import stages
+from llmrank.pipeline.closeness.loss_curves import LossCurves
 from llmrank.pipeline.descriptions import model_source
 from llmrank.pipeline.plan import rank_model
-from llmrank.pipeline.ranking import SETTINGS, Ranking
+from llmrank.pipeline.ranking import SETTINGS, Ranking, losses_of
 from llmrank.pipeline.texts import RankedText
+from llmrank.prune import LeastLossPruner
 from llmrank.prune.masks import Masks
 from llmrank.surgery import checkpoint
 from llmrank.surgery.apply import apply_masks
@@ -67,6 +70,11 @@ def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
         execution = run.with_work_directory(prepared, tokens, run.execution)
         statistics = stages.calibrate(prepared, recipe, tokens, execution)
         ranked = rank_model(prepared, recipe, statistics, tokens, execution)
+        curves = None
+        if options.losses:
+            curves = stages.measure_sensitivities(
+                prepared, replace(recipe, pruner=LeastLossPruner()), ranked, tokens, execution
+            )
     settings = {
         "model": model_source(loaded.model),
         "weights": weights,
@@ -77,6 +85,8 @@ def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
         "choice": json_safe(ranked.choice),
         "calibration": tokens.sequences.provenance(),
     }
+    if isinstance(curves, LossCurves):
+        settings["losses"] = losses_of(ranked.scorer.label(), recipe.topology, recipe.trial_targets, curves)
     with resumable(run, terminal), terminal.step(f"Saving {options.output}"):
         if run.work is not None:
             run.work.note(SAVING, options.settings)
@@ -88,10 +98,12 @@ def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
         terminal.print(ranked.choice.table())
     sizes = prepared.ffns.sizes
     targets = "" if recipe.targets == ("neurons",) else f" --targets {','.join(recipe.targets)}"
+    amount = f"--amount-of parameters --pruner {LeastLossPruner.name} " if options.losses else ""
     terminal.say(
         f"Wrote {options.output}: the scores of {sum(sizes.values()):,} neurons in {len(sizes)} layers, and the "
         f"statistics of {tokens.sequences.n_tokens:,} tokens.\n"
-        f"Prune with llmrank apply {options.output} {options.model} --amount 0.3{targets} --output pruned"
+        + (f"See what would be removed with llmrank plan {options.output} {options.model}\n" if options.losses else "")
+        + f"Prune with llmrank apply {options.output} {options.model} {amount}--amount 0.3{targets} --output pruned"
     )
     return CommandResult({"output": str(options.output), "ranking": settings, "tokens": tokens.sequences.n_tokens})
 

@@ -5,14 +5,18 @@ What is called a neuron of a record here may also be a unit of several neurons, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import torch
 
 from llmrank.errors import LLMRankError
 from llmrank.prune.records.units import Units
 
-__all__ = ["LayerRecord", "importance_of", "record_of_size"]
+__all__ = ["LayerRecord", "Sensitivity", "importance_of", "record_of_size"]
+
+# How much the model's output changes when a layer alone is pruned: for one amount, or by the number of removed units.
+Sensitivity: TypeAlias = float | Mapping[int, float]
 
 
 class LayerRecord:
@@ -37,9 +41,10 @@ class LayerRecord:
         stands for the amount of the pruner.
     explicit : bool
         Whether the layer was named by a `structure_dict`.
-    sensitivity : float or None
+    sensitivity : float, mapping from int to float, or None
         How much the model's output changes when this layer alone is pruned, >= 0, see
-        :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`; None if the pruner does not need it.
+        :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`: for one amount, or by the number of removed neurons if
+        the pruner has :attr:`llmrank.prune.BasePruner.shares_measured`; None if the pruner does not need it.
     units : Units or None
         The units that the record's neurons stand for; None if each is one neuron.
     protected : bool
@@ -61,7 +66,7 @@ class LayerRecord:
         out_activation: torch.Tensor | None = None,
         weight: Callable[[], torch.Tensor] | torch.Tensor | None = None,
         explicit: bool = False,
-        sensitivity: float | None = None,
+        sensitivity: Sensitivity | None = None,
         units: Units | None = None,
     ) -> None:
         self.name = name

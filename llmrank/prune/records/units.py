@@ -42,6 +42,7 @@ __all__ = [
     "parse_targets",
     "sharing_targets",
     "units_of",
+    "units_of_part",
 ]
 
 Target: TypeAlias = Literal["neurons", "experts", "heads", "blocks"]
@@ -375,7 +376,7 @@ def names_in_order(layers: Iterable[PrunableLayer], parts: Sequence[Sequence[Tar
     """Return the names of the units of parts of the targets, see :func:`sharing_targets`, in the order of the layers."""
     layers = list(layers)
     place = {layer.name: k for k, layer in enumerate(layers)}
-    units = [each for part in parts for each in units_of(layers, part[0] if len(part) == 1 else "neurons")]
+    units = [each for part in parts for each in units_of_part(layers, part)]
     return [each.name for each in sorted(units, key=lambda each: place[each.layers[0].name])]
 
 
@@ -412,3 +413,11 @@ def units_of(
     if expert_widths is None:
         expert_widths = {layer.size for layer in layers if layer.mixture is not None}
     return KINDS[target].divide(layers, expert_widths)
+
+
+def units_of_part(
+    layers: Iterable[PrunableLayer], part: Sequence[Target], expert_widths: Collection[int] | None = None
+) -> list[Units]:
+    """Return the units of targets that share an amount, one kind after the other; of neurons and experts those of neurons."""
+    layers, kinds = list(layers), [t for t in part if t != "experts" or "neurons" not in part]
+    return [each for kind in kinds for each in units_of(layers, kind, expert_widths)]

@@ -16,8 +16,8 @@ from llmrank.models.costs import ModelCosts
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.local_pruner import LocalPruner
 from llmrank.prune.masks import Masks
-from llmrank.prune.records.layer_record import LayerRecord
-from llmrank.prune.records.units import KINDS, Target, Units, has_units, names_in_order, sharing_targets, units_of
+from llmrank.prune.records.layer_record import LayerRecord, Sensitivity
+from llmrank.prune.records.units import KINDS, Target, Units, has_units, names_in_order, units_of, units_of_part
 from llmrank.score.model_graph import LayerNodes, ModelGraph, edge_weights
 from llmrank.score.topologies import Topology
 
@@ -35,7 +35,7 @@ def choose_masks(
     ranks: Sequence[RankResult],
     *,
     jointly: bool,
-    sensitivities: Mapping[str, float] | None = None,
+    sensitivities: Mapping[str, Sensitivity] | None = None,
     costs: ModelCosts | None = None,
     targets: tuple[Target, ...] = ("neurons",),
 ) -> Masks:
@@ -56,7 +56,7 @@ def choose_masks(
     targets : tuple of {"neurons", "experts", "heads", "blocks"}
         What is removed. With neurons and experts, every mixture loses the same number of experts, and neurons are removed for the
         rest of the amount. Every number of experts is tried, and the one is taken with which the removed neurons have the least
-        importance. The amount counts for heads by itself.
+        importance. The amount counts for heads by itself, unless it is a cost that covers neurons and heads together.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def choose_masks(
     """
     check_several(pruner, targets)
     layers = [place.layer for entry in graphs for place in entry.prunable]
-    parts = sharing_targets(targets)
+    parts = pruner.parts(targets)
     names = names_in_order(layers, parts)
     found = dict(Masks.full({layer.name: layer.size for layer in layers}))
     for part in parts:
@@ -77,7 +77,8 @@ def choose_masks(
             for entry in graphs
         ]
         choice = _Choice(entries, ranks, sensitivities or {}, costs, names, jointly=jointly)
-        found |= choice.masks(pruner, part[0]) if len(part) == 1 else choice.masks_of_neurons_and_experts(pruner)
+        both = {"neurons", "experts"} <= set(part)
+        found |= choice.masks_of_neurons_and_experts(pruner) if both else choice.masks(pruner, part)
     return Masks({layer.name: found[layer.name] for layer in layers})
 
 
@@ -85,7 +86,7 @@ def _masks_by_sensitivities(
     pruner: BasePruner,
     target: Target,
     layers: Sequence[PrunableLayer],
-    sensitivities: Mapping[str, float],
+    sensitivities: Mapping[str, Sensitivity],
     costs: ModelCosts | None,
 ) -> dict[str, torch.Tensor]:
     units = units_of(layers, target)
@@ -103,10 +104,12 @@ def check_several(pruner: BasePruner, targets: Sequence[Target]) -> None:
         raise OptionError(
             f"blocks are removed in a run of their own, got {','.join(targets)}; remove blocks first, and prune the result again"
         )
-    if len(targets) > 1 and (not isinstance(pruner.amount, float) or pruner.amount_of != "neurons"):
+    one_amount = len(pruner.parts(targets)) == 1 and "heads" in targets
+    if len(targets) > 1 and not one_amount and (not isinstance(pruner.amount, float) or pruner.amount_of != "neurons"):
         raise OptionError(
-            f"with several targets, {','.join(targets)}, the amount is a share of each: of heads, and of the neurons in FFNs and "
-            f"experts; expected an amount such as 0.3 of neurons, got {pruner.amount!r} of {pruner.amount_of}"
+            f"with {','.join(targets)} and {type(pruner).__name__}, the amount is a share of each: of heads, and of the neurons "
+            "in FFNs and experts; expected an amount such as 0.3 of neurons, or neurons and heads with a pruner that shares out "
+            f"a cost among them (local, least-loss), got {pruner.amount!r} of {pruner.amount_of}"
         )
 
 
@@ -117,7 +120,7 @@ class _Choice:
         self,
         graphs: Sequence[ModelGraph],
         ranks: Sequence[RankResult],
-        sensitivities: Mapping[str, float],
+        sensitivities: Mapping[str, Sensitivity],
         costs: ModelCosts | None,
         names: Sequence[str],
         *,
@@ -133,17 +136,17 @@ class _Choice:
     def masks(
         self,
         pruner: BasePruner,
-        target: Target,
+        part: tuple[Target, ...],
         start: Masks | None = None,
         only: Callable[[Units], bool] | None = None,
     ) -> Masks:
-        """Choose masks for one target, in addition to what the masks `start` remove.
+        """Choose masks for targets that share an amount, in addition to what the masks `start` remove.
 
         `start` may remove whole experts, and neurons of layers for whose units `only` returns False. Nothing else is removed from
         these.
         """
         groups = [
-            _Records(entry, rank, self._sensitivities, start, target, self._expert_widths, only)
+            _Records(entry, rank, self._sensitivities, start, part, self._expert_widths, only)
             for entry, rank in self._ranked
         ]
         records = [group.records for group in groups]
@@ -162,7 +165,7 @@ class _Choice:
         refusal: OptionError | None = None
         for count in range(max(len(entry.prunable) for entry, _ in self._ranked)):
             try:
-                experts = self.masks(LocalPruner(count, protect=pruner.protect), "experts")
+                experts = self.masks(LocalPruner(count, protect=pruner.protect), ("experts",))
             except OptionError as error:  # fewer experts would be left than routers need
                 refusal = refusal or error
                 break
@@ -194,7 +197,7 @@ class _Choice:
         adjusted = copy.copy(pruner)
         if not isinstance(pruner, LocalPruner):
             adjusted.amount = remaining(list(experts))
-            return None if adjusted.amount < 0.0 else self.masks(adjusted, "neurons", experts)
+            return None if adjusted.amount < 0.0 else self.masks(adjusted, ("neurons",), experts)
         # Every layer loses the same share. All experts of a mixture count as one layer, of which a part is removed already.
         in_mixtures = [
             p.layer.name for entry, _ in self._ranked for p in entry.prunable if p.layer.pruned_with is not None
@@ -202,8 +205,8 @@ class _Choice:
         adjusted.amount = remaining(in_mixtures)
         if adjusted.amount < 0.0:
             return None
-        inside = self.masks(adjusted, "neurons", experts, lambda units: units.layers[0].pruned_with is not None)
-        return self.masks(pruner, "neurons", inside, lambda units: units.layers[0].pruned_with is None)
+        inside = self.masks(adjusted, ("neurons",), experts, lambda units: units.layers[0].pruned_with is not None)
+        return self.masks(pruner, ("neurons",), inside, lambda units: units.layers[0].pruned_with is None)
 
     def _lost(self, masks: Masks) -> float:
         """Return the importance of all neurons that these masks remove."""
@@ -218,9 +221,9 @@ class _Records:
         self,
         entry: ModelGraph,
         rank: RankResult,
-        sensitivities: Mapping[str, float],
+        sensitivities: Mapping[str, Sensitivity],
         start: Masks | None,
-        target: Target,
+        part: tuple[Target, ...],
         expert_widths: Collection[int],
         only: Callable[[Units], bool] | None,
     ) -> None:
@@ -228,9 +231,9 @@ class _Records:
         self._start = Masks.full({layer.name: layer.size for layer in layers}) if start is None else start
         self._importance = entry.importance(rank)
         places = {place.layer.name: place for place in entry.prunable}
-        if target == "neurons":  # removed experts have no neurons to remove
+        if "neurons" in part:  # removed experts have no neurons to remove
             layers = [layer for layer in layers if bool(self._start[layer.name].any())]
-        self._units = [units for units in units_of(layers, target, expert_widths) if only is None or only(units)]
+        self._units = [each for each in units_of_part(layers, part, expert_widths) if only is None or only(each)]
         self.records = [self._record(units, entry, places, sensitivities.get(units.name)) for units in self._units]
 
     def _record(
@@ -238,7 +241,7 @@ class _Records:
         units: Units,
         entry: ModelGraph,
         places: Mapping[str, LayerNodes],
-        sensitivity: float | None,
+        sensitivity: Sensitivity | None,
     ) -> LayerRecord:
         importance = units.importance(self._importance)
         if not units.are_neurons:

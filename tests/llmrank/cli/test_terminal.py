@@ -38,7 +38,8 @@ def given(checkpoint: Path, corpus: Path, tmp_path: Path) -> dict[str, tuple[Any
     return {
         "demo": ("--model", checkpoint, "--output", tmp_path / "demo", *SHORT),
         "prune": (checkpoint, "--output", tmp_path / "pruned", "--evaluate", *texts),
-        "rank": (checkpoint, "--output", tmp_path / "ranking", *texts),
+        "rank": (checkpoint, "--output", tmp_path / "ranking", "--losses", *texts),
+        "plan": (tmp_path / "ranking", checkpoint),
         "apply": (tmp_path / "ranking", checkpoint, "--output", tmp_path / "applied"),
         "sweep": (checkpoint, "--output", tmp_path / "sweep", "--evaluate", long, "--amount", "0.2", *texts),
         "inspect": (checkpoint, "--compare", "norm", *texts),

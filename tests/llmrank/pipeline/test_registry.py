@@ -37,7 +37,7 @@ def test_names() -> None:
     graph, alone = {"wpr", "mpr", "fbpr"}, {"norm", "random", "activation", "wanda", "wanda-sp", "flap"}
     experts = {"frequency", "ean", "reap", "mone"}
     assert set(SCORERS) == graph | alone | experts | {"auto"}
-    assert set(PRUNERS) == {"local", "global", "sensitivity"}
+    assert set(PRUNERS) == {"local", "global", "sensitivity", "least-loss"}
     assert dict(PIPELINES) == {
         "isolated": IsolatedFFNPipeline,
         "chained": ChainedFFNPipeline,
@@ -117,7 +117,9 @@ def test_unknown_names_are_answered_with_the_list() -> None:
         match="unknown scorer 'pagerank'; expected one of activation, auto, ean, fbpr, flap, frequency,",
     ):
         make_scorer("pagerank")
-    with pytest.raises(OptionError, match="unknown pruner 'layer'; expected one of global, local, sensitivity"):
+    with pytest.raises(
+        OptionError, match="unknown pruner 'layer'; expected one of global, least-loss, local, sensitivity"
+    ):
         make_pruner("layer")
     with pytest.raises(OptionError, match="unknown pipeline 'full'; expected one of chained, isolated, residual"):
         PIPELINES.find("full")

@@ -100,6 +100,62 @@ def test_a_ranking_remembers_the_scorer_that_was_chosen(checkpoint: Path, corpus
     assert len(again["choice"]["trials"]) > 3
 
 
+def test_a_plan_is_what_apply_does(
+    checkpoint: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    common = ("--scorer", "activation", "--targets", "heads,neurons", "--calibration", corpus, *SHORT)
+    ranking = tmp_path / "scores"
+    assert run("rank", checkpoint, "--output", ranking, *common, "--losses") == 0
+    assert f"llmrank plan {ranking}" in " ".join(capsys.readouterr().out.split())
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("losses were measured again")
+
+    monkeypatch.setattr("llmrank.pipeline.stages.measure_loss_curves", fail)
+    written, figure = tmp_path / "plan.json", tmp_path / "plan.png"
+    amount = ("--amount", 0.15)
+    assert run("plan", ranking, checkpoint, *amount, "--output", written, "--figure", figure) == 0
+    said, plan = capsys.readouterr().out, json.loads(written.read_text(encoding="utf-8"))
+    assert "of the model parameters would be removed, for an expected loss of" in said
+    assert figure.stat().st_size > 10_000
+    assert plan["targets"] == ["neurons", "heads"]
+    assert plan["share"] >= 0.15
+    assert plan["loss"] > 0
+    losses = [each["loss"] for each in plan["shares"]]
+    assert losses == sorted(losses)
+    given = (*amount, "--amount-of", "parameters", "--targets", "heads,neurons", "--pruner", "least-loss")
+    assert run("apply", ranking, checkpoint, "--output", tmp_path / "applied", *given, "--repair", "none") == 0
+    report = json.loads((tmp_path / "applied" / "report.json").read_text(encoding="utf-8"))
+    widths = report["neurons"]["widths"]
+    numbers = {name: width // (1 if name.endswith("mlp") else 8) for name, width in widths.items()}  # eight in a group
+    assert numbers == plan["kept"]
+    assert report["loss_curves"]["expected"] == pytest.approx(plan["loss"])
+    assert report["reached"]["parameters"]["share"] == pytest.approx(plan["share"])
+    # Other scores remove other neurons, whose losses are not known.
+    assert run("apply", ranking, checkpoint, "--output", tmp_path / "other", *given, "--scorer", "norm") == 1
+    assert "losses were measured again" in capsys.readouterr().err
+
+
+def test_a_plan_needs_losses_of_this_model(checkpoint: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
+    common = ("--scorer", "activation", "--calibration", corpus, *SHORT)
+    for name, more in (("without", ()), ("with", ("--losses",))):
+        assert run("rank", checkpoint, "--output", tmp_path / name, *common, *more) == 0
+    capsys.readouterr()
+    assert "holds no losses; rank the model again" in refused(capsys, "plan", tmp_path / "without", checkpoint)
+    ranking = tmp_path / "with"
+    assert "use least-loss" in refused(capsys, "plan", ranking, checkpoint, "--pruner", "local")
+    assert "at most" in refused(capsys, "plan", ranking, checkpoint, "--amount", 0.99)
+    assert "a .png or .svg file" in refused(capsys, "plan", ranking, checkpoint, "--figure", tmp_path / "a.pdf")
+    other = llmrank.save(tmp_path / "other", tiny_llama(num_hidden_layers=4), tokenizer())
+    assert "give the model that was ranked" in refused(capsys, "plan", ranking, other)
+
+    def without(content: dict[str, Any]) -> None:
+        content["losses"]["curves"]["together"] = []
+
+    rewrite_json(ranking / "ranking.json", without)
+    assert "does not hold what llmrank writes" in refused(capsys, "plan", ranking, checkpoint)
+
+
 def test_a_ranking_knows_the_sources_of_a_mixture(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
     common = ("--calibration", f"{corpus}:0.75,generated:0.25", "--samples", 8, "--sequence-length", 16)
     assert run("prune", checkpoint, "--output", tmp_path / "pruned", *common) == 0

@@ -1,0 +1,142 @@
+"""How good a plan's expected loss is: what plans expect to lose, and what they lose when they are carried out.
+
+Run it as ``python -m benchmarks.plans --wikitext DIR --model A --model B``. The calibration is that of ``benchmarks.across``.
+Losses of every layer are measured on held-out calibration text, as ``llmrank rank --losses`` does. Twenty plans (ten amounts of
+parameters, with widths that differ and with equal ones) are carried out as cut, and their divergence from the dense model is
+measured on the first sequences of WikiText-2's test, which nothing has read before. A run continues its own result file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from scipy import stats
+
+from benchmarks.across import Study
+from benchmarks.result_files import opened, write
+from benchmarks.wikitext import add_wikitext, check_wikitext
+from llmrank.cli.demo_models import demo_model
+from llmrank.errors import OptionError
+from llmrank.evaluation.estimate import Estimate
+from llmrank.execution import Execution
+from llmrank.models.costs import ModelCosts
+from llmrank.pipeline.closeness.distance import DenseReference
+from llmrank.pipeline.closeness.loss_curves import measure_loss_curves, removed_units
+from llmrank.pipeline.registry import make_scorer
+from llmrank.prune import LeastLossPruner
+from llmrank.prune.records.units import units_of_part
+from llmrank.prune.selection import choose_masks
+from llmrank.score.rank_graphs import rank_graphs
+
+RESULTS = Path(__file__).parent / "results"
+TARGETS = {"neurons": "neurons", "neurons and heads": "neurons,heads"}
+AMOUNTS = (0.03, 0.06, 0.09, 0.12, 0.15, 0.18, 0.22, 0.26, 0.3, 0.4)
+HEAD = (
+    "What plans expect to lose, and what they lose as cut: KL divergence from the dense model in nats per token. The expectation "
+    "is made on held-out calibration text (WikiText-2's valid), the measurement on WikiText-2's test, with its standard error "
+    "over sequences. An amount is a share of all parameters; what is more than can be removed is left out."
+)
+
+
+def measure(source: str, options: argparse.Namespace, targets: str) -> dict[str, Any]:
+    """Make the plans of one model, and carry each out."""
+    study = Study(source, options, targets)
+    study.calibrate("default")
+    model, ffns, graphs, tokens = study.model, study.ffns, study.graphs["default"], study.tokens["default"]
+    scorer = make_scorer(study.choice("default", 0.3).chosen)
+    ranks, costs = rank_graphs(scorer, graphs), ModelCosts(model, ffns)
+    begun = perf_counter()
+    held_out = tokens.held_out_of_kind
+    assert held_out is not None
+    pruner = LeastLossPruner()
+    curves = measure_loss_curves(model, ffns, graphs, ranks, study.targets, pruner.shares_measured, held_out)
+    seconds = {"curves": round(perf_counter() - begun, 1)}
+    reference = DenseReference(model, ffns, study.texts, Execution())
+    units = units_of_part(ffns.layers.values(), study.targets)
+    rows: list[dict[str, Any]] = []
+    for amount, uniform in product(AMOUNTS, (False, True)):
+        pruner = LeastLossPruner(amount, amount_of="parameters", uniform=uniform)
+        begun = perf_counter()
+        try:
+            masks = choose_masks(
+                pruner, graphs, ranks, jointly=True, sensitivities=curves, costs=costs, targets=study.targets
+            )
+        except OptionError:
+            continue
+        seconds["plan"] = round(max(seconds.get("plan", 0.0), perf_counter() - begun), 2)
+        removed = removed_units(units, masks)
+        lost = Estimate.of(*reference.distances([reference.outputs(masks)])[0])
+        shares = {
+            target: sum(removed[each.name] for each in units if each.target == target)
+            / sum(each.n_units for each in units if each.target == target)
+            for target in study.targets
+        }
+        share = costs.removed_cost(masks.widths, "parameters") / costs.model.parameters
+        row = {"amount": amount, "uniform": uniform, "share": share, "removed": shares}
+        rows.append({**row, "expected": curves.expected(removed), "measured": lost.value, "error": lost.error})
+        print(rows[-1], flush=True)
+    return {"scorer": scorer.label(), "seconds": seconds, "curves": curves.to_dict(), "rows": rows}
+
+
+def correlation(rows: list[dict[str, Any]]) -> float:
+    """Return the rank correlation (Spearman) of what was expected and what was measured."""
+    return float(stats.spearmanr([row["expected"] for row in rows], [row["measured"] for row in rows]).statistic)
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return all models in markdown."""
+    lines = [HEAD]
+    for name, found in results["models"].items():
+        for targets, each in found.items():
+            rows, seconds = each["rows"], each["seconds"]
+            at = next((row for row in rows if row["amount"] == 0.3 and not row["uniform"]), rows[-1])
+            outcome = f"{at['amount']:.0%}: expected {at['expected']:.3f}, measured {at['measured']:.3f}"
+            lines += [
+                "",
+                f"## {name}, {targets}: rank correlation {correlation(rows):.3f}; {outcome}",
+                "",
+                f"Scored by {each['scorer']}; the losses took {seconds['curves']:.0f} s, a plan at most {seconds['plan']} s.",
+                "",
+                "| parameters removed | widths | removed of each kind | expected | measured | measured / expected |",
+                "| ---: | --- | --- | ---: | ---: | ---: |",
+            ]
+            for row in rows:
+                kinds = ", ".join(f"{share:.0%} of the {kind}" for kind, share in row["removed"].items())
+                lines.append(
+                    f"| {row['share']:.1%} | {'equal' if row['uniform'] else 'differ'} | {kinds} | {row['expected']:.3f} | "
+                    f"{row['measured']:.3f} ± {row['error']:.3f} | {row['measured'] / row['expected']:.2f} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_wikitext(parser)
+    parser.add_argument("--model", action="append", help="directory, hub name or .gguf file; default the demo model")
+    parser.add_argument("--samples", type=int, default=16, help="calibration sequences (%(default)s)")
+    parser.add_argument("--evaluate", type=int, default=8, help="evaluation sequences (%(default)s)")
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--output", type=Path, default=RESULTS / "plans.json")
+    options = parser.parse_args()
+    check_wikitext(parser, options)
+    numbers = {name: getattr(options, name) for name in ("samples", "evaluate", "sequence_length")}
+    results = opened(options.output, numbers)
+    models = results.setdefault("models", {})
+    for source in options.model or [str(demo_model())]:
+        found = models.setdefault(Path(source).name.removesuffix(".gguf"), {})
+        for label, targets in TARGETS.items():
+            if label not in found:
+                found[label] = measure(source, options, targets)
+                write(options.output, results)
+                write(options.output.with_suffix(".md"), table(results))
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
