@@ -13,6 +13,7 @@ from llmrank.models.costs import UNITS, ModelCosts, Unit, layer_cost, unit_name
 from llmrank.prune.amounts import protected_names
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.global_pruner import GlobalPruner
+from llmrank.prune.least_loss_pruner import LeastLossPruner
 from llmrank.prune.local_pruner import LocalPruner
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import LayerRecord, record_of_size
@@ -90,6 +91,8 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: 
     '2 of 8 hidden neurons in 1 layer (25.0 %), 16 of 67 parameters'
     """
     groups, names = _records(pruner, ffns, targets), names_in_order(ffns.layers.values(), pruner.parts(targets))
+    if isinstance(pruner, LeastLossPruner):
+        return " and ".join(_describe_least_loss(pruner, group, costs) for group in groups)
     if not isinstance(pruner, (LocalPruner, GlobalPruner, SensitivityPruner)):
         return f"{type(pruner).__name__} decides how many neurons that is"
     local, unit = isinstance(pruner, LocalPruner), pruner.amount_of
@@ -124,6 +127,16 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: 
     if multiples:
         parts.append(f"{'with widths' if local else 'before widths are'} rounded to multiples of {multiples}")
     return ", ".join(parts)
+
+
+def _describe_least_loss(pruner: LeastLossPruner, records: Sequence[LayerRecord], costs: ModelCosts) -> str:
+    needed, total = pruner.needed(records, costs)
+    units = records[0].units
+    counted = "neurons" if units is None else units.counted
+    what = counted if pruner.amount_of == "neurons" else unit_name(pruner.amount_of)
+    return (
+        f"at least {needed:,} of {total:,} {what} ({100 * needed / total:.1f} %), where that is expected to cost least"
+    )
 
 
 def _multiples(pruner: BasePruner, records: Sequence[LayerRecord]) -> str:

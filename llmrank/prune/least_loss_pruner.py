@@ -110,27 +110,31 @@ class LeastLossPruner(BasePruner):
         """See :meth:`BasePruner.check`. It refuses every amount that is impossible for layers of these sizes."""
         self._savings(layer_list, costs)
 
-    def _savings(
-        self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None
-    ) -> tuple[float, list[dict[int, int]]]:
+    def needed(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None) -> tuple[int, int]:
+        """Return how much must be removed at least, and of how much, both in the unit of the amount."""
+        if self.amount_of != "neurons":
+            target, costs = self._cost_to_remove(costs)
+            return math.ceil(target), costs.total(self.amount_of)
+        sizes = [_neurons_per_unit(layer) for layer in layer_list]
+        total = sum(layer.out_features * n for layer, n in zip(layer_list, sizes, strict=True))
+        if all(layer.protected for layer in layer_list):
+            return 0, total
+        return sum(self.amount * n for n in sizes) if isinstance(self.amount, int) else round(
+            self.amount * total
+        ), total
+
+    def _savings(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None) -> tuple[int, list[dict[int, int]]]:
         """Return how much must be removed, and for each layer what every number of units that it may keep saves."""
         self._mark_protected(layer_list)
-        if self.amount_of == "neurons":
-            of_one = [1 if layer.units and layer.units.has_few else layer.neurons_per_unit for layer in layer_list]
-            total = sum(layer.out_features * n for layer, n in zip(layer_list, of_one, strict=True))
-            needed: float = (
-                sum(self.amount * n for n in of_one) if isinstance(self.amount, int) else round(self.amount * total)
-            )
-            if all(layer.protected for layer in layer_list):
-                needed = 0
-        else:
-            target, costs = self._cost_to_remove(costs)
-            needed, total = float(target), costs.total(self.amount_of)
-            of_one = [costs.removed_cost(layer.widths(layer.out_features - 1), self.amount_of) for layer in layer_list]
-        saved = [
-            {width: (layer.out_features - width) * n for width in self._widths(layer)}
-            for layer, n in zip(layer_list, of_one, strict=True)
-        ]
+        needed, total = self.needed(layer_list, costs)
+        saved = []
+        for layer in layer_list:
+            n = layer.out_features
+            if self.amount_of == "neurons" or costs is None:
+                of_one = _neurons_per_unit(layer)
+            else:
+                of_one = costs.removed_cost(layer.widths(n - 1), self.amount_of)
+            saved.append({width: (n - width) * of_one for width in self._widths(layer)})
         most = sum(max(each.values()) for each in saved)
         if needed > most and costs is not None and self.amount_of != "neurons":
             raise self._amount_error(most, costs, layer_list)
@@ -150,6 +154,11 @@ class LeastLossPruner(BasePruner):
         multiple = self.multiple_for(layer)
         least = round_width(fewest, n, multiple, fewest)
         return [n, *reversed(range(least, n, multiple * max(1, -(-(n - least) // (multiple * MOST_WIDTHS)))))]
+
+
+def _neurons_per_unit(layer: LayerRecord) -> int:
+    """Return what a unit counts for an amount of neurons; of which a layer has few, each counts one."""
+    return 1 if layer.units is not None and layer.units.has_few else layer.neurons_per_unit
 
 
 def _expected(layer: LayerRecord, removed: np.ndarray) -> np.ndarray:
@@ -182,7 +191,7 @@ def interpolated(losses: Mapping[int, float], removed: np.ndarray) -> np.ndarray
     return np.asarray(np.interp(removed, counts, values) + np.maximum(removed - counts[-1], 0) * slope)
 
 
-def _cheapest(options: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], needed: float) -> list[int]:
+def _cheapest(options: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], needed: int) -> list[int]:
     """Choose a width of each group, so that enough is saved at the least loss; a group has widths, what they save, and losses.
 
     What is saved is counted in steps, and ``best[n]`` is the least loss of the groups so far that save at least n steps.

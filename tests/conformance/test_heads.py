@@ -259,15 +259,17 @@ def test_with_little_memory_the_same_heads_are_removed(tmp_path: Path) -> None:
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
 
 
-def test_an_amount_of_parameters_is_reached_by_heads_alone_and_not_with_neurons() -> None:
-    run = pipeline(with_groups(), LocalPruner(0.1, amount_of="parameters"))
-    run.run()
-    assert run.report is not None
-    assert run.report.reached["parameters"]["share"] >= 0.1
-    with pytest.raises(
-        llmrank.errors.OptionError, match="with several targets, heads,neurons, the amount is a share of each"
-    ):
-        pipeline(with_groups(), LocalPruner(0.1, amount_of="parameters"), targets="heads,neurons").run()
+def test_an_amount_of_parameters_is_reached_by_heads_alone_and_together_with_neurons() -> None:
+    found = {}
+    for targets in ("heads", "heads,neurons"):
+        run = pipeline(with_groups(), LocalPruner(0.1, amount_of="parameters"), targets=targets)
+        run.run()
+        assert run.report is not None
+        assert run.report.reached["parameters"]["share"] >= 0.1
+        found[targets] = run.report.neurons
+    assert found["heads"]["removed"] > found["heads,neurons"]["heads"]["removed"]
+    with pytest.raises(llmrank.errors.OptionError, match="the amount is a share of each: of heads, and of the neurons"):
+        pipeline(with_groups(), GlobalPruner(0.1, amount_of="parameters"), targets="heads,neurons").run()
 
 
 def test_a_single_head_stays() -> None:

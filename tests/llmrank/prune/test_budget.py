@@ -24,6 +24,7 @@ from llmrank.prune import (
     BasePruner,
     GlobalPruner,
     LayerRecord,
+    LeastLossPruner,
     LocalPruner,
     SensitivityPruner,
     protected_names,
@@ -510,6 +511,11 @@ class Halving(BasePruner):
         (
             GlobalPruner(1000, amount_of="parameters"),
             "1,008 of 7,504 model parameters (13.4 %), with 21 of 80 hidden neurons in 2 layers together (26.2 %)",
+        ),
+        (LeastLossPruner(0.3), "at least 24 of 80 neurons (30.0 %), where that is expected to cost least"),
+        (
+            LeastLossPruner(0.1, amount_of="parameters"),
+            "at least 751 of 7,504 model parameters (10.0 %), where that is expected to cost least",
         ),
         (Halving(0.3), "Halving decides how many neurons that is"),
     ],
