@@ -1,9 +1,10 @@
 """How good a plan's expected loss is: what plans expect to lose, and what they lose when they are carried out.
 
 Run it as ``python -m benchmarks.plans --wikitext DIR --model A --model B``. The calibration is that of ``benchmarks.across``.
-Losses of every layer are measured on held-out calibration text, as ``llmrank rank --losses`` does. Twenty plans (ten amounts of
-parameters, with widths that differ and with equal ones) are carried out as cut, and their divergence from the dense model is
-measured on the first sequences of WikiText-2's test, which nothing has read before. A run continues its own result file.
+Losses of every layer are measured on held-out text, as ``llmrank rank --losses`` does: half of it goes on where the calibration
+text ends, and half is of the built-in text. Twenty plans (ten amounts of parameters, with widths that differ and with equal ones)
+are carried out as cut, and their divergence from the dense model is measured on text that nothing has read before: as many
+sequences of WikiText-2's test as of Python sources. A run continues its own result file.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ TARGETS = {"neurons": "neurons", "neurons and heads": "neurons,heads"}
 AMOUNTS = (0.03, 0.06, 0.09, 0.12, 0.15, 0.18, 0.22, 0.26, 0.3, 0.4)
 HEAD = (
     "What plans expect to lose, and what they lose as cut: KL divergence from the dense model in nats per token. The expectation "
-    "is made on held-out calibration text (WikiText-2's valid), the measurement on WikiText-2's test, with its standard error "
-    "over sequences. An amount is a share of all parameters; what is more than can be removed is left out."
+    "is made on held-out text (WikiText-2's valid, and as much of Python's language reference), the measurement on as many "
+    "sequences of WikiText-2's test as of Python sources, with its standard error over sequences. An amount is a share of all parameters; what is more than can be removed is left out."
 )
 
 
@@ -51,12 +52,12 @@ def measure(source: str, options: argparse.Namespace, targets: str) -> dict[str,
     scorer = make_scorer(study.choice("default", 0.3).chosen)
     ranks, costs = rank_graphs(scorer, graphs), ModelCosts(model, ffns)
     begun = perf_counter()
-    held_out = tokens.held_out_of_kind
+    held_out = tokens.parts[1]
     assert held_out is not None
     pruner = LeastLossPruner()
     curves = measure_loss_curves(model, ffns, graphs, ranks, study.targets, pruner.shares_measured, held_out)
     seconds = {"curves": round(perf_counter() - begun, 1)}
-    reference = DenseReference(model, ffns, study.texts, Execution())
+    reference = DenseReference(model, ffns, study.texts.joined(study.other), Execution())
     units = units_of_part(ffns.layers.values(), study.targets)
     rows: list[dict[str, Any]] = []
     for amount, uniform in product(AMOUNTS, (False, True)):

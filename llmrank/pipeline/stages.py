@@ -379,8 +379,8 @@ def measure_sensitivities(
     One layer at a time is pruned as in :func:`trial_masks`, see
     :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`. Units whose losses do not add up are removed in turn, see
     :mod:`llmrank.pipeline.closeness.removal`. A pruner that needs losses at several shares gets
-    :class:`llmrank.pipeline.closeness.loss_curves.LossCurves`: those of the ranking, or else measured on held-out tokens if
-    there are any.
+    :class:`llmrank.pipeline.closeness.loss_curves.LossCurves`: those of the ranking, or else measured on the tokens that
+    also judge a repair, if there are any: held-out ones, half of them of other text.
     """
     if not recipe.pruner.needs_sensitivity:
         return {}
@@ -389,7 +389,7 @@ def measure_sensitivities(
         kept = ranking and ranking.losses(ranked.scorer.label(), recipe.topology, recipe.trial_targets)
         if kept:
             return kept
-        held_out = tokens.held_out_of_kind
+        held_out = tokens.parts[1]
         with prepared.onloaded(execution):
             return measure_loss_curves(
                 prepared.model,
