@@ -40,7 +40,8 @@ AMOUNTS = (0.03, 0.06, 0.09, 0.12, 0.15, 0.18, 0.22, 0.26, 0.3, 0.4)
 HEAD = (
     "What plans expect to lose, and what they lose as cut: KL divergence from the dense model in nats per token. The expectation "
     "is made on held-out text (WikiText-2's valid, and as much of Python's language reference), the measurement on as many "
-    "sequences of WikiText-2's test as of Python sources, with its standard error over sequences. An amount is a share of all parameters; what is more than can be removed is left out."
+    "sequences of WikiText-2's test as of Python sources, with its standard error over sequences. An amount is a share of all "
+    "parameters; what is more than can be removed is left out."
 )
 
 
