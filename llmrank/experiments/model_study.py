@@ -296,16 +296,19 @@ class ModelStudy:
         if (row.pipeline, scorer.label()) not in self._ranks:
             self._ranks[row.pipeline, scorer.label()] = stages.rank(scorer, graphs, execution)
         ranked = RankedModel(graphs, self._ranks[row.pipeline, scorer.label()], scorer, choice)
-        if without_repair not in self._sensitivities:
-            measured = stages.measure_sensitivities(prepared, recipe, ranked, tokens, execution)
-            self._sensitivities[without_repair] = measured
-        masks = stages.choose(prepared, recipe, ranked, self._sensitivities[without_repair])
+        # Losses at several shares do not depend on the amount.
+        of_any_amount = replace(without_repair, amount=0, scorer=scorer.label())
+        key = of_any_amount if recipe.pruner.shares_measured else without_repair
+        if key not in self._sensitivities:
+            self._sensitivities[key] = stages.measure_sensitivities(prepared, recipe, ranked, tokens, execution)
+        sensitivities = self._sensitivities[key]
+        masks = stages.choose(prepared, recipe, ranked, sensitivities)
         repaired: dict[str, RepairedMap] = {}
         validation = None
         if recipe.repair is not None:
             again = Reselection(scorer, graphs)
             masks, repaired, validation = stages.repair(prepared, recipe, masks, tokens, self._record, again, execution)
-        return Selection(masks, repaired, validation, ranked, self._sensitivities[without_repair])
+        return Selection(masks, repaired, validation, ranked, sensitivities)
 
     def _overlap(self, learned: TokenSequences | None = None) -> float:
         """Return the share of the evaluation passages that calibration, repair or healing have read."""

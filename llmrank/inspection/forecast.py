@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from graphs.draw.axes import SMALL_FONT
@@ -17,18 +17,15 @@ if TYPE_CHECKING:
 __all__ = ["draw_forecast"]
 
 
-def draw_forecast(
-    chosen: Forecast, others: Sequence[Forecast], units: Mapping[str, Units], names: Sequence[str], unit: str
-) -> Figure:
+def draw_forecast(chosen: Forecast, others: Sequence[Forecast], units: Sequence[Units], unit: str) -> Figure:
     """Draw the expected loss by the removed share, and the share that every layer loses by the chosen forecast.
 
     Parameters
     ----------
     chosen : Forecast
     others : sequence of Forecast
-    units : mapping from str to Units
-    names : sequence of str
-        The names of the units in the order of the model.
+    units : sequence of Units
+        Those that are counted, in the order of the model.
     unit : str
         What the shares are of, such as "model parameters".
 
@@ -43,11 +40,11 @@ def draw_forecast(
     curve.plot(*zip((0.0, 0.0), *points, strict=True), **{**line_style(0), "markersize": 4})
     curve.axvline(chosen.share, color=FAINT, linewidth=1.0, zorder=0)
     curve.set_xlabel(f"share removed of the {unit}")
-    curve.set_ylabel("expected loss as cut, nats a token")
+    curve.set_ylabel("expected loss as cut")
     curve.xaxis.set_major_formatter("{x:.0%}")
     kinds: dict[str, list[float]] = {}
-    for name in names:
-        kinds.setdefault(units[name].target, []).append(1.0 - chosen.kept[name] / units[name].n_units)
+    for each in units:
+        kinds.setdefault(each.target, []).append(1.0 - chosen.kept[each.name] / each.n_units)
     for position, (kind, lost) in enumerate(kinds.items()):
         layers.plot(range(len(lost)), lost, label=kind, **{**line_style(position), "markersize": 4})
     layers.set_xlabel("layer")

@@ -12,7 +12,7 @@ from llmrank.pipeline.closeness.loss_curves import LossCurves
 from llmrank.pipeline.stages import PreparedModel
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.records.layer_record import record_of_size
-from llmrank.prune.records.units import Target, Units, units_of_part
+from llmrank.prune.records.units import Target, Units, names_in_order, units_of_part
 
 __all__ = ["Forecast", "forecast", "forecasts"]
 
@@ -45,22 +45,29 @@ class Forecast:
 def forecast(
     prepared: PreparedModel, pruner: BasePruner, targets: tuple[Target, ...], curves: LossCurves
 ) -> tuple[Forecast, list[Units]]:
-    """Share out the amount of a pruner by loss curves; return what would be removed, and the units that it counts.
+    """Share out the amount of a pruner by loss curves; return what would be removed, and the units in the order of the model.
 
     Raises
     ------
     OptionError
-        The curves are those of other layers; or see :meth:`llmrank.prune.BasePruner.prune`.
+        There is no curve of a layer; or see :meth:`llmrank.prune.BasePruner.prune`.
     """
-    units = units_of_part(prepared.ffns.layers.values(), targets)
-    if {each.name for each in units} != set(curves):
-        raise OptionError(
-            "the losses are those of other layers than this model has; give the model that was ranked, or rank this one"
-        )
-    records = [record_of_size(each.name, each.n_units, each) for each in units]
-    for record in records:
-        record.sensitivity = curves[record.name]
-    kept = pruner.prune(records, prepared.costs).widths
+    layers, parts = prepared.ffns.layers.values(), pruner.parts(targets)
+    names = names_in_order(layers, parts)
+    units = sorted(
+        (each for part in parts for each in units_of_part(layers, part)), key=lambda each: names.index(each.name)
+    )
+    missing = [name for name in names if name not in curves]
+    if missing:
+        raise OptionError(f"there are no losses of {missing[0]}; rank the model again with llmrank rank --losses")
+    groups = [
+        [record_of_size(each.name, each.n_units, each) for each in units if each.target in part] for part in parts
+    ]
+    kept: dict[str, int] = {}
+    for each_pruner, records in zip(pruner.for_groups(groups, names), groups, strict=True):
+        for record in records:
+            record.sensitivity = curves[record.name]
+        kept |= each_pruner.prune(records, prepared.costs).widths
     widths = {name: width for each in units for name, width in each.widths(kept[each.name]).items()}
     total = prepared.costs.total(pruner.amount_of)
     share = prepared.costs.removed_cost(widths, pruner.amount_of) / total if total else 0.0

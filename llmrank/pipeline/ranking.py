@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ from llmrank.calibration.statistics import FFNStatistics
 from llmrank.calibration.statistics.statistics_file import read_statistics, write_statistics
 from llmrank.errors import OptionError
 from llmrank.execution.json_files import read_json, write_json
-from llmrank.file_contents import check_fields, refused_unless_sound
+from llmrank.file_contents import NUMBER, check_fields, refused_unless_sound
 from llmrank.models import FFNs
 from llmrank.models.digest import weights_digest
 from llmrank.pipeline.closeness.loss_curves import LossCurves
-from llmrank.prune.records.units import TARGETS, Target, parse_targets
+from llmrank.prune.records.units import parse_targets
 from llmrank.text import TokenSequences
 
-__all__ = ["SCORES", "SETTINGS", "Ranking", "losses_of"]
+__all__ = ["SCORES", "SETTINGS", "Ranking"]
 
 # The names of the files in the directory.
 SETTINGS, STATISTICS, TOKENS, SCORES = (
@@ -41,16 +41,8 @@ FIELDS = {
 }
 OPTIONAL = {"ffns": list, "collected": list, "calibration": dict, "losses": dict}
 # What losses were measured with, besides the losses themselves.
-OF_LOSSES = {"scorer": str, "pipeline": str, "targets": list}
+OF_LOSSES = {"scorer": str, "pipeline": str, "beta": (str, *NUMBER), "targets": list, "shares": list}
 ADVICE = "rank the model again"
-
-
-def losses_of(
-    scorer: str, pipeline: str, targets: Sequence[Target], curves: LossCurves | None = None
-) -> dict[str, Any]:
-    """Return losses, and what they were measured with, as settings of a ranking."""
-    of = {"scorer": scorer, "pipeline": pipeline, "targets": sorted(targets, key=TARGETS.index)}
-    return of if curves is None else of | {"curves": curves.to_dict()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +62,7 @@ class Ranking:
     settings : mapping
         The model, a digest of its weights (:func:`llmrank.models.digest.weights_digest`), its layers and FFNs, and
         the pipeline and the scorer that computed the scores, as values that JSON can hold; with ``--losses`` also what the model
-        loses by more and more of each layer (:func:`losses_of`).
+        loses by more and more of each layer.
     scores : mapping from str to (n,) float64 tensor
         The importance of every neuron, by the name of its layer. They are for people who read the file: pruning computes them
         again from the statistics.
@@ -131,10 +123,10 @@ class Ranking:
             raise OptionError(f"the statistics of the ranking do not fit the layers that it names; {ADVICE}")
         return tuple(found[ffn.name] for ffn in ffns)
 
-    def losses(self, scorer: str, pipeline: str, targets: Sequence[Target]) -> LossCurves | None:
-        """Return the losses that were measured with such scores and targets; None if there are none."""
+    def losses(self, settings: Mapping[str, Any]) -> LossCurves | None:
+        """Return the losses that were measured with such settings; None if there are none."""
         kept = self.settings.get("losses")
-        if kept is None or {name: kept[name] for name in OF_LOSSES} != losses_of(scorer, pipeline, targets):
+        if kept is None or any(kept[name] != value for name, value in settings.items()):
             return None
         return LossCurves.of_dict(kept["curves"])
 

@@ -188,8 +188,8 @@ class Recipe:
 
     @property
     def holds_out(self) -> bool:
-        """Whether the run needs held-out calibration sequences, for a repair or for a choice."""
-        return self.repair is not None or len(self.candidates) > 1
+        """Whether the run needs held-out calibration sequences: for a repair, for a choice, or to measure losses."""
+        return self.repair is not None or len(self.candidates) > 1 or bool(self.pruner.shares_measured)
 
     @property
     def measures_skips(self) -> bool:

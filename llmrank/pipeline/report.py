@@ -80,7 +80,7 @@ class Report(Printed):
     config : dict, optional
         The options of the command that made the report; ``llmrank COMMAND --config report.json`` repeats it.
     loss_curves : dict, optional
-        See :class:`llmrank.pipeline.closeness.loss_curves.LossCurves`, and the loss that is "expected" of the cut, in nats; only
+        See :class:`llmrank.pipeline.closeness.loss_curves.LossCurves`, and the loss that is "expected" of the cut; only
         if the pruner needs it.
     """
 
@@ -158,9 +158,7 @@ class Report(Printed):
         if self.choice is not None:
             parts.append(Choice.of_dict(self.choice).table())
         if self.loss_curves is not None:
-            parts.append(
-                Text(f"expected loss of the cut: {self.loss_curves['expected']:.3g} nats (or squared error) a token")
-            )
+            parts.append(Text(f"expected loss of the cut: {self.loss_curves['expected']:.3g}"))
         if self.repaired:
             parts.append(Text(f"repaired by {self.method['repair']['name']}: {self._repair_errors()}"))
         if self.validation is not None and self.repaired:

@@ -53,18 +53,18 @@ from llmrank.pipeline.closeness.candidates import (
     try_candidates,
 )
 from llmrank.pipeline.closeness.distance import DenseReference
-from llmrank.pipeline.closeness.loss_curves import measure_loss_curves
+from llmrank.pipeline.closeness.loss_curves import LossCurves, measure_loss_curves
 from llmrank.pipeline.closeness.removal import losses_of_blocks
 from llmrank.pipeline.closeness.repair_validation import Validation, repair_where_it_helps
 from llmrank.pipeline.closeness.sensitivity import first_sequences, layer_sensitivities
 from llmrank.pipeline.descriptions import dtype_name
 from llmrank.pipeline.recipe import Recipe
-from llmrank.prune import GlobalPruner, LocalPruner, SensitivityPruner
+from llmrank.prune import GlobalPruner, LeastLossPruner, LocalPruner, SensitivityPruner
 from llmrank.prune.amounts import protected_names
 from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import Sensitivity
-from llmrank.prune.records.units import check_targets, find_units, names_in_order, units_of
+from llmrank.prune.records.units import TARGETS, check_targets, find_units, names_in_order, units_of
 from llmrank.prune.selection import ROUND_OFF, Reselection, check_several, choose_masks, moved_against
 from llmrank.repair import RepairedMap
 from llmrank.score import BaseScorer, ExpertScorer
@@ -379,28 +379,12 @@ def measure_sensitivities(
     One layer at a time is pruned as in :func:`trial_masks`, see
     :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`. Units whose losses do not add up are removed in turn, see
     :mod:`llmrank.pipeline.closeness.removal`. A pruner that needs losses at several shares gets
-    :class:`llmrank.pipeline.closeness.loss_curves.LossCurves`: those of the ranking, or else measured on the tokens that
-    also judge a repair, if there are any: held-out ones, half of them of other text.
+    :class:`llmrank.pipeline.closeness.loss_curves.LossCurves`.
     """
     if not recipe.pruner.needs_sensitivity:
         return {}
     if recipe.pruner.shares_measured:
-        ranking = recipe.calibration.ranking
-        kept = ranking and ranking.losses(ranked.scorer.label(), recipe.topology, recipe.trial_targets)
-        if kept:
-            return kept
-        held_out = tokens.parts[1]
-        with prepared.onloaded(execution):
-            return measure_loss_curves(
-                prepared.model,
-                prepared.ffns,
-                ranked.graphs,
-                ranked.ranks,
-                recipe.trial_targets,
-                recipe.pruner.shares_measured,
-                tokens.sequences if held_out is None else held_out,
-                execution,
-            )
+        return measure_losses(prepared, recipe, ranked, tokens, execution)
     ffns, masks = prepared.ffns, trial_masks(prepared, recipe, ranked)
     layers, targets = ffns.layers.values(), recipe.trial_targets
     units = [each for target in targets for each in units_of(layers, target)]
@@ -412,6 +396,48 @@ def measure_sensitivities(
     with execution.step("Removing blocks in turn"):
         reference = DenseReference(prepared.model, ffns, first_sequences(tokens.sequences), execution)
         return losses_of_blocks(reference, prepared.model, ffns, masks, alone, recipe.pruner, prepared.costs)
+
+
+def measure_losses(
+    prepared: PreparedModel, recipe: Recipe, ranked: RankedModel, tokens: CalibrationTokens, execution: Execution
+) -> LossCurves:
+    """Return the loss curves of all layers for the shares of the pruner: those of the ranking if it has them, or measured ones.
+
+    They are measured on sequences that are held out from a repair, in turn one of the calibration's kind and one of other text.
+    """
+    ranking, shares = recipe.calibration.ranking, recipe.pruner.shares_measured
+    kept = None if ranking is None else ranking.losses(settings_of_losses(recipe, ranked))
+    if kept is not None:
+        return kept
+    held_out, other = tokens.held_out_of_kind, tokens.other
+    sequences = tokens.sequences if held_out is None else held_out
+    if held_out is not None and other is not None:
+        n = min(len(held_out), len(other))
+        sequences = held_out.joined(other.spread(n)).ordered(
+            [k for pair in range(n) for k in (pair, len(held_out) + pair)]
+        )
+    with prepared.onloaded(execution):
+        return measure_loss_curves(
+            prepared.model,
+            prepared.ffns,
+            ranked.graphs,
+            ranked.ranks,
+            recipe.trial_targets,
+            shares,
+            sequences,
+            execution,
+        )
+
+
+def settings_of_losses(recipe: Recipe, ranked: RankedModel) -> dict[str, Any]:
+    """Return what loss curves depend on besides the model and the text, as values for JSON."""
+    return {
+        "scorer": ranked.scorer.label(),
+        "pipeline": recipe.topology,
+        "beta": recipe.beta,
+        "targets": sorted(recipe.targets, key=TARGETS.index),
+        "shares": list(recipe.pruner.shares_measured),
+    }
 
 
 def choose(
@@ -445,7 +471,12 @@ def close_decisions(
     blocks, which are not chosen by scores, and for pruners of others, which may not expect a second call. Sensitivities are not
     moved, and what a repair chooses again is not counted.
     """
-    if "blocks" in recipe.targets or type(recipe.pruner) not in (LocalPruner, GlobalPruner, SensitivityPruner):
+    if "blocks" in recipe.targets or type(recipe.pruner) not in (
+        LocalPruner,
+        GlobalPruner,
+        SensitivityPruner,
+        LeastLossPruner,
+    ):
         return None
     share = max(ROUND_OFF.get(parameter.dtype, 0.0) for parameter in prepared.model.parameters())
     moved = replace(ranked, ranks=moved_against(ranked.graphs, ranked.ranks, masks, share))

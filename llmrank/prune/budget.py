@@ -130,7 +130,7 @@ def describe_amount(pruner: BasePruner, ffns: FFNs, costs: ModelCosts, targets: 
 
 
 def _describe_least_loss(pruner: LeastLossPruner, records: Sequence[LayerRecord], costs: ModelCosts) -> str:
-    needed, total = pruner.needed(records, costs)
+    needed, total = pruner.amount_needed(records, costs)
     units = records[0].units
     counted = "neurons" if units is None else units.counted
     what = counted if pruner.amount_of == "neurons" else unit_name(pruner.amount_of)

@@ -18,8 +18,8 @@ from llmrank.prune.records.order import keep_highest
 
 __all__ = ["LeastLossPruner", "interpolated"]
 
-# Numbers of units that a layer can keep, at most.
-MOST_WIDTHS = 64
+# The number of widths that all layers together may take, and how many each may take at least.
+MOST_WIDTHS, FEWEST_WIDTHS = 4096, 64
 # An amount is divided into this many steps, at most. A larger number makes the choice slower.
 MOST_STEPS = 20_000
 
@@ -28,8 +28,9 @@ class LeastLossPruner(BasePruner):
     """Remove from each layer as many units as are expected to cost the model least in all, of neurons and heads together.
 
     A pipeline measures what the model loses when each layer alone loses several numbers of its units. Between two of these
-    numbers a loss is interpolated. The losses of layers are expected to add up, and the amount is shared out so that their sum is
-    smallest. If `amount_of` is a cost and the targets are neurons and heads, one amount covers both.
+    numbers a loss is interpolated, and more units than were measured are removed only if the amount cannot be reached otherwise.
+    The losses of layers are expected to add up, and the amount is shared out so that their sum is smallest. If `amount_of` is a
+    cost and the targets are neurons and heads, one amount covers both.
 
     Parameters
     ----------
@@ -48,8 +49,9 @@ class LeastLossPruner(BasePruner):
 
     Notes
     -----
-    Dynamic programming over at most 64 widths of every layer, and 20,000 steps of the amount: exact if the amount has fewer such
-    steps, else exact for an amount that is higher by at most a step for each layer. It takes a quarter of a second for 60 layers.
+    Dynamic programming over the widths that a layer may take, 4,096 in all layers together or 64 in each, and 20,000 steps of the
+    amount: exact for these widths if the amount has fewer steps, else for an amount that is higher by at most a step for each
+    layer. It takes a quarter of a second for 60 layers.
 
     Examples
     --------
@@ -83,34 +85,55 @@ class LeastLossPruner(BasePruner):
 
     def prune(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> Masks:
         """See :meth:`BasePruner.prune`."""
-        needed, saved = self._savings(layer_list, costs)
-        # Layers that lose as many units are one layer to the program.
+        if not layer_list:
+            return Masks({})
+        needed, widths, saved = self._savings(layer_list, costs)
+        groups = self._groups(layer_list)
+        options: list[tuple[np.ndarray, ...]] = []
+        measured: list[tuple[np.ndarray, ...]] = []
+        for group in groups:
+            n, kept = layer_list[group[0]].out_features, np.array(widths[group[0]])
+            losses = np.sum([interpolated(_losses(layer_list[k]), n - kept) for k in group], axis=0)
+            options.append((kept, np.sum([saved[k] for k in group], axis=0), losses))
+            within = n - kept <= max(max(_losses(layer_list[k]), default=0) for k in group)
+            measured.append(tuple(each[within] for each in options[-1]))
+        # Where nobody has measured, nothing is removed unless the amount needs it.
+        if sum(each.max() for _, each, _ in measured) >= needed:
+            options = measured
+        most, target = int(sum(each.max() for _, each, _ in options)), needed
+        while True:
+            chosen = {
+                layer_list[k].name: width
+                for group, width in zip(groups, _cheapest(options, target), strict=True)
+                for k in group
+            }
+            # Layers that share a matrix save less together than each alone.
+            short = needed - self._saved_together(layer_list, chosen, costs) if self.amount_of != "neurons" else 0
+            if short <= 0 or target >= most:
+                break
+            target = min(target + short, most)
+        return Masks({layer.name: keep_highest(importance_of(layer), chosen[layer.name]) for layer in layer_list})
+
+    def _groups(self, layer_list: Sequence[LayerRecord]) -> list[list[int]]:
+        """Return the positions of layers that lose as many units."""
         groups: dict[object, list[int]] = {}
         for k, layer in enumerate(layer_list):
             kind = None if layer.units is None else layer.units.target
             together = self.uniform and not layer.protected
             groups.setdefault((kind, layer.out_features) if together else k, []).append(k)
-        widths: list[int] = [layer.out_features for layer in layer_list]
-        options = []
-        for group in groups.values():
-            kept = np.array(list(saved[group[0]]))
-            losses = np.sum([_expected(layer_list[k], widths[k] - kept) for k in group], axis=0)
-            options.append((kept, np.sum([list(saved[k].values()) for k in group], axis=0), losses))
-        for group, width in zip(groups.values(), _cheapest(options, needed), strict=True):
-            for k in group:
-                widths[k] = width
-        return Masks(
-            {
-                layer.name: keep_highest(importance_of(layer), width)
-                for layer, width in zip(layer_list, widths, strict=True)
-            }
-        )
+        return list(groups.values())
+
+    def _saved_together(
+        self, layer_list: Sequence[LayerRecord], kept: Mapping[str, int], costs: ModelCosts | None
+    ) -> int:
+        widths = {name: width for layer in layer_list for name, width in layer.widths(kept[layer.name]).items()}
+        return 0 if costs is None else costs.removed_cost(widths, self.amount_of)
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """See :meth:`BasePruner.check`. It refuses every amount that is impossible for layers of these sizes."""
         self._savings(layer_list, costs)
 
-    def needed(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None) -> tuple[int, int]:
+    def amount_needed(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None) -> tuple[int, int]:
         """Return how much must be removed at least, and of how much, both in the unit of the amount."""
         if self.amount_of != "neurons":
             target, costs = self._cost_to_remove(costs)
@@ -119,41 +142,45 @@ class LeastLossPruner(BasePruner):
         total = sum(layer.out_features * n for layer, n in zip(layer_list, sizes, strict=True))
         if all(layer.protected for layer in layer_list):
             return 0, total
-        return sum(self.amount * n for n in sizes) if isinstance(self.amount, int) else round(
-            self.amount * total
-        ), total
+        return self.amount * sum(sizes) if isinstance(self.amount, int) else round(self.amount * total), total
 
-    def _savings(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None) -> tuple[int, list[dict[int, int]]]:
-        """Return how much must be removed, and for each layer what every number of units that it may keep saves."""
+    def _savings(
+        self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None
+    ) -> tuple[int, list[list[int]], list[list[int]]]:
+        """Return how much must be removed, and for each layer the numbers of units that it may keep and what each saves."""
         self._mark_protected(layer_list)
-        needed, total = self.needed(layer_list, costs)
-        saved = []
+        needed, total = self.amount_needed(layer_list, costs)
+        most_widths = max(FEWEST_WIDTHS, MOST_WIDTHS // max(1, len(self._groups(layer_list))))
+        widths, saved = [], []
         for layer in layer_list:
             n = layer.out_features
             if self.amount_of == "neurons" or costs is None:
                 of_one = _neurons_per_unit(layer)
             else:
                 of_one = costs.removed_cost(layer.widths(n - 1), self.amount_of)
-            saved.append({width: (n - width) * of_one for width in self._widths(layer)})
-        most = sum(max(each.values()) for each in saved)
-        if needed > most and costs is not None and self.amount_of != "neurons":
-            raise self._amount_error(most, costs, layer_list)
-        if needed > most:
+            widths.append(self._widths(layer, most_widths))
+            saved.append([(n - width) * of_one for width in widths[-1]])
+        if self.amount_of != "neurons" and costs is not None:
+            kept = {layer.name: min(each) for layer, each in zip(layer_list, widths, strict=True)}
+            if needed > (most := self._saved_together(layer_list, kept, costs)):
+                raise self._amount_error(most, costs, layer_list)
+        elif needed > (most := sum(max(each) for each in saved)):
             what = layer_list[0].units.counted if layer_list[0].units else "neurons"
             raise OptionError(
                 f"{needed:,} of {total:,} {what} cannot be removed: at most {most:,} can, because each layer keeps "
                 f"min_keep={self.min_keep}, widths are rounded (multiple_of), and protected layers stay; lower the amount"
             )
-        return needed, saved
+        return needed, widths, saved
 
-    def _widths(self, layer: LayerRecord) -> list[int]:
+    def _widths(self, layer: LayerRecord, most: int) -> list[int]:
         """Return the numbers of units that a layer may keep, all of them first."""
         n, fewest = layer.out_features, self.fewest(layer)
         if layer.protected:
             return [n]
         multiple = self.multiple_for(layer)
         least = round_width(fewest, n, multiple, fewest)
-        return [n, *reversed(range(least, n, multiple * max(1, -(-(n - least) // (multiple * MOST_WIDTHS)))))]
+        step = multiple * max(1, -(-(n - least) // (multiple * most)))
+        return [n, *reversed(range(least, n, step))]
 
 
 def _neurons_per_unit(layer: LayerRecord) -> int:
@@ -161,37 +188,38 @@ def _neurons_per_unit(layer: LayerRecord) -> int:
     return 1 if layer.units is not None and layer.units.has_few else layer.neurons_per_unit
 
 
-def _expected(layer: LayerRecord, removed: np.ndarray) -> np.ndarray:
-    """Return the expected losses of some numbers of removed units."""
+def _losses(layer: LayerRecord) -> Mapping[int, float]:
+    """Return the losses of a record by the number of removed units, which must be finite."""
     found = layer.sensitivity
-    if not isinstance(found, Mapping) or (not found and removed.any()):
+    if not isinstance(found, Mapping):
         raise OptionError(
             f"the record of {layer.name} carries no losses at several amounts; run the pruner in a pipeline, which measures "
             "them, or set record.sensitivity to losses by the number of removed units"
         )
     if not np.isfinite(list(found.values())).all():
         raise LLMRankError(f"{layer.name}: a loss is not finite; measure it again")
-    return interpolated(found, removed)
+    return found
 
 
 def interpolated(losses: Mapping[int, float], removed: np.ndarray) -> np.ndarray:
     """Interpolate losses, which are known for some numbers of removed units, at other numbers.
 
-    Beyond the largest number the line through the last two goes on. More units cannot cost less: where a measurement says so, it
-    is noise, and the larger loss of fewer units is taken.
+    Beyond the largest number the line through the last two goes on, or that from 0 if it is steeper: the last units are not
+    free, though a loss that is large rises slowly. More units cannot cost less: where a measurement says so, it is noise, and the
+    larger loss of fewer units is taken.
 
     >>> interpolated({2: 0.1, 4: 0.5}, np.array([1, 3, 5])).round(3).tolist()
     [0.05, 0.3, 0.7]
     """
-    counts = [0, *sorted(losses)]
+    counts = [0, *sorted(k for k in losses if k > 0)]
     values = np.maximum.accumulate([0.0, *(losses[k] for k in counts[1:])])
     if len(counts) == 1:
         return np.zeros(np.shape(removed))
-    slope = (values[-1] - values[-2]) / (counts[-1] - counts[-2])
+    slope = max((values[-1] - values[-2]) / (counts[-1] - counts[-2]), values[-1] / counts[-1])
     return np.asarray(np.interp(removed, counts, values) + np.maximum(removed - counts[-1], 0) * slope)
 
 
-def _cheapest(options: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], needed: int) -> list[int]:
+def _cheapest(options: Sequence[tuple[np.ndarray, ...]], needed: int) -> list[int]:
     """Choose a width of each group, so that enough is saved at the least loss; a group has widths, what they save, and losses.
 
     What is saved is counted in steps, and ``best[n]`` is the least loss of the groups so far that save at least n steps.
@@ -206,14 +234,13 @@ def _cheapest(options: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], need
     for _, saved, losses in options:
         # Rounded down, so that what is counted is really saved.
         steps = np.minimum(saved // step / coarser, n_steps).astype(int)
-        reached = np.array(
-            [
-                loss + np.concatenate([np.full(n, best[0]), best[: n_steps + 1 - n]])
-                for n, loss in zip(steps, losses, strict=True)
-            ]
-        )
-        choices.append((steps, reached.argmin(axis=0)))
-        best = reached.min(axis=0)
+        reached, chosen = np.full(n_steps + 1, np.inf), np.zeros(n_steps + 1, dtype=np.int64)
+        for k, (n, loss) in enumerate(zip(steps, losses, strict=True)):
+            candidate = loss + np.concatenate([np.full(n, best[0]), best[: n_steps + 1 - n]])
+            lower = candidate < reached
+            reached[lower], chosen[lower] = candidate[lower], k
+        choices.append((steps, chosen))
+        best = reached
     if not np.isfinite(best[-1]):  # all that can be saved is needed, but for what rounding loses
         return [int(widths[saved.argmax()]) for widths, saved, _ in options]
     found, left = [], n_steps

@@ -22,7 +22,7 @@ from llmrank.pipeline.ranking import Ranking
 from llmrank.pipeline.recipe import Recipe
 from llmrank.pipeline.registry import make_pruner
 from llmrank.pipeline.texts import RankedText
-from llmrank.prune.records.units import Units, names_in_order, parse_targets
+from llmrank.prune.records.units import Units, parse_targets
 
 __all__ = ["run_plan"]
 
@@ -50,17 +50,17 @@ def run_plan(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     loaded = load(options, terminal, on_cpu=True)
     prepared = stages.find(loaded.model, loaded.tokenizer, recipe, Execution())
     stages.check(prepared, recipe)
+    ranking.statistics_of(loaded.model, prepared.ffns)  # raises an error for another model
     chosen, units = forecast(prepared, pruner, targets, curves)
     others = forecasts(prepared, pruner, targets, curves)
     unit = unit_name(pruner.amount_of)
-    names = names_in_order(prepared.ffns.layers.values(), pruner.parts(targets))
-    _print(chosen, others, {each.name: each for each in units}, names, unit, terminal)
+    _print(chosen, others, units, unit, terminal)
     terminal.say(
         f"Prune so with llmrank apply {options.ranking} {options.model} --targets {','.join(targets)} --pruner {options.pruner} "
         f"--amount-of {options.amount_of} --amount {options.amount} --output pruned"
     )
     if options.figure is not None:
-        draw_forecast(chosen, others, {each.name: each for each in units}, names, unit).savefig(options.figure, dpi=150)
+        draw_forecast(chosen, others, units, unit).savefig(options.figure, dpi=150)
     content = {
         "model": ranking.settings["model"],
         "targets": list(targets),
@@ -76,22 +76,21 @@ def run_plan(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
 def _print(
     chosen: Forecast,
     others: list[Forecast],
-    units: dict[str, Units],
-    names: list[str],
+    units: list[Units],
     unit: str,
     terminal: Terminal,
 ) -> None:
     table = compact_table("layer", "keeps", "of", "", left="layer")
-    for name, short in zip(names, short_names(names, names), strict=True):
-        before = units[name].n_units
-        table.add_row(escape(short), f"{chosen.kept[name]:,}", f"{before:,}", units[name].counted)
+    names = [each.name for each in units]
+    for each, short in zip(units, short_names(names, names), strict=True):
+        table.add_row(escape(short), f"{chosen.kept[each.name]:,}", f"{each.n_units:,}", each.counted)
     print_full_width(table, terminal)
     terminal.say(
         f"\n{chosen.share:.1%} of the {unit} would be removed, for an expected loss of {chosen.loss:.3g}. Other amounts:\n"
     )
     table = compact_table("removed", "expected loss")
-    for each in others:
-        table.add_row(f"{each.share:.1%}", f"{each.loss:.3g}")
+    for other in others:
+        table.add_row(f"{other.share:.1%}", f"{other.loss:.3g}")
     print_full_width(table, terminal)
     terminal.say(
         "\nA loss is the KL divergence from the dense model's predictions in nats a token (of models that predict no tokens, the "

@@ -30,10 +30,9 @@ from llmrank.execution.json_files import json_safe
 from llmrank.execution.work_directory import SAVING, SHARD_BYTES, WorkDirectory
 from llmrank.models.digest import weights_digest
 from llmrank.pipeline import stages
-from llmrank.pipeline.closeness.loss_curves import LossCurves
 from llmrank.pipeline.descriptions import model_source
 from llmrank.pipeline.plan import rank_model
-from llmrank.pipeline.ranking import SETTINGS, Ranking, losses_of
+from llmrank.pipeline.ranking import SETTINGS, Ranking
 from llmrank.pipeline.texts import RankedText
 from llmrank.prune import LeastLossPruner
 from llmrank.prune.masks import Masks
@@ -57,6 +56,11 @@ def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
         raise OptionError(
             "statistics of attentions cannot be kept in a file; leave attention=true out, or use llmrank prune"
         )
+    if options.losses and {"blocks", "experts"} & {*recipe.targets}:
+        raise OptionError(
+            f"--losses measures losses of neurons and heads, got --targets {options.targets}; leave --losses out, or name "
+            "neurons, heads or both"
+        )
     loaded = load(options, terminal, on_cpu=True)
     work = work_directory(options, loaded.model, terminal)
     recipe = without_generation(recipe, work, terminal)
@@ -70,11 +74,11 @@ def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
         execution = run.with_work_directory(prepared, tokens, run.execution)
         statistics = stages.calibrate(prepared, recipe, tokens, execution)
         ranked = rank_model(prepared, recipe, statistics, tokens, execution)
-        curves = None
+        losses = {}
         if options.losses:
-            curves = stages.measure_sensitivities(
-                prepared, replace(recipe, pruner=LeastLossPruner()), ranked, tokens, execution
-            )
+            measuring = replace(recipe, pruner=LeastLossPruner())
+            curves = stages.measure_losses(prepared, measuring, ranked, tokens, execution)
+            losses = {"losses": {**stages.settings_of_losses(measuring, ranked), "curves": curves.to_dict()}}
     settings = {
         "model": model_source(loaded.model),
         "weights": weights,
@@ -84,9 +88,8 @@ def run_rank(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
         "scorer": options.scorer if len(recipe.candidates) == 1 else ranked.scorer.label(),
         "choice": json_safe(ranked.choice),
         "calibration": tokens.sequences.provenance(),
+        **losses,
     }
-    if isinstance(curves, LossCurves):
-        settings["losses"] = losses_of(ranked.scorer.label(), recipe.topology, recipe.trial_targets, curves)
     with resumable(run, terminal), terminal.step(f"Saving {options.output}"):
         if run.work is not None:
             run.work.note(SAVING, options.settings)

@@ -68,7 +68,7 @@ class LossCurves(Mapping[str, Mapping[int, float]]):
         >>> LossCurves({"a": {2: 0.2}, "b": {2: 0.4}}, ((0.6, 1.2),)).expected({"a": 2, "b": 1})
         0.8
         """
-        sums, joint = np.array([(0.0, 0.0), *self.together]).T
+        sums, joint = np.maximum.accumulate(np.array([(0.0, 0.0), *sorted(self.together)])).T
         alone = sum(float(interpolated(self.alone[name], np.array(count))) for name, count in removed.items())
         if alone > sums[-1]:
             return float(joint[-1] / sums[-1] * alone)
@@ -135,7 +135,7 @@ def measure_loss_curves(
     """
     units = units_of_part(ffns.layers.values(), targets)
     curves: dict[str, dict[int, float]] = {each.name: {} for each in units}
-    together = []
+    removed, together = [], []
     for share in shares:
         masks = Masks.full(ffns.sizes)
         for target in targets:
@@ -146,8 +146,10 @@ def measure_loss_curves(
         losses = layer_sensitivities(model, ffns, masks, sequences, execution, groups=groups)
         for name in new:
             curves[name][counts[name]] = losses[name]
-        together.append((sum(curves[name].get(count, 0.0) for name, count in counts.items()), losses[TOGETHER]))
-    return LossCurves(curves, tuple(together))
+        removed.append(counts)
+        together.append(losses[TOGETHER])
+    sums = [sum(float(interpolated(curves[n], np.array(k))) for n, k in counts.items()) for counts in removed]
+    return LossCurves(curves, tuple(zip(sums, together, strict=True)))
 
 
 def removed_units(units: Sequence[Units], masks: Masks) -> dict[str, int]:

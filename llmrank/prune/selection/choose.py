@@ -104,6 +104,11 @@ def check_several(pruner: BasePruner, targets: Sequence[Target]) -> None:
         raise OptionError(
             f"blocks are removed in a run of their own, got {','.join(targets)}; remove blocks first, and prune the result again"
         )
+    if pruner.shares_measured and "experts" in targets:
+        raise OptionError(
+            f"{type(pruner).__name__} knows losses of neurons and heads, got {','.join(targets)}; use another pruner for "
+            "experts, such as local"
+        )
     one_amount = len(pruner.parts(targets)) == 1 and "heads" in targets
     if len(targets) > 1 and not one_amount and (not isinstance(pruner.amount, float) or pruner.amount_of != "neurons"):
         raise OptionError(

@@ -16,7 +16,8 @@ from llmrank.models import FFNs, find_ffns
 from llmrank.models.costs import ModelCosts
 from llmrank.prune import LayerRecord, LeastLossPruner, LocalPruner, record_of_size
 from llmrank.prune.records.units import find_units, units_of_part
-from tests.llmrank.tiny_models import tiny_llama, token_ids
+from tests.llmrank.tiny_mixtures import tiny_mixture
+from tests.llmrank.tiny_models import features, mlp, tiny_llama, token_ids
 
 WIDTH = 5
 # Few, because every seed is a search through hundreds of choices.
@@ -99,7 +100,6 @@ def test_many_widths_are_rounded_and_thinned() -> None:
     [
         (None, OptionError, "carries no losses at several amounts"),
         (0.5, OptionError, "carries no losses at several amounts"),
-        ({}, OptionError, "carries no losses at several amounts"),
         ({2: float("nan")}, LLMRankError, "layer 0: a loss is not finite"),
     ],
 )
@@ -186,3 +186,51 @@ def test_what_one_amount_cannot_cover_is_refused() -> None:
             llmrank.prune_model(model, amount=amount, amount_of="parameters", pruner=pruner, **common)
     with pytest.raises(OptionError, match=r"at most .* can, because .* embeddings and norms are not pruned"):
         llmrank.prune_model(model, amount=0.99, amount_of="parameters", pruner="least-loss", **common)
+    with pytest.raises(OptionError, match="LeastLossPruner knows losses of neurons and heads, got experts"):
+        llmrank.prune_model(tiny_mixture("mixtral"), pruner="least-loss", **{**common, "targets": "experts"})
+
+
+def test_experts_lose_as_many_neurons_each() -> None:
+    pruned = llmrank.prune_model(
+        tiny_mixture("mixtral"),
+        amount=0.3,
+        pruner="least-loss",
+        scorer="activation",
+        calibration=token_ids(),
+        repair=None,
+    )
+    assert pruned.report.loss_curves is not None
+    assert pruned.masks.removed_share >= 0.25
+    assert pruned.report.loss_curves["expected"] > 0
+
+
+def test_what_was_not_measured_is_removed_last() -> None:
+    losses = ({100: 0.5, 650: 1.3, 800: 1.25}, {100: 0.6, 800: 5.0})
+    layers = [LayerRecord(str(k), torch.rand(1000), sensitivity=each) for k, each in enumerate(losses)]
+    assert LeastLossPruner(0.5, multiple_of=20).prune(layers).widths == {"0": 200, "1": 800}
+    assert LeastLossPruner(0.85, multiple_of=20).prune(layers).widths == {"0": 20, "1": 280}
+
+
+def test_large_amounts_are_counted_in_coarser_steps() -> None:
+    layers = [LayerRecord(str(k), torch.rand(16_384), sensitivity={8192: 0.1 + k, 16_000: 1.0 + k}) for k in range(3)]
+    masks = LeastLossPruner(0.43, multiple_of=1).prune(layers)
+    assert 0.43 <= masks.removed_share < 0.44
+    assert LeastLossPruner(0.43, multiple_of=1, uniform=True).prune(layers).removed_share < 0.432
+    assert len(LeastLossPruner(0.3).prune([])) == 0
+
+
+def test_layers_that_share_a_matrix_save_enough_together() -> None:
+    model = mlp(8, 40, 40, 8)
+    before = sum(each.numel() for each in model.parameters())
+    options: Any = {"calibration": features(64, 8), "scorer": "activation", "repair": None}
+    llmrank.prune_model(model, amount=0.5, amount_of="parameters", pruner="least-loss", **options)
+    assert sum(each.numel() for each in model.parameters()) <= 0.5 * before
+
+
+def test_heads_do_not_stop_the_neurons_that_share_their_amount() -> None:
+    model, _, costs = with_heads()
+    options: Any = {"calibration": token_ids(), "scorer": "norm,activation", "repair": None}
+    pruned = llmrank.prune_model(
+        model, targets="neurons,heads", amount=0.45, amount_of="parameters", pruner="least-loss", **options
+    )
+    assert sum(each.numel() for each in pruned.model.parameters()) <= 0.55 * costs.model.parameters

@@ -131,6 +131,17 @@ def test_a_plan_is_what_apply_does(
     assert numbers == plan["kept"]
     assert report["loss_curves"]["expected"] == pytest.approx(plan["loss"])
     assert report["reached"]["parameters"]["share"] == pytest.approx(plan["share"])
+    # A share of each kind, and positions of protected layers, mean the same to both.
+    for number, (pruner, unit) in enumerate((("least-loss", "neurons"), ("least-loss:protect=0", "parameters"))):
+        again = ("--amount", 0.2, "--amount-of", unit, "--pruner", pruner)
+        assert run("plan", ranking, checkpoint, *again, "--output", written) == 0
+        place = tmp_path / f"again {number}"
+        further = ("--targets", "neurons,heads", "--repair", "none")
+        assert run("apply", ranking, checkpoint, "--output", place, *again, *further) == 0
+        widths = json.loads((place / "report.json").read_text(encoding="utf-8"))["neurons"]["widths"]
+        numbers = {name: width // (1 if name.endswith("mlp") else 8) for name, width in widths.items()}
+        assert numbers == json.loads(written.read_text(encoding="utf-8"))["kept"]
+    capsys.readouterr()
     # Other scores remove other neurons, whose losses are not known.
     assert run("apply", ranking, checkpoint, "--output", tmp_path / "other", *given, "--scorer", "norm") == 1
     assert "losses were measured again" in capsys.readouterr().err
@@ -146,8 +157,11 @@ def test_a_plan_needs_losses_of_this_model(checkpoint: Path, corpus: Path, tmp_p
     assert "use least-loss" in refused(capsys, "plan", ranking, checkpoint, "--pruner", "local")
     assert "at most" in refused(capsys, "plan", ranking, checkpoint, "--amount", 0.99)
     assert "a .png or .svg file" in refused(capsys, "plan", ranking, checkpoint, "--figure", tmp_path / "a.pdf")
-    other = llmrank.save(tmp_path / "other", tiny_llama(num_hidden_layers=4), tokenizer())
-    assert "give the model that was ranked" in refused(capsys, "plan", ranking, other)
+    for number, model in enumerate((tiny_llama(num_hidden_layers=4), tiny_llama(seed=1))):
+        other = llmrank.save(tmp_path / f"other {number}", model, tokenizer())
+        assert "has other weights" in refused(capsys, "plan", ranking, other)
+    blocks = ("--targets", "blocks", "--losses", "--output", tmp_path / "blocks", *common)
+    assert "--losses measures losses of neurons and heads" in refused(capsys, "rank", checkpoint, *blocks)
 
     def without(content: dict[str, Any]) -> None:
         content["losses"]["curves"]["together"] = []

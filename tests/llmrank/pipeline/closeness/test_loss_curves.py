@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,16 +12,18 @@ import torch
 import llmrank
 from llmrank.calibration.collect import collect_statistics
 from llmrank.models import find_ffns
+from llmrank.pipeline import CalibrationText, Recipe
 from llmrank.pipeline.closeness.loss_curves import LossCurves, measure_loss_curves
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
-from llmrank.prune import LocalPruner
+from llmrank.pipeline.pruning_run import PruningRun
+from llmrank.prune import LeastLossPruner, LocalPruner
 from llmrank.prune.records.units import find_units
 from llmrank.prune.selection import choose_masks
 from llmrank.score import ActivationScorer
 from llmrank.score.rank_graphs import rank_graphs
 from llmrank.score.topologies import build_graphs
-from llmrank.text import tokenise
-from tests.llmrank.tiny_models import tiny_llama, token_ids
+from llmrank.text import TokenSequences, tokenise
+from tests.llmrank.tiny_models import text, tiny_llama, token_ids
 
 SHARES = (0.1, 0.25, 0.5, 0.75)
 CURVES = LossCurves({"a": {2: 0.2, 4: 0.6}, "b": {1: 0.4}}, ((0.5, 0.6), (1.0, 1.6)))
@@ -78,7 +81,41 @@ def test_curves_are_read_as_they_were_written() -> None:
             LossCurves.of_dict(each)
 
 
-def test_curves_are_measured_on_held_out_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_is_never_expected_to_cost_less() -> None:
+    curves = LossCurves({"a": {4: 0.6, 8: 0.5, 12: 0.9}}, ((0.6, 0.6), (0.5, 0.7), (0.9, 0.4)))
+    expected = [curves.expected({"a": count}) for count in range(20)]
+    assert expected == sorted(expected)
+
+
+def test_losses_are_measured_on_both_kinds_of_held_out_text(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path
+) -> None:
+    """However few of the sequences are read."""
+    read: list[torch.Tensor] = []
+
+    def spy(sequences: TokenSequences) -> TokenSequences:
+        read.append(sequences.ids[:2])
+        return sequences.ordered([0, 1])
+
+    monkeypatch.setattr("llmrank.pipeline.closeness.sensitivity.first_sequences", spy)
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(text(3000), encoding="utf-8")
+    loaded = llmrank.load(checkpoint)
+    recipe = Recipe(
+        scorer=ActivationScorer(), pruner=LeastLossPruner(), repair=None, calibration=CalibrationText(corpus, 16, 32)
+    )
+    run = PruningRun(loaded.model, loaded.tokenizer, recipe)
+    run.run()
+    assert run.plan is not None
+    tokens = run.plan.tokens
+    assert tokens.held_out is not None
+    assert tokens.other is not None
+    for ids in read:
+        assert torch.equal(ids[0], tokens.held_out.ids[0])
+        assert any(torch.equal(ids[1], row) for row in tokens.other.ids)
+
+
+def test_without_text_that_goes_on_losses_are_measured_on_what_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
 
     def spy(*args: Any, **options: Any) -> LossCurves:
@@ -87,7 +124,7 @@ def test_curves_are_measured_on_held_out_tokens(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("llmrank.pipeline.stages.measure_loss_curves", spy)
     ids = token_ids()
-    for repair, rows in (("none", ids), ("lstsq", ids[-1:])):
+    for repair in ("none", "lstsq"):
         options: Any = {"calibration": ids, "scorer": "activation", "repair": repair}
         llmrank.prune_model(tiny_llama(), pruner="least-loss", **options)
-        assert torch.equal(seen[-1], rows)
+        assert torch.equal(seen[-1], ids[-1:])
