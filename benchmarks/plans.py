@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from scipy import stats
 
-from benchmarks.across import Study
+from benchmarks.across import KINDS, Study
 from benchmarks.result_files import opened, write
 from benchmarks.wikitext import add_wikitext, check_wikitext
 from llmrank.cli.demo_models import demo_model
@@ -26,8 +26,9 @@ from llmrank.errors import OptionError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.execution import Execution
 from llmrank.models.costs import ModelCosts
+from llmrank.pipeline import Recipe, stages
 from llmrank.pipeline.closeness.distance import DenseReference
-from llmrank.pipeline.closeness.loss_curves import measure_loss_curves, removed_units
+from llmrank.pipeline.closeness.loss_curves import LossCurves, removed_units
 from llmrank.pipeline.registry import make_scorer
 from llmrank.prune import LeastLossPruner
 from llmrank.prune.records.units import units_of_part
@@ -45,19 +46,11 @@ HEAD = (
 )
 
 
-def measure(source: str, options: argparse.Namespace, targets: str) -> dict[str, Any]:
-    """Make the plans of one model, and carry each out."""
-    study = Study(source, options, targets)
+def measure(study: Study, curves: LossCurves, scorer: str) -> list[dict[str, Any]]:
+    """Make the plans of one model by its loss curves, and carry each out."""
     study.calibrate("default")
-    model, ffns, graphs, tokens = study.model, study.ffns, study.graphs["default"], study.tokens["default"]
-    scorer = make_scorer(study.choice("default", 0.3).chosen)
-    ranks, costs = rank_graphs(scorer, graphs), ModelCosts(model, ffns)
-    begun = perf_counter()
-    held_out = tokens.parts[1]
-    assert held_out is not None
-    pruner = LeastLossPruner()
-    curves = measure_loss_curves(model, ffns, graphs, ranks, study.targets, pruner.shares_measured, held_out)
-    seconds = {"curves": round(perf_counter() - begun, 1)}
+    model, ffns, graphs = study.model, study.ffns, study.graphs["default"]
+    ranks, costs = rank_graphs(make_scorer(scorer), graphs), ModelCosts(model, ffns)
     reference = DenseReference(model, ffns, study.texts.joined(study.other), Execution())
     units = units_of_part(ffns.layers.values(), study.targets)
     rows: list[dict[str, Any]] = []
@@ -70,24 +63,43 @@ def measure(source: str, options: argparse.Namespace, targets: str) -> dict[str,
             )
         except OptionError:
             continue
-        seconds["plan"] = round(max(seconds.get("plan", 0.0), perf_counter() - begun), 2)
-        removed = removed_units(units, masks)
-        lost = Estimate.of(*reference.distances([reference.outputs(masks)])[0])
+        seconds, removed = perf_counter() - begun, removed_units(units, masks)
+        sums, counts = reference.distances([reference.outputs(masks)])[0]
+        n = len(study.texts)
+        lost = {
+            kind: Estimate.of(sums[part], counts[part])
+            for kind, part in zip(KINDS, (slice(n), slice(n, None)), strict=True)
+        }
         shares = {
             target: sum(removed[each.name] for each in units if each.target == target)
             / sum(each.n_units for each in units if each.target == target)
             for target in study.targets
         }
         share = costs.removed_cost(masks.widths, "parameters") / costs.model.parameters
-        row = {"amount": amount, "uniform": uniform, "share": share, "removed": shares}
-        rows.append({**row, "expected": curves.expected(removed), "measured": lost.value, "error": lost.error})
+        row = {"amount": amount, "uniform": uniform, "share": share, "removed": shares, "seconds": round(seconds, 2)}
+        measured = {kind: {"value": each.value, "error": each.error} for kind, each in lost.items()}
+        rows.append({**row, "expected": curves.expected(removed), "measured": measured})
         print(rows[-1], flush=True)
-    return {"scorer": scorer.label(), "seconds": seconds, "curves": curves.to_dict(), "rows": rows}
+    return rows
+
+
+def measured_curves(study: Study) -> tuple[LossCurves, str]:
+    """Return the loss curves of one model, and the scorer that the default has chosen for 30 %."""
+    study.calibrate("default")
+    tokens, graphs, scorer = study.tokens["default"], study.graphs["default"], study.choice("default", 0.3).chosen
+    ranked = stages.RankedModel(graphs, rank_graphs(make_scorer(scorer), graphs), make_scorer(scorer))
+    recipe = Recipe(scorer=ranked.scorer, pruner=LeastLossPruner(), targets=study.targets)
+    prepared = stages.find(study.model, study.tokenizer, recipe, Execution())
+    return stages.measure_losses(prepared, recipe, ranked, tokens, Execution()), scorer
 
 
 def correlation(rows: list[dict[str, Any]]) -> float:
-    """Return the rank correlation (Spearman) of what was expected and what was measured."""
-    return float(stats.spearmanr([row["expected"] for row in rows], [row["measured"] for row in rows]).statistic)
+    """Return the rank correlation (Spearman) of what was expected and what was measured, as a mean of both kinds of text."""
+    return float(stats.spearmanr([row["expected"] for row in rows], [mean(row) for row in rows]).statistic)
+
+
+def mean(row: dict[str, Any]) -> float:
+    return float(sum(each["value"] for each in row["measured"].values()) / len(KINDS))
 
 
 def table(results: dict[str, Any]) -> str:
@@ -95,23 +107,25 @@ def table(results: dict[str, Any]) -> str:
     lines = [HEAD]
     for name, found in results["models"].items():
         for targets, each in found.items():
-            rows, seconds = each["rows"], each["seconds"]
+            rows = each["rows"]
             at = next((row for row in rows if row["amount"] == 0.3 and not row["uniform"]), rows[-1])
-            outcome = f"{at['amount']:.0%}: expected {at['expected']:.3f}, measured {at['measured']:.3f}"
+            outcome = f"{at['amount']:.0%}: expected {at['expected']:.3f}, measured {mean(at):.3f}"
+            slowest = max(row["seconds"] for row in rows)
             lines += [
                 "",
                 f"## {name}, {targets}: rank correlation {correlation(rows):.3f}; {outcome}",
                 "",
-                f"Scored by {each['scorer']}; the losses took {seconds['curves']:.0f} s, a plan at most {seconds['plan']} s.",
+                f"Scored by {each['scorer']}; the losses took {each['seconds']:.0f} s, a plan at most {slowest} s.",
                 "",
-                "| parameters removed | widths | removed of each kind | expected | measured | measured / expected |",
-                "| ---: | --- | --- | ---: | ---: | ---: |",
+                f"| parameters removed | widths | removed of each kind | expected | {' | '.join(KINDS)} | mean / expected |",
+                "| ---: | --- | --- | ---: | ---: | ---: | ---: |",
             ]
             for row in rows:
                 kinds = ", ".join(f"{share:.0%} of the {kind}" for kind, share in row["removed"].items())
+                cells = " | ".join(f"{each['value']:.3f} ± {each['error']:.3f}" for each in row["measured"].values())
                 lines.append(
                     f"| {row['share']:.1%} | {'equal' if row['uniform'] else 'differ'} | {kinds} | {row['expected']:.3f} | "
-                    f"{row['measured']:.3f} ± {row['error']:.3f} | {row['measured'] / row['expected']:.2f} |"
+                    f"{cells} | {mean(row) / row['expected']:.2f} |"
                 )
     return "\n".join(lines) + "\n"
 
@@ -133,10 +147,18 @@ def main() -> None:
     for source in options.model or [str(demo_model())]:
         found = models.setdefault(Path(source).name.removesuffix(".gguf"), {})
         for label, targets in TARGETS.items():
-            if label not in found:
-                found[label] = measure(source, options, targets)
+            if "rows" in found.setdefault(label, {}):
+                continue
+            study = Study(source, options, targets)
+            if "curves" not in found[label]:
+                begun = perf_counter()
+                curves, scorer = measured_curves(study)
+                seconds = round(perf_counter() - begun, 1)
+                found[label] = {"scorer": scorer, "seconds": seconds, "curves": curves.to_dict()}
                 write(options.output, results)
-                write(options.output.with_suffix(".md"), table(results))
+            found[label]["rows"] = measure(study, LossCurves.of_dict(found[label]["curves"]), found[label]["scorer"])
+            write(options.output, results)
+            write(options.output.with_suffix(".md"), table(results))
 
 
 if __name__ == "__main__":
