@@ -107,7 +107,9 @@ def table(results: dict[str, Any]) -> str:
     lines = [HEAD]
     for name, found in results["models"].items():
         for targets, each in found.items():
-            rows = each["rows"]
+            rows = each.get("rows")
+            if not rows:
+                continue
             at = next((row for row in rows if row["amount"] == 0.3 and not row["uniform"]), rows[-1])
             outcome = f"{at['amount']:.0%}: expected {at['expected']:.3f}, measured {mean(at):.3f}"
             slowest = max(row["seconds"] for row in rows)
