@@ -111,10 +111,11 @@ def check_several(pruner: BasePruner, targets: Sequence[Target]) -> None:
         )
     one_amount = len(pruner.parts(targets)) == 1 and "heads" in targets
     if len(targets) > 1 and not one_amount and (not isinstance(pruner.amount, float) or pruner.amount_of != "neurons"):
+        joined = pruner.amount_of != "neurons" and set(targets) == {"neurons", "heads"}
+        hint = ", or a pruner that shares out a cost among both (local, least-loss)" if joined else ""
         raise OptionError(
             f"with {','.join(targets)} and {type(pruner).__name__}, the amount is a share of each: of heads, and of the neurons "
-            "in FFNs and experts; expected an amount such as 0.3 of neurons, or neurons and heads with a pruner that shares out "
-            f"a cost among them (local, least-loss), got {pruner.amount!r} of {pruner.amount_of}"
+            f"in FFNs and experts; expected an amount such as 0.3 of neurons{hint}, got {pruner.amount!r} of {pruner.amount_of}"
         )
 
 
