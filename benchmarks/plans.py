@@ -111,7 +111,8 @@ def table(results: dict[str, Any]) -> str:
             if not rows:
                 continue
             at = next((row for row in rows if row["amount"] == 0.3 and not row["uniform"]), rows[-1])
-            outcome = f"{at['amount']:.0%}: expected {at['expected']:.3f}, measured {mean(at):.3f}"
+            found_at = ", ".join(f"{lost['value']:.3f} on {kind}" for kind, lost in at["measured"].items())
+            outcome = f"{at['amount']:.0%}: expected {at['expected']:.3f}, measured {found_at}"
             slowest = max(row["seconds"] for row in rows)
             lines += [
                 "",
