@@ -1,7 +1,6 @@
 """The command line.
 
-``llmrank demo | prune | rank | plan | apply | heal | predict | sweep | inspect | evaluate | diff | export | components`` or
-``| families``.
+The commands are those of ``llmrank --help``, and of :data:`COMMANDS`.
 """
 
 from __future__ import annotations

@@ -189,6 +189,10 @@ class BasePruner:
         """Return the smallest number of neurons that a layer keeps; `min_keep` does not count for units of which it has few."""
         return layer.min_keep if _has_few(layer) else max(self.min_keep, layer.min_keep)
 
+    def _possible_count(self, layer: LayerRecord) -> int:
+        """Return how many neurons the amount removes from a layer, or fewer if the layer cannot lose so many."""
+        return min(local_count(self.amount, layer.out_features), layer.out_features - self.fewest(layer))
+
     def multiple_for(self, layer: LayerRecord) -> int:
         """Return the multiple to which the number of neurons that a layer keeps is rounded.
 

@@ -51,7 +51,7 @@ class LeastLossPruner(BasePruner):
     -----
     Dynamic programming over the widths that a layer may take, 4,096 in all layers together or 64 in each, and 20,000 steps of the
     amount: exact for these widths if the amount has fewer steps, else for an amount that is higher by at most a step for each
-    layer. It takes a quarter of a second for 60 layers.
+    layer. 60 layers of 1,536 neurons take some hundredths of a second, or a tenth if widths are not rounded.
 
     Examples
     --------

@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 
 from llmrank.models.costs import ModelCosts
-from llmrank.prune.amounts import local_count
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.records.layer_record import LayerRecord, importance_of
 from llmrank.prune.records.order import ascending_positions
@@ -40,11 +39,9 @@ class LocalPruner(BasePruner):
         few = [layer.units is not None and layer.units.has_few for layer in layer_list]
         for layer, has_few in zip(layer_list, few, strict=True):
             layer.pruning_mask = layer.importance
-            if has_few and not all(
-                few
-            ):  # an attention that has lost all that it can does not stop the neurons beside it
-                n = layer.out_features
-                layer.amount = min(local_count(self.amount, n), n - self.fewest(layer))
+            # An attention that has lost all that it can does not stop the neurons beside it.
+            if has_few and not all(few):
+                layer.amount = self._possible_count(layer)
 
     def check(self, layer_list: Sequence[LayerRecord], costs: ModelCosts | None = None) -> None:
         """See :meth:`BasePruner.check`. It refuses every amount that is impossible for layers of these sizes."""

@@ -26,7 +26,8 @@ def add_rank_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--losses",
         action="store_true",
-        help="also measure what the model loses by more and more of each layer, which llmrank plan and --pruner least-loss need",
+        help="also measure what the model loses by more and more of each layer: llmrank plan needs it, and llmrank apply "
+        "--pruner least-loss need not measure it again",
     )
 
 

@@ -7,12 +7,14 @@ from dataclasses import asdict
 
 from rich.markup import escape
 
+from graphs.io.replacement import replace_file
 from llmrank.cli.options import check_output_file, load
 from llmrank.cli.printing import compact_table, print_full_width, short_names
 from llmrank.cli.result import CommandResult, write_result
 from llmrank.cli.terminal import Terminal
 from llmrank.errors import OptionError
 from llmrank.execution import Execution
+from llmrank.inspection.figures import DPI, FORMATS
 from llmrank.inspection.forecast import draw_forecast
 from llmrank.models.costs import unit_name
 from llmrank.pipeline import stages
@@ -26,16 +28,13 @@ from llmrank.prune.records.units import Units, parse_targets
 
 __all__ = ["run_plan"]
 
-# The kinds of files that a figure is drawn into.
-FIGURES = (".png", ".svg")
-
 
 def run_plan(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run ``llmrank plan``."""
     check_output_file(options.output)
     check_output_file(options.figure)
-    if options.figure is not None and options.figure.suffix not in FIGURES:
-        raise OptionError(f"a figure is a {' or '.join(FIGURES)} file, got {options.figure}")
+    if options.figure is not None and options.figure.suffix[1:] not in FORMATS:
+        raise OptionError(f"--figure draws a .{' or .'.join(FORMATS)} file, got {options.figure}; give it such a name")
     ranking = Ranking.load(options.ranking)
     losses = ranking.settings.get("losses")
     if losses is None:
@@ -60,7 +59,9 @@ def run_plan(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
         f"--amount-of {options.amount_of} --amount {options.amount} --output pruned"
     )
     if options.figure is not None:
-        draw_forecast(chosen, others, units, unit).savefig(options.figure, dpi=150)
+        with replace_file(options.figure) as partial:
+            figure = draw_forecast(chosen, others, units, unit)
+            figure.savefig(partial, dpi=DPI, format=options.figure.suffix[1:])
     content = {
         "model": ranking.settings["model"],
         "targets": list(targets),

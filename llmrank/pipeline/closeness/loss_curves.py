@@ -15,7 +15,6 @@ from llmrank.execution import Execution
 from llmrank.file_contents import check_fields
 from llmrank.models import FFNs
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
-from llmrank.prune.amounts import local_count
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.least_loss_pruner import interpolated
 from llmrank.prune.masks import Masks
@@ -101,11 +100,7 @@ class _Share(BasePruner):
     def extract_scores(self, layer_list: Sequence[LayerRecord]) -> None:
         """See :meth:`BasePruner.extract_scores`."""
         for layer in layer_list:
-            n = layer.out_features
-            layer.pruning_mask, layer.amount = (
-                layer.importance,
-                min(local_count(self.amount, n), n - self.fewest(layer)),
-            )
+            layer.pruning_mask, layer.amount = layer.importance, self._possible_count(layer)
 
 
 def measure_loss_curves(
