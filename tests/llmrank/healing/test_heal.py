@@ -220,7 +220,7 @@ def kill_at(step: int, patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize("step", [0, 9])
+@pytest.mark.parametrize("step", [0, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
     step: int, dense: Any, pruned: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +285,7 @@ def test_a_full_disk_is_no_bug(
         healed(pruned, dense, directory=tmp_path / "state")
 
 
+@pytest.mark.slow
 def test_activations_may_be_computed_again() -> None:
     """Gradient checkpointing changes nothing but memory and time, also in a model with dropout."""
     config = GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=64, n_positions=64)
@@ -438,7 +439,10 @@ def test_running_out_of_memory_is_not_said_of_the_arguments(
         healed(pruned, dense, replace(SETTINGS, trainer={"logging_steps": 1}))
 
 
-@pytest.mark.parametrize(("count", "asked", "steps", "per_step"), [(3, 64, 16, 4), (20, 200, 13, 16), (64, 64, 32, 2)])
+@pytest.mark.parametrize(
+    ("count", "asked", "steps", "per_step"),
+    [(3, 64, 16, 4), (64, 64, 32, 2), pytest.param(20, 200, 13, 16, marks=pytest.mark.slow)],
+)
 def test_the_model_learns_from_as_many_tokens_as_the_ledger_says(
     dense: Any, pruned: Any, monkeypatch: pytest.MonkeyPatch, count: int, asked: int, steps: int, per_step: int
 ) -> None:
@@ -533,6 +537,7 @@ def test_a_damaged_state_is_refused(
     assert all(torch.equal(value, pruned.state_dict()[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_while_it_wrote_goes_on(
     interrupted: Path, dense: Any, pruned: Any, tmp_path: Path
 ) -> None:
@@ -595,6 +600,7 @@ def test_the_rate_follows_the_number_of_steps() -> None:
     assert Distillation(1, learning_rate=0.1).rate(1) == 0.1
 
 
+@pytest.mark.slow
 def test_the_size_of_the_weights_does_not_matter(dense: Any, pruned: Any) -> None:
     """Gates and up maps of a hundredth of the size, behind norms of a hundred times, compute the same and learn the same."""
     scaled, teacher = copy.deepcopy(pruned), copy.deepcopy(dense)
@@ -663,7 +669,7 @@ def test_modes_and_random_states_are_as_before(dense: Any, pruned: Any) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize(("learn", "rate"), [("all", 1e-4), ("lora", 3e-2)])
+@pytest.mark.parametrize(("learn", "rate"), [("all", 1e-4), pytest.param("lora", 3e-2, marks=pytest.mark.slow)])
 def test_what_is_measured_in_half_precision_is_what_is_stored(dense: Any, pruned: Any, learn: str, rate: float) -> None:
     other = copy.deepcopy(dense).bfloat16()
     settings = replace(SETTINGS, learn=learn, learning_rate=rate)
@@ -692,6 +698,7 @@ def test_a_state_of_another_model_is_refused(dense: Any, pruned: Any, tmp_path: 
         healed(other, dense, directory=tmp_path / "state")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked there")
 def test_two_trainings_in_one_directory_are_refused(dense: Any, pruned: Any, tmp_path: Path) -> None:
     """The second one would read the weights of the first, or the first those of the second."""

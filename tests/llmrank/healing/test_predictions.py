@@ -103,6 +103,7 @@ def test_predictions_of_other_sequences_are_refused(dense: Any, pruned: Any) -> 
         heal_model(copy.deepcopy(pruned), replace(found, vocabulary=99), TOKENS, SETTINGS)
 
 
+@pytest.mark.slow
 def test_learning_from_a_file_ends_where_learning_from_the_model_does(dense: Any, pruned: Any) -> None:
     direct, cached, settings = copy.deepcopy(pruned), copy.deepcopy(pruned), replace(SETTINGS, learning_rate=1e-2)
     expected = heal_model(direct, DenseModel(dense), TOKENS, settings)

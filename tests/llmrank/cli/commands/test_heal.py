@@ -83,6 +83,7 @@ def test_heal_learns_from_a_file_of_predictions(
         assert f"predictions for its own text; leave {option} out" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_the_sequences_of_a_repair_before_healing_are_known_again(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
