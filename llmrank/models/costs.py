@@ -100,6 +100,11 @@ class _MapShape:
     weight_bytes: int  # bytes of one weight
     bias_bytes: int | None  # bytes of one entry of the bias; None without a bias
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The prunable layers that the cost depends on."""
+        return (*self.rows_per_neuron, *filter(None, [self.column_layer]))
+
     def cost(self, widths: Mapping[str, int]) -> Cost:
         rows = self.other_rows + int(sum(count * widths[layer] for layer, count in self.rows_per_neuron.items()))
         columns = self.n_columns if self.column_layer is None else widths[self.column_layer]
@@ -111,14 +116,14 @@ class _MapShape:
 class _MixtureShape:
     """The sizes of the experts of a mixture, from which their cost follows for any widths."""
 
-    experts: tuple[str, ...]  # names of the experts' layers
+    layers: tuple[str, ...]  # names of the experts' layers
     per_layer: Cost  # all neurons of one expert
     size: int  # number of neurons of one expert
     per_expert: Cost  # the bias of an expert's output map, and the expert's entries in the tensors of the router
     top_k: int  # number of experts that compute for each token
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
-        kept = [widths[name] for name in self.experts if widths[name]]
+        kept = [widths[name] for name in self.layers if widths[name]]
         n_neurons, active = sum(kept), min(self.top_k, len(kept))
         layer, expert = self.per_layer, self.per_expert
         # Only the active experts compute for a token, but the router computes a score for every kept expert.
@@ -177,7 +182,7 @@ class ModelCosts:
         self.sizes = ffns.sizes
         self._shapes: list[_MapShape | _MixtureShape] = [*_map_shapes(ffns), *_mixture_shapes(ffns)]
         self._blocks = _block_shapes(ffns)
-        self.ffns = self._ffn_cost(self.sizes)
+        self.ffns = sum((shape.cost(self.sizes) for shape in self._shapes), Cost())
         parameters = list(model.parameters())
         # In modules whose tensors hold all experts of a mixture, tensors with two axes are biases, not matrices.
         modules_of_experts = {id(mixture.experts.owner) for mixture in ffns.mixtures if mixture.shares_tensors}
@@ -238,13 +243,12 @@ class ModelCosts:
         all_widths = {**self.sizes, **widths}
         if unit == "neurons":
             return sum(self.sizes.values()) - sum(all_widths.values())
-        removed = self.ffns - self._ffn_cost(all_widths)
-        for block in () if unit.startswith("ffn-") else self._blocks:
-            removed += block.cost(self.sizes) - block.cost(all_widths)
-        return _in_unit(removed, unit)
-
-    def _ffn_cost(self, widths: Mapping[str, int]) -> Cost:
-        return sum((shape.cost(widths) for shape in self._shapes), Cost())
+        changed = {name for name, width in widths.items() if width != self.sizes[name]}
+        shapes = self._shapes if unit.startswith("ffn-") else [*self._shapes, *self._blocks]
+        removed = [
+            shape.cost(self.sizes) - shape.cost(all_widths) for shape in shapes if not changed.isdisjoint(shape.layers)
+        ]
+        return _in_unit(sum(removed, Cost()), unit)
 
 
 def _map_shapes(ffns: FFNs) -> list[_MapShape]:
