@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import product
 from pathlib import Path
 from time import perf_counter
@@ -24,7 +25,7 @@ import torch
 from scipy import stats
 
 from benchmarks.pruning_peers import PEERS
-from benchmarks.result_files import opened, write
+from benchmarks.result_files import opened, write_results
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank.calibration.collect import collect_statistics
 from llmrank.cli.demo_models import demo_model
@@ -415,39 +416,50 @@ def measure(study: Study, found: dict[str, Any], options: argparse.Namespace, sa
             print(*setting, round(perplexity_of(row), 2), flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def study_parser(description: str | None, output: Path | None) -> argparse.ArgumentParser:
+    """Return a parser of the options that make the protocol of a study, and of the models that it reads."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_wikitext(parser)
     parser.add_argument("--model", action="append", help="directory, hub name or .gguf file; default the demo model")
-    parser.add_argument("--amounts", default="0.1,0.2,0.3,0.5", help="shares, with commas (%(default)s)")
-    parser.add_argument("--repairs", default="none,lstsq", help=f"with commas: {', '.join(REPAIRS)} (%(default)s)")
-    parser.add_argument("--texts", default=",".join(TEXTS), help="with commas (%(default)s)")
-    parser.add_argument("--only", action="append", help="pattern of 'SCORER | BUDGET'; may be repeated")
     parser.add_argument("--samples", type=int, default=16, help="calibration sequences (%(default)s)")
     parser.add_argument("--evaluate", type=int, default=8, help="evaluation sequences (%(default)s)")
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--dtype", default="float32", help="bfloat16 for models that take too long (%(default)s)")
-    parser.add_argument(
-        "--targets", default="neurons", choices=("neurons", "heads"), help="what is removed (%(default)s)"
-    )
-    parser.add_argument("--output", type=Path, help="default across.json, and heads.json of heads")
-    options = parser.parse_args()
-    options.output = options.output or RESULTS / ("heads.json" if options.targets == "heads" else "across.json")
+    parser.add_argument("--output", type=Path, default=output)
+    return parser
+
+
+def models_of(
+    options: argparse.Namespace, parser: argparse.ArgumentParser, **protocol: Any
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Open the result file of a study; return what it holds, and the models that were asked for by the names it calls them."""
     check_wikitext(parser, options)
     numbers = {name: getattr(options, name) for name in ("samples", "evaluate", "sequence_length")}
-    if options.targets != "neurons":
-        numbers["targets"] = options.targets
-    results = opened(options.output, numbers)
-    models = results.setdefault("models", {})
+    results = opened(options.output, numbers | protocol)
+    results.setdefault("models", {})
+    return results, {Path(source).name.removesuffix(".gguf"): source for source in options.model or [str(demo_model())]}
 
-    def save() -> None:
-        write(options.output, results)
-        write(options.output.with_suffix(".md"), table(results))
 
-    for source in options.model or [str(demo_model())]:
+def main() -> None:
+    parser = study_parser(__doc__, None)
+    parser.add_argument("--amounts", default="0.1,0.2,0.3,0.5", help="shares, with commas (%(default)s)")
+    parser.add_argument("--repairs", default="none,lstsq", help=f"with commas: {', '.join(REPAIRS)} (%(default)s)")
+    parser.add_argument("--texts", default=",".join(TEXTS), help="with commas (%(default)s)")
+    parser.add_argument("--only", action="append", help="pattern of 'SCORER | BUDGET'; may be repeated")
+    parser.add_argument(
+        "--targets",
+        default="neurons",
+        choices=("neurons", "heads"),
+        help="what is removed (%(default)s); by default --output is across.json, and heads.json of heads",
+    )
+    options = parser.parse_args()
+    options.output = options.output or RESULTS / ("heads.json" if options.targets == "heads" else "across.json")
+    of_heads = {"targets": options.targets} if options.targets != "neurons" else {}
+    results, models = models_of(options, parser, **of_heads)
+    for name, source in models.items():
         study = Study(source, options, options.targets)
-        found = models.setdefault(Path(source).name.removesuffix(".gguf"), {"protocol": study.protocol(), "rows": []})
-        measure(study, found, options, save)
+        found = results["models"].setdefault(name, {"protocol": study.protocol(), "rows": []})
+        measure(study, found, options, partial(write_results, options.output, results, table))
 
 
 if __name__ == "__main__":

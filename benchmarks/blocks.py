@@ -36,12 +36,12 @@ from benchmarks.across import (
     Study,
     cell,
     kind_of,
+    models_of,
     perplexity_of,
     share_right,
+    study_parser,
 )
-from benchmarks.result_files import opened, write
-from benchmarks.wikitext import add_wikitext, check_wikitext
-from llmrank.cli.demo_models import demo_model
+from benchmarks.result_files import write_results
 from llmrank.execution import Execution
 from llmrank.models import PrunableLayer
 from llmrank.models.costs import ModelCosts
@@ -241,26 +241,15 @@ def settings(options: argparse.Namespace) -> Iterator[tuple[str, float, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_wikitext(parser)
-    parser.add_argument("--model", action="append", help="directory, hub name or .gguf file; default the demo model")
+    parser = study_parser(__doc__, RESULTS / "blocks.json")
     parser.add_argument("--amounts", default="0.1,0.2", help="shares of the blocks, with commas (%(default)s)")
     parser.add_argument("--repairs", default="none,lstsq", help=f"with commas: {', '.join(REPAIRS)} (%(default)s)")
     parser.add_argument("--only", action="append", help="pattern of a row; may be repeated")
-    parser.add_argument("--samples", type=int, default=16, help="calibration sequences (%(default)s)")
-    parser.add_argument("--evaluate", type=int, default=8, help="evaluation sequences (%(default)s)")
-    parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--output", type=Path, default=RESULTS / "blocks.json")
     options = parser.parse_args()
-    check_wikitext(parser, options)
-    results = opened(
-        options.output, {name: getattr(options, name) for name in ("samples", "evaluate", "sequence_length")}
-    )
-    models = results.setdefault("models", {})
-    for source in options.model or [str(demo_model())]:
+    results, models = models_of(options, parser)
+    for name, source in models.items():
         study = BlockStudy(source, options)
-        found = models.setdefault(Path(source).name.removesuffix(".gguf"), {"rows": []})
+        found = results["models"].setdefault(name, {"rows": []})
         found["protocol"] = study.protocol()
         found.setdefault("dense", None)
         found["dense"] = found["dense"] or study.losses()
@@ -269,8 +258,7 @@ def main() -> None:
                 (row["choice"], row["amount"], row["repair"]) == (choice, amount, repair) for row in found["rows"]
             ):
                 found["rows"].append(row_of(study, choice, amount, repair))
-                write(options.output, results)
-                write(options.output.with_suffix(".md"), table(results))
+                write_results(options.output, results, table)
                 print(choice, amount, repair, round(perplexity_of(found["rows"][-1]), 2), flush=True)
 
 

@@ -30,7 +30,7 @@ from transformers.pytorch_utils import Conv1D
 from benchmarks import figures
 from benchmarks.measure import alternated
 from benchmarks.provenance import provenance
-from benchmarks.result_files import write
+from benchmarks.result_files import write_results
 from benchmarks.variants import Variant, model_multiply_adds, multiply_adds, variants
 from llmrank.cli.demo_models import demo_model
 from llmrank.models import FFNs
@@ -457,8 +457,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         passes = counts if device.type == "cpu" else [*counts, 16 * max(counts)]
         results["cases"].append(study(model.to(device, dtype), ids, amounts, passes, new_tokens, rounds, multiple))
     if not options.quick:
-        write(options.output, results)
-        write(options.output.with_suffix(".md"), table(results))
+        write_results(options.output, results, table)
         print(*(f"wrote {path}" for path in figures.compact(results, options.output.parent)))
     print(table(results))
 

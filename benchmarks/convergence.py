@@ -22,7 +22,7 @@ from benchmarks import figures
 from benchmarks.cases import CYCLIC, gallery_graphs, model_chains, random_control, shuffled_control, small_chain
 from benchmarks.measure import reference_scores, trace
 from benchmarks.provenance import provenance
-from benchmarks.result_files import write
+from benchmarks.result_files import write_results
 from graphs import KeepHighest, LayeredGraph, pagerank, sparsify, weighted_pagerank
 from graphs.solvers import SOLVERS
 
@@ -403,8 +403,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             figures.convergence(results, Path(folder))
         return
-    write(options.output, results)
-    write(options.output.with_suffix(".md"), tables(results))
+    write_results(options.output, results, tables)
     for figure in figures.convergence(results, options.output.parent):
         print(f"wrote {figure}")
 

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.measure import alternated
 from benchmarks.provenance import provenance
-from benchmarks.result_files import write
+from benchmarks.result_files import write_results
 from graphs.linalg.backends import make_backend
 from graphs.linalg.blocks import DenseBlock, SparseBlock
 from graphs.linalg.cost_model import COSTS
@@ -122,8 +122,7 @@ def main() -> None:
     engines = ["compiled", *([options.device] if options.device else [])]
     results = {"provenance": provenance(seed=0), "engines": [study(engine, size, repeats) for engine in engines]}
     if not options.quick:
-        write(options.output, results)
-        write(options.output.with_suffix(".md"), tables(results))
+        write_results(options.output, results, tables)
     print(tables(results))
 
 

@@ -11,6 +11,7 @@ import argparse
 import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 from benchmarks import pruning_peers
 from benchmarks.quality import RESULTS, Setting, Study, protocol
-from benchmarks.result_files import opened, write
+from benchmarks.result_files import opened, write_results
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank.cli.demo_models import demo_model
 from llmrank.models.loading import LoadedModel
@@ -137,9 +138,7 @@ def main() -> None:
     results = opened(options.output, {name: protocol(loaded, way.said, way.texts) for name, way in ways.items()})
     results.setdefault("ways", {name: {} for name in ways})
 
-    def save() -> None:
-        write(options.output, results)
-        write(options.output.with_suffix(".md"), table(results))
+    save = partial(write_results, options.output, results, table)
 
     installed = {peer.name for peer in pruning_peers.PEERS if peer.installed}
     rows = [Setting(*row[:4], options.amount, row[4]) for row in ROWS if row[0] != "peer" or row[1] in installed]

@@ -26,7 +26,7 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.quality import BUDGET_OPTIONS
-from benchmarks.result_files import opened, write
+from benchmarks.result_files import opened, write, write_results
 from benchmarks.wikitext import add_wikitext, check_wikitext
 from llmrank import Masks
 from llmrank.calibration.collect import collect_statistics
@@ -298,8 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write(options.output, results)
         given = ", ".join(f"{measure} {row[measure]:.4f}" for measure in MEASURES)
         print(f"{place} of {len(asked)}: {setting.key}: {given}", flush=True)
-    write(options.output, results)
-    write(options.output.with_suffix(".md"), table(results))
+    write_results(options.output, results, table)
 
 
 if __name__ == "__main__":

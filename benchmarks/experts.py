@@ -18,6 +18,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,7 +27,7 @@ import torch
 
 from benchmarks import mixtures
 from benchmarks.quality import RESULTS, mask_digest
-from benchmarks.result_files import opened, write
+from benchmarks.result_files import opened, write_results
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank import Masks
 from llmrank.calibration.collect import collect_statistics
@@ -316,9 +317,7 @@ def main() -> None:
     }
     results = opened(options.output, protocol)
 
-    def save() -> None:
-        write(options.output, results)
-        write(options.output.with_suffix(".md"), table(results))
+    save = partial(write_results, options.output, results, table)
 
     if "variants" not in results:
         results["variants"] = variants(loaded.model, study)

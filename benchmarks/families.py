@@ -47,7 +47,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import llmrank
 from benchmarks.hand_masks import blocks_left_out, experts_silenced, neurons_set_to_zero, readers_of
-from benchmarks.result_files import opened, write
+from benchmarks.result_files import opened, write, write_results
 from benchmarks.tiny_configs import FIRST_SPECIAL, VARIANTS, tiny_model
 from graphs.errors import GraphError
 from llmrank.errors import LLMRankError
@@ -360,8 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write(options.output, results)
     print(dict(Counter(row["outcome"] for row in rows.values())))
     if not options.quick:
-        write(options.output, results)
-        write(options.output.with_suffix(".md"), table(results))
+        write_results(options.output, results, table)
         if options.output == RESULTS / "families.json":
             write(PACKAGED, for_the_package(results))
 

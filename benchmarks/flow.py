@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.across import python_sources
-from benchmarks.result_files import opened, write
-from benchmarks.wikitext import add_wikitext, check_wikitext, read
+from benchmarks.across import models_of, python_sources, study_parser
+from benchmarks.result_files import write_results
+from benchmarks.wikitext import read
 from llmrank.calibration.collect import collect_statistics
 from llmrank.calibration.statistics import FFNStatistics
-from llmrank.cli.demo_models import demo_model
 from llmrank.models import find_ffns
 from llmrank.pipeline.registry import make_pruner, make_scorer
 from llmrank.prune.selection import choose_masks
@@ -49,7 +48,7 @@ def log_norms(statistics: Sequence[FFNStatistics]) -> list[np.ndarray[Any, Any]]
 
 def study(source: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return the correlations of every layer, and the shares lost, of one model."""
-    loaded = checkpoint.load(source, dtype="float32")
+    loaded = checkpoint.load(source, dtype=options.dtype)
     ffns = find_ffns(loaded.model)
     length = options.sequence_length
     texts = {
@@ -99,21 +98,12 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_wikitext(parser)
-    parser.add_argument("--model", action="append", help="directory, hub name or .gguf file; default the demo model")
-    parser.add_argument("--samples", type=int, default=16, help="calibration sequences (%(default)s)")
-    parser.add_argument("--evaluate", type=int, default=8, help="sequences of test (%(default)s)")
-    parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--output", type=Path, default=RESULTS / "flow.json")
+    parser = study_parser(__doc__, RESULTS / "flow.json")
     options = parser.parse_args()
-    check_wikitext(parser, options)
-    results = opened(options.output, {n: getattr(options, n) for n in ("samples", "evaluate", "sequence_length")})
-    models = results.setdefault("models", {})
-    for source in options.model or [str(demo_model())]:
-        models[Path(source).name.removesuffix(".gguf")] = study(source, options)
-        write(options.output, results)
-        write(options.output.with_suffix(".md"), table(results))
+    results, models = models_of(options, parser)
+    for name, source in models.items():
+        results["models"][name] = study(source, options)
+        write_results(options.output, results, table)
 
 
 if __name__ == "__main__":

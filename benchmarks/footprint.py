@@ -28,7 +28,7 @@ from benchmarks.domains import OWN_TEXT
 from benchmarks.measure import clock
 from benchmarks.quality import RESULTS
 from benchmarks.ranking import peak_growth, statistics_for
-from benchmarks.result_files import opened, write
+from benchmarks.result_files import opened, write_results
 from benchmarks.wikitext import add_wikitext, check_wikitext, read
 from llmrank.cli.demo_models import demo_model
 from llmrank.evaluation.perplexity import perplexity
@@ -204,8 +204,7 @@ def main() -> None:
         results.setdefault("kernels", grown)
         write_text = partial(generate_text, model, tokenizer, options.samples, length)
         rows[str(options.samples)] = measure(model, tokenizer, write_text, texts, options.amount)
-        write(options.output, results)
-        write(options.output.with_suffix(".md"), table(results))
+        write_results(options.output, results, table)
     print(table(results))
 
 

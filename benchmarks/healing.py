@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.across import DEFAULT, ITEMS, KINDS, PEER, RESULTS, Study, cell, kind_of, perplexity_of, share_right
-from benchmarks.result_files import opened, write
+from benchmarks.result_files import opened, write_results
 from benchmarks.wikitext import add_wikitext, articles_behind, check_wikitext
 from llmrank.cli.demo_models import demo_model
 from llmrank.execution import Execution
@@ -306,8 +306,7 @@ def main() -> None:
     results = opened(options.output, {**numbers, "amount": AMOUNT})
 
     def save() -> None:
-        write(options.output, results)
-        write(options.output.with_suffix(".md"), table(results))
+        write_results(options.output, results, table)
         draw(results, options.output.parent)
 
     for source in options.model or [str(demo_model())]:

@@ -26,7 +26,7 @@ import transformers
 from safetensors.torch import save_file
 
 from benchmarks.quality import RESULTS
-from benchmarks.result_files import opened, write
+from benchmarks.result_files import opened, write_results
 from llmrank.execution.work_directory import SHARD_BYTES
 from llmrank.pipeline import CalibrationText, IsolatedFFNPipeline
 from llmrank.pipeline.registry import make_repair
@@ -227,8 +227,7 @@ def main(arguments: list[str] | None = None, run: Callable[..., Any] = subproces
                     key,
                 ]
                 rows[key] = json.loads(run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-                write(options.output, results)
-                write(options.output.with_suffix(".md"), table(results))
+                write_results(options.output, results, table)
                 print(key, f"{rows[key]['peak_bytes'] / GIGABYTE:.2f} GB, {rows[key]['seconds']:.0f} s", flush=True)
 
 

@@ -28,7 +28,7 @@ from benchmarks import figures
 from benchmarks.mlp_networks import BATCH, DATA, NETWORKS, Images, accuracy, missing, trained
 from benchmarks.provenance import provenance
 from benchmarks.quality import BUDGET_OPTIONS
-from benchmarks.result_files import write
+from benchmarks.result_files import write, write_results
 from graphs import LayeredGraph, RankResult
 from llmrank import Masks
 from llmrank.calibration.statistics import LayerStatistics
@@ -413,8 +413,7 @@ def main() -> None:
     results = {"provenance": provenance(), "protocol": protocol, **study(tasks, options.jobs, options.keep)}
     print(table(results))
     if not options.quick:
-        write(options.output, results)
-        write(options.output.with_suffix(".md"), table(results))
+        write_results(options.output, results, table)
         print(f"wrote {figures.mlp(results, options.output.parent)[0]}")
 
 

@@ -9,7 +9,6 @@ sequences of WikiText-2's test as of Python sources. A run continues its own res
 
 from __future__ import annotations
 
-import argparse
 from itertools import product
 from pathlib import Path
 from time import perf_counter
@@ -18,10 +17,8 @@ from typing import Any
 import torch
 from scipy import stats
 
-from benchmarks.across import KINDS, Study
-from benchmarks.result_files import opened, write
-from benchmarks.wikitext import add_wikitext, check_wikitext
-from llmrank.cli.demo_models import demo_model
+from benchmarks.across import KINDS, Study, models_of, study_parser
+from benchmarks.result_files import write, write_results
 from llmrank.errors import OptionError
 from llmrank.evaluation.estimate import Estimate
 from llmrank.execution import Execution
@@ -134,21 +131,11 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_wikitext(parser)
-    parser.add_argument("--model", action="append", help="directory, hub name or .gguf file; default the demo model")
-    parser.add_argument("--samples", type=int, default=16, help="calibration sequences (%(default)s)")
-    parser.add_argument("--evaluate", type=int, default=8, help="evaluation sequences (%(default)s)")
-    parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--output", type=Path, default=RESULTS / "plans.json")
+    parser = study_parser(__doc__, RESULTS / "plans.json")
     options = parser.parse_args()
-    check_wikitext(parser, options)
-    numbers = {name: getattr(options, name) for name in ("samples", "evaluate", "sequence_length")}
-    results = opened(options.output, numbers)
-    models = results.setdefault("models", {})
-    for source in options.model or [str(demo_model())]:
-        found = models.setdefault(Path(source).name.removesuffix(".gguf"), {})
+    results, models = models_of(options, parser)
+    for name, source in models.items():
+        found = results["models"].setdefault(name, {})
         for label, targets in TARGETS.items():
             if "rows" in found.setdefault(label, {}):
                 continue
@@ -160,8 +147,7 @@ def main() -> None:
                 found[label] = {"scorer": scorer, "seconds": seconds, "curves": curves.to_dict()}
                 write(options.output, results)
             found[label]["rows"] = measure(study, LossCurves.of_dict(found[label]["curves"]), found[label]["scorer"])
-            write(options.output, results)
-            write(options.output.with_suffix(".md"), table(results))
+            write_results(options.output, results, table)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import fnmatch
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 
 from benchmarks import figures, pruning_peers
 from benchmarks.closeness import COLUMNS, Closeness, cells, columns
-from benchmarks.result_files import opened, write
+from benchmarks.result_files import opened, write_results
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank import Masks
 from llmrank.calibration.collect import collect_statistics
@@ -374,9 +375,7 @@ def main() -> None:
         if not options.only or any(fnmatch.fnmatch(setting.key, pattern) for pattern in options.only)
     ]
 
-    def save() -> None:
-        write(options.output, results)
-        write(options.output.with_suffix(".md"), table(results))
+    save = partial(write_results, options.output, results, table)
 
     study.fill(results, wanted, save)
     figures.quality(results, options.output.parent)

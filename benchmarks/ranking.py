@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from benchmarks.provenance import provenance
-from benchmarks.result_files import write
+from benchmarks.result_files import write_results
 from graphs import modified_pagerank, weighted_pagerank
 from llmrank.calibration.statistics import FFNStatistics, LayerStatistics
 from llmrank.cli.demo_models import demo_model
@@ -202,8 +202,7 @@ def main() -> None:
         cases.append(study("4 plain FFNs of 2048 x 8192", plain_ffns(4, 2048, 8192), options.repeats, options.device))
     results = {"provenance": provenance(seed=0), "device": options.device, "cases": cases}
     if not options.quick:
-        write(options.output, results)
-        write(options.output.with_suffix(".md"), table(results))
+        write_results(options.output, results, table)
     print(table(results))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.result_files import opened, write
+from benchmarks.result_files import opened, write_results
 from benchmarks.wikitext import add_wikitext, check_wikitext, read, read_and_hold_out
 from llmrank import Masks
 from llmrank.calibration.collect import collect_statistics
@@ -231,8 +231,7 @@ def main() -> None:
 
         def keep(row: dict[str, Any], rows: list[dict[str, Any]] = found["rows"]) -> None:
             rows[:] = [old for old in rows if (old["tokens"], old["repair"]) != (row["tokens"], row["repair"])] + [row]
-            write(options.output, results)
-            write(options.output.with_suffix(".md"), table(results))
+            write_results(options.output, results, table)
             print(row["tokens"], row["repair"], Perplexity.of(row["losses"], row["counts"]).value, flush=True)
 
         for tokens in sizes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ def write(path: Path, content: str | dict[str, Any]) -> None:
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
     print(f"wrote {path}")
+
+
+def write_results(path: Path, results: dict[str, Any], table: Callable[[dict[str, Any]], str]) -> None:
+    """Write results, and beside them their table in markdown."""
+    write(path, results)
+    write(path.with_suffix(".md"), table(results))
 
 
 # These parts of a protocol have names, which the keys of the rows contain.

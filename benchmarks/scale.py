@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from benchmarks import figures
 from benchmarks.provenance import provenance
-from benchmarks.result_files import write
+from benchmarks.result_files import write_results
 from graphs import LayeredGraph, weighted_pagerank
 from graphs.io.shards import open_tensors
 
@@ -248,8 +248,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             figures.scale(results, Path(folder))
         return
-    write(options.output, results)
-    write(options.output.with_suffix(".md"), tables(results))
+    write_results(options.output, results, tables)
     for figure in figures.scale(results, options.output.parent):
         print(f"wrote {figure}")
 

@@ -35,7 +35,7 @@ import transformers
 from benchmarks.compact import Stopwatch
 from benchmarks.llama_cpp_runs import FORMATS, LlamaCpp, Served, replaced_types, tensor_types
 from benchmarks.provenance import provenance
-from benchmarks.result_files import write
+from benchmarks.result_files import write_results
 from benchmarks.serving_table import table
 from benchmarks.stock import read_stock
 from llmrank import load, prune_model
@@ -360,8 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "note": options.note,
     }
     results = {"provenance": provenance(seed=0), "protocol": protocol, "rows": rows}
-    write(options.output, results)
-    write(options.output.with_suffix(".md"), table(results))
+    write_results(options.output, results, table)
     print(table(results))
 
 

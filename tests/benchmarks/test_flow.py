@@ -21,7 +21,7 @@ def test_a_study_measures_every_layer_and_every_score(monkeypatch: pytest.Monkey
     monkeypatch.setattr(flow.checkpoint, "load", lambda *_, **__: SimpleNamespace(model=tiny_llama(), tokenizer=None))
     monkeypatch.setattr(flow, "read", lambda *_: text)
     monkeypatch.setattr(flow, "python_sources", lambda *_: text)
-    options = argparse.Namespace(wikitext=Path(), samples=4, evaluate=4, sequence_length=8)
+    options = argparse.Namespace(wikitext=Path(), samples=4, evaluate=4, sequence_length=8, dtype="float32")
     found = flow.study("tiny", options)
     assert {name: len(values) for name, values in found["correlations"].items()} == dict.fromkeys(
         (*flow.MEASURES, "down"), 2
