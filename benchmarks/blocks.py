@@ -106,9 +106,12 @@ class BlockStudy(Study):
         self.prepared = stages.find(self.model, self.tokenizer, self.recipe, Execution())
 
     @cached_property
-    def with_heads(self) -> Study:
-        """The same model and texts for rows that remove neurons and heads."""
+    def _with_heads(self) -> Study:
         return Study(self.source, self.options, "neurons,heads")
+
+    def study_of(self, choice: str) -> Study:
+        """Return the study whose layers a row prunes: this one, or that of the same model with its heads."""
+        return self._with_heads if choice in NEURONS and "heads" in NEURONS[choice][2] else self
 
     @cached_property
     def groups(self) -> dict[str, list[PrunableLayer]]:
@@ -170,7 +173,7 @@ def masks_of(study: BlockStudy, choice: str, amount: float) -> Masks:
     gone = Masks({name: mask | (k >= count) for k, (name, mask) in enumerate(study.none.items())})
     parameters = int(reached_amounts(gone, study.prepared.costs)["parameters"]["removed"])
     scorer_name, budget, targets = NEURONS[choice]
-    owner: Study = study.with_heads if "heads" in targets else study
+    owner = study.study_of(choice)
     tokens = owner.tokens["default"]
     recipe = Recipe(
         scorer=make_scorer(DEFAULT[0] if scorer_name == PEER else scorer_name),
@@ -191,7 +194,7 @@ def masks_of(study: BlockStudy, choice: str, amount: float) -> Masks:
 def row_of(study: BlockStudy, choice: str, amount: float, repair: str) -> dict[str, Any]:
     begun = perf_counter()
     masks = masks_of(study, choice, amount)
-    owner: Study = study.with_heads if "heads" in choice else study
+    owner = study.study_of(choice)
     costs = ModelCosts(owner.model, owner.ffns)
     repaired: dict[str, RepairedMap] = {}
     left_out = [block.name for block in masks.left_out(owner.ffns.layers.values())]
