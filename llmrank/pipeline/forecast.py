@@ -12,7 +12,7 @@ from llmrank.pipeline.closeness.loss_curves import LossCurves
 from llmrank.pipeline.stages import PreparedModel
 from llmrank.prune.base_pruner import BasePruner
 from llmrank.prune.records.layer_record import record_of_size
-from llmrank.prune.records.units import Target, Units, names_in_order, units_of_part
+from llmrank.prune.records.units import Target, Units, units_in_order
 
 __all__ = ["Forecast", "forecast", "forecasts"]
 
@@ -52,11 +52,9 @@ def forecast(
     OptionError
         There is no curve of a layer; or see :meth:`llmrank.prune.BasePruner.prune`.
     """
-    layers, parts = prepared.ffns.layers.values(), pruner.parts(targets)
-    names = names_in_order(layers, parts)
-    units = sorted(
-        (each for part in parts for each in units_of_part(layers, part)), key=lambda each: names.index(each.name)
-    )
+    parts = pruner.parts(targets)
+    units = units_in_order(prepared.ffns.layers.values(), parts)
+    names = [each.name for each in units]
     missing = [name for name in names if name not in curves]
     if missing:
         raise OptionError(f"there are no losses of {missing[0]}; rank the model again with llmrank rank --losses")

@@ -41,6 +41,7 @@ __all__ = [
     "names_in_order",
     "parse_targets",
     "sharing_targets",
+    "units_in_order",
     "units_of",
     "units_of_part",
 ]
@@ -372,12 +373,17 @@ def sharing_targets(targets: Sequence[Target]) -> list[tuple[Target, ...]]:
     return [*([together] if together else []), *((t,) for t in targets if not KINDS[t].shares_amount)]
 
 
-def names_in_order(layers: Iterable[PrunableLayer], parts: Sequence[Sequence[Target]]) -> list[str]:
-    """Return the names of the units of parts of the targets, see :func:`sharing_targets`, in the order of the layers."""
+def units_in_order(layers: Iterable[PrunableLayer], parts: Sequence[Sequence[Target]]) -> list[Units]:
+    """Return the units of parts of the targets, see :func:`sharing_targets`, in the order of the layers."""
     layers = list(layers)
     place = {layer.name: k for k, layer in enumerate(layers)}
     units = [each for part in parts for each in units_of_part(layers, part)]
-    return [each.name for each in sorted(units, key=lambda each: place[each.layers[0].name])]
+    return sorted(units, key=lambda each: place[each.layers[0].name])
+
+
+def names_in_order(layers: Iterable[PrunableLayer], parts: Sequence[Sequence[Target]]) -> list[str]:
+    """Return the names of :func:`units_in_order`."""
+    return [each.name for each in units_in_order(layers, parts)]
 
 
 def has_units(layer: PrunableLayer, targets: Sequence[Target]) -> bool:
