@@ -145,8 +145,8 @@ def _gauss_seidel(
     indices: Array,
     data: Array,
     scale: Array,
-    loops: Array,
-    order: Array,
+    reciprocals: Array,
+    order: Array | None,
     back_shares: Array,
     gamma: float,
     constant: Array,
@@ -154,13 +154,13 @@ def _gauss_seidel(
     sent: Array,
 ) -> tuple[float, float]:
     absolute, signed = 0.0, 0.0
-    for position in range(len(order)):
-        i = order[position]
-        sent[i] = 0.0  # so that no branch is needed for self-loops, whose weights `loops` holds
+    for position in range(len(x)):
+        i = position if order is None else np.int64(order[position])  # numba compiles a kernel for None of its own
+        sent[i] = 0.0  # so that no branch is needed for self-loops, which are in `reciprocals`
         total = 0.0
         for place in range(indptr[i], indptr[i + 1]):
             total += data[place] * sent[indices[place]]
-        new = (constant[i] + gamma * total) / (1.0 - gamma * loops[i] * scale[i])
+        new = (constant[i] + gamma * total) * reciprocals[i]
         change = (new - x[i]) * back_shares[i]
         absolute += abs(change)
         signed += change
@@ -354,8 +354,8 @@ def gauss_seidel(
     indices: Array,
     data: Array,
     scale: Array,
-    loops: Array,
-    order: Array,
+    reciprocals: Array,
+    order: Array | None,
     back_shares: Array,
     gamma: float,
     constant: Array,
@@ -367,10 +367,10 @@ def gauss_seidel(
     ----------
     indptr, indices, data : CSR of W, (n, n), row = target
     scale, constant, x : (n,) float64
-    loops : (n,) float64
-        The diagonal of W.
-    order : (n,) integers
-        The nodes in the order in which they are updated.
+    reciprocals : (n,) float64
+        ``1 / (1 - gamma W_ii scale_i)``, by which a node makes up for its self-loop; W_ii does not count otherwise.
+    order : (n,) integers, or None
+        The nodes in the order in which they are updated; None is the order of their numbers.
     back_shares : (n,) float64
         Weights of the changes of x in the result.
     gamma : float
@@ -385,16 +385,16 @@ def gauss_seidel(
     --------
     >>> from scipy import sparse
     >>> csr = sparse.csr_array([[0.0, 0.0], [2.0, 0.0]])  # one edge, from node 0 to node 1
-    >>> x, ones, none = np.zeros(2), np.ones(2), np.zeros(2)
-    >>> gauss_seidel(csr.indptr, csr.indices, csr.data, np.array([0.5, 0.0]), none, np.array([0, 1]), ones, 0.5, ones, x)
+    >>> x, ones = np.zeros(2), np.ones(2)
+    >>> gauss_seidel(csr.indptr, csr.indices, csr.data, np.array([0.5, 0.0]), ones, None, ones, 0.5, ones, x)
     (2.5, 2.5)
     >>> x
     array([1. , 1.5])
     """
     columns, factors = _unsigned(indices), _vector(scale)
-    nodes = order.astype(columns.dtype, copy=False)
-    rows, constants, shares = _unsigned(indptr), _vector(constant), _vector(back_shares)
-    return _gauss_seidel(rows, columns, data, factors, _vector(loops), nodes, shares, gamma, constants, x, x * factors)
+    nodes = None if order is None else order.astype(columns.dtype, copy=False)
+    rows, constants, shares, own = _unsigned(indptr), _vector(constant), _vector(back_shares), _vector(reciprocals)
+    return _gauss_seidel(rows, columns, data, factors, own, nodes, shares, gamma, constants, x, x * factors)
 
 
 def is_acyclic(indptr: Array, indices: Array) -> bool:

@@ -388,12 +388,13 @@ class _NodeSweep:
         csr = operator.csr
         self._csr, self._scale, self._gamma = csr, scale.astype(np.float64), gamma
         self.back_shares: Any
+        self.order = None
         if not sorts_nodes:
-            self.order = np.arange(csr.shape[0], dtype=csr.indices.dtype)
-            upper_sums, self._loops = kernels.csr_upper_sums(csr.indptr, csr.indices, csr.data)
+            upper_sums, loops = kernels.csr_upper_sums(csr.indptr, csr.indices, csr.data)
+            self._reciprocals = 1.0 / (1.0 - gamma * loops * self._scale)
             self.back_shares = upper_sums * self._scale
             return
-        self._loops = csr.diagonal().astype(np.float64)
+        self._reciprocals = 1.0 / (1.0 - gamma * csr.diagonal().astype(np.float64) * self._scale)
         _, component = csgraph.connected_components(csr, directed=True, connection="strong")
         rows = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
         self.order = _topological_order(component, rows, csr.indices)
@@ -411,7 +412,7 @@ class _NodeSweep:
         from graphs.linalg import kernels
 
         csr = self._csr
-        arrays = csr.indptr, csr.indices, csr.data, self._scale, self._loops, self.order, self.back_shares
+        arrays = csr.indptr, csr.indices, csr.data, self._scale, self._reciprocals, self.order, self.back_shares
         scores = np.array(before, dtype=np.float64)
         constants = constant.astype(np.float64, copy=False)
         if before.ndim == 1:

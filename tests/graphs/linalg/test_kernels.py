@@ -270,8 +270,9 @@ def plain_gauss_seidel(weight: Array, scale: Array, order: Any, gamma: float, ju
     return x
 
 
+@pytest.mark.parametrize("ordered", [True, False])
 @pairwise_by_first(index=[np.int32, np.int64], loops=[True, False], size=[1, 2, 7, 12], gamma=[0.0, 0.5, 0.99])
-def test_gauss_seidel_equals_a_plain_loop(index: Any, loops: bool, size: int, gamma: float) -> None:
+def test_gauss_seidel_equals_a_plain_loop(index: Any, loops: bool, size: int, gamma: float, ordered: bool) -> None:
     rng = np.random.default_rng(size)
     weight = np.where(rng.random((size, size)) < 0.6, rng.random((size, size)), 0.0)
     np.fill_diagonal(weight, 2.0 if loops else 0.0)
@@ -279,13 +280,14 @@ def test_gauss_seidel_equals_a_plain_loop(index: Any, loops: bool, size: int, ga
     scale = np.divide(1.0, strength, out=np.zeros(size), where=strength > 0)
     order, jump, x = rng.permutation(size), rng.random(size), rng.random(size)
     csr = sparse.csr_array(weight)
-    expected = plain_gauss_seidel(weight, scale, order, gamma, jump, x)
+    expected = plain_gauss_seidel(weight, scale, order if ordered else range(size), gamma, jump, x)
     indptr, indices = csr.indptr.astype(index), csr.indices.astype(index)
     before, shares = x.copy(), rng.random(size)
     upper, diagonal = kernels.csr_upper_sums(indptr, indices, csr.data)
     np.testing.assert_allclose(upper, np.triu(weight, 1).sum(axis=0), rtol=1e-13)
     np.testing.assert_array_equal(diagonal, weight.diagonal())
-    arrays = indptr, indices, csr.data, scale, diagonal, order, shares
+    reciprocals = 1.0 / (1.0 - gamma * diagonal * scale)
+    arrays = indptr, indices, csr.data, scale, reciprocals, order if ordered else None, shares
     absolute, signed = kernels.gauss_seidel(*arrays, gamma, jump, x)
     np.testing.assert_allclose(x, expected, rtol=1e-13)
     np.testing.assert_allclose(absolute, (shares * abs(expected - before)).sum(), rtol=1e-12)
@@ -299,7 +301,8 @@ def test_gauss_seidel_meets_its_equation_on_an_acyclic_graph_in_one_pass() -> No
     weight[np.ix_(names, names)] = np.tril(rng.random((30, 30)))
     scale, jump, x = 1.0 / weight.sum(axis=0), rng.random(30), rng.random(30)
     csr = sparse.csr_array(weight)
-    arrays = csr.indptr, csr.indices, csr.data, scale, weight.diagonal(), names, np.ones(30)
+    reciprocals = 1.0 / (1.0 - 0.9 * weight.diagonal() * scale)
+    arrays = csr.indptr, csr.indices, csr.data, scale, reciprocals, names, np.ones(30)
     kernels.gauss_seidel(*arrays, 0.9, jump, x)
     # Self-loops (on the diagonal) are solved with their node.
     np.testing.assert_allclose(x, np.linalg.solve(np.eye(30) - 0.9 * weight * scale, jump), rtol=1e-12)
@@ -311,7 +314,8 @@ def test_gauss_seidel_on_float32_weights() -> None:
     scale, jump, x = (1.0 / weight.sum(axis=0)).astype(np.float64), rng.random(6), rng.random(6)
     expected = plain_gauss_seidel(weight.astype(np.float64), scale, range(6), 0.8, jump, x)
     csr = sparse.csr_array(weight)
-    arrays = csr.indptr, csr.indices, csr.data, scale, csr.diagonal().astype(np.float64), np.arange(6), np.ones(6)
+    reciprocals = 1.0 / (1.0 - 0.8 * csr.diagonal().astype(np.float64) * scale)
+    arrays = csr.indptr, csr.indices, csr.data, scale, reciprocals, None, np.ones(6)
     kernels.gauss_seidel(*arrays, 0.8, jump, x)
     np.testing.assert_allclose(x, expected, rtol=1e-13)
 
