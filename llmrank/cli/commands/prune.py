@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,12 @@ def run_demo(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     report = demo.run_and_show(run, options.output, terminal, options.settings)
     _say_written(options.output, [checkpoint.REPORT_FILE, checkpoint.MASKS_FILE, demo.FIGURE_FILE], terminal)
     _say_how_to_load(options.output, run.model, terminal)
+    if run.recipe.heal is None and predicts_next_token(run.model):
+        paths = options.output, "--against", run.model.name_or_path, "--output", f"{options.output}-healed"
+        terminal.say(
+            "Some minutes of learning bring it nearer to the dense model: llmrank heal "
+            f"{shlex.join(map(str, paths))} --text built-in"
+        )
     return CommandResult({"output": str(options.output), "report": report})
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -223,6 +224,18 @@ def test_a_demo_says_what_is_kept_of_a_few_items(
     kept = "The pruned model answers 67% ± 33% of the 3 items that the dense model answers right (fact 50%, code 100%)"
     assert kept in shown["some"]
     assert "items that the dense model answers" not in shown["none"]
+
+
+def test_a_demo_says_how_to_heal_what_it_wrote(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    output = tmp_path / "a demo"
+    assert run("demo", "--model", checkpoint, "--output", output, *SHORT) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    command = said[said.index("llmrank heal") :]
+    few = "--tokens", "256", "--sequence-length", "16"
+    assert run(*shlex.split(command)[1:], *few) == 0
+    assert (tmp_path / "a demo-healed" / "model.safetensors").is_file()
+    assert run("demo", "--model", checkpoint, "--output", tmp_path / "healed", *SHORT, "--heal", "64") == 0
+    assert "llmrank heal" not in capsys.readouterr().out
 
 
 def test_a_demo_saves_before_it_prints(checkpoint: Path, tmp_path: Path, monkeypatch: Any) -> None:
