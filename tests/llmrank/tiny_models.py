@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +124,10 @@ def disturbed(model: Any, scale: float = 0.05) -> Any:
     return twin
 
 
-def families(*left_out: str) -> list[Any]:
-    """All families but some, as parameters of a test; those that differ less from the others are slow tests."""
+def families(*left_out: str, fast: Collection[str] = DISTINCT) -> list[Any]:
+    """All families but some, as parameters of a test; all but the fast ones, which differ most, are slow tests."""
     return [
-        pytest.param(family, id=family.name, marks=[] if family.name in DISTINCT else [pytest.mark.slow])
+        pytest.param(family, id=family.name, marks=[] if family.name in fast else [pytest.mark.slow])
         for family in FAMILIES
         if family.name not in left_out
     ]

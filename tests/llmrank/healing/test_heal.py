@@ -34,7 +34,7 @@ from llmrank.models.forward import predicts_next_token
 from llmrank.pipeline import Recipe
 from llmrank.text import CalibrationTokens, TokenSequences
 from tests.llmrank.tiny_mixtures import MIXTURES, tiny_mixture
-from tests.llmrank.tiny_models import Family, Snapshot, disturbed, every_family, family_model, tiny_llama
+from tests.llmrank.tiny_models import Family, Snapshot, disturbed, families, family_model, tiny_llama
 
 LENGTH = 16
 
@@ -145,7 +145,7 @@ def heals(dense: Any, amount: float, **options: Any) -> None:
     assert before == after
 
 
-@every_family
+@pytest.mark.parametrize("family", families(fast=["Llama, SmolLM2", "T5", "BERT"]))
 def test_every_family_that_predicts_tokens_can_be_healed(family: Family) -> None:
     model = family_model(family)
     if predicts_next_token(model):
