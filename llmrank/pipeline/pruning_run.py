@@ -18,7 +18,7 @@ from graphs import LayeredGraph, RankResult
 from llmrank.errors import OptionError, check_type
 from llmrank.evaluation.logits import check_predicts
 from llmrank.evaluation.perplexity import model_size
-from llmrank.execution import Execution, Processes, join_processes
+from llmrank.execution import Execution, Processes, join_processes, launched_processes
 from llmrank.execution.onloading import onloaded_by_block
 from llmrank.execution.work_directory import WorkDirectory
 from llmrank.healing import DenseModel, Distillation, heal_model
@@ -177,7 +177,8 @@ class PruningRun:
             raise OptionError("this run has changed its model for good; load the model again, and make another run")
         if self.application is not None:
             raise OptionError("this run has pruned its model already; call undo() first, or make another run")
-        if self.execution.processes.count > 1:
+        # Processes that were given are kept, unless a launcher has started others.
+        if self.execution.processes.count > 1 or launched_processes()[1] == 1:
             return self._run(self.execution, watch or Stopwatch())
         with join_processes() as processes:
             return self._run(replace(self.execution, processes=processes), watch or Stopwatch())
