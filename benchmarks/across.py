@@ -37,7 +37,7 @@ from llmrank.execution.recording import Recording, recording
 from llmrank.models.forward import run_sequences
 from llmrank.pipeline import Recipe, stages
 from llmrank.pipeline.closeness.candidates import Choice
-from llmrank.pipeline.closeness.repair_validation import repair_where_it_helps
+from llmrank.pipeline.closeness.repair_validation import Validation, repair_where_it_helps
 from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.descriptions import dtype_name
@@ -117,6 +117,11 @@ HEAD_OF_PEERS = (
 HEAD_OF_HEADS = (
     " What is removed are heads of attentions; those that share keys and values are removed together. The budget local removes "
     "as many of every attention, and so none if the share is less than half of a group."
+)
+DROPPED = " †"
+HEAD_OF_DROPPED = (
+    f"{DROPPED} The repair did not bring the model nearer to the dense one on held-out text of both kinds, so llmrank dropped "
+    "it, and the row is as cut, up to rounding."
 )
 HEAD_OF_ITEMS = (
     " The tables of items say how many are kept: answered right, of those that the dense model answers right."
@@ -279,7 +284,9 @@ def table(results: dict[str, Any]) -> str:
     """Return all models in markdown: perplexities, and in brackets the difference from the default row."""
     asks = any(ITEMS in row for found in results["models"].values() for row in found["rows"])
     of_heads = results.get("protocol", {}).get("targets") == "heads"
-    lines = [HEAD + of_heads * HEAD_OF_HEADS + asks * HEAD_OF_ITEMS, *_against_peers(results["models"])]
+    dropped = any(_is_dropped(row) for found in results["models"].values() for row in found["rows"])
+    head = HEAD + of_heads * HEAD_OF_HEADS + asks * HEAD_OF_ITEMS + dropped * HEAD_OF_DROPPED
+    lines = [head, *_against_peers(results["models"])]
     for name, found in results["models"].items():
         for kind in (*KINDS, ITEMS):
             dense = kind_of(found["dense"], kind)
@@ -324,6 +331,7 @@ def _rows(found: list[dict[str, Any]], kind: str, dense: Any) -> list[str]:
     if not found:
         return []
     rows = {key(row)[:4]: kind_of(row, kind) for row in found}
+    marks = {key(row)[:4]: DROPPED for row in found if _is_dropped(row)}
     amounts = sorted({row["amount"] for row in found})
     lines = [
         f"| {REPAIRS[found[0]['repair']]} | {' | '.join(f'{a:.0%}' for a in amounts)} |",
@@ -332,7 +340,8 @@ def _rows(found: list[dict[str, Any]], kind: str, dense: Any) -> list[str]:
     for text, (scorer, budget) in product(TEXTS, _pairs()):
         if any((scorer, budget, text, amount) in rows for amount in amounts):
             cells = [
-                cell(rows.get((scorer, budget, text, amount)), rows.get((*DEFAULT, amount)), dense)
+                cell(rows.get(row := (scorer, budget, text, amount)), rows.get((*DEFAULT, amount)), dense)
+                + marks.get(row, "")
                 for amount in amounts
             ]
             label = f"{scorer}, {budget.replace(':normalize=', ', ')}{suffix(text)}"
@@ -343,6 +352,12 @@ def _rows(found: list[dict[str, Any]], kind: str, dense: Any) -> list[str]:
             cells = [chosen.get(amount, "") for amount in amounts]
             lines.append(f"| {AutoScorer.name} chose{suffix(text)} | {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def _is_dropped(row: dict[str, Any]) -> bool:
+    """Whether llmrank dropped the repair of a row."""
+    found = row.get("validation")
+    return found is not None and not Validation(**found).improves
 
 
 def suffix(text: str) -> str:

@@ -74,3 +74,24 @@ def test_across_shows_what_is_kept_of_the_items_where_that_was_measured() -> Non
     assert "| flap, local | 50.0% ± 28.9% |" in shown
     assert "wanda-sp" not in shown
     assert "old on items" not in table
+
+
+def test_across_marks_rows_whose_repair_was_dropped() -> None:
+    about = {
+        "budget": "local",
+        "text": across.TEXTS[0],
+        "amount": 0.3,
+        "repair": "lstsq",
+        "losses": [1.0],
+        "counts": [1],
+    }
+    validation = {"measure": "divergence", "count": 1, "cut": 0.5, "error": None}
+    rows = [
+        {**about, "scorer": "flap", "validation": {**validation, "repaired": 0.6}},
+        {**about, "scorer": "wanda-sp", "validation": {**validation, "repaired": 0.4}},
+    ]
+    table = across.table({"models": {"tiny": {"dense": about, "rows": rows}}})
+    assert "| flap, local | 2.72 † |" in table
+    assert "| wanda-sp, local | 2.72 |" in table
+    assert "dropped it" in table.splitlines()[0]
+    assert "†" not in across.table({"models": {"tiny": {"dense": about, "rows": rows[1:]}}})
