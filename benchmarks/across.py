@@ -339,11 +339,8 @@ def _rows(found: list[dict[str, Any]], kind: str, dense: Any) -> list[str]:
     ]
     for text, (scorer, budget) in product(TEXTS, _pairs()):
         if any((scorer, budget, text, amount) in rows for amount in amounts):
-            cells = [
-                cell(rows.get(row := (scorer, budget, text, amount)), rows.get((*DEFAULT, amount)), dense)
-                + marks.get(row, "")
-                for amount in amounts
-            ]
+            keys = [(scorer, budget, text, amount) for amount in amounts]
+            cells = [cell(rows.get(each), rows.get((*DEFAULT, each[-1])), dense) + marks.get(each, "") for each in keys]
             label = f"{scorer}, {budget.replace(':normalize=', ', ')}{suffix(text)}"
             lines.append(f"| {label} | {' | '.join(cells)} |")
     for text in TEXTS:
@@ -440,11 +437,11 @@ def study_parser(description: str | None, output: Path | None) -> argparse.Argum
     parser.add_argument("--evaluate", type=int, default=8, help="evaluation sequences (%(default)s)")
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--dtype", default="float32", help="bfloat16 for models that take too long (%(default)s)")
-    parser.add_argument("--output", type=Path, default=output)
+    parser.add_argument("--output", type=Path, default=output, help="result file, in which a run goes on")
     return parser
 
 
-def models_of(
+def open_study(
     options: argparse.Namespace, parser: argparse.ArgumentParser, **protocol: Any
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Open the result file of a study; return what it holds, and the models that were asked for by the names it calls them."""
@@ -470,7 +467,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output = options.output or RESULTS / ("heads.json" if options.targets == "heads" else "across.json")
     of_heads = {"targets": options.targets} if options.targets != "neurons" else {}
-    results, models = models_of(options, parser, **of_heads)
+    results, models = open_study(options, parser, **of_heads)
     for name, source in models.items():
         study = Study(source, options, options.targets)
         found = results["models"].setdefault(name, {"protocol": study.protocol(), "rows": []})

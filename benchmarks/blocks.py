@@ -36,7 +36,7 @@ from benchmarks.across import (
     Study,
     cell,
     kind_of,
-    models_of,
+    open_study,
     perplexity_of,
     share_right,
     study_parser,
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--repairs", default="none,lstsq", help=f"with commas: {', '.join(REPAIRS)} (%(default)s)")
     parser.add_argument("--only", action="append", help="pattern of a row; may be repeated")
     options = parser.parse_args()
-    results, models = models_of(options, parser)
+    results, models = open_study(options, parser)
     for name, source in models.items():
         study = BlockStudy(source, options)
         found = results["models"].setdefault(name, {"rows": []})

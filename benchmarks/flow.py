@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.across import models_of, python_sources, study_parser
+from benchmarks.across import open_study, python_sources, study_parser
 from benchmarks.result_files import write_results
 from benchmarks.wikitext import read
 from llmrank.calibration.collect import collect_statistics
@@ -100,7 +100,7 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = study_parser(__doc__, RESULTS / "flow.json")
     options = parser.parse_args()
-    results, models = models_of(options, parser)
+    results, models = open_study(options, parser)
     for name, source in models.items():
         results["models"][name] = study(source, options)
         write_results(options.output, results, table)

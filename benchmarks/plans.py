@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from scipy import stats
 
-from benchmarks.across import KINDS, Study, models_of, study_parser
+from benchmarks.across import KINDS, Study, open_study, study_parser
 from benchmarks.result_files import write, write_results
 from llmrank.errors import OptionError
 from llmrank.evaluation.estimate import Estimate
@@ -133,7 +133,7 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = study_parser(__doc__, RESULTS / "plans.json")
     options = parser.parse_args()
-    results, models = models_of(options, parser)
+    results, models = open_study(options, parser)
     for name, source in models.items():
         found = results["models"].setdefault(name, {})
         for label, targets in TARGETS.items():

@@ -155,7 +155,8 @@ def _gauss_seidel(
 ) -> tuple[float, float]:
     absolute, signed = 0.0, 0.0
     for position in range(len(x)):
-        i = position if order is None else np.int64(order[position])  # numba compiles a kernel for None of its own
+        # For None, numba compiles a kernel of its own. An unsigned number and `position` have no common integer type.
+        i = position if order is None else np.int64(order[position])
         sent[i] = 0.0  # so that no branch is needed for self-loops, which are in `reciprocals`
         total = 0.0
         for place in range(indptr[i], indptr[i + 1]):

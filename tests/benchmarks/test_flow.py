@@ -56,17 +56,12 @@ def test_across_keeps_both_kinds_of_text_apart() -> None:
     assert "| with other text | with other text | Python sources | 1 | 0 | 1 |" in lines
 
 
+ROW = {"budget": "local", "text": across.TEXTS[0], "amount": 0.3, "repair": "none", "losses": [1.0], "counts": [1]}
+
+
 def test_across_shows_what_is_kept_of_the_items_where_that_was_measured() -> None:
-    about = {
-        "budget": "local",
-        "text": across.TEXTS[0],
-        "amount": 0.3,
-        "repair": "none",
-        "losses": [1.0],
-        "counts": [1],
-    }
-    rows = [{**about, "scorer": "flap", "items": "10-110"}, {**about, "scorer": "wanda-sp"}]
-    models = {"tiny": {"dense": {**about, "items": "11-101"}, "rows": rows}, "old": {"dense": about, "rows": rows[1:]}}
+    rows = [{**ROW, "scorer": "flap", "items": "10-110"}, {**ROW, "scorer": "wanda-sp"}]
+    models = {"tiny": {"dense": {**ROW, "items": "11-101"}, "rows": rows}, "old": {"dense": ROW, "rows": rows[1:]}}
     table = across.table({"models": models})
     assert "## tiny on items: dense 80.0% ± 20.0% right" in table
     shown = table.split("## tiny on items")[1].split("##")[0]
@@ -77,14 +72,7 @@ def test_across_shows_what_is_kept_of_the_items_where_that_was_measured() -> Non
 
 
 def test_across_marks_rows_whose_repair_was_dropped() -> None:
-    about = {
-        "budget": "local",
-        "text": across.TEXTS[0],
-        "amount": 0.3,
-        "repair": "lstsq",
-        "losses": [1.0],
-        "counts": [1],
-    }
+    about = {**ROW, "repair": "lstsq"}
     validation = {"measure": "divergence", "count": 1, "cut": 0.5, "error": None}
     rows = [
         {**about, "scorer": "flap", "validation": {**validation, "repaired": 0.6}},

@@ -84,7 +84,7 @@ def run_demo(options: argparse.Namespace, terminal: Terminal) -> CommandResult:
     if run.recipe.heal is None and predicts_next_token(run.model):
         paths = options.output, "--against", run.model.name_or_path, "--output", f"{options.output}-healed"
         terminal.say(
-            "Learning brings it nearer to the dense model, in a quarter of an hour on two cores: llmrank heal "
+            "It comes nearer to the dense model by learning the predictions of that model: llmrank heal "
             f"{shlex.join(map(str, paths))} --text built-in"
         )
     return CommandResult({"output": str(options.output), "report": report})
