@@ -169,7 +169,7 @@ def index_dtype(*extents: int) -> type[np.int32] | type[np.int64]:
 
 
 def narrow_indices(csr: sparse.csr_array) -> sparse.csr_array:
-    """Convert the indices of a CSR matrix to their :func:`index_dtype`; arrays that have it already are not copied.
+    """Convert the indices of a CSR matrix to their :func:`index_dtype`; a matrix that has it already is returned itself.
 
     Examples
     --------
@@ -178,6 +178,8 @@ def narrow_indices(csr: sparse.csr_array) -> sparse.csr_array:
     dtype('int32')
     """
     dtype = index_dtype(csr.shape[1], csr.nnz)
+    if csr.indices.dtype == csr.indptr.dtype == dtype:
+        return csr
     indices, indptr = csr.indices.astype(dtype, copy=False), csr.indptr.astype(dtype, copy=False)
     return sparse.csr_array((csr.data, indices, indptr), shape=csr.shape)
 
@@ -250,10 +252,16 @@ class SparseBlock(Block):
         """Return the first parallel matrix; nothing is copied."""
         return SparseBlock(self.parallel[0]) if self.parallel else self
 
+    @functools.cached_property
+    def extremes(self) -> tuple[float, float]:
+        """The smallest and the largest weight; (1, 1) if there are no edges, and NaN if a weight is NaN."""
+        data = self.csr.data
+        return (float(data.min()), float(data.max())) if len(data) else (1.0, 1.0)
+
     def fits(self, dtype: str) -> bool:
         """Whether all weights, and the sums and reciprocals of some of them, are far from the limits of a dtype."""
-        limit, data = SAFE_EXPONENTS[dtype], self.csr.data
-        return not len(data) or bool(data.min() > 2.0**-limit and data.max() < 2.0**limit)
+        limit, (smallest, largest) = SAFE_EXPONENTS[dtype], self.extremes
+        return smallest > 2.0**-limit and largest < 2.0**limit
 
     def exponents(self, axis: int) -> npt.NDArray[np.int32]:
         """Return the binary exponent of the largest weight of each column (axis 0) or row (axis 1), or :data:`NO_EXPONENT`."""

@@ -23,13 +23,15 @@ from graphs.linalg.threads import POOL, compiled
 __all__ = [
     "column_counts",
     "column_products",
+    "csr_back_sums",
     "csr_column_products",
     "csr_products",
-    "csr_upper_sums",
     "gauss_seidel",
     "is_acyclic",
     "row_products",
     "row_products_mixed",
+    "rows_by_length",
+    "scale_and_compare",
 ]
 
 Array = npt.NDArray[Any]
@@ -37,6 +39,10 @@ Array = npt.NDArray[Any]
 # A thread is used only if it gets at least this many weights; for fewer, waking it takes too long (benchmarks/threads.py).
 DENSE_WEIGHTS_PER_THREAD = 1_000_000
 CSR_ENTRIES_PER_THREAD = 100_000
+
+# Rows are sorted by length in windows of so many rows. Longer rows count as equally long: where they end matters little.
+WINDOW = 128
+LONG_ROW = 63
 
 
 def _magnitude(value: Any) -> Any:
@@ -140,46 +146,88 @@ def _csr_column_products(
 
 
 @compiled
-def _gauss_seidel(
-    indptr: Array,
-    indices: Array,
-    data: Array,
-    scale: Array,
-    reciprocals: Array,
-    order: Array | None,
-    back_shares: Array,
-    gamma: float,
-    constant: Array,
-    x: Array,
-    sent: Array,
-) -> tuple[float, float]:
-    absolute, signed = 0.0, 0.0
-    for position in range(len(x)):
-        # For None, numba compiles a kernel of its own. An unsigned number and `position` have no common integer type.
-        i = position if order is None else np.int64(order[position])
-        sent[i] = 0.0  # so that no branch is needed for self-loops, which are in `reciprocals`
-        total = 0.0
-        for place in range(indptr[i], indptr[i + 1]):
-            total += data[place] * sent[indices[place]]
-        new = (constant[i] + gamma * total) * reciprocals[i]
-        change = (new - x[i]) * back_shares[i]
-        absolute += abs(change)
-        signed += change
-        x[i] = new
-        sent[i] = new * scale[i]
-    return absolute, signed
+def _rows_by_length(indptr: Array, ends: Array, order: Array) -> None:
+    longest = len(ends) - 1
+    for first in range(0, len(order), WINDOW):
+        last = min(first + WINDOW, len(order))
+        ends[:] = 0
+        for i in range(first, last):
+            ends[min(indptr[i + 1] - indptr[i], longest)] += 1
+        taken = last
+        for length in range(longest, -1, -1):
+            taken -= ends[length]
+            ends[length] = taken  # where the rows of this length begin
+        for i in range(first, last):
+            length = min(indptr[i + 1] - indptr[i], longest)
+            order[ends[length]] = i
+            ends[length] += 1
 
 
 @compiled
-def _csr_upper_sums(
-    indptr: Array, indices: Array, data: Array, loops: Array, total: Array, start: int, stop: int
+def _gauss_seidel(
+    indptr: Array,
+    indices: Array,
+    data: Array | None,
+    order: Array,
+    scale: Array,
+    reciprocals: Array,
+    back_shares: Array,
+    gamma: float,
+    constant: Array,
+    constant_factor: float,
+    before: Array,
+    before_factor: float,
+    x: Array,
+    sent: Array,
+) -> tuple[float, float, float]:
+    for i in range(len(x)):
+        x[i] = before[i] * before_factor
+        sent[i] = x[i] * scale[i]
+    absolute, signed, mass = 0.0, 0.0, 0.0
+    for position in range(len(x)):
+        i = np.int64(order[position])  # numba would add a signed number to a uint64 as floats
+        sent[i] = 0.0  # so that no branch is needed for self-loops, which are in `reciprocals`
+        # Two sums, because each addition would wait for the one before it.
+        even, odd = 0.0, 0.0
+        place, end = np.int64(indptr[i]), np.int64(indptr[i + 1])
+        # For None, numba compiles a kernel of its own.
+        if (end - place) % 2 == 1:
+            odd = sent[indices[place]] * (1.0 if data is None else data[place])
+            place += 1
+        while place < end:
+            even += sent[indices[place]] * (1.0 if data is None else data[place])
+            odd += sent[indices[place + 1]] * (1.0 if data is None else data[place + 1])
+            place += 2
+        new = (constant[i] * constant_factor + gamma * (even + odd)) * reciprocals[i]
+        change = (new - x[i]) * back_shares[i]
+        absolute += abs(change)
+        signed += change
+        mass += new
+        x[i] = new
+        sent[i] = new * scale[i]
+    return absolute, signed, mass
+
+
+@compiled
+def _scale_and_compare(x: Array, factor: float, before: Array) -> float:
+    distance = 0.0
+    for i in range(len(x)):
+        x[i] *= factor
+        distance += abs(x[i] - before[i])
+    return distance
+
+
+@compiled
+def _csr_back_sums(
+    indptr: Array, indices: Array, data: Array, position: Array, loops: Array, total: Array, start: int, stop: int
 ) -> None:
     for i in range(start, stop):
-        own = 0.0
+        own, here = 0.0, position[i]
         for place in range(indptr[i], indptr[i + 1]):
+            j = indices[place]
             # Products with 0 or 1, because the processor cannot foresee such branches.
-            total[indices[place]] += data[place] * (indices[place] > i)
-            own += data[place] * (indices[place] == i)
+            total[j] += data[place] * (position[j] > here)
+            own += data[place] * (j == i)
         loops[i] = own
 
 
@@ -334,68 +382,111 @@ def csr_column_products(indptr: Array, indices: Array, data: Array, y: Array, n_
     return _accumulate(kernel, _entry_cuts(indptr), n_columns)
 
 
-def csr_upper_sums(indptr: Array, indices: Array, data: Array) -> tuple[Array, Array]:
-    """Sum the entries above the diagonal in every column of a square CSR matrix; return them and the diagonal, (n,) float64 each.
+def csr_back_sums(indptr: Array, indices: Array, data: Array, position: Array) -> tuple[Array, Array]:
+    """Sum the weights of the edges that lead back in every column of a square CSR matrix; return the sums and the diagonal.
+
+    An edge from node j to node i leads back if ``position[j] > position[i]``.
+
+    Returns
+    -------
+    two (n,) float64 arrays
 
     Examples
     --------
     >>> from scipy import sparse
     >>> csr = sparse.csr_array([[1.0, 2.0], [4.0, 8.0]])
-    >>> csr_upper_sums(csr.indptr, csr.indices, csr.data)
+    >>> csr_back_sums(csr.indptr, csr.indices, csr.data, np.array([0, 1]))
     (array([0., 2.]), array([1., 8.]))
     """
     loops = np.empty(len(indptr) - 1)
-    # The columns keep their sign, because they are compared with numbers of rows, which have one.
-    kernel = partial(_csr_upper_sums, _unsigned(indptr), indices, data, loops)
+    kernel = partial(_csr_back_sums, _unsigned(indptr), _unsigned(indices), data, position, loops)
     return _accumulate(kernel, _entry_cuts(indptr), len(loops)), loops
+
+
+def rows_by_length(indptr: Array) -> Array:
+    """Order the rows of a CSR matrix so that, in every window of 128 rows, they are sorted by their number of entries.
+
+    A loop over the entries of a row ends where the processor foresees it if the row before had as many. The rows remain near
+    their neighbours, because their scores are near each other in memory (benchmarks/LOG.md).
+
+    Returns
+    -------
+    (n_rows,) array of the integers of `indptr`
+
+    Examples
+    --------
+    >>> rows_by_length(np.array([0, 2, 3, 5]))
+    array([1, 0, 2])
+    """
+    order = np.empty(len(indptr) - 1, dtype=indptr.dtype)
+    _rows_by_length(indptr, np.empty(LONG_ROW + 1, dtype=np.int64), order)
+    return order
 
 
 def gauss_seidel(
     indptr: Array,
     indices: Array,
-    data: Array,
+    data: Array | None,
+    order: Array,
     scale: Array,
     reciprocals: Array,
-    order: Array | None,
     back_shares: Array,
     gamma: float,
     constant: Array,
-    x: Array,
-) -> tuple[float, float]:
-    """Make one Gauss-Seidel pass over x = constant + gamma W diag(scale) x, in place, on one thread.
+    before: Array,
+    factors: tuple[float, float] = (1.0, 1.0),
+) -> tuple[Array, float, float, float]:
+    """Make one Gauss-Seidel pass over x = constant + gamma W diag(scale) x, on one thread.
 
     Parameters
     ----------
     indptr, indices, data : CSR of W, (n, n), row = target
-    scale, constant, x : (n,) float64
+        If `data` is None, every entry is 1.
+    order : (n,) integers
+        The nodes in the order in which they are updated.
+    scale, constant, before : (n,) float64
+        `before` holds x before the pass.
     reciprocals : (n,) float64
         ``1 / (1 - gamma W_ii scale_i)``, by which a node makes up for its self-loop; W_ii does not count otherwise.
-    order : (n,) integers, or None
-        The nodes in the order in which they are updated; None is the order of their numbers.
     back_shares : (n,) float64
         Weights of the changes of x in the result.
     gamma : float
         Damping.
+    factors : two floats
+        `constant` and `before` are multiplied by them.
 
     Returns
     -------
-    tuple of float
-        The sums of back_shares |change of x| and of back_shares (change of x).
+    tuple
+        x, (n,); the sums of back_shares |change of x|, of back_shares (change of x), and of x.
 
     Examples
     --------
     >>> from scipy import sparse
     >>> csr = sparse.csr_array([[0.0, 0.0], [2.0, 0.0]])  # one edge, from node 0 to node 1
-    >>> x, ones = np.zeros(2), np.ones(2)
-    >>> gauss_seidel(csr.indptr, csr.indices, csr.data, np.array([0.5, 0.0]), ones, None, ones, 0.5, ones, x)
-    (2.5, 2.5)
-    >>> x
-    array([1. , 1.5])
+    >>> ones, zeros, order = np.ones(2), np.zeros(2), np.array([0, 1])
+    >>> gauss_seidel(csr.indptr, csr.indices, csr.data, order, np.array([0.5, 0.0]), ones, ones, 0.5, ones, zeros)
+    (array([1. , 1.5]), 2.5, 2.5, 2.5)
     """
-    columns, factors = _unsigned(indices), _vector(scale)
-    nodes = None if order is None else order.astype(columns.dtype, copy=False)
-    rows, constants, shares, own = _unsigned(indptr), _vector(constant), _vector(back_shares), _vector(reciprocals)
-    return _gauss_seidel(rows, columns, data, factors, own, nodes, shares, gamma, constants, x, x * factors)
+    rows, columns, nodes = _unsigned(indptr), _unsigned(indices), _unsigned(order.astype(indices.dtype, copy=False))
+    known = _vector(scale), _vector(reciprocals), _vector(back_shares), gamma, _vector(constant), factors[0]
+    x, sent = np.empty((2, len(before)))
+    sums: tuple[float, float, float] = _gauss_seidel(
+        rows, columns, data, nodes, *known, _vector(before), factors[1], x, sent
+    )
+    return x, *sums
+
+
+def scale_and_compare(x: Array, factor: float, before: Array) -> float:
+    """Multiply a float64 vector by a factor, in place, and return its L1 distance from another vector.
+
+    Examples
+    --------
+    >>> x = np.array([1.0, 2.0])
+    >>> scale_and_compare(x, 0.5, np.array([0.5, 2.0])), x
+    (1.0, array([0.5, 1. ]))
+    """
+    return float(_scale_and_compare(x, factor, before))
 
 
 def is_acyclic(indptr: Array, indices: Array) -> bool:

@@ -15,7 +15,7 @@ from scipy import sparse
 from graphs.errors import GraphError
 from graphs.linalg.blocks import Block, DenseBlock, FloatArray, SparseBlock, as_numpy, is_torch, narrow_indices
 
-__all__ = ["as_block", "as_csr", "as_real", "as_vector", "check_compressed"]
+__all__ = ["as_block", "as_csr", "as_real", "as_sparse_block", "as_vector", "check_compressed"]
 
 COMPRESSED = {"csr": sparse.csr_array, "csc": sparse.csc_array, "bsr": sparse.bsr_array}
 
@@ -63,9 +63,10 @@ def as_block(value: Any, name: str, check_finite: bool = True) -> Block:
                 f"{tuple(matrix.shape)}"
             )
     if any(_is_sparse(matrix) for matrix in matrices):
-        parallel = tuple(_canonical(as_csr(matrix, name), name) for matrix in matrices)
-        if len(parallel) == 1:
-            return SparseBlock(parallel[0])
+        blocks = [as_sparse_block(as_csr(matrix, name), name) for matrix in matrices]
+        if len(blocks) == 1:
+            return blocks[0]
+        parallel = tuple(block.csr for block in blocks)
         return SparseBlock(_canonical(functools.reduce(operator.add, parallel), name), parallel)
     if check_finite:
         for matrix in matrices:
@@ -182,7 +183,8 @@ def as_csr(value: Any, name: str) -> sparse.csr_array:
         values = parts[0] if parts[0].dtype in (np.float32, np.float64) else parts[0].astype(np.float64)
         return sparse.csr_array(sparse.coo_array((values, tuple(parts[1:])), shape=shape))
     check_compressed(layout, parts, shape, name)
-    return sparse.csr_array(COMPRESSED[layout](tuple(parts), shape=shape))
+    matrix = COMPRESSED[layout](tuple(parts), shape=shape)
+    return matrix if layout == "csr" else sparse.csr_array(matrix)
 
 
 def _scipy_parts(value: Any, name: str) -> tuple[str, list[npt.NDArray[Any]]]:
@@ -309,8 +311,37 @@ def _damage_error(name: str, layout: str, reason: str) -> GraphError:
     )
 
 
+def as_sparse_block(csr: sparse.csr_array, name: str, *, copy: bool = True) -> SparseBlock:
+    """Wrap the absolute weights of a CSR matrix: sorted, no duplicates, no explicit zeros, and int32 indices where they fit.
+
+    Parameters
+    ----------
+    csr : scipy.sparse.csr_array
+        A result of :func:`as_csr`.
+    name : str, for error messages
+    copy : bool
+        Whether to copy a matrix that needs no change, which takes as long as all checks of it.
+
+    Raises
+    ------
+    GraphError
+        Weights hold NaN or Inf.
+
+    Examples
+    --------
+    >>> as_sparse_block(sparse.csr_array(([-1.0, 0.0], ([0, 0], [1, 0])), (1, 2)), "block 1").csr.nnz
+    1
+    """
+    if csr.dtype in (np.float32, np.float64):
+        block = SparseBlock(narrow_indices(csr))
+        smallest, largest = block.extremes
+        if smallest > 0.0 and np.isfinite(largest) and csr.has_canonical_format:
+            return SparseBlock(block.csr.copy()) if copy else block
+    return SparseBlock(_canonical(csr, name))
+
+
 def _canonical(csr: sparse.csr_array, name: str) -> sparse.csr_array:
-    """Copy a CSR matrix: absolute float values, sorted, no duplicates, no explicit zeros, int32 indices where they fit."""
+    """Convert a CSR matrix as :func:`as_sparse_block` does; the result is a copy."""
     dtype = csr.dtype if csr.dtype in (np.float32, np.float64) else np.dtype(np.float64)
     clean = sparse.csr_array((csr.data.astype(dtype), csr.indices.copy(), csr.indptr.copy()), shape=csr.shape)
     clean.sum_duplicates()

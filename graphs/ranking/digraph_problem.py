@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from operator import add
-from typing import Any
 
 import numpy as np
 from scipy import sparse
-from scipy.sparse import csgraph
 
 from graphs.errors import GraphError
 from graphs.linalg.backends import Backend
@@ -25,22 +23,22 @@ from graphs.linalg.layer_vectors import (
     DeferredChecks,
     State,
     column_sums,
+    layer_norms,
     read,
     scale_columns,
     scale_rows,
+    subtract,
     total_scores,
     weighted_sums,
 )
 from graphs.linalg.operators import BlockOperator, CSRKernelOperator, CSROperator, Vector
 from graphs.linalg.transition import check_scale
+from graphs.ranking.node_sweep import NodeSweep, is_acyclic
 from graphs.solvers.direct import FEW_NODES
 from graphs.solvers.problem import SweptState
 from graphs.structures.digraph import BlockDigraph, EdgeBlock
 
 __all__ = ["DigraphProblem"]
-
-# A walk on a uniform graph of 100,000 nodes meets itself after about 250 steps. A step takes 0.4 microseconds.
-WALK_STEPS = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +93,7 @@ class DigraphProblem:
         self._transitions_into: defaultdict[int, list[_BlockTransition]] = defaultdict(list)
         for transition in self._transitions:
             self._transitions_into[transition.edges.target].append(transition)
-        self._node_sweeps: dict[tuple[int, bool], _NodeSweep] = {}
+        self._node_sweeps: dict[tuple[int, bool], NodeSweep] = {}
 
     # --- vectors
 
@@ -195,7 +193,7 @@ class DigraphProblem:
         if not self.sweepable or any(self._leads_back(t) for t in self._transitions):
             return False
         operators = [t.operator for t in self._transitions if t.edges.within_layer]
-        return all(isinstance(operator, CSROperator) and _is_acyclic(operator) for operator in operators)
+        return all(isinstance(operator, CSROperator) and is_acyclic(operator) for operator in operators)
 
     @property
     def has_few_nodes(self) -> bool:
@@ -265,6 +263,23 @@ class DigraphProblem:
         rows = self.backend.arithmetic.vector(factors)
         return [vector * factor for vector, factor in zip(state, rows, strict=True)]
 
+    def sweep_and_compare(
+        self, state: State, teleport_mass: Vector, *, aggregates: bool, sorts_nodes: bool = True
+    ) -> tuple[SweptState, list[Vector]]:
+        """Sweep, from the scaled layers of :meth:`aggregate` if `aggregates`, and compute the L1 change of every layer."""
+        if self.n_layers == 1 and self.n_columns is None and self.dtype == "float64":
+            (before,), (teleport,) = state, self.teleport
+            sweep, factor, mass = self._node_sweep(0, sorts_nodes), 1.0, float(teleport_mass)
+            if aggregates:  # one layer has a linear equation of one unknown
+                sent = weighted_sums(before, self._transitions[0].share)
+                factor = mass / float(column_sums(before) - self.gamma * sent)
+            scores, total, residual, change = sweep.sweep_only_layer(before, factor, teleport, mass)
+            self.checks.add(total, _check_mass)
+            return SweptState([scores], mass / total, residual), [change]
+        start = self.aggregate(state, teleport_mass) if aggregates else state
+        swept = self.sweep(start, teleport_mass, sorts_nodes=sorts_nodes)
+        return swept, layer_norms(subtract(swept.state, state))
+
     # --- the matrix
 
     @property
@@ -272,12 +287,13 @@ class DigraphProblem:
         """Number of edges of all blocks together."""
         return sum(block.n_edges for block in self.digraph.blocks)
 
-    def matrix(self) -> sparse.csc_array:
-        """Build P as one CSC matrix for direct solvers, (nodes, nodes) float64."""
-        matrix = self.digraph.to_scipy().astype(np.float64)
+    def matrix(self) -> sparse.csr_array:
+        """Build P as one CSR matrix for direct solvers, (nodes, nodes) float64."""
+        matrix = self.digraph.to_scipy()  # a copy
+        matrix.data = matrix.data.astype(np.float64, copy=False)
         strength = np.bincount(matrix.indices, weights=matrix.data, minlength=matrix.shape[1])
         matrix.data /= strength[matrix.indices]
-        return matrix.tocsc()
+        return matrix
 
     # --- construction
 
@@ -324,7 +340,7 @@ class DigraphProblem:
         """Tell whether the edges lead from a layer to an earlier one in the order of sweeps."""
         return self._layer_order.index(transition.edges.source) > self._layer_order.index(transition.edges.target)
 
-    def _node_sweep(self, layer: int, sorts_nodes: bool) -> _NodeSweep:
+    def _node_sweep(self, layer: int, sorts_nodes: bool) -> NodeSweep:
         if (layer, sorts_nodes) not in self._node_sweeps:
             inner = [t for t in self._transitions_into[layer] if t.edges.within_layer]
             if len(inner) > 1 or not isinstance(inner[0].operator, CSROperator) or inner[0].edges.transposed:
@@ -332,7 +348,7 @@ class DigraphProblem:
                     f"layer {layer} has edges within itself; sweeps expect them in one scipy CSR block that is not transposed: "
                     "use backend='scipy', join such blocks, or use solver='power', 'anderson' or 'gmres'"
                 )
-            self._node_sweeps[layer, sorts_nodes] = _NodeSweep(
+            self._node_sweeps[layer, sorts_nodes] = NodeSweep(
                 inner[0].operator, inner[0].scale, self.gamma, sorts_nodes
             )
         return self._node_sweeps[layer, sorts_nodes]
@@ -374,99 +390,3 @@ def _check_strengths(total: float) -> None:
             "the out-strengths are not finite: the weights hold NaN or Inf, or overflow the dtype; check the weights, or use "
             "dtype='float64'"
         )
-
-
-class _NodeSweep:
-    """Gauss-Seidel sweeps over the nodes of one layer, see :meth:`DigraphProblem.sweep` for their order.
-
-    `back_shares` holds, for every node, the share of its score that goes to nodes earlier in this order.
-    """
-
-    def __init__(self, operator: CSROperator, scale: FloatArray, gamma: float, sorts_nodes: bool) -> None:
-        from graphs.linalg import kernels
-
-        csr = operator.csr
-        self._csr, self._scale, self._gamma = csr, scale.astype(np.float64), gamma
-        self.back_shares: Any
-        self.order = None
-        if not sorts_nodes:
-            upper_sums, loops = kernels.csr_upper_sums(csr.indptr, csr.indices, csr.data)
-            self._reciprocals = 1.0 / (1.0 - gamma * loops * self._scale)
-            self.back_shares = upper_sums * self._scale
-            return
-        self._reciprocals = 1.0 / (1.0 - gamma * csr.diagonal().astype(np.float64) * self._scale)
-        _, component = csgraph.connected_components(csr, directed=True, connection="strong")
-        rows = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
-        self.order = _topological_order(component, rows, csr.indices)
-        position = np.empty(len(self.order), dtype=np.int64)
-        position[self.order] = np.arange(len(position))
-        leads_back = position[csr.indices] > position[rows]
-        weights = csr.data * self._scale[csr.indices]
-        self.back_shares = np.bincount(csr.indices, weights=weights * leads_back, minlength=csr.shape[1])
-
-    def sweep(self, before: FloatArray, constant: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Compute the scores after one sweep from `before`; `constant` is what arrives from other layers and by teleport.
-
-        Return them with the changes of the scores that lead back, summed as absolute values and with their signs: () or (k,).
-        """
-        from graphs.linalg import kernels
-
-        csr = self._csr
-        arrays = csr.indptr, csr.indices, csr.data, self._scale, self._reciprocals, self.order, self.back_shares
-        scores = np.array(before, dtype=np.float64)
-        constants = constant.astype(np.float64, copy=False)
-        if before.ndim == 1:
-            sums = np.array(kernels.gauss_seidel(*arrays, self._gamma, constants, scores))
-        else:
-            columns = [np.ascontiguousarray(column) for column in scores.T]
-            each = zip(columns, constants.T, strict=True)
-            sums = np.array([kernels.gauss_seidel(*arrays, self._gamma, fixed, column) for column, fixed in each]).T
-            scores = np.stack(columns, axis=1)
-        if before.dtype == np.float64:
-            return scores, sums[0], sums[1]
-        after = scores.astype(before.dtype)
-        # Rounding to a narrower dtype is a change too.
-        change = scale_rows(after - before, self.back_shares)
-        return after, column_sums(abs(change)), column_sums(change)
-
-
-def _is_acyclic(operator: CSROperator) -> bool:
-    """Tell whether the edges within a layer have no cycles except self-loops, which a sweep solves exactly."""
-    if _walk_meets_itself(operator.csr):
-        return False
-    if isinstance(operator, CSRKernelOperator):
-        # The kernel is faster than a search for strongly connected components.
-        from graphs.linalg import kernels
-
-        return kernels.is_acyclic(operator.csr.indptr, operator.csr.indices)
-    components, _ = csgraph.connected_components(operator.csr, directed=True, connection="strong")
-    return int(components) == operator.shape[0]
-
-
-def _walk_meets_itself(csr: Any) -> bool:
-    """Walk along edges from target to source, and tell whether a node was met again; then it lies on a cycle.
-
-    A walk that ends at a node without incoming edges says nothing, and another one begins.
-    """
-    indptr, indices = csr.indptr, csr.indices
-    step_of: dict[int, int] = {}
-    start = 0
-    node = int(np.argmax(np.diff(indptr)))  # the node with most incoming edges
-    for step in range(WALK_STEPS):
-        if step_of.get(node, -1) >= start:
-            return True
-        step_of[node] = step
-        first, end = int(indptr[node]), int(indptr[node + 1])
-        if first < end and int(indices[first]) == node:  # a self-loop
-            first += 1
-        if first < end:
-            node = int(indices[first])
-        else:
-            start, node = step + 1, step * 7919 % csr.shape[0]
-    return False
-
-
-def _topological_order(component: Any, targets: Any, sources: Any) -> Any:
-    """Sort nodes by component, so that no edge leads to an earlier one; scipy numbers components in this order or in reverse."""
-    forward = bool((component[sources] <= component[targets]).all())
-    return np.argsort(component if forward else -component, kind="stable").astype(np.int64)

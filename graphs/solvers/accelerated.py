@@ -19,7 +19,6 @@ from graphs.linalg.layer_vectors import (
     subtract,
     total_scores,
 )
-from graphs.linalg.operators import Vector
 from graphs.solvers.problem import LinearProblem, Problem, Solver, SolverStep, SweptState, read_changes
 from graphs.solvers.stationary import LayerSweep
 
@@ -124,26 +123,31 @@ class ExtrapolatedSweeps:
     def begin(self, problem: Problem, start: State, tol: float) -> Any:
         """Return the memory of the first step.
 
-        It holds that of :meth:`Extrapolation.begin`, the part of the scores that teleports, and whether to correct layer sums.
+        It holds that of :meth:`Extrapolation.begin`, the part of the scores that teleports, and whether to aggregate.
         """
         # The problem of modified PageRank has no gamma. It is always acyclic, so that no step uses this product.
         return ((start,), 0, np.inf, None), total_scores(start) * (1.0 - getattr(problem, "gamma", 0.0)), True
 
     def step(self, problem: LinearProblem, memory: Any) -> SolverStep:
         """Sweep once; twice if an extrapolation does not lower the residual. If the graph is acyclic, one sweep is exact."""
-        (iterates, steps, residual_before, gram), teleport_mass, corrects = memory
+        (iterates, steps, residual_before, gram), teleport_mass, aggregates = memory
         if problem.acyclic:
             return replace(LayerSweep().step(problem, iterates[-1]), memory=memory)
         products = 0
         if gram is not None:
             limit = _limit(iterates, gram, each_layer=False)
-            swept, vectors = self._swept(problem, limit, teleport_mass, corrects=True)
-            numbers = problem.checks.read(vectors)
+            swept, norms = problem.sweep_and_compare(
+                limit, teleport_mass, aggregates=True, sorts_nodes=self.sorts_nodes
+            )
+            numbers = problem.checks.read([swept.residual, *norms])
             products += problem.n_blocks
             if float(numbers[0]) < residual_before:
                 kept = (limit, swept.state), steps + 1, float(numbers[0]), None
                 return _outcome(problem, swept, numbers, products, (kept, swept.teleport_mass, True))
-        swept, vectors = self._swept(problem, iterates[-1], teleport_mass, corrects=corrects)
+        swept, norms = problem.sweep_and_compare(
+            iterates[-1], teleport_mass, aggregates=aggregates, sorts_nodes=self.sorts_nodes
+        )
+        vectors = [swept.residual, *norms]
         iterates = (*iterates, swept.state)[-4:]
         extrapolates_next = (steps + 1) % self.period == 0 and len(iterates) == 4
         if extrapolates_next:
@@ -151,17 +155,9 @@ class ExtrapolatedSweeps:
         numbers = problem.checks.read(vectors)
         residual = float(numbers[0])
         # Correcting the layer sums is sure to help only near the solution, see GaussSeidel.
-        helped = not corrects or residual <= problem.gamma * residual_before
+        helped = not aggregates or residual <= problem.gamma * residual_before
         kept = iterates, steps + 1, residual, sum(numbers[-1]) if extrapolates_next else None
         return _outcome(problem, swept, numbers, products + problem.n_blocks, (kept, swept.teleport_mass, helped))
-
-    def _swept(
-        self, problem: LinearProblem, state: State, teleport_mass: Vector, *, corrects: bool
-    ) -> tuple[SweptState, list[Vector]]:
-        """Sweep; return the outcome, and vectors to read: the residual, and the changes of the layers."""
-        start = problem.aggregate(state, teleport_mass) if corrects else state
-        swept = problem.sweep(start, teleport_mass, sorts_nodes=self.sorts_nodes)
-        return swept, [swept.residual, *layer_norms(subtract(swept.state, state))]
 
 
 def _outcome(

@@ -56,7 +56,7 @@ class SparseLU:
             if info != 0:
                 raise GraphError(f"gamma={problem.gamma!r} is too near to 1 for a factorisation; use solver='power'")
         else:
-            system = sparse.csc_array(sparse.eye_array(matrix.shape[0], format="csc") - problem.gamma * matrix)
+            system = sparse.csc_array(sparse.eye_array(matrix.shape[0], format="csr") - problem.gamma * matrix)
             solution = linalg.splu(system).solve(np.ascontiguousarray(teleport))
         # P loses the scores of dangling nodes, which ought to teleport. That only scales the solution, so its sum corrects it.
         solution = solution.clip(0.0)  # rounding may take scores below zero

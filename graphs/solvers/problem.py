@@ -131,6 +131,11 @@ class LinearProblem(Problem, Protocol):
     def aggregate(self, state: State, teleport_mass: Vector) -> State:
         """Scale the layers of a state so that the layer sums solve the equation of a graph with one node for each layer."""
 
+    def sweep_and_compare(
+        self, state: State, teleport_mass: Vector, *, aggregates: bool, sorts_nodes: bool = True
+    ) -> tuple[SweptState, list[Vector]]:
+        """Sweep, after :meth:`aggregate` if `aggregates`, and compute the L1 change of every layer."""
+
     def residual_bounds(self, residual: float) -> list[float]:
         """Bound the L1 error in every layer of any r of sum 1, from the L1 norm of F(r) - r."""
 
@@ -144,7 +149,7 @@ class LinearProblem(Problem, Protocol):
     def n_edges(self) -> int:
         """Number of edges."""
 
-    def matrix(self) -> sparse.csc_array:
+    def matrix(self) -> sparse.csr_array:
         """Build P as one matrix."""
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from graphs.errors import GraphError
-from graphs.linalg.layer_vectors import State, layer_norms, subtract, total_scores
+from graphs.linalg.layer_vectors import State, total_scores
 from graphs.solvers.problem import LinearProblem, Problem, Solver, SolverStep, read_changes
 
 __all__ = ["NAMES", "GaussSeidel", "LayerSweep", "PowerIteration"]
@@ -110,10 +110,8 @@ class GaussSeidel:
         state, teleport_mass, residual_before, aggregate = memory
         if problem.acyclic:
             return replace(LayerSweep().step(problem, state), memory=memory)
-        start = problem.aggregate(state, teleport_mass) if aggregate else state
-        swept = problem.sweep(start, teleport_mass)
-        numbers = problem.checks.read([swept.residual, *layer_norms(subtract(swept.state, state))])
-        residual, *changes = map(float, numbers)
+        swept, norms = problem.sweep_and_compare(state, teleport_mass, aggregates=aggregate)
+        residual, *changes = map(float, problem.checks.read([swept.residual, *norms]))
         # Aggregation is sure to converge only near the solution. If the residual did not fall as fast as in power iteration, the
         # next step does not aggregate.
         failed = aggregate and residual > problem.gamma * residual_before

@@ -18,7 +18,7 @@ from scipy import sparse
 from graphs.checks import check_sequence, check_type
 from graphs.errors import GraphError
 from graphs.linalg.blocks import Block, FloatArray, SparseBlock, index_dtype
-from graphs.linalg.validation import as_block, as_csr, as_real, check_compressed
+from graphs.linalg.validation import as_csr, as_real, as_sparse_block, check_compressed
 from graphs.structures.layered import LayeredGraph
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def _weights(edges: EdgeBlock) -> sparse.csr_array:
 
 
 def as_digraph(graph: Any, weight: str | None = "weight") -> BlockDigraph:
-    """Convert any graph that :func:`graphs.pagerank` accepts to a :class:`BlockDigraph`.
+    """Convert any graph that :func:`graphs.pagerank` accepts to a :class:`BlockDigraph`, which may share memory with it.
 
     `weight` names the edge attribute of a networkx graph; None counts every edge as 1.
 
@@ -273,11 +273,12 @@ def as_digraph(graph: Any, weight: str | None = "weight") -> BlockDigraph:
             "expected a networkx graph, a scipy sparse matrix (row = target), a LayeredGraph or a BlockDigraph, "
             f"got {type(graph).__name__}"
         )
-    if csr.nnz and csr.data.min() < 0:
+    block = as_sparse_block(csr, "graph", copy=False)
+    # A matrix that did not have to change has positive weights.
+    if not np.may_share_memory(block.csr.data, csr.data) and (csr.data < 0).any():
         raise GraphError(
             "edge weights must be non-negative, got negative ones; take absolute values if signs do not matter"
         )
-    block = as_block(csr, "graph")
     return BlockDigraph((csr.shape[0],), (EdgeBlock(0, 0, block),), ("digraph",), labels=labels)
 
 

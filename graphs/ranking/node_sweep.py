@@ -1,0 +1,128 @@
+"""Sweeps over the nodes of one layer whose edges join them with each other, and the test whether these edges form cycles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csgraph
+
+from graphs.linalg.blocks import FloatArray
+from graphs.linalg.layer_vectors import column_sums, scale_rows
+from graphs.linalg.operators import CSRKernelOperator, CSROperator
+
+__all__ = ["NodeSweep", "is_acyclic"]
+
+# A walk on a uniform graph of 100,000 nodes meets itself after about 250 steps. A step takes 0.4 microseconds.
+WALK_STEPS = 1000
+
+
+class NodeSweep:
+    """Gauss-Seidel sweeps over the nodes of one layer, see :meth:`DigraphProblem.sweep` for their order.
+
+    `back_shares` holds, for every node, the share of its score that goes to nodes earlier in this order.
+    """
+
+    def __init__(self, operator: CSROperator, scale: FloatArray, gamma: float, sorts_nodes: bool) -> None:
+        from graphs.linalg import kernels
+
+        csr, scale = operator.csr, scale.astype(np.float64)
+        self._gamma = gamma
+        order = _topological_order(csr) if sorts_nodes else kernels.rows_by_length(csr.indptr)
+        position = np.empty_like(order)
+        position[order] = np.arange(len(order))
+        back_sums, loops = kernels.csr_back_sums(csr.indptr, csr.indices, csr.data, position)
+        self.back_shares = back_sums * scale
+        reciprocals = 1.0 / (1.0 - gamma * loops * scale)
+        # The kernel need not read weights that are all equal.
+        equal = csr.nnz and csr.data[0] == csr.data[-1] and bool((csr.data == csr.data[0]).all())
+        data, scale = (None, scale * float(csr.data[0])) if equal else (csr.data, scale)
+        arrays = csr.indptr, csr.indices, data, order, scale, reciprocals, self.back_shares
+        self._pass = partial(kernels.gauss_seidel, *arrays, gamma)
+
+    def sweep(self, before: FloatArray, constant: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Compute the scores after one sweep from `before`; `constant` is what arrives from other layers and by teleport.
+
+        Return them with the changes of the scores that lead back, summed as absolute values and with their signs: () or (k,).
+        """
+        parts: Sequence[Any]
+        if before.ndim == 1:
+            parts = self._pass(constant, before)
+        else:
+            each = [self._pass(*columns) for columns in zip(constant.T, before.T, strict=True)]
+            parts = [np.stack(columns, axis=-1) for columns in zip(*each, strict=True)]
+        scores, absolute, signed, _ = parts
+        if before.dtype == np.float64:
+            return scores, np.asarray(absolute), np.asarray(signed)
+        after = scores.astype(before.dtype)
+        # Rounding to a narrower dtype is a change too.
+        change = scale_rows(after - before, self.back_shares)
+        return after, column_sums(abs(change)), column_sums(change)
+
+    def sweep_only_layer(
+        self, before: FloatArray, factor: float, teleport: FloatArray, teleport_mass: float
+    ) -> tuple[FloatArray, float, float, float]:
+        """Compute the scores after one sweep from ``before * factor``, (n,), where the digraph has no other layer.
+
+        numpy would read and write the vectors a dozen times for what two passes do here. Return the scores, scaled to sum 1;
+        their sum before that; the bound on the residual of :meth:`DigraphProblem.sweep`; and the L1 distance from `before`.
+        """
+        from graphs.linalg import kernels
+
+        scores, absolute, signed, mass = self._pass(teleport, before, (teleport_mass, factor))
+        change = kernels.scale_and_compare(scores, 1.0 / mass, before)
+        return scores, mass, self._gamma * (absolute + abs(signed)) / mass, change
+
+
+def is_acyclic(operator: CSROperator) -> bool:
+    """Tell whether the edges within a layer have no cycles except self-loops, which a sweep solves exactly.
+
+    Examples
+    --------
+    >>> from scipy import sparse
+    >>> is_acyclic(CSROperator(sparse.csr_array([[1.0, 0.0], [1.0, 0.0]])))
+    True
+    """
+    if _walk_meets_itself(operator.csr):
+        return False
+    if isinstance(operator, CSRKernelOperator):
+        # The kernel is faster than a search for strongly connected components.
+        from graphs.linalg import kernels
+
+        return kernels.is_acyclic(operator.csr.indptr, operator.csr.indices)
+    components, _ = csgraph.connected_components(operator.csr, directed=True, connection="strong")
+    return int(components) == operator.shape[0]
+
+
+def _walk_meets_itself(csr: Any) -> bool:
+    """Walk along edges from target to source, and tell whether a node was met again; then it lies on a cycle.
+
+    A walk that ends at a node without incoming edges says nothing, and another one begins.
+    """
+    indptr, indices = csr.indptr, csr.indices
+    step_of: dict[int, int] = {}
+    start = 0
+    node = int(np.argmax(np.diff(indptr)))  # the node with most incoming edges
+    for step in range(WALK_STEPS):
+        if step_of.get(node, -1) >= start:
+            return True
+        step_of[node] = step
+        first, end = int(indptr[node]), int(indptr[node + 1])
+        if first < end and int(indices[first]) == node:  # a self-loop
+            first += 1
+        if first < end:
+            node = int(indices[first])
+        else:
+            start, node = step + 1, step * 7919 % csr.shape[0]
+    return False
+
+
+def _topological_order(csr: Any) -> Any:
+    """Sort nodes by strongly connected component, so that no edge between components leads to an earlier node."""
+    _, component = csgraph.connected_components(csr, directed=True, connection="strong")
+    targets = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
+    # scipy numbers components in this order or in reverse.
+    forward = bool((component[csr.indices] <= component[targets]).all())
+    return np.argsort(component if forward else -component, kind="stable").astype(csr.indices.dtype)
