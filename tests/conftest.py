@@ -24,10 +24,8 @@ settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    help_ = (
-        "run every third test, beginning with the first (0), second (1) or third (2), and those marked as every_commit"
-    )
-    parser.addoption("--third", type=int, choices=(0, 1, 2), help=help_)
+    help_ = "run every fourth test, beginning with the first (0) to fourth (3), and those marked as every_commit"
+    parser.addoption("--quarter", type=int, choices=range(4), help=help_)
 
 
 # All tests of these folders are slow tests.
@@ -41,13 +39,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if any(folder in item.path.parents for folder in SLOW):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.name != "test_real_model.py"))
-    third: int | None = config.getoption("third")
-    if third is None:
+    quarter: int | None = config.getoption("quarter")
+    if quarter is None:
         return
     always = [item for item in items if item.get_closest_marker("every_commit")]
     others = [item for item in items if item not in always]
     # Neighbours are mostly cases of one test, so most tests are run with some of their cases.
-    chosen = others[third::3]
+    chosen = others[quarter::4]
     config.hook.pytest_deselected(items=[*{*others} - {*chosen}])
     items[:] = [*always, *chosen]
 
