@@ -15,8 +15,10 @@ from graphs.linalg.operators import CSRKernelOperator, CSROperator
 
 __all__ = ["NodeSweep", "is_acyclic"]
 
-# A walk on a uniform graph of 100,000 nodes meets itself after about 250 steps. A step takes 0.4 microseconds.
+# A walk on a uniform graph of 100,000 nodes meets itself after about 250 steps. A step takes 0.4 microseconds. Where walks end at
+# nodes without incoming edges again and again, more of them seldom find a cycle.
 WALK_STEPS = 1000
+WALKS = 8
 
 
 class NodeSweep:
@@ -103,7 +105,7 @@ def _walk_meets_itself(csr: Any) -> bool:
     """
     indptr, indices = csr.indptr, csr.indices
     step_of: dict[int, int] = {}
-    start = 0
+    start, walks = 0, 1
     node = int(np.argmax(np.diff(indptr)))  # the node with most incoming edges
     for step in range(WALK_STEPS):
         if step_of.get(node, -1) >= start:
@@ -114,8 +116,10 @@ def _walk_meets_itself(csr: Any) -> bool:
             first += 1
         if first < end:
             node = int(indices[first])
+        elif walks < WALKS:
+            start, walks, node = step + 1, walks + 1, step * 7919 % csr.shape[0]
         else:
-            start, node = step + 1, step * 7919 % csr.shape[0]
+            break
     return False
 
 
