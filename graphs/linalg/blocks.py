@@ -252,7 +252,7 @@ class SparseBlock(Block):
         """Return the first parallel matrix; nothing is copied."""
         return SparseBlock(self.parallel[0]) if self.parallel else self
 
-    @functools.cached_property
+    @cached_property
     def extremes(self) -> tuple[float, float]:
         """The smallest and the largest weight; (1, 1) if there are no edges, and NaN if a weight is NaN."""
         data = self.csr.data

@@ -179,11 +179,11 @@ def _gauss_seidel(
     before_factor: float,
     x: Array,
     sent: Array,
-) -> tuple[float, float, float]:
+) -> tuple[float, float]:
     for i in range(len(x)):
         x[i] = before[i] * before_factor
         sent[i] = x[i] * scale[i]
-    absolute, signed, mass = 0.0, 0.0, 0.0
+    absolute, signed = 0.0, 0.0
     for position in range(len(x)):
         i = np.int64(order[position])  # numba would add a signed number to a uint64 as floats
         sent[i] = 0.0  # so that no branch is needed for self-loops, which are in `reciprocals`
@@ -202,10 +202,9 @@ def _gauss_seidel(
         change = (new - x[i]) * back_shares[i]
         absolute += abs(change)
         signed += change
-        mass += new
         x[i] = new
         sent[i] = new * scale[i]
-    return absolute, signed, mass
+    return absolute, signed
 
 
 @compiled
@@ -385,7 +384,11 @@ def csr_column_products(indptr: Array, indices: Array, data: Array, y: Array, n_
 def csr_back_sums(indptr: Array, indices: Array, data: Array, position: Array) -> tuple[Array, Array]:
     """Sum the weights of the edges that lead back in every column of a square CSR matrix; return the sums and the diagonal.
 
-    An edge from node j to node i leads back if ``position[j] > position[i]``.
+    Parameters
+    ----------
+    indptr, indices, data : CSR, (n, n), row = target
+    position : (n,) integers
+        An edge from node j to node i leads back if ``position[j] > position[i]``.
 
     Returns
     -------
@@ -407,11 +410,12 @@ def rows_by_length(indptr: Array) -> Array:
     """Order the rows of a CSR matrix so that, in every window of 128 rows, they are sorted by their number of entries.
 
     A loop over the entries of a row ends where the processor foresees it if the row before had as many. The rows remain near
-    their neighbours, because their scores are near each other in memory (benchmarks/LOG.md).
+    their neighbours, because their scores are near each other in memory (benchmarks/LOG.md). Rows of 63 and more entries count
+    as equally long; rows of equal length keep their order.
 
     Returns
     -------
-    (n_rows,) array of the integers of `indptr`
+    (n_rows,) array, in the dtype of `indptr`
 
     Examples
     --------
@@ -435,8 +439,10 @@ def gauss_seidel(
     constant: Array,
     before: Array,
     factors: tuple[float, float] = (1.0, 1.0),
-) -> tuple[Array, float, float, float]:
+) -> tuple[Array, float, float]:
     """Make one Gauss-Seidel pass over x = constant + gamma W diag(scale) x, on one thread.
+
+    Cost: one read of the edges, and two new vectors.
 
     Parameters
     ----------
@@ -458,7 +464,7 @@ def gauss_seidel(
     Returns
     -------
     tuple
-        x, (n,); the sums of back_shares |change of x|, of back_shares (change of x), and of x.
+        x, (n,); the sums of back_shares |change of x| and of back_shares (change of x).
 
     Examples
     --------
@@ -466,14 +472,12 @@ def gauss_seidel(
     >>> csr = sparse.csr_array([[0.0, 0.0], [2.0, 0.0]])  # one edge, from node 0 to node 1
     >>> ones, zeros, order = np.ones(2), np.zeros(2), np.array([0, 1])
     >>> gauss_seidel(csr.indptr, csr.indices, csr.data, order, np.array([0.5, 0.0]), ones, ones, 0.5, ones, zeros)
-    (array([1. , 1.5]), 2.5, 2.5, 2.5)
+    (array([1. , 1.5]), 2.5, 2.5)
     """
     rows, columns, nodes = _unsigned(indptr), _unsigned(indices), _unsigned(order.astype(indices.dtype, copy=False))
     known = _vector(scale), _vector(reciprocals), _vector(back_shares), gamma, _vector(constant), factors[0]
-    x, sent = np.empty((2, len(before)))
-    sums: tuple[float, float, float] = _gauss_seidel(
-        rows, columns, data, nodes, *known, _vector(before), factors[1], x, sent
-    )
+    x, sent = np.empty(len(before)), np.empty(len(before))
+    sums: tuple[float, float] = _gauss_seidel(rows, columns, data, nodes, *known, _vector(before), factors[1], x, sent)
     return x, *sums
 
 

@@ -320,7 +320,8 @@ def as_sparse_block(csr: sparse.csr_array, name: str, *, copy: bool = True) -> S
         A result of :func:`as_csr`.
     name : str, for error messages
     copy : bool
-        Whether to copy a matrix that needs no change, which takes as long as all checks of it.
+        Whether to copy a matrix that needs no change, which takes as long as all checks of it. Otherwise the result shares its
+        arrays.
 
     Raises
     ------
@@ -332,11 +333,13 @@ def as_sparse_block(csr: sparse.csr_array, name: str, *, copy: bool = True) -> S
     >>> as_sparse_block(sparse.csr_array(([-1.0, 0.0], ([0, 0], [1, 0])), (1, 2)), "block 1").csr.nnz
     1
     """
-    if csr.dtype in (np.float32, np.float64):
-        block = SparseBlock(narrow_indices(csr))
+    # torch misreads strided arrays and warns of read-only ones, and numba compiles its kernels again for both.
+    plain = all(part.flags.carray for part in (csr.data, csr.indices, csr.indptr))
+    if plain and csr.dtype in (np.float32, np.float64) and csr.has_canonical_format:
+        block = SparseBlock(narrow_indices(csr.copy() if copy else csr))
         smallest, largest = block.extremes
-        if smallest > 0.0 and np.isfinite(largest) and csr.has_canonical_format:
-            return SparseBlock(block.csr.copy()) if copy else block
+        if smallest > 0.0 and np.isfinite(largest):
+            return block
     return SparseBlock(_canonical(csr, name))
 
 

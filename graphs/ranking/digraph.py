@@ -57,7 +57,8 @@ def pagerank(
     ----------
     graph : networkx graph, scipy sparse matrix (n, n), LayeredGraph or BlockDigraph
         In a matrix **row = target, column = source**: pass the transpose of a source-by-target adjacency matrix. Weights must
-        be non-negative; undirected networkx graphs count every edge in both directions.
+        be non-negative; undirected networkx graphs count every edge in both directions. A float matrix in canonical CSR form is
+        read where it lies: do not change it before the call returns, in `callback` or another thread either.
     gamma : float
         Damping, in [0, 1).
     teleport : mapping from node to weight, (n,) array, or (n, k) array, optional

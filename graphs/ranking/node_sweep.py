@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csgraph
@@ -13,7 +13,7 @@ from graphs.linalg.blocks import FloatArray
 from graphs.linalg.layer_vectors import column_sums, scale_rows
 from graphs.linalg.operators import CSRKernelOperator, CSROperator
 
-__all__ = ["NodeSweep", "is_acyclic"]
+__all__ = ["NodeSweep", "SweptLayer", "is_acyclic"]
 
 # A walk on a uniform graph of 100,000 nodes meets itself after about 250 steps. A step takes 0.4 microseconds. Where walks end at
 # nodes without incoming edges again and again, more of them seldom find a cycle.
@@ -21,17 +21,55 @@ WALK_STEPS = 1000
 WALKS = 8
 
 
-class NodeSweep:
-    """Gauss-Seidel sweeps over the nodes of one layer, see :meth:`DigraphProblem.sweep` for their order.
+class SweptLayer(NamedTuple):
+    """The outcome of :meth:`NodeSweep.sweep_only_layer`.
 
-    `back_shares` holds, for every node, the share of its score that goes to nodes earlier in this order.
+    Attributes
+    ----------
+    scores : (n,) float64 array
+        Of sum 1.
+    mass : float
+        Their sum before they were scaled.
+    absolute, signed : float
+        The changes of the scores that lead back, before they were scaled, summed as absolute values and with their signs.
+    distance : float
+        L1 distance from the scores before the sweep.
+    """
+
+    scores: FloatArray
+    mass: float
+    absolute: float
+    signed: float
+    distance: float
+
+
+class NodeSweep:
+    """Gauss-Seidel sweeps over the nodes of one layer.
+
+    Parameters
+    ----------
+    operator : CSROperator
+        The weights W of the edges within the layer, (n, n).
+    scale : (n,) array
+        A source's score is multiplied by it before its edges; P is ``W * scale``.
+    gamma : float
+        Damping, below 1.
+    sorts_nodes : bool
+        The order of the nodes: by strongly connected component, in topological order, or if False, that of
+        :func:`graphs.linalg.kernels.rows_by_length`.
+
+    Attributes
+    ----------
+    back_shares : (n,) float64 array
+        The share of every node's score that goes to nodes earlier in this order.
+    weights : array or None
+        The weights that a sweep reads; None if all are equal, for then they are a part of `scale`.
     """
 
     def __init__(self, operator: CSROperator, scale: FloatArray, gamma: float, sorts_nodes: bool) -> None:
         from graphs.linalg import kernels
 
         csr, scale = operator.csr, scale.astype(np.float64)
-        self._gamma = gamma
         order = _topological_order(csr) if sorts_nodes else kernels.rows_by_length(csr.indptr)
         position = np.empty_like(order)
         position[order] = np.arange(len(order))
@@ -40,8 +78,9 @@ class NodeSweep:
         reciprocals = 1.0 / (1.0 - gamma * loops * scale)
         # The kernel need not read weights that are all equal.
         equal = csr.nnz and csr.data[0] == csr.data[-1] and bool((csr.data == csr.data[0]).all())
-        data, scale = (None, scale * float(csr.data[0])) if equal else (csr.data, scale)
-        arrays = csr.indptr, csr.indices, data, order, scale, reciprocals, self.back_shares
+        self.weights: Any = None if equal else csr.data
+        scale = scale * float(csr.data[0]) if equal else scale
+        arrays = csr.indptr, csr.indices, self.weights, order, scale, reciprocals, self.back_shares
         self._pass = partial(kernels.gauss_seidel, *arrays, gamma)
 
     def sweep(self, before: FloatArray, constant: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -55,7 +94,7 @@ class NodeSweep:
         else:
             each = [self._pass(*columns) for columns in zip(constant.T, before.T, strict=True)]
             parts = [np.stack(columns, axis=-1) for columns in zip(*each, strict=True)]
-        scores, absolute, signed, _ = parts
+        scores, absolute, signed = parts
         if before.dtype == np.float64:
             return scores, np.asarray(absolute), np.asarray(signed)
         after = scores.astype(before.dtype)
@@ -65,17 +104,14 @@ class NodeSweep:
 
     def sweep_only_layer(
         self, before: FloatArray, factor: float, teleport: FloatArray, teleport_mass: float
-    ) -> tuple[FloatArray, float, float, float]:
-        """Compute the scores after one sweep from ``before * factor``, (n,), where the digraph has no other layer.
-
-        numpy would read and write the vectors a dozen times for what two passes do here. Return the scores, scaled to sum 1;
-        their sum before that; the bound on the residual of :meth:`DigraphProblem.sweep`; and the L1 distance from `before`.
-        """
+    ) -> SweptLayer:
+        """Sweep from ``before * factor``, (n,) float64, with ``teleport * teleport_mass``, if the digraph has no other layer."""
         from graphs.linalg import kernels
 
-        scores, absolute, signed, mass = self._pass(teleport, before, (teleport_mass, factor))
-        change = kernels.scale_and_compare(scores, 1.0 / mass, before)
-        return scores, mass, self._gamma * (absolute + abs(signed)) / mass, change
+        scores, absolute, signed = self._pass(teleport, before, (teleport_mass, factor))
+        # numpy adds pairwise; a running sum of a million equal scores is wrong by 1e-11.
+        mass = float(scores.sum())
+        return SweptLayer(scores, mass, absolute, signed, kernels.scale_and_compare(scores, 1.0 / mass, before))
 
 
 def is_acyclic(operator: CSROperator) -> bool:

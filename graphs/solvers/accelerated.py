@@ -109,7 +109,7 @@ class ExtrapolatedSweeps:
         Number of sweeps from one extrapolation to the next, at least 3.
     sorts_nodes : bool
         Whether sweeps take the nodes of a layer in the topological order of its strongly connected components. Otherwise they
-        take them in the order of their numbers, which need not be computed.
+        take them sorted by their numbers of incoming edges within windows of 128 nodes, which is found sooner.
     """
 
     period: int = 6

@@ -80,7 +80,7 @@ class Problem(Protocol):
 
     @property
     def sweeps_fast(self) -> bool:
-        """Whether a sweep over nodes in the order of their numbers takes about as long as an application of F."""
+        """Whether there is one layer that a compiled kernel sweeps, so that a sweep takes as long as an application of F."""
 
     def start(self) -> State:
         """Return the default first iterate."""
@@ -126,7 +126,7 @@ class LinearProblem(Problem, Protocol):
         """Apply P."""
 
     def sweep(self, state: State, teleport_mass: Vector, *, sorts_nodes: bool = True) -> SweptState:
-        """Do the same as in any problem, with the nodes of a layer sorted by their connected components or as they are."""
+        """Do the same as in any problem, with the nodes of a layer sorted by their connected components or in windows."""
 
     def aggregate(self, state: State, teleport_mass: Vector) -> State:
         """Scale the layers of a state so that the layer sums solve the equation of a graph with one node for each layer."""

@@ -240,7 +240,9 @@ def _weights(edges: EdgeBlock) -> sparse.csr_array:
 
 
 def as_digraph(graph: Any, weight: str | None = "weight") -> BlockDigraph:
-    """Convert any graph that :func:`graphs.pagerank` accepts to a :class:`BlockDigraph`, which may share memory with it.
+    """Convert any graph that :func:`graphs.pagerank` accepts to a :class:`BlockDigraph`.
+
+    A matrix in canonical CSR form is not copied: do not change it while the digraph is in use.
 
     `weight` names the edge attribute of a networkx graph; None counts every edge as 1.
 
@@ -274,8 +276,8 @@ def as_digraph(graph: Any, weight: str | None = "weight") -> BlockDigraph:
             f"got {type(graph).__name__}"
         )
     block = as_sparse_block(csr, "graph", copy=False)
-    # A matrix that did not have to change has positive weights.
-    if not np.may_share_memory(block.csr.data, csr.data) and (csr.data < 0).any():
+    # Weights that were not copied are positive.
+    if block.csr.data is not csr.data and (csr.data < 0).any():
         raise GraphError(
             "edge weights must be non-negative, got negative ones; take absolute values if signs do not matter"
         )

@@ -87,6 +87,14 @@ def test_a_sparse_block_is_a_copy_in_canonical_form() -> None:
     np.testing.assert_array_equal(given_matrix.indices, before.indices)
 
 
+def test_a_canonical_matrix_is_copied_too() -> None:
+    given_matrix = sparse.csr_array([[0.0, 2.0], [1.0, 3.0]])
+    csr = as_block(given_matrix, "block").to_csr()
+    assert_canonical(csr)
+    for part in ("data", "indices", "indptr"):
+        assert not np.shares_memory(getattr(csr, part), getattr(given_matrix, part)), part
+
+
 def test_explicit_zeros_and_weights_that_cancel_are_no_edges() -> None:
     matrix = sparse.coo_array(([0.0, 2.0, -2.0, 1.0], ([0, 1, 1, 1], [0, 0, 0, 1])), shape=(2, 2))
     csr = as_block(matrix, "block").to_csr()
@@ -193,6 +201,8 @@ NOT_FINITE = np.array([[1.0, 2.0], [3.0, np.nan]])
         (torch.tensor(NOT_FINITE).bfloat16(), "not finite, the first at row 1, column 1"),
         (torch.tensor(NOT_FINITE).half().t(), "not finite, the first at row 1, column 1"),
         (torch.tensor(NOT_FINITE).to(torch.float8_e4m3fn), "not finite, the first at row 1, column 1"),
+        (sparse.csr_array([[1.0, np.inf]]), r"it: 1 weight\(s\) are not finite, the first at row 0, column 1;"),
+        (sparse.csr_array([[1.0, np.nan]]), r"it: 1 weight\(s\) are not finite, the first at row 0, column 1;"),
         (torch.tensor([[1.0, -np.inf]]).half(), "not finite, the first at row 0, column 1 "),
         (sparse.csr_array(NOT_FINITE), "not finite, the first at row 1, column 1"),
         (

@@ -1,5 +1,7 @@
 """Tests of sweeps over the nodes of one layer against the same steps on vectors, and against a direct solution."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -7,7 +9,9 @@ from scipy import sparse
 from graphs import pagerank
 from graphs.linalg.backends import make_backend
 from graphs.linalg.layer_vectors import layer_norms, subtract
+from graphs.linalg.operators import CSRKernelOperator, CSROperator
 from graphs.ranking.digraph_problem import DigraphProblem
+from graphs.ranking.node_sweep import NodeSweep, is_acyclic
 from graphs.solvers import ExtrapolatedSweeps
 from graphs.structures.digraph import as_digraph
 from tests.graphs.cases import Array
@@ -16,7 +20,7 @@ from tests.tables import table
 GAMMA = 0.85
 
 
-def random_digraph(equal: bool, seed: int = 0, n_nodes: int = 300) -> sparse.csr_array:
+def random_digraph(*, equal: bool, seed: int = 0, n_nodes: int = 300) -> sparse.csr_array:
     """Edges between windows of rows and within them, rows of many lengths, self-loops, and dangling nodes."""
     rng = np.random.default_rng(seed)
     present = rng.random((n_nodes, n_nodes)) < rng.random(n_nodes)[:, None] ** 4
@@ -29,7 +33,7 @@ def random_digraph(equal: bool, seed: int = 0, n_nodes: int = 300) -> sparse.csr
 @table("sorts_nodes", [True, False])
 @table("aggregates", [True, False])
 def test_the_step_of_one_layer_is_the_step_on_vectors(equal: bool, sorts_nodes: bool, aggregates: bool) -> None:
-    csr, rng = random_digraph(equal), np.random.default_rng(1)
+    csr, rng = random_digraph(equal=equal), np.random.default_rng(1)
     teleport, before = rng.random((2, csr.shape[0]))
     teleport, before = teleport / teleport.sum(), before / before.sum()
     backend = make_backend("scipy", None, "float64")
@@ -51,7 +55,7 @@ def test_the_step_of_one_layer_is_the_step_on_vectors(equal: bool, sorts_nodes: 
 @table("dtype", ["float64", "float32"])
 @table("columns", [None, 2])
 def test_sweeps_end_at_the_direct_solution(equal: bool, sorts_nodes: bool, dtype: str, columns: int | None) -> None:
-    csr = random_digraph(equal, seed=2)
+    csr = random_digraph(equal=equal, seed=2)
     weights, indices = csr.data.copy(), csr.indices.copy()
     teleport: Array | None = None
     if columns:
@@ -62,6 +66,62 @@ def test_sweeps_end_at_the_direct_solution(equal: bool, sorts_nodes: bool, dtype
     error = abs(found.stacked - exact.stacked).sum(axis=0).max()
     assert error <= (1e-12 if dtype == "float64" else 1e-5)
     assert error <= found.error_bound + 1e-14
-    # The weights are read where they lie.
     np.testing.assert_array_equal(csr.data, weights)
     np.testing.assert_array_equal(csr.indices, indices)
+
+
+def test_equal_weights_are_not_read() -> None:
+    scale, weights = np.ones(300), random_digraph(equal=True)
+    assert NodeSweep(CSROperator(weights), scale, GAMMA, sorts_nodes=False).weights is None
+    weights.data[5] = 2.0  # neither the first nor the last
+    assert NodeSweep(CSROperator(weights), scale, GAMMA, sorts_nodes=False).weights is weights.data
+    found, exact = (pagerank(weights, GAMMA, solver=solver) for solver in ("gauss-seidel", "lu"))
+    np.testing.assert_allclose(found.stacked, exact.stacked, rtol=0, atol=1e-13)
+
+
+def test_scores_of_many_nodes_sum_to_one() -> None:
+    # A running sum of equal scores is wrong by 2e-11 here.
+    n_nodes = 1_000_000
+    sources = np.arange(n_nodes)
+    targets = np.concatenate(((sources + 1) % n_nodes, (sources + 7) % n_nodes))
+    ring = sparse.csr_array((np.ones(2 * n_nodes), (targets, np.tile(sources, 2))), shape=(n_nodes, n_nodes))
+    assert float(pagerank(ring).stacked.sum()) == pytest.approx(1.0, abs=1e-14)
+
+
+@table("gamma", [np.nextafter(1.0, 0.0), 1.0 - 2.0**-52])
+@table("columns", [None, 2])
+def test_sweeps_with_gamma_next_to_one_give_scores(gamma: float, columns: int | None) -> None:
+    ring = sparse.csr_array(np.roll(np.eye(300), 1, axis=0) + np.roll(np.eye(300), 3, axis=0))
+    teleport = None if columns is None else np.random.default_rng(0).random((300, columns))
+    found = pagerank(ring, float(gamma), teleport, solver="gauss-seidel-quadratic", max_iter=200)
+    assert found.converged
+    assert (found.stacked >= 0.0).all()
+    assert found.residuals[-1] >= 0.0
+
+
+@table("kind", [CSROperator, CSRKernelOperator])
+@table("has_cycle", [False, True])
+def test_a_cycle_behind_many_walks_that_end(has_cycle: bool, kind: type[CSROperator]) -> None:
+    # The node with most incoming edges, and most others, have sources without incoming edges.
+    n_nodes = 400
+    edges = np.zeros((n_nodes, n_nodes))
+    edges[0, 10:] = 1.0
+    edges[1, 2] = 1.0
+    edges[2, 1] = has_cycle
+    assert is_acyclic(kind(sparse.csr_array(edges))) is not has_cycle
+
+
+@table("backend", ["auto", "scipy", "torch"])
+def test_a_matrix_is_read_where_it_lies_unless_its_arrays_are_special(backend: Any) -> None:
+    plain = random_digraph(equal=False, seed=4)
+    assert np.shares_memory(as_digraph(plain).blocks[0].to_csr().data, plain.data)
+    expected = pagerank(plain, backend=backend)
+    strided, backwards, readonly = (plain.copy() for _ in range(3))
+    for name in ("data", "indices", "indptr"):
+        part = getattr(plain, name)
+        setattr(strided, name, np.repeat(part, 2)[::2])
+        setattr(backwards, name, part[::-1].copy()[::-1])
+        getattr(readonly, name).flags.writeable = False
+    for matrix in (strided, backwards, readonly):
+        assert not np.shares_memory(as_digraph(matrix).blocks[0].to_csr().data, matrix.data)
+        np.testing.assert_array_equal(pagerank(matrix, backend=backend).stacked, expected.stacked)
