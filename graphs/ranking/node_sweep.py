@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csgraph
@@ -13,34 +13,12 @@ from graphs.linalg.blocks import FloatArray
 from graphs.linalg.layer_vectors import column_sums, scale_rows
 from graphs.linalg.operators import CSRKernelOperator, CSROperator
 
-__all__ = ["NodeSweep", "SweptLayer", "is_acyclic"]
+__all__ = ["NodeSweep", "is_acyclic"]
 
 # A walk on a uniform graph of 100,000 nodes meets itself after about 250 steps. A step takes 0.4 microseconds. Where walks end at
 # nodes without incoming edges again and again, more of them seldom find a cycle.
 WALK_STEPS = 1000
 WALKS = 8
-
-
-class SweptLayer(NamedTuple):
-    """The outcome of :meth:`NodeSweep.sweep_only_layer`.
-
-    Attributes
-    ----------
-    scores : (n,) float64 array
-        Of sum 1.
-    mass : float
-        Their sum before they were scaled.
-    absolute, signed : float
-        The changes of the scores that lead back, before they were scaled, summed as absolute values and with their signs.
-    distance : float
-        L1 distance from the scores before the sweep.
-    """
-
-    scores: FloatArray
-    mass: float
-    absolute: float
-    signed: float
-    distance: float
 
 
 class NodeSweep:
@@ -83,16 +61,19 @@ class NodeSweep:
         arrays = csr.indptr, csr.indices, self.weights, order, scale, reciprocals, self.back_shares
         self._pass = partial(kernels.gauss_seidel, *arrays, gamma)
 
-    def sweep(self, before: FloatArray, constant: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    def sweep(
+        self, before: FloatArray, constant: FloatArray, factors: tuple[float, float] = (1.0, 1.0)
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Compute the scores after one sweep from `before`; `constant` is what arrives from other layers and by teleport.
 
-        Return them with the changes of the scores that lead back, summed as absolute values and with their signs: () or (k,).
+        `constant` and `before`, (n,) or (n, k), are multiplied by `factors`. Return the scores, and the changes of those that lead
+        back, summed as absolute values and with their signs: () or (k,).
         """
         parts: Sequence[Any]
         if before.ndim == 1:
-            parts = self._pass(constant, before)
+            parts = self._pass(constant, before, factors)
         else:
-            each = [self._pass(*columns) for columns in zip(constant.T, before.T, strict=True)]
+            each = [self._pass(*columns, factors) for columns in zip(constant.T, before.T, strict=True)]
             parts = [np.stack(columns, axis=-1) for columns in zip(*each, strict=True)]
         scores, absolute, signed = parts
         if before.dtype == np.float64:
@@ -101,17 +82,6 @@ class NodeSweep:
         # Rounding to a narrower dtype is a change too.
         change = scale_rows(after - before, self.back_shares)
         return after, column_sums(abs(change)), column_sums(change)
-
-    def sweep_only_layer(
-        self, before: FloatArray, factor: float, teleport: FloatArray, teleport_mass: float
-    ) -> SweptLayer:
-        """Sweep from ``before * factor``, (n,) float64, with ``teleport * teleport_mass``, if the digraph has no other layer."""
-        from graphs.linalg import kernels
-
-        scores, absolute, signed = self._pass(teleport, before, (teleport_mass, factor))
-        # numpy adds pairwise; a running sum of a million equal scores is wrong by 1e-11.
-        mass = float(scores.sum())
-        return SweptLayer(scores, mass, absolute, signed, kernels.scale_and_compare(scores, 1.0 / mass, before))
 
 
 def is_acyclic(operator: CSROperator) -> bool:

@@ -125,16 +125,13 @@ class LinearProblem(Problem, Protocol):
     def apply_transition(self, state: State) -> State:
         """Apply P."""
 
-    def sweep(self, state: State, teleport_mass: Vector, *, sorts_nodes: bool = True) -> SweptState:
-        """Do the same as in any problem, with the nodes of a layer sorted by their connected components or in windows."""
-
-    def aggregate(self, state: State, teleport_mass: Vector) -> State:
-        """Scale the layers of a state so that the layer sums solve the equation of a graph with one node for each layer."""
-
     def sweep_and_compare(
         self, state: State, teleport_mass: Vector, *, aggregates: bool, sorts_nodes: bool = True
     ) -> tuple[SweptState, list[Vector]]:
-        """Sweep, after :meth:`aggregate` if `aggregates`, and compute the L1 change of every layer."""
+        """Sweep, and compute the L1 change of every layer; `sorts_nodes` as in :class:`graphs.solvers.ExtrapolatedSweeps`.
+
+        If `aggregates`, scale the layers first, so that their sums solve the equation of a graph with one node for each layer.
+        """
 
     def residual_bounds(self, residual: float) -> list[float]:
         """Bound the L1 error in every layer of any r of sum 1, from the L1 norm of F(r) - r."""
