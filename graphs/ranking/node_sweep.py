@@ -66,8 +66,8 @@ class NodeSweep:
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Compute the scores after one sweep from `before`; `constant` is what arrives from other layers and by teleport.
 
-        `constant` and `before`, (n,) or (n, k), are multiplied by `factors`. Return the scores, and the changes of those that lead
-        back, summed as absolute values and with their signs: () or (k,).
+        `constant` and `before`, (n,) or (n, k), are multiplied by `factors`. Return the scores, and the changes of those that
+        lead back, summed as absolute values and with their signs: () or (k,).
         """
         parts: Sequence[Any]
         if before.ndim == 1:
