@@ -22,7 +22,6 @@ __all__ = [
     "State",
     "column_sums",
     "combine",
-    "distances",
     "inner_products",
     "is_on_cpu",
     "layer_norms",
@@ -172,19 +171,6 @@ def layer_norms(state: State) -> list[Vector]:
     # The maximum of a single sum would take as long as the sum of a short vector.
     sums = [column_sums(abs(vector)) for vector in state]
     return [each.max() if each.ndim else each for each in sums]
-
-
-def distances(state: State, other: State) -> list[float]:
-    """Compute the L1 distance between two states in every layer; if there are several columns, the largest of their distances.
-
-    If the states are not on the CPU, all distances come in one copy.
-
-    Examples
-    --------
-    >>> distances([np.array([0.5, 0.5]), np.array([1.0])], [np.array([0.25, 0.75]), np.array([1.0])])
-    [0.5, 0.0]
-    """
-    return [float(norm) for norm in read(layer_norms(subtract(state, other)))]
 
 
 def subtract(state: State, other: State) -> State:

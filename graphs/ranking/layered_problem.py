@@ -16,7 +16,7 @@ import numpy as np
 from graphs.errors import GraphError
 from graphs.linalg.backends import Backend
 from graphs.linalg.blocks import FloatArray, SparseBlock
-from graphs.linalg.layer_vectors import DeferredChecks, State
+from graphs.linalg.layer_vectors import DeferredChecks, State, layer_norms, subtract
 from graphs.linalg.operators import BlockOperator, Vector
 from graphs.linalg.transition import (
     Transition,
@@ -78,6 +78,11 @@ class LayeredProblem:
     def apply(self, state: State) -> State:
         """Apply F: compute every layer from the given state."""
         return [self._teleports[0], *(self.step(layer, state[layer - 1]) for layer in range(1, self.n_layers))]
+
+    def apply_and_compare(self, state: State) -> tuple[State, list[Vector]]:
+        """Apply F, and compute the L1 change of every layer."""
+        image = self.apply(state)
+        return image, layer_norms(subtract(image, state))
 
     def sweep(self, state: State, teleport_mass: Vector) -> SweptState:
         """Compute every layer from the one before, which gives the fixed point."""

@@ -15,10 +15,10 @@ from graphs.linalg.operators import CSRKernelOperator, CSROperator
 
 __all__ = ["NodeSweep", "is_acyclic"]
 
-# A walk on a uniform graph of 100,000 nodes meets itself after about 250 steps. A step takes 0.4 microseconds. Where walks end at
-# nodes without incoming edges again and again, more of them seldom find a cycle.
+# A walk on a uniform graph of 100,000 nodes meets itself after about 250 steps; one by degrees after about 130.
 WALK_STEPS = 1000
-WALKS = 8
+# A walk by degrees compares so many sources of a node.
+COMPARED = 64
 
 
 class NodeSweep:
@@ -107,25 +107,34 @@ def is_acyclic(operator: CSROperator) -> bool:
 def _walk_meets_itself(csr: Any) -> bool:
     """Walk along edges from target to source, and tell whether a node was met again; then it lies on a cycle.
 
-    A walk that ends at a node without incoming edges says nothing, and another one begins.
+    A walk that ends at a node without incoming edges says nothing. The first one takes any edge, which is fast. If it ends, the
+    second one goes to the source with most incoming edges.
     """
+    degrees = np.diff(csr.indptr)
+    start = int(degrees.argmax())
+    return _walk(csr, start) or _walk(csr, start, degrees)
+
+
+def _walk(csr: Any, node: int, degrees: Any = None) -> bool:
     indptr, indices = csr.indptr, csr.indices
-    step_of: dict[int, int] = {}
-    start, walks = 0, 1
-    node = int(np.argmax(np.diff(indptr)))  # the node with most incoming edges
-    for step in range(WALK_STEPS):
-        if step_of.get(node, -1) >= start:
-            return True
-        step_of[node] = step
+    met = set()
+    for _ in range(WALK_STEPS):
+        met.add(node)
         first, end = int(indptr[node]), int(indptr[node + 1])
-        if first < end and int(indices[first]) == node:  # a self-loop
-            first += 1
-        if first < end:
+        if degrees is None:
+            if first < end and int(indices[first]) == node:  # a self-loop
+                first += 1
+            if first == end:
+                return False
             node = int(indices[first])
-        elif walks < WALKS:
-            start, walks, node = step + 1, walks + 1, step * 7919 % csr.shape[0]
         else:
-            break
+            sources = indices[first : min(end, first + COMPARED)]
+            sources = sources[sources != node]
+            if not len(sources):
+                return False
+            node = int(sources[degrees[sources].argmax()])
+        if node in met:
+            return True
     return False
 
 

@@ -19,7 +19,7 @@ from graphs.linalg.layer_vectors import (
     subtract,
     total_scores,
 )
-from graphs.solvers.problem import LinearProblem, Problem, Solver, SolverStep, SweptState, read_changes
+from graphs.solvers.problem import LinearProblem, Problem, Solver, SolverStep, SweptState, apply_and_read
 from graphs.solvers.stationary import LayerSweep
 
 __all__ = ["NAMES", "AndersonMixing", "ExtrapolatedSweeps", "Extrapolation"]
@@ -68,15 +68,12 @@ class Extrapolation:
         products = 0
         if gram is not None:
             limit = _limit(iterates, gram, each_layer=not problem.linear)
-            following = problem.apply(limit)
-            changes = read_changes(problem, following, limit)
+            following, changes = apply_and_read(problem, limit)
             products += problem.n_blocks
             if problem.residual(changes) < residual_before:
                 return self._finish_step(problem, (limit, following), changes, steps, products, None)
-        following = problem.apply(iterates[-1])
-        change = subtract(following, iterates[-1])
+        following, vectors = problem.apply_and_compare(iterates[-1])
         iterates = (*iterates, following)[-(self.degree + 2) :]
-        vectors = layer_norms(change)
         extrapolates_next = (steps + 1) % self.period == 0 and len(iterates) == self.degree + 2
         if extrapolates_next:
             # The next step needs these inner products. From a device they come in one copy with the norms.

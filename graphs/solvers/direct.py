@@ -13,7 +13,7 @@ from scipy.sparse import linalg
 
 from graphs.errors import GraphError
 from graphs.linalg.layer_vectors import State
-from graphs.solvers.problem import LinearProblem, Solver, SolverStep, check_linear, read_changes
+from graphs.solvers.problem import LinearProblem, Solver, SolverStep, apply_and_read, check_linear
 
 __all__ = ["NAMES", "SparseLU"]
 
@@ -61,8 +61,7 @@ class SparseLU:
         # P loses the scores of dangling nodes, which ought to teleport. That only scales the solution, so its sum corrects it.
         solution = solution.clip(0.0)  # rounding may take scores below zero
         solved = problem.split(solution / solution.sum(axis=0))
-        image = problem.apply(solved)
-        changes = read_changes(problem, image, solved)
+        image, changes = apply_and_read(problem, solved)
         bounds = problem.error_bounds(changes, 1)
         return SolverStep(image, changes, problem.residual(changes), bounds, problem.n_blocks, None, exact=True)
 

@@ -16,7 +16,7 @@ from graphs.linalg.blocks import FloatArray
 from graphs.linalg.layer_vectors import State, is_on_cpu
 from graphs.linalg.operators import Vector
 from graphs.solvers.krylov_cycles import CYCLES
-from graphs.solvers.problem import LinearProblem, Solver, SolverStep, check_linear, read_changes
+from graphs.solvers.problem import LinearProblem, Solver, SolverStep, apply_and_read, check_linear
 
 __all__ = ["NAMES", "Krylov"]
 
@@ -70,13 +70,11 @@ class Krylov:
         solution = solution.clip(0.0)  # a method that stops early can leave scores below zero
         scale = solution.sum(0)
         state = _split(problem, solution / scale)
-        image = problem.apply(state)
-        changes = read_changes(problem, image, state)
+        image, changes = apply_and_read(problem, state)
         if last is not None and not problem.residual(changes) <= last[1]:
             # An application of F cannot increase the residual, so F is applied to the last iterate instead.
             state, _, scale = last
-            image = problem.apply(state)
-            changes = read_changes(problem, image, state)
+            image, changes = apply_and_read(problem, state)
             products += 1
         residual = problem.residual(changes)
         return SolverStep(

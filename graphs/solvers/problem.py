@@ -14,10 +14,10 @@ from scipy import sparse
 
 from graphs.errors import GraphError
 from graphs.linalg.blocks import FloatArray
-from graphs.linalg.layer_vectors import DeferredChecks, State, layer_norms, subtract
+from graphs.linalg.layer_vectors import DeferredChecks, State
 from graphs.linalg.operators import Vector
 
-__all__ = ["LinearProblem", "Problem", "Solver", "SolverStep", "SweptState", "check_linear", "read_changes"]
+__all__ = ["LinearProblem", "Problem", "Solver", "SolverStep", "SweptState", "apply_and_read", "check_linear"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,9 @@ class Problem(Protocol):
 
     def apply(self, state: State) -> State:
         """Apply F."""
+
+    def apply_and_compare(self, state: State) -> tuple[State, list[Vector]]:
+        """Apply F, and compute the L1 change of every layer; if there are several columns, the largest of their changes."""
 
     def sweep(self, state: State, teleport_mass: Vector) -> SweptState:
         """Compute the layers in order, each from the newest scores of the others.
@@ -199,10 +202,10 @@ class Solver(Protocol):
         """Take one step."""
 
 
-def read_changes(problem: Problem, image: State, state: State) -> list[float]:
-    """Compute the L1 distance between two states in every layer, and make the waiting checks of the problem.
+def apply_and_read(problem: Problem, state: State) -> tuple[State, list[float]]:
+    """Apply F, read the L1 change of every layer, and make the waiting checks of the problem.
 
-    If the states are not on the CPU, the distances and the numbers to check come in one copy.
+    If the state is not on the CPU, the changes and the numbers to check come in one copy.
 
     Raises
     ------
@@ -211,12 +214,16 @@ def read_changes(problem: Problem, image: State, state: State) -> list[float]:
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from types import SimpleNamespace
-    >>> read_changes(SimpleNamespace(checks=DeferredChecks()), [np.array([0.5, 0.5])], [np.array([0.25, 0.75])])
-    [0.5]
+    >>> from graphs.linalg.backends import make_backend
+    >>> from graphs.ranking.layered_problem import WeightedPageRankProblem
+    >>> from graphs.structures.layered import LayeredGraph
+    >>> graph = LayeredGraph.from_weights([[[1.0], [0.0]]], [1, 2], [[1]])
+    >>> problem = WeightedPageRankProblem(graph, make_backend("auto", None, "float64"), products=1, gamma=0.5, theta=1.0)
+    >>> apply_and_read(problem, problem.start())
+    ([array([1.]), array([0.75, 0.25])], [0.0, 0.5])
     """
-    return [float(norm) for norm in problem.checks.read(layer_norms(subtract(image, state)))]
+    image, norms = problem.apply_and_compare(state)
+    return image, [float(norm) for norm in problem.checks.read(norms)]
 
 
 def check_linear(problem: Problem, solver: str) -> None:

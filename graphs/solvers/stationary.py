@@ -13,7 +13,7 @@ from typing import Any
 
 from graphs.errors import GraphError
 from graphs.linalg.layer_vectors import State, total_scores
-from graphs.solvers.problem import LinearProblem, Problem, Solver, SolverStep, read_changes
+from graphs.solvers.problem import LinearProblem, Problem, Solver, SolverStep, apply_and_read
 
 __all__ = ["NAMES", "GaussSeidel", "LayerSweep", "PowerIteration"]
 
@@ -35,8 +35,7 @@ class PowerIteration:
     def step(self, problem: Problem, memory: Any) -> SolverStep:
         """Apply F once."""
         state, steps = memory
-        following = problem.apply(state)
-        changes = read_changes(problem, following, state)
+        following, changes = apply_and_read(problem, state)
         steps += 1
         return SolverStep(
             following,

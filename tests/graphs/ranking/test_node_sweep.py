@@ -1,5 +1,6 @@
 """Tests of sweeps over the nodes of one layer against the same steps on vectors, and against a direct solution."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,24 @@ def test_the_step_of_one_layer_is_the_step_on_vectors(equal: bool, sorts_nodes: 
     assert float(found.teleport_mass) == pytest.approx(float(expected.teleport_mass), rel=1e-12)
     assert float(found.residual) == pytest.approx(float(expected.residual), rel=1e-9)
     assert float(change) == pytest.approx(float(layer_norms(subtract(expected.state, state))[0]), rel=1e-12)
+
+
+@table("kind", [None, CSROperator, CSRKernelOperator])
+@table("gamma", [0.0, GAMMA, 1.0 - 2.0**-52])
+def test_an_application_to_one_layer_is_the_application_to_vectors(kind: Any, gamma: float) -> None:
+    csr, rng = random_digraph(equal=False), np.random.default_rng(1)
+    teleport, before = rng.random((2, csr.shape[0]))
+    teleport, before = teleport / teleport.sum(), before / before.sum()
+    backend = make_backend("scipy", None, "float64")
+    problem = DigraphProblem(as_digraph(csr), backend, gamma, teleport, products=30)
+    if kind is not None:
+        problem._transitions[0] = replace(problem._transitions[0], operator=kind(csr))
+    given = before.copy()
+    expected = problem.apply([before])
+    found, (change,) = problem.apply_and_compare([before])
+    np.testing.assert_array_equal(before, given)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-12)
+    assert float(change) == pytest.approx(float(layer_norms(subtract(expected, [before]))[0]), rel=1e-12)
 
 
 @table("equal", [True, False])
@@ -101,13 +120,16 @@ def test_sweeps_with_gamma_next_to_one_give_scores(gamma: float, columns: int | 
 
 @table("kind", [CSROperator, CSRKernelOperator])
 @table("has_cycle", [False, True])
-def test_a_cycle_behind_many_walks_that_end(has_cycle: bool, kind: type[CSROperator]) -> None:
-    # The node with most incoming edges, and most others, have sources without incoming edges.
+@table("leads_back", [False, True])
+def test_a_cycle_that_a_walk_may_miss(*, has_cycle: bool, leads_back: bool, kind: type[CSROperator]) -> None:
+    # The node with most incoming edges has sources without any, but for the last one, if that leads to the cycle.
     n_nodes = 400
     edges = np.zeros((n_nodes, n_nodes))
-    edges[0, 10:] = 1.0
+    edges[0, n_nodes - 50 :] = 1.0
+    edges[0, 0] = 1.0
     edges[1, 2] = 1.0
     edges[2, 1] = has_cycle
+    edges[n_nodes - 1, 1] = leads_back
     assert is_acyclic(kind(sparse.csr_array(edges))) is not has_cycle
 
 

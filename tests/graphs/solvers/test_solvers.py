@@ -24,7 +24,7 @@ from graphs import (
     residual_graph,
     weighted_pagerank,
 )
-from graphs.linalg.layer_vectors import DeferredChecks, normalise_state, total_scores
+from graphs.linalg.layer_vectors import DeferredChecks, layer_norms, normalise_state, subtract, total_scores
 from graphs.ranking.layered_problem import WeightedPageRankProblem
 from graphs.solvers import (
     SOLVERS,
@@ -726,6 +726,10 @@ class Doubling:
     def apply(self, state: list[Array]) -> list[Array]:
         self.visits += 3
         return [state[0], *(2 * vector + 1 for vector in state[:-1])]
+
+    def apply_and_compare(self, state: list[Array]) -> tuple[list[Array], list[Array]]:
+        image = self.apply(state)
+        return image, layer_norms(subtract(image, state))
 
     def sweep(self, state: list[Array], jump: Any) -> SweptState:
         found = [state[0]]
