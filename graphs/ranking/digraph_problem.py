@@ -138,11 +138,13 @@ class DigraphProblem:
     @cached_property
     def _damped_scale(self) -> FloatArray | None:
         """Gamma times the scale of the block, if P is one CSR block that is not transposed, in float64; else None."""
-        if self.n_layers > 1 or self.n_columns is not None or self.dtype != "float64" or len(self._transitions) != 1:
-            return None
-        (transition,) = self._transitions
-        fits = isinstance(transition.operator, CSROperator) and not transition.edges.transposed
-        return transition.scale * self.gamma if fits else None
+        fits = self._has_one_vector and self.sweepable and self._transitions
+        return self._transitions[0].scale * self.gamma if fits else None
+
+    @property
+    def _has_one_vector(self) -> bool:
+        """Whether a state is one vector of float64, without columns."""
+        return self.n_layers == 1 and self.n_columns is None and self.dtype == "float64"
 
     def apply_transition(self, state: State) -> State:
         """Apply P, with one product per block; the scores of dangling nodes are lost."""
@@ -304,7 +306,7 @@ class DigraphProblem:
 
         Cost: one product per block. If there is only one layer, of float64, few passes over its vectors are all else.
         """
-        if self.n_layers == 1 and self.n_columns is None and self.dtype == "float64":
+        if self._has_one_vector:
             from graphs.linalg import kernels
 
             (before,), (teleport,) = state, self.teleport
