@@ -56,7 +56,7 @@ FITTED = 65_536
 # Beyond this many times, reading a text again teaches less than other text.
 READ_AGAIN = 1.5
 # Text to learn from: WikiText-2's valid behind the calibration sequences, with a sixth of the built-in text; that and articles of
-# its test that are not evaluated; what the dense model writes, with as much of the built-in text; or that text alone.
+# its test that are not evaluated; what the dense model writes, with a sixth of the built-in text; or that text alone.
 OWN = ("own", "longer")
 TEXTS = (*OWN, "written", "built-in")
 HEAD = (
@@ -66,7 +66,7 @@ HEAD = (
     "Python's standard library is text of another kind. Calibration and repair have read 16 sequences, or as many as a row says, "
     "and a fifth as many of the built-in text. Items: the share of those that the dense model answers right. 'Own' text to learn "
     "from is WikiText-2's valid behind the calibration sequences, and a sixth of the built-in text; 'longer' text goes on with "
-    "the articles of WikiText-2's test that are not evaluated; 'written' is what the dense model writes, and as much of the "
+    "the articles of WikiText-2's test that are not evaluated; 'written' is what the dense model writes, and a sixth of the "
     "built-in text; 'built-in' is Python's language reference alone."
 )
 
