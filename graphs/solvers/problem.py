@@ -217,7 +217,7 @@ def apply_and_read(problem: Problem, state: State) -> tuple[State, list[float]]:
     >>> from graphs.linalg.backends import make_backend
     >>> from graphs.ranking.layered_problem import WeightedPageRankProblem
     >>> from graphs.structures.layered import LayeredGraph
-    >>> graph = LayeredGraph.from_weights([[[1.0], [0.0]]], [1, 2], [[1]])
+    >>> graph = LayeredGraph.from_weights([[[1.0], [0.0]]], [1.0], [[1.0, 1.0]])
     >>> problem = WeightedPageRankProblem(graph, make_backend("auto", None, "float64"), products=1, gamma=0.5, theta=1.0)
     >>> apply_and_read(problem, problem.start())
     ([array([1.]), array([0.75, 0.25])], [0.0, 0.5])
