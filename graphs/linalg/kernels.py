@@ -40,6 +40,10 @@ Array = npt.NDArray[Any]
 DENSE_WEIGHTS_PER_THREAD = 1_000_000
 CSR_ENTRIES_PER_THREAD = 100_000
 
+# Dense products read so many rows at once, an equal distance apart. A processor fetches several places of the memory at the same
+# time sooner than one (benchmarks/LOG.md).
+STREAMS = 8
+
 # Rows are sorted by length in windows of so many rows. Longer rows count as equally long: where they end matters little.
 WINDOW = 128
 LONG_ROW = 63
@@ -59,41 +63,60 @@ def _magnitude_of(value: Any) -> Any:
 
 
 @compiled
-def _row_products_1(first: Array, x: Array, out: Array, start: int, stop: int) -> None:
-    n_columns = first.shape[1]
-    for i in range(start, stop):
+def _add_row_products(matrix: Array, x: Array, out: Array, start: int, stop: int) -> None:
+    n_columns, apart = matrix.shape[1], (stop - start) // STREAMS
+    last = start + STREAMS * apart
+    for i in range(start, start + apart):
+        row_0, row_1, row_2, row_3 = matrix[i], matrix[i + apart], matrix[i + 2 * apart], matrix[i + 3 * apart]
+        row_4, row_5, row_6, row_7 = matrix[i + 4 * apart], matrix[i + 5 * apart], matrix[i + 6 * apart], matrix[i + 7 * apart]
+        sum_0 = sum_1 = sum_2 = sum_3 = sum_4 = sum_5 = sum_6 = sum_7 = 0.0
+        for j in range(n_columns):
+            sum_0 += _magnitude(row_0[j]) * x[j]
+            sum_1 += _magnitude(row_1[j]) * x[j]
+            sum_2 += _magnitude(row_2[j]) * x[j]
+            sum_3 += _magnitude(row_3[j]) * x[j]
+            sum_4 += _magnitude(row_4[j]) * x[j]
+            sum_5 += _magnitude(row_5[j]) * x[j]
+            sum_6 += _magnitude(row_6[j]) * x[j]
+            sum_7 += _magnitude(row_7[j]) * x[j]
+        out[i] += sum_0
+        out[i + apart] += sum_1
+        out[i + 2 * apart] += sum_2
+        out[i + 3 * apart] += sum_3
+        out[i + 4 * apart] += sum_4
+        out[i + 5 * apart] += sum_5
+        out[i + 6 * apart] += sum_6
+        out[i + 7 * apart] += sum_7
+    for i in range(last, stop):
         total = 0.0
         for j in range(n_columns):
-            total += _magnitude(first[i, j]) * x[j]
-        out[i] = total
+            total += _magnitude(matrix[i, j]) * x[j]
+        out[i] += total
 
 
 @compiled
-def _row_products_2(first: Array, second: Array, x: Array, out: Array, start: int, stop: int) -> None:
-    n_columns = first.shape[1]
-    for i in range(start, stop):
-        total = 0.0
+def _add_column_products(matrix: Array, y: Array, out: Array, start: int, stop: int) -> None:
+    n_columns, apart = matrix.shape[1], (stop - start) // STREAMS
+    last = start + STREAMS * apart
+    for i in range(start, start + apart):
+        row_0, row_1, row_2, row_3 = matrix[i], matrix[i + apart], matrix[i + 2 * apart], matrix[i + 3 * apart]
+        row_4, row_5, row_6, row_7 = matrix[i + 4 * apart], matrix[i + 5 * apart], matrix[i + 6 * apart], matrix[i + 7 * apart]
+        y_0, y_1, y_2, y_3 = y[i], y[i + apart], y[i + 2 * apart], y[i + 3 * apart]
+        y_4, y_5, y_6, y_7 = y[i + 4 * apart], y[i + 5 * apart], y[i + 6 * apart], y[i + 7 * apart]
         for j in range(n_columns):
-            total += (_magnitude(first[i, j]) + _magnitude(second[i, j])) * x[j]
-        out[i] = total
-
-
-@compiled
-def _column_products_1(first: Array, y: Array, total: Array, start: int, stop: int) -> None:
-    n_columns = first.shape[1]
-    for i in range(start, stop):
-        factor = y[i]
+            out[j] += (
+                _magnitude(row_0[j]) * y_0
+                + _magnitude(row_1[j]) * y_1
+                + _magnitude(row_2[j]) * y_2
+                + _magnitude(row_3[j]) * y_3
+                + _magnitude(row_4[j]) * y_4
+                + _magnitude(row_5[j]) * y_5
+                + _magnitude(row_6[j]) * y_6
+                + _magnitude(row_7[j]) * y_7
+            )
+    for i in range(last, stop):
         for j in range(n_columns):
-            total[j] += _magnitude(first[i, j]) * factor
-
-
-@compiled
-def _column_products_2(first: Array, second: Array, y: Array, total: Array, start: int, stop: int) -> None:
-    n_columns = first.shape[1]
-    for i in range(start, stop):
-        factor = y[i]
-        for j in range(n_columns):
-            total[j] += (_magnitude(first[i, j]) + _magnitude(second[i, j])) * factor
+            out[j] += _magnitude(matrix[i, j]) * y[i]
 
 
 @compiled
@@ -287,9 +310,13 @@ def row_products(matrices: tuple[Array, ...], x: Array) -> Array:
     >>> row_products((np.array([[1.0, -2.0], [0.0, 3.0]]),), np.array([1.0, 10.0]))
     array([21., 30.])
     """
-    kernel: Any = _row_products_1 if len(matrices) == 1 else _row_products_2
-    out, vector = np.empty(matrices[0].shape[0]), _vector(x)
-    POOL.run(lambda start, stop, _: kernel(*matrices, vector, out, start, stop), _even_cuts(*matrices[0].shape))
+    out, vector = np.zeros(matrices[0].shape[0]), _vector(x)
+
+    def add(start: int, stop: int, _: int) -> None:
+        for matrix in matrices:
+            _add_row_products(matrix, vector, out, start, stop)
+
+    POOL.run(add, _even_cuts(*matrices[0].shape))
     return out
 
 
@@ -301,9 +328,13 @@ def column_products(matrices: tuple[Array, ...], y: Array) -> Array:
     >>> column_products((np.array([[1.0, -2.0], [0.0, 3.0]]),), np.array([1.0, 10.0]))
     array([ 1., 32.])
     """
-    kernel: Any = _column_products_1 if len(matrices) == 1 else _column_products_2
-    n_rows, n_columns = matrices[0].shape
-    return _accumulate(partial(kernel, *matrices, _vector(y)), _even_cuts(n_rows, n_columns), n_columns)
+    vector, (n_rows, n_columns) = _vector(y), matrices[0].shape
+
+    def add(total: Array, start: int, stop: int) -> None:
+        for matrix in matrices:
+            _add_column_products(matrix, vector, total, start, stop)
+
+    return _accumulate(add, _even_cuts(n_rows, n_columns), n_columns)
 
 
 def row_products_mixed(matrices: tuple[Array, ...], x: Array, y: Array) -> Array:
