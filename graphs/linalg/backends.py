@@ -260,7 +260,7 @@ def _as_tensor(matrix: FloatArray) -> torch.Tensor:
 
 def _kernel_matrices(block: DenseBlock) -> tuple[Any, ...]:
     """Return views of the matrices for the kernels, or () if the kernels cannot multiply this block without copies."""
-    if block.n_squarings:
+    if block.n_squarings > 1:
         return ()
     arrays: list[Any] = []
     for matrix in block.matrices:

@@ -3,8 +3,8 @@
 A product reads the weights once, without the float64 copy that numpy and torch would make, and its sums are float64. Import
 this module only when it is needed: numba loads slowly.
 
-Dense weights come as one or two C-contiguous matrices; a weight w_ij is the sum of their absolute values there. The matrices hold
-float32, float64, or uint16; a uint16 stands for the bits of a bfloat16, which numpy does not have.
+Dense weights come as one or two C-contiguous matrices; a weight w_ij is the sum of their absolute values there, or of their
+squares. The matrices hold float32, float64, or uint16; a uint16 stands for the bits of a bfloat16, which numpy does not have.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from numba import types
-from numba.extending import overload
+from numba.extending import overload, register_jitable
 
 from graphs.linalg.threads import POOL, compiled
 
@@ -49,36 +49,48 @@ WINDOW = 128
 LONG_ROW = 63
 
 
-def _magnitude(value: Any) -> Any:
-    """Return |value| in float64; a uint16 holds the bits of a bfloat16. In kernels, numba calls :func:`_magnitude_of` instead."""
+def _weight(value: Any, squared: Any) -> Any:
+    """Return |value|, or its square, in float64; a uint16 holds the bits of a bfloat16. In kernels it is :func:`_weight_of`."""
     raise NotImplementedError
 
 
-@overload(_magnitude, inline="always", strict=False)
-def _magnitude_of(value: Any) -> Any:
-    if value == types.uint16:
-        # A bfloat16 is the upper half of a float32; the mask clears its sign.
-        return lambda value: np.float64(np.uint32(np.uint32(value & 0x7FFF) << 16).view(np.float32))
-    return lambda value: np.float64(abs(value))
+@register_jitable
+def _from_bits(bits: Any) -> Any:
+    """Return a bfloat16, which is the upper half of a float32, in float64."""
+    return np.float64(np.uint32(np.uint32(bits) << 16).view(np.float32))
+
+
+@overload(_weight, strict=False)
+def _weight_of(value: Any, squared: Any) -> Any:
+    number = _from_bits if value == types.uint16 else np.float64
+    # numba compiles a kernel of its own for None, in which no loop asks. It wants both arguments by their names.
+    if isinstance(squared, types.NoneType):
+        return lambda value, squared: abs(number(value))  # noqa: ARG005
+    return lambda value, squared: number(value) ** 2  # noqa: ARG005
 
 
 @compiled
-def _add_row_products(matrix: Array, x: Array, out: Array, start: int, stop: int) -> None:
+def _add_row_products(matrix: Array, x: Array, out: Array, squared: Any, start: int, stop: int) -> None:
     n_columns, apart = matrix.shape[1], (stop - start) // STREAMS
     last = start + STREAMS * apart
     for i in range(start, start + apart):
         row_0, row_1, row_2, row_3 = matrix[i], matrix[i + apart], matrix[i + 2 * apart], matrix[i + 3 * apart]
-        row_4, row_5, row_6, row_7 = matrix[i + 4 * apart], matrix[i + 5 * apart], matrix[i + 6 * apart], matrix[i + 7 * apart]
+        row_4, row_5, row_6, row_7 = (
+            matrix[i + 4 * apart],
+            matrix[i + 5 * apart],
+            matrix[i + 6 * apart],
+            matrix[i + 7 * apart],
+        )
         sum_0 = sum_1 = sum_2 = sum_3 = sum_4 = sum_5 = sum_6 = sum_7 = 0.0
         for j in range(n_columns):
-            sum_0 += _magnitude(row_0[j]) * x[j]
-            sum_1 += _magnitude(row_1[j]) * x[j]
-            sum_2 += _magnitude(row_2[j]) * x[j]
-            sum_3 += _magnitude(row_3[j]) * x[j]
-            sum_4 += _magnitude(row_4[j]) * x[j]
-            sum_5 += _magnitude(row_5[j]) * x[j]
-            sum_6 += _magnitude(row_6[j]) * x[j]
-            sum_7 += _magnitude(row_7[j]) * x[j]
+            sum_0 += _weight(row_0[j], squared) * x[j]
+            sum_1 += _weight(row_1[j], squared) * x[j]
+            sum_2 += _weight(row_2[j], squared) * x[j]
+            sum_3 += _weight(row_3[j], squared) * x[j]
+            sum_4 += _weight(row_4[j], squared) * x[j]
+            sum_5 += _weight(row_5[j], squared) * x[j]
+            sum_6 += _weight(row_6[j], squared) * x[j]
+            sum_7 += _weight(row_7[j], squared) * x[j]
         out[i] += sum_0
         out[i + apart] += sum_1
         out[i + 2 * apart] += sum_2
@@ -90,63 +102,70 @@ def _add_row_products(matrix: Array, x: Array, out: Array, start: int, stop: int
     for i in range(last, stop):
         total = 0.0
         for j in range(n_columns):
-            total += _magnitude(matrix[i, j]) * x[j]
+            total += _weight(matrix[i, j], squared) * x[j]
         out[i] += total
 
 
 @compiled
-def _add_column_products(matrix: Array, y: Array, out: Array, start: int, stop: int) -> None:
+def _add_column_products(matrix: Array, y: Array, out: Array, squared: Any, start: int, stop: int) -> None:
     n_columns, apart = matrix.shape[1], (stop - start) // STREAMS
     last = start + STREAMS * apart
     for i in range(start, start + apart):
         row_0, row_1, row_2, row_3 = matrix[i], matrix[i + apart], matrix[i + 2 * apart], matrix[i + 3 * apart]
-        row_4, row_5, row_6, row_7 = matrix[i + 4 * apart], matrix[i + 5 * apart], matrix[i + 6 * apart], matrix[i + 7 * apart]
+        row_4, row_5, row_6, row_7 = (
+            matrix[i + 4 * apart],
+            matrix[i + 5 * apart],
+            matrix[i + 6 * apart],
+            matrix[i + 7 * apart],
+        )
         y_0, y_1, y_2, y_3 = y[i], y[i + apart], y[i + 2 * apart], y[i + 3 * apart]
         y_4, y_5, y_6, y_7 = y[i + 4 * apart], y[i + 5 * apart], y[i + 6 * apart], y[i + 7 * apart]
         for j in range(n_columns):
             out[j] += (
-                _magnitude(row_0[j]) * y_0
-                + _magnitude(row_1[j]) * y_1
-                + _magnitude(row_2[j]) * y_2
-                + _magnitude(row_3[j]) * y_3
-                + _magnitude(row_4[j]) * y_4
-                + _magnitude(row_5[j]) * y_5
-                + _magnitude(row_6[j]) * y_6
-                + _magnitude(row_7[j]) * y_7
+                _weight(row_0[j], squared) * y_0
+                + _weight(row_1[j], squared) * y_1
+                + _weight(row_2[j], squared) * y_2
+                + _weight(row_3[j], squared) * y_3
+                + _weight(row_4[j], squared) * y_4
+                + _weight(row_5[j], squared) * y_5
+                + _weight(row_6[j], squared) * y_6
+                + _weight(row_7[j], squared) * y_7
             )
     for i in range(last, stop):
         for j in range(n_columns):
-            out[j] += _magnitude(matrix[i, j]) * y[i]
+            out[j] += _weight(matrix[i, j], squared) * y[i]
 
 
 @compiled
-def _row_products_mixed_1(first: Array, x: Array, y: Array, out: Array, start: int, stop: int) -> None:
+def _row_products_mixed_1(first: Array, x: Array, y: Array, out: Array, squared: Any, start: int, stop: int) -> None:
     n_columns = first.shape[1]
     for i in range(start, stop):
         total = 0.0
         for j in range(n_columns):
-            weight = _magnitude(first[i, j])
+            weight = _weight(first[i, j], squared)
             total += weight * x[j] + (y[j] if weight != 0.0 else 0.0)
         out[i] = total
 
 
 @compiled
-def _row_products_mixed_2(first: Array, second: Array, x: Array, y: Array, out: Array, start: int, stop: int) -> None:
+def _row_products_mixed_2(
+    first: Array, second: Array, x: Array, y: Array, out: Array, squared: Any, start: int, stop: int
+) -> None:
     n_columns = first.shape[1]
     for i in range(start, stop):
         total = 0.0
         for j in range(n_columns):
-            weight = _magnitude(first[i, j]) + _magnitude(second[i, j])
+            weight = _weight(first[i, j], squared) + _weight(second[i, j], squared)
             total += weight * x[j] + (y[j] if weight != 0.0 else 0.0)
         out[i] = total
 
 
 @compiled
-def _column_counts(first: Array, second: Array, total: Array, start: int, stop: int) -> None:
+def _column_counts(first: Array, second: Array, squared: Any, total: Array, start: int, stop: int) -> None:
     n_columns = first.shape[1]
     for i in range(start, stop):
         for j in range(n_columns):
-            total[j] += 1.0 if _magnitude(first[i, j]) + _magnitude(second[i, j]) != 0.0 else 0.0
+            total[j] += 1.0 if _weight(first[i, j], squared) + _weight(second[i, j], squared) != 0.0 else 0.0
 
 
 @compiled
@@ -294,6 +313,11 @@ def _vector(x: Array) -> Array:
     return np.ascontiguousarray(x, dtype=np.float64)
 
 
+def _compiled_for(squared: bool) -> bool | None:
+    """Return what chooses the kernel for squares, or for absolute values: its type, not its value."""
+    return True if squared else None
+
+
 def _accumulate(kernel: Callable[[Array, int, int], None], cuts: list[int], n_columns: int) -> Array:
     """Run a kernel with one accumulator for each range of rows, and add the accumulators up."""
     parts = np.zeros((len(cuts) - 1, n_columns))
@@ -302,7 +326,7 @@ def _accumulate(kernel: Callable[[Array, int, int], None], cuts: list[int], n_co
     return total
 
 
-def row_products(matrices: tuple[Array, ...], x: Array) -> Array:
+def row_products(matrices: tuple[Array, ...], x: Array, squared: bool = False) -> Array:
     """Compute sum_j w_ij x_j, (n_rows,) float64. Cost: one read of the weights.
 
     Examples
@@ -314,13 +338,13 @@ def row_products(matrices: tuple[Array, ...], x: Array) -> Array:
 
     def add(start: int, stop: int, _: int) -> None:
         for matrix in matrices:
-            _add_row_products(matrix, vector, out, start, stop)
+            _add_row_products(matrix, vector, out, _compiled_for(squared), start, stop)
 
     POOL.run(add, _even_cuts(*matrices[0].shape))
     return out
 
 
-def column_products(matrices: tuple[Array, ...], y: Array) -> Array:
+def column_products(matrices: tuple[Array, ...], y: Array, squared: bool = False) -> Array:
     """Compute sum_i w_ij y_i, (n_columns,) float64. Cost: one read of the weights.
 
     Examples
@@ -332,12 +356,12 @@ def column_products(matrices: tuple[Array, ...], y: Array) -> Array:
 
     def add(total: Array, start: int, stop: int) -> None:
         for matrix in matrices:
-            _add_column_products(matrix, vector, total, start, stop)
+            _add_column_products(matrix, vector, total, _compiled_for(squared), start, stop)
 
     return _accumulate(add, _even_cuts(n_rows, n_columns), n_columns)
 
 
-def row_products_mixed(matrices: tuple[Array, ...], x: Array, y: Array) -> Array:
+def row_products_mixed(matrices: tuple[Array, ...], x: Array, y: Array, squared: bool = False) -> Array:
     """Compute sum_j (w_ij x_j + 1[w_ij != 0] y_j), (n_rows,) float64. Cost: one read of the weights.
 
     Examples
@@ -346,13 +370,14 @@ def row_products_mixed(matrices: tuple[Array, ...], x: Array, y: Array) -> Array
     array([21.75, 30.5 ])
     """
     kernel: Any = _row_products_mixed_1 if len(matrices) == 1 else _row_products_mixed_2
-    out, first, second = np.empty(matrices[0].shape[0]), _vector(x), _vector(y)
-    POOL.run(lambda start, stop, _: kernel(*matrices, first, second, out, start, stop), _even_cuts(*matrices[0].shape))
+    out = np.empty(matrices[0].shape[0])
+    known = (*matrices, _vector(x), _vector(y), out, _compiled_for(squared))
+    POOL.run(lambda start, stop, _: kernel(*known, start, stop), _even_cuts(*matrices[0].shape))
     return out
 
 
-def column_counts(matrices: tuple[Array, ...]) -> Array:
-    """Count the non-zero weights of every column, (n_columns,) float64. Cost: one read of the weights.
+def column_counts(matrices: tuple[Array, ...], squared: bool = False) -> Array:
+    """Count the non-zero weights of every column, (n_columns,) float64; squares may round to zero. Cost: one read of the weights.
 
     Examples
     --------
@@ -360,7 +385,8 @@ def column_counts(matrices: tuple[Array, ...]) -> Array:
     array([1., 2.])
     """
     n_rows, n_columns = matrices[0].shape
-    return _accumulate(partial(_column_counts, matrices[0], matrices[-1]), _even_cuts(n_rows, n_columns), n_columns)
+    kernel = partial(_column_counts, matrices[0], matrices[-1], _compiled_for(squared))
+    return _accumulate(kernel, _even_cuts(n_rows, n_columns), n_columns)
 
 
 def _entry_cuts(indptr: Array) -> list[int]:

@@ -351,6 +351,7 @@ class KernelOperator(DenseOperator):
     matrices : tuple of one or two C-contiguous arrays
         The weights, in a dtype that the kernels read; transposed if the block is column-major.
     block : DenseBlock
+        At most one squaring.
     dtype : {"float64", "float32"}
         The dtype of the vectors.
     """
@@ -358,14 +359,14 @@ class KernelOperator(DenseOperator):
     def __init__(self, matrices: tuple[FloatArray, ...], block: DenseBlock, dtype: str) -> None:
         super().__init__(block, np, NumpyBufferMaker(np.dtype(dtype)))
         self._matrices = matrices
-        self._is_transposed = block.column_major
+        self._is_transposed, self._squared = block.column_major, block.n_squarings > 0
         self._dtype = np.dtype(dtype)
 
     def _product(self, x: Vector, transpose: bool) -> FloatArray:
         from graphs.linalg import kernels
 
         kernel = kernels.column_products if transpose != self._is_transposed else kernels.row_products
-        return np.asarray(kernel(self._matrices, x), self._dtype)
+        return np.asarray(kernel(self._matrices, x, self._squared), self._dtype)
 
     def out_strength(self) -> FloatArray:
         """Compute the column sums."""
@@ -381,7 +382,7 @@ class KernelOperator(DenseOperator):
 
         if self._is_transposed:
             return np.asarray(super().out_degree())
-        return np.asarray(kernels.column_counts(self._matrices), self._dtype)
+        return np.asarray(kernels.column_counts(self._matrices, self._squared), self._dtype)
 
     def matvec(self, x: Vector) -> FloatArray:
         """Compute W @ x."""
@@ -397,4 +398,4 @@ class KernelOperator(DenseOperator):
 
         if self._is_transposed:
             return np.asarray(super().mixed_matvec(x, y))
-        return np.asarray(kernels.row_products_mixed(self._matrices, x, y), self._dtype)
+        return np.asarray(kernels.row_products_mixed(self._matrices, x, y, self._squared), self._dtype)

@@ -63,25 +63,25 @@ def random_matrices(shape: tuple[int, int], kind: str, count: int, seed: int = 0
     return tuple(stored(weight, kind) for weight in found)
 
 
-def summed(matrices: tuple[Array, ...]) -> Array:
-    return np.asarray(np.sum([magnitudes(matrix) for matrix in matrices], axis=0))
+def summed(matrices: tuple[Array, ...], squared: bool = False) -> Array:
+    return np.asarray(np.sum([magnitudes(matrix) ** (2 if squared else 1) for matrix in matrices], axis=0))
 
 
 # --- dense weights
 
 
-@table(("shape", "kind", "count"), pairs(shape=SHAPES, kind=KINDS, count=[1, 2]))
-def test_dense_kernels_equal_numpy(shape: tuple[int, int], kind: str, count: int, threads: int) -> None:
+@table(("shape", "kind", "count", "squared"), pairs(shape=SHAPES, kind=KINDS, count=[1, 2], squared=[False, True]))
+def test_dense_kernels_equal_numpy(shape: tuple[int, int], kind: str, count: int, squared: bool, threads: int) -> None:
     matrices = random_matrices(shape, kind, count)
     before = [matrix.copy() for matrix in matrices]
-    weight, rng = summed(matrices), np.random.default_rng(1)
+    weight, rng = summed(matrices, squared), np.random.default_rng(1)
     pattern = (weight != 0).astype(float)
     x, y, z = rng.random(shape[1]), rng.random(shape[1]), rng.random(shape[0])
     found = {
-        "row": (kernels.row_products(matrices, x), weight @ x),
-        "column": (kernels.column_products(matrices, z), weight.T @ z),
-        "mixed": (kernels.row_products_mixed(matrices, x, y), weight @ x + pattern @ y),
-        "counts": (kernels.column_counts(matrices), pattern.sum(axis=0)),
+        "row": (kernels.row_products(matrices, x, squared), weight @ x),
+        "column": (kernels.column_products(matrices, z, squared), weight.T @ z),
+        "mixed": (kernels.row_products_mixed(matrices, x, y, squared), weight @ x + pattern @ y),
+        "counts": (kernels.column_counts(matrices, squared), pattern.sum(axis=0)),
     }
     for name, (result, expected) in found.items():
         assert result.dtype == np.float64, name
@@ -93,8 +93,8 @@ def test_dense_kernels_equal_numpy(shape: tuple[int, int], kind: str, count: int
 @pytest.mark.parametrize("kind", KINDS)
 def test_signs_of_vectors_are_kept(kind: str) -> None:
     # Weights lose their sign and vectors do not, because accelerated solvers multiply differences.
-    matrices = random_matrices((9, 7), kind, 1)
-    x, z = np.random.default_rng(1).standard_normal((2, 9))
+    matrices = random_matrices((21, 7), kind, 1)
+    x, z = np.random.default_rng(1).standard_normal((2, 21))
     np.testing.assert_allclose(kernels.row_products(matrices, x[:7]), summed(matrices) @ x[:7], rtol=1e-12)
     np.testing.assert_allclose(kernels.column_products(matrices, z), summed(matrices).T @ z, rtol=1e-12)
 
@@ -102,23 +102,24 @@ def test_signs_of_vectors_are_kept(kind: str) -> None:
 @table("kind", KINDS)
 @table("bad", [np.nan, np.inf, -np.inf])
 @table("count", [1, 2])
-def test_nan_and_inf_pass_through(kind: str, bad: float, count: int) -> None:
-    weight = np.random.default_rng(0).random((5, 6)) + 0.1
+@table("place", [3, 20])  # a row that is read with others, and one of those that are left over
+def test_nan_and_inf_pass_through(kind: str, bad: float, count: int, place: int) -> None:
+    weight = np.random.default_rng(0).random((21, 6)) + 0.1
     spoilt = weight.copy()
-    spoilt[3, 2] = bad
+    spoilt[place, 2] = bad
     # Only the second of two matrices has a bad weight.
     matrices = (stored(weight, kind), stored(spoilt, kind))[-count:]
     expected = abs(bad)
-    ones, row = np.ones(6), np.ones(5)
-    for result, place in (
-        (kernels.row_products(matrices, ones), 3),
+    ones, row = np.ones(6), np.ones(21)
+    for result, node in (
+        (kernels.row_products(matrices, ones), place),
         (kernels.column_products(matrices, row), 2),
-        (kernels.row_products_mixed(matrices, ones, ones), 3),
+        (kernels.row_products_mixed(matrices, ones, ones), place),
     ):
-        assert result[place] == expected or (math.isnan(expected) and math.isnan(result[place]))
-        assert np.isfinite(np.delete(result, place)).all()
+        assert result[node] == expected or (math.isnan(expected) and math.isnan(result[node]))
+        assert np.isfinite(np.delete(result, node)).all()
     # An infinite or undefined weight is not zero.
-    np.testing.assert_array_equal(kernels.column_counts(matrices), np.full(6, 5.0))
+    np.testing.assert_array_equal(kernels.column_counts(matrices), np.full(6, 21.0))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -166,6 +167,17 @@ def test_the_largest_float32_do_not_overflow() -> None:
     matrices = (np.full((2, 3), top, dtype=np.float32),) * 2
     np.testing.assert_allclose(kernels.row_products(matrices, np.ones(3)), 6 * float(top), rtol=1e-15)
     np.testing.assert_allclose(kernels.column_products(matrices, np.ones(2)), 4 * float(top), rtol=1e-15)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_float32_weights_of_any_size_are_summed_to_a_few_roundings(squared: bool) -> None:
+    # In one row and in one column, weights lie between 1e-30 and 1e30; the squares of the smallest are no float32.
+    weight = (10.0 ** np.random.default_rng(0).uniform(-30, 30, (43, 29))).astype(np.float32)
+    x, y = 10.0 ** np.random.default_rng(1).uniform(-60, 60, (2, 43))
+    exact = weight.astype(np.float64) ** (2 if squared else 1)
+    expected = [math.fsum(row) for row in exact * x[:29]], [math.fsum(column) for column in exact.T * y]
+    np.testing.assert_allclose(kernels.row_products((weight,), x[:29], squared), expected[0], rtol=4e-16)
+    np.testing.assert_allclose(kernels.column_products((weight,), y, squared), expected[1], rtol=4e-16)
 
 
 @pytest.mark.parametrize("kind", KINDS)
