@@ -38,14 +38,12 @@ from llmrank.models.forward import run_sequences
 from llmrank.pipeline import Recipe, stages
 from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.closeness.repair_validation import Validation, repair_where_it_helps
-from llmrank.pipeline.closeness.sensitivity import layer_sensitivities
 from llmrank.pipeline.defaults import DEFAULTS
 from llmrank.pipeline.descriptions import dtype_name
 from llmrank.pipeline.registry import make_pruner, make_scorer
 from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
-from llmrank.prune.records.units import parse_targets, units_of
-from llmrank.prune.selection import choose_masks
+from llmrank.prune.records.units import parse_targets
 from llmrank.repair import LeastSquaresRepair, RepairedMap
 from llmrank.score import AutoScorer
 from llmrank.score.model_graph import ModelGraph
@@ -88,7 +86,7 @@ ROWS = {
 }
 # Scorers of heads -> budgets. The default budget removes as many heads of every attention.
 ROWS_OF_HEADS = {
-    DEFAULT[0]: ("local", "global", "sensitivity"),
+    DEFAULT[0]: ("local", "global", "sensitivity", "least-loss"),
     "activation": ("local",),
     "wanda-sp": ("local",),
     "flap": ("local",),
@@ -148,7 +146,7 @@ class Study:
         self.graphs: dict[str, tuple[ModelGraph, ...]] = {}
         self.ranks: dict[tuple[str, str], Any] = {}
         self.choices: dict[tuple[str, float], Choice] = {}
-        self.sensitivities: dict[tuple[str, str, float], dict[str, float]] = {}
+        self.sensitivities: dict[tuple[str, str, str, float], Any] = {}
 
     def calibrate(self, text: str) -> None:
         """Make the graphs of a text, and record the calls of the blocks for a repair, unless they are there."""
@@ -235,23 +233,13 @@ class Study:
         if (scorer, text) not in self.ranks:
             self.ranks[scorer, text] = rank_graphs(make_scorer(scorer), graphs)
         pruner, ranks = make_pruner(budget, amount=amount, multiple_of=1), self.ranks[scorer, text]
-        sensitivities: dict[str, float] = {}
-        if pruner.needs_sensitivity:
-            if (scorer, text, amount) not in self.sensitivities:
-                # A trial of less than one head of an attention would say nothing.
-                of_trial = max(amount, 1.0 / self.units) if self.targets == ("heads",) else amount
-                trial = LocalPruner(of_trial, multiple_of=1)
-                even = choose_masks(trial, graphs, ranks, jointly=True, targets=self.targets)
-                measured = layer_sensitivities(self.model, self.ffns, even, sequences)
-                self.sensitivities[scorer, text, amount] = measured
-            sensitivities = self.sensitivities[scorer, text, amount]
-        options: Any = {"sensitivities": sensitivities, "targets": self.targets}
-        return choose_masks(pruner, graphs, ranks, jointly=True, **options)
-
-    @property
-    def units(self) -> int:
-        """The smallest number of units of a layer that can be removed."""
-        return min(units.n_units for units in units_of(self.ffns.layers.values(), self.targets[0]))
+        recipe, execution = Recipe(scorer=make_scorer(scorer), pruner=pruner, targets=self.targets), Execution()
+        prepared = stages.find(self.model, self.tokenizer, recipe, execution)
+        ranked = stages.RankedModel(graphs, ranks, recipe.scorer)
+        if (scorer, budget, text, amount) not in self.sensitivities:
+            measured = stages.measure_sensitivities(prepared, recipe, ranked, self.tokens[text], execution)
+            self.sensitivities[scorer, budget, text, amount] = measured
+        return stages.choose(prepared, recipe, ranked, self.sensitivities[scorer, budget, text, amount])
 
 
 def python_sources(tokenizer: Any, length: int) -> TokenSequences:
