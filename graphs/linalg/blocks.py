@@ -444,5 +444,4 @@ class NumpyBufferMaker:
 
     def write_absolute(self, source: Any, target: FloatArray) -> None:
         """Write |source| into `target`."""
-        np.copyto(target, as_numpy(source), casting="same_kind")
-        np.abs(target, out=target)
+        np.abs(as_numpy(source), out=target, casting="same_kind")
