@@ -77,7 +77,7 @@ class Predictions:
 
     def identity(self) -> str:
         """See :meth:`llmrank.healing.teachers.Teacher.identity`."""
-        return hashlib.sha256(self.entropy.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(self.entropy.numpy().tobytes() + self.drawn_ids.numpy().tobytes()).hexdigest()
 
     def divergences(
         self,

@@ -91,7 +91,7 @@ def healing_tokens(
     assert held_out is not None
     fit = replace(fit, source=found.source, details=found.details)
     held_out, other = held_out.spread(further), held_out_other_text(fit, tokenizer)
-    fit = fit if alone else add_other_text(fit, tokenizer)
+    fit = fit if alone else add_other_text(fit, tokenizer, used)
     return CalibrationTokens(fit, held_out, None if other is None else other.spread(len(held_out))), notes
 
 

@@ -42,15 +42,19 @@ def is_alone(source: Any, model: Any) -> bool:
     return named is not None and isinstance(named.for_model(model), (BuiltInText, MixedSources))
 
 
-def add_other_text(sequences: TokenSequences, tokenizer: Any) -> TokenSequences:
+def add_other_text(sequences: TokenSequences, tokenizer: Any, used: TokenSequences | None = None) -> TokenSequences:
     """Return calibration sequences with one of the built-in text for every five, as far as that has so many.
 
-    The first sequences stay first, because sensitivities are measured on them. Nothing is added if no text can be tokenised.
+    The first sequences stay first, because sensitivities are measured on them. None that shares a passage with `used` is added,
+    and nothing at all if no text can be tokenised.
     """
     count = round(len(sequences) / SEQUENCES_PER_ADDED)
-    added = _sequences(tokenizer, count, sequences, 0) if count else None
+    added = _sequences(tokenizer, count if used is None else ALL, sequences, 0) if count else None
+    if added is not None and used is not None:
+        added = added.apart_from(used)
     if added is None:
         return sequences
+    added = added.ordered(range(min(count, len(added))))
     every = len(sequences) / (len(added) + 1)
     places = [*range(len(sequences)), *(every * (k + 1) - 0.5 for k in range(len(added)))]
     joined = sequences.joined(added).ordered(sorted(range(len(places)), key=lambda row: places[row]))

@@ -41,7 +41,8 @@ def test_what_the_repair_has_seen_is_left_out(varied: Path) -> None:
     assert shared_passages(used.known, own.sequences.joined(own.held_out)) == 0.0
     assert shared_passages(used.known, found.held_out) == 0.0
     assert shared_passages(own.sequences, own.held_out) == 0.0
-    assert len(found.sequences) == 30  # the built-in ones included
+    # To this tokenizer, all of the built-in text is one unknown word, of which the repair has seen sequences.
+    assert len(found.sequences) == 25
     assert len(found.held_out) == len(found.other) == 8
 
 

@@ -68,6 +68,19 @@ def test_added_and_held_out_sequences_share_nothing_and_are_from_all_over_the_te
     assert 0.4 * length < other.ids.numel() <= 0.5 * length
 
 
+def test_what_is_used_already_is_not_added_again() -> None:
+    own = TokenSequences.of(token_ids(40, 256), torch.ones(40, 256, dtype=torch.bool), "own")
+    used = add_other_text(own, numbering_tokenizer())
+    found = add_other_text(own, numbering_tokenizer(), used)
+    assert len(found) == len(used) == 48
+    assert found.ids[0].tolist() == own.ids[0].tolist()
+    new = rows_of(found) - rows_of(own)
+    assert len(new) == 8
+    assert not {number for row in new for number in row} & {
+        number for row in rows_of(used) - rows_of(own) for number in row
+    }
+
+
 @pytest.mark.parametrize("n_own", [4, 50])
 def test_a_short_text_holds_out_its_own_last_sequences(n_own: int) -> None:
     own = tokenise(text(n_own * LENGTH), tokenizer(), 64, LENGTH)
