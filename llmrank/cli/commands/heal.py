@@ -26,7 +26,6 @@ from llmrank.pipeline.defaults import DEFAULT_TOKENS
 from llmrank.pipeline.heal import heal, predict
 from llmrank.pipeline.specs import Field
 from llmrank.pipeline.texts import CalibrationText
-from llmrank.progress import Progress
 from llmrank.prune.masks import Masks
 from llmrank.surgery import checkpoint
 from llmrank.surgery.atomic import check_output
@@ -118,7 +117,7 @@ def _load_dense(options: argparse.Namespace, tokenizer: Any, terminal: Terminal)
             f"{options.model} and {options.against} have different tokenizers; heal a model against the dense model that it was "
             "pruned from"
         )
-    used = _used_sequences(options.model, dense.model, dense.tokenizer, options.text, terminal.progress)
+    used = _used_sequences(options.model, dense.model, dense.tokenizer, options.text, terminal)
     return dense.model, used
 
 
@@ -134,7 +133,7 @@ def run_predict(options: argparse.Namespace, terminal: Terminal) -> CommandResul
     loaded = load(options, terminal)
     used = None
     if options.pruned is not None:
-        used = _used_sequences(options.pruned, loaded.model, loaded.tokenizer, options.text, terminal.progress)
+        used = _used_sequences(options.pruned, loaded.model, loaded.tokenizer, options.text, terminal)
     found = predict(
         loaded.model,
         loaded.tokenizer,
@@ -156,9 +155,7 @@ def run_predict(options: argparse.Namespace, terminal: Terminal) -> CommandResul
     return CommandResult({"output": str(options.output), "predictions": predicted, "bytes": size})
 
 
-def _used_sequences(
-    pruned: Path, dense: Any, tokenizer: Any, text: Any, progress: Progress | None
-) -> TokenSequences | None:
+def _used_sequences(pruned: Path, dense: Any, tokenizer: Any, text: Any, terminal: Terminal) -> TokenSequences | None:
     """Return the sequences of a text that a checkpoint was calibrated and repaired on; None if it was another text.
 
     The report has the settings and the digest of the tokens, so the same number of sequences is made of the text and compared.
@@ -170,13 +167,17 @@ def _used_sequences(
     try:
         like = CalibrationText(text, config.get("samples"), config["sequence-length"], seed=config.get("seed", 0))
         again = like.for_model(dense, Distillation.of(config.get("heal"))).sequences(
-            dense, tokenizer, hold_out=True, progress=progress
+            dense, tokenizer, hold_out=True, progress=terminal.progress
         )
+        if again.sequences.digest == known.get("sha256_of_tokens"):
+            return again.sequences.joined(again.held_out)
     except (KeyError, LLMRankError):  # no report of the command line, or a text that is too short for these settings
-        return None
-    if again.sequences.digest != known.get("sha256_of_tokens"):
-        return None
-    return again.sequences.joined(again.held_out)
+        pass
+    if Path(str(text)).name == Path(str(config.get("calibration"))).name:
+        terminal.warn(
+            f"{pruned} was calibrated on {text}, which then gave other tokens, so sequences that it has seen may be learned from"
+        )
+    return None
 
 
 def _values(text: str) -> dict[str, Any]:

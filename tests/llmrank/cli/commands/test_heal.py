@@ -102,6 +102,16 @@ def test_the_sequences_of_a_repair_before_healing_are_known_again(
     assert learned["sequences"] < 1.2 * (len(every) - 20)
 
 
+def test_a_text_that_has_changed_since_the_repair_is_said(
+    checkpoint: Path, pruned: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus.write_text("".join(reversed(corpus.read_text(encoding="utf-8"))), encoding="utf-8")
+    arguments = ["--text", corpus, "--tokens", "64", "--sequence-length", "16"]
+    command = ["heal", pruned, "--against", checkpoint, "--output", tmp_path / "healed", *arguments]
+    assert main([str(argument) for argument in command]) == 0
+    assert "which then gave other tokens" in " ".join(capsys.readouterr().out.split())
+
+
 def test_words_for_true_and_false_may_be_capital(checkpoint: Path, pruned: Path, corpus: Path, tmp_path: Path) -> None:
     output = tmp_path / "healed"
     options = ("--text", corpus, "--tokens", "64", "--with", "bf16=False,learn=ffn")
