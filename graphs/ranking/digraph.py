@@ -70,7 +70,7 @@ def pagerank(
         A name: "sweep", "power", "gauss-seidel", "gauss-seidel-quadratic", "aitken", "quadratic", "anderson", "gmres", "bicgstab"
         or "lu"; see :mod:`graphs.solvers`. If "auto" finds no cycles, it takes one sweep, which is exact. Otherwise it takes
         Gauss-Seidel in layer order. If there is only one layer, it takes LU for up to 128 nodes, Gauss-Seidel with quadratic
-        extrapolation where the compiled kernels sweep it (from 262,144 edges on, on the CPU), else power iteration with quadratic
+        extrapolation where the compiled kernels sweep it (from 65,536 edges on, on the CPU), else power iteration with quadratic
         extrapolation.
     backend : {"auto", "scipy", "torch", "dense"}
         Backend of the products, see :func:`graphs.weighted_pagerank`. If there are edges within a layer, "dense" is an error, and

@@ -181,7 +181,7 @@ def test_stacks_can_be_stacked() -> None:
 
 
 def test_the_size_of_the_stack_decides_on_kernels() -> None:
-    parts = [np.ones((192, 576), np.float32)] * 8
+    parts = [np.ones((96, 300), np.float32)] * 8
     for block, kind in ((parts, KernelOperator), (parts[:2], DenseOperator)):
         operator = make_backend("auto", None, "float32").operator(StackedBlock.from_weights(block), 2)
         assert isinstance(operator, StackedOperator)
