@@ -176,7 +176,7 @@ def every_model(across: dict[str, Any]) -> list[str]:
 def most_heads(results: dict[str, Any]) -> str:
     """Return a row for the first model that lost heads, as cut: the sensitivity budget, and the best of the other methods."""
     model, found = next(iter(results["models"].items()))
-    amount = max(row["amount"] for row in found["rows"])
+    amount = max(row["amount"] for row in found["rows"] if row["repair"] == "none")
     rows = {
         (row["scorer"], row["budget"]): row
         for row in found["rows"]
@@ -311,12 +311,15 @@ def heads(results: dict[str, Any]) -> dict[str, str]:
     columns: list[tuple[str, float]] = []
     rows: dict[tuple[str, str, str], dict[tuple[str, float], str]] = {}
     for model, found in results["models"].items():
-        for row in found["rows"]:
+        for row in (each for each in found["rows"] if each["text"] == TEXTS[0]):
             column = model.removesuffix(".Q4_1"), row["amount"]
             columns += [column] if column not in columns else []
             cells = [_lost(kind_of(row, kind), kind_of(found["dense"], kind)) for kind in KINDS]
             rows.setdefault((row["scorer"], row["budget"], row["repair"]), {})[column] = ", ".join(cells)
-    order = {pair: place for place, pair in enumerate(product(ROWS_OF_HEADS, ("sensitivity", "global", "local")))}
+    order = {
+        pair: place
+        for place, pair in enumerate(product(ROWS_OF_HEADS, ("sensitivity", "least-loss", "global", "local")))
+    }
     lines = [
         f"| nats more than the dense model on prose, on Python | {' | '.join(f'{m}, {a:.0%}' for m, a in columns)} |",
         f"| --- |{' ---: |' * len(columns)}",
