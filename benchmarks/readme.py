@@ -176,12 +176,9 @@ def every_model(across: dict[str, Any]) -> list[str]:
 def most_heads(results: dict[str, Any]) -> str:
     """Return a row for the first model that lost heads, as cut: the sensitivity budget, and the best of the other methods."""
     model, found = next(iter(results["models"].items()))
-    amount = max(row["amount"] for row in found["rows"] if row["repair"] == "none")
-    rows = {
-        (row["scorer"], row["budget"]): row
-        for row in found["rows"]
-        if (row["amount"], row["repair"]) == (amount, "none")
-    }
+    as_cut = [row for row in found["rows"] if (row["text"], row["repair"]) == (TEXTS[0], "none")]
+    amount = max(row["amount"] for row in as_cut)
+    rows = {(row["scorer"], row["budget"]): row for row in as_cut if row["amount"] == amount}
     own, others = rows[DEFAULT[0], "sensitivity"], {OTHERS[pair]: rows[pair] for pair in OTHERS if pair in rows}
     best = {kind: min(others, key=lambda name: _perplexity(kind_of(others[name], kind))) for kind in KINDS}
     dense = " and ".join(f"{_perplexity(kind_of(found['dense'], kind)):.2f}" for kind in KINDS)
