@@ -227,9 +227,10 @@ class Study:
 
     def masks(self, scorer: str, budget: str, text: str, amount: float) -> Masks:
         """Choose the neurons to keep."""
-        sequences, graphs = self.tokens[text].sequences, self.graphs[text]
         if scorer == PEER:
+            sequences = self.tokens[text].sequences
             return next(peer for peer in PEERS if peer.name == PEER).masks(self.model, self.ffns, sequences, amount)
+        graphs = self.graphs[text]
         if (scorer, text) not in self.ranks:
             self.ranks[scorer, text] = rank_graphs(make_scorer(scorer), graphs)
         pruner, ranks = make_pruner(budget, amount=amount, multiple_of=1), self.ranks[scorer, text]
