@@ -51,8 +51,8 @@ BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 DTYPES = ("float64", "float32")
 
-# Every process has to load the compiled kernels, in a quarter of a second. On a block of fewer entries a call saves too little,
-# half a millisecond at 100,000 edges, to make up for that (benchmarks/LOG.md).
+# Every process has to load the compiled kernels, in a quarter of a second. On a smaller block a call saves too little to make up
+# for that: less than 0.1 ms where it is dense (benchmarks/LOG.md).
 KERNEL_ENTRIES = 1 << 16
 
 # Entries of a band, the part of a dense block that is read at once. On a GPU, few calls matter more than the use of a cache.

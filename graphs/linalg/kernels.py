@@ -40,8 +40,8 @@ Array = npt.NDArray[Any]
 DENSE_WEIGHTS_PER_THREAD = 1_000_000
 CSR_ENTRIES_PER_THREAD = 100_000
 
-# Dense products read so many rows at once, an equal distance apart. A processor fetches several places of the memory at the same
-# time sooner than one (benchmarks/LOG.md).
+# Dense products read so many rows at once, an equal distance apart: reading several places of the memory at once is faster than
+# reading one (benchmarks/LOG.md). The loops are written out for eight.
 STREAMS = 8
 
 # Rows are sorted by length in windows of so many rows. Longer rows count as equally long: where they end matters little.

@@ -357,7 +357,8 @@ class KernelOperator(DenseOperator):
     """
 
     def __init__(self, matrices: tuple[FloatArray, ...], block: DenseBlock, dtype: str) -> None:
-        super().__init__(block, np, NumpyBufferMaker(np.dtype(dtype)))
+        # What the kernels do not compute comes from bands, in which squares of float32 would vanish that the kernels still see.
+        super().__init__(block, np, NumpyBufferMaker(np.dtype("float64" if block.n_squarings else dtype)))
         self._matrices = matrices
         self._is_transposed, self._squared = block.column_major, block.n_squarings > 0
         self._dtype = np.dtype(dtype)
@@ -381,21 +382,29 @@ class KernelOperator(DenseOperator):
         from graphs.linalg import kernels
 
         if self._is_transposed:
-            return np.asarray(super().out_degree())
+            return np.asarray(super().out_degree(), self._dtype)
         return np.asarray(kernels.column_counts(self._matrices, self._squared), self._dtype)
 
     def matvec(self, x: Vector) -> FloatArray:
         """Compute W @ x."""
-        return self._product(x, transpose=False) if x.ndim == 1 else np.asarray(super().matvec(x))
+        return self._product(x, transpose=False) if x.ndim == 1 else np.asarray(super().matvec(x), self._dtype)
 
     def rmatvec(self, y: Vector) -> FloatArray:
         """Compute W.T @ y."""
-        return self._product(y, transpose=True) if y.ndim == 1 else np.asarray(super().rmatvec(y))
+        return self._product(y, transpose=True) if y.ndim == 1 else np.asarray(super().rmatvec(y), self._dtype)
 
     def mixed_matvec(self, x: Vector, y: Vector) -> FloatArray:
         """Compute W @ x + 1[W != 0] @ y."""
         from graphs.linalg import kernels
 
         if self._is_transposed:
-            return np.asarray(super().mixed_matvec(x, y))
+            return np.asarray(super().mixed_matvec(x, y), self._dtype)
         return np.asarray(kernels.row_products_mixed(self._matrices, x, y, self._squared), self._dtype)
+
+    def row_maxima(self, x: Vector) -> FloatArray:
+        """Compute max_j W_ij x_j."""
+        return np.asarray(super().row_maxima(x), self._dtype)
+
+    def column_maxima(self, y: Vector) -> FloatArray:
+        """Compute max_i W_ij y_i."""
+        return np.asarray(super().column_maxima(y), self._dtype)

@@ -77,7 +77,9 @@ class Predictions:
 
     def identity(self) -> str:
         """See :meth:`llmrank.healing.teachers.Teacher.identity`."""
-        return hashlib.sha256(self.entropy.numpy().tobytes() + self.drawn_ids.numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256(self.entropy.numpy().tobytes())
+        digest.update(self.drawn_ids.numpy().tobytes())  # which of them were drawn depends on the seed
+        return digest.hexdigest()
 
     def divergences(
         self,

@@ -175,7 +175,8 @@ def _used_sequences(pruned: Path, dense: Any, tokenizer: Any, text: Any, termina
         pass
     if Path(str(text)).name == Path(str(config.get("calibration"))).name:
         terminal.warn(
-            f"{pruned} was calibrated on {text}, which then gave other tokens, so sequences that it has seen may be learned from"
+            f"{pruned} was calibrated on a text of the name {text}, which gives other tokens, or too few, for its settings now; "
+            "sequences that it has seen may be learned from"
         )
     return None
 

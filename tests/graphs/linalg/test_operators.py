@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphs.linalg.backends import Arithmetic, NumpyArithmetic, TorchArithmetic, TorchBufferMaker
+from graphs.linalg.backends import Arithmetic, NumpyArithmetic, TorchArithmetic, TorchBufferMaker, make_backend
 from graphs.linalg.blocks import DenseBlock, NumpyBufferMaker, as_numpy
 from graphs.linalg.operators import BlockOperator, CSRKernelOperator, DenseOperator, KernelOperator
 from graphs.linalg.validation import as_block
@@ -28,7 +29,7 @@ def kernels_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tensors(block: DenseBlock) -> DenseBlock:
-    return DenseBlock(tuple(torch.tensor(matrix) for matrix in block.matrices))
+    return replace(block, matrices=tuple(torch.tensor(matrix) for matrix in block.matrices))
 
 
 def kernel(block: DenseBlock) -> KernelOperator:
@@ -53,16 +54,45 @@ OPERATORS: dict[str, tuple[Arithmetic, Callable[[DenseBlock], BlockOperator]]] =
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
-@given(weight=MATRICES, column_major=st.booleans(), parallel=st.booleans(), seed=st.integers(0, 99))
+@given(
+    weight=MATRICES,
+    column_major=st.booleans(),
+    parallel=st.booleans(),
+    squarings=st.integers(0, 1),
+    seed=st.integers(0, 99),
+)
 def test_operators_equal_plain_matrix_algebra(
-    kind: str, weight: Array, column_major: bool, parallel: bool, seed: int
+    kind: str, weight: Array, column_major: bool, parallel: bool, squarings: int, seed: int
 ) -> None:
     arithmetic, make = OPERATORS[kind]
     order = np.asfortranarray if column_major else np.ascontiguousarray
     matrices = (weight, weight[::-1].copy()) if parallel else (weight,)
-    operator = make(DenseBlock(tuple(order(matrix) for matrix in matrices)))
-    dense = np.sum([np.abs(matrix) for matrix in matrices], axis=0)
+    operator = make(DenseBlock(tuple(order(matrix) for matrix in matrices), squarings))
+    dense = np.sum([np.abs(matrix) ** 2**squarings for matrix in matrices], axis=0)
     assert_operator(operator, dense, arithmetic, seed)
+
+
+@pytest.mark.parametrize("squarings", [0, 1, 2])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_backend_multiplies_by_squares_in_either_order(
+    squarings: int, order: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphs.linalg.backends.KERNEL_ENTRIES", 1)
+    # The fourth power of the smallest, but not their square, is no float32.
+    weight = np.array(np.random.default_rng(0).uniform(1e-15, 2.0, (19, 11)), np.float32, order=order)
+    operator = make_backend("dense", None, "float32").operator(DenseBlock((weight,), squarings), 1)
+    assert isinstance(operator, KernelOperator) == (squarings < 2)
+    dense = weight.astype(np.float64) ** 2**squarings
+    assert_operator(operator, dense, NumpyArithmetic("float32"), rtol=2e-6)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_edge_whose_square_is_no_float32_is_an_edge_in_either_order(order: Any) -> None:
+    weight = np.array([[1.0, 1e-25]] * 3, np.float32, order=order)
+    operator = KernelOperator((weight if order == "C" else weight.T,), DenseBlock((weight,), 1), "float32")
+    np.testing.assert_array_equal(operator.out_degree(), [3.0, 3.0])
+    np.testing.assert_array_equal(operator.mixed_matvec(np.ones(2), np.ones(2)), np.full(3, 3.0))
+    assert operator.mixed_matvec(np.ones(2), np.ones(2)).dtype == np.float32
 
 
 def assert_operator(

@@ -72,6 +72,7 @@ def test_a_file_holds_the_text_and_all_that_is_learned_from(dense: Any, tmp_path
     path = tmp_path / "predictions.safetensors"
     found.save(path)
     read = Predictions.read(path)
+    assert read.identity() == found.identity() != predict_tokens(dense, TOKENS, seed=1).identity()
     for part, other in zip(found.tokens, read.tokens, strict=True):
         assert part is not None
         assert other is not None
