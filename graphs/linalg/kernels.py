@@ -4,7 +4,8 @@ A product reads the weights once, without the float64 copy that numpy and torch 
 this module only when it is needed: numba loads slowly.
 
 Dense weights come as one or two C-contiguous matrices; a weight w_ij is the sum of their absolute values there, or of their
-squares. The matrices hold float32, float64, or uint16; a uint16 stands for the bits of a bfloat16, which numpy does not have.
+squares where `squared` is true. The matrices hold float32, float64, or uint16; a uint16 stands for the bits of a bfloat16, which
+numpy does not have.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ LONG_ROW = 63
 
 
 def _weight(value: Any, squared: Any) -> Any:
-    """Return |value|, or its square, in float64; a uint16 holds the bits of a bfloat16. In kernels it is :func:`_weight_of`."""
+    """Return |value|, or its square, in float64; a uint16 holds the bits of a bfloat16. numba compiles :func:`_weight_of`."""
     raise NotImplementedError
 
 
@@ -69,18 +70,27 @@ def _weight_of(value: Any, squared: Any) -> Any:
     return lambda value, squared: number(value) ** 2  # noqa: ARG005
 
 
+@register_jitable
+def _eight(array: Array, i: int, apart: int) -> tuple[Any, ...]:
+    """Return eight rows of a matrix, or numbers of a vector: the one at i, and those behind it at equal distances."""
+    return (
+        array[i],
+        array[i + apart],
+        array[i + 2 * apart],
+        array[i + 3 * apart],
+        array[i + 4 * apart],
+        array[i + 5 * apart],
+        array[i + 6 * apart],
+        array[i + 7 * apart],
+    )
+
+
 @compiled
 def _add_row_products(matrix: Array, x: Array, out: Array, squared: Any, start: int, stop: int) -> None:
     n_columns, apart = matrix.shape[1], (stop - start) // STREAMS
     last = start + STREAMS * apart
     for i in range(start, start + apart):
-        row_0, row_1, row_2, row_3 = matrix[i], matrix[i + apart], matrix[i + 2 * apart], matrix[i + 3 * apart]
-        row_4, row_5, row_6, row_7 = (
-            matrix[i + 4 * apart],
-            matrix[i + 5 * apart],
-            matrix[i + 6 * apart],
-            matrix[i + 7 * apart],
-        )
+        row_0, row_1, row_2, row_3, row_4, row_5, row_6, row_7 = _eight(matrix, i, apart)
         sum_0 = sum_1 = sum_2 = sum_3 = sum_4 = sum_5 = sum_6 = sum_7 = 0.0
         for j in range(n_columns):
             sum_0 += _weight(row_0[j], squared) * x[j]
@@ -111,15 +121,8 @@ def _add_column_products(matrix: Array, y: Array, out: Array, squared: Any, star
     n_columns, apart = matrix.shape[1], (stop - start) // STREAMS
     last = start + STREAMS * apart
     for i in range(start, start + apart):
-        row_0, row_1, row_2, row_3 = matrix[i], matrix[i + apart], matrix[i + 2 * apart], matrix[i + 3 * apart]
-        row_4, row_5, row_6, row_7 = (
-            matrix[i + 4 * apart],
-            matrix[i + 5 * apart],
-            matrix[i + 6 * apart],
-            matrix[i + 7 * apart],
-        )
-        y_0, y_1, y_2, y_3 = y[i], y[i + apart], y[i + 2 * apart], y[i + 3 * apart]
-        y_4, y_5, y_6, y_7 = y[i + 4 * apart], y[i + 5 * apart], y[i + 6 * apart], y[i + 7 * apart]
+        row_0, row_1, row_2, row_3, row_4, row_5, row_6, row_7 = _eight(matrix, i, apart)
+        y_0, y_1, y_2, y_3, y_4, y_5, y_6, y_7 = _eight(y, i, apart)
         for j in range(n_columns):
             out[j] += (
                 _weight(row_0[j], squared) * y_0
@@ -314,7 +317,7 @@ def _vector(x: Array) -> Array:
 
 
 def _compiled_for(squared: bool) -> bool | None:
-    """Return what chooses the kernel for squares, or for absolute values: its type, not its value."""
+    """Return True for squares and None for absolute values, because numba compiles a kernel for each type of an argument."""
     return True if squared else None
 
 

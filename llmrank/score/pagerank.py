@@ -82,7 +82,7 @@ class WeightedPageRankScorer(EdgeScorer):
     edges : {"magnitude", "energy", "gate"}
         Weight of an edge: ``|W_ij|`` (magnitude), or ``W_ij^2`` together with squared activations (energy), see
         :meth:`graphs.LayeredGraph.squared`; or as energy, but in a gated FFN only the gate's edges lead into the hidden neurons
-        (gate). On a CPU, energies take as long as magnitudes.
+        (gate). On a CPU, energies of float32 weights take as long as magnitudes.
     """
 
     name: ClassVar[str] = "wpr"

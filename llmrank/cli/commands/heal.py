@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -164,19 +165,18 @@ def _used_sequences(pruned: Path, dense: Any, tokenizer: Any, text: Any, termina
     config, known = report.get("config") or {}, report.get("calibration") or {}
     if str(text) in WRITTEN and config.get("calibration") not in WRITTEN:
         return None  # the text need not be written to see that
-    try:
+    # There may be no report of the command line, or the text may be too short for these settings.
+    with suppress(KeyError, LLMRankError):
         like = CalibrationText(text, config.get("samples"), config["sequence-length"], seed=config.get("seed", 0))
         again = like.for_model(dense, Distillation.of(config.get("heal"))).sequences(
             dense, tokenizer, hold_out=True, progress=terminal.progress
         )
         if again.sequences.digest == known.get("sha256_of_tokens"):
             return again.sequences.joined(again.held_out)
-    except (KeyError, LLMRankError):  # no report of the command line, or a text that is too short for these settings
-        pass
     if Path(str(text)).name == Path(str(config.get("calibration"))).name:
         terminal.warn(
-            f"{pruned} was calibrated on a text of the name {text}, which gives other tokens, or too few, for its settings now; "
-            "sequences that it has seen may be learned from"
+            f"{pruned} was calibrated on a text of this name, but {text} gives other tokens now, or too few, so the model may "
+            "learn from sequences that it has seen; give the text that it was calibrated on, or one that it has not seen"
         )
     return None
 
