@@ -1,10 +1,11 @@
-"""The costs of neurons and models: parameters, bytes, and FLOPs for one token."""
+"""The costs of neurons and models: parameters, bytes, and for one token FLOPs and the cache of keys and values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from fractions import Fraction
+from operator import add, sub
 from typing import Literal, TypeAlias
 
 from torch import nn
@@ -12,11 +13,12 @@ from torch import nn
 from llmrank.errors import OptionError
 from llmrank.models.experts import SeparateExperts
 from llmrank.models.ffn import FFNs, PrunableLayer
+from llmrank.models.heads import Heads
 from llmrank.models.linear_map import bias_of, in_features, matrix_of, out_features
 
 __all__ = ["UNITS", "Cost", "ModelCosts", "Unit", "layer_cost", "unit_name"]
 
-Unit: TypeAlias = Literal["neurons", "ffn-parameters", "ffn-bytes", "ffn-flops", "parameters", "bytes", "flops"]
+Unit: TypeAlias = Literal["neurons", "ffn-parameters", "ffn-bytes", "ffn-flops", "parameters", "bytes", "flops", "cache"]
 UNIT_NAMES: dict[Unit, str] = {
     "neurons": "hidden neurons",
     "ffn-parameters": "FFN parameters",
@@ -25,6 +27,7 @@ UNIT_NAMES: dict[Unit, str] = {
     "parameters": "model parameters",
     "bytes": "model bytes",
     "flops": "model FLOPs per token",
+    "cache": "bytes of keys and values per token",
 }
 UNITS: tuple[Unit, ...] = tuple(UNIT_NAMES)
 
@@ -49,22 +52,26 @@ class Cost:
     flops : int
         FLOPs for one token: a multiplication and an addition for each weight of a matrix. Biases, activation functions, norms
         and convolutions are not counted. The products of attention with the context, which grow with its length, are not either.
+    cache : int
+        Bytes of the keys and values that attentions keep for each token of the context, in the dtype of the weights. Only
+        attentions whose heads can be removed are counted, and heads must be among the targets.
 
     Examples
     --------
     >>> Cost(3, 12, 4) + Cost(1, 4, 2)
-    Cost(parameters=4, bytes=16, flops=6)
+    Cost(parameters=4, bytes=16, flops=6, cache=0)
     """
 
     parameters: int = 0
     bytes: int = 0
     flops: int = 0
+    cache: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.parameters + other.parameters, self.bytes + other.bytes, self.flops + other.flops)
+        return Cost(*map(add, astuple(self), astuple(other)))
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.parameters - other.parameters, self.bytes - other.bytes, self.flops - other.flops)
+        return Cost(*map(sub, astuple(self), astuple(other)))
 
 
 def layer_cost(layer: PrunableLayer) -> Cost:
@@ -75,7 +82,7 @@ def layer_cost(layer: PrunableLayer) -> Cost:
     >>> from llmrank.models import find_ffns
     >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> layer_cost(find_ffns(mlp)[0].prunable[1])
-    Cost(parameters=64, bytes=256, flops=112)
+    Cost(parameters=64, bytes=256, flops=112, cache=0)
     """
     total = Cost()
     for input_map in layer.input_maps:
@@ -136,6 +143,20 @@ class _MixtureShape:
 
 
 @dataclass(frozen=True)
+class _CacheShape:
+    """The heads of an attention, from which the size of its keys and values follows."""
+
+    layers: tuple[str]
+    heads: Heads
+    number_bytes: int  # bytes of one number of a key or a value
+
+    def cost(self, widths: Mapping[str, int]) -> Cost:
+        width = widths[self.layers[0]]
+        n_groups = self.heads.counts(width)[1] if width else 0
+        return Cost(cache=2 * n_groups * self.heads.size * self.number_bytes)
+
+
+@dataclass(frozen=True)
 class _BlockShape:
     """What a block costs beside the maps of its FFNs, until it is left out."""
 
@@ -175,12 +196,12 @@ class ModelCosts:
     >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> costs = ModelCosts(mlp, find_ffns(mlp))
     >>> costs.model, costs.removed_cost({"0": 6}, "parameters"), costs.total("neurons")
-    (Cost(parameters=67, bytes=268, flops=112), 16, 8)
+    (Cost(parameters=67, bytes=268, flops=112, cache=0), 16, 8)
     """
 
     def __init__(self, model: nn.Module, ffns: FFNs) -> None:
         self.sizes = ffns.sizes
-        self._shapes: list[_MapShape | _MixtureShape] = [*_map_shapes(ffns), *_mixture_shapes(ffns)]
+        self._shapes = _shapes(ffns)
         self._blocks = _block_shapes(ffns)
         self.ffns = sum((shape.cost(self.sizes) for shape in self._shapes), Cost())
         parameters = list(model.parameters())
@@ -211,6 +232,7 @@ class ModelCosts:
             sum(p.numel() for p in parameters),
             sum(p.numel() * p.element_size() for p in parameters),
             2 * sum(p.numel() for p in matrices) + sum(expert_flops),
+            self.ffns.cache,
         )
 
     def total(self, unit: Unit) -> int:
@@ -251,6 +273,16 @@ class ModelCosts:
         return _in_unit(sum(removed, Cost()), unit)
 
 
+def _shapes(ffns: FFNs) -> list[_MapShape | _MixtureShape | _CacheShape]:
+    """Return the shapes of all that is pruned."""
+    caches = [
+        _CacheShape((name,), layer.heads, layer.output_maps[0].weight.element_size())
+        for name, layer in ffns.layers.items()
+        if layer.heads is not None
+    ]
+    return [*_map_shapes(ffns), *_mixture_shapes(ffns), *caches]
+
+
 def _map_shapes(ffns: FFNs) -> list[_MapShape]:
     """Return the shape of every linear map of the FFNs that are not experts.
 
@@ -288,7 +320,7 @@ def _block_shapes(ffns: FFNs) -> list[_BlockShape]:
     found = []
     for block in ffns.blocks:
         inside = FFNs(ffn for ffn in ffns if ffn.whole_block is block)
-        of_ffns: list[_MapShape | _MixtureShape] = [*_map_shapes(inside), *_mixture_shapes(inside)]
+        of_ffns = _shapes(inside)
         full, empty = (
             sum((s.cost(w) for s in of_ffns), Cost()) for w in (inside.sizes, dict.fromkeys(inside.sizes, 0))
         )

@@ -31,7 +31,7 @@ __all__ = [
 # Version of the JSON that to_dict returns.
 FORMAT = 1
 # Units in which the report says how much of the model is removed.
-MODEL_UNITS: tuple[Unit, ...] = ("parameters", "bytes", "flops")
+MODEL_UNITS: tuple[Unit, ...] = ("parameters", "bytes", "flops", "cache")
 
 
 @dataclass(repr=False)
@@ -187,7 +187,7 @@ class Report(Printed):
         )
 
     def _reached(self) -> str:
-        shares = [f"{self.reached[unit]['share']:.1%} of the {unit_name(unit)}" for unit in MODEL_UNITS]
+        shares = [f"{self.reached[unit]['share']:.1%} of the {unit_name(unit)}" for unit in MODEL_UNITS if unit in self.reached]
         return f"{', '.join(shares[:-1])} and {shares[-1]}"
 
     def _repair_errors(self) -> str:

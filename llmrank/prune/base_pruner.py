@@ -53,9 +53,9 @@ class BasePruner:
         layers lose more.
     amount_of : str
         The unit of `amount`: ``"neurons"`` or a cost. The costs of the FFNs' linear maps are ``"ffn-parameters"``,
-        ``"ffn-bytes"`` and ``"ffn-flops"`` (for one token), those of the model ``"parameters"``, ``"bytes"`` and ``"flops"``. An
-        amount of a cost is a total over all layers. The fewest neurons that save at least this amount are removed, with widths
-        that are rounded.
+        ``"ffn-bytes"`` and ``"ffn-flops"`` (for one token), those of the model ``"parameters"``, ``"bytes"`` and ``"flops"``.
+        ``"cache"`` is what the keys and values of one token take, in bytes; only heads can be removed by it. An amount of a cost
+        is a total over all layers. The fewest neurons that save at least this amount are removed, with widths that are rounded.
 
     Attributes
     ----------
@@ -278,6 +278,11 @@ class BasePruner:
                 f"an amount of {unit_name(self.amount_of)} needs the costs of the model; run the pruner in a pipeline, or pass "
                 "costs=ModelCosts(model, ffns)"
             )
+        if not costs.total(self.amount_of):
+            raise OptionError(
+                f"these layers have no {unit_name(self.amount_of)} that could be removed; expected another unit than "
+                f"{self.amount_of!r}, or other targets"
+            )
         if isinstance(self.amount, int):
             return Fraction(self.amount), costs
         return Fraction(repr(float(self.amount))) * costs.total(self.amount_of), costs
@@ -293,6 +298,11 @@ class BasePruner:
         attention = "" if any(_has_few(layer) for layer in layer_list) else "attention, "
         rest = "" if self.amount_of.startswith("ffn-") else f", and {attention}embeddings and norms are not pruned"
         units = layer_list[0].units
+        if self.amount_of == "cache":
+            return OptionError(
+                f"{asked} {unit_name(self.amount_of)} cannot be removed: at most {possible} can, because each attention keeps a key "
+                f"and a value{kept}; lower the amount"
+            )
         if units is not None and units.target == "blocks":
             return OptionError(
                 f"{asked} {unit_name(self.amount_of)} cannot be removed: at most {possible} can, because one block stays"

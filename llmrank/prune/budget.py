@@ -235,6 +235,8 @@ def _short(number: int) -> str:
 def reached_amounts(masks: Masks, costs: ModelCosts) -> Reached:
     """Return for each unit the total before pruning ("before"), and how much of it is removed ("removed", "share").
 
+    Units of which the model has none, such as a cache if no heads are known, are left out.
+
     Examples
     --------
     >>> from torch import nn
@@ -246,7 +248,8 @@ def reached_amounts(masks: Masks, costs: ModelCosts) -> Reached:
     reached: Reached = {}
     for unit in UNITS:
         before, removed = costs.total(unit), costs.removed_cost(masks.widths, unit)
-        reached[unit] = {"before": before, "removed": removed, "share": removed / before if before else 0.0}
+        if before:
+            reached[unit] = {"before": before, "removed": removed, "share": removed / before}
     return reached
 
 

@@ -78,7 +78,7 @@ def add_sweep_options(command: CommandParser) -> None:
         "--amount-of",
         default="neurons",
         metavar="UNIT",
-        help="unit of the amounts: neurons, ffn-parameters, ffn-bytes, ffn-flops, parameters, bytes, flops (%(default)s)",
+        help="unit of the amounts: neurons, ffn-parameters, ffn-bytes, ffn-flops, parameters, bytes, flops, cache (%(default)s)",
     )
     data = command.add_argument_group("calibration and evaluation")
     add_text_options(data)

@@ -99,10 +99,15 @@ def _masks_by_sensitivities(
 
 
 def check_several(pruner: BasePruner, targets: Sequence[Target]) -> None:
-    """Raise an OptionError if several targets do not go together, or the amount is then no share of the neurons."""
+    """Raise an OptionError if targets do not go together, or the unit of the amount does not fit them."""
     if len(targets) > 1 and "blocks" in targets:
         raise OptionError(
             f"blocks are removed in a run of their own, got {','.join(targets)}; remove blocks first, and prune the result again"
+        )
+    if pruner.amount_of == "cache" and tuple(targets) != ("heads",):
+        raise OptionError(
+            f"keys and values belong to heads alone, got an amount of the cache for {','.join(targets)}; expected targets='heads' "
+            "(--targets heads), or an amount of another unit"
         )
     if pruner.shares_measured and "experts" in targets:
         raise OptionError(

@@ -9,10 +9,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import llmrank
 from llmrank.errors import OptionError
 from llmrank.models import explicit_ffns, find_ffns
 from llmrank.models.costs import UNITS, Cost, ModelCosts, layer_cost, unit_name
+from llmrank.prune import LocalPruner
 from llmrank.prune.masks import Masks
+from llmrank.prune.records.units import find_units
 from llmrank.surgery.apply import apply_masks
 from tests.llmrank.families import Family
 from tests.llmrank.tiny_models import (
@@ -34,6 +37,7 @@ def masks_of(model: nn.Module, every: int = 3) -> Masks:
 
 
 def counted(model: nn.Module, *inputs: Any) -> int:
+    model.requires_grad_(False)  # the counter fails where a module is called with a parameter, as in Jamba
     with FlopCounterMode(display=False) as counter:
         logits(model, *inputs)
     total: int = counter.get_total_flops()
@@ -128,12 +132,52 @@ def test_explicitly_listed_linears_lose_rows() -> None:
     assert costs.removed_cost({"model.layers.1.mlp.down_proj": 10}, "parameters") == 6 * 40
 
 
+def cached_bytes(model: nn.Module, ids: torch.Tensor) -> int:
+    """Return the bytes of the keys and values that transformers keeps for each token."""
+    with torch.no_grad():
+        cache = model(ids, use_cache=True).past_key_values
+    kept = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    return sum(tensor.nbytes for tensor in kept) // ids.numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "groups", "share"), [(8, 4, 0.5), (4, 4, 0.25), (4, 1, 0.0)])
+def test_the_cache_is_what_transformers_keeps_for_a_token(
+    heads: int, groups: int, share: float, dtype: torch.dtype
+) -> None:
+    model = tiny_llama(num_attention_heads=heads, num_key_value_heads=groups, head_dim=4).to(dtype)
+    ids = token_ids(2, 8)
+    ffns = find_units(model, find_ffns(model), ("heads",))
+    costs, before = ModelCosts(model, ffns), cached_bytes(model, ids)
+    assert costs.total("cache") == before
+    if share == 0.0:  # all heads share one key and one value, which stay
+        with pytest.raises(OptionError, match=r"at most 0.0% can, because each attention keeps a key and a value"):
+            llmrank.prune_model(model, targets="heads", amount=0.1, amount_of="cache", calibration=ids, repair=None)
+        return
+    pruned = llmrank.prune_model(
+        model, targets="heads", amount=share, amount_of="cache", scorer="activation", calibration=ids, repair=None
+    )
+    assert pruned.report.reached["cache"] == {"before": before, "removed": share * before, "share": share}
+    assert cached_bytes(pruned.model, ids) == (1 - share) * before
+    assert f"{share:.1%} of the bytes of keys and values per token" in " ".join(str(pruned.report).split())
+
+
+def test_an_amount_of_the_cache_needs_heads() -> None:
+    model = tiny_llama()
+    for targets in ("neurons", "neurons,heads"):
+        with pytest.raises(OptionError, match=f"heads alone, got an amount of the cache for {targets}; expected"):
+            llmrank.prune_model(model, targets=targets, amount=0.1, amount_of="cache", calibration=token_ids(2, 8))
+    with pytest.raises(OptionError, match="have no bytes of keys and values per token that could be removed"):
+        LocalPruner(0.1, amount_of="cache").prune([], ModelCosts(model, find_ffns(model)))
+
+
 def test_units_have_names_and_costs_belong_to_one_model() -> None:
     assert [unit_name(unit) for unit in UNITS][::3] == [
         "hidden neurons",
         "FFN FLOPs per token",
         "model FLOPs per token",
     ]
+    assert unit_name("cache") == "bytes of keys and values per token"
     model = mlp(4, 8, 3)
     costs = ModelCosts(model, find_ffns(model))
     assert costs.removed_cost({}, "neurons") == 0

@@ -200,7 +200,7 @@ def test_local_pruning_removes_the_same_share_of_every_layer(hidden: list[int], 
 
 
 @every_pruner
-@table("unit", UNITS[1:])
+@table("unit", [unit for unit in UNITS if unit not in {"neurons", "cache"}])
 def test_every_unit_is_reached_by_the_fewest_neurons(pruner: type[BasePruner], unit: Unit) -> None:
     model = tiny_llama(num_hidden_layers=3)
     ffns = find_ffns(model)
@@ -426,7 +426,7 @@ def test_reports_hold_the_reached_amount_in_each_unit(form: Any) -> None:
     assert pipeline.report is not None
     plain = pipeline.report.to_dict()
     reached = plain["reached"]
-    assert list(reached) == list(UNITS)
+    assert list(reached) == [unit for unit in UNITS if unit != "cache"]  # no heads were looked for
     assert plain["neurons"]["amount_of"] == "bytes"
     assert 0.2 <= reached["bytes"]["share"] < 0.21
     assert reached["neurons"]["removed"] == plain["neurons"]["removed"]
@@ -526,7 +526,7 @@ def test_an_amount_is_described_in_neurons_as_a_share_and_in_parameters(pruner: 
     assert describe_amount(pruner, ffns, ModelCosts(model, ffns)).startswith(said)
 
 
-@pairwise(pruner=PRUNERS, unit=UNITS, amount=[5, 0.3], protect=[(), (1,)])
+@pairwise(pruner=PRUNERS, unit=UNITS[:-1], amount=[5, 0.3], protect=[(), (1,)])
 def test_the_described_amount_is_what_is_removed(
     pruner: type[BasePruner], amount: float, protect: Sequence[int], unit: Unit
 ) -> None:
