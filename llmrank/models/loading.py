@@ -367,6 +367,8 @@ def read_model(model_class: Any, name: str | None, config: Any, **options: Any) 
     Exception
         Any error of ``from_pretrained``, for example for damaged files.
     """
+    # From version 5.25 on, transformers would take forward functions from the hub, which differ from machine to machine.
+    options = {"use_kernels": False, **options}
     model, info = model_class.from_pretrained(
         name, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
