@@ -104,7 +104,8 @@ class RoutedExperts(nn.Module):
             inputs.shape, dtype=torch.promote_types(values.dtype, weights.dtype), device=values.device
         )
         for position, expert in enumerate(self.experts):
-            tokens, place = torch.where(chosen == position)
+            # LongCat-Flash names experts with weight 0 for tokens that no expert computes.
+            tokens, place = torch.where((chosen == position) & (weights != 0))
             weight = weights[tokens, place]
             output = self._run(expert, inputs, tokens, weight, totals[tokens])
             # An expert gets a token at most once, so no two threads of a GPU add to one row. Sums have the order of the experts.
