@@ -227,9 +227,9 @@ class Study:
 
     def masks(self, scorer: str, budget: str, text: str, amount: float) -> Masks:
         """Choose the neurons to keep."""
-        if scorer == PEER:
-            sequences = self.tokens[text].sequences
-            return next(peer for peer in PEERS if peer.name == PEER).masks(self.model, self.ffns, sequences, amount)
+        peer = next((peer for peer in PEERS if peer.name == scorer), None)
+        if peer is not None:
+            return peer.masks(self.model, self.ffns, self.tokens[text].sequences, amount)
         graphs = self.graphs[text]
         if (scorer, text) not in self.ranks:
             self.ranks[scorer, text] = rank_graphs(make_scorer(scorer), graphs)

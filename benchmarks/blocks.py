@@ -4,9 +4,9 @@ Run it as ``python -m benchmarks.blocks --wikitext DIR --model A --model B``. Th
 ``benchmarks.across``. Blocks are chosen in turn, as llmrank does; by the loss of each alone (Shortened LLaMA, arXiv 2402.02834);
 by how much each turns the hidden states (block influence, ShortGPT, arXiv 2403.03853); as the run of blocks that turns them
 least (arXiv 2403.17887); or at random. The rows "neurons" remove as many parameters by the default scorer and budget, by the
-other budgets, with heads of attentions, or by the scores of other tools. Every row has its difference from the first of the same
-amount and repair in nats per token, and the standard error of that difference over sequences. A run continues its own result
-file.
+other budgets, with heads of attentions, or by the scores of other tools; "2SSP" removes neurons and whole attentions. Every row
+has its difference from the first of the same amount and repair in nats per token, and the standard error of that difference over
+sequences. A run continues its own result file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from benchmarks.across import (
     HEAD_OF_ITEMS,
     ITEMS,
     KINDS,
-    PEER,
     REPAIRS,
     SCORES_OF_PEERS,
     Study,
@@ -41,8 +40,11 @@ from benchmarks.across import (
     share_right,
     study_parser,
 )
+from benchmarks.pruning_peers import PEERS
 from benchmarks.result_files import write_results
+from benchmarks.two_ssp import TwoSSP, without
 from llmrank.execution import Execution
+from llmrank.execution.recording import Recording, recording
 from llmrank.models import PrunableLayer
 from llmrank.models.costs import ModelCosts
 from llmrank.models.forward import first_output, run_sequences
@@ -67,6 +69,7 @@ HEAD = (
     "All rows are calibrated on WikiText-2's valid, and on a fifth as much of the built-in text, Python's language reference. "
     "WikiText-2's test is text of the first kind; the source code of Python's standard library is text of another kind."
 )
+TORCH_PRUNING = "Torch-Pruning, Taylor"
 CHOICES = ("in turn", "alone", "block influence", "run of blocks", "random")
 # Scorer and budget of the rows that remove neurons, and what they remove.
 NEURONS: dict[str, tuple[str, type[BasePruner], str]] = {
@@ -74,8 +77,10 @@ NEURONS: dict[str, tuple[str, type[BasePruner], str]] = {
     "neurons, sensitivity": (DEFAULT[0], SensitivityPruner, "neurons"),
     "neurons, least loss": (DEFAULT[0], LeastLossPruner, "neurons"),
     "neurons and heads, least loss": (DEFAULT[0], LeastLossPruner, "neurons,heads"),
-    **{f"neurons, {scorer}": (scorer, LocalPruner, "neurons") for scorer in SCORES_OF_PEERS},
+    **{f"neurons, {scorer}": (scorer, LocalPruner, "neurons") for scorer in (*SCORES_OF_PEERS, TORCH_PRUNING)},
 }
+TWO_SSP = "2SSP"
+LIBRARIES = {peer.name for peer in PEERS}
 
 
 def chosen(study: BlockStudy, choice: str, count: int) -> list[int]:
@@ -112,6 +117,11 @@ class BlockStudy(Study):
     def study_of(self, choice: str) -> Study:
         """Return the study whose layers a row prunes: this one, or that of the same model with its heads."""
         return self._with_heads if choice in NEURONS and "heads" in NEURONS[choice][2] else self
+
+    def parameters_of(self, count: int) -> int:
+        """Return how many parameters are left out with so many of the first blocks."""
+        gone = Masks({name: mask | (k >= count) for k, (name, mask) in enumerate(self.none.items())})
+        return int(reached_amounts(gone, self.prepared.costs)["parameters"]["removed"])
 
     @cached_property
     def groups(self) -> dict[str, list[PrunableLayer]]:
@@ -170,19 +180,18 @@ def masks_of(study: BlockStudy, choice: str, amount: float) -> Masks:
                 for name, layer in study.ffns.layers.items()
             }
         )
-    gone = Masks({name: mask | (k >= count) for k, (name, mask) in enumerate(study.none.items())})
-    parameters = int(reached_amounts(gone, study.prepared.costs)["parameters"]["removed"])
+    parameters = study.parameters_of(count)
     scorer_name, budget, targets = NEURONS[choice]
     owner = study.study_of(choice)
     tokens = owner.tokens["default"]
     recipe = Recipe(
-        scorer=make_scorer(DEFAULT[0] if scorer_name == PEER else scorer_name),
+        scorer=make_scorer(DEFAULT[0] if scorer_name in LIBRARIES else scorer_name),
         pruner=budget(parameters, amount_of="parameters", multiple_of=1),
         targets=parse_targets(targets),
     )
     prepared = stages.find(owner.model, owner.tokenizer, recipe, Execution())
-    if scorer_name == PEER:
-        return study.masks(PEER, "local", "default", parameters / prepared.costs.total("ffn-parameters"))
+    if scorer_name in LIBRARIES:
+        return study.masks(scorer_name, "local", "default", parameters / prepared.costs.total("ffn-parameters"))
     owner.calibrate("default")
     graphs = owner.graphs["default"]
     scorer = recipe.chosen_scorer(stages.choose_scorer(prepared, recipe, graphs, tokens, Execution()))
@@ -192,21 +201,52 @@ def masks_of(study: BlockStudy, choice: str, amount: float) -> Masks:
 
 
 def row_of(study: BlockStudy, choice: str, amount: float, repair: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"choice": choice, "amount": amount, "repair": repair}
     begun = perf_counter()
-    masks = masks_of(study, choice, amount)
-    owner = study.study_of(choice)
-    costs = ModelCosts(owner.model, owner.ffns)
+    if choice == TWO_SSP:
+        row |= row_of_2ssp(study, study.parameters_of(round(amount * len(study.ffns.blocks))), repair)
+    else:
+        masks, owner = masks_of(study, choice, amount), study.study_of(choice)
+        row["left_out"] = [block.name for block in masks.left_out(owner.ffns.layers.values())]
+        row["parameters"] = share_of_parameters(owner, masks)
+        if repair != "none":
+            owner.calibrate("default")
+        row |= losses_of(owner, masks, repair, owner.records.get("default"))
+    return {**row, "seconds": round(perf_counter() - begun, 1)}
+
+
+def row_of_2ssp(study: BlockStudy, parameters: int, repair: str) -> dict[str, Any]:
+    plan, tokens = TwoSSP(study.model, study.ffns, parameters), study.tokens["default"]
+    study.calibrate("default")
+    masks = study.masks("activation", "local", "default", plan.share_of_neurons)
+    attentions = plan.attentions_in_turn(masks, tokens.sequences)
+    of_attentions = len(attentions) * plan.size_of_attention / study.prepared.costs.model.parameters
+    with without(attentions):
+        # The repair reads a model without these attentions, and makes up for the neurons.
+        with recording(study.model, study.ffns) as record:
+            for part in tokens.parts:
+                run_sequences(study.model, study.ffns, [] if part is None else part.batches(1))
+        losses = losses_of(study, masks, repair, record)
+    return {
+        "left_out": [attention.name for attention in attentions],
+        "parameters": round(share_of_parameters(study, masks) + of_attentions, 4),
+        **losses,
+    }
+
+
+def share_of_parameters(study: Study, masks: Masks) -> float:
+    reached = reached_amounts(masks, ModelCosts(study.model, study.ffns))
+    return round(reached["parameters"]["share"], 4)
+
+
+def losses_of(study: Study, masks: Masks, repair: str, record: Recording | None) -> dict[str, Any]:
     repaired: dict[str, RepairedMap] = {}
-    left_out = [block.name for block in masks.left_out(owner.ffns.layers.values())]
-    reached = reached_amounts(masks, costs)["parameters"]["share"]
-    row: dict[str, Any] = {"choice": choice, "amount": amount, "repair": repair, "left_out": left_out}
-    if repair != "none":
-        owner.calibrate("default")
-        parts, record = owner.tokens["default"].parts, owner.records["default"]
-        masks, repaired, _ = repair_where_it_helps(owner.model, owner.ffns, masks, LeastSquaresRepair(), parts, record)
-    application = apply_masks(owner.model, owner.ffns, masks, repaired=repaired)
+    if repair != "none" and record is not None:
+        parts = study.tokens["default"].parts
+        masks, repaired, _ = repair_where_it_helps(study.model, study.ffns, masks, LeastSquaresRepair(), parts, record)
+    application = apply_masks(study.model, study.ffns, masks, repaired=repaired)
     try:
-        return {**row, "parameters": round(reached, 4), **owner.losses(), "seconds": round(perf_counter() - begun, 1)}
+        return study.losses()
     finally:
         application.undo()
 
@@ -228,7 +268,7 @@ def table(results: dict[str, Any]) -> str:
                 shares = {row["amount"]: row["parameters"] for row in rows if row["choice"] == CHOICES[0]}
                 heads = [f"{a:.0%} of the blocks, {shares.get(a, 0.0):.1%} of the parameters" for a in amounts]
                 lines += [f"| {words} | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(amounts)}"] if rows else []
-                for choice in (*CHOICES, *NEURONS):
+                for choice in (*CHOICES, *NEURONS, TWO_SSP):
                     if any((choice, amount) in by_key for amount in amounts):
                         cells = [cell(by_key.get((choice, a)), by_key.get((CHOICES[0], a)), dense) for a in amounts]
                         lines.append(f"| {choice} | {' | '.join(cells)} |")
@@ -238,7 +278,7 @@ def table(results: dict[str, Any]) -> str:
 
 def settings(options: argparse.Namespace) -> Iterator[tuple[str, float, str]]:
     for amount, repair in product(map(float, options.amounts.split(",")), options.repairs.split(",")):
-        for choice in (*CHOICES, *NEURONS):
+        for choice in (*CHOICES, *NEURONS, TWO_SSP):
             if any(fnmatch.fnmatchcase(choice, pattern) for pattern in options.only or ["*"]):
                 yield choice, amount, repair
 
