@@ -18,7 +18,9 @@ from llmrank.models.linear_map import bias_of, in_features, matrix_of, out_featu
 
 __all__ = ["UNITS", "Cost", "ModelCosts", "Unit", "layer_cost", "unit_name"]
 
-Unit: TypeAlias = Literal["neurons", "ffn-parameters", "ffn-bytes", "ffn-flops", "parameters", "bytes", "flops", "cache"]
+Unit: TypeAlias = Literal[
+    "neurons", "ffn-parameters", "ffn-bytes", "ffn-flops", "parameters", "bytes", "flops", "cache"
+]
 UNIT_NAMES: dict[Unit, str] = {
     "neurons": "hidden neurons",
     "ffn-parameters": "FFN parameters",

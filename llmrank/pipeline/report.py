@@ -187,7 +187,11 @@ class Report(Printed):
         )
 
     def _reached(self) -> str:
-        shares = [f"{self.reached[unit]['share']:.1%} of the {unit_name(unit)}" for unit in MODEL_UNITS if unit in self.reached]
+        shares = [
+            f"{self.reached[unit]['share']:.1%} of the {unit_name(unit)}"
+            for unit in MODEL_UNITS
+            if unit in self.reached
+        ]
         return f"{', '.join(shares[:-1])} and {shares[-1]}"
 
     def _repair_errors(self) -> str:

@@ -300,8 +300,8 @@ class BasePruner:
         units = layer_list[0].units
         if self.amount_of == "cache":
             return OptionError(
-                f"{asked} {unit_name(self.amount_of)} cannot be removed: at most {possible} can, because each attention keeps a key "
-                f"and a value{kept}; lower the amount"
+                f"{asked} {unit_name(self.amount_of)} cannot be removed: at most {possible} can, because each attention keeps a "
+                f"key and a value{kept}; lower the amount"
             )
         if units is not None and units.target == "blocks":
             return OptionError(

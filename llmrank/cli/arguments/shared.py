@@ -47,8 +47,8 @@ LEAST = {
 # Largest values. A seed must fit a signed 64-bit integer.
 MOST = dict.fromkeys(LEAST, 2**31 - 1) | {"seed": 2**63 - 1}
 AMOUNT_OF = (
-    "unit of the amount: neurons, ffn-parameters, ffn-bytes, ffn-flops, parameters, bytes, flops, cache; ffn- units count the FFNs, "
-    "parameters, bytes and flops the whole model, and cache the keys and values of a token, which go with --targets heads"
+    "unit of the amount: neurons, ffn-parameters, ffn-bytes, ffn-flops, parameters, bytes, flops, cache; ffn- units count the "
+    "FFNs, parameters, bytes and flops the whole model, and cache the keys and values of a token, which go with --targets heads"
 )
 # The pruners that need sensitivities.
 MEASURE = ("sensitivity", "least-loss")

@@ -37,7 +37,9 @@ def masks_of(model: nn.Module, every: int = 3) -> Masks:
 
 
 def counted(model: nn.Module, *inputs: Any) -> int:
-    model.requires_grad_(False)  # the counter fails where a module is called with a parameter, as in Jamba
+    model.requires_grad_(
+        requires_grad=False
+    )  # the counter fails where a module is called with a parameter, as in Jamba
     with FlopCounterMode(display=False) as counter:
         logits(model, *inputs)
     total: int = counter.get_total_flops()
