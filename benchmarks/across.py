@@ -130,6 +130,7 @@ class Study:
     """One model: its calibration, its ranks, and its losses on the evaluation text."""
 
     def __init__(self, source: str, options: argparse.Namespace, targets: str = "neurons") -> None:
+        self.options = options
         loaded = checkpoint.load(source, dtype=options.dtype)
         self.model, self.tokenizer, length = loaded.model, loaded.tokenizer, options.sequence_length
         self.targets = parse_targets(targets)

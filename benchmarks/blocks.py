@@ -4,14 +4,16 @@ Run it as ``python -m benchmarks.blocks --wikitext DIR --model A --model B``. Th
 ``benchmarks.across``. Blocks are chosen in turn, as llmrank does; by the loss of each alone (Shortened LLaMA, arXiv 2402.02834);
 by how much each turns the hidden states (block influence, ShortGPT, arXiv 2403.03853); as the run of blocks that turns them
 least (arXiv 2403.17887); or at random. The rows "neurons" remove as many parameters by the default scorer and budget, by the
-other budgets, with heads of attentions, or by the scores of other tools; "2SSP" removes neurons and whole attentions. Every row
-has its difference from the first of the same amount and repair in nats per token, and the standard error of that difference over
+other budgets, with heads of attentions, or by the scores of other tools; "2SSP" removes neurons and whole attentions. With
+``--repairs healed`` a repaired model learns from the dense one, from as many tokens of the same text in every row. Every row has
+its difference from the first of the same amount and repair in nats per token, and the standard error of that difference over
 sequences. A run continues its own result file.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import fnmatch
 import random
 from collections.abc import Iterator
@@ -40,11 +42,13 @@ from benchmarks.across import (
     share_right,
     study_parser,
 )
+from benchmarks.healing import own_text, text_to_heal
 from benchmarks.pruning_peers import PEERS
 from benchmarks.result_files import write_results
 from benchmarks.two_ssp import TwoSSP, without
 from llmrank.execution import Execution
 from llmrank.execution.recording import Recording, recording
+from llmrank.healing import DenseModel, Distillation, heal_model
 from llmrank.models import PrunableLayer
 from llmrank.models.costs import ModelCosts
 from llmrank.models.forward import first_output, run_sequences
@@ -69,6 +73,8 @@ HEAD = (
     "All rows are calibrated on WikiText-2's valid, and on a fifth as much of the built-in text, Python's language reference. "
     "WikiText-2's test is text of the first kind; the source code of Python's standard library is text of another kind."
 )
+HEALED, TOKENS = "healed", 65_536
+STAGES = {**REPAIRS, HEALED: f"repaired and healed, with {TOKENS:,} tokens"}
 TORCH_PRUNING = "Torch-Pruning, Taylor"
 CHOICES = ("in turn", "alone", "block influence", "run of blocks", "random")
 # Scorer and budget of the rows that remove neurons, and what they remove.
@@ -105,7 +111,7 @@ class BlockStudy(Study):
 
     def __init__(self, source: str, options: argparse.Namespace) -> None:
         super().__init__(source, options, "blocks")
-        self.source, self.options = source, options
+        self.source = source
         self.sequences = self.tokens["default"].sequences
         self.recipe = Recipe(targets=("blocks",), pruner=LocalPruner(1))
         self.prepared = stages.find(self.model, self.tokenizer, self.recipe, Execution())
@@ -244,11 +250,20 @@ def losses_of(study: Study, masks: Masks, repair: str, record: Recording | None)
     if repair != "none" and record is not None:
         parts = study.tokens["default"].parts
         masks, repaired, _ = repair_where_it_helps(study.model, study.ffns, masks, LeastSquaresRepair(), parts, record)
+    dense = copy.deepcopy(study.model) if repair == HEALED else None
     application = apply_masks(study.model, study.ffns, masks, repaired=repaired)
     try:
-        return study.losses()
+        return study.losses() if dense is None else healed_losses(study, dense)
     finally:
         application.undo()
+
+
+def healed_losses(study: Study, dense: nn.Module) -> dict[str, Any]:
+    """Heal a copy of the pruned model, and evaluate it."""
+    model, options = copy.deepcopy(study.model), study.options
+    text, notes = text_to_heal(study, dense, own_text(options), TOKENS, options.sequence_length)
+    heal_model(model, DenseModel(dense), text, Distillation(TOKENS), Execution(batch_size=4), None, notes)
+    return study.losses(model)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -261,7 +276,7 @@ def table(results: dict[str, Any]) -> str:
                 continue
             value = f"{share_right(dense)} right" if kind == ITEMS else f"{perplexity_of(dense):.2f}"
             lines += ["", f"## {name} on {kind}: dense {value}", ""]
-            for repair, words in REPAIRS.items():
+            for repair, words in STAGES.items():
                 rows = [row for row in found["rows"] if row["repair"] == repair]
                 amounts = sorted({row["amount"] for row in rows})
                 by_key = {(row["choice"], row["amount"]): kind_of(row, kind) for row in rows}
@@ -286,7 +301,7 @@ def settings(options: argparse.Namespace) -> Iterator[tuple[str, float, str]]:
 def main() -> None:
     parser = study_parser(__doc__, RESULTS / "blocks.json")
     parser.add_argument("--amounts", default="0.1,0.2", help="shares of the blocks, with commas (%(default)s)")
-    parser.add_argument("--repairs", default="none,lstsq", help=f"with commas: {', '.join(REPAIRS)} (%(default)s)")
+    parser.add_argument("--repairs", default="none,lstsq", help=f"with commas: {', '.join(STAGES)} (%(default)s)")
     parser.add_argument("--only", action="append", help="pattern of a row; may be repeated")
     options = parser.parse_args()
     results, models = open_study(options, parser)

@@ -136,6 +136,18 @@ def written_predictions(dense: Any, text: CalibrationTokens, execution: Executio
         return Predictions.read(path)
 
 
+def text_to_heal(study: Study, dense: Any, source: Any, tokens: int, length: int) -> Any:
+    """Return the sequences to learn from, and notes; `source` is a text, or what :class:`CalibrationText` takes."""
+    calibration = CalibrationText(source, sequence_length=length)
+    return healing_tokens(calibration, tokens, dense, study.tokenizer, study.tokens[DEFAULT[2]].known)
+
+
+def own_text(options: argparse.Namespace) -> str:
+    """Return the text that calibration reads the beginning of."""
+    text: str = (options.wikitext / "valid.txt").read_text(encoding="utf-8")
+    return text.replace("<unk>", "unk")
+
+
 class Start:
     """One model, cut and repaired, that each row begins with."""
 
@@ -147,20 +159,18 @@ class Start:
             study.calibrate(text)
             self.chosen = study.choice(text, AMOUNT).chosen
         self.application, self.said = study.cut(self.chosen, "local", text, AMOUNT, "lstsq")
-        self.known = study.tokens[text].known
 
     def text(self, kind: str, tokens: int, options: argparse.Namespace) -> Any:
         """Return the sequences to learn from, and notes."""
         sources = {"written": "generated", "built-in": "built-in"}
         if kind in ("own", "longer"):
-            source: Any = (options.wikitext / "valid.txt").read_text(encoding="utf-8").replace("<unk>", "unk")
+            source: Any = own_text(options)
             if kind == "longer":
                 evaluated = options.evaluate * options.sequence_length
                 source += articles_behind(options.wikitext / "test.txt", self.study.tokenizer, evaluated)
         else:
             source = sources[kind]
-        calibration = CalibrationText(source, sequence_length=options.sequence_length)
-        return healing_tokens(calibration, tokens, self.dense, self.study.tokenizer, self.known)
+        return text_to_heal(self.study, self.dense, source, tokens, options.sequence_length)
 
     def healed(
         self, contender: str, kind: str, tokens: int, options: argparse.Namespace, directory: Path | None

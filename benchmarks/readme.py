@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.across import DEFAULT, ITEMS, KINDS, PEER, REPAIRS, ROWS_OF_HEADS, TEXTS, kind_of, share_right
-from benchmarks.blocks import CHOICES, NEURONS
+from benchmarks.across import DEFAULT, ITEMS, KINDS, PEER, ROWS_OF_HEADS, TEXTS, kind_of, share_right
+from benchmarks.blocks import CHOICES, NEURONS, STAGES, TWO_SSP
 from benchmarks.healing import most_healed, parts, start_of
 from benchmarks.result_files import write
 from llmrank.evaluation.estimate import Estimate
@@ -335,15 +335,15 @@ def blocks(results: dict[str, Any]) -> dict[str, str]:
         (model, amount, repair)
         for model, found in results["models"].items()
         for amount in sorted({row["amount"] for row in found["rows"]})
-        for repair in REPAIRS
+        for repair in STAGES
         if any((row["amount"], row["repair"]) == (amount, repair) for row in found["rows"])
     ]
-    heads = [f"{m.removesuffix('.Q4_1')}, {a:.0%}{'' if r == 'none' else ', repaired'}" for m, a, r in columns]
+    heads = [f"{m.removesuffix('.Q4_1')}, {a:.0%}, {STAGES[r].partition(',')[0]}" for m, a, r in columns]
     lines = [
         f"| nats more than the dense model on prose, on Python | {' | '.join(heads)} |",
         f"| --- |{' ---: |' * len(heads)}",
     ]
-    for choice in (*CHOICES, *NEURONS):
+    for choice in (*CHOICES, *NEURONS, TWO_SSP):
         cells = []
         for model, amount, repair in columns:
             found = results["models"][model]
