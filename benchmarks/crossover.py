@@ -31,7 +31,8 @@ def study(engine: str, size: int, repeats: int) -> dict[str, Any]:
     device = "cpu" if engine == "compiled" else engine
     dense_backend = make_backend("dense", device, "float64")
     csr_backend = make_backend("auto" if engine == "compiled" else "torch", device, "float64")
-    vector = dense_backend.arithmetic.vector(np.random.default_rng(0).random(size))
+    numbers = np.random.default_rng(0).random(size)
+    vector, csr_vector = (backend.arithmetic.vector(numbers) for backend in (dense_backend, csr_backend))
     generator = torch.Generator().manual_seed(0)
     full = torch.rand((size, size), generator=generator) + 0.01
 
@@ -56,7 +57,7 @@ def study(engine: str, size: int, repeats: int) -> dict[str, Any]:
 
         contenders = {
             "dense product": timed(lambda dense=dense: dense.matvec(vector)),
-            "csr product": timed(lambda csr=csr: csr.matvec(vector)),
+            "csr product": timed(lambda csr=csr: csr.matvec(csr_vector)),
             "dense to csr": timed(lambda block=block: csr_backend.arithmetic.csr_operator(block)),
             "csr to dense": timed(
                 lambda csr_block=csr_block: dense_backend.arithmetic.dense_operator(
