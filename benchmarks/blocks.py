@@ -187,21 +187,24 @@ def masks_of(study: BlockStudy, choice: str, amount: float) -> Masks:
             }
         )
     parameters = study.parameters_of(count)
-    scorer_name, budget, targets = NEURONS[choice]
+    scorer, budget, targets = NEURONS[choice]
     owner = study.study_of(choice)
-    tokens = owner.tokens["default"]
-    recipe = Recipe(
-        scorer=make_scorer(DEFAULT[0] if scorer_name in LIBRARIES else scorer_name),
-        pruner=budget(parameters, amount_of="parameters", multiple_of=1),
-        targets=parse_targets(targets),
+    if scorer in LIBRARIES:
+        return study.masks(scorer, "local", "default", parameters / study.prepared.costs.total("ffn-parameters"))
+    return masks_by_scores(owner, scorer, budget(parameters, amount_of="parameters", multiple_of=1), targets)
+
+
+def masks_by_scores(study: Study, scorer: str, pruner: BasePruner, targets: str) -> Masks:
+    """Choose neurons, or neurons and heads."""
+    recipe, tokens = (
+        Recipe(scorer=make_scorer(scorer), pruner=pruner, targets=parse_targets(targets)),
+        study.tokens["default"],
     )
-    prepared = stages.find(owner.model, owner.tokenizer, recipe, Execution())
-    if scorer_name in LIBRARIES:
-        return study.masks(scorer_name, "local", "default", parameters / prepared.costs.total("ffn-parameters"))
-    owner.calibrate("default")
-    graphs = owner.graphs["default"]
-    scorer = recipe.chosen_scorer(stages.choose_scorer(prepared, recipe, graphs, tokens, Execution()))
-    ranked = stages.RankedModel(graphs, stages.rank(scorer, graphs, Execution()), scorer)
+    prepared = stages.find(study.model, study.tokenizer, recipe, Execution())
+    study.calibrate("default")
+    graphs = study.graphs["default"]
+    chosen = recipe.chosen_scorer(stages.choose_scorer(prepared, recipe, graphs, tokens, Execution()))
+    ranked = stages.RankedModel(graphs, stages.rank(chosen, graphs, Execution()), chosen)
     sensitivities = stages.measure_sensitivities(prepared, recipe, ranked, tokens, Execution())
     return stages.choose(prepared, recipe, ranked, sensitivities)
 
@@ -223,8 +226,7 @@ def row_of(study: BlockStudy, choice: str, amount: float, repair: str) -> dict[s
 
 def row_of_2ssp(study: BlockStudy, parameters: int, repair: str) -> dict[str, Any]:
     plan, tokens = TwoSSP(study.model, study.ffns, parameters), study.tokens["default"]
-    study.calibrate("default")
-    masks = study.masks("activation", "local", "default", plan.share_of_neurons)
+    masks = masks_by_scores(study, "activation", LocalPruner(plan.share_of_neurons, multiple_of=1), "neurons")
     attentions = plan.attentions_in_turn(masks, tokens.sequences)
     of_attentions = len(attentions) * plan.size_of_attention / study.prepared.costs.model.parameters
     with without(attentions):
