@@ -1,5 +1,7 @@
 """GGUF files from checkpoints: conversion, quantisation, and llama.cpp as the program that reads them.
 
+A checkpoint whose layers differ is converted by llmrank, as by ``llmrank export``; llama.cpp's converter does not take it.
+
 llama.cpp comes from PyPI as the package ``llama-cpp-python``, which compiles it (a C++ compiler is needed, and some minutes)::
 
     pip install -e ".[serving]"
@@ -26,12 +28,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.stock import is_uneven
+from llmrank import load
+from llmrank.integrations.gguf import write_gguf
+
 __all__ = ["CONVERTER", "FORMATS", "LlamaCpp", "Served", "replaced_types", "tensor_types"]
 
 CONVERTER = "convert_hf_to_gguf.py"
 # Format of a file -> llama.cpp's number of it. The converter writes the first two; llama.cpp makes the others out of f16.
 FORMATS = {"f32": 0, "f16": 1, "q8_0": 7, "q4_k_m": 15}
-CONVERTED = ("f32", "f16")
+CONVERTED = {"f32": "float32", "f16": "float16"}
 # Levels of llama.cpp's messages: warnings, and the continuation of the message before.
 WARNING, CONTINUED = 3, 5
 F32_TENSOR = 0
@@ -82,7 +88,7 @@ class LlamaCpp:
         system = " ".join(self.library.llama_print_system_info().decode().split())
         return {"llama-cpp-python": metadata.version("llama-cpp-python"), "system": system}
 
-    def write(self, checkpoint: Path, output: Path, form: str) -> Path:
+    def write(self, checkpoint: Path, output: Path, form: str, dense: Path) -> Path:
         """Write a checkpoint as a GGUF file in one of `FORMATS`. A file that exists is kept.
 
         Parameters
@@ -90,6 +96,8 @@ class LlamaCpp:
         checkpoint, output : Path
             The name of the output holds the format. What llama.cpp warned of is written beside it, with the ending ``.log``.
         form : str
+        dense : Path
+            A GGUF file of the dense model. Its tokenizer is copied where layers differ, for then llmrank writes the file.
 
         Raises
         ------
@@ -100,9 +108,9 @@ class LlamaCpp:
             return output
         partial, before = output.with_suffix(".partial"), len(self.messages)
         if form in CONVERTED:
-            self._convert(checkpoint, partial, form)
+            self._convert(checkpoint, partial, form, dense)
         else:
-            source = self.write(checkpoint, output.with_name(output.name.replace(form, "f16")), "f16")
+            source = self.write(checkpoint, output.with_name(output.name.replace(form, "f16")), "f16", dense)
             parameters = self.library.llama_model_quantize_default_params()
             parameters.ftype, parameters.nthread = FORMATS[form], 1
             if self.library.llama_model_quantize(str(source).encode(), str(partial).encode(), ctypes.byref(parameters)):
@@ -110,7 +118,10 @@ class LlamaCpp:
         output.with_suffix(".log").write_text("".join(self.messages[before:]), encoding="utf-8")
         return partial.replace(output)
 
-    def _convert(self, checkpoint: Path, output: Path, form: str) -> None:
+    def _convert(self, checkpoint: Path, output: Path, form: str, dense: Path) -> None:
+        if is_uneven(checkpoint):
+            write_gguf(load(checkpoint, dtype=CONVERTED[form]).model, output, dense)
+            return
         command = [sys.executable, str(self.converter), str(checkpoint), "--outtype", form, "--outfile", str(output)]
         outcome = subprocess.run(command, capture_output=True, text=True, check=False)
         if outcome.returncode:

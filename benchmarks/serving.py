@@ -1,7 +1,8 @@
 """Serving: compact checkpoints in llama.cpp, compared with transformers and with the dense checkpoint.
 
 Run it as ``python -m benchmarks.serving --llama-cpp DIR``; ``benchmarks/llama_cpp_runs.py`` says how to install llama.cpp. By
-default the demo model is pruned to several widths. ``--dense DIR --compact DIR --compact DIR`` takes checkpoints instead, also
+default the demo model is pruned to several widths; with ``--uneven`` it is pruned by budgets under which layers differ, beside
+one that leaves all layers as wide. ``--dense DIR --compact DIR --compact DIR`` takes checkpoints instead, also
 mixtures of experts. llama.cpp's converter writes every checkpoint as GGUF in float32 and float16, and its library quantises
 the latter. Then each file is compared with transformers, in float32 on the same checkpoint:
 
@@ -33,7 +34,7 @@ import torch
 import transformers
 
 from benchmarks.compact import Stopwatch
-from benchmarks.llama_cpp_runs import FORMATS, LlamaCpp, Served, replaced_types, tensor_types
+from benchmarks.llama_cpp_runs import CONVERTED, FORMATS, LlamaCpp, Served, replaced_types, tensor_types
 from benchmarks.provenance import provenance
 from benchmarks.result_files import write_results
 from benchmarks.serving_table import table
@@ -48,6 +49,19 @@ from llmrank.text.generation import generation_settings
 RESULTS = Path(__file__).parent / "results"
 # Amount to remove, and what widths are a multiple of: 1075, 1088, 1024 and 1280 of the 1536 neurons of the demo model.
 WIDTHS = ((0.3, 1), (0.3, 64), (0.3, 256), (0.15, 256))
+# Budgets under which layers differ, by label; the first of WIDTHS that is a multiple of 64 has about as many parameters.
+UNEVEN: dict[str, dict[str, Any]] = {
+    "sensitivity": {"amount": 0.3, "pruner": "sensitivity"},
+    "sensitivity, half as much": {"amount": 0.15, "pruner": "sensitivity"},
+    "global": {"amount": 0.3, "pruner": "global"},
+    "least loss": {"amount": 0.3, "pruner": "least-loss"},
+    "least loss, heads too": {
+        "amount": 0.17,
+        "amount_of": "parameters",
+        "pruner": "least-loss",
+        "targets": "neurons,heads",
+    },
+}
 # Sequences and their length, of the calibration. More text keeps more of the model, but changes no size and no speed.
 SAMPLES, SAMPLE_LENGTH = 16, 256
 DENSE = "dense"
@@ -209,22 +223,28 @@ def timed(served: Mapping[str, Served], ids: Sequence[int], sizes: Sizes) -> dic
     return found
 
 
-def demo_checkpoints(directory: Path) -> dict[str, Path]:
+def demo_checkpoints(directory: Path, *, uneven: bool = False) -> dict[str, Path]:
     """Write the demo model and its compact models, those that are not there yet; return the directory of each by its label."""
     found = {DENSE: directory / DENSE}
     if not found[DENSE].is_dir():
         loaded = checkpoint.load(demo_model(), dtype="float32")
         checkpoint.save(found[DENSE], loaded.model, loaded.tokenizer)
-    for amount, multiple in WIDTHS:
+    for amount, multiple in WIDTHS[1:2] if uneven else WIDTHS:
         target = directory / f"removed-{amount}-multiple-{multiple}"
-        if not target.is_dir():
-            loaded = checkpoint.load(found[DENSE], dtype="float32")
-            calibration = CalibrationText("built-in", SAMPLES, SAMPLE_LENGTH)
-            pruner = f"local:multiple_of={multiple}"
-            pruned = prune_model(loaded.model, loaded.tokenizer, amount, pruner=pruner, calibration=calibration)
-            pruned.save(target)
+        _write_pruned(found[DENSE], target, amount=amount, pruner=f"local:multiple_of={multiple}")
         found[f"width {read_stock(target).width}"] = target
+    for label, settings in UNEVEN.items() if uneven else ():
+        found[label] = directory / label.replace(",", "").replace(" ", "-")
+        _write_pruned(found[DENSE], found[label], **settings)
     return found
+
+
+def _write_pruned(dense: Path, target: Path, **settings: Any) -> None:
+    """Prune the dense checkpoint and save it, unless it is there."""
+    if not target.is_dir():
+        loaded = checkpoint.load(dense, dtype="float32")
+        calibration = CalibrationText("built-in", SAMPLES, SAMPLE_LENGTH)
+        prune_model(loaded.model, loaded.tokenizer, calibration=calibration, **settings).save(target)
 
 
 def named_checkpoints(dense: Path, compact: Sequence[Path]) -> dict[str, Path]:
@@ -268,7 +288,7 @@ class Study:
                 self._time(form, next(iter(checkpoints.values())))
 
     def _file(self, label: str, form: str) -> Path:
-        return self.work / f"{label.replace(' ', '-')}-{form}.gguf"
+        return self.work / f"{label.replace(',', '').replace(' ', '-')}-{form}.gguf"
 
     def _compare(self, label: str, path: Path) -> dict[str, Any]:
         """Write the files of a checkpoint and compare each with transformers."""
@@ -282,7 +302,8 @@ class Study:
         del loaded
         files = {}
         for form in self.forms:
-            file = self.llama_cpp.write(path, self._file(label, form), form)
+            dense = self._file(DENSE, form if form in CONVERTED else "f16")
+            file = self.llama_cpp.write(path, self._file(label, form), form, dense)
             with Served(self.llama_cpp, file, sizes.context, sizes.threads, exact=form == "f32") as served:
                 files[form] = {
                     "bytes": file.stat().st_size,
@@ -329,12 +350,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--compact", type=Path, action="append", default=[], help="directory of a compact checkpoint; may be repeated"
     )
+    parser.add_argument("--uneven", action="store_true", help="prune by budgets under which layers differ")
     parser.add_argument("--formats", default=",".join(FORMATS), help="with commas (%(default)s)")
     parser.add_argument("--rounds", type=int, default=Sizes.rounds)
     parser.add_argument("--threads", type=int, default=Sizes.threads, help="of llama.cpp (%(default)s)")
     parser.add_argument("--note", default="", help="what else ran on the machine")
     parser.add_argument("--work", type=Path, help="directory that keeps all files, so that a further run goes on there")
-    parser.add_argument("--output", type=Path, default=RESULTS / "serving.json")
+    parser.add_argument("--output", type=Path, help="default serving.json, or serving_uneven.json, among the results")
     options = parser.parse_args(arguments)
     if bool(options.dense) != bool(options.compact):
         parser.error("--dense and --compact belong together: give both, or neither for the demo model")
@@ -348,7 +370,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        checkpoints = named_checkpoints(options.dense, options.compact) if options.dense else demo_checkpoints(work)
+        if options.dense:
+            checkpoints = named_checkpoints(options.dense, options.compact)
+        else:
+            checkpoints = demo_checkpoints(work, uneven=options.uneven)
         rows = Study(llama_cpp, checkpoints, work, sizes, forms).rows
     protocol = {
         "model": options.dense.name if options.dense else DEMO_NAME,
@@ -360,7 +385,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "note": options.note,
     }
     results = {"provenance": provenance(seed=0), "protocol": protocol, "rows": rows}
-    write_results(options.output, results, table)
+    name = "serving_uneven.json" if options.uneven else "serving.json"
+    write_results(options.output or RESULTS / name, results, table)
     print(table(results))
 
 

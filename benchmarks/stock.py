@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from llmrank.surgery.widths import WIDTHS_KEY
 
-__all__ = ["ARCHITECTURES", "Architecture", "Stock", "read_stock"]
+__all__ = ["ARCHITECTURES", "Architecture", "Stock", "is_uneven", "read_stock"]
 
 MOST_GPUS = 8
 COMMON = (
@@ -96,6 +96,11 @@ class Stock:
     problems: list[str]
 
 
+def is_uneven(directory: Path) -> bool:
+    """Whether the layers of a checkpoint have different sizes, which only llmrank's loader reads."""
+    return WIDTHS_KEY in json.loads((directory / "config.json").read_text(encoding="utf-8"))
+
+
 def read_stock(directory: Path) -> Stock:
     """Read the configuration and the shapes of a checkpoint as vLLM does.
 
@@ -120,7 +125,8 @@ def read_stock(directory: Path) -> Stock:
     experts = next((config[field] for field in architecture.experts if field in config), 0)
     if architecture.experts and not experts:
         problems.append(f"config.json has no {' or '.join(architecture.experts)}")
-    if WIDTHS_KEY in config:
+    uneven = is_uneven(directory)
+    if uneven:
         problems.append("layers have different widths, which only llmrank loads; use --form padded")
     if "auto_map" in config:
         problems.append("config.json names code of its own")
@@ -129,7 +135,7 @@ def read_stock(directory: Path) -> Stock:
     if "rope_theta" not in config and "rope_theta" not in (config.get("rope_parameters") or {}):
         problems.append("config.json has no rope_theta, neither by itself nor in rope_parameters")
     width = config.get(architecture.width)
-    problems += _misfits(directory, architecture, width)
+    problems += [] if uneven else _misfits(directory, architecture, width)
     parallel = [] if problems else [n for n in range(1, MOST_GPUS + 1) if _splits(config, width, n)]
     return Stock(name, width, experts, parallel, problems)
 
