@@ -4,10 +4,10 @@ Run it as ``python -m benchmarks.blocks --wikitext DIR --model A --model B``. Th
 ``benchmarks.across``. Blocks are chosen in turn, as llmrank does; by the loss of each alone (Shortened LLaMA, arXiv 2402.02834);
 by how much each turns the hidden states (block influence, ShortGPT, arXiv 2403.03853); as the run of blocks that turns them
 least (arXiv 2403.17887); or at random. The rows "neurons" remove as many parameters by the default scorer and budget, by the
-other budgets, with heads of attentions, or by the scores of other tools; "2SSP" removes neurons and whole attentions. With
-``--repairs healed`` a repaired model learns from the dense one, from as many tokens of the same text in every row. Every row has
-its difference from the first of the same amount and repair in nats per token, and the standard error of that difference over
-sequences. A run continues its own result file.
+other budgets, with heads of attentions, or by the scores of other tools; "2SSP" removes neurons and whole attentions, by a
+score of its own. With ``--repairs healed`` a repaired model learns from the dense one, from as many tokens of the same text in
+every row. Every row has its difference from the first of the same amount and repair in nats per token, and the standard error
+of that difference over sequences. A run continues its own result file.
 """
 
 from __future__ import annotations
@@ -196,20 +196,19 @@ def masks_of(study: BlockStudy, choice: str, amount: float) -> Masks:
 
 def masks_by_scores(study: Study, scorer: str, pruner: BasePruner, targets: str) -> Masks:
     """Choose neurons, or neurons and heads."""
-    recipe, tokens = (
-        Recipe(scorer=make_scorer(scorer), pruner=pruner, targets=parse_targets(targets)),
-        study.tokens["default"],
-    )
+    recipe = Recipe(scorer=make_scorer(scorer), pruner=pruner, targets=parse_targets(targets))
+    tokens = study.tokens["default"]
     prepared = stages.find(study.model, study.tokenizer, recipe, Execution())
     study.calibrate("default")
     graphs = study.graphs["default"]
-    chosen = recipe.chosen_scorer(stages.choose_scorer(prepared, recipe, graphs, tokens, Execution()))
-    ranked = stages.RankedModel(graphs, stages.rank(chosen, graphs, Execution()), chosen)
+    used = recipe.chosen_scorer(stages.choose_scorer(prepared, recipe, graphs, tokens, Execution()))
+    ranked = stages.RankedModel(graphs, stages.rank(used, graphs, Execution()), used)
     sensitivities = stages.measure_sensitivities(prepared, recipe, ranked, tokens, Execution())
     return stages.choose(prepared, recipe, ranked, sensitivities)
 
 
 def row_of(study: BlockStudy, choice: str, amount: float, repair: str) -> dict[str, Any]:
+    """Measure a row: what is left out, its share of the parameters, and the losses."""
     row: dict[str, Any] = {"choice": choice, "amount": amount, "repair": repair}
     begun = perf_counter()
     if choice == TWO_SSP:
@@ -220,21 +219,24 @@ def row_of(study: BlockStudy, choice: str, amount: float, repair: str) -> dict[s
         row["parameters"] = share_of_parameters(owner, masks)
         if repair != "none":
             owner.calibrate("default")
-        row |= losses_of(owner, masks, repair, owner.records.get("default"))
+        dense = copy.deepcopy(owner.model) if repair == HEALED else None
+        row |= losses_of(owner, masks, repair, owner.records.get("default"), dense)
     return {**row, "seconds": round(perf_counter() - begun, 1)}
 
 
 def row_of_2ssp(study: BlockStudy, parameters: int, repair: str) -> dict[str, Any]:
+    """Measure the row of 2SSP; `left_out` names attentions."""
     plan, tokens = TwoSSP(study.model, study.ffns, parameters), study.tokens["default"]
-    masks = masks_by_scores(study, "activation", LocalPruner(plan.share_of_neurons, multiple_of=1), "neurons")
+    masks = plan.masks(tokens.sequences)
     attentions = plan.attentions_in_turn(masks, tokens.sequences)
+    dense = copy.deepcopy(study.model) if repair == HEALED else None
     of_attentions = len(attentions) * plan.size_of_attention / study.prepared.costs.model.parameters
     with without(attentions):
         # The repair reads a model without these attentions, and makes up for the neurons.
         with recording(study.model, study.ffns) as record:
             for part in tokens.parts:
                 run_sequences(study.model, study.ffns, [] if part is None else part.batches(1))
-        losses = losses_of(study, masks, repair, record)
+        losses = losses_of(study, masks, repair, record, dense)
     return {
         "left_out": [attention.name for attention in attentions],
         "parameters": round(share_of_parameters(study, masks) + of_attentions, 4),
@@ -243,16 +245,19 @@ def row_of_2ssp(study: BlockStudy, parameters: int, repair: str) -> dict[str, An
 
 
 def share_of_parameters(study: Study, masks: Masks) -> float:
+    """Return which share of all parameters masks remove."""
     reached = reached_amounts(masks, ModelCosts(study.model, study.ffns))
     return round(reached["parameters"]["share"], 4)
 
 
-def losses_of(study: Study, masks: Masks, repair: str, record: Recording | None) -> dict[str, Any]:
+def losses_of(
+    study: Study, masks: Masks, repair: str, record: Recording | None, dense: nn.Module | None
+) -> dict[str, Any]:
+    """Return the losses of the pruned model, repaired unless there is no record, and healed by the dense model if it is given."""
     repaired: dict[str, RepairedMap] = {}
     if repair != "none" and record is not None:
         parts = study.tokens["default"].parts
         masks, repaired, _ = repair_where_it_helps(study.model, study.ffns, masks, LeastSquaresRepair(), parts, record)
-    dense = copy.deepcopy(study.model) if repair == HEALED else None
     application = apply_masks(study.model, study.ffns, masks, repaired=repaired)
     try:
         return study.losses() if dense is None else healed_losses(study, dense)
