@@ -49,7 +49,7 @@ from llmrank.text.generation import generation_settings
 RESULTS = Path(__file__).parent / "results"
 # Amount to remove, and what widths are a multiple of: 1075, 1088, 1024 and 1280 of the 1536 neurons of the demo model.
 WIDTHS = ((0.3, 1), (0.3, 64), (0.3, 256), (0.15, 256))
-# Budgets under which layers differ, by label; the first of WIDTHS that is a multiple of 64 has about as many parameters.
+# Budgets under which layers differ, by label. All but the second remove about as many parameters as the second of WIDTHS.
 UNEVEN: dict[str, dict[str, Any]] = {
     "sensitivity": {"amount": 0.3, "pruner": "sensitivity"},
     "sensitivity, half as much": {"amount": 0.15, "pruner": "sensitivity"},
@@ -360,6 +360,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if bool(options.dense) != bool(options.compact):
         parser.error("--dense and --compact belong together: give both, or neither for the demo model")
+    if options.uneven and options.dense:
+        parser.error("--uneven prunes the demo model, and --dense names checkpoints; give one of them")
     forms = options.formats.split(",")
     if unknown := set(forms) - FORMATS.keys():
         parser.error(f"unknown formats: {', '.join(sorted(unknown))}; expected {', '.join(FORMATS)}")

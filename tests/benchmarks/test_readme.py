@@ -178,7 +178,7 @@ def test_blocks_are_compared_with_the_dense_model() -> None:
     rows.append({**rows[0], **measured("", "", 11.0, 22.0), "repair": "lstsq"})
     results = {"models": {"a.Q4_1": {"dense": measured("", "", 10.0, 20.0), "rows": rows}}}
     table = readme.blocks(results)["blocks"].splitlines()
-    assert table[0] == "| nats more than the dense model on prose, on Python | a, 50% | a, 50%, repaired |"
+    assert table[0] == "| nats more than the dense model on prose, on Python | a, 50%, as cut | a, 50%, repaired |"
     assert table[2] == "| in turn | 0.18 ± 0.00, 0.18 ± 0.00 | 0.10 ± 0.00, 0.10 ± 0.00 |"
     assert "| neurons | 0.34 ± 0.00, 0.22 ± 0.00 |  |" in table
     assert len(table) == 4  # no row of a choice that was not measured

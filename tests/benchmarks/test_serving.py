@@ -151,6 +151,8 @@ def test_without_llama_cpp_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch
         LlamaCpp(tmp_path)
     with pytest.raises(SystemExit, match="2"):
         serving.main(["--dense", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        serving.main(["--uneven", "--dense", str(tmp_path), "--compact", str(tmp_path)])
 
 
 def test_the_table_shows_every_file(tmp_path: Path) -> None:
