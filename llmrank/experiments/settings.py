@@ -26,6 +26,7 @@ from llmrank.pipeline.registry import PIPELINES, make_pruner, make_repair, make_
 from llmrank.pipeline.texts import CalibrationText, EvaluationText
 from llmrank.progress import Progress
 from llmrank.prune.records.units import parse_targets
+from llmrank.prune.selection import check_several
 from llmrank.text import check_text
 from llmrank.text.base_source import BaseSource
 from llmrank.text.mixed_sources import MixedSources
@@ -136,7 +137,7 @@ class SweepSettings:
         for scorer in self.scorers:
             make_scorer(scorer)
         for pruner, amount in product(self.pruners, self.amounts):
-            make_pruner(pruner, amount=amount, amount_of=self.amount_of)
+            check_several(make_pruner(pruner, amount=amount, amount_of=self.amount_of), parse_targets(self.targets))
         for repair in self.repairs:
             make_repair(repair)
         for tokens in self.heals:
@@ -148,7 +149,6 @@ class SweepSettings:
                     "a sweep keeps its statistics in a file, and statistics of attentions cannot be kept in one; leave "
                     f"attention=true out of {pipeline!r}"
                 )
-        parse_targets(self.targets)
         check_type(
             "items", self.items, (str, os.PathLike, NoneType), "the path of a file of items, 'built-in', or None"
         )

@@ -1,11 +1,10 @@
-"""The costs of neurons and models: parameters, bytes, and for one token FLOPs and the cache of keys and values."""
+"""The costs of neurons and models: parameters, bytes, and for one token FLOPs and bytes of the KV cache."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from operator import add, sub
 from typing import Literal, TypeAlias
 
 from torch import nn
@@ -29,7 +28,7 @@ UNIT_NAMES: dict[Unit, str] = {
     "parameters": "model parameters",
     "bytes": "model bytes",
     "flops": "model FLOPs per token",
-    "cache": "bytes of keys and values per token",
+    "cache": "bytes of the KV cache per token",
 }
 UNITS: tuple[Unit, ...] = tuple(UNIT_NAMES)
 
@@ -55,8 +54,8 @@ class Cost:
         FLOPs for one token: a multiplication and an addition for each weight of a matrix. Biases, activation functions, norms
         and convolutions are not counted. The products of attention with the context, which grow with its length, are not either.
     cache : int
-        Bytes of the keys and values that attentions keep for each token of the context, in the dtype of the weights. Only
-        attentions whose heads can be removed are counted, and heads must be among the targets.
+        Bytes of the KV cache, the keys and values that attentions keep for each token of the context, in the dtype of the
+        weights. Only causal attentions whose heads can be removed are counted, and heads must be among the targets.
 
     Examples
     --------
@@ -70,10 +69,20 @@ class Cost:
     cache: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(*map(add, astuple(self), astuple(other)))
+        return Cost(
+            self.parameters + other.parameters,
+            self.bytes + other.bytes,
+            self.flops + other.flops,
+            self.cache + other.cache,
+        )
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(*map(sub, astuple(self), astuple(other)))
+        return Cost(
+            self.parameters - other.parameters,
+            self.bytes - other.bytes,
+            self.flops - other.flops,
+            self.cache - other.cache,
+        )
 
 
 def layer_cost(layer: PrunableLayer) -> Cost:
@@ -153,8 +162,7 @@ class _CacheShape:
     number_bytes: int  # bytes of one number of a key or a value
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
-        width = widths[self.layers[0]]
-        n_groups = self.heads.counts(width)[1] if width else 0
+        _, n_groups = self.heads.counts(widths[self.layers[0]])
         return Cost(cache=2 * n_groups * self.heads.size * self.number_bytes)
 
 
@@ -203,7 +211,7 @@ class ModelCosts:
 
     def __init__(self, model: nn.Module, ffns: FFNs) -> None:
         self.sizes = ffns.sizes
-        self._shapes = _shapes(ffns)
+        self._shapes = [*_shapes(ffns), *_cache_shapes(model, ffns)]
         self._blocks = _block_shapes(ffns)
         self.ffns = sum((shape.cost(self.sizes) for shape in self._shapes), Cost())
         parameters = list(model.parameters())
@@ -275,14 +283,20 @@ class ModelCosts:
         return _in_unit(sum(removed, Cost()), unit)
 
 
-def _shapes(ffns: FFNs) -> list[_MapShape | _MixtureShape | _CacheShape]:
-    """Return the shapes of all that is pruned."""
-    caches = [
-        _CacheShape((name,), layer.heads, layer.output_maps[0].weight.element_size())
-        for name, layer in ffns.layers.items()
-        if layer.heads is not None
+def _shapes(ffns: FFNs) -> list[_MapShape | _MixtureShape]:
+    """Return the shapes of all maps that are pruned."""
+    return [*_map_shapes(ffns), *_mixture_shapes(ffns)]
+
+
+def _cache_shapes(model: nn.Module, ffns: FFNs) -> list[_CacheShape]:
+    """Return the heads of every attention that keeps keys and values."""
+    return [
+        _CacheShape((layer.name,), ffn.heads, layer.output_maps[0].weight.element_size())
+        for ffn in ffns
+        for layer in ffn.prunable.values()
+        # An attention that looks at the whole text keeps nothing for later tokens.
+        if ffn.heads is not None and getattr(model.get_submodule(ffn.name), "is_causal", True)
     ]
-    return [*_map_shapes(ffns), *_mixture_shapes(ffns), *caches]
 
 
 def _map_shapes(ffns: FFNs) -> list[_MapShape]:

@@ -13,7 +13,7 @@ from llmrank.pipeline.closeness.candidates import Choice
 from llmrank.pipeline.texts import CalibrationText, EvaluationText, Text
 from llmrank.prune import BasePruner, LocalPruner, SensitivityPruner
 from llmrank.prune.records.units import Target, parse_targets
-from llmrank.prune.selection import prunes_jointly
+from llmrank.prune.selection import check_several, prunes_jointly
 from llmrank.repair import BaseRepair, LeastSquaresRepair
 from llmrank.score import AutoScorer, BaseScorer
 from llmrank.score.topologies import TOPOLOGIES, Topology, check_beta
@@ -84,6 +84,7 @@ class Recipe:
         texts = {"calibration": CalibrationText.of(self.calibration), "evaluation": EvaluationText.of(self.evaluation)}
         for name, value in {"targets": parse_targets(self.targets), **texts}.items():
             object.__setattr__(self, name, value)
+        check_several(self.pruner, self.targets)
         if "blocks" in self.targets:
             self._set_for_blocks()
         check_choice("topology", self.topology, TOPOLOGIES)

@@ -59,7 +59,7 @@ class Report(Printed):
     seconds : dict from str to float
         Wall time of every stage.
     reached : dict from str to dict
-        See :func:`llmrank.prune.budget.reached_amounts`.
+        See :func:`llmrank.prune.budget.reached_amounts`. A unit of which the model has none has no entry.
     sensitivities : dict from str to float
         See :func:`llmrank.pipeline.closeness.sensitivity.layer_sensitivities`; empty unless the pruner needs them.
     repaired : dict
@@ -153,7 +153,7 @@ class Report(Printed):
             Text(f"{self._widths()}; calibrated on {self._tokens(self.calibration)}"),
         ]
         if self.reached:
-            what = "blocks" if "left_out" in self.neurons else "neurons"
+            what = "blocks" if "left_out" in self.neurons else self.neurons["unit"]
             parts.append(Text(f"the removed {what} account for {self._reached()}"))
         if self.choice is not None:
             parts.append(Choice.of_dict(self.choice).table())

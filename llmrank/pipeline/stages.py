@@ -65,7 +65,7 @@ from llmrank.prune.budget import check_budget
 from llmrank.prune.masks import Masks
 from llmrank.prune.records.layer_record import Sensitivity
 from llmrank.prune.records.units import TARGETS, check_targets, find_units, names_in_order, units_of
-from llmrank.prune.selection import ROUND_OFF, Reselection, check_several, choose_masks, moved_against
+from llmrank.prune.selection import ROUND_OFF, Reselection, choose_masks, moved_against
 from llmrank.repair import RepairedMap
 from llmrank.score import BaseScorer, ExpertScorer
 from llmrank.score.model_graph import ModelGraph
@@ -207,7 +207,6 @@ def check(prepared: PreparedModel, recipe: Recipe) -> None:
     """Refuse a recipe that does not fit the model, such as an impossible amount, before anything is measured."""
     ffns = prepared.ffns
     check_targets(recipe.targets, ffns)
-    check_several(recipe.pruner, recipe.targets)
     check_heads(prepared.model, ffns)
     of_experts = [each for each in recipe.candidates if isinstance(each, ExpertScorer)]
     if of_experts and recipe.targets != ("experts",):

@@ -54,7 +54,7 @@ class BasePruner:
     amount_of : str
         The unit of `amount`: ``"neurons"`` or a cost. The costs of the FFNs' linear maps are ``"ffn-parameters"``,
         ``"ffn-bytes"`` and ``"ffn-flops"`` (for one token), those of the model ``"parameters"``, ``"bytes"`` and ``"flops"``.
-        ``"cache"`` is what the keys and values of one token take, in bytes; only heads can be removed by it. An amount of a cost
+        ``"cache"`` are the bytes of the KV cache for one token; only heads can be removed by it. An amount of a cost
         is a total over all layers. The fewest neurons that save at least this amount are removed, with widths that are rounded.
 
     Attributes
@@ -298,6 +298,11 @@ class BasePruner:
         attention = "" if any(_has_few(layer) for layer in layer_list) else "attention, "
         rest = "" if self.amount_of.startswith("ffn-") else f", and {attention}embeddings and norms are not pruned"
         units = layer_list[0].units
+        if self.amount_of == "cache" and not most and not self.protect:
+            return OptionError(
+                f"{asked} {unit_name(self.amount_of)} cannot be removed: in each attention all heads share one key and one "
+                "value, which stay; use another unit (amount_of)"
+            )
         if self.amount_of == "cache":
             return OptionError(
                 f"{asked} {unit_name(self.amount_of)} cannot be removed: at most {possible} can, because each attention keeps a "

@@ -48,7 +48,8 @@ LEAST = {
 MOST = dict.fromkeys(LEAST, 2**31 - 1) | {"seed": 2**63 - 1}
 AMOUNT_OF = (
     "unit of the amount: neurons, ffn-parameters, ffn-bytes, ffn-flops, parameters, bytes, flops, cache; ffn- units count the "
-    "FFNs, parameters, bytes and flops the whole model, and cache the keys and values of a token, which go with --targets heads"
+    "FFNs, parameters, bytes and flops the whole model, and cache the bytes of the KV cache for each token, only with "
+    "--targets heads"
 )
 # The pruners that need sensitivities.
 MEASURE = ("sensitivity", "least-loss")

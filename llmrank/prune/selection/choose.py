@@ -106,8 +106,8 @@ def check_several(pruner: BasePruner, targets: Sequence[Target]) -> None:
         )
     if pruner.amount_of == "cache" and tuple(targets) != ("heads",):
         raise OptionError(
-            f"keys and values belong to heads alone, got an amount of the cache for {','.join(targets)}; expected "
-            "targets='heads' (--targets heads), or an amount of another unit"
+            f"an amount of the KV cache is for heads alone, got targets {','.join(targets)}; expected targets='heads' "
+            "(--targets heads), or an amount of another unit"
         )
     if pruner.shares_measured and "experts" in targets:
         raise OptionError(

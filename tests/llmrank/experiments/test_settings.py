@@ -67,6 +67,8 @@ def test_the_grid_holds_every_combination_once() -> None:
         ({"repairs": ["lstsq:damping=-1"]}, "damping"),
         ({"pipelines": ["residual:attention=true"]}, "leave attention=true out of 'residual:attention=true'"),
         ({"targets": "layers"}, "layers"),
+        ({"amount_of": "cache"}, "an amount of the KV cache is for heads alone, got targets neurons"),
+        ({"targets": "neurons,blocks"}, "blocks are removed in a run of their own"),
         ({"calibration": CalibrationText(Path("absent.txt"))}, "no calibration text at absent.txt"),
         ({"evaluation": EvaluationText(Path("absent.txt"))}, "no evaluation text at absent.txt"),
     ],

@@ -153,7 +153,7 @@ def test_the_cache_is_what_transformers_keeps_for_a_token(
     costs, before = ModelCosts(model, ffns), cached_bytes(model, ids)
     assert costs.total("cache") == before
     if share == 0.0:  # all heads share one key and one value, which stay
-        with pytest.raises(OptionError, match=r"at most 0.0% can, because each attention keeps a key and a value"):
+        with pytest.raises(OptionError, match="all heads share one key and one value, which stay; use another unit"):
             llmrank.prune_model(model, targets="heads", amount=0.1, amount_of="cache", calibration=ids, repair=None)
         return
     pruned = llmrank.prune_model(
@@ -161,16 +161,24 @@ def test_the_cache_is_what_transformers_keeps_for_a_token(
     )
     assert pruned.report.reached["cache"] == {"before": before, "removed": share * before, "share": share}
     assert cached_bytes(pruned.model, ids) == (1 - share) * before
-    assert f"{share:.1%} of the bytes of keys and values per token" in " ".join(str(pruned.report).split())
+    assert f"{share:.1%} of the bytes of the KV cache per token" in " ".join(str(pruned.report).split())
 
 
 def test_an_amount_of_the_cache_needs_heads() -> None:
     model = tiny_llama()
     for targets in ("neurons", "neurons,heads"):
-        with pytest.raises(OptionError, match=f"heads alone, got an amount of the cache for {targets}; expected"):
+        with pytest.raises(OptionError, match=f"for heads alone, got targets {targets}; expected targets='heads'"):
             llmrank.prune_model(model, targets=targets, amount=0.1, amount_of="cache", calibration=token_ids(2, 8))
-    with pytest.raises(OptionError, match="have no bytes of keys and values per token that could be removed"):
+    with pytest.raises(OptionError, match="have no bytes of the KV cache per token that could be removed"):
         LocalPruner(0.1, amount_of="cache").prune([], ModelCosts(model, find_ffns(model)))
+
+
+def test_an_encoder_has_no_cache() -> None:
+    for causal, before in ((True, 128), (False, 0)):
+        model = tiny_llama()
+        for layer in model.model.layers:
+            layer.self_attn.is_causal = causal
+        assert ModelCosts(model, find_units(model, find_ffns(model), ("heads",))).total("cache") == before
 
 
 def test_units_have_names_and_costs_belong_to_one_model() -> None:
@@ -179,7 +187,7 @@ def test_units_have_names_and_costs_belong_to_one_model() -> None:
         "FFN FLOPs per token",
         "model FLOPs per token",
     ]
-    assert unit_name("cache") == "bytes of keys and values per token"
+    assert unit_name("cache") == "bytes of the KV cache per token"
     model = mlp(4, 8, 3)
     costs = ModelCosts(model, find_ffns(model))
     assert costs.removed_cost({}, "neurons") == 0
