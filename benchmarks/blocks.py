@@ -277,6 +277,8 @@ def table(results: dict[str, Any]) -> str:
     """Return all models in markdown."""
     lines = [HEAD + HEAD_OF_ITEMS]
     for name, found in results["models"].items():
+        # What all rows of an amount remove, to a neuron: that of the blocks, which are measured first.
+        shares = {row["amount"]: row["parameters"] for row in reversed(found["rows"])}
         for kind in (*KINDS, ITEMS):
             dense = kind_of(found["dense"], kind)
             if kind == ITEMS and "1" not in dense:
@@ -287,13 +289,15 @@ def table(results: dict[str, Any]) -> str:
                 rows = [row for row in found["rows"] if row["repair"] == repair]
                 amounts = sorted({row["amount"] for row in rows})
                 by_key = {(row["choice"], row["amount"]): kind_of(row, kind) for row in rows}
-                shares = {row["amount"]: row["parameters"] for row in rows if row["choice"] == CHOICES[0]}
-                heads = [f"{a:.0%} of the blocks, {shares.get(a, 0.0):.1%} of the parameters" for a in amounts]
+                choices = [
+                    choice for choice in (*CHOICES, *NEURONS, TWO_SSP) if any((choice, a) in by_key for a in amounts)
+                ]
+                first = {a: next(by_key[choice, a] for choice in choices if (choice, a) in by_key) for a in amounts}
+                heads = [f"{a:.0%} of the blocks, {shares[a]:.1%} of the parameters" for a in amounts]
                 lines += [f"| {words} | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(amounts)}"] if rows else []
-                for choice in (*CHOICES, *NEURONS, TWO_SSP):
-                    if any((choice, amount) in by_key for amount in amounts):
-                        cells = [cell(by_key.get((choice, a)), by_key.get((CHOICES[0], a)), dense) for a in amounts]
-                        lines.append(f"| {choice} | {' | '.join(cells)} |")
+                for choice in choices:
+                    cells = [cell(by_key.get((choice, a)), first[a], dense) for a in amounts]
+                    lines.append(f"| {choice} | {' | '.join(cells)} |")
                 lines += [""] if rows else []
     return "\n".join(lines).rstrip() + "\n"
 
