@@ -67,10 +67,6 @@ def make_budgets(pruner: BasePruner, ffns: FFNs, *, jointly: bool, targets: Sequ
             f"an inspection shows heads by themselves; expected targets='heads' (--targets heads), or none of them, got "
             f"{','.join(targets)}"
         )
-    if len(targets) > 1 and isinstance(pruner.amount, int):
-        raise OptionError(
-            f"neurons and experts together are removed by a share of the neurons, such as 0.3; got {pruner.amount}"
-        )
     settings = (pruner.amount, pruner.min_keep, pruner.multiple_of)
     local = LocalPruner(*settings)
     global_ = GlobalPruner(*settings, pruner.normalize if isinstance(pruner, GlobalPruner) else "auto")

@@ -249,7 +249,7 @@ def test_targets_that_the_model_or_the_amount_does_not_allow_are_refused() -> No
 
     with pytest.raises(OptionError, match="has no experts"):
         inspected(tiny_llama(), targets="experts")
-    with pytest.raises(OptionError, match="by a share of the neurons, such as"):
+    with pytest.raises(OptionError, match="the amount is a share of each: of heads, and of the neurons"):
         inspected(targets="neurons,experts", pruner=LocalPruner(5))
     with pytest.raises(OptionError, match="no mixture of experts to draw"):
         draw_experts(inspected(tiny_llama()))
