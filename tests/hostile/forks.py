@@ -30,7 +30,16 @@ TEMPORARY = "tmp"
 
 
 class Events:
-    """Counts what a command does, and acts at one of these events.
+    """Counts what a command does, and acts once, at one of these events.
+
+    Parameters
+    ----------
+    at : int
+        The event, from 1 on; 0 never acts.
+    act : callable
+        Is told the name of the function.
+    ready : callable
+        As long as it says no, a later event is waited for.
 
     Attributes
     ----------
@@ -40,9 +49,11 @@ class Events:
         Which of them change directories.
     """
 
-    def __init__(self, at: int = 0, act: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, at: int = 0, act: Callable[[str], None] = lambda _: None, ready: Callable[[], bool] = lambda: True
+    ) -> None:
         self.count, self.changes = 0, list[int]()
-        self._at, self._act = at, act
+        self._at, self._act, self._ready = at, act, ready
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         is_change = event == "c_call" and argument in CHANGES
@@ -51,7 +62,8 @@ class Events:
         self.count += 1
         if is_change:
             self.changes.append(self.count)
-        if self.count == self._at:
+        if 0 < self._at <= self.count and self._ready():
+            self._at = 0
             self._act(argument.__name__ if is_change else frame.f_code.co_name)
 
 

@@ -12,6 +12,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch.distributed
+
 from llmrank import cli
 from llmrank.execution import heartbeat
 from tests.hostile.forks import Events, Run, forked
@@ -86,10 +88,10 @@ def shared_writers(folder: Path) -> list[Writer]:
 def death(chosen: list[Writer], rng: random.Random, folder: Path) -> str:
     """Let two processes share a run, and one of them die at any call."""
     writer, number, dying = rng.choice(chosen), rng.choice([*ENDS]), rng.randrange(2)
-    # Before, the processes have not met: the others wait for minutes, because it may only be late.
     at = rng.randint(writer.events.count // 2, writer.events.count)
     what = f"{writer.name}, {number.name} in process {dying} of two at event {at}"
-    dies = Events(at, partial(die, number))
+    # Before the processes have met, the others wait for minutes, because it may only be late.
+    dies = Events(at, partial(die, number), torch.distributed.is_initialized)
     ended = together(writer, folder, (dies, None) if dying == 0 else (None, dies))
     for rank, one in enumerate(ended):
         allowed = (0, 2) if rank != dying else (0, 2, *ENDS[number])
