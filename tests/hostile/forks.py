@@ -30,16 +30,16 @@ TEMPORARY = "tmp"
 
 
 class Events:
-    """Counts what a command does, and acts once, at one of these events.
+    """Counts what a command does, and acts once, at one of these events or soon after it.
 
     Parameters
     ----------
     at : int
-        The event, from 1 on; 0 never acts.
+        The number of the event, from 1 on; with 0 nothing is done.
     act : callable
-        Is told the name of the function.
+        What is done; it gets the name of the function that is called at this event.
     ready : callable
-        As long as it says no, a later event is waited for.
+        While it returns False, the action waits for a later event.
 
     Attributes
     ----------

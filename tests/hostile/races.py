@@ -86,11 +86,12 @@ def shared_writers(folder: Path) -> list[Writer]:
 
 
 def death(chosen: list[Writer], rng: random.Random, folder: Path) -> str:
-    """Let two processes share a run, and one of them die at any call."""
+    """Let two processes share a run, and one of them die at any call after they have met."""
     writer, number, dying = rng.choice(chosen), rng.choice([*ENDS]), rng.randrange(2)
-    at = rng.randint(writer.events.count // 2, writer.events.count)
-    what = f"{writer.name}, {number.name} in process {dying} of two at event {at}"
-    # Before the processes have met, the others wait for minutes, because it may only be late.
+    at = rng.randint(1, writer.events.count)
+    what = f"{writer.name}, {number.name} in process {dying} of two, from event {at} on"
+    # A process that dies before the meeting may only be late to the other, which waits for it for minutes:
+    # an earlier event becomes a death at the meeting.
     dies = Events(at, partial(die, number), torch.distributed.is_initialized)
     ended = together(writer, folder, (dies, None) if dying == 0 else (None, dies))
     for rank, one in enumerate(ended):
