@@ -24,7 +24,6 @@ from graphs.linalg.threads import POOL, compiled
 __all__ = [
     "column_counts",
     "column_products",
-    "csr_back_sums",
     "csr_column_products",
     "csr_products",
     "gauss_seidel",
@@ -213,10 +212,9 @@ def _gauss_seidel(
     indptr: Array,
     indices: Array,
     data: Array | None,
-    order: Array,
+    order: Array | None,
     scale: Array,
-    reciprocals: Array,
-    back_shares: Array,
+    reciprocals: Array | None,
     gamma: float,
     constant: Array,
     constant_factor: float,
@@ -224,18 +222,19 @@ def _gauss_seidel(
     before_factor: float,
     x: Array,
     sent: Array,
-) -> tuple[float, float]:
+) -> float:
+    # For each argument that is None, numba compiles a kernel of its own.
     for i in range(len(x)):
         x[i] = before[i] * before_factor
         sent[i] = x[i] * scale[i]
-    absolute, signed = 0.0, 0.0
+    changes = 0.0
     for position in range(len(x)):
-        i = np.int64(order[position])  # numba would add a signed number to a uint64 as floats
+        # numba would add a signed number to a uint64 as floats
+        i = np.int64(position) if order is None else np.int64(order[position])
         sent[i] = 0.0  # so that no branch is needed for self-loops, which are in `reciprocals`
         # Two sums, because each addition would wait for the one before it.
         even, odd = 0.0, 0.0
         place, end = np.int64(indptr[i]), np.int64(indptr[i + 1])
-        # For None, numba compiles a kernel of its own.
         if (end - place) % 2 == 1:
             odd = sent[indices[place]] * (1.0 if data is None else data[place])
             place += 1
@@ -243,13 +242,13 @@ def _gauss_seidel(
             even += sent[indices[place]] * (1.0 if data is None else data[place])
             odd += sent[indices[place + 1]] * (1.0 if data is None else data[place + 1])
             place += 2
-        new = (constant[i] * constant_factor + gamma * (even + odd)) * reciprocals[i]
-        change = (new - x[i]) * back_shares[i]
-        absolute += abs(change)
-        signed += change
+        new = constant[i] * constant_factor + gamma * (even + odd)
+        if reciprocals is not None:
+            new *= reciprocals[i]
+        changes += abs(new - x[i])
         x[i] = new
         sent[i] = new * scale[i]
-    return absolute, signed
+    return changes
 
 
 @compiled
@@ -259,20 +258,6 @@ def _scale_and_compare(x: Array, factor: float, before: Array) -> float:
         x[i] *= factor
         distance += abs(x[i] - before[i])
     return distance
-
-
-@compiled
-def _csr_back_sums(
-    indptr: Array, indices: Array, data: Array, position: Array, loops: Array, total: Array, start: int, stop: int
-) -> None:
-    for i in range(start, stop):
-        own, here = 0.0, position[i]
-        for place in range(indptr[i], indptr[i + 1]):
-            j = indices[place]
-            # Products with 0 or 1, because the processor cannot foresee such branches.
-            total[j] += data[place] * (position[j] > here)
-            own += data[place] * (j == i)
-        loops[i] = own
 
 
 @compiled
@@ -441,31 +426,6 @@ def csr_column_products(indptr: Array, indices: Array, data: Array, y: Array, n_
     return _accumulate(kernel, _entry_cuts(indptr), n_columns)
 
 
-def csr_back_sums(indptr: Array, indices: Array, data: Array, position: Array) -> tuple[Array, Array]:
-    """Sum the weights of the edges that lead back in every column of a square CSR matrix; return the sums and the diagonal.
-
-    Parameters
-    ----------
-    indptr, indices, data : CSR, (n, n), row = target
-    position : (n,) integers
-        An edge from node j to node i leads back if ``position[j] > position[i]``.
-
-    Returns
-    -------
-    two (n,) float64 arrays
-
-    Examples
-    --------
-    >>> from scipy import sparse
-    >>> csr = sparse.csr_array([[1.0, 2.0], [4.0, 8.0]])
-    >>> csr_back_sums(csr.indptr, csr.indices, csr.data, np.array([0, 1]))
-    (array([0., 2.]), array([1., 8.]))
-    """
-    loops = np.empty(len(indptr) - 1)
-    kernel = partial(_csr_back_sums, _unsigned(indptr), _unsigned(indices), data, position, loops)
-    return _accumulate(kernel, _entry_cuts(indptr), len(loops)), loops
-
-
 def rows_by_length(indptr: Array) -> Array:
     """Order the rows of a CSR matrix so that, in every window of 128 rows, they are sorted by their number of entries.
 
@@ -491,15 +451,14 @@ def gauss_seidel(
     indptr: Array,
     indices: Array,
     data: Array | None,
-    order: Array,
+    order: Array | None,
     scale: Array,
-    reciprocals: Array,
-    back_shares: Array,
+    reciprocals: Array | None,
     gamma: float,
     constant: Array,
     before: Array,
     factors: tuple[float, float] = (1.0, 1.0),
-) -> tuple[Array, float, float]:
+) -> tuple[Array, float]:
     """Make one Gauss-Seidel pass over x = constant + gamma W diag(scale) x, on one thread.
 
     Cost: one read of the edges, and two new vectors.
@@ -508,14 +467,13 @@ def gauss_seidel(
     ----------
     indptr, indices, data : CSR of W, (n, n), row = target
         If `data` is None, every entry is 1.
-    order : (n,) integers
-        The nodes in the order in which they are updated.
+    order : (n,) integers, or None
+        The nodes in the order in which they are updated; None stands for the order of their numbers.
     scale, constant, before : (n,) float64
         `before` holds x before the pass.
-    reciprocals : (n,) float64
-        ``1 / (1 - gamma W_ii scale_i)``, by which a node makes up for its self-loop; W_ii does not count otherwise.
-    back_shares : (n,) float64
-        Weights of the changes of x in the result.
+    reciprocals : (n,) float64, or None
+        ``1 / (1 - gamma W_ii scale_i)``, by which a node makes up for its self-loop; W_ii does not count otherwise. None stands
+        for ones.
     gamma : float
         Damping.
     factors : two floats
@@ -524,21 +482,21 @@ def gauss_seidel(
     Returns
     -------
     tuple
-        x, (n,); the sums of back_shares |change of x| and of back_shares (change of x).
+        x, (n,), and its L1 change.
 
     Examples
     --------
     >>> from scipy import sparse
     >>> csr = sparse.csr_array([[0.0, 0.0], [2.0, 0.0]])  # one edge, from node 0 to node 1
-    >>> ones, zeros, order = np.ones(2), np.zeros(2), np.array([0, 1])
-    >>> gauss_seidel(csr.indptr, csr.indices, csr.data, order, np.array([0.5, 0.0]), ones, ones, 0.5, ones, zeros)
-    (array([1. , 1.5]), 2.5, 2.5)
+    >>> ones, zeros = np.ones(2), np.zeros(2)
+    >>> gauss_seidel(csr.indptr, csr.indices, csr.data, None, np.array([0.5, 0.0]), None, 0.5, ones, zeros)
+    (array([1. , 1.5]), 2.5)
     """
-    rows, columns, nodes = _unsigned(indptr), _unsigned(indices), _unsigned(order.astype(indices.dtype, copy=False))
-    known = _vector(scale), _vector(reciprocals), _vector(back_shares), gamma, _vector(constant), factors[0]
+    nodes = None if order is None else _unsigned(order.astype(indices.dtype, copy=False))
+    divisors = None if reciprocals is None else _vector(reciprocals)
+    known = nodes, _vector(scale), divisors, gamma, _vector(constant), factors[0], _vector(before), factors[1]
     x, sent = np.empty(len(before)), np.empty(len(before))
-    sums: tuple[float, float] = _gauss_seidel(rows, columns, data, nodes, *known, _vector(before), factors[1], x, sent)
-    return x, *sums
+    return x, float(_gauss_seidel(_unsigned(indptr), _unsigned(indices), data, *known, x, sent))
 
 
 def scale_and_compare(x: Array, factor: float, before: Array) -> float:

@@ -236,7 +236,7 @@ class DigraphProblem:
         """Take one Gauss-Seidel sweep over x = gamma P x + teleport_mass * v in layer order, with one product per block.
 
         Within a layer the nodes come in the topological order of its strongly connected components or, if not `sorts_nodes`, in
-        that of :func:`graphs.linalg.kernels.rows_by_length`.
+        one that takes no search, see :class:`graphs.ranking.node_sweep.NodeSweep`.
         """
         current = list(state)
         # Along an edge that leads back, a sweep uses the old score of the source, which changes later in the sweep. If no such
@@ -248,9 +248,9 @@ class DigraphProblem:
                 if not transition.edges.within_layer:
                     total = total + transition(current[transition.edges.source]) * self.gamma
             if any(transition.edges.within_layer for transition in self._transitions_into[layer]):
-                current[layer], absolute, signed = self._node_sweep(layer, sorts_nodes).sweep(current[layer], total)
-                absolute_changes = absolute_changes + absolute
-                signed_changes = signed_changes + signed
+                current[layer], change = self._node_sweep(layer, sorts_nodes).sweep(current[layer], total)
+                # Which part of it leads back is not known. At most all of it does, in either direction.
+                absolute_changes = absolute_changes + 2.0 * change
             else:
                 current[layer] = total
         for transition in self._transitions:
@@ -316,12 +316,15 @@ class DigraphProblem:
                 remaining = float(column_sums(before) - self.gamma * weighted_sums(before, self._transitions[0].share))
                 # If gamma is next to 1, rounding may leave nothing. Then the layer is not scaled.
                 factor = jump / remaining if remaining > 0.0 else 1.0
-            scores, absolute, signed = node_sweep.sweep(before, teleport, (jump, factor))
+            scores, moved = node_sweep.sweep(before, teleport, (jump, factor))
             # numpy adds pairwise. Added one after another, a million equal scores would be wrong by 1e-11.
             mass = float(column_sums(scores))
             self.checks.add(mass, _check_mass)
+            # The entries of e in _swept_residual sum to this, which rounding may take above the sum of their absolute values.
+            lost = self.gamma * float(weighted_sums(scores, self._transitions[0].share)) + jump - mass
+            signed = min(abs(lost) / self.gamma, moved) if self.gamma else 0.0
             change = kernels.scale_and_compare(scores, 1.0 / mass, before)
-            return SweptState([scores], jump / mass, self._swept_residual(absolute, signed, mass)), [change]
+            return SweptState([scores], jump / mass, self._swept_residual(moved, signed, mass)), [change]
         start = self.aggregate(state, teleport_mass) if aggregates else state
         swept = self.sweep(start, teleport_mass, sorts_nodes=sorts_nodes)
         return swept, layer_norms(subtract(swept.state, state))

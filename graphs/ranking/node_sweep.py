@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse import csgraph
 
 from graphs.linalg.blocks import FloatArray
-from graphs.linalg.layer_vectors import column_sums, scale_rows
+from graphs.linalg.layer_vectors import column_sums
 from graphs.linalg.operators import CSRKernelOperator, CSROperator
 
 __all__ = ["NodeSweep", "is_acyclic"]
@@ -18,6 +18,10 @@ __all__ = ["NodeSweep", "is_acyclic"]
 # A walk on a uniform graph of 100,000 nodes meets itself after about 130 steps. It compares so many sources of a node.
 WALK_STEPS = 1000
 COMPARED = 64
+
+# Sorting rows by length saves time where a sweep reads no more bytes of edges than this, which caches hold. Beyond, it makes the
+# reads irregular, and on some processors twice as slow (benchmarks/LOG.md).
+FEW_BYTES = 3 * 2**20
 
 
 class NodeSweep:
@@ -32,13 +36,11 @@ class NodeSweep:
     gamma : float
         Damping, below 1.
     sorts_nodes : bool
-        The order of the nodes: by strongly connected component, in topological order, or if False, that of
-        :func:`graphs.linalg.kernels.rows_by_length`.
+        The order of the nodes: by strongly connected component, in topological order, or if False, that of their numbers; for
+        few edges that of :func:`graphs.linalg.kernels.rows_by_length`.
 
     Attributes
     ----------
-    back_shares : (n,) float64 array
-        The share of every node's score that goes to nodes earlier in this order.
     weights : array or None
         The weights that a sweep reads; None if all are equal, for then they are a part of `scale`.
     """
@@ -47,26 +49,27 @@ class NodeSweep:
         from graphs.linalg import kernels
 
         csr, scale = operator.csr, scale.astype(np.float64)
-        order = _topological_order(csr) if sorts_nodes else kernels.rows_by_length(csr.indptr)
-        position = np.empty_like(order)
-        position[order] = np.arange(len(order))
-        back_sums, loops = kernels.csr_back_sums(csr.indptr, csr.indices, csr.data, position)
-        self.back_shares = back_sums * scale
-        reciprocals = 1.0 / (1.0 - gamma * loops * scale)
+        loops = gamma * csr.diagonal() * scale
+        reciprocals = 1.0 / (1.0 - loops) if loops.any() else None
         # The kernel need not read weights that are all equal.
         equal = csr.nnz and csr.data[0] == csr.data[-1] and bool((csr.data == csr.data[0]).all())
         self.weights: Any = None if equal else csr.data
         scale = scale * float(csr.data[0]) if equal else scale
-        arrays = csr.indptr, csr.indices, self.weights, order, scale, reciprocals, self.back_shares
-        self._pass = partial(kernels.gauss_seidel, *arrays, gamma)
+        order = None
+        if sorts_nodes:
+            order = _topological_order(csr)
+        elif csr.indices.nbytes + (0 if equal else csr.data.nbytes) <= FEW_BYTES:
+            order = kernels.rows_by_length(csr.indptr)
+        self._pass = partial(
+            kernels.gauss_seidel, csr.indptr, csr.indices, self.weights, order, scale, reciprocals, gamma
+        )
 
     def sweep(
         self, before: FloatArray, constant: FloatArray, factors: tuple[float, float] = (1.0, 1.0)
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+    ) -> tuple[FloatArray, FloatArray]:
         """Compute the scores after one sweep from `before`; `constant` is what arrives from other layers and by teleport.
 
-        `constant` and `before`, (n,) or (n, k), are multiplied by `factors`. Return the scores, and the changes of those that
-        lead back, summed as absolute values and with their signs: () or (k,).
+        `constant` and `before`, (n,) or (n, k), are multiplied by `factors`. Return the scores and their L1 change, () or (k,).
         """
         parts: Sequence[Any]
         if before.ndim == 1:
@@ -74,13 +77,11 @@ class NodeSweep:
         else:
             each = [self._pass(*columns, factors) for columns in zip(constant.T, before.T, strict=True)]
             parts = [np.stack(columns, axis=-1) for columns in zip(*each, strict=True)]
-        scores, absolute, signed = parts
+        scores, change = parts
         if before.dtype == np.float64:
-            return scores, np.asarray(absolute), np.asarray(signed)
+            return scores, np.asarray(change)
         after = scores.astype(before.dtype)
-        # Rounding to a narrower dtype is a change too.
-        change = scale_rows(after - before, self.back_shares)
-        return after, column_sums(abs(change)), column_sums(change)
+        return after, column_sums(abs(after - before))  # rounding to a narrower dtype is a change too
 
 
 def is_acyclic(operator: CSROperator) -> bool:

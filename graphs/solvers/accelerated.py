@@ -106,7 +106,8 @@ class ExtrapolatedSweeps:
         Number of sweeps from one extrapolation to the next, at least 3.
     sorts_nodes : bool
         Whether sweeps take the nodes of a layer in the topological order of its strongly connected components. Otherwise they
-        take them sorted by their numbers of incoming edges within windows of 128 nodes, which is found sooner.
+        take them in the order of their numbers or, of up to 3 MiB of edges, sorted by their numbers of incoming edges within
+        windows of 128 nodes; neither takes a search.
     """
 
     period: int = 6

@@ -82,7 +82,7 @@ class GaussSeidel:
     Along edges that lead back, a sweep uses the scores from before the sweep. Let x be the outcome of the sweep, before x is
     scaled to sum 1, and let d be the sum of the absolute changes, in this sweep, of the scores that go along edges that lead
     back. Then the L1 norm of gamma P x + teleport_mass * v - x is at most gamma d. The residual and the error bounds follow from
-    that.
+    that. Edges within a layer all count as leading back, because it would cost a read of them to know which do.
 
     Parameters
     ----------
