@@ -265,7 +265,7 @@ class DigraphProblem:
         return SweptState([scale_columns(vector, 1.0 / mass) for vector in current], teleport_mass / mass, residual)
 
     def _swept_residual(self, absolute_changes: Vector, signed_changes: Vector, mass: Vector) -> Vector:
-        """Bound the L1 norm of F(x / mass) - x / mass after a sweep to x, of sum `mass`, from the changes that lead back."""
+        """Bound the L1 norm of F(x / mass) - x / mass after a sweep to x, of sum `mass`, from the changes that may lead back."""
         # Let e = gamma P x + teleport_mass * v - x. Its entries sum to gamma * signed_changes, and its L1 norm is at most
         # gamma * absolute_changes. F(x / mass) - x / mass is (e - sum(e) v) / mass.
         return self.gamma * (absolute_changes + abs(signed_changes)) / mass
