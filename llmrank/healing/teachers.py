@@ -130,5 +130,5 @@ class _Divergence(torch.autograd.Function):
 def divergence(teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Return KL(teacher || logits) at every position, in nats; only the logits have a gradient."""
     check_vocabularies(teacher_logits.shape[-1], logits.shape[-1])
-    found: torch.Tensor = _Divergence.apply(teacher_logits.to(logits.device), logits)  # type: ignore[no-untyped-call]
-    return found
+    apply: Callable[..., torch.Tensor] = _Divergence.apply  # some versions of torch give it no types
+    return apply(teacher_logits.to(logits.device), logits)
